@@ -1,0 +1,149 @@
+"""The error tree: every error names the thing that is wrong and the mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PflError(Exception):
+    """Base of all errors that pfl-mobile raises on purpose.
+
+    Args:
+        message: what is wrong, naming the file, tensor, layer or value.
+        mend: what the user can do about it.
+    """
+
+    #: Exit status of the commands when this error ends them.
+    exit_code = 2
+
+    def __init__(self, message: str, *, mend: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.mend = mend
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  mend: {self.mend}"
+
+    @property
+    def code(self) -> str:
+        """Stable identifier for scripts, for instance ``TamperedBundleError``."""
+        return type(self).__name__
+
+
+class ConfigError(PflError):
+    """A setting, plan or argument is invalid."""
+
+
+class UnknownNameError(ConfigError):
+    """A name (layer pattern, recipe, engine, module kind, user) matches nothing."""
+
+
+class RoleConflictError(ConfigError):
+    """Two patterns give one tensor different roles."""
+
+
+class MissingDependencyError(PflError):
+    """An optional package is not installed."""
+
+
+class DataError(PflError):
+    """A dataset or example is missing, damaged, or not what it claims to be."""
+
+
+class NetworkError(DataError):
+    """A dataset could not be obtained from its registry."""
+
+
+class OutOfVocabularyError(DataError):
+    """A token id lies outside the model's vocabulary."""
+
+
+class ExportError(PflError):
+    """A model cannot be turned into a program."""
+
+
+class UnsupportedOperatorError(ExportError):
+    """The target engine has no kernel for an operator of the traced graph."""
+
+
+class GradientMismatchError(ExportError):
+    """An exported program disagrees with PyTorch."""
+
+
+class BundleError(PflError):
+    """A bundle cannot be used."""
+
+
+class MissingFileError(BundleError):
+    """A file that the manifest names is not there."""
+
+
+class TruncatedFileError(BundleError):
+    """A file is shorter or longer than the manifest says."""
+
+
+class TamperedBundleError(BundleError):
+    """A file's sha256 is not the one in the manifest."""
+
+
+class SchemaVersionError(BundleError):
+    """The manifest has a newer schema than this version reads."""
+
+
+class InvalidManifestError(BundleError):
+    """The manifest is not valid JSON or breaks its schema."""
+
+
+class SignatureError(BundleError):
+    """The signature is missing, by another key, or does not match."""
+
+
+class UnsafePathError(BundleError):
+    """A path in a bundle or archive would leave its folder."""
+
+
+class EngineError(PflError):
+    """An engine failed to load or run a program."""
+
+
+class EngineUnavailableError(EngineError):
+    """The engine's runtime is not installed, or the bundle has no programs for it."""
+
+
+class EngineMismatchError(EngineError):
+    """The golden batch gives other numbers here than in PyTorch."""
+
+
+class TensorMismatchError(EngineError):
+    """A tensor has the wrong name, shape or dtype."""
+
+
+class TrainingError(PflError):
+    """Local training could not go on; the state before it is kept."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss, gradient or tensor is NaN or infinite."""
+
+
+class NoExamplesError(TrainingError):
+    """There is nothing to train on or to evaluate with."""
+
+
+class StateError(PflError):
+    """A saved personal state is damaged or belongs to another model."""
+
+
+class StorageFullError(StateError):
+    """The disk is full; the last good state is kept."""
+
+
+def near(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """Words for a mend: the known names nearest to ``name``, or all when none is near."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=limit, cutoff=0.4)
+    if close:
+        return "did you mean " + " or ".join(repr(c) for c in close) + "?"
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"known: {shown}" if names else "none are known"
