@@ -43,6 +43,10 @@ class RoleConflictError(ConfigError):
     """Two patterns give one tensor different roles."""
 
 
+class KeyFileError(ConfigError):
+    """A signing or verification key is missing or not an Ed25519 key."""
+
+
 class MissingDependencyError(PflError):
     """An optional package is not installed."""
 
@@ -84,7 +88,19 @@ class TruncatedFileError(BundleError):
 
 
 class TamperedBundleError(BundleError):
-    """A file's sha256 is not the one in the manifest."""
+    """A file's bytes are not those the manifest lists, or a file is there that it does not list."""
+
+
+class NotABundleError(BundleError):
+    """The path is neither the folder nor the zip of a bundle."""
+
+
+class BundleTooLargeError(BundleError):
+    """A bundle, or a file in it, is larger than the reader accepts."""
+
+
+class UnreadableFileError(BundleError):
+    """The system refuses to read a file of the bundle."""
 
 
 class SchemaVersionError(BundleError):
@@ -101,6 +117,14 @@ class SignatureError(BundleError):
 
 class UnsafePathError(BundleError):
     """A path in a bundle or archive would leave its folder."""
+
+
+class TensorFileError(PflError):
+    """Bytes are not a valid safetensors file, or tensors cannot be stored in one."""
+
+
+class UnwritableError(PflError):
+    """A place on the disk cannot be written."""
 
 
 class EngineError(PflError):
