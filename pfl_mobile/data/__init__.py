@@ -1,0 +1,34 @@
+"""Text of many users, from a registered dataset or a file of one's own.
+
+>>> from pfl_mobile import data
+>>> sotu = data.get("sotu")                # downloads once, then reads the cache
+>>> mine = data.load("messages.jsonl")     # {"user": "ann", "text": "see you there"}
+>>> parts = data.split(sotu, test_users=10, seed=0)
+"""
+
+from __future__ import annotations
+
+from pfl_mobile.data import nus_sms
+from pfl_mobile.data.cache import cache_dir
+from pfl_mobile.data.fetch import get, load
+from pfl_mobile.data.registry import Dataset, Progress, find, names, register
+from pfl_mobile.data.split import Split, UserSplit, split, split_texts
+from pfl_mobile.data.usertext import Message, UserText
+
+__all__ = [
+    "Dataset",
+    "Message",
+    "Progress",
+    "Split",
+    "UserSplit",
+    "UserText",
+    "cache_dir",
+    "find",
+    "get",
+    "load",
+    "names",
+    "nus_sms",
+    "register",
+    "split",
+    "split_texts",
+]

@@ -1,0 +1,99 @@
+"""Parsed datasets on disk, written so that a killed process leaves nothing half done."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pfl_mobile.data.registry import Dataset
+from pfl_mobile.data.usertext import Message, UserText
+from pfl_mobile.errors import DataError
+
+_STALE_SECONDS = 24 * 3600.0
+
+
+def cache_dir() -> Path:
+    """Folder for parsed data: ``$PFL_CACHE``, else ``~/.cache/pfl-mobile``."""
+    chosen = os.environ.get("PFL_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "pfl-mobile"
+
+
+def path_of(dataset: Dataset) -> Path:
+    """Where the parsed form of a dataset lies; another source file or parser has another name."""
+    key = hashlib.sha256("|".join([str(dataset.version), *sorted(dataset.files)]).encode()).hexdigest()[:12]
+    return cache_dir() / "data" / f"{dataset.name}-{key}.jsonl"
+
+
+@contextlib.contextmanager
+def workplace() -> Iterator[Path]:
+    """A fresh folder inside the cache for downloads, removed at the end.
+
+    Folders that killed processes left more than a day ago are removed as well.
+
+    Raises:
+        DataError: the cache folder cannot be written.
+    """
+    base = cache_dir() / "data"
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        for old in base.glob(".partial-*"):
+            with contextlib.suppress(OSError):
+                if time.time() - old.stat().st_mtime > _STALE_SECONDS:
+                    shutil.rmtree(old, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=base))
+    except OSError as error:
+        raise _cannot_write(base, error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write(dataset: Dataset, data: UserText) -> Path:
+    """Store parsed data; readers see either the old file, none, or all of the new one."""
+    target = path_of(dataset)
+    with workplace() as folder:
+        part = folder / "parsed.jsonl"
+        try:
+            with part.open("w", encoding="utf-8") as out:
+                out.write(json.dumps({"dataset": dataset.name, "messages": data.messages}) + "\n")
+                for user, messages in data.users.items():
+                    for m in messages:
+                        out.write(json.dumps([user, m.text, m.time], ensure_ascii=False) + "\n")
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(part, target)
+        except OSError as error:
+            raise _cannot_write(target.parent, error) from error
+    return target
+
+
+def read(dataset: Dataset) -> UserText | None:
+    """The parsed data, or None where it is not cached or the cached file is damaged."""
+    try:
+        with path_of(dataset).open(encoding="utf-8") as lines:
+            head = json.loads(next(lines))
+            grouped: dict[str, list[Message]] = {}
+            for line in lines:
+                user, text, moment = json.loads(line)
+                grouped.setdefault(user, []).append(Message(text, moment))
+    except (OSError, ValueError, StopIteration):
+        return None
+    data = UserText(dataset.name, {u: tuple(m) for u, m in grouped.items()})
+    complete = isinstance(head, dict) and head.get("messages") == data.messages
+    return data if complete else None
+
+
+def _cannot_write(folder: Path, error: OSError) -> DataError:
+    mend = "set PFL_CACHE to a folder that can be written"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        mend = "free some space there (about 50 MB are enough), or set PFL_CACHE to a folder on another disk"
+    return DataError(f"cannot write to the data cache {folder}: {error.strerror or error}", mend=mend)

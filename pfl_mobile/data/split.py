@@ -1,0 +1,73 @@
+"""Which users are held out, and which part of a held-out user's messages is learned from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+from pfl_mobile.data.usertext import UserText
+from pfl_mobile.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class UserSplit:
+    """One held-out user: the older texts to learn from and the newer ones to test on."""
+
+    history: list[str]
+    held_out: list[str]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Users for the backbone and users it never sees.
+
+    Args:
+        train: the users whose messages train the backbone, all their messages.
+        test: held-out users by id.
+    """
+
+    train: UserText
+    test: dict[str, UserSplit]
+
+
+def split_texts(texts: list[str], fraction: float = 0.8) -> UserSplit:
+    """The first ``fraction`` of a user's texts as history, the rest held out.
+
+    Both parts have at least one text when there are two or more.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ConfigError(f"the history fraction is {fraction}", mend="give a number between 0 and 1")
+    # The small term keeps 0.8 * 100 at 80 although the product may fall just short of it in binary.
+    cut = math.floor(len(texts) * fraction + 1e-9)
+    cut = min(max(cut, 1), max(len(texts) - 1, 0))
+    return UserSplit(texts[:cut], texts[cut:])
+
+
+def split(
+    dataset: UserText, *, test_users: int = 40, min_messages: int = 100, seed: int = 0, fraction: float = 0.8
+) -> Split:
+    """Hold out ``test_users`` users that have at least ``min_messages`` messages.
+
+    The choice depends only on the seed and the user ids (a sha256 of both orders the users), not on the
+    Python version, the order of the file or the other users' number.
+
+    Raises:
+        DataError: fewer users than asked for have enough messages, or none would be left to train on.
+    """
+    eligible = [u for u, m in dataset.users.items() if len(m) >= min_messages]
+    if test_users < 1 or min_messages < 2:
+        raise ConfigError(
+            f"test_users={test_users} and min_messages={min_messages}",
+            mend="hold out at least 1 user with at least 2 messages",
+        )
+    if len(eligible) < test_users or len(dataset.users) <= test_users:
+        raise DataError(
+            f"{dataset.name}: {test_users} test users are asked for; {len(eligible)} of its "
+            f"{len(dataset.users)} users have {min_messages} messages or more",
+            mend="ask for fewer test users or fewer messages; one user at least must be left to train on",
+        )
+    ranked = sorted(eligible, key=lambda u: hashlib.sha256(f"{seed}:{u}".encode()).digest())
+    held = sorted(ranked[:test_users])
+    train = dataset.select([u for u in dataset.users if u not in set(held)])
+    return Split(train, {u: split_texts(dataset.texts(u), fraction) for u in held})
