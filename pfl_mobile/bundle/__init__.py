@@ -1,0 +1,1 @@
+"""The artifact a phone gets."""

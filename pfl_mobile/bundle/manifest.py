@@ -1,0 +1,267 @@
+"""The manifest of a bundle: its schema, the rules between its fields, and how it is parsed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from pfl_mobile.bundle import rules
+from pfl_mobile.bundle.paths import MANIFEST, PATH_PATTERN, check_path
+from pfl_mobile.errors import (
+    EngineUnavailableError,
+    InvalidManifestError,
+    SchemaVersionError,
+    UnknownNameError,
+    near,
+)
+
+#: The newest manifest schema that this version writes and reads.
+SCHEMA_VERSION = 1
+
+DType = Literal["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+Role = Literal["shared", "group", "personal"]
+Update = Literal["gradient", "memorize", "assign"]
+
+FilePath = Annotated[str, AfterValidator(check_path), Field(json_schema_extra={"pattern": PATH_PATTERN})]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+ProgramName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+Count = Annotated[int, Field(ge=0, le=2**53)]  # every language holds it exactly, JavaScript too
+Positive = Annotated[int, Field(ge=1, le=2**53)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TensorSpec(_Model):
+    """An input or output of a program; the shape is fixed at export."""
+
+    name: Name
+    shape: tuple[Count, ...]
+    dtype: DType
+
+
+class ProgramSpec(_Model):
+    """A pure function with named inputs and outputs, the same on every engine."""
+
+    name: ProgramName
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> ProgramSpec:
+        rules.unique(f"input of program {self.name!r}", (t.name for t in self.inputs))
+        rules.unique(f"output of program {self.name!r}", (t.name for t in self.outputs))
+        return self
+
+
+class DeviceTensor(_Model):
+    """A tensor that changes on the device.
+
+    ``update`` says who writes it: ``gradient`` the update rule, ``memorize`` a memorize phase, ``assign`` the
+    host when it gives vocabulary slots to words. ``module`` is null for a tensor of the backbone itself.
+    """
+
+    name: Name
+    role: Role
+    group: Name | None = None
+    shape: tuple[Count, ...]
+    dtype: DType
+    update: Update
+    module: Name | None = None
+
+    @model_validator(mode="after")
+    def _group_goes_with_its_role(self) -> DeviceTensor:
+        if (self.role == "group") != (self.group is not None):
+            raise ValueError(
+                f"tensor {self.name!r} has role {self.role!r} and group {self.group!r}; "
+                "a group is named when, and only when, the role is 'group'"
+            )
+        return self
+
+
+class ModuleEntry(_Model):
+    """A module put into the backbone, with the configuration it was made from."""
+
+    name: Name
+    kind: Name
+    config: dict[str, Any] = {}
+
+
+class EngineEntry(_Model):
+    """The files that one engine loads, by purpose (``model``, ``weights``), and what was measured."""
+
+    files: dict[Name, FilePath] = Field(min_length=1)
+    measured: dict[Name, Count] = {}
+
+
+class FileEntry(_Model):
+    """Length and digest of a file."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    bytes: Count
+
+
+class Task(_Model):
+    """What the model predicts. ``vocabulary`` counts all token ids, slots included."""
+
+    kind: Literal["tokens", "classification", "regression", "custom"]
+    metrics: tuple[Name, ...] = ()
+    vocabulary: Positive | None = None
+
+
+class TextEncoder(_Model):
+    """Text to ``batch`` rows of ``length`` tokens, out of ``vocabulary`` base words and ``slots`` own words."""
+
+    kind: Literal["text"] = "text"
+    length: Positive
+    batch: Positive
+    vocabulary: Positive
+    slots: Count = 0
+
+
+class ArrayEncoder(_Model):
+    """Examples are arrays already; ``batch`` of them go into a program."""
+
+    kind: Literal["arrays"] = "arrays"
+    batch: Positive
+
+
+Encoder = Annotated[TextEncoder | ArrayEncoder, Field(discriminator="kind")]
+
+
+class Limits(_Model):
+    """What a device must not exceed; null means that the bundle sets no limit."""
+
+    max_examples: Positive | None = None
+    max_steps: Positive | None = None
+    max_seconds: Positive | None = None
+
+
+class Measured(_Model):
+    """Sizes in bytes: of all files listed, of the memory that the programs plan, and of the frozen tensors
+    that the programs need, as float32."""
+
+    total_bytes: Count
+    planned_memory_bytes: Count | None = None
+    frozen_bytes: Count | None = None
+
+
+class Manifest(_Model):
+    """Everything a phone must know of a bundle before it opens another file."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["pfl-bundle"] = "pfl-bundle"
+    name: Name
+    version: Name
+    programs: tuple[ProgramSpec, ...] = Field(min_length=1)
+    engines: dict[Name, EngineEntry] = Field(min_length=1)
+    tensors: tuple[DeviceTensor, ...]
+    modules: tuple[ModuleEntry, ...] = ()
+    task: Task
+    encoder: Encoder | None = None
+    tokenizer: FilePath | None = None
+    plan: FilePath = "plan.json"
+    values: FilePath = "tensors.safetensors"
+    golden: FilePath = "golden.safetensors"
+    limits: Limits = Limits()
+    measured: Measured
+    files: dict[FilePath, FileEntry]
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Manifest:
+        rules.check(self)
+        return self
+
+    def program(self, name: str) -> ProgramSpec:
+        """The program called ``name``; raises UnknownNameError with near names."""
+        for program in self.programs:
+            if program.name == name:
+                return program
+        mend = near(name, (p.name for p in self.programs))
+        raise UnknownNameError(f"bundle {self.name!r} has no program {name!r}", mend=mend)
+
+    def engine(self, name: str) -> EngineEntry:
+        """The files of engine ``name``; raises EngineUnavailableError when the bundle has none for it."""
+        if name not in self.engines:
+            raise EngineUnavailableError(
+                f"bundle {self.name!r} has no programs for engine {name!r}",
+                mend=f"{near(name, self.engines)} Or export the model for that engine too",
+            )
+        return self.engines[name]
+
+    def batch_inputs(self, program: str) -> tuple[TensorSpec, ...]:
+        """The inputs of ``program`` that come from data, not from device tensors."""
+        state = {t.name for t in self.tensors}
+        return tuple(spec for spec in self.program(program).inputs if spec.name not in state)
+
+    def to_json(self) -> bytes:
+        """The bytes of ``manifest.json``: the same manifest always gives the same bytes."""
+        text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+        return text.encode() + b"\n"
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Parse and check the bytes of a ``manifest.json``.
+
+    Raises:
+        SchemaVersionError: it is of a newer schema; nothing else of it is looked at.
+        UnsafePathError: it names a file outside the bundle.
+        InvalidManifestError: it is not JSON, or breaks the schema; the first faults are named.
+    """
+    try:
+        raw = json.loads(data, object_pairs_hook=_no_duplicate_keys, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidManifestError(f"{MANIFEST} is not valid JSON: {error}", mend=_AGAIN) from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"{MANIFEST} has schema version {version}; this pfl-mobile reads up to {SCHEMA_VERSION}",
+            mend="upgrade pfl-mobile, or export the bundle with the version in use here",
+        )
+    try:
+        # From the bytes and not from `raw`: in strict mode only JSON input lets an array be a tuple.
+        return Manifest.model_validate_json(data, strict=True)
+    except pydantic.ValidationError as error:
+        raise InvalidManifestError(describe(error, MANIFEST), mend=_AGAIN) from error
+
+
+def describe(error: pydantic.ValidationError, what: str, limit: int = 5) -> str:
+    """The first faults of a validation error in a line each, with the path of the field."""
+    faults = error.errors(include_url=False, include_input=False)
+    lines = [
+        f"{'.'.join(str(part) for part in f['loc']) or 'as a whole'}: {f['msg']}" for f in faults[:limit]
+    ]
+    more = f"\n  and {len(faults) - limit} more" if len(faults) > limit else ""
+    return f"{what} is not valid:\n  " + "\n  ".join(lines) + more
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of ``manifest.json``; the rules between fields are in this module only."""
+    schema = Manifest.model_json_schema(mode="validation")
+    required = {
+        "schema_version",
+        "kind",
+    }  # have a default for whoever writes one, must be there when it is read
+    schema["required"] = [name for name in schema["properties"] if name in {*schema["required"], *required}]
+    schema["$defs"] = dict(sorted(schema["$defs"].items()))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+_AGAIN = "obtain the bundle again, or export it again"
+
+
+def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Parsers differ in which of two equal keys they take, so a phone might not see what we check.
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"the key {key!r} stands {count} times in one object")
+    return dict(pairs)
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not JSON")
