@@ -115,7 +115,7 @@ class Task(_Model):
 
 
 class TextEncoder(_Model):
-    """Text to ``batch`` rows of ``length`` tokens, out of ``vocabulary`` base words and ``slots`` own words."""
+    """Text to ``batch`` rows of ``length`` tokens, of ``vocabulary`` base words and ``slots`` own words."""
 
     kind: Literal["text"] = "text"
     length: Positive
@@ -223,6 +223,11 @@ def parse_manifest(data: bytes) -> Manifest:
             f"{MANIFEST} has schema version {version}; this pfl-mobile reads up to {SCHEMA_VERSION}",
             mend="upgrade pfl-mobile, or export the bundle with the version in use here",
         )
+    if not isinstance(raw, dict) or version is None or raw.get("kind") != "pfl-bundle":
+        raise InvalidManifestError(
+            f"{MANIFEST} is not the manifest of a bundle: it needs a schema_version and kind 'pfl-bundle'",
+            mend=_AGAIN,
+        )
     try:
         # From the bytes and not from `raw`: in strict mode only JSON input lets an array be a tuple.
         return Manifest.model_validate_json(data, strict=True)
@@ -249,7 +254,17 @@ def json_schema() -> dict[str, Any]:
     }  # have a default for whoever writes one, must be there when it is read
     schema["required"] = [name for name in schema["properties"] if name in {*schema["required"], *required}]
     schema["$defs"] = dict(sorted(schema["$defs"].items()))
+    _close(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _close(node: Any) -> None:
+    """Where keys have a pattern, allow no other key (pydantic leaves that out)."""
+    if isinstance(node, dict):
+        if "patternProperties" in node:
+            node["additionalProperties"] = False
+        for child in node.values():
+            _close(child)
 
 
 _AGAIN = "obtain the bundle again, or export it again"
