@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from pfl_mobile.data import nus_sms
+from pfl_mobile.data import nus_sms, shakespeare, sotu
 from pfl_mobile.data.cache import cache_dir
 from pfl_mobile.data.fetch import get, load
 from pfl_mobile.data.registry import Dataset, Progress, find, names, register
@@ -29,6 +29,8 @@ __all__ = [
     "names",
     "nus_sms",
     "register",
+    "shakespeare",
+    "sotu",
     "split",
     "split_texts",
 ]
