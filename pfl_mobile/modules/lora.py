@@ -1,0 +1,117 @@
+"""Low-rank adaptation of single layers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.modules.registry import ModuleConfig, patterns, positive, register
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pfl_mobile.modules.insertion import Insertion
+
+
+@register("lora")
+@dataclass(frozen=True)
+class LoRA(ModuleConfig):
+    """Adds ``alpha / rank * B(A(x))`` to a layer's output (Hu 2021, arXiv 2106.09685).
+
+    For ``nn.Linear``, ``nn.Embedding``, ``nn.Conv1d`` and ``nn.Conv2d``. One of A and B starts at zero, so a
+    fresh module changes nothing: B, except for Embedding, where it is A (as in the authors' code), so that
+    only the rows of words that occur are ever trained. The weights are never merged.
+
+    Tensors of a layer, as Hugging Face peft keeps them (Embedding: A transposed):
+        Linear ``lora_A`` [rank, in], ``lora_B`` [out, rank]; Embedding [words, rank], [width, rank];
+        Conv [rank, in, *kernel], [out, rank / groups, 1...]; rank has to be a multiple of the groups.
+
+    Attributes:
+        targets: patterns over layer paths.
+        rank: inner size, at least 1.
+        alpha: scale numerator; None takes ``rank``, that is scale 1.
+    """
+
+    targets: str | Sequence[str] = ()
+    rank: int = 8
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings (ConfigError)."""
+        super().__post_init__()
+        object.__setattr__(self, "targets", patterns("LoRA", self.targets))
+        positive("LoRA", rank=self.rank, alpha=self.rank if self.alpha is None else self.alpha)
+        if self.rank != int(self.rank):
+            raise ConfigError(f"LoRA: rank={self.rank!r} is not whole", mend="give a whole number")
+
+    @property
+    def scale(self) -> float:
+        """The factor of B(A(x))."""
+        return (self.rank if self.alpha is None else self.alpha) / self.rank
+
+    def insert(self, site: Insertion) -> None:
+        """Add A and B to every matched layer."""
+        for path, layer in site.find(self.targets, (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)):
+            shape_a, shape_b = self._shapes(path, layer)
+            if isinstance(layer, nn.Embedding):
+                a = torch.zeros(shape_a)
+                b = torch.randn(shape_b, generator=site.generator(f"{path}.lora_B"))
+            else:
+                # PyTorch's own bound for a linear or convolution weight: kaiming with a = sqrt(5)
+                bound = 1.0 / math.sqrt(math.prod(shape_a[1:]))
+                a = torch.empty(shape_a).uniform_(-bound, bound, generator=site.generator(f"{path}.lora_A"))
+                b = torch.zeros(shape_b)
+            site.add(path, "lora_A", a)
+            site.add(path, "lora_B", b)
+            layer.register_forward_hook(LoRAHook(self.scale))
+
+    def _shapes(self, path: str, layer: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if isinstance(layer, nn.Linear):
+            return (self.rank, layer.in_features), (layer.out_features, self.rank)
+        if isinstance(layer, nn.Embedding):
+            return (layer.num_embeddings, self.rank), (layer.embedding_dim, self.rank)
+        if self.rank % layer.groups:
+            raise ConfigError(
+                f"LoRA: rank {self.rank} is no multiple of the {layer.groups} groups of layer {path!r}",
+                mend=f"take a rank such as {layer.groups}, or leave this layer out",
+            )
+        ones = (1,) * len(layer.kernel_size)
+        return (
+            (self.rank, layer.in_channels, *layer.kernel_size),
+            (layer.out_channels, self.rank // layer.groups, *ones),
+        )
+
+
+class LoRAHook:
+    """Forward hook that adds the low-rank part to the layer's output."""
+
+    def __init__(self, scale: float) -> None:
+        """Hook with a fixed scale."""
+        self.scale = scale
+
+    def __call__(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Output of the layer plus ``scale * B(A(x))``."""
+        x, a, b = inputs[0], layer.lora_A, layer.lora_B
+        if isinstance(layer, nn.Linear):
+            delta = F.linear(F.linear(x, a), b)
+        elif isinstance(layer, nn.Embedding):
+            delta = F.linear(F.embedding(x, a), b)
+        else:
+            delta = _convolve(layer, x, a, b)
+        return output + delta if self.scale == 1.0 else output + self.scale * delta
+
+
+def _convolve(layer: Any, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    convolve = F.conv1d if isinstance(layer, nn.Conv1d) else F.conv2d
+    padding = layer.padding
+    if layer.padding_mode != "zeros":
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+        padding = 0
+    inner = convolve(x, a, None, layer.stride, padding, layer.dilation)
+    return convolve(inner, b, None, groups=layer.groups)
