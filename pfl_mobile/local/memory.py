@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from pfl_mobile.errors import DataError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 def memorize(
@@ -63,34 +58,6 @@ def memorize(
     return following, before, count
 
 
-def assign_slots(
-    counts: Mapping[str, int], slots: Mapping[str, int], size: int, min_count: int
-) -> dict[str, int]:
-    """Give free slots to new words; words that have one keep it.
-
-    Words with at least ``min_count`` occurrences are taken most frequent first, equal counts in order of
-    their UTF-8 bytes, and get the lowest free slot.
-
-    Args:
-        counts: occurrences of each word that the vocabulary does not have.
-        slots: the present map, word -> slot in 0..size-1.
-        size: number of slots.
-        min_count: least number of occurrences.
-
-    Returns:
-        The new map.
-    """
-    assigned = dict(slots)
-    taken = set(assigned.values())
-    free = (slot for slot in range(size) if slot not in taken)
-    new = [word for word, count in counts.items() if count >= min_count and word not in assigned]
-    for word, slot in zip(sorted(new, key=lambda w: (-counts[w], w.encode())), free, strict=False):
-        assigned[word] = slot
-    return assigned
-
-
-def active(slots: Mapping[str, int], size: int) -> np.ndarray:
-    """float32 [size]: 1 where a slot is assigned."""
-    out = np.zeros(size, dtype=np.float32)
-    out[list(slots.values())] = 1
-    return out
+def active(assigned: int, size: int) -> np.ndarray:
+    """float32 [size]: 1 for the first ``assigned`` slots, 0 for the free ones behind them."""
+    return (np.arange(size) < assigned).astype(np.float32)

@@ -1,0 +1,50 @@
+"""Which tensors a phase means."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from pfl_mobile.errors import ConfigError, UnknownNameError, near
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pfl_mobile.local.state import TensorEntry
+
+
+def matches(pattern: str, tensor: TensorEntry) -> bool:
+    """``role:<role>``, ``module:<name>``, or a tensor name with ``*`` (any run) and ``?`` (any one)."""
+    if pattern.startswith("role:"):
+        return tensor.role == pattern[5:]
+    if pattern.startswith("module:"):
+        return tensor.module == pattern[7:]
+    expression = "".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in pattern)
+    return re.fullmatch(expression, tensor.name, re.DOTALL) is not None
+
+
+def select(patterns: Iterable[str], tensors: Iterable[TensorEntry]) -> list[str]:
+    """Names of the gradient-trained tensors that any pattern matches, in order of name.
+
+    Raises:
+        UnknownNameError: a pattern matches no tensor at all.
+        ConfigError: a pattern matches only tensors that are not trained by gradients.
+    """
+    table = list(tensors)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        hit = [t for t in table if matches(pattern, t)]
+        if not hit:
+            known = [t.name for t in table] + [f"role:{t.role}" for t in table]
+            known += [f"module:{t.module}" for t in table if t.module]
+            raise UnknownNameError(
+                f"the plan's pattern {pattern!r} matches no tensor", mend=near(pattern, known)
+            )
+        trained = {t.name for t in hit if t.update == "gradient"}
+        if not trained:
+            raise ConfigError(
+                f"the plan's pattern {pattern!r} matches only {hit[0].name!r} and the like, which no gradient trains",
+                mend="leave it out of train phases; memorize and assign_slots phases write it",
+            )
+        chosen |= trained
+    return sorted(chosen)

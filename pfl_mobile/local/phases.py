@@ -1,0 +1,322 @@
+"""Runs the phases of a plan on a working copy of the state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pfl_mobile.errors import ConfigError, DataError, UnknownNameError, near
+from pfl_mobile.local import memory, update
+from pfl_mobile.local.batches import Rows, epoch_order, take, weighted_rows
+from pfl_mobile.local.groups import select
+from pfl_mobile.local.plan import (
+    AssignSlotsPhase,
+    Lookahead,
+    MemorizePhase,
+    Mix,
+    MovePhase,
+    Plan,
+    ServeMix,
+    TrainPhase,
+)
+from pfl_mobile.local.session import Encoder, Programs, scalar
+
+if TYPE_CHECKING:
+    from pfl_mobile.local.state import PersonalState, TensorEntry
+
+Set = Mapping[str, np.ndarray]
+
+
+@dataclass
+class Work:
+    """Everything that training changes; a checkpoint holds all of it.
+
+    Attributes:
+        tensors: device tensors.
+        copies: copies that phases train.
+        words: slot words.
+        phase: index into the unrolled phases.
+        step: steps done in this phase.
+        done: steps done in all phases.
+        optimizer: optimizer state of this phase.
+        start: trained values at the start of this phase.
+        losses: mean loss of every step so far.
+    """
+
+    tensors: dict[str, np.ndarray]
+    copies: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
+    phase: int = 0
+    step: int = 0
+    done: int = 0
+    optimizer: dict[str, np.ndarray] = field(default_factory=dict)
+    start: dict[str, np.ndarray] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, state: PersonalState) -> Work:
+        """A working copy (arrays are replaced, never changed in place)."""
+        return cls(dict(state.tensors), {c: dict(v) for c, v in state.copies.items()}, tuple(state.words))
+
+
+@dataclass
+class Context:
+    """What phases read: the plan's tensors, the engine, named sets, the training examples.
+
+    ``after_step(work, loss, seconds)`` returns False to stop (cancelled).
+    """
+
+    programs: Programs
+    table: Sequence[TensorEntry]
+    sets: Mapping[str, Set]
+    seed: int
+    after_step: Callable[[Work, float, float], bool]
+    rows: Rows
+    encoder: Encoder | None = None
+    texts: Sequence[str] | None = None
+
+
+def named_set(name: str, work: Work, sets: Mapping[str, Set]) -> Set:
+    """The arrays that a plan calls ``name``."""
+    if name == "theta":
+        return work.tensors
+    if name == "start":
+        return work.start
+    if name in work.copies:
+        return work.copies[name]
+    if name in sets:
+        return sets[name]
+    known = ["theta", "start", *work.copies, *sets]
+    raise UnknownNameError(f"the plan names a set {name!r} that is not there", mend=near(name, known))
+
+
+def check_plan(
+    plan: Plan, table: Sequence[TensorEntry], sets: Mapping[str, Set], copies: Sequence[str]
+) -> None:
+    """Find what would fail later: groups without tensors, unknown sets, modules without tensors.
+
+    Raises:
+        ConfigError, UnknownNameError: naming it.
+    """
+    known = {"theta", "start", *sets, *copies}
+    known |= {phase.trains for phase in plan.steps() if isinstance(phase, TrainPhase)}
+    named: list[str] = []
+    if isinstance(plan.serve, ServeMix):
+        named += [plan.serve.one, plan.serve.other]
+    else:
+        named.append(plan.serve)
+    for phase in set(plan.steps()):
+        if isinstance(phase, MovePhase):
+            select(phase.group, table)
+            named += [phase.moves, phase.toward]
+        elif isinstance(phase, TrainPhase):
+            select(phase.group, table)
+            named += [n for n in (phase.start_from, phase.anchor, phase.control, phase.mask) if n is not None]
+            named += [phase.mu] if isinstance(phase.mu, str) else []
+            named += [phase.evaluate_at.other] if isinstance(phase.evaluate_at, Mix) else []
+        elif not any(t.module == phase.module and t.update != "gradient" for t in table):
+            raise UnknownNameError(
+                f"the plan has a {phase.kind} phase for module {phase.module!r}, which has no such tensors",
+                mend=near(phase.module, [t.module for t in table if t.module]),
+            )
+    for name in named:
+        if name not in known:
+            raise UnknownNameError(f"the plan names a set {name!r} that is not there", mend=near(name, known))
+
+
+def total_steps(plan: Plan, rows: int, batch: int) -> int:
+    """Optimizer steps that the plan takes on so many training rows."""
+    return sum(phase_steps(p, rows, batch) for p in plan.steps() if isinstance(p, TrainPhase))
+
+
+def phase_steps(phase: TrainPhase, rows: int, batch: int) -> int:
+    """Optimizer steps of one train phase; a lookahead step uses its batches twice over (B1, then B2)."""
+    if phase.steps is not None:
+        return phase.steps
+    batches = -(-rows // batch)
+    group = batches if phase.batches_per_step == "all" else phase.batches_per_step
+    if isinstance(phase.evaluate_at, Lookahead):
+        group *= 2
+    return (phase.epochs or 0) * -(-batches // group)
+
+
+def run_phases(plan: Plan, work: Work, context: Context) -> bool:
+    """Run the phases from where ``work`` stands; False if cancelled."""
+    steps = plan.steps()
+    while work.phase < len(steps):
+        phase = steps[work.phase]
+        if isinstance(phase, AssignSlotsPhase):
+            _assign(phase, work, context)
+        elif isinstance(phase, MemorizePhase):
+            _memorize(phase, work, context)
+        elif isinstance(phase, MovePhase):
+            _move(phase, work, context)
+        elif not _train(phase, work, context):
+            return False
+        work.phase, work.step, work.optimizer, work.start = work.phase + 1, 0, {}, {}
+    return True
+
+
+def _train(phase: TrainPhase, work: Work, context: Context) -> bool:
+    group = select(phase.group, context.table)
+    rows = weighted_rows(context.rows, "training rows")
+    count, size = len(rows["weight"]), context.programs.batch_size
+    steps = phase_steps(phase, count, size)
+    if work.step == 0:
+        source = phase.start_from or (phase.trains if phase.trains in work.copies else "theta")
+        begin = named_set(source, work, context.sets)
+        # A copy from an earlier run may hold fewer tensors than this group.
+        work.start = {n: begin[n] if n in begin else work.tensors[n] for n in group}
+        _store(phase.trains, work.start, work)
+    batches = _step_batches(phase, rows, size, derive_key=(context.seed, work.phase))
+    used_per_step = 2 if isinstance(phase.evaluate_at, Lookahead) else 1
+    skipped = work.step * used_per_step
+    batches = islice(batches, skipped, None)
+    while work.step < steps:
+        began = time.perf_counter()
+        theta = {n: named_set(phase.trains, work, context.sets)[n] for n in group}
+        point = theta
+        if isinstance(phase.evaluate_at, Mix):
+            point = update.mix(
+                theta, named_set(phase.evaluate_at.other, work, context.sets), phase.evaluate_at.alpha
+            )
+        elif isinstance(phase.evaluate_at, Lookahead):
+            first, _ = _gradient(next(batches), point, work, context)
+            point = update.minus(theta, first, phase.evaluate_at.step)
+        gradient, loss = _gradient(next(batches), point, work, context)
+        lr = phase.optimizer.lr
+        if phase.schedule == "linear":
+            lr = lr * (1 - work.step / steps)
+        new, work.optimizer = update.update(
+            theta,
+            gradient,
+            phase.optimizer,
+            work.optimizer,
+            lr=lr,
+            clip_norm=phase.clip,
+            anchor=_optional(phase.anchor, work, context),
+            mu=named_set(phase.mu, work, context.sets) if isinstance(phase.mu, str) else phase.mu,
+            implicit=phase.prox == "implicit",
+            control=_optional(phase.control, work, context),
+            mask=_optional(phase.mask, work, context),
+        )
+        _store(phase.trains, new, work)
+        work.step += 1
+        work.done += 1
+        work.losses.append(loss)
+        if not context.after_step(work, loss, time.perf_counter() - began):
+            return False
+    return True
+
+
+def _step_batches(
+    phase: TrainPhase, rows: Rows, size: int, derive_key: tuple[int, int]
+) -> Iterator[list[Rows]]:
+    """The batches of each step, epoch after epoch; each epoch in an order of its own, cut into batches in turn."""
+    count = len(rows["weight"])
+    seed, index = derive_key
+    epoch = 0
+    while True:
+        order = epoch_order(count, seed, index, epoch)
+        batches = [order[i : i + size] for i in range(0, count, size)]
+        each = len(batches) if phase.batches_per_step == "all" else phase.batches_per_step
+        for i in range(0, len(batches), each):
+            yield [take(rows, part, size) for part in batches[i : i + each]]
+        epoch += 1
+
+
+def _gradient(
+    batches: list[Rows], point: Set, work: Work, context: Context
+) -> tuple[dict[str, np.ndarray], float]:
+    """Gradient of the mean loss over the batches together, and that loss.
+
+    Gradient sums are added in float32 in batch order, loss and weight in float64.
+    """
+    arguments = {**work.tensors, **point}
+    sums: dict[str, np.ndarray] = {}
+    loss = weight = 0.0
+    for batch in batches:
+        out = context.programs.gradients(batch, arguments)
+        loss += scalar(out, "loss_sum")
+        weight += scalar(out, "weight_sum")
+        for name in point:
+            grad = np.asarray(out[f"grad.{name}"], dtype=np.float32).reshape(point[name].shape)
+            sums[name] = sums[name] + grad if name in sums else grad
+    return update.mean_gradients(sums, weight), loss / weight
+
+
+def _move(phase: MovePhase, work: Work, context: Context) -> None:
+    group = select(phase.group, context.table)
+    x = named_set(phase.moves, work, context.sets)
+    y = named_set(phase.toward, work, context.sets)
+    _store(phase.moves, update.toward({n: x[n] for n in group}, y, phase.rate), work)
+
+
+def _assign(phase: AssignSlotsPhase, work: Work, context: Context) -> None:
+    if context.encoder is None or context.texts is None:
+        raise ConfigError(
+            "the plan assigns vocabulary slots but the examples are arrays",
+            mend="give texts and an encoder, or leave the assign_slots phase out",
+        )
+    encoder = context.encoder.with_words(work.words)
+    for tensor in context.table:
+        if tensor.module == phase.module and tensor.update == "assign":
+            size = tensor.shape[0]
+            words = encoder.choose_words(context.texts, phase.min_count)[:size]
+            work.words = tuple(words)
+            work.tensors[tensor.name] = memory.active(len(words), size)
+    context.encoder = encoder.with_words(work.words)
+    context.rows = dict(context.encoder.encode(context.texts, drop_unknown=True))
+
+
+def _memorize(phase: MemorizePhase, work: Work, context: Context) -> None:
+    names = [t for t in context.table if t.module == phase.module and t.update == "memorize"]
+    following = next((t for t in names if t.name.endswith("next")), None)
+    before = next((t for t in names if t.name.endswith("context")), None)
+    if following is None or before is None:
+        raise ConfigError(
+            f"module {phase.module!r} has no tensors 'next' and 'context'",
+            mend="use the memory module's name",
+        )
+    missing = {"tokens", "labels", "weight"} - context.rows.keys()
+    if missing:
+        raise DataError(f"the rows have no {sorted(missing)}", mend="memorize needs rows of tokens")
+    rows = context.rows
+    work.tensors[following.name], work.tensors[before.name], _ = memory.memorize(
+        rows["tokens"], rows["labels"], rows["weight"], following.shape[0], before.shape[1]
+    )
+
+
+def _store(name: str, values: Set, work: Work) -> None:
+    if name == "theta":
+        work.tensors.update(values)
+    else:
+        work.copies[name] = {**work.copies.get(name, {}), **values}
+
+
+def _optional(name: str | None, work: Work, context: Context) -> Set | None:
+    return None if name is None else named_set(name, work, context.sets)
+
+
+def served(plan: Plan, work: Work, sets: Mapping[str, Set]) -> dict[str, np.ndarray]:
+    """The device tensors that predictions use under ``plan.serve``.
+
+    Only gradient-trained tensors have copies; a copy not yet made stands for theta.
+    """
+    tensors = dict(work.tensors)
+
+    def resolve(name: str) -> Set:
+        return named_set(name, work, sets) if name in work.copies or name in sets else work.tensors
+
+    if isinstance(plan.serve, ServeMix):
+        one, other = resolve(plan.serve.one), resolve(plan.serve.other)
+        names = [n for n in one if n in other and tensors[n].dtype == np.float32]
+        tensors.update(update.mix({n: one[n] for n in names}, other, plan.serve.alpha))
+    else:
+        tensors.update(resolve(plan.serve))
+    return tensors

@@ -1,0 +1,385 @@
+"""The personal state on disk: numbered versions, one of them current, each swap atomic.
+
+    DIRECTORY/CURRENT              the number of the adopted version; 0 or no file: the shipped values
+    DIRECTORY/000007.safetensors   tensors; ``copy:<copy>:<tensor>`` for copies; the rest in the metadata
+    DIRECTORY/checkpoint           training under way, see ``trainer.py``
+
+A version is written and flushed before CURRENT names it, so a process killed at any moment leaves the last
+good state. Every version carries a digest of all it holds. A damaged current version is never used: ``load`` falls
+back to the version before it and says so in ``Loaded.warnings``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pfl_mobile.atomic import atomic_write, disk_errors, sync_folder
+from pfl_mobile.bundle.tensors import metadata_from_bytes, tensors_from_bytes, tensors_to_bytes
+from pfl_mobile.errors import StateError, TensorFileError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Mapping
+
+FORMAT = "pfl-personal-state"
+SCHEMA_VERSION = 1
+
+
+class TensorEntry(Protocol):
+    """What is needed of a manifest's device tensor."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def role(self) -> str: ...  # noqa: D102
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def update(self) -> str: ...  # noqa: D102
+    @property
+    def module(self) -> str | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class ModelId:
+    """Which model a state belongs to.
+
+    Attributes:
+        name: of the bundle.
+        version: of the bundle.
+        fingerprint: sha256 of the tensor table, see ``of``.
+    """
+
+    name: str
+    version: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, name: str, version: str, tensors: Iterable[TensorEntry]) -> ModelId:
+        """The id of a bundle: the fingerprint is over lines ``name<TAB>role<TAB>update<TAB>dtype<TAB>2,3``,
+        in order of name, each ended by a newline, in UTF-8.
+        """
+        lines = sorted(
+            "\t".join((t.name, t.role, t.update, t.dtype, ",".join(map(str, t.shape)))) + "\n"
+            for t in tensors
+        )
+        return cls(name, version, hashlib.sha256("".join(lines).encode()).hexdigest())
+
+
+@dataclass(frozen=True)
+class PersonalState:
+    """What personalization changed.
+
+    Attributes:
+        tensors: every device tensor by name.
+        copies: copies of tensors that phases train, by copy and tensor (Ditto, APFL).
+        words: the user's words in slot order.
+        metrics: measured when the state was adopted.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    copies: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StateWarning:
+    """Something that ``load`` repaired and the app should tell or report.
+
+    Attributes:
+        version: the version that could not be used.
+        message: what is wrong with it.
+        used: the version used in its place; 0 = the shipped values.
+    """
+
+    version: int
+    message: str
+    used: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The current state; ``state`` is None and ``version`` 0 while the shipped values serve."""
+
+    state: PersonalState | None
+    version: int
+    warnings: tuple[StateWarning, ...] = ()
+
+
+@dataclass(frozen=True)
+class VersionInfo:
+    """One saved version.
+
+    Attributes:
+        version: its number.
+        parent: the version that was current when it was saved.
+        created: seconds since 1970.
+        metrics: measured at its adoption.
+        current: whether it serves now.
+        problem: why it cannot be used; None when it is good.
+    """
+
+    version: int
+    parent: int
+    created: float
+    metrics: Mapping[str, float]
+    current: bool
+    problem: str | None = None
+
+
+class PersonalStateStore:
+    """The versions of one device's personal state; one process and thread at a time.
+
+    Args:
+        directory: made when missing.
+        model: what the states must belong to.
+        keep: how many versions stay; the current one and its parent always do.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        model: ModelId,
+        *,
+        keep: int = 5,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Open the directory."""
+        self.directory = Path(directory)
+        self.model = model
+        self.keep = max(keep, 1)
+        self._clock = clock
+        with disk_errors(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @property
+    def current(self) -> int:
+        """Number of the adopted version; 0 = the shipped values."""
+        try:
+            text = (self.directory / "CURRENT").read_text("ascii")
+        except FileNotFoundError:
+            return 0
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._damaged_pointer(error) from error
+        if not text.strip().isdecimal():
+            raise self._damaged_pointer(repr(text[:20]))
+        return int(text)
+
+    def save(self, state: PersonalState) -> int:
+        """Write ``state`` as a new version and make it current; returns its number.
+
+        Raises:
+            StorageFullError: the disk is full; the last good state stays.
+            NonFiniteError: a tensor is NaN or infinite; nothing is written.
+        """
+        version = self.write(state)
+        self._point_to(version)
+        self._prune(version)
+        return version
+
+    def write(self, state: PersonalState) -> int:
+        """Write ``state`` as a new version without making it current."""
+        version = max([*self._numbers(), self.current]) + 1
+        atomic_write(self._path(version), self._encode(state, self.current), mode=0o600)
+        return version
+
+    def load(self) -> Loaded:
+        """The current state.
+
+        Raises:
+            StateError: it belongs to another model or a newer schema, or it and all before it are damaged.
+        """
+        version, problems = self.current, list[tuple[int, str]]()
+        first = version
+        while version:
+            try:
+                state, _ = self._read(version)
+            except _DamagedError as error:
+                problems.append((version, error.message))
+                version = self._before(version)
+                continue
+            return Loaded(state, version, tuple(StateWarning(v, m, version) for v, m in problems))
+        if problems:
+            raise StateError(
+                f"no usable personal state in {self.directory}: version {first}: {problems[0][1]}",
+                mend="call reset() to go back to the shipped values, or restore the folder from a backup",
+            )
+        return Loaded(None, 0)
+
+    def versions(self) -> list[VersionInfo]:
+        """All saved versions, oldest first, damaged ones with their problem."""
+        out: list[VersionInfo] = []
+        try:
+            current = self.current
+        except StateError:  # load() reports it; the versions can still be listed
+            current = -1
+        for number in self._numbers():
+            try:
+                _, head = self._read(number)
+                info = (int(head["parent"]), float(head["created"]), head["metrics"], number == current)
+                out.append(VersionInfo(number, *info))
+            except StateError as error:
+                out.append(VersionInfo(number, 0, 0.0, {}, number == current, error.message))
+        return out
+
+    def revert(self, version: int | None = None) -> int:
+        """Make an earlier version current; returns its number.
+
+        Args:
+            version: which; 0 for the shipped values; None for the one before the current.
+
+        Raises:
+            StateError: there is no such version, or it is damaged; nothing changes.
+        """
+        if version is None:
+            if self.current == 0:
+                raise StateError("the shipped values serve; nothing is before them", mend="give a version")
+            version = self._before(self.current)
+        if version:
+            if version not in self._numbers():
+                known = ", ".join(map(str, self._numbers())) or "none"
+                raise StateError(
+                    f"there is no version {version}", mend=f"saved versions: {known}; 0 = shipped"
+                )
+            self._read(version)
+        self._point_to(version)
+        return version
+
+    def reset(self) -> None:
+        """Go back to the shipped values; the versions stay and can be reverted to."""
+        self._point_to(0)
+
+    def erase(self) -> None:
+        """Delete every version and checkpoint: nothing personal is left."""
+        self._point_to(0)
+        with disk_errors(self.directory):
+            for path in self.directory.iterdir():
+                if path.is_file():
+                    path.unlink()
+            sync_folder(self.directory)
+
+    def checkpoint_path(self) -> Path:
+        """Where training under way is kept."""
+        return self.directory / "checkpoint"
+
+    def _encode(self, state: PersonalState, parent: int) -> bytes:
+        tensors = dict(state.tensors)
+        for copy, values in state.copies.items():
+            tensors.update({f"copy:{copy}:{name}": value for name, value in values.items()})
+        head = {
+            "schema_version": SCHEMA_VERSION,
+            "model": [self.model.name, self.model.version, self.model.fingerprint],
+            "parent": parent,
+            "created": self._clock(),
+            "words": list(state.words),
+            "metrics": {name: value for name, value in state.metrics.items() if math.isfinite(value)},
+        }
+        text = json.dumps(head, sort_keys=True)
+        return tensors_to_bytes(
+            tensors, metadata={"format": FORMAT, "head": text, "sha256": digest(tensors, text)}, finite=True
+        )
+
+    def _read(self, version: int) -> tuple[PersonalState, dict[str, Any]]:
+        path = self._path(version)
+        try:
+            data = path.read_bytes()
+            tensors = tensors_from_bytes(data)
+            metadata = metadata_from_bytes(data)
+        except (OSError, TensorFileError) as error:
+            raise _DamagedError(f"{path.name}: {error}") from error
+        text = metadata.get("head", "")
+        if metadata.get("format") != FORMAT or metadata.get("sha256") != digest(tensors, text):
+            raise _DamagedError(f"{path.name} does not match its digest")
+        head = json.loads(text)
+        if head["schema_version"] > SCHEMA_VERSION:
+            raise StateError(
+                f"{path} has schema {head['schema_version']}, newer than {SCHEMA_VERSION}",
+                mend="update pfl-mobile",
+            )
+        if tuple(head["model"]) != (self.model.name, self.model.version, self.model.fingerprint):
+            name, number, _ = head["model"]
+            raise StateError(
+                f"{path} belongs to model {name} {number}, not to {self.model.name} {self.model.version}"
+                + (
+                    " (its tensors differ)" if (name, number) == (self.model.name, self.model.version) else ""
+                ),
+                mend="use the bundle it was trained with, or another folder for this one",
+            )
+        own = {n: v for n, v in tensors.items() if not n.startswith("copy:")}
+        copies: dict[str, dict[str, np.ndarray]] = {}
+        for name in tensors.keys() - own.keys():
+            _, copy, tensor = name.split(":", 2)
+            copies.setdefault(copy, {})[tensor] = tensors[name]
+        return PersonalState(own, copies, tuple(head["words"]), head["metrics"]), head
+
+    def _before(self, version: int) -> int:
+        """The version to go back to: the parent, else the newest older one, else 0."""
+        older = [n for n in self._numbers() if n < version]
+        try:
+            parent = int(self._read(version)[1]["parent"])
+        except StateError:
+            return max(older, default=0)
+        return parent if parent == 0 or parent in older else max(older, default=0)
+
+    def _numbers(self) -> list[int]:
+        names = (p.name.removesuffix(".safetensors") for p in self.directory.glob("*.safetensors"))
+        return sorted(int(n) for n in names if n.isdecimal())
+
+    def _path(self, version: int) -> Path:
+        return self.directory / f"{version:06d}.safetensors"
+
+    def _point_to(self, version: int) -> None:
+        atomic_write(self.directory / "CURRENT", f"{version}\n".encode(), mode=0o600)
+
+    def _prune(self, current: int) -> None:
+        numbers = self._numbers()
+        safe = {current, self._before(current)} | set(numbers[-self.keep :])
+        with disk_errors(self.directory):
+            for number in numbers:
+                if number not in safe:
+                    self._path(number).unlink()
+
+    def _damaged_pointer(self, why: object) -> StateError:
+        return StateError(
+            f"{self.directory / 'CURRENT'} is damaged: {why}",
+            mend="call revert(VERSION) with one of versions(), or reset()",
+        )
+
+
+class _DamagedError(StateError):
+    """A version file that does not hold what was written."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, mend="revert to another version")
+
+
+def digest(tensors: Mapping[str, np.ndarray], text: str = "") -> str:
+    """sha256 over ``text``, then name, dtype, shape and little-endian bytes of each tensor in order of name.
+
+    Each part is preceded by its length in bytes as 8 little-endian bytes.
+    """
+    sha = hashlib.sha256()
+
+    def part(data: bytes) -> None:
+        sha.update(len(data).to_bytes(8, "little"))
+        sha.update(data)
+
+    part(text.encode())
+    for name in sorted(tensors):
+        value = np.asarray(tensors[name])
+        part(name.encode())
+        part(f"{value.dtype.name} {list(value.shape)}".encode())
+        part(value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes())
+    return sha.hexdigest()
