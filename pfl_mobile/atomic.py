@@ -8,11 +8,13 @@ belongs to a process that was killed, and the next write of the same destination
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import re
 import secrets
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,8 @@ except ImportError:  # Windows: works the same, only leftovers of killed process
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CHUNK = 1 << 20
+_AT_FDCWD = -100
+_EXCHANGE = 2  # RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS are the same number
 
 
 def atomic_write(
@@ -47,7 +51,7 @@ def atomic_write(
     path = Path(path)
     with disk_errors(path):
         remove_stale(path)
-        with _temporary_file(path, mode) as (fd, temporary):
+        with temporary_file(path, mode) as (fd, temporary):
             view = memoryview(data).cast("B")
             while view:
                 view = view[os.write(fd, view[:_CHUNK]) :]
@@ -130,7 +134,68 @@ def remove_stale(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary_file(path: Path, mode: int) -> Iterator[tuple[int, Path]]:
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """A new, locked folder beside ``path``; removed at the end unless it was renamed."""
+    while True:
+        temporary = temporary_name(path)
+        os.mkdir(temporary)
+        fd = os.open(temporary, os.O_RDONLY) if fcntl is not None else None  # Windows cannot open a folder
+        try:
+            if fd is None or lock(fd, temporary):
+                yield temporary
+                return
+        finally:
+            if fd is not None:
+                os.close(fd)
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(temporary: Path, path: Path) -> None:
+    """Give the folder ``temporary`` the name ``path``; an old folder there is then at ``temporary``.
+
+    The two are exchanged in one step where the system can do that (Linux, macOS). Elsewhere the old folder is
+    moved aside first, so that a crash in between leaves none at ``path``.
+    """
+    try:
+        os.rename(temporary, path)  # nothing there, or on POSIX an empty folder
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES) or not path.is_dir():
+            raise
+    if _exchange(temporary, path):
+        return
+    aside = temporary_name(path)
+    os.rename(path, aside)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        os.rename(aside, path)
+        raise
+    os.rename(aside, temporary)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where that cannot be done."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        first, second = os.fsencode(one), os.fsencode(other)
+        if sys.platform == "linux":
+            failed = libc.renameat2(_AT_FDCWD, first, _AT_FDCWD, second, _EXCHANGE)
+        elif sys.platform == "darwin":
+            failed = libc.renamex_np(first, second, _EXCHANGE)
+        else:
+            return False
+    except (AttributeError, OSError, TypeError):  # a C library without the call
+        return False
+    if failed:
+        number = ctypes.get_errno()
+        if number not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+            raise OSError(number, os.strerror(number), str(other))
+    return not failed
+
+
+@contextlib.contextmanager
+def temporary_file(path: Path, mode: int) -> Iterator[tuple[int, Path]]:
     """An open, locked temporary beside ``path``; removed at the end unless it was renamed."""
     while True:
         temporary = temporary_name(path)

@@ -169,6 +169,10 @@ def _text(source: str | os.PathLike[str], what: str) -> tuple[str, str]:
     """The text of a key and the words that errors use for it; never the key itself."""
     if isinstance(source, str) and (_HEX_KEY.fullmatch(source.strip()) or "-----BEGIN" in source):
         return source.strip(), f"the {what}"
+    if isinstance(source, str) and re.fullmatch(
+        r"[0-9a-fA-F]{40,}", source.strip()
+    ):  # never shown: it may be secret
+        raise KeyFileError(f"the {what} has {len(source.strip())} hex digits, not 64", mend=_MEND)
     try:
         with open(source, "rb") as file:
             return file.read(_MAX_KEY_BYTES).decode("ascii").strip(), f"the {what} in {source}"
