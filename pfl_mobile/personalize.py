@@ -323,7 +323,7 @@ def personalize(
     if example is not None:
         site.shapes = _shapes(site.root, example)
         before = site.shapes.get("", ())
-    ordered = sorted(configs.items(), key=lambda item: item[1].order)
+    ordered = sorted(configs.items(), key=lambda item: item[1].position)
     for name, config in ordered:
         site.name = name
         config.insert(site)

@@ -235,7 +235,7 @@ class Insertion:
         device = next((p.device for p in self.root.parameters()), torch.device("cpu"))
         value = value.detach().clone().to(device)
         if update == "gradient":
-            layer.register_parameter(tensor, nn.Parameter(value))
+            setattr(layer, tensor, nn.Parameter(value))  # setattr also keeps the flat list of an nn.RNNBase
         else:
             layer.register_buffer(tensor, value)
         self.tensors[name] = Placed(

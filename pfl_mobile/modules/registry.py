@@ -39,7 +39,7 @@ class ModuleConfig:
     #: False for a module that only takes part in ``evaluate`` and ``predict``.
     in_gradients: ClassVar[bool] = True
     #: Insertion order: the parts nearest to a layer's own computation come first.
-    order: ClassVar[int] = 10
+    position: ClassVar[int] = 10
 
     def __post_init__(self) -> None:
         """Check what is common; a kind that overrides this calls it.

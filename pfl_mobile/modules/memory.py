@@ -1,0 +1,135 @@
+"""A personal n-gram memory that is mixed into the output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.modules.registry import ModuleConfig, positive, register
+from pfl_mobile.modules.slots import UNASSIGNED
+
+if TYPE_CHECKING:
+    from pfl_mobile.modules.insertion import Insertion
+
+
+@register("memory")
+@dataclass(frozen=True)
+class NgramMemory(ModuleConfig):
+    """Remembers which token followed which context and mixes those counts with the model's prediction.
+
+    An interpolated n-gram model (Jelinek and Mercer 1980) over the user's own text, with the backbone as one
+    more component, as in cache language models (Kuhn and De Mori 1990):
+
+        p(w) = sum_k lambda_k count_k(w) / n_k + lambda_LM p_LM(w),   k = 0..order-1 tokens of context
+
+    n_k is the number of entries whose last k context tokens are those before the position. The lambdas are a
+    softmax over ``bias_k + weight_k log(1 + n_k)``, 0 for the LM, and nothing for an order with n_k = 0. The
+    output is log p, [B, T, V] from logits [B, T, V] and tokens [B, T]; with an empty memory it is exactly
+    ``log_softmax(logits)``. It takes part in ``evaluate`` and ``predict`` only.
+
+    Tensors, written by the host: ``memory.next`` int64 [capacity], the token that followed, 0 for an empty
+    entry; ``memory.context`` int64 [capacity, order - 1], the tokens before it, nearest first, 0 before the
+    start of the message. The weights ``memory.gate.weight`` and ``memory.gate.bias`` [order] are frozen on a
+    device; a recipe may train them beforehand. All tensors of the user's text are personal.
+
+    Attributes:
+        capacity: number of entries.
+        order: longest n-gram, 2 or more: 4 looks at up to three tokens of context.
+        vocabulary: total number of tokens including slots, to check what is loaded; None checks nothing.
+    """
+
+    capacity: int = 2048
+    order: int = 4
+    vocabulary: int | None = None
+
+    in_gradients = False
+    position = 40
+
+    def __post_init__(self) -> None:
+        """Check the settings (ConfigError)."""
+        super().__post_init__()
+        positive("NgramMemory", capacity=self.capacity)
+        positive("NgramMemory", vocabulary=1 if self.vocabulary is None else self.vocabulary)
+        if self.order < 2:
+            raise ConfigError(f"NgramMemory: order={self.order} has no context", mend="give 2 or more")
+
+    def insert(self, site: Insertion) -> None:
+        """Add the memory behind the backbone's output."""
+        own = Memory(self.order)
+        site.extra(own)
+        contexts = torch.zeros(self.capacity, self.order - 1, dtype=torch.int64)
+        empty = torch.zeros(self.capacity, dtype=torch.int64)
+        site.add(site.name, "next", empty, update="memorize", private=True)
+        site.add(site.name, "context", contexts, update="memorize", private=True)
+        shape = (site.shapes or {}).get("")
+        if shape is not None and len(shape) != 3:
+            raise ConfigError(
+                f"{site.name}: the backbone's output {list(shape)} is not [batch, length, vocabulary]",
+                mend="use a memory with token models only",
+            )
+        site.outputs.append(site.name)
+
+
+class MemoryGate(nn.Module):  # type: ignore[misc]
+    """Mixture weights from the number of matches of each context length."""
+
+    def __init__(self, order: int) -> None:
+        """Defaults: trust grows with the length of the context and, slowly, with the number of matches."""
+        super().__init__()
+        steps = torch.arange(order, dtype=torch.float32)
+        bias = -3.0 + steps
+        bias[0] = -3.5
+        weight = torch.full((order,), 0.2)
+        weight[0] = 0.05  # every entry matches the empty context, so its count tells little
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias.clamp(max=0.0), requires_grad=False)
+
+    def forward(self, counts: Tensor) -> Tensor:
+        """Log of the weights [..., order + 1], the LM last, from counts [..., order]."""
+        scores = self.bias + self.weight * torch.log1p(counts)
+        scores = torch.where(counts > 0, scores, torch.full_like(scores, UNASSIGNED))
+        return F.log_softmax(torch.cat([scores, torch.zeros_like(scores[..., :1])], dim=-1), dim=-1)
+
+
+class Memory(nn.Module):  # type: ignore[misc]
+    """The computation of :class:`NgramMemory`, with its tensors as buffers ``next`` and ``context``."""
+
+    next: Tensor
+    context: Tensor
+
+    def __init__(self, order: int) -> None:
+        """Memory for n-grams of up to ``order`` tokens."""
+        super().__init__()
+        self.order = order
+        self.gate = MemoryGate(order)
+
+    def forward(self, logits: Tensor, tokens: Tensor, *_others: Tensor) -> Tensor:
+        """Log-probabilities [B, T, V] from logits [B, T, V] and tokens int64 [B, T]."""
+        used = (self.next > 0).to(logits.dtype).expand(*tokens.shape, -1)
+        masks, counts = [used], [used.sum(-1)]
+        for k in range(self.order - 1):
+            before = F.pad(tokens, (k, 0))[:, : tokens.shape[1]].unsqueeze(-1)
+            masks.append(masks[-1] * (before == self.context[:, k]).to(logits.dtype))
+            counts.append(masks[-1].sum(-1))
+        count = torch.stack(counts, dim=-1)
+        log_weights = self.gate(count)
+        shares = torch.exp(log_weights[..., :-1]) / torch.clamp(count, min=1.0)
+        # one weight an entry first, so that there is a single scatter over the vocabulary
+        weight = shares[..., :1] * masks[0]
+        for k in range(1, self.order):
+            weight = weight + shares[..., k : k + 1] * masks[k]
+        log_p = F.log_softmax(logits, dim=-1)
+        index = self.next.expand(*tokens.shape, -1)
+        cache = torch.zeros_like(log_p).scatter_add(-1, index, weight)
+        # log(exp(a) + cache), and exactly a where nothing was remembered. The inner values stay finite on
+        # both branches, so gradients of the gate do too. Unassigned slots stay impossible.
+        a = log_p + log_weights[..., -1:]
+        hit = (cache > 0) & (logits > 0.5 * UNASSIGNED)
+        b = torch.log(torch.where(hit, cache, torch.ones_like(cache)))
+        top = torch.maximum(a, b)
+        return torch.where(hit, top + torch.log(torch.exp(a - top) + torch.exp(b - top)), a)
