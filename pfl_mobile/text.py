@@ -1,173 +1,28 @@
-"""Words, ids and fixed-size rows for next-word prediction.
-
-**Tokenizer rules** (the same on every platform; Kotlin and Swift follow this list word for word):
-
-1. normalize: Unicode NFKC; then U+2019 and U+2018 (curly single quotes) become U+0027; then each code
-   point is replaced by its simple or full lower-case mapping, without looking at its neighbours
-   (so a capital sigma always gives U+03C3).
-2. split: matches of ``WORD`` or, where none starts, ``SYMBOLS``, left to right, are the pieces; what
-   matches neither (separators and control characters) is dropped.
-   ``WORD``: a letter or digit, then letters, digits and marks; parts joined by single apostrophes belong
-   to one word (``don't``). ``SYMBOLS``: a run of anything that is not a letter, digit, separator or
-   control character (``...``, ``:-)``, ``<#>``).
-3. look up: a piece that is not in the vocabulary is ``<unk>``, or the id of its slot if the device gave
-   it one.
-
-No piece can read ``<pad>``, ``<s>``, ``<unk>`` or ``</s>``: a piece never mixes letters and symbols. The
-special tokens are plain entries of the vocabulary, so nobody can type them.
+"""Fixed-size rows for next-word prediction, and ids back to words.
 
 **What is predicted.** A message ``w1 .. wn`` becomes tokens ``<s> w1 .. wn`` with labels ``w1 .. wn </s>``.
 Words and symbols count (weight 1); ``</s>`` never does, as a keyboard offers no key for it. A label
-outside the vocabulary counts in evaluation, where it can only be a miss, and is left out of training.
+outside the vocabulary (``<unk>``) counts in evaluation, where it must be a miss: special tokens are no
+suggestions, so a metric or ``predict`` never lets one be among the best. It is left out of training.
+Symbols are easier than words (after ``.`` often comes ``.``); ``words_only`` rows tell how much easier.
 """
 
 from __future__ import annotations
 
 import collections
-import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from pfl_mobile.errors import ConfigError, DataError, OutOfVocabularyError
+from pfl_mobile.errors import ConfigError, OutOfVocabularyError
+from pfl_mobile.tokenizer import BOS, EOS, PAD, SPECIALS, UNK, WordTokenizer, is_symbol
 
-SPECIALS = ("<pad>", "<s>", "<unk>", "</s>")
-PAD, BOS, UNK, EOS = range(4)
-
-WORD = r"[\p{L}\p{N}][\p{L}\p{N}\p{M}]*(?:'[\p{L}\p{N}][\p{L}\p{N}\p{M}]*)*"
-SYMBOLS = r"[^\p{L}\p{N}\p{Z}\p{Cc}]+"
+__all__ = ["BOS", "EOS", "PAD", "SPECIALS", "UNK", "Rows", "TextEncoder", "WordTokenizer", "is_symbol"]
 
 #: tokens int64 [R, T], labels int64 [R, T], weight float32 [R, T].
 Rows = dict[str, npt.NDArray[np.generic]]
-
-
-class WordTokenizer:
-    """A word-level vocabulary with the rules above, kept in Hugging Face's ``tokenizer.json`` format.
-
-    >>> tokenizer = WordTokenizer.train(["see you there"], size=100)
-    >>> tokenizer.words("See you... there?")
-    ['see', 'you', '...', 'there', '?']
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Wrap a tokenizer that :meth:`train` or :meth:`from_json` built."""
-        self._tokenizer = tokenizer
-        self._ids: dict[str, int] = tokenizer.get_vocab()
-        self._words = [""] * len(self._ids)
-        for word, index in self._ids.items():
-            if not 0 <= index < len(self._words):
-                raise DataError("the tokenizer's ids have gaps", mend="train it with WordTokenizer.train")
-            self._words[index] = word
-        if tuple(self._words[: len(SPECIALS)]) != SPECIALS:
-            raise DataError(
-                f"the tokenizer's first ids are {self._words[:4]}, not {list(SPECIALS)}",
-                mend="train it with WordTokenizer.train",
-            )
-
-    @classmethod
-    def train(cls, texts: Iterable[str], size: int) -> WordTokenizer:
-        """The ``size - 4`` most frequent pieces of the texts (ties in code point order) and the specials.
-
-        The vocabulary is smaller where the texts have fewer different pieces.
-        """
-        if size <= len(SPECIALS):
-            raise ConfigError(f"a vocabulary of {size} has no room for words", mend="give a size above 4")
-        bare = _build({s: i for i, s in enumerate(SPECIALS)})
-        counts: collections.Counter[str] = collections.Counter()
-        for text in texts:
-            counts.update(_pieces(bare, text))
-        ranked = sorted(counts, key=lambda w: (-counts[w], w))[: size - len(SPECIALS)]
-        return cls(_build({w: i for i, w in enumerate([*SPECIALS, *ranked])}))
-
-    @classmethod
-    def load(cls, path: str | Path) -> WordTokenizer:
-        """Read a ``tokenizer.json``.
-
-        Raises:
-            DataError: it is missing or not a tokenizer of this kind.
-        """
-        try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read the tokenizer {path}: {error}", mend="check the path") from error
-
-    @classmethod
-    def from_json(cls, text: str) -> WordTokenizer:
-        """The tokenizer whose ``tokenizer.json`` reads ``text``.
-
-        Raises:
-            DataError: it is not a tokenizer with the rules of this module.
-        """
-        try:
-            given = json.loads(text)
-            vocabulary = given["model"]["vocab"]
-            ours = json.loads(_build(vocabulary).to_str())
-            same = all(given.get(k) == ours[k] for k in ("normalizer", "pre_tokenizer", "added_tokens"))
-        except Exception as error:  # the tokenizers library raises bare Exception
-            raise DataError(f"this is no word tokenizer: {error}", mend="train one anew") from error
-        if not same or given["model"].get("type") != "WordLevel":
-            raise DataError(
-                "the tokenizer does not follow the rules of pfl_mobile.text",
-                mend="train one with WordTokenizer.train",
-            )
-        return cls(_build(vocabulary))
-
-    def to_json(self) -> str:
-        """The content of ``tokenizer.json``."""
-        return str(self._tokenizer.to_str(pretty=True))
-
-    def save(self, path: str | Path) -> None:
-        """Write ``tokenizer.json``, all or nothing."""
-        target = Path(path)
-        part = target.with_name(f".{target.name}.{os.getpid()}")
-        part.write_text(self.to_json(), encoding="utf-8")
-        os.replace(part, target)
-
-    @property
-    def size(self) -> int:
-        """Number of ids, specials included."""
-        return len(self._words)
-
-    def words(self, text: str) -> list[str]:
-        """The pieces of a text, in or out of the vocabulary."""
-        return _pieces(self._tokenizer, text)
-
-    def id(self, word: str) -> int:
-        """The id of a piece, ``UNK`` where it has none."""
-        return self._ids.get(word, UNK)
-
-    def word(self, index: int) -> str:
-        """The piece of an id."""
-        if not 0 <= index < self.size:
-            raise OutOfVocabularyError(
-                f"token id {index} lies outside 0..{self.size - 1}", mend="use the tokenizer of this model"
-            )
-        return self._words[index]
-
-
-def _build(vocabulary: dict[str, int]) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIALS[UNK]))
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFKC(),
-            normalizers.Replace("\u2019", "'"),
-            normalizers.Replace("\u2018", "'"),
-            normalizers.Lowercase(),
-        ]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(
-        Regex(f"{WORD}|{SYMBOLS}"), behavior="removed", invert=True
-    )
-    return tokenizer
-
-
-def _pieces(tokenizer: Tokenizer, text: str) -> list[str]:
-    return [p for p, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))]
 
 
 @dataclass(frozen=True)
@@ -260,7 +115,7 @@ class TextEncoder:
             return self.words[slot] if slot < len(self.words) else SPECIALS[UNK]
         return self.tokenizer.word(index) if index < self.tokenizer.size else SPECIALS[UNK]
 
-    def encode(self, texts: Iterable[str], *, drop_unknown: bool = False) -> Rows:
+    def encode(self, texts: Iterable[str], *, drop_unknown: bool = False, words_only: bool = False) -> Rows:
         """Rows of all texts, in order; a text without pieces gives none.
 
         A text longer than a row goes on in further rows, each of which repeats the last quarter of the row
@@ -270,36 +125,42 @@ class TextEncoder:
             texts: messages.
             drop_unknown: weight 0 for labels outside the vocabulary. For training, and for losses that a
                 guard compares. Without it they count, which is right for recall (they are misses).
+            words_only: weight 0 for labels that are symbols.
 
         Returns:
             tokens int64 [R, T], labels int64 [R, T], weight float32 [R, T].
         """
-        windows = [w for text in texts for w in self._windows(self.ids(text))]
+        windows = [w for text in texts for w in self._windows(text, drop_unknown, words_only)]
         tokens = np.full((len(windows), self.length), PAD, np.int64)
         labels = np.full((len(windows), self.length), PAD, np.int64)
         weight = np.zeros((len(windows), self.length), np.float32)
-        for row, (sequence, context) in enumerate(windows):
-            n = len(sequence) - 1
+        for row, (sequence, counted) in enumerate(windows):
+            n = len(counted)
             tokens[row, :n] = sequence[:-1]
             labels[row, :n] = sequence[1:]
-            weight[row, context:n] = 1.0
-        weight[labels == EOS] = 0.0
-        if drop_unknown:
-            weight[labels == UNK] = 0.0
+            weight[row, :n] = counted
         return {"tokens": tokens, "labels": labels, "weight": weight}
 
-    def _windows(self, ids: list[int]) -> Iterator[tuple[list[int], int]]:
-        """Pieces of ``<s> ids </s>`` of at most T + 1 ids, with the number of labels counted before."""
-        if not ids:
+    def _windows(
+        self, text: str, drop_unknown: bool, words_only: bool
+    ) -> Iterator[tuple[list[int], list[bool]]]:
+        """Parts of ``<s> ids </s>`` of at most T + 1 ids, with what counts of all ids but the first."""
+        pieces = self.tokenizer.words(text)
+        if not pieces:
             return
-        sequence = [BOS, *ids, EOS]
+        ids = [self.id(w) for w in pieces]
+        kept = [not (drop_unknown and i == UNK) for i in ids]
+        if words_only:
+            kept = [k and not is_symbol(w) for k, w in zip(kept, pieces, strict=True)]
+        sequence, counted = [BOS, *ids, EOS], [*kept, False]
         overlap = self.length // 4
-        start, context = 0, 0
+        start, seen = 0, 0
         while True:
-            yield sequence[start : start + self.length + 1], context
-            if start + self.length + 1 >= len(sequence) - 1:  # only </s>, which never counts, could be left
+            end = start + self.length
+            yield sequence[start : end + 1], [False] * seen + counted[start + seen : end]
+            if end >= len(ids):  # only </s>, which never counts, could be left
                 return
-            start, context = start + self.length - overlap, overlap
+            start, seen = end - overlap, overlap
 
     def context(self, text: str) -> Rows:
         """What ``predict`` takes to suggest the word after ``text``.
