@@ -1,7 +1,8 @@
 """The device's own examples, on SQLite: bounded, inspectable, erasable.
 
 Every change is one transaction, durable when the call returns. Erased bytes are overwritten
-(``secure_delete``), the file is rebuilt (``VACUUM``) and the log emptied, so that what was erased is in none of the store's files.
+(``secure_delete``), the file is rebuilt (``VACUUM``) and the log emptied, so that what was erased is in none
+of the store's files.
 """
 
 from __future__ import annotations

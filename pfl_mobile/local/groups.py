@@ -43,7 +43,8 @@ def select(patterns: Iterable[str], tensors: Iterable[TensorEntry]) -> list[str]
         trained = {t.name for t in hit if t.update == "gradient"}
         if not trained:
             raise ConfigError(
-                f"the plan's pattern {pattern!r} matches only {hit[0].name!r} and the like, which no gradient trains",
+                f"the plan's pattern {pattern!r} matches only {hit[0].name!r} and the like, "
+                "which no gradient trains",
                 mend="leave it out of train phases; memorize and assign_slots phases write it",
             )
         chosen |= trained

@@ -80,6 +80,13 @@ class Context:
     encoder: Encoder | None = None
     texts: Sequence[str] | None = None
 
+    def total_steps(self, plan: Plan) -> int:
+        """Optimizer steps of the whole plan on the present rows; 0 when no row counts."""
+        weight = self.rows["weight"]
+        count = int((weight.reshape(len(weight), -1).sum(axis=1) > 0).sum()) if len(weight) else 0
+        train = (p for p in plan.steps() if isinstance(p, TrainPhase))
+        return sum(phase_steps(p, count, self.programs.batch_size) for p in train)
+
 
 def named_set(name: str, work: Work, sets: Mapping[str, Set]) -> Set:
     """The arrays that a plan calls ``name``."""
@@ -129,13 +136,8 @@ def check_plan(
             raise UnknownNameError(f"the plan names a set {name!r} that is not there", mend=near(name, known))
 
 
-def total_steps(plan: Plan, rows: int, batch: int) -> int:
-    """Optimizer steps that the plan takes on so many training rows."""
-    return sum(phase_steps(p, rows, batch) for p in plan.steps() if isinstance(p, TrainPhase))
-
-
 def phase_steps(phase: TrainPhase, rows: int, batch: int) -> int:
-    """Optimizer steps of one train phase; a lookahead step uses its batches twice over (B1, then B2)."""
+    """Optimizer steps of one train phase; a lookahead step takes two helpings of batches (B1, B2)."""
     if phase.steps is not None:
         return phase.steps
     batches = -(-rows // batch)
@@ -217,7 +219,7 @@ def _train(phase: TrainPhase, work: Work, context: Context) -> bool:
 def _step_batches(
     phase: TrainPhase, rows: Rows, size: int, derive_key: tuple[int, int]
 ) -> Iterator[list[Rows]]:
-    """The batches of each step, epoch after epoch; each epoch in an order of its own, cut into batches in turn."""
+    """The batches of each step, epoch after epoch; each epoch has an order of its own."""
     count = len(rows["weight"])
     seed, index = derive_key
     epoch = 0

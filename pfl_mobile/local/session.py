@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from pfl_mobile.errors import EngineError, NoExamplesError, NonFiniteError, TensorMismatchError
 from pfl_mobile.local.batches import Rows, padded_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    import numpy as np
 
 
 class Session(Protocol):
@@ -56,26 +56,34 @@ class Programs:
         known = set(tensors)
         self.inputs: dict[str, list[str]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
         for program in ("gradients", "evaluate"):
             if program not in session.programs:
                 raise EngineError(f"the bundle has no program {program!r}", mend="export it again")
             specs = session.programs[program].inputs
             self.inputs[program] = [spec.name for spec in specs]
             self.shapes.update({s.name: tuple(s.shape) for s in specs if s.name not in known})
+            self.dtypes.update({s.name: str(s.dtype) for s in specs if s.name not in known})
         self.batch_size = self.shapes["weight"][0]
 
     def check(self, rows: Mapping[str, np.ndarray]) -> None:
         """Refuse rows that do not fit the programs.
 
         Raises:
-            TensorMismatchError: an input is missing or has another shape.
+            TensorMismatchError: an input is missing or has another shape or dtype.
         """
         for name, shape in self.shapes.items():
             if name not in rows:
                 raise TensorMismatchError(f"the rows have no {name!r}", mend=f"give {sorted(self.shapes)}")
+            if rows[name].dtype.name != self.dtypes[name]:
+                raise TensorMismatchError(
+                    f"rows of {name!r} are {rows[name].dtype}, the program takes {self.dtypes[name]}",
+                    mend="convert them",
+                )
             if rows[name].shape[1:] != shape[1:]:
                 raise TensorMismatchError(
-                    f"rows of {name!r} have shape {list(rows[name].shape[1:])}, the program takes {list(shape[1:])}",
+                    f"rows of {name!r} have shape {list(rows[name].shape[1:])}, "
+                    f"the program takes {list(shape[1:])}",
                     mend="encode the examples for this bundle",
                 )
 

@@ -5,8 +5,8 @@
     DIRECTORY/checkpoint           training under way, see ``trainer.py``
 
 A version is written and flushed before CURRENT names it, so a process killed at any moment leaves the last
-good state. Every version carries a digest of all it holds. A damaged current version is never used: ``load`` falls
-back to the version before it and says so in ``Loaded.warnings``.
+good state. Every version carries a digest of all it holds. A damaged current version is never used: ``load``
+falls back to the version before it and says so in ``Loaded.warnings``.
 """
 
 from __future__ import annotations
