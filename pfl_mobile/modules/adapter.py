@@ -26,7 +26,7 @@ _ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.ta
 class Adapter(ModuleConfig):
     """Adds ``up(activation(down(y)))`` to a layer's output y (Houlsby 2019, arXiv 1902.00751).
 
-    For any layer whose output is one tensor with its features last, or second for convolutions and
+    For any layer whose output is one tensor with its features last, or second for images, convolutions and
     BatchNorm. The up-projection starts at zero, so a fresh module changes nothing.
 
     Tensors of a layer with d features: ``adapter_down`` [size, d], ``adapter_down_bias`` [size],

@@ -184,6 +184,8 @@ class Insertion:
     def features(self, path: str, layer: nn.Module, width: int | None = None) -> tuple[int, int]:
         """``(size, dimension)`` of a layer's output features: the known type, ``width``, or the example.
 
+        For an unknown type they are the last dimension, or the second of four.
+
         Raises:
             ConfigError: nothing tells the size, or the output is no plain tensor.
         """
@@ -195,15 +197,21 @@ class Insertion:
                     mend="leave width out",
                 )
             return known
-        if width is not None:
-            return width, -1
         shape = (self.shapes or {}).get(path, ())
+        dim = 1 if len(shape) == 4 else -1  # images keep their channels second
+        if width is not None and (not shape or shape[dim] == width):
+            return width, dim
         if not shape:
             raise ConfigError(
                 f"{self.name}: the output size of layer {path!r} ({type(layer).__name__}) is not known",
                 mend="give width=, or give personalize an example input that reaches it",
             )
-        return shape[-1], -1
+        if width is not None:
+            raise ConfigError(
+                f"{self.name}: width={width}, but the output of layer {path!r} is {list(shape)}",
+                mend="leave width out, or target another layer",
+            )
+        return shape[dim], dim
 
     def generator(self, tensor: str) -> torch.Generator:
         """A random generator that depends on the seed and the tensor's name only."""

@@ -1,0 +1,149 @@
+"""LoRA against a layer with the explicitly merged weight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pfl_mobile.errors import ConfigError, UnknownNameError
+from pfl_mobile.modules import LoRA, make_config
+from pfl_mobile.personalize import personalize
+
+
+def randomized(layer: nn.Module, config: LoRA) -> tuple[nn.Module, Tensor, Tensor]:
+    model = personalize(nn.Sequential(layer), [config])
+    values = {name: torch.randn_like(value) for name, value in model.values().items()}
+    model.load_values(values)
+    return model, values["0.lora_A"], values["0.lora_B"]
+
+
+def close(model: nn.Module, merged: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), merged(x), rtol=1e-4, atol=1e-4)
+
+
+@given(rank=st.integers(1, 5), alpha=st.sampled_from([None, 1.0, 16.0]), bias=st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_linear_is_the_merged_weight(rank: int, alpha: float | None, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(7, 5, bias=bias)
+    config = LoRA("0", rank=rank, alpha=alpha)
+    model, a, b = randomized(layer, config)
+    merged = nn.Linear(7, 5, bias=bias)
+    merged.load_state_dict(layer.state_dict())
+    merged.weight.data += config.scale * b @ a
+    close(model, merged, torch.randn(2, 3, 7))
+
+
+def test_embedding_is_the_merged_table() -> None:
+    torch.manual_seed(0)
+    layer = nn.Embedding(11, 6)
+    model, a, b = randomized(layer, LoRA("0", rank=3, alpha=6))
+    close(model, nn.Embedding(11, 6, _weight=layer.weight.detach() + 2.0 * a @ b.T), torch.arange(11))
+
+
+def test_embedding_training_leaves_unseen_words_alone() -> None:
+    torch.manual_seed(0)
+    layer = nn.Embedding(11, 6)
+    model = personalize(nn.Sequential(layer), [LoRA("0", rank=3)])
+    optimizer = torch.optim.SGD(model.train_parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.tensor([1, 2])).square().sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        delta = model(torch.arange(11)) - layer(torch.arange(11))
+    assert bool((delta[1:3].abs().sum(1) > 0).all())
+    assert float(delta[[0, *range(3, 11)]].abs().sum()) == 0.0
+
+
+@given(
+    groups=st.sampled_from([1, 2, 4]),
+    stride=st.integers(1, 3),
+    padding=st.sampled_from([0, 1, 2, "valid"]),
+    dilation=st.integers(1, 2),
+    kernel=st.integers(1, 3),
+    mode=st.sampled_from(["zeros", "circular", "reflect"]),
+    two=st.booleans(),
+)
+@settings(max_examples=30, deadline=None)
+def test_convolution_is_the_merged_kernel(
+    groups: int, stride: int, padding: int | str, dilation: int, kernel: int, mode: str, two: bool
+) -> None:
+    torch.manual_seed(0)
+    kind = nn.Conv2d if two else nn.Conv1d
+    layer = kind(
+        4, 8, kernel, stride, padding=padding, dilation=dilation, groups=groups, padding_mode=mode, bias=True
+    )
+    config = LoRA("0", rank=4, alpha=8)
+    model, a, b = randomized(layer, config)
+    # as one dense kernel: the layer's own has zeros outside of its groups, and so has B
+    dense = torch.zeros(8, 4, *layer.kernel_size)
+    wide = torch.zeros(8, 4)
+    for g in range(groups):
+        out = slice(g * 8 // groups, (g + 1) * 8 // groups)
+        inner = slice(g * 4 // groups, (g + 1) * 4 // groups)
+        dense[out, inner] = layer.weight.detach()[out]
+        wide[out, inner] = b.reshape(8, -1)[out]
+    dense += config.scale * torch.einsum("or,r...->o...", wide, a)
+    merged = kind(4, 8, kernel, stride, padding=padding, dilation=dilation, padding_mode=mode)
+    merged.weight.data, merged.bias.data = dense, layer.bias.data
+    close(model, merged, torch.randn(2, 4, 9, 9) if two else torch.randn(2, 4, 9))
+
+
+def test_initial_values_depend_on_seed_and_name_only() -> None:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    both = personalize(backbone, [LoRA("*", rank=2)], seed=3).values()
+    one = personalize(backbone, [LoRA("1", rank=2)], seed=3).values()
+    other = personalize(backbone, [LoRA("1", rank=2)], seed=4).values()
+    assert torch.equal(both["1.lora_A"], one["1.lora_A"])
+    assert not torch.equal(both["0.lora_A"], both["1.lora_A"])
+    assert not torch.equal(other["1.lora_A"], one["1.lora_A"])
+
+
+def test_layer_that_belongs_to_a_packed_attention_is_refused() -> None:
+    backbone = nn.ModuleDict({"attn": nn.MultiheadAttention(4, 2)})
+    with pytest.raises(ConfigError, match="'attn' is a MultiheadAttention"):
+        personalize(backbone, [LoRA("attn")])
+    with pytest.raises(ConfigError, match=r"packed nn\.MultiheadAttention"):
+        personalize(backbone, [LoRA("attn.out_proj")])
+
+
+def test_transformer_layer_of_torch_uses_the_module() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    model = personalize(nn.Sequential(layer), [LoRA("*.linear1", rank=2)])
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), layer(x), rtol=1e-5, atol=1e-6)
+        model.load_values({name: torch.randn_like(v) for name, v in model.values().items()})
+        assert not torch.allclose(model(x), layer(x))
+
+
+@pytest.mark.parametrize(
+    ("settings_", "text"),
+    [
+        ({"targets": "0", "rank": 0}, "rank=0"),
+        ({"targets": "0", "rank": 2.5}, "not whole"),
+        ({"targets": "0", "alpha": -1.0}, "alpha"),
+        ({"targets": ()}, "no layer pattern"),
+        ({"targets": [""]}, "no layer pattern"),
+    ],
+)
+def test_wrong_settings_are_named(settings_: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        make_config("lora", settings_)
+
+
+def test_rank_that_does_not_fit_the_groups_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no multiple of the 4 groups of layer '0'"):
+        personalize(nn.Sequential(nn.Conv1d(4, 4, 1, groups=4)), [LoRA("0", rank=2)])
+
+
+def test_unknown_kind_lists_near_names() -> None:
+    with pytest.raises(UnknownNameError, match="'lora'"):
+        make_config("lroa", {})
