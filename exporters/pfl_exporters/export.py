@@ -1,0 +1,230 @@
+"""From a deployment to a verified bundle."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pfl_mobile.bundle.manifest import Manifest, ProgramSpec, TensorSpec
+from pfl_mobile.bundle.sign import PrivateKey
+from pfl_mobile.bundle.tensors import tensors_to_bytes
+from pfl_mobile.bundle.write import write_bundle
+from pfl_mobile.deployment import Deployment
+from pfl_mobile.engines import ENGINES
+from pfl_mobile.engines.base import EngineSession
+from pfl_mobile.errors import ExportError
+from pfl_mobile.programs import TracedProgram, trace_programs
+
+from .targets import Lowered, Report, Target, resolve
+from .verify import Case, cases, check_engine, check_traced
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What ``export_bundle`` did.
+
+    Attributes:
+        out: the bundle.
+        manifest: its manifest.
+        errors: largest relative difference from PyTorch by engine: ``loss_rel_err``, ``grad_max_rel_err``.
+        frozen_bytes: bytes of the frozen tensors that the programs need.
+        seconds: by step.
+    """
+
+    out: Path
+    manifest: Manifest
+    errors: dict[str, dict[str, float]]
+    frozen_bytes: int
+    seconds: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``--json``."""
+        return {
+            "bundle": str(self.out),
+            "name": self.manifest.name,
+            "version": self.manifest.version,
+            "engines": {name: dict(entry.measured) for name, entry in self.manifest.engines.items()},
+            "total_bytes": self.manifest.measured.total_bytes,
+            "planned_memory_bytes": self.manifest.measured.planned_memory_bytes,
+            "frozen_bytes": self.frozen_bytes,
+            "verified": self.errors,
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+        }
+
+
+def program_specs(programs: Mapping[str, TracedProgram]) -> tuple[ProgramSpec, ...]:
+    """Signatures for the manifest, from the traced graphs."""
+
+    def spec(name: str, tensor: torch.Tensor) -> TensorSpec:
+        return TensorSpec(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))  # type: ignore[arg-type]
+
+    return tuple(
+        ProgramSpec(
+            name=name,
+            inputs=tuple(spec(k, v) for k, v in program.inputs.items()),
+            outputs=tuple(spec(k, v) for k, v in program.run(program.inputs).items()),
+        )
+        for name, program in programs.items()
+    )
+
+
+def frozen_bytes(programs: Mapping[str, TracedProgram]) -> int:
+    """Bytes of the distinct constants that the programs read."""
+    seen: dict[int, int] = {}
+    for program in programs.values():
+        for node in program.graph.graph.nodes:
+            if node.op == "get_attr":
+                tensor = getattr(program.graph, node.target)
+                seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+    return sum(seen.values())
+
+
+def load_engine(target: Target, lowered: Lowered, programs: Sequence[ProgramSpec]) -> EngineSession:
+    """The engine with the files just written, as a device would load them."""
+    import importlib
+
+    loader = importlib.import_module(ENGINES[target.engine][0])
+    files = {purpose: str(lowered.paths[inner]) for purpose, inner in lowered.files.items()}
+    session: EngineSession = loader.load(files, programs, None)
+    return session
+
+
+def _golden(reference: Sequence[Case], specs: Sequence[ProgramSpec]) -> dict[str, np.ndarray]:
+    """The first reference case of each program: complete inputs, and what PyTorch gave for them."""
+    found: dict[str, np.ndarray] = {}
+    for spec in specs:
+        case = next(c for c in reference if c.program == spec.name)
+        found |= {f"in.{spec.name}.{i.name}": case.inputs[i.name].numpy() for i in spec.inputs}
+        found |= {f"out.{spec.name}.{o.name}": case.outputs[o.name].numpy() for o in spec.outputs}
+    return found
+
+
+def export_bundle(
+    deployment: Deployment,
+    targets: Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    sign_key: PrivateKey | None = None,
+    report: Report = lambda text: None,
+    seed: int = 0,
+) -> ExportReport:
+    """Trace, lower, compare with PyTorch, and only then write a bundle.
+
+    Args:
+        deployment: the model and what goes with it.
+        targets: target names, or ``all``.
+        out: folder of the bundle, or a ``.pflb`` file.
+        sign_key: Ed25519 private key (PEM file, hex, or key object).
+        report: told about every step.
+        seed: of the random batches of the comparison.
+
+    Raises:
+        ExportError: the model cannot be exported; GradientMismatchError when numbers differ. Nothing is written.
+        BundleError: the bundle cannot be written.
+    """
+    chosen = resolve(targets)
+    if not chosen:
+        raise ExportError("no target was named", mend="give at least one of android, onnx, torch")
+    lowers = [(target, target.load()) for target in chosen]
+    seconds: dict[str, float] = {}
+    clock = time.perf_counter()
+
+    def lap(step: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        seconds[step] = seconds.get(step, 0.0) + now - clock
+        clock = now
+
+    model, task = deployment.model, deployment.task
+    batch, little = dict(deployment.batch), dict(deployment.inputs_of_predict())
+    digest = model.backbone_digest()
+    report("trace")
+    programs = trace_programs(model, task, batch, little)
+    specs = program_specs(programs)
+    lap("trace")
+    report("compare the traced graphs with PyTorch")
+    reference = cases(model, task, batch, little, seed=seed)
+    check_traced(programs, reference)
+    lap("compare")
+    errors: dict[str, dict[str, float]] = {}
+    engines: dict[str, Any] = {}
+    files: dict[str, bytes | os.PathLike[str]] = {}
+    with tempfile.TemporaryDirectory(prefix="pfl-export-") as scratch:
+        for target, lower in lowers:
+            lowered = lower(programs, Path(scratch), report)
+            lap(target.name)
+            report(f"compare {target.engine} with PyTorch: loss and every gradient")
+            with load_engine(target, lowered, specs) as session:
+                errors[target.engine] = check_engine(session, reference)
+            lap("compare")
+            engines[target.engine] = {"files": lowered.files, "measured": lowered.measured}
+            files.update(lowered.paths)
+        if model.backbone_digest() != digest:
+            raise ExportError(
+                "the backbone's weights changed during the export",
+                mend="its forward writes to its own parameters or buffers; remove that",
+            )
+        report("write the bundle")
+        manifest = write_bundle(
+            out,
+            _parts(deployment, specs, engines, frozen_bytes(programs)),
+            {**files, **_data_files(deployment, reference, specs)},
+            sign_key=sign_key,
+        )
+        lap("write")
+    return ExportReport(Path(out), manifest, errors, frozen_bytes(programs), seconds)
+
+
+def _data_files(
+    deployment: Deployment, reference: Sequence[Case], specs: Sequence[ProgramSpec]
+) -> dict[str, bytes | os.PathLike[str]]:
+    values = {name: value.numpy() for name, value in deployment.model.values().items()}
+    found: dict[str, bytes | os.PathLike[str]] = {
+        "plan.json": deployment.plan.dump().encode(),
+        "tensors.safetensors": tensors_to_bytes(values, finite=True),
+        "golden.safetensors": tensors_to_bytes(_golden(reference, specs), finite=True),
+    }
+    if deployment.tokenizer is not None:
+        found["tokenizer.json"] = deployment.tokenizer
+    return found
+
+
+def _parts(
+    deployment: Deployment, specs: Sequence[ProgramSpec], engines: Mapping[str, Any], frozen: int
+) -> dict[str, Any]:
+    """The manifest's fields, except those that the writer computes."""
+    tensors = [
+        {
+            "name": info.name,
+            "role": info.role,
+            "group": info.group,
+            "shape": info.shape,
+            "dtype": info.dtype,
+            "update": info.update,
+            "module": info.module,
+        }
+        for info in deployment.model.device_tensors()
+    ]
+    encoder = deployment.encoder or {"kind": "arrays", "batch": int(deployment.batch["weight"].shape[0])}
+    planned = [v for e in engines.values() for k, v in e["measured"].items() if k.startswith("planned_")]
+    return {
+        "name": deployment.name,
+        "version": deployment.version,
+        "programs": specs,
+        "engines": dict(engines),
+        "tensors": tensors,
+        "modules": deployment.model.modules_table,
+        "task": deployment.task.manifest(),
+        "encoder": encoder,
+        "tokenizer": "tokenizer.json" if deployment.tokenizer is not None else None,
+        "limits": deployment.limits,
+        "measured": {"frozen_bytes": frozen, "planned_memory_bytes": max(planned, default=None)},
+    }

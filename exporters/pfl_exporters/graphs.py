@@ -1,0 +1,61 @@
+"""Graph passes that some targets need, and the step from a traced graph to ``torch.export``."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import fx
+
+from pfl_mobile.errors import ExportError
+from pfl_mobile.programs import TracedProgram
+
+_aten = torch.ops.aten
+
+#: View operators and their forms that own their result. Phone runtimes have no aliasing views, and a transposed
+#: view cannot be reshaped without a copy, so graphs for them say the copy.
+_OWNING: dict[Any, Any] = {
+    _aten.reshape.default: _aten.view_copy.default,
+    _aten.permute.default: _aten.permute_copy.default,
+    _aten.expand.default: _aten.expand_copy.default,
+    _aten.slice.Tensor: _aten.slice_copy.Tensor,
+    _aten.select.int: _aten.select_copy.int,
+    _aten.unsqueeze.default: _aten.unsqueeze_copy.default,
+    _aten.squeeze.dims: _aten.squeeze_copy.dims,
+}
+
+
+def shared_copy(graph: fx.GraphModule) -> fx.GraphModule:
+    """A copy of the graph whose constants are the same tensors."""
+    memo = {id(v): v for v in (*graph.parameters(), *graph.buffers())}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            value = getattr(graph, node.target)
+            memo[id(value)] = value
+    return copy.deepcopy(graph, memo)
+
+
+def own_views(graph: fx.GraphModule) -> None:
+    """Replace views by copies, in place."""
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and node.target in _OWNING:
+            node.target = _OWNING[node.target]
+    graph.recompile()
+
+
+def export_graph(program: TracedProgram, graph: fx.GraphModule | None = None) -> torch.export.ExportedProgram:
+    """The program as an ``ExportedProgram``.
+
+    Raises:
+        ExportError: ``torch.export`` refuses the graph.
+    """
+    try:
+        return torch.export.export(
+            program.graph if graph is None else graph, tuple(program.inputs.values()), strict=False
+        )
+    except Exception as error:
+        raise ExportError(
+            f"program {program.name!r} cannot be exported: {type(error).__name__}: {error}",
+            mend="report the model's operator; rewriting it in plain tensor operations helps",
+        ) from error

@@ -1,0 +1,26 @@
+"""Reference target: each program as a ``torch.export`` file, to compare engines with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from pfl_mobile.programs import TracedProgram
+
+from ..graphs import export_graph
+from . import Lowered, Report
+
+
+def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
+    """Write ``torch/<program>.pt2`` for every program."""
+    files, paths = {}, {}
+    for name, program in programs.items():
+        report(f"torch: {name}")
+        inner = f"torch/{name}.pt2"
+        path = folder / inner
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.export.save(export_graph(program), path)
+        files[name], paths[inner] = inner, path
+    return Lowered(files, paths)

@@ -1,0 +1,161 @@
+"""Compare programs with PyTorch: every output, every gradient, on random and on padded batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfl_mobile.engines.base import EngineSession
+from pfl_mobile.errors import GradientMismatchError
+from pfl_mobile.personalize import PersonalizedModel
+from pfl_mobile.programs import GRADIENT, TracedProgram, evaluate, gradients, predict, trained_names
+from pfl_mobile.tasks import Batch, Task
+
+#: Largest allowed difference of a tensor, relative to its largest entry. Engines differ from PyTorch by the order
+#: of float32 sums, which stays below 1e-5 on the models of the test suite; a wrong gradient is off by 1e-2 or more.
+TOLERANCE = 2e-4
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of a program and what PyTorch gives for them."""
+
+    program: str
+    what: str
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+def relative_error(got: np.ndarray, want: np.ndarray, floor: float = 0.0) -> float:
+    """Largest difference over the largest expected entry (or ``floor``); inf when a value is not finite."""
+    got64, want64 = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    if not (np.isfinite(got64).all() and np.isfinite(want64).all()):
+        return math.inf
+    scale = max(float(np.abs(want64).max(initial=0.0)), floor)
+    difference = float(np.abs(got64 - want64).max(initial=0.0))
+    return difference / scale if scale else (math.inf if difference else 0.0)
+
+
+def _like(example: Tensor, generator: torch.Generator) -> Tensor:
+    """Random values of the kind of ``example``: its own entries drawn again, floats with noise added."""
+    flat = example.flatten()
+    drawn = flat[torch.randint(0, len(flat), (len(flat),), generator=generator)].reshape(example.shape)
+    if example.is_floating_point():
+        spread = float(flat.std()) if len(flat) > 1 else 0.0
+        drawn = drawn + torch.randn(example.shape, generator=generator) * (0.5 * spread or 0.1)
+    return drawn
+
+
+def random_values(model: PersonalizedModel, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    """Random device tensors. Gradient-trained ones move away from their start, where many gradients vanish; integer
+    ones (an n-gram memory) are filled from the batch's own ids, so that they match something."""
+    ids = torch.cat([v.flatten() for v in batch.values() if v.dtype == torch.int64] or [torch.zeros(1).long()])
+    values = {}
+    for name, value in model.values().items():
+        update = next(info.update for info in model.device_tensors() if info.name == name)
+        if value.dtype == torch.int64:
+            picks = torch.randint(0, len(ids), (value.numel(),), generator=generator)
+            values[name] = ids[picks].reshape(value.shape)
+        elif update == "assign":
+            values[name] = torch.randint(0, 2, value.shape, generator=generator).to(value.dtype)
+        else:
+            values[name] = value + 0.05 * torch.randn(value.shape, generator=generator)
+    return values
+
+
+def cases(
+    model: PersonalizedModel, task: Task, batch: Batch, predict_batch: Batch, *, rounds: int = 2, seed: int = 0
+) -> list[Case]:
+    """Reference cases of all programs: the example batch, then random ones with random and zero weights."""
+    generator = torch.Generator().manual_seed(seed)
+    trained = trained_names(model)
+    labelled = {k: batch[k] for k in (*task.inputs, *task.labels, "weight")}
+    short = {k: predict_batch[k] for k in (*task.inputs, *task.predict_extra)}
+    found = []
+    for index in range(rounds + 1):
+        values = random_values(model, batch, generator)
+        full, little, what = dict(labelled), dict(short), "the example batch"
+        if index:
+            what = f"random batch {index}"
+            full = {k: _like(v, generator) for k, v in labelled.items() if k != "weight"}
+            weight = torch.rand(batch["weight"].shape, generator=generator)
+            # rows of zero weight are padding: a partial batch must not move anything
+            weight[index % 2 :: 2] = 0.0
+            full["weight"] = weight
+            full = {k: full[k] for k in labelled}
+            little = {k: v if k in task.predict_extra else _like(v, generator) for k, v in short.items()}
+        with torch.no_grad():
+            evaluated, predicted = evaluate(model, task, full, values), predict(model, task, little, values)
+        trained_on = gradients(model, task, full, values, trained)
+        found += [
+            Case("gradients", what, {**full, **values}, trained_on),
+            Case("evaluate", what, {**full, **values}, evaluated),
+            Case("predict", what, {**little, **values}, predicted),
+        ]
+    return found
+
+
+Runner = Callable[[str, Mapping[str, Tensor]], Mapping[str, np.ndarray]]
+
+
+def compare(who: str, run: Runner, reference: list[Case], tolerance: float = TOLERANCE) -> dict[str, float]:
+    """Check every output of every case.
+
+    Returns:
+        ``loss_rel_err`` and ``grad_max_rel_err``, the largest that were seen.
+
+    Raises:
+        GradientMismatchError: an output differs; the message names program, output and batch.
+    """
+    worst = {"loss_rel_err": 0.0, "grad_max_rel_err": 0.0}
+    for case in reference:
+        got = run(case.program, case.inputs)
+        largest = max(
+            (float(v.abs().max()) for k, v in case.outputs.items() if k.startswith(GRADIENT)), default=0.0
+        )
+        for name, want in case.outputs.items():
+            if name == "top_ids":
+                continue  # equal probabilities may come in any order; top_probs are compared
+            is_gradient = name.startswith(GRADIENT)
+            # counts are sums of hits: one near-tie may fall to the other side of float32 rounding
+            floor = 1e-4 * largest if is_gradient else 1e-6
+            error = relative_error(got[name], want.numpy(), floor)
+            count = name.endswith("_sum") and name not in ("loss_sum", "weight_sum")
+            if count and error > tolerance:
+                weights = float(case.inputs["weight"].max())
+                if float(np.abs(np.asarray(got[name]) - want.numpy()).max()) <= 1.0001 * weights:
+                    continue
+            if is_gradient or name == "loss_sum":
+                key = "grad_max_rel_err" if is_gradient else "loss_rel_err"
+                worst[key] = max(worst[key], error)
+            if error > tolerance:
+                raise GradientMismatchError(
+                    f"{who}: output {name!r} of program {case.program!r} differs from PyTorch by {error:.2g} "
+                    f"relative to its largest entry on {case.what} (allowed {tolerance:g})",
+                    mend="the export was stopped and nothing was written; the operator behind this tensor is "
+                    "lowered wrongly: rewrite it in plainer PyTorch, or try another target",
+                )
+    return worst
+
+
+def check_traced(programs: Mapping[str, TracedProgram], reference: list[Case]) -> dict[str, float]:
+    """Compare the traced graphs, before any lowering."""
+
+    def run(program: str, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        return {k: v.numpy() for k, v in programs[program].run(inputs).items()}
+
+    return compare("the traced graph", run, reference)
+
+
+def check_engine(session: EngineSession, reference: list[Case]) -> dict[str, float]:
+    """Compare what an engine computes from the files that will be shipped."""
+
+    def run(program: str, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        return session.run(program, {k: v.numpy() for k, v in inputs.items()})
+
+    return compare(f"engine {session.name!r}", run, reference)

@@ -1,0 +1,63 @@
+"""What a model author hands to ``pfl-export``: the model and everything a device needs besides it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import ConfigError
+from .local.phases import check_plan
+from .local.plan import Plan
+from .personalize import PersonalizedModel
+from .tasks import Batch, Task
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A personalized model, ready to be exported.
+
+    Args:
+        name: name of the bundle.
+        model: backbone with modules, made by :func:`pfl_mobile.personalize`.
+        task: loss, metrics and predictions.
+        batch: example batch with labels and ``weight``; its shapes become the programs' fixed shapes.
+        plan: what a device does locally.
+        predict_batch: example inputs of ``predict``; by default the first example of ``batch``.
+        version: version of the bundle.
+        tokenizer: content of a Hugging Face ``tokenizer.json``; token models need it to take text.
+        encoder: manifest entry that says how examples become batches; arrays by default.
+        limits: manifest entry ``limits``.
+        host_sets: names of sets of arrays that the app hands to the plan (controls, masks).
+    """
+
+    name: str
+    model: PersonalizedModel
+    task: Task
+    batch: Batch
+    plan: Plan
+    predict_batch: Batch | None = None
+    version: str = "1"
+    tokenizer: bytes | None = None
+    encoder: dict[str, Any] | None = None
+    limits: dict[str, int] = field(default_factory=dict)
+    host_sets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, PersonalizedModel):
+            raise ConfigError(
+                f"the model of deployment {self.name!r} is a {type(self.model).__name__}",
+                mend="put modules into it first: personalize(backbone, [LoRA(...)])",
+            )
+        sets = dict.fromkeys(("initial", "global", *self.host_sets), {})
+        check_plan(self.plan, self.model.device_tensors(), sets, ())
+
+    def inputs_of_predict(self) -> Batch:
+        """The example inputs of ``predict``."""
+        if self.predict_batch is not None:
+            return self.predict_batch
+        if self.task.predict_extra:
+            raise ConfigError(
+                f"predict also takes {list(self.task.predict_extra)}, which the batch does not have",
+                mend="give predict_batch=",
+            )
+        return {name: self.batch[name][:1] for name in self.task.inputs}

@@ -1,0 +1,129 @@
+"""The protocol every engine follows: NumPy arrays by name in, NumPy arrays by name out.
+
+Names, shapes and dtypes come from the bundle's manifest and are checked here, once for all engines, so that a
+wrong array is an error that names it and never a number.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle.manifest import ProgramSpec
+from ..errors import EngineError, TensorMismatchError, UnknownNameError, near
+
+Array = NDArray[np.generic]
+
+
+class Session(Protocol):
+    """A loaded set of programs."""
+
+    @property
+    def name(self) -> str:
+        """The engine's name."""
+        ...
+
+    @property
+    def programs(self) -> Mapping[str, ProgramSpec]:
+        """Signatures of the programs by name."""
+        ...
+
+    def run(self, program: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run ``program``; inputs and outputs as its signature says."""
+        ...
+
+    def close(self) -> None:
+        """Free the runtime's memory."""
+        ...
+
+
+def check_inputs(spec: ProgramSpec, inputs: Mapping[str, Array]) -> list[Array]:
+    """The inputs in the order of the signature. Arrays that the program does not take are left out.
+
+    Raises:
+        TensorMismatchError: an input is missing, or has another shape or dtype.
+    """
+    ordered = []
+    for want in spec.inputs:
+        if want.name not in inputs:
+            raise TensorMismatchError(
+                f"program {spec.name!r} needs the input {want.name!r}", mend=near(want.name, inputs)
+            )
+        array = np.asarray(inputs[want.name])
+        if array.shape != tuple(want.shape) or array.dtype.name != want.dtype:
+            raise TensorMismatchError(
+                f"input {want.name!r} of {spec.name!r} is {array.dtype.name}{list(array.shape)}, "
+                f"the program takes {want.dtype}{list(want.shape)}",
+                mend="pad or split the batch to the shape that the bundle was exported with",
+            )
+        ordered.append(np.ascontiguousarray(array).reshape(want.shape))
+    return ordered
+
+
+class EngineSession(ABC):
+    """Common part of all engines: look up, check, run, name the outputs."""
+
+    name: str
+
+    def __init__(self, programs: Sequence[ProgramSpec]) -> None:
+        self.programs: dict[str, ProgramSpec] = {p.name: p for p in programs}
+
+    @abstractmethod
+    def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
+        """Run one program on checked inputs in order."""
+
+    def run(self, program: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run ``program``.
+
+        Raises:
+            UnknownNameError: there is no such program.
+            TensorMismatchError: inputs or outputs are not as the manifest says.
+            EngineError: the runtime failed.
+        """
+        spec = self.programs.get(program)
+        if spec is None:
+            raise UnknownNameError(f"there is no program {program!r}", mend=near(program, self.programs))
+        ordered = check_inputs(spec, inputs)
+        try:
+            values = self._execute(program, ordered)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise EngineError(
+                f"engine {self.name!r} failed in program {program!r}: {error}",
+                mend="run `pfl verify` on the bundle; if it fails too, export it again",
+            ) from error
+        if len(values) != len(spec.outputs):
+            raise TensorMismatchError(
+                f"program {program!r} gave {len(values)} outputs, the manifest lists {len(spec.outputs)}",
+                mend="export the bundle again",
+            )
+        result = {}
+        for want, value in zip(spec.outputs, values, strict=True):
+            if value.shape != tuple(want.shape) or value.dtype.name != want.dtype:
+                raise TensorMismatchError(
+                    f"output {want.name!r} of {program!r} is {value.dtype.name}{list(value.shape)}, "
+                    f"the manifest says {want.dtype}{list(want.shape)}",
+                    mend="export the bundle again",
+                )
+            result[want.name] = value
+        return result
+
+    def close(self) -> None:
+        """Free the runtime's memory; the session cannot be used afterwards."""
+        self.programs = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+#: An engine's loader: files by purpose, signatures, number of threads (None: the runtime's choice).
+Loader = Callable[[Mapping[str, str], Sequence[ProgramSpec], int | None], EngineSession]

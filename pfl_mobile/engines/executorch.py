@@ -1,0 +1,58 @@
+"""ExecuTorch: one ``.pte`` with a method for each program, run by the stock runtime of the PyPI wheel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from executorch.runtime import Runtime, Verification
+
+from ..bundle.manifest import ProgramSpec
+from ..errors import EngineError
+from .base import Array, EngineSession
+
+
+class ExecutorchSession(EngineSession):
+    """Methods are loaded when first used, so ``predict`` alone does not pay for ``gradients``."""
+
+    name = "executorch"
+
+    def __init__(self, path: str, programs: Sequence[ProgramSpec]) -> None:
+        super().__init__(programs)
+        try:
+            self._program = Runtime.get().load_program(path, verification=Verification.Minimal)
+            present = self._program.method_names
+        except RuntimeError as error:
+            raise EngineError(
+                f"ExecuTorch cannot load {os.path.basename(path)}: {error}", mend="export the bundle again"
+            ) from error
+        missing = sorted(set(self.programs) - set(present))
+        if missing:
+            raise EngineError(
+                f"{os.path.basename(path)} has no method {missing[0]!r}; it has {sorted(present)}",
+                mend="export the bundle again",
+            )
+        self._methods = {}
+
+    def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
+        if program not in self._methods:
+            method = self._program.load_method(program)
+            if method is None:
+                raise RuntimeError("the method cannot be loaded")
+            self._methods[program] = method
+        outputs = self._methods[program].execute([torch.from_numpy(a.copy()) for a in inputs])
+        # the runtime reuses its output memory in the next call
+        return [np.array(o.numpy()) for o in outputs]
+
+    def close(self) -> None:
+        """Free the loaded methods."""
+        super().close()
+        self._methods = {}
+        self._program = None
+
+
+def load(files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int | None) -> ExecutorchSession:  # noqa: ARG001
+    """Load the ``model`` file. The stock runtime sizes its own thread pool; restrict it by CPU affinity."""
+    return ExecutorchSession(files["model"], programs)

@@ -1,0 +1,57 @@
+"""ONNX Runtime: one ``.onnx`` per program beside a shared weight file, run by the stock inference runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import onnxruntime
+
+from ..bundle.manifest import ProgramSpec
+from ..errors import EngineError
+from .base import Array, EngineSession
+
+
+class OnnxRuntimeSession(EngineSession):
+    """Programs are loaded when first used."""
+
+    name = "onnxruntime"
+
+    def __init__(self, files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int | None) -> None:
+        super().__init__(programs)
+        self._files = dict(files)
+        self._options = onnxruntime.SessionOptions()
+        self._options.log_severity_level = 3
+        if threads:
+            self._options.intra_op_num_threads = threads
+            self._options.inter_op_num_threads = 1
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+
+    def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
+        session = self._sessions.get(program)
+        if session is None:
+            path = self._files[program]
+            try:
+                session = onnxruntime.InferenceSession(path, self._options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # the runtime's exceptions share no base below Exception
+                raise EngineError(
+                    f"ONNX Runtime cannot load {os.path.basename(path)}: {error}", mend="export the bundle again"
+                ) from error
+            self._sessions[program] = session
+        spec = self.programs[program]
+        feeds = {want.name: array for want, array in zip(spec.inputs, inputs, strict=True)}
+        try:
+            outputs: Sequence[Array] = session.run([o.name for o in spec.outputs], feeds)
+        except Exception as error:
+            raise RuntimeError(str(error)) from error
+        return outputs
+
+    def close(self) -> None:
+        """Free the loaded programs."""
+        super().close()
+        self._sessions = {}
+
+
+def load(files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int | None) -> OnnxRuntimeSession:
+    """Load the programs of a bundle; the shared weight file is found beside them."""
+    return OnnxRuntimeSession(files, programs, threads)

@@ -1,0 +1,217 @@
+"""Simplify a traced ATen graph before any engine sees it.
+
+A trace of forward and backward is full of views, copies and transposes that autograd leaves behind. Removed here,
+once, for all targets: identities, repeated views and permutes, equal subexpressions, constant arithmetic; and a
+matrix product with a transposed weight becomes ``linear`` again, so that forward and backward read the same bytes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+_aten = torch.ops.aten
+
+_COPIES = {
+    _aten.alias.default,
+    _aten.detach.default,
+    _aten.clone.default,
+    _aten.contiguous.default,
+    _aten.lift_fresh_copy.default,
+}
+_VIEWS = {
+    _aten.view.default,
+    _aten._unsafe_view.default,
+    _aten.reshape.default,
+    _aten.unsqueeze.default,
+    _aten.squeeze.dim,
+    _aten.squeeze.dims,
+    _aten.expand.default,
+}
+_LAYOUT = {_aten.permute.default, _aten.t.default, _aten.transpose.int}
+
+#: Constants computed while tracing are folded up to this many elements: masks and tables, never weight matrices.
+FOLD_LIMIT = 1 << 18
+
+
+def shape(node: fx.Node) -> tuple[int, ...]:
+    """Shape of a node's tensor."""
+    return tuple(node.meta["val"].shape)
+
+
+def annotate(graph: fx.GraphModule, examples: Sequence[Tensor]) -> None:
+    """Run the graph once and note each node's shape and dtype as a meta tensor in ``meta["val"]``."""
+
+    def meta(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.empty_like(value, device="meta")
+        return tuple(meta(v) for v in value) if isinstance(value, (tuple, list)) else value
+
+    class Annotator(fx.Interpreter):  # type: ignore[misc]
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            n.meta["val"] = meta(result)
+            return result
+
+    with torch.no_grad():
+        Annotator(graph).run(*examples)
+
+
+def simplify(graph: fx.GraphModule, examples: Sequence[Tensor]) -> None:
+    """Simplify in place until nothing changes.
+
+    Args:
+        graph: ATen graph whose placeholders take ``examples``.
+        examples: example inputs, for shapes.
+    """
+    annotate(graph, examples)
+    _share_constants(graph)
+    while _sweep(graph):
+        pass
+    graph.graph.eliminate_dead_code()
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.graph.erase_node(node)
+    graph.graph.lint()
+    graph.recompile()
+
+
+def _share_constants(graph: fx.GraphModule) -> None:
+    """One ``get_attr`` for each distinct tensor, before the first use."""
+    nodes = list(graph.graph.nodes)
+    first = next(n for n in nodes if n.op != "placeholder")
+    seen: dict[tuple[Any, ...], fx.Node] = {}
+    for node in nodes:
+        if node.op != "get_attr":
+            continue
+        tensor = getattr(graph, node.target)
+        key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+        if tensor.numel() and key in seen:
+            node.replace_all_uses_with(seen[key])
+            graph.graph.erase_node(node)
+            continue
+        seen[key] = node
+        if node is not first:
+            first.prepend(node)
+
+
+def _sweep(graph: fx.GraphModule) -> bool:
+    """One pass over the graph; True when something changed."""
+    changed = False
+    known: dict[tuple[Any, ...], fx.Node] = {}
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if not node.users:
+            graph.graph.erase_node(node)
+            changed = True
+            continue
+        target = _same_value(node) or _refused_linear(graph, node) or _folded(graph, node)
+        if target is None:
+            changed |= _merge_layout(node)
+            key = (node.target, repr(node.args), repr(node.kwargs))
+            target = known.setdefault(key, node)
+        if target is not node:
+            node.replace_all_uses_with(target)
+            graph.graph.erase_node(node)
+            changed = True
+    return changed
+
+
+def _same_value(node: fx.Node) -> fx.Node | None:
+    """The node whose value this one only repeats."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or not isinstance(node.meta["val"], Tensor):
+        return None
+    if node.target in _COPIES and node.kwargs.get("dtype") in (None, source.meta["val"].dtype):
+        return source
+    if node.target in _VIEWS and shape(source) == shape(node):
+        return source
+    if node.target is _aten.permute.default:
+        order = [d % len(node.args[1]) for d in node.args[1]]
+        if order == list(range(len(order))):
+            return source
+    if (
+        node.target in (_aten.mul.Tensor, _aten.mul.Scalar, _aten.div.Tensor)
+        and node.args[1] == 1
+        and not isinstance(node.args[1], fx.Node)
+        and source.meta["val"].dtype == node.meta["val"].dtype
+    ):
+        return source
+    return None
+
+
+def _merge_layout(node: fx.Node) -> bool:
+    """Make every view a reshape of the first tensor, and permutes of permutes one permute."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return False
+    if node.target in _VIEWS and source.meta["val"].numel() == node.meta["val"].numel():
+        if source.target is _aten.reshape.default:
+            source = source.args[0]
+        args = (source, list(shape(node)))
+        if node.target is _aten.reshape.default and node.args == args:
+            return False
+        node.target, node.args, node.kwargs = _aten.reshape.default, args, {}
+        return True
+    if node.target is _aten.t.default or node.target is _aten.transpose.int:
+        order = list(range(len(shape(source))))
+        if len(order) < 2:
+            return False
+        a, b = (0, 1) if node.target is _aten.t.default else (node.args[1], node.args[2])
+        order[a], order[b] = order[b], order[a]
+        node.target, node.args = _aten.permute.default, (source, order)
+        return True
+    if node.target is _aten.permute.default and source.target is _aten.permute.default:
+        inner = source.args[1]
+        node.args = (source.args[0], [inner[d] for d in node.args[1]])
+        return True
+    return False
+
+
+def _refused_linear(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """``mm(x, W.T)`` and ``addmm(b, x, W.T)`` as ``linear``, which reads W itself."""
+    if node.target is _aten.mm.default:
+        x, weight, bias = node.args[0], node.args[1], None
+    elif node.target is _aten.addmm.default and not node.kwargs and len(shape(node.args[0])) == 1:
+        bias, x, weight = node.args
+    else:
+        return None
+    if weight.target is not _aten.permute.default or list(weight.args[1]) not in ([1, 0], [-1, -2]):
+        return None
+    args = (x, weight.args[0]) if bias is None else (x, weight.args[0], bias)
+    with graph.graph.inserting_before(node):
+        fused = graph.graph.call_function(_aten.linear.default, args)
+    fused.meta = dict(node.meta)
+    return fused
+
+
+def _folded(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """The value of arithmetic on constants, as a constant."""
+    value = node.meta["val"]
+    if not isinstance(value, Tensor) or value.numel() > FOLD_LIMIT or node.target is operator.getitem:
+        return None
+    sources = node.all_input_nodes
+    if any(s.op != "get_attr" for s in sources) or "rand" in str(node.target):
+        return None
+    big = max((s.meta["val"].numel() for s in sources), default=0)
+    if node.target in (_LAYOUT | _VIEWS) and big > 4096:
+        return None  # a second layout of a weight would be stored twice
+
+    def constant(arg: Any) -> Any:
+        return getattr(graph, arg.target) if isinstance(arg, fx.Node) else arg
+
+    with torch.no_grad():
+        result = node.target(
+            *fx.node.map_aggregate(node.args, constant), **fx.node.map_aggregate(node.kwargs, constant)
+        )
+    name = f"_folded_{len(graph._buffers)}"
+    graph.register_buffer(name, result.contiguous().clone())
+    with graph.graph.inserting_before(node):
+        folded = graph.graph.get_attr(name)
+    folded.meta["val"] = torch.empty_like(result, device="meta")
+    return folded

@@ -1,0 +1,220 @@
+"""Training as ordinary programs: ``predict``, ``evaluate`` and ``gradients`` as pure traced functions.
+
+``gradients`` holds forward, loss and backward in one graph, so any inference runtime can train with it. Frozen
+weights are constants of the graph; the tensors that live on the device are inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from .closed_forms import ClosedForms, decompositions
+from .errors import ConfigError, ExportError
+from .graph import simplify
+from .personalize import PersonalizedModel
+from .tasks import Batch, Task
+
+#: Prefix of the outputs of ``gradients`` that are gradients.
+GRADIENT = "grad."
+
+
+@dataclass(frozen=True)
+class TracedProgram:
+    """One traced program.
+
+    Attributes:
+        name: ``predict``, ``evaluate`` or ``gradients``.
+        graph: ATen graph; placeholders in the order of ``inputs``, frozen weights as ``get_attr``.
+        inputs: names and example values of the inputs: batch entries, then device tensors.
+        outputs: names of the outputs.
+        batch: which of the inputs are batch entries.
+    """
+
+    name: str
+    graph: fx.GraphModule
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+    batch: tuple[str, ...]
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run the graph in PyTorch."""
+        with torch.no_grad():
+            values = self.graph(*(inputs[name] for name in self.inputs))
+        return dict(zip(self.outputs, values, strict=True))
+
+
+@contextlib.contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Keep PyTorch from fused kernels that have no decomposition (recurrent layers, encoder fast path)."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _sums(task: Task, output: Tensor, batch: Batch, metrics: bool) -> tuple[dict[str, Tensor], Tensor]:
+    weight = batch["weight"]
+    loss = (task.losses(output, batch) * weight).sum()
+    sums = {"loss_sum": loss.reshape(1), "weight_sum": weight.sum().reshape(1)}
+    if metrics:
+        for name, value in task.metrics(output, batch).items():
+            sums[f"{name}_sum"] = (value * weight).sum().reshape(1)
+    return sums, loss
+
+
+def evaluate(model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weighted sums of loss and metrics, each float32 [1]; the full model, memory included."""
+    output = model.call(values, *(batch[name] for name in task.inputs))
+    return _sums(task, output, batch, metrics=True)[0]
+
+
+def predict(model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the task predicts for ``batch``."""
+    return task.predict(model.call(values, *(batch[name] for name in task.inputs)), batch)
+
+
+def gradients(
+    model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor], trained: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Loss sum, weight sum and ``grad.<name>`` = d loss_sum / d tensor for each name in ``trained``.
+
+    Raises:
+        ExportError: a tensor has no influence on the loss.
+    """
+    leaves = {name: values[name].detach().requires_grad_() for name in trained}
+    output = model.call({**values, **leaves}, *(batch[name] for name in task.inputs), for_gradients=True)
+    sums, loss = _sums(task, output, batch, metrics=False)
+    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    result = {name: value.detach() for name, value in sums.items()}
+    for name, grad in zip(trained, grads, strict=True):
+        if grad is None:
+            raise ExportError(
+                f"tensor {name!r} has no influence on the loss, so it cannot be trained",
+                mend="remove the module, or check that the model's forward uses the layer it was put into",
+            )
+        result[f"{GRADIENT}{name}"] = grad
+    return result
+
+
+def check_batch(task: Task, batch: Batch, *, labels: bool) -> None:
+    """The batch has what the task reads.
+
+    Raises:
+        ConfigError: an entry is missing, or has a dtype that programs do not take.
+    """
+    wanted = (*task.inputs, *(task.labels if labels else task.predict_extra), *(("weight",) if labels else ()))
+    for name in wanted:
+        if name not in batch:
+            raise ConfigError(
+                f"the example batch has no {name!r}; it has {sorted(batch)}",
+                mend=f"a {task.kind} task needs {list(wanted)}",
+            )
+        if batch[name].dtype not in (torch.float32, torch.int64):
+            raise ConfigError(
+                f"batch entry {name!r} is {batch[name].dtype}", mend="use float32 for values and int64 for ids"
+            )
+    if labels and batch["weight"].dtype != torch.float32:
+        raise ConfigError("the weights are not float32", mend="give one float32 weight per label")
+
+
+def trained_names(model: PersonalizedModel) -> tuple[str, ...]:
+    """Names of the tensors that the update rule trains, sorted."""
+    return tuple(info.name for info in model.device_tensors() if info.update == "gradient")
+
+
+def _mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _trace(
+    name: str,
+    function: Callable[[Batch, Mapping[str, Tensor]], dict[str, Tensor]],
+    batch: Batch,
+    values: Mapping[str, Tensor],
+    keep: tuple[str, ...],
+) -> TracedProgram:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    names: list[str] = []
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        split = len(batch)
+        entries = dict(zip(batch, tensors[:split], strict=True))
+        with ClosedForms():
+            out = function(entries, dict(zip(values, tensors[split:], strict=True)))
+        names[:] = out
+        return tuple(out.values())
+
+    examples = [t.detach().clone() for t in (*batch.values(), *values.values())]
+    try:
+        with _plain_kernels():
+            graph = make_fx(flat, decomposition_table=decompositions(), tracing_mode="real")(*examples)
+            if any(_mutates(node) for node in graph.graph.nodes):
+                # x[...] = y writes through a view; simplification reads every node as a value
+                pure = torch.func.functionalize(graph, remove="mutations")
+                graph = make_fx(pure, decomposition_table=decompositions(), tracing_mode="real")(*examples)
+    except (ExportError, ConfigError):
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{name} cannot be traced: {type(error).__name__}: {error}",
+            mend="the forward pass must be plain tensor operations: no branches on values, no .item(), no NumPy",
+        ) from error
+    mutating = next((node for node in graph.graph.nodes if _mutates(node)), None)
+    if mutating is not None:
+        raise ExportError(
+            f"{name} writes to a tensor in place ({mutating.target})",
+            mend="write the operation without its trailing underscore, or without indexed assignment",
+        )
+    simplify(graph, examples)
+    inputs = dict(zip((*batch, *values), examples, strict=True))
+    used: dict[str, Tensor] = {}
+    for node, (key, example) in zip(
+        [n for n in graph.graph.nodes if n.op == "placeholder"], inputs.items(), strict=True
+    ):
+        if node.users or key in keep:
+            used[key] = example
+        else:
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return TracedProgram(name, graph, used, tuple(names), tuple(k for k in batch if k in used))
+
+
+def trace_programs(
+    model: PersonalizedModel, task: Task, batch: Batch, predict_batch: Batch
+) -> dict[str, TracedProgram]:
+    """Trace ``gradients``, ``evaluate`` and ``predict`` with the shapes of the example batches.
+
+    Args:
+        model: backbone with modules.
+        task: loss, metrics, predictions.
+        batch: example batch with labels and weights; its shapes are the programs' shapes.
+        predict_batch: example inputs of ``predict``.
+
+    Raises:
+        ConfigError: the batches do not fit the task, or nothing is trainable.
+        ExportError: the model cannot be traced, or a tensor gets no gradient.
+    """
+    check_batch(task, batch, labels=True)
+    check_batch(task, predict_batch, labels=False)
+    full = {k: batch[k] for k in (*task.inputs, *task.labels, "weight")}
+    short = {k: predict_batch[k] for k in (*task.inputs, *task.predict_extra)}
+    values = model.values()
+    trained = trained_names(model)
+    if not trained:
+        raise ConfigError("the model has nothing to train", mend="add a module with gradient-trained tensors")
+    return {
+        "gradients": _trace(
+            "gradients", lambda b, v: gradients(model, task, b, v, trained), full, values, (*full, *trained)
+        ),
+        "evaluate": _trace("evaluate", lambda b, v: evaluate(model, task, b, v), full, values, tuple(full)),
+        "predict": _trace("predict", lambda b, v: predict(model, task, b, v), short, values, tuple(short)),
+    }

@@ -1,0 +1,207 @@
+"""What a program computes from a model's output: loss, metrics and predictions.
+
+A task names the batch entries it reads. Every example (or token) carries a weight, so padding, partial batches
+and importance weights are exact: sums are weighted sums and the caller divides by the weight sum.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import ConfigError
+
+Batch = Mapping[str, Tensor]
+
+#: Additive logit of a class that must never be predicted. Finite, so that 0 * mask stays 0 in every engine.
+NEVER = -1e9
+
+
+class Task(ABC):
+    """Base of all tasks.
+
+    Attributes:
+        inputs: batch entries passed to the model, in order.
+        labels: batch entries that the loss reads besides the model's output.
+        predict_extra: entries that only ``predict`` takes, besides ``inputs``.
+    """
+
+    kind: ClassVar[str]
+    inputs: tuple[str, ...] = ("x",)
+    labels: tuple[str, ...] = ("labels",)
+    predict_extra: tuple[str, ...] = ()
+
+    @abstractmethod
+    def losses(self, output: Tensor, batch: Batch) -> Tensor:
+        """Loss of each weighted element: the shape of ``batch["weight"]``."""
+
+    def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Metric values of each weighted element, float32, the shape of ``batch["weight"]``."""
+        return {}
+
+    @abstractmethod
+    def predict(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """What ``predict`` returns for the model's output."""
+
+    def manifest(self) -> dict[str, object]:
+        """Entry of the manifest: kind, metric names, number of classes."""
+        return {"kind": self.kind, "metrics": [], "vocabulary": None}
+
+
+def _hits(scores: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, Tensor]:
+    """Top-k hits from the label's rank. Ties count for the label, so equal scores never lose a hit."""
+    own = torch.gather(scores, -1, labels.unsqueeze(-1))
+    rank = (scores > own).to(torch.float32).sum(-1)
+    return {f"top{k}": (rank < k).to(torch.float32) for k in ks}
+
+
+@dataclass(frozen=True)
+class TokenTask(Task):
+    """Next-token prediction: one label for every position of every sequence.
+
+    Batch: ``tokens`` int64 [B, T], ``labels`` int64 [B, T], ``weight`` float32 [B, T]. The model returns logits
+    [B, T, V]. ``predict`` takes ``tokens`` [1, T] and ``position`` int64 [1], the index of the last known token.
+
+    Args:
+        vocabulary: number of classes V, vocabulary slots included.
+        specials: the first ids that are never suggested (padding, start, unknown, end). A label among them counts
+            as a miss: no keyboard can suggest a word that it does not know.
+        top_k: number of suggestions that ``predict`` returns.
+    """
+
+    vocabulary: int
+    specials: int = 4
+    top_k: int = 3
+    kind: ClassVar[str] = "tokens"
+    inputs: tuple[str, ...] = ("tokens",)
+    predict_extra: tuple[str, ...] = ("position",)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.specials < self.vocabulary:
+            raise ConfigError(
+                f"{self.specials} special ids do not fit a vocabulary of {self.vocabulary}",
+                mend="choose 0 <= specials < vocabulary",
+            )
+        if not 1 <= self.top_k <= self.vocabulary - self.specials:
+            raise ConfigError(
+                f"top_k={self.top_k} is not in 1..{self.vocabulary - self.specials}", mend="lower top_k"
+            )
+
+    def losses(self, output: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy of each position, float32 [B, T]."""
+        labels = batch["labels"]
+        flat = F.cross_entropy(output.flatten(0, 1), labels.flatten(), reduction="none")
+        return flat.reshape(labels.shape)
+
+    def _suggestable(self, logits: Tensor) -> Tensor:
+        mask = torch.zeros(self.vocabulary)
+        mask[: self.specials] = NEVER
+        return logits + mask
+
+    def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """``top1`` and ``top3`` hits, float32 [B, T]."""
+        labels = batch["labels"]
+        known = (labels >= self.specials).to(torch.float32)
+        hits = _hits(self._suggestable(output), labels, (1, 3))
+        return {name: hit * known for name, hit in hits.items()}
+
+    def predict(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """``top_ids`` int64 [B, K] and ``top_probs`` float32 [B, K], the likeliest first."""
+        index = batch["position"].reshape(-1, 1, 1).expand(output.shape[0], 1, output.shape[2])
+        last = torch.gather(output, 1, index).squeeze(1)
+        probs, ids = torch.topk(torch.softmax(self._suggestable(last), -1), self.top_k)
+        return {"top_ids": ids, "top_probs": probs}
+
+    def manifest(self) -> dict[str, object]:
+        """Entry of the manifest."""
+        return {"kind": self.kind, "metrics": ["top1", "top3"], "vocabulary": self.vocabulary}
+
+
+@dataclass(frozen=True)
+class ClassificationTask(Task):
+    """One class for each example: logits [B, C], ``labels`` int64 [B], ``weight`` float32 [B]."""
+
+    classes: int
+    top_k: int = 1
+    inputs: tuple[str, ...] = ("x",)
+    kind: ClassVar[str] = "classification"
+
+    def losses(self, output: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy of each example, float32 [B]."""
+        return F.cross_entropy(output, batch["labels"], reduction="none")
+
+    def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """``top1`` hits, float32 [B]."""
+        return _hits(output, batch["labels"], (1,))
+
+    def predict(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """``top_ids`` int64 [B, K] and ``top_probs`` float32 [B, K], the likeliest first."""
+        probs, ids = torch.topk(torch.softmax(output, -1), self.top_k)
+        return {"top_ids": ids, "top_probs": probs}
+
+    def manifest(self) -> dict[str, object]:
+        """Entry of the manifest."""
+        return {"kind": self.kind, "metrics": ["top1"], "vocabulary": self.classes}
+
+
+@dataclass(frozen=True)
+class RegressionTask(Task):
+    """Real values: output and ``labels`` float32 [B, ...] of one shape, ``weight`` float32 [B]."""
+
+    inputs: tuple[str, ...] = ("x",)
+    kind: ClassVar[str] = "regression"
+
+    def losses(self, output: Tensor, batch: Batch) -> Tensor:
+        """Squared error of each example, averaged over its values, float32 [B]."""
+        error = (output - batch["labels"]).reshape(output.shape[0], -1)
+        return (error * error).mean(-1)
+
+    def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """``mae``: mean absolute error of each example, float32 [B]."""
+        return {"mae": (output - batch["labels"]).reshape(output.shape[0], -1).abs().mean(-1)}
+
+    def predict(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """``value``: the model's output."""
+        return {"value": output}
+
+    def manifest(self) -> dict[str, object]:
+        """Entry of the manifest."""
+        return {"kind": self.kind, "metrics": ["mae"], "vocabulary": None}
+
+
+@dataclass(frozen=True)
+class CustomTask(Task):
+    """A user's own loss.
+
+    Args:
+        loss: ``(output, batch) -> Tensor`` of the shape of ``batch["weight"]``, in PyTorch operators.
+        inputs: batch entries passed to the model.
+        labels: other batch entries that the loss reads.
+        prediction: ``(output, batch) -> {name: Tensor}``; the default returns the output as ``value``.
+    """
+
+    loss: Callable[[Tensor, Batch], Tensor]
+    inputs: tuple[str, ...] = ("x",)
+    labels: tuple[str, ...] = ("labels",)
+    prediction: Callable[[Tensor, Batch], dict[str, Tensor]] | None = None
+    kind: ClassVar[str] = "custom"
+
+    def losses(self, output: Tensor, batch: Batch) -> Tensor:
+        """The user's loss of each element; a wrong shape is a :class:`ConfigError`."""
+        value = self.loss(output, batch)
+        if value.shape != batch["weight"].shape:
+            raise ConfigError(
+                f"the loss has shape {list(value.shape)}, the weights have {list(batch['weight'].shape)}",
+                mend="return one loss per weighted element (no mean, no sum)",
+            )
+        return value
+
+    def predict(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The user's prediction, or the output as ``value``."""
+        return self.prediction(output, batch) if self.prediction else {"value": output}
