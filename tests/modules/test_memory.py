@@ -113,7 +113,7 @@ def test_extreme_logits_and_counts_stay_finite() -> None:
     logits[..., 5] = 5000.0
     out = memory(logits, torch.tensor([[1, 2, 3]]))
     assert bool(torch.isfinite(out).all())
-    assert float(out[0, 1, 3].exp()) > 0.05  # the counts speak although the model gives no chance at all
+    assert bool(out[0, 1, 3].exp() > 0.05)  # the counts speak although the model gives no chance at all
     out.sum().backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in memory.gate.parameters())
 
@@ -146,7 +146,7 @@ def test_gate_is_frozen_on_a_device_and_learns_in_an_ordinary_loop() -> None:
         loss = F.nll_loss(model(tokens).transpose(1, 2), labels)
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 0.1
 
 
