@@ -10,33 +10,34 @@ The format in a page::
     tokenizer.json         for text models, in the Hugging Face format
     model.pte, *.onnx ...  the programs, as the entry of each engine in the manifest says
 
-**Manifest.** ``schema_version`` (1), ``kind`` ("pfl-bundle"), ``name``, ``version``; ``programs`` with the name,
-shape and dtype of each input and output, the same for every engine; ``engines`` with the files of each;
-``tensors``, those that change on the device, with role (shared, group, personal) and who writes them (update:
-gradient, memorize, assign); ``modules`` and their configuration; ``task``, ``encoder``, ``tokenizer``, ``plan``,
-``values``, ``golden``; ``limits``; ``measured``; and ``files``, the length and sha256 of every file but the
-manifest and its signature. A field that the schema does not know is an error: a reader never skips what it
-does not understand. A newer ``schema_version`` is reported as such before anything else is looked at.
+**Manifest.** ``schema_version`` (1), ``kind`` ("pfl-bundle"), ``name``, ``version``; ``programs`` with the
+name, shape and dtype of each input and output, the same for every engine; ``engines`` with the files of
+each; ``tensors``, those that change on the device, with role (shared, group, personal) and who writes them
+(update: gradient, memorize, assign); ``modules`` and their configuration; ``task``, ``encoder``,
+``tokenizer``, ``plan``, ``values``, ``golden``; ``limits``; ``measured``; and ``files``, the length and
+sha256 of every file but the manifest and its signature. A field that the schema does not know is an error:
+a reader never skips what it does not understand. A newer ``schema_version`` is reported as such before
+anything else is looked at.
 
 **Agreement.** An input of a program that has the name of a device tensor has its shape and dtype; an output
-``grad.<tensor>`` is the gradient of a tensor with update "gradient"; all files named are in ``files``; names are
-unique. `pfl_mobile.bundle.rules` has these rules.
+``grad.<tensor>`` is the gradient of a tensor with update "gradient"; all files named are in ``files``;
+names are unique. `pfl_mobile.bundle.rules` has these rules.
 
-**Paths** are relative, with ``/``, of ASCII letters, digits and ``_ . + -``; no part begins with a dot, and no
-two differ only in case. The bundle has no links and no file that is not listed.
+**Paths** are relative, with ``/``, of ASCII letters, digits and ``_ . + -``; no part begins with a dot, and
+no two differ only in case. The bundle has no links and no file that is not listed.
 
 **Tensor files** are safetensors, little-endian. The golden file has ``in.<program>.<input>`` and
 ``out.<program>.<output>``; a device tensor that a call takes is left out when it has its initial value.
 
-**Signature file**: JSON with ``algorithm`` ("ed25519"), ``public_key`` and ``signature`` in hex. A device pins the
-public key; the one in the file only helps to say whose signature it is.
+**Signature file**: JSON with ``algorithm`` ("ed25519"), ``public_key`` and ``signature`` in hex. A device
+pins the public key; the one in the file only helps to say whose signature it is.
 
-**Zip**: stored or deflated, no encryption, no zip64. Programs and tensors are stored, and begin at multiples of
-16384 bytes, so that a phone can map them; small text is deflated. The manifest comes after the files that it
-lists. Times are fixed, so that the same files give the same zip.
+**Zip**: stored or deflated, no encryption, no zip64. Programs and tensors are stored, and begin at
+multiples of 16384 bytes, so that a phone can map them; small text is deflated. The manifest comes after the
+files that it lists. Times are fixed, so that the same files give the same zip.
 
-**Reading** (`Bundle.open`): signature, schema version, schema and rules, names and lengths, then the digest of
-each file; a zip is unpacked into a new folder, never more bytes than the manifest says. **Writing**
+**Reading** (`Bundle.open`): signature, schema version, schema and rules, names and lengths, then the digest
+of each file; a zip is unpacked into a new folder, never more bytes than the manifest says. **Writing**
 (`write_bundle`): into a hidden folder or file beside the destination, which takes its place in one rename.
 """
 

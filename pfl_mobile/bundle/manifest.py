@@ -218,14 +218,14 @@ def parse_manifest(data: bytes) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise InvalidManifestError(f"{MANIFEST} is not valid JSON: {error}", mend=_AGAIN) from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA_VERSION:
+    if type(version) is int and version > SCHEMA_VERSION:
         raise SchemaVersionError(
             f"{MANIFEST} has schema version {version}; this pfl-mobile reads up to {SCHEMA_VERSION}",
             mend="upgrade pfl-mobile, or export the bundle with the version in use here",
         )
-    if not isinstance(raw, dict) or version is None or raw.get("kind") != "pfl-bundle":
+    if type(version) is not int or raw.get("kind") != "pfl-bundle":  # `true` is an int, and equal to 1
         raise InvalidManifestError(
-            f"{MANIFEST} is not the manifest of a bundle: it needs a schema_version and kind 'pfl-bundle'",
+            f"{MANIFEST} is not of a bundle: it needs an integer schema_version and kind 'pfl-bundle'",
             mend=_AGAIN,
         )
     try:

@@ -93,7 +93,7 @@ class Bundle:
             UnreadableFileError: the system refuses to read a file.
             StorageFullError: no room to unpack the zip.
         """
-        where = Path(path)
+        where = Path(path).absolute()
         source = open_source(where)
         try:
             data = source.small(MANIFEST, MAX_MANIFEST_BYTES)

@@ -41,7 +41,7 @@ def generate_key(path: str | os.PathLike[str]) -> str:
     """
     private, public = Path(path), Path(f"{os.fspath(path)}.pub")
     for file in (private, public):
-        if file.exists() or file.is_symlink():
+        if os.path.lexists(file):
             raise KeyFileError(
                 f"{file} is there already, and a key is never overwritten",
                 mend="choose another path, or move the old key away",

@@ -64,7 +64,7 @@ class FolderSource:
 
     def small(self, path: str, limit: int) -> bytes | None:
         """See `Source`."""
-        if (self.folder / path).is_symlink():
+        if os.path.islink(self.folder / path):
             raise _link(path)
         try:
             return _at_most(path, self.chunks(path, limit), limit)
@@ -171,7 +171,7 @@ def open_source(path: Path) -> Source:
         UnsafePathError, TamperedBundleError: the zip has entries that no bundle has.
         UnreadableFileError: the system refuses to read it.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir no error where a parent may not be searched
         return FolderSource(path)
     return ZipSource(path)
 

@@ -176,7 +176,7 @@ class _ZipSink:
 
     def _align(self, info: zipfile.ZipInfo) -> None:
         assert self.archive.fp is not None
-        start = self.archive.fp.tell() + len(info.FileHeader()) + 6  # 6: the field below, without padding
+        start = self.archive.fp.tell() + 30 + len(info.filename) + 6  # header, name, the field below
         padding = -start % ALIGNMENT
         info.extra = b"".join(
             n.to_bytes(2, "little") for n in (_ALIGNMENT_FIELD, 2 + padding, ALIGNMENT)

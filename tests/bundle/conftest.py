@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from pfl_mobile.bundle import generate_key, tensors_to_bytes, write_bundle
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def spec(name: str, shape: list[int], dtype: str = "float32") -> dict[str, Any]:
@@ -51,13 +53,18 @@ def make_parts(version: str = "1") -> dict[str, Any]:
 
 def make_tensors() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Initial values and golden tensors."""
-    values = {
+    values: dict[str, np.ndarray] = {
         "out.lora_A": np.arange(6, dtype=np.float32).reshape(3, 2),
         "slots.active": np.zeros(2, np.float32),
     }
     one = np.ones(1, np.float32)
-    batch = {"tokens": np.ones((2, 4), np.int64), "weight": np.ones((2, 4), np.float32)}
-    golden = {f"in.{program}.{k}": v for program in ("gradients", "evaluate") for k, v in batch.items()}
+    batch: dict[str, np.ndarray] = {
+        "tokens": np.ones((2, 4), np.int64),
+        "weight": np.ones((2, 4), np.float32),
+    }
+    golden: dict[str, np.ndarray] = {
+        f"in.{program}.{k}": v for program in ("gradients", "evaluate") for k, v in batch.items()
+    }
     golden |= {
         "out.gradients.loss_sum": one,
         "out.gradients.weight_sum": one * 8,

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import stat
 import struct
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -17,10 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pfl_mobile import errors
-from pfl_mobile.bundle import Bundle, public_hex, write_bundle
+from pfl_mobile.bundle import Bundle, generate_key, public_hex, sign, write_bundle
 from pfl_mobile.bundle.sign import load_private_key
 
 from .conftest import edit_manifest, make_files, make_parts, make_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FILES = ["golden.safetensors", "model.pte", "plan.json", "tensors.safetensors", "tokenizer.json"]
 in_place = settings(
@@ -28,7 +31,9 @@ in_place = settings(
 )
 
 
-def rezip(path: Path, entries: list[tuple[zipfile.ZipInfo | str, bytes]], mode: str = "a") -> None:
+def rezip(
+    path: Path, entries: list[tuple[zipfile.ZipInfo | str, bytes]], mode: Literal["a", "w"] = "a"
+) -> None:
     with zipfile.ZipFile(path, mode) as archive:
         for name, data in entries:
             archive.writestr(name, data)
@@ -115,18 +120,19 @@ def test_any_changed_byte_of_any_file_is_noticed(folder: Path, data: st.DataObje
 
 @in_place
 @given(data=st.data())
-def test_any_changed_byte_of_a_signed_manifest_is_noticed(key: Path, data: st.DataObject) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary, "b")
-        write_bundle(folder, make_parts(), make_files(), sign_key=key)
-        path = folder / data.draw(st.sampled_from(["manifest.json", "manifest.json.sig"]))
-        changed = bytearray(path.read_bytes())
-        changed[data.draw(st.integers(0, len(changed) - 1))] ^= data.draw(
-            st.sampled_from([1, 2, 4, 8, 64, 128])
-        )
-        path.write_bytes(changed)
-        with pytest.raises(errors.SignatureError):
-            Bundle.open(folder, public_key=f"{key}.pub")
+def test_any_changed_byte_of_a_signed_manifest_is_noticed(
+    folder: Path, key: Path, data: st.DataObject
+) -> None:
+    manifest = (folder / "manifest.json").read_bytes()
+    content = {"manifest.json": manifest, "manifest.json.sig": sign(manifest, key)}
+    name = data.draw(st.sampled_from(sorted(content)))
+    changed = bytearray(content[name])
+    changed[data.draw(st.integers(0, len(changed) - 1))] ^= data.draw(st.sampled_from([1, 2, 4, 8, 64, 128]))
+    for path, original in {**content, name: bytes(changed)}.items():
+        (folder / path).write_bytes(original)
+    with pytest.raises(errors.SignatureError):
+        Bundle.open(folder, public_key=f"{key}.pub")
+    (folder / "manifest.json").write_bytes(manifest)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -171,7 +177,7 @@ def test_unlisted_file(folder: Path, zipped: Path) -> None:
 
 def test_a_newer_schema_is_named_before_anything_else(folder: Path) -> None:
     edit_manifest(folder, schema_version=2, something_new=[1], programs="of another form")
-    with pytest.raises(errors.SchemaVersionError, match="2.*up to 1"):
+    with pytest.raises(errors.SchemaVersionError, match=r"2.*up to 1"):
         Bundle.open(folder)
 
 
@@ -208,8 +214,6 @@ def test_signature_of_another_bundle(tmp_path: Path, key: Path) -> None:
 
 
 def test_an_attacker_who_signs_anew_is_not_the_pinned_key(tmp_path: Path, key: Path, folder: Path) -> None:
-    from pfl_mobile.bundle import generate_key, sign
-
     generate_key(tmp_path / "theirs.pem")
     data = (folder / "manifest.json").read_bytes()
     record = json.loads(sign(data, tmp_path / "theirs.pem"))
@@ -360,11 +364,36 @@ def test_manifests_that_are_not(folder: Path, text: str) -> None:
         Bundle.open(folder)
 
 
-@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may read everything")
-def test_no_permission(folder: Path) -> None:
-    (folder / "model.pte").chmod(0)
-    with pytest.raises(errors.UnreadableFileError, match=r"model\.pte"):
-        Bundle.open(folder)
+@contextlib.contextmanager
+def as_ordinary_user() -> Iterator[None]:
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_no_permission() -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        Path(temporary).chmod(0o755)
+        folder = Path(temporary, "bundle")
+        write_bundle(folder, make_parts(), make_files())
+        for name, where in (
+            ("model.pte", folder),
+            ("manifest.json", folder),
+            ("", folder),
+            ("", folder.parent),
+        ):
+            mode = stat.S_IMODE((where / name).stat().st_mode)
+            (where / name).chmod(0)
+            try:
+                with as_ordinary_user(), pytest.raises(errors.UnreadableFileError, match=r"[Pp]ermission"):
+                    Bundle.open(folder)
+            finally:
+                (where / name).chmod(mode)
 
 
 def test_a_plain_zip_of_the_folder_opens(tmp_path: Path, folder: Path) -> None:
