@@ -57,7 +57,7 @@ def test_keys_that_are_none(tmp_path: Path, key: Path) -> None:
     )
     junk = tmp_path / "junk"
     junk.write_bytes(b"\xff\xfe")
-    for source, words in [
+    no_private: list[tuple[str | Path, str]] = [
         (other, "another algorithm"),
         (secret, "password"),
         (junk, "not text"),
@@ -67,7 +67,8 @@ def test_keys_that_are_none(tmp_path: Path, key: Path) -> None:
         ("-----BEGIN PRIVATE KEY-----\nabc", "not a private key"),
         ("", "No such file"),
         ("x\0", "not a path"),
-    ]:
+    ]
+    for source, words in no_private:
         with pytest.raises(errors.KeyFileError, match=words):
             load_private_key(source)
     elliptic_public = elliptic.public_key().public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
