@@ -184,6 +184,7 @@ class PersonalStateStore:
             StorageFullError: the disk is full; the last good state stays.
             NonFiniteError: a tensor is NaN or infinite; nothing is written.
         """
+        self._prune(self.current)  # a process killed before it could prune leaves versions behind
         version = self.write(state)
         self._point_to(version)
         self._prune(version)
@@ -345,7 +346,7 @@ class PersonalStateStore:
 
     def _prune(self, current: int) -> None:
         numbers = self._numbers()
-        safe = {current, self._before(current)} | set(numbers[-self.keep :])
+        safe = {current, self._before(current) if current else 0} | set(numbers[-self.keep :])
         with disk_errors(self.directory):
             for number in numbers:
                 if number not in safe:
