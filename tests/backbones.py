@@ -6,16 +6,19 @@ take int64 ``[B, T]`` and give logits ``[B, T, vocabulary]``; the others give ``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 Example = tuple[nn.Module, tuple[Tensor, ...]]
 
 
-class MLP(nn.Module):
+class MLP(nn.Module):  # type: ignore[misc]
     """Two hidden layers; logits [B, classes] from features [B, features]."""
 
     def __init__(self, features: int = 6, width: int = 16, classes: int = 4) -> None:
@@ -27,7 +30,7 @@ class MLP(nn.Module):
         return self.head(self.hidden(x))
 
 
-class CNN(nn.Module):
+class CNN(nn.Module):  # type: ignore[misc]
     """Convolutions (one strided, one depthwise) with frozen BatchNorm; images [B, 3, 8, 8]."""
 
     def __init__(self, classes: int = 5) -> None:
@@ -48,7 +51,7 @@ class CNN(nn.Module):
         return self.head(self.features(x).mean(dim=(2, 3)))
 
 
-class SensorCNN(nn.Module):
+class SensorCNN(nn.Module):  # type: ignore[misc]
     """1-D convolutions over a sensor window [B, 6, 16]."""
 
     def __init__(self, classes: int = 3) -> None:
@@ -61,7 +64,7 @@ class SensorCNN(nn.Module):
         return self.head(F.relu(self.second(F.relu(self.first(x)))).mean(dim=2))
 
 
-class RecurrentLM(nn.Module):
+class RecurrentLM(nn.Module):  # type: ignore[misc]
     """Embedding, one recurrent layer (``nn.GRU`` or ``nn.LSTM``), linear output."""
 
     def __init__(self, kind: type[nn.GRU] | type[nn.LSTM], vocabulary: int = 29, width: int = 12) -> None:
@@ -76,7 +79,7 @@ class RecurrentLM(nn.Module):
         return self.head(torch.tanh(self.proj(hidden)))
 
 
-class Attention(nn.Module):
+class Attention(nn.Module):  # type: ignore[misc]
     """Multi-head self-attention through ``F.scaled_dot_product_attention``; x [B, T, width]."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
@@ -96,7 +99,7 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(batch, length, width))
 
 
-class Block(nn.Module):
+class Block(nn.Module):  # type: ignore[misc]
     """Pre-norm transformer block with a GELU feed-forward part."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
@@ -112,7 +115,7 @@ class Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.ln2(x))))
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module):  # type: ignore[misc]
     """Bidirectional transformer classifier: tokens [B, T] to logits [B, classes]."""
 
     def __init__(
@@ -132,7 +135,7 @@ class Encoder(nn.Module):
         return self.head(self.norm(x).mean(dim=1))
 
 
-class Decoder(nn.Module):
+class Decoder(nn.Module):  # type: ignore[misc]
     """GPT-like decoder with learned positions; ``tied`` shares the embedding with the output."""
 
     def __init__(
@@ -162,7 +165,7 @@ class Decoder(nn.Module):
         return self.head(self.norm(x))
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(nn.Module):  # type: ignore[misc]
     """Root-mean-square norm (Zhang and Sennrich 2019)."""
 
     def __init__(self, width: int, eps: float = 1e-5) -> None:
@@ -184,7 +187,7 @@ def rotate(x: Tensor, base: float = 10000.0) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
-class GroupedAttention(nn.Module):
+class GroupedAttention(nn.Module):  # type: ignore[misc]
     """Causal grouped-query attention with RoPE: ``heads`` query heads share ``kv_heads`` key/value heads."""
 
     def __init__(self, width: int, heads: int, kv_heads: int) -> None:
@@ -207,7 +210,7 @@ class GroupedAttention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(batch, length, -1))
 
 
-class SwiGLUBlock(nn.Module):
+class SwiGLUBlock(nn.Module):  # type: ignore[misc]
     """Block in the style of recent decoders: RMSNorm, grouped attention, SwiGLU."""
 
     def __init__(self, width: int, heads: int, kv_heads: int) -> None:
@@ -224,7 +227,7 @@ class SwiGLUBlock(nn.Module):
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
 
-class ModernDecoder(nn.Module):
+class ModernDecoder(nn.Module):  # type: ignore[misc]
     """RMSNorm + RoPE + SwiGLU + grouped-query attention, tied output."""
 
     def __init__(

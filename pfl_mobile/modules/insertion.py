@@ -38,7 +38,7 @@ def near_pattern(pattern: str, known: Iterable[str]) -> str:
     globs = {re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names}
     tails = {"*." + name.rpartition(".")[2] for name in names}
     text = pattern.removeprefix("re:")
-    for candidates in (tails if text.startswith("*") else names, globs, names):
+    for candidates in (tails if text.startswith("*") else globs if "*" in text else names, globs, names):
         words = near(text, candidates)
         if words.startswith("did you mean"):
             return words
