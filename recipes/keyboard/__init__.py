@@ -1,0 +1,1 @@
+"""The keyboard: next-word prediction that learns its user's words."""
