@@ -278,8 +278,8 @@ def _assign(phase: AssignSlotsPhase, work: Work, context: Context) -> None:
 
 def _memorize(phase: MemorizePhase, work: Work, context: Context) -> None:
     names = [t for t in context.table if t.module == phase.module and t.update == "memorize"]
-    following = next((t for t in names if t.name.endswith("next")), None)
-    before = next((t for t in names if t.name.endswith("context")), None)
+    following = next((t for t in names if t.name.endswith(".next")), None)
+    before = next((t for t in names if t.name.endswith(".context")), None)
     if following is None or before is None:
         raise ConfigError(
             f"module {phase.module!r} has no tensors 'next' and 'context'",

@@ -1,0 +1,485 @@
+"""Writes the golden vectors of this folder from the Python reference; see README.md.
+
+python conformance/generate.py            write
+python conformance/generate.py --check    exit 1 if a file is not current
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import struct
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from pfl_mobile.bundle.tensors import tensors_from_bytes, tensors_to_bytes
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.local import batches, guard, update
+from pfl_mobile.local.groups import matches
+from pfl_mobile.local.memory import memorize
+from pfl_mobile.local.plan import AdamW, Guard, Momentum, Optimizer, Plan, Sgd
+from pfl_mobile.local.random import Random, derive, splitmix64
+from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore, digest
+from pfl_mobile.local.trainer import LocalTrainer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FOLDER = Path(__file__).parent
+SEEDS = (0, 1, 42, 2**63, 2**64 - 1)
+
+
+def f64(value: float) -> str:
+    """The bits of a float64."""
+    return struct.pack(">d", value).hex()
+
+
+def array(value: np.ndarray) -> dict[str, Any]:
+    """An array as JSON."""
+    value = np.asarray(value)
+    if value.dtype == np.float32:
+        return {
+            "shape": list(value.shape),
+            "f32": " ".join(f"{x:08x}" for x in value.reshape(-1).view(np.uint32)),
+        }
+    return {"shape": list(value.shape), "i64": [int(x) for x in value.reshape(-1)]}
+
+
+def arrays(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Arrays by name, in order of name."""
+    return {name: array(values[name]) for name in sorted(values)}
+
+
+def draw(seed: int, shape: tuple[int, ...], scale: float = 1.0) -> np.ndarray:
+    """Float32 values in (-scale, scale) that are not round numbers, from our own generator."""
+    generator = Random(seed)
+    values = [(generator.next() / 2.0**63 - 1.0) * scale for _ in range(int(np.prod(shape)))]
+    return np.array(values, dtype=np.float32).reshape(shape)
+
+
+def random_vectors() -> Any:
+    """random.json."""
+    limits = (1, 2, 3, 10, 1000, 2**31, 3_000_000_000, 2**32 - 1)
+    generators = []
+    for seed in SEEDS:
+        a, b = Random(seed), Random(seed)
+        generators.append(
+            {
+                "seed": str(seed),
+                "splitmix64": [str(splitmix64(seed, i)) for i in range(4)],
+                "next": [str(a.next()) for _ in range(6)],
+                "below": [[n, b.below(n)] for n in limits * 3],
+                "permutation_of_10": Random(seed).permutation(10).tolist(),
+            }
+        )
+    keys: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (0, 0), (0, 1), (3, 2, 1))
+    return {
+        "generators": generators,
+        "derive": [
+            {"seed": str(s), "keys": list(k), "result": str(derive(s, *k))} for s in SEEDS for k in keys
+        ],
+    }
+
+
+def batch_vectors() -> Any:
+    """batches.json."""
+    orders = [
+        {"rows": n, "seed": str(s), "phase": p, "epoch": e, "order": batches.epoch_order(n, s, p, e).tolist()}
+        for n, s, p, e in ((1, 0, 0, 0), (5, 0, 0, 0), (5, 0, 0, 1), (5, 0, 1, 0), (13, 2**63 - 1, 2, 7))
+    ]
+    rows: batches.Rows = {"x": np.arange(1, 8, dtype=np.int64), "weight": np.full(7, 0.5, np.float32)}
+    order = batches.epoch_order(7, 9, 0, 0)
+    sizes = [
+        [n, f, batches.holdout_size(n, f)] for n in (0, 1, 2, 3, 5, 10, 137) for f in (0.1, 0.2, 0.5, 0.9)
+    ]
+    return {
+        "epoch_order": orders,
+        "padded": {
+            "rows": arrays(rows),
+            "order": order.tolist(),
+            "size": 3,
+            "batches": [arrays(b) for b in batches.padded_batches(rows, 3, order)],
+        },
+        "holdout_size": sizes,
+    }
+
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"kind": "sgd", "lr": 0.1},
+    "sgd_decay": {"kind": "sgd", "lr": 0.1, "weight_decay": 0.01},
+    "momentum": {"kind": "momentum", "lr": 0.05, "momentum": 0.9},
+    "nesterov": {"kind": "momentum", "lr": 0.05, "momentum": 0.8, "nesterov": True, "weight_decay": 0.02},
+    "adamw": {"kind": "adamw", "lr": 0.001},
+    "adamw_other": {"kind": "adamw", "lr": 0.01, "betas": [0.8, 0.95], "eps": 1e-6, "weight_decay": 0.0},
+}
+TERMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "clip": {"clip": 0.7},
+    "fedprox": {"mu": 0.3, "anchor": True},
+    "implicit": {"mu": 30.0, "anchor": True, "implicit": True},
+    "mu_per_tensor": {"mu": "set", "anchor": True},
+    "control": {"control": True},
+    "mask": {"mask": True},
+    "all": {"clip": 0.7, "mu": 0.3, "anchor": True, "control": True, "mask": True},
+    "schedule": {"lr": 0.0123},
+}
+ADAPTER: TypeAdapter[Sgd | Momentum | AdamW] = TypeAdapter(Optimizer)
+SHAPES = {"b": (3,), "a.w": (2, 3), "é": (1,), "Z": (2,)}
+
+
+def update_vectors() -> Any:
+    """update.json."""
+    theta0 = {n: draw(10 + i, s) for i, (n, s) in enumerate(SHAPES.items())}
+    gradients = [{n: draw(100 * k + i, s) for i, (n, s) in enumerate(SHAPES.items())} for k in range(1, 4)]
+    sets = {
+        "anchor": {n: draw(20 + i, s) for i, (n, s) in enumerate(SHAPES.items())},
+        "control": {n: draw(30 + i, s, 0.1) for i, (n, s) in enumerate(SHAPES.items())},
+        "mask": {n: (draw(40 + i, s) > 0).astype(np.float32) for i, (n, s) in enumerate(SHAPES.items())},
+        "mu": {n: np.abs(draw(50 + i, s if i % 2 else (1,))) for i, (n, s) in enumerate(SHAPES.items())},
+    }
+    cases = []
+    for optimizer_name, config in OPTIMIZERS.items():
+        optimizer = ADAPTER.validate_python(config)
+        for term_name, terms in TERMS.items():
+            theta, state = dict(theta0), dict[str, np.ndarray]()
+            for g in gradients:
+                theta, state = update.update(
+                    theta,
+                    g,
+                    optimizer,
+                    state,
+                    lr=terms.get("lr"),
+                    clip_norm=terms.get("clip"),
+                    anchor=sets["anchor"] if "anchor" in terms else None,
+                    mu=sets["mu"] if terms.get("mu") == "set" else terms.get("mu", 0.0),
+                    implicit=terms.get("implicit", False),
+                    control=sets["control"] if "control" in terms else None,
+                    mask=sets["mask"] if "mask" in terms else None,
+                )
+            name = f"{optimizer_name}/{term_name}"
+            case = {"name": name, "optimizer": optimizer.model_dump(mode="json"), "terms": terms}
+            cases.append({**case, "theta": arrays(theta), "state": arrays(state)})
+    x, y = theta0, sets["anchor"]
+    mean = update.mean_gradients(gradients[0], 3.5)
+    return {
+        "theta": arrays(theta0),
+        "gradients": [arrays(g) for g in gradients],
+        "sets": {name: arrays(values) for name, values in sets.items()},
+        "steps": cases,
+        "global_norm": [f64(update.global_norm(g)) for g in (*gradients, theta0)],
+        "mean_gradients": {"weight": 3.5, "result": arrays(mean)},
+        "mix": [{"alpha": a, "result": arrays(update.mix(x, y, a))} for a in (0.0, 0.3, 1.0)],
+        "toward": [{"rate": r, "result": arrays(update.toward(x, y, r))} for r in (0.0, 0.2, 1.0, 1.5)],
+        "minus": [{"rate": 0.07, "result": arrays(update.minus(x, gradients[0], 0.07))}],
+        "integer_power": [
+            [b, n, f64(update.integer_power(b, n))]
+            for b in (0.0, 0.9, 0.999)
+            for n in (0, 1, 2, 7, 1000, 123456)
+        ],
+    }
+
+
+def memory_vectors() -> Any:
+    """memory.json."""
+    tokens = np.array([[1, 5, 6, 7], [1, 8, 0, 0], [1, 5, 9, 4]], np.int64)
+    labels = np.array([[5, 6, 7, 3], [8, 3, 0, 0], [5, 9, 4, 6]], np.int64)
+    weight = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [0, 1, 1, 0.5]], np.float32)
+    cases = []
+    for capacity, context in ((3, 1), (7, 2), (5, 3), (20, 3), (4, 0)):
+        following, before, count = memorize(tokens, labels, weight, capacity, context)
+        result = {"next": array(following), "context": array(before), "count": count}
+        cases.append({"capacity": capacity, "context_length": context, **result})
+    return {"tokens": array(tokens), "labels": array(labels), "weight": array(weight), "cases": cases}
+
+
+def guard_vectors() -> Any:
+    """guard.json; 'nan' and 'inf' are written as such."""
+    guards: list[dict[str, Any]] = [
+        {},
+        {"tolerance": 0.1},
+        {"metric": "top1"},
+        {"metric": "top1", "tolerance": 0.1},
+        {"min_examples": 6},
+        {"appeal": 1.0},
+        {"metric": "top1", "appeal": 1.0},
+    ]
+    values = (0.5, 0.55, 0.7, 1.0, float("nan"), float("inf"))
+    decisions = []
+    for config in guards:
+        g = Guard.model_validate(config)
+        for before in values:
+            for after in values:
+                report = guard.decide(g, before, after, 5)
+                one = {
+                    "guard": g.model_dump(mode="json"),
+                    "before": str(before),
+                    "after": str(after),
+                    "examples": 5,
+                }
+                decisions.append({**one, "adopted": report.adopted, "reason": report.reason})
+    first = []
+    for config in guards:
+        g = Guard.model_validate(config)
+        for value, shipped in ((None, None), (0.5, 0.5), (2.0, 1.0), (0.5, 1.5)):
+            stop = guard.before_training(g, value, shipped, 5)
+            one = {"guard": g.model_dump(mode="json"), "value": value, "shipped": shipped, "examples": 5}
+            first.append({**one, "stop": None if stop is None else stop.reason})
+    return {"decide": decisions, "before_training": first}
+
+
+TRAIN: dict[str, Any] = {"kind": "train", "steps": 6, "optimizer": {"kind": "sgd", "lr": 0.1}}
+INNER: dict[str, Any] = {
+    **TRAIN,
+    "steps": 2,
+    "trains": "inner",
+    "start_from": "theta",
+    "mu": 2.0,
+    "anchor": "theta",
+}
+PLANS: dict[str, dict[str, Any]] = {
+    "fedavg": {"phases": [TRAIN], "seed": 7},
+    "epochs": {"phases": [{**TRAIN, "steps": None, "epochs": 2, "batches_per_step": 2}], "seed": 2**63 - 1},
+    "full batch": {"phases": [{**TRAIN, "steps": None, "epochs": 2, "batches_per_step": "all"}]},
+    "fedprox": {"phases": [{**TRAIN, "mu": 0.5, "anchor": "global", "clip": 1.0, "schedule": "linear"}]},
+    "ditto": {
+        "phases": [
+            {**TRAIN, "group": ["role:shared"]},
+            {**TRAIN, "group": ["a"], "trains": "mine", "mu": 5, "anchor": "global", "prox": "implicit"},
+        ],
+        "serve": "mine",
+    },
+    "pfedme": {
+        "phases": [
+            {
+                "kind": "repeat",
+                "times": 2,
+                "phases": [INNER, {"kind": "move", "toward": "inner", "rate": 0.3}],
+            }
+        ]
+    },
+    "fedrep": {"phases": [{**TRAIN, "group": ["role:personal"]}, {**TRAIN, "group": ["a*"]}]},
+    "per_fedavg": {"phases": [{**TRAIN, "evaluate_at": {"kind": "lookahead", "step": 0.05}}]},
+    "scafflix": {
+        "phases": [
+            {**TRAIN, "evaluate_at": {"kind": "mix", "other": "initial", "alpha": 0.3}, "control": "control"}
+        ],
+        "serve": {"kind": "mix", "other": "initial", "alpha": 0.3},
+    },
+    "adamw with mask": {
+        "phases": [{**TRAIN, "optimizer": {"kind": "adamw", "lr": 0.01}, "mask": "mask"}],
+        "guard": {"metric": "loss", "tolerance": 0.5},
+    },
+    "guard keeps": {"phases": [{**TRAIN, "optimizer": {"kind": "sgd", "lr": 2.5}}]},
+    "appeal": {"phases": [TRAIN], "guard": {"appeal": 100.0}},
+}
+INVALID: dict[str, Any] = {
+    "no phases": {"phases": []},
+    "newer schema": {"schema_version": 2, "phases": [TRAIN]},
+    "unknown field": {"phases": [{**TRAIN, "lr": 1}]},
+    "unknown kind": {"phases": [{"kind": "think"}]},
+    "lr of zero": {"phases": [{**TRAIN, "optimizer": {"kind": "sgd", "lr": 0}}]},
+    "text for a number": {"phases": [{**TRAIN, "steps": "1"}]},
+    "steps and epochs": {"phases": [{**TRAIN, "epochs": 1}]},
+    "neither": {"phases": [{**TRAIN, "steps": None}]},
+    "mu without anchor": {"phases": [{**TRAIN, "mu": 1}]},
+    "diverging mu": {"phases": [{**TRAIN, "mu": 20, "anchor": "global"}]},
+    "fixed set trained": {"phases": [{**TRAIN, "trains": "initial"}]},
+    "beta of one": {"phases": [{**TRAIN, "optimizer": {"kind": "adamw", "lr": 1, "betas": [1, 0.9]}}]},
+    "not an object": [],
+    "negative seed": {"phases": [TRAIN], "seed": -1},
+}
+
+
+def plan_vectors() -> Any:
+    """plan.json."""
+    valid = []
+    extra: dict[str, Any] = {
+        "phases": [{"kind": "assign_slots"}, {"kind": "memorize"}, TRAIN],
+        "upload": ["a"],
+    }
+    for name, raw in {**PLANS, "keyboard": extra}.items():
+        plan = Plan.load(json.dumps(raw))
+        kinds = [phase.kind for phase in plan.steps()]
+        valid.append({"name": name, "plan": raw, "full": json.loads(plan.dump()), "unrolled": kinds})
+    for name, raw in INVALID.items():
+        try:
+            Plan.load(json.dumps(raw))
+        except ConfigError:
+            continue
+        raise AssertionError(name)
+    return {"valid": valid, "invalid": [{"name": n, "plan": p} for n, p in INVALID.items()]}
+
+
+def tensor(name: str, role: str, shape: tuple[int, ...], **rest: Any) -> Any:
+    """A row of a tensor table."""
+    return SimpleNamespace(
+        **{
+            "name": name,
+            "role": role,
+            "shape": shape,
+            "dtype": "float32",
+            "update": "gradient",
+            "module": "m",
+            **rest,
+        }
+    )
+
+
+TABLE = (tensor("a", "shared", (2,)), tensor("b", "personal", (3,)))
+
+
+def model_vectors() -> Any:
+    """model.json."""
+    table = [
+        tensor("blocks.0.q.lora_A", "shared", (4, 8), module="lora"),
+        tensor("é", "personal", (1,), module=None),
+        tensor("slots.active", "group", (32,), update="assign", module="slots"),
+        tensor("memory.next", "personal", (16,), dtype="int64", update="memorize", module="memory"),
+    ]
+    patterns = (
+        "*",
+        "blocks.*",
+        "blocks.?.q.*",
+        "role:personal",
+        "module:slots",
+        "*lora_?",
+        "é",
+        "BLOCKS*",
+        "",
+    )
+    tensors = {"x": draw(1, (2, 2)), "n": np.arange(3, dtype=np.int64)}
+    return {
+        "tensors": [vars(t) for t in table],
+        "fingerprint": ModelId.of("any", "1", table).fingerprint,
+        "patterns": {p: [t.name for t in table if matches(p, t)] for p in patterns},
+        "digest": {"tensors": arrays(tensors), "text": "{}", "sha256": digest(tensors, "{}")},
+    }
+
+
+class Toy:
+    """The toy model of README.md."""
+
+    def __init__(self) -> None:
+        """Its two programs."""
+        names = (("x", (4, 2)), ("y", (4, 3)), ("weight", (4,)), ("a", (2,)), ("b", (3,)))
+        inputs = [SimpleNamespace(name=n, shape=s, dtype="float32") for n, s in names]
+        self.programs = {name: SimpleNamespace(inputs=inputs) for name in ("gradients", "evaluate")}
+
+    def run(self, program: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Loss and gradients in float32, element by element."""
+        loss = weight_sum = np.float32(0)
+        grads = {n: np.zeros_like(inputs[n]) for n in ("a", "b")}
+        for row, weight in enumerate(inputs["weight"]):
+            weight_sum += weight
+            for name, target in (("a", inputs["x"]), ("b", inputs["y"])):
+                for i, theta in enumerate(inputs[name]):
+                    d = theta - target[row, i]
+                    t = weight * d
+                    grads[name][i] += t
+                    loss += np.float32(0.5) * (t * d)
+        out = {"loss_sum": np.array([loss]), "weight_sum": np.array([weight_sum])}
+        return out if program == "evaluate" else out | {f"grad.{n}": g for n, g in grads.items()}
+
+
+def trainer_vectors() -> Any:
+    """trainer.json."""
+    rows = {"x": draw(1, (13, 2)) + np.float32(1), "y": draw(2, (13, 3)), "weight": np.abs(draw(3, (13,)))}
+    rows["weight"][4] = 0
+    train, held = batches.split_rows(rows, 0.3)
+    initial = {"a": draw(4, (2,)), "b": draw(5, (3,))}
+    sets = {
+        "control": {"a": draw(6, (2,), 0.1), "b": draw(7, (3,), 0.1)},
+        "mask": {"a": np.array([1, 0], np.float32), "b": np.array([0, 1, 1], np.float32)},
+    }
+    cases = []
+    for name, raw in PLANS.items():
+        plan = Plan.load(json.dumps(raw))
+        report = LocalTrainer(Toy(), plan, TABLE, initial, sets=sets).personalize(train, held)
+        state = report.state or PersonalState(initial)
+        case: dict[str, Any] = {"name": name, "plan": raw, "status": report.status, "steps": report.steps}
+        case |= {"losses": [f64(x) for x in report.losses], "tensors": arrays(state.tensors)}
+        case["copies"] = {c: arrays(v) for c, v in sorted(state.copies.items())}
+        case |= {
+            "before": f64(report.before["loss"]),
+            "after": f64(report.after["loss"]) if report.after else None,
+        }
+        cases.append(case)
+    given = {"train": arrays(train), "holdout": arrays(held), "initial": arrays(initial)}
+    return {**given, "sets": {n: arrays(v) for n, v in sets.items()}, "cases": cases}
+
+
+def state_vectors() -> tuple[Any, bytes]:
+    """state.json and state.safetensors."""
+    state = PersonalState(
+        {"a": draw(8, (2,)), "b": draw(9, (3,)), "memory.next": np.arange(4, dtype=np.int64)},
+        {"mine": {"a": draw(10, (2,))}},
+        ("zoe", "tïm"),
+        {"loss": 0.25},
+    )
+    model = ModelId.of("toy", "1", TABLE)
+    store = PersonalStateStore(FOLDER, model, clock=lambda: 1_700_000_000.0)
+    meaning = {
+        "model": [model.name, model.version, model.fingerprint],
+        "tensors": arrays(state.tensors),
+        "copies": {c: arrays(v) for c, v in state.copies.items()},
+        "words": list(state.words),
+        "metrics": dict(state.metrics),
+        "parent": 3,
+    }
+    return meaning, store._encode(state, 3)
+
+
+def files() -> dict[str, bytes]:
+    """Every file with its content."""
+    meaning, saved = state_vectors()
+    content = {
+        "random.json": random_vectors(),
+        "batches.json": batch_vectors(),
+        "update.json": update_vectors(),
+        "memory.json": memory_vectors(),
+        "guard.json": guard_vectors(),
+        "plan.json": plan_vectors(),
+        "model.json": model_vectors(),
+        "state.json": meaning,
+        "trainer.json": trainer_vectors(),
+    }
+    out = {name: (json.dumps(value, ensure_ascii=False) + "\n").encode() for name, value in content.items()}
+    return {**out, "state.safetensors": saved}
+
+
+def same(name: str, a: bytes, b: bytes) -> bool:
+    """Whether two contents mean the same."""
+    if name.endswith(".safetensors"):
+        return tensors_to_bytes(tensors_from_bytes(a)) == tensors_to_bytes(tensors_from_bytes(b))
+    return a == b
+
+
+def main() -> int:
+    """Write or check."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 if a file is not current"
+    )
+    check = parser.parse_args().check
+    stale = []
+    for name, content in files().items():
+        path = FOLDER / name
+        if path.exists() and same(name, path.read_bytes(), content):
+            continue
+        stale.append(name)
+        if not check:
+            path.write_bytes(content)
+    if stale:
+        print(("not current: " if check else "wrote ") + ", ".join(stale))
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
