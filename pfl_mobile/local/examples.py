@@ -1,14 +1,16 @@
 """The device's own examples, on SQLite: bounded, inspectable, erasable.
 
 Every change is one transaction, durable when the call returns. Erased bytes are overwritten
-(``secure_delete``), the file is rebuilt (``VACUUM``) and the log emptied, so that what was erased is in none
-of the store's files.
+(``secure_delete``) and the log is emptied, so that what was erased, or removed by a limit, is in none of the
+store's files. A trained state can still remember it: erase that too (``PersonalStateStore.erase``), or
+personalize again with ``"start": "initial"``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -19,7 +21,6 @@ from pfl_mobile.bundle.tensors import tensors_from_bytes, tensors_to_bytes
 from pfl_mobile.errors import ConfigError, StateError, StorageFullError, TensorFileError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import numpy as np
@@ -110,6 +111,9 @@ class ExampleStore:
         self.retention = retention or Retention()
         self._clock = clock
         with self._errors():
+            if str(path) != ":memory:":  # private from the first byte; SQLite gives its log the same mode
+                with contextlib.suppress(OSError):
+                    os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(self.path, isolation_level=None, timeout=10)
         try:
             with self._errors():
@@ -225,7 +229,7 @@ class ExampleStore:
         """Erase everything; returns how many there were."""
         with self._transaction():
             removed = self._db.execute("DELETE FROM examples").rowcount
-        self._forget(1)
+        self._forget(1, shrink=True)
         return removed
 
     def enforce(self) -> int:
@@ -240,7 +244,7 @@ class ExampleStore:
             removed = sum(
                 self._db.execute("DELETE FROM examples WHERE id = ?", (i,)).rowcount for i in identifiers
             )
-        self._forget(removed)
+        self._forget(removed, shrink=True)
         return removed
 
     def _apply_retention(self) -> int:
@@ -263,11 +267,12 @@ class ExampleStore:
             ).rowcount
         return removed
 
-    def _forget(self, removed: int) -> None:
+    def _forget(self, removed: int, *, shrink: bool = False) -> None:
         """Leave no trace of removed examples in the file or its log."""
         if removed:
             with self._errors():
-                self._db.execute("VACUUM")
+                if shrink:  # secure_delete has overwritten them; only the size of the file needs this
+                    self._db.execute("VACUUM")
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _migrate(self) -> None:

@@ -49,3 +49,24 @@ def select(patterns: Iterable[str], tensors: Iterable[TensorEntry]) -> list[str]
             )
         chosen |= trained
     return sorted(chosen)
+
+
+def uploaded(patterns: Iterable[str], tensors: Iterable[TensorEntry]) -> list[str]:
+    """Names of the tensors whose change is sent: those selected, less the personal ones, in order of name.
+
+    Raises:
+        UnknownNameError, ConfigError: as ``select``; or a pattern selects personal tensors only.
+    """
+    table = list(tensors)
+    personal = {t.name for t in table if t.role == "personal"}
+    chosen: set[str] = set()
+    for pattern in patterns:
+        sent = set(select([pattern], table)) - personal
+        if not sent:
+            raise ConfigError(
+                f"the plan's upload pattern {pattern!r} selects personal tensors only, "
+                "which never leave a device",
+                mend="name shared tensors, for instance with 'role:shared'",
+            )
+        chosen |= sent
+    return sorted(chosen)

@@ -13,7 +13,7 @@ import numpy as np
 from pfl_mobile.errors import ConfigError, DataError, UnknownNameError, near
 from pfl_mobile.local import memory, update
 from pfl_mobile.local.batches import Rows, epoch_order, take, weighted_rows
-from pfl_mobile.local.groups import select
+from pfl_mobile.local.groups import select, uploaded
 from pfl_mobile.local.plan import (
     AssignSlotsPhase,
     Lookahead,
@@ -59,9 +59,11 @@ class Work:
     losses: list[float] = field(default_factory=list)
 
     @classmethod
-    def of(cls, state: PersonalState) -> Work:
-        """A working copy (arrays are replaced, never changed in place)."""
-        return cls(dict(state.tensors), {c: dict(v) for c, v in state.copies.items()}, tuple(state.words))
+    def of(cls, state: PersonalState, initial: Set) -> Work:
+        """A working copy (arrays are replaced, never changed in place); shipped values for what it lacks."""
+        return cls(
+            {**initial, **state.tensors}, {c: dict(v) for c, v in state.copies.items()}, tuple(state.words)
+        )
 
 
 @dataclass
@@ -79,13 +81,18 @@ class Context:
     rows: Rows
     encoder: Encoder | None = None
     texts: Sequence[str] | None = None
+    _total: tuple[Rows, int] | None = None
 
     def total_steps(self, plan: Plan) -> int:
         """Optimizer steps of the whole plan on the present rows; 0 when no row counts."""
+        if self._total is not None and self._total[0] is self.rows:
+            return self._total[1]
         weight = self.rows["weight"]
         count = int((weight.reshape(len(weight), -1).sum(axis=1) > 0).sum()) if len(weight) else 0
         train = (p for p in plan.steps() if isinstance(p, TrainPhase))
-        return sum(phase_steps(p, count, self.programs.batch_size) for p in train)
+        total = sum(phase_steps(p, count, self.programs.batch_size) for p in train)
+        self._total = (self.rows, total)
+        return total
 
 
 def named_set(name: str, work: Work, sets: Mapping[str, Set]) -> Set:
@@ -117,6 +124,7 @@ def check_plan(
         named += [plan.serve.one, plan.serve.other]
     else:
         named.append(plan.serve)
+    uploaded(plan.upload, table)
     for phase in set(plan.steps()):
         if isinstance(phase, MovePhase):
             select(phase.group, table)
@@ -170,10 +178,11 @@ def _train(phase: TrainPhase, work: Work, context: Context) -> bool:
     count, size = len(rows["weight"]), context.programs.batch_size
     steps = phase_steps(phase, count, size)
     if work.step == 0:
-        source = phase.start_from or (phase.trains if phase.trains in work.copies else "theta")
-        begin = named_set(source, work, context.sets)
-        # A copy from an earlier run may hold fewer tensors than this group.
-        work.start = {n: begin[n] if n in begin else work.tensors[n] for n in group}
+        own = {} if phase.trains == "theta" else work.copies.get(phase.trains, {})
+        # A copy is made from theta; one from an earlier run may hold fewer tensors than this group.
+        now = {n: own.get(n, work.tensors[n]) for n in group}
+        source = phase.start_from
+        work.start = now if source is None else update.toward(now, named_set(source, work, context.sets), 1)
         _store(phase.trains, work.start, work)
     batches = _step_batches(phase, rows, size, derive_key=(context.seed, work.phase))
     used_per_step = 2 if isinstance(phase.evaluate_at, Lookahead) else 1

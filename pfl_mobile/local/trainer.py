@@ -118,7 +118,7 @@ class LocalTrainer:
         return _Run(self, train, holdout, store, loaded, on_progress, cancel).run()
 
     def _work(self, state: PersonalState | None) -> Work:
-        return Work(dict(self.initial)) if state is None else Work.of(state)
+        return Work(dict(self.initial)) if state is None else Work.of(state, self.initial)
 
     def _measure(self, rows: Rows, work: Work) -> dict[str, float]:
         return self.programs.evaluate(rows, served(self.plan, work, self.sets))

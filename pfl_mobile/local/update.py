@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 f32 = np.float32
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what overflows is reported by check_finite
 def mean_gradients(sums: Tensors, weight: float) -> dict[str, np.ndarray]:
     """Gradient of the mean loss: sums / f32(weight).
 
@@ -78,6 +79,7 @@ def integer_power(base: float, exponent: int) -> float:
     return result
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def update(
     theta: Tensors,
     gradients: Tensors,

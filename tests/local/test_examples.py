@@ -100,6 +100,12 @@ def test_what_retention_removes_is_in_no_file(path):
         assert b"SECRET" not in everything_on_disk(path)
 
 
+def test_only_the_owner_may_read(path):
+    with ExampleStore(path) as store:
+        store.add("mine")
+        assert all(p.stat().st_mode & 0o077 == 0 for p in path.parent.iterdir())
+
+
 def test_all_or_none(path):
     def payloads():
         yield "one"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import pfl_mobile.local.plan as module
 from pfl_mobile.errors import ConfigError, UnknownNameError
-from pfl_mobile.local.groups import matches, select
+from pfl_mobile.local.groups import matches, select, uploaded
 from pfl_mobile.local.guard import before_training, decide
 from pfl_mobile.local.plan import Guard, Plan
 from tests.local.fake import Tensor
@@ -129,6 +129,13 @@ def test_group_patterns():
         select(["*lora_B"], TABLE)
     with pytest.raises(ConfigError, match="no gradient"):
         select(["module:slots"], TABLE)
+
+
+def test_personal_tensors_are_never_uploaded():
+    assert uploaded(["*"], TABLE) == ["blocks.0.lora_A"]
+    assert uploaded([], TABLE) == []
+    with pytest.raises(ConfigError, match="never leave"):
+        uploaded(["role:personal"], TABLE)
 
 
 @given(before=st.floats(0, 10), after=st.floats(0, 10), tolerance=st.sampled_from([0.0, 0.5]))
