@@ -6,6 +6,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 
+from pfl_mobile.data.registry import find, names
 from pfl_mobile.data.usertext import UserText
 from pfl_mobile.errors import ConfigError, DataError
 
@@ -45,17 +46,33 @@ def split_texts(texts: list[str], fraction: float = 0.8) -> UserSplit:
 
 
 def split(
-    dataset: UserText, *, test_users: int = 40, min_messages: int = 100, seed: int = 0, fraction: float = 0.8
+    dataset: UserText,
+    *,
+    test_users: int | None = None,
+    min_messages: int = 100,
+    seed: int = 0,
+    fraction: float = 0.8,
 ) -> Split:
     """Hold out ``test_users`` users that have at least ``min_messages`` messages.
 
-    The choice depends only on the seed and the user ids (a sha256 of both orders the users), not on the
-    Python version, the order of the file or the other users' number.
+    The choice depends only on the seed and the ids of the users with enough messages (a sha256 of both
+    orders them), not on the Python version or the order of the file.
+
+    Args:
+        dataset: all users.
+        test_users: how many; by default what the dataset suggests, or for a file of one's own the smaller
+            of 40 and half of the users with enough messages.
+        min_messages: that a test user has at least.
+        seed: another seed holds out other users.
+        fraction: of a test user's messages that are history.
 
     Raises:
         DataError: fewer users than asked for have enough messages, or none would be left to train on.
     """
     eligible = [u for u, m in dataset.users.items() if len(m) >= min_messages]
+    if test_users is None:
+        known = dataset.name in names()
+        test_users = find(dataset.name).test_users if known else max(1, min(40, len(eligible) // 2))
     if test_users < 1 or min_messages < 2:
         raise ConfigError(
             f"test_users={test_users} and min_messages={min_messages}",
