@@ -66,7 +66,7 @@ def main(directory, kills, seed):
             child(directory, write)
         os.close(write)
         os.read(read, 10)  # the child has begun
-        time.sleep(rng.uniform(0, 2.5 * usual))
+        time.sleep(rng.uniform(0, 2 * usual))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         with os.fdopen(read) as pipe:
