@@ -149,11 +149,11 @@ class Presage:
             out.flush()
         lines: list[str] = []
         for line in answer:
-            if line.startswith("-- Context:"):
+            said = line.removeprefix("> ").strip()
+            if said.startswith("-- Context:"):
                 break
-            if line.startswith("> "):
-                lines = []
-            lines.append(line.removeprefix("> ").strip())
+            # The prompt ends what was printed before, the greeting above all.
+            lines = [said] if line.startswith("> ") else [*lines, said]
         else:
             raise DataError("presage stopped", mend="check the presage installation")
         self._length += len(letters)

@@ -137,7 +137,8 @@ print("> ", end="", flush=True)
 for line in sys.stdin:
     text += line.rstrip("\\n")
     last = text.split(" ")[-1]
-    print("xbosx\\ndon\u02bct\\n" + last + "x\\none\\ntwo\\nthree")
+    if not last.endswith("q"):  # it knows no such word, and offers nothing
+        print("xbosx\\ndon\u02bct\\n" + last + "x\\none\\ntwo\\nthree")
     print("-- Context: " + text + "|")
     print("> ", end="", flush=True)
 """
@@ -153,6 +154,7 @@ def test_presage_is_asked_through_its_prompt(tmp_path: Path, monkeypatch: pytest
         assert predictor.suggest(["i", "!"], "", 3) == ["don't", "x", "one"]
         assert predictor.suggest(["i", "!"], "yo", 3) == ["don't", "yox", "one"]
         assert predictor.suggest(["i", "!", "you"], "", 2) == ["don't", "x"]
+        assert predictor.suggest([], "q", 2) == []
         assert predictor.suggest([], "a", 2) == ["don't", "ax"]
 
 
