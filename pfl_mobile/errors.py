@@ -63,6 +63,10 @@ class OutOfVocabularyError(DataError):
     """A token id lies outside the model's vocabulary."""
 
 
+class UserCodeError(ConfigError):
+    """A Python file or function that the user named failed."""
+
+
 class ExportError(PflError):
     """A model cannot be turned into a program."""
 
@@ -73,6 +77,8 @@ class UnsupportedOperatorError(ExportError):
 
 class GradientMismatchError(ExportError):
     """An exported program disagrees with PyTorch."""
+
+    exit_code = 1
 
 
 class BundleError(PflError):
@@ -137,6 +143,8 @@ class EngineUnavailableError(EngineError):
 
 class EngineMismatchError(EngineError):
     """The golden batch gives other numbers here than in PyTorch."""
+
+    exit_code = 1
 
 
 class TensorMismatchError(EngineError):

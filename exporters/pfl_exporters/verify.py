@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,12 +12,11 @@ from torch import Tensor
 from pfl_mobile.engines.base import EngineSession
 from pfl_mobile.errors import GradientMismatchError
 from pfl_mobile.personalize import PersonalizedModel
-from pfl_mobile.programs import GRADIENT, TracedProgram, evaluate, gradients, predict, trained_names
+from pfl_mobile.programs import TracedProgram, evaluate, gradients, predict, trained_names
 from pfl_mobile.tasks import Batch, Task
+from pfl_mobile.verification import TOLERANCE, output_errors, relative_error
 
-#: Largest allowed difference of a tensor, relative to its largest entry. Engines differ from PyTorch by the order
-#: of float32 sums, which stays below 1e-5 on the models of the test suite; a wrong gradient is off by 1e-2 or more.
-TOLERANCE = 2e-4
+__all__ = ["TOLERANCE", "Case", "cases", "check_engine", "check_traced", "compare", "relative_error"]
 
 
 @dataclass(frozen=True)
@@ -29,16 +27,6 @@ class Case:
     what: str
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
-
-
-def relative_error(got: np.ndarray, want: np.ndarray, floor: float = 0.0) -> float:
-    """Largest difference over the largest expected entry (or ``floor``); inf when a value is not finite."""
-    got64, want64 = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    if not (np.isfinite(got64).all() and np.isfinite(want64).all()):
-        return math.inf
-    scale = max(float(np.abs(want64).max(initial=0.0)), floor)
-    difference = float(np.abs(got64 - want64).max(initial=0.0))
-    return difference / scale if scale else (math.inf if difference else 0.0)
 
 
 def _like(example: Tensor, generator: torch.Generator) -> Tensor:
@@ -112,27 +100,15 @@ def compare(who: str, run: Runner, reference: list[Case], tolerance: float = TOL
     Raises:
         GradientMismatchError: an output differs; the message names program, output and batch.
     """
-    worst = {"loss_rel_err": 0.0, "grad_max_rel_err": 0.0}
+    keys = {"loss": "loss_rel_err", "gradient": "grad_max_rel_err"}
+    worst = dict.fromkeys(keys.values(), 0.0)
     for case in reference:
         got = run(case.program, case.inputs)
-        largest = max(
-            (float(v.abs().max()) for k, v in case.outputs.items() if k.startswith(GRADIENT)), default=0.0
-        )
-        for name, want in case.outputs.items():
-            if name == "top_ids":
-                continue  # equal probabilities may come in any order; top_probs are compared
-            is_gradient = name.startswith(GRADIENT)
-            # counts are sums of hits: one near-tie may fall to the other side of float32 rounding
-            floor = 1e-4 * largest if is_gradient else 1e-6
-            error = relative_error(got[name], want.numpy(), floor)
-            count = name.endswith("_sum") and name not in ("loss_sum", "weight_sum")
-            if count and error > tolerance:
-                weights = float(case.inputs["weight"].max())
-                if float(np.abs(np.asarray(got[name]) - want.numpy()).max()) <= 1.0001 * weights:
-                    continue
-            if is_gradient or name == "loss_sum":
-                key = "grad_max_rel_err" if is_gradient else "loss_rel_err"
-                worst[key] = max(worst[key], error)
+        weight = case.inputs["weight"].numpy() if "weight" in case.inputs else None
+        want = {name: value.numpy() for name, value in case.outputs.items()}
+        for name, error, kind in output_errors(got, want, weight, tolerance):
+            if kind in keys:
+                worst[keys[kind]] = max(worst[keys[kind]], error)
             if error > tolerance:
                 raise GradientMismatchError(
                     f"{who}: output {name!r} of program {case.program!r} differs from PyTorch by {error:.2g} "
