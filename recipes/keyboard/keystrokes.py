@@ -1,13 +1,14 @@
 """One measure for every predictor: next-word recall and keystroke savings.
 
 Convention. A message is typed word by word, letters in lower case. Before each letter the predictor sees the
-words so far and the letters typed of the current one, and offers ``k`` words. As soon as the wanted word is
+words so far and the letters typed of the current one, and offers 3 words. As soon as the wanted word is
 among them it is chosen, which costs one key and brings the space behind it. A word that is never offered
 costs its letters and one key for the space, as every word does without predictions. Symbols are typed,
 cost the same either way and are left out of both sums. Savings are 1 - keys with / keys without.
 
-Recall counts every piece of a message, words and symbols, as the rows of ``pfl_mobile.text`` do; the
-figures for words alone stand beside. A word the predictor does not know is a miss.
+Recall counts every piece of a message, words and symbols, as the rows of ``pfl_mobile.text`` do. The word
+recalls count words only and let the predictor offer words only, as keyboards do and as the typing does. A
+word that the predictor does not know is a miss.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from pfl_mobile.text import is_symbol
 
 #: ``suggest(words so far, letters typed, k)``: at most k words, best first.
 Suggest = Callable[[Sequence[str], str, int], Sequence[str]]
+
+# Asked for so many, a predictor has 3 words among them nearly always.
+_ASK = 9
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,21 @@ def _percent(part: int, whole: int) -> float:
     return 100.0 * part / whole if whole else 0.0
 
 
-def keystrokes(suggest: Suggest, context: Sequence[str], word: str, k: int = 3) -> int:
+def words_offered(suggest: Suggest, context: Sequence[str], typed: str) -> list[str]:
+    """The best 3 words (no symbols) among the first 9 suggestions."""
+    return [w for w in suggest(context, typed, _ASK) if not is_symbol(w)][:3]
+
+
+def keystrokes(suggest: Suggest, context: Sequence[str], word: str) -> int:
     """Keys needed for ``word`` and the space behind it."""
     for typed in range(len(word)):
-        if word in suggest(context, word[:typed], k):
+        if word in words_offered(suggest, context, word[:typed]):
             return typed + 1
     return len(word) + 1
 
 
 def score(suggest: Suggest, messages: Iterable[Sequence[str]], *, typing: bool = True) -> Score:
-    """Type the messages with a predictor that offers 3 words.
+    """Type the messages with this predictor.
 
     Args:
         suggest: the predictor.
@@ -74,12 +83,14 @@ def score(suggest: Suggest, messages: Iterable[Sequence[str]], *, typing: bool =
     for pieces in messages:
         for i, piece in enumerate(pieces):
             context = pieces[:i]
-            offered = list(suggest(context, "", 3))
-            first, among = int(offered[:1] == [piece]), int(piece in offered)
+            offered = list(suggest(context, "", _ASK))
+            first, among = int(offered[:1] == [piece]), int(piece in offered[:3])
             if is_symbol(piece):
                 total += Score(targets=1, top1=first, top3=among)
                 continue
+            words = [w for w in offered if not is_symbol(w)][:3]
+            word_first, word_among = int(words[:1] == [piece]), int(piece in words)
             without = len(piece) + 1 if typing else 0
-            needed = (1 if among else keystrokes(suggest, context, piece)) if typing else 0
-            total += Score(1, first, among, 1, first, among, without, needed)
+            needed = (1 if word_among else keystrokes(suggest, context, piece)) if typing else 0
+            total += Score(1, first, among, 1, word_first, word_among, without, needed)
     return total

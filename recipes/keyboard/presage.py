@@ -28,7 +28,7 @@ _CONFIG = """<?xml version="1.0" encoding="UTF-8" standalone="no" ?>
 <PredictorRegistry><LOGGER>ERROR</LOGGER><PREDICTORS>{names} Recency</PREDICTORS></PredictorRegistry>
 <ContextTracker><LOGGER>ERROR</LOGGER><SLIDING_WINDOW_SIZE>80</SLIDING_WINDOW_SIZE>
 <LOWERCASE_MODE>yes</LOWERCASE_MODE><ONLINE_LEARNING>no</ONLINE_LEARNING></ContextTracker>
-<Selector><LOGGER>ERROR</LOGGER><SUGGESTIONS>6</SUGGESTIONS><REPEAT_SUGGESTIONS>yes</REPEAT_SUGGESTIONS>
+<Selector><LOGGER>ERROR</LOGGER><SUGGESTIONS>10</SUGGESTIONS><REPEAT_SUGGESTIONS>yes</REPEAT_SUGGESTIONS>
 <GREEDY_SUGGESTION_THRESHOLD>0</GREEDY_SUGGESTION_THRESHOLD></Selector>
 <PredictorActivator><LOGGER>ERROR</LOGGER><PREDICT_TIME>1000</PREDICT_TIME>
 <MAX_PARTIAL_PREDICTION_SIZE>60</MAX_PARTIAL_PREDICTION_SIZE>
@@ -118,7 +118,7 @@ class Presage:
         self._process, self._typed, self._length = None, "", 0
 
     def suggest(self, context: Sequence[str], prefix: str, k: int = 3) -> list[str]:
-        """At most ``k`` words (6 are the most) that may follow, best first."""
+        """At most ``k`` words (9 are the most) that may follow, best first."""
         text = " ".join(_words(context)) + " " + prefix.replace("'", _LETTER)
         if text != self._typed:
             if text.startswith(self._typed) and self._process is not None:
@@ -133,7 +133,7 @@ class Presage:
     def _type(self, letters: str) -> None:
         if self._process is None:
             self._process = subprocess.Popen(
-                [_PREDICT, "-c", str(self._config), "-s", "6"],
+                [_PREDICT, "-c", str(self._config), "-s", "10"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

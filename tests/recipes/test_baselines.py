@@ -68,6 +68,11 @@ def test_scores_by_hand() -> None:
     assert Score().rates()["top1"] == 0.0
 
 
+def test_word_recall_lets_the_predictor_offer_words_only() -> None:
+    found = score(fixed({"": ["!", "?", ".", "hi"]}), [["hi"]])
+    assert (found.top1, found.top3, found.word_top1, found.word_top3, found.keys_with) == (0, 0, 1, 1, 1)
+
+
 def test_without_typing_no_keys_are_counted() -> None:
     found = score(fixed({"": ["a"]}), [["a", "b"]], typing=False)
     assert (found.top1, found.keys_with, found.keys_without) == (1, 0, 0)
