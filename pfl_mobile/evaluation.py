@@ -75,9 +75,9 @@ class UserResult:
         guard: its decision, see ``GuardReport``; None when cancelled.
         steps: optimizer steps.
         ms_per_step: median, in milliseconds; None when there was no step.
-        peak_mb: largest memory of this process so far, in MB (10^6 bytes); None where the system does not say.
+        peak_mb: largest memory of this process so far, in MB; None where the system does not say.
         slots: vocabulary slots that have a word now.
-        seconds: everything, the check of the engine and the measurements included.
+        seconds: training and the measurements before and after.
         report: the trainer's own report, with the state that serves now; not part of the JSON.
     """
 
@@ -296,7 +296,7 @@ def personalize_user(
 def summarize(results: Sequence[UserResult]) -> dict[str, Any]:
     """Means over users, each user counting the same.
 
-    Recalls (``top1``, ``top3``, ...) are in percent, gains in percentage points; other metrics are as measured.
+    Recalls (``top1``, ``top3``, ...) are in percent, gains in points; other metrics are as measured.
     A user is better or worse by top-1 recall, or by the guard's metric where the bundle has no top-1.
     ``worst_decile_gain`` is the mean gain of the tenth of the users (at least one) who gained least.
 

@@ -1,0 +1,222 @@
+"""``pfl inspect`` and ``pfl verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from pfl_mobile.cli.common import EXIT_CODES, FAILED, OK, Json, Reporter, console, print_json, size, table
+from pfl_mobile.errors import PflError
+
+if TYPE_CHECKING:
+    from pfl_mobile.bundle.manifest import DeviceTensor, Manifest, ProgramSpec, TensorSpec
+    from pfl_mobile.bundle.read import Bundle
+
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle, or its .pflb file.")]
+Key = Annotated[
+    str | None,
+    typer.Option("--public-key", metavar="KEY", help="Refuse a bundle not signed by this key (file or hex)."),
+]
+Engine = Annotated[
+    str | None, typer.Option("--engine", metavar="E", help="executorch, onnxruntime or torch.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("inspect", epilog="Example:  pfl inspect keyboard-bundle  " + EXIT_CODES)(inspect)
+    app.command(
+        "verify", epilog="Example:  pfl verify keyboard-bundle --engine executorch --json  " + EXIT_CODES
+    )(verify)
+
+
+def open_bundle(path: Path, key: str | None) -> Bundle:
+    """Open and check a bundle."""
+    from pfl_mobile.bundle.read import Bundle
+
+    return Bundle.open(path, public_key=key)
+
+
+def inspect(bundle: BundlePath, public_key: Key = None, as_json: Json = False) -> None:
+    """Show what is in a bundle: engines, programs, tensors by role, the plan in words, sizes, signature.
+
+    Every file is checked against its checksum first; no program is run.
+    """
+    with open_bundle(bundle, public_key) as opened:
+        found = describe(opened, pinned=public_key is not None)
+    if as_json:
+        print_json(found)
+    else:
+        _show(found)
+
+
+def _bytes(tensor: DeviceTensor) -> int:
+    return int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
+
+
+def _form(spec: TensorSpec) -> str:
+    return f"{spec.name} {spec.dtype}{list(spec.shape)}"
+
+
+def _program(spec: ProgramSpec, manifest: Manifest) -> dict[str, Any]:
+    device = {t.name for t in manifest.tensors}
+    return {
+        "name": spec.name,
+        "inputs": [_form(s) for s in spec.inputs if s.name not in device],
+        "device_tensors": sum(s.name in device for s in spec.inputs),
+        "outputs": [_form(s) for s in spec.outputs if not s.name.startswith("grad.")],
+        "gradients": sum(s.name.startswith("grad.") for s in spec.outputs),
+    }
+
+
+def describe(bundle: Bundle, *, pinned: bool) -> dict[str, Any]:
+    """What ``pfl inspect --json`` prints."""
+    from pfl_mobile.cli.plan_words import plan_words
+    from pfl_mobile.local.plan import Plan
+
+    manifest = bundle.manifest
+    roles: dict[str, dict[str, int]] = {}
+    for tensor in manifest.tensors:
+        entry = roles.setdefault(tensor.role, {"tensors": 0, "values": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["values"] += int(np.prod(tensor.shape, dtype=np.int64))
+        entry["bytes"] += _bytes(tensor)
+    engines = {}
+    for name, entry_of in manifest.engines.items():
+        files = {path: manifest.files[path].bytes for path in sorted(set(entry_of.files.values()))}
+        engines[name] = {"files": files, "bytes": sum(files.values()), "measured": dict(entry_of.measured)}
+    plan = Plan.load(bundle.plan_json())
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "schema_version": manifest.schema_version,
+        "task": manifest.task.model_dump(mode="json"),
+        "encoder": None if manifest.encoder is None else manifest.encoder.model_dump(mode="json"),
+        "engines": engines,
+        "programs": [_program(p, manifest) for p in manifest.programs],
+        "roles": roles,
+        "tensors": [{**t.model_dump(mode="json"), "bytes": _bytes(t)} for t in manifest.tensors],
+        "modules": [m.model_dump(mode="json") for m in manifest.modules],
+        "plan": plan.model_dump(mode="json"),
+        "plan_in_words": plan_words(plan),
+        "limits": manifest.limits.model_dump(mode="json"),
+        "measured": manifest.measured.model_dump(mode="json"),
+        "signature": {"signed_by": bundle.signed_by, "pinned": pinned},
+    }
+
+
+def _show(found: dict[str, Any]) -> None:
+    out = console()
+    task, measured = found["task"], found["measured"]
+    out.print(f"[bold]{found['name']}[/] version {found['version']}, task {task['kind']}")
+    if found["encoder"]:
+        out.print("takes " + ", ".join(f"{k} {v}" for k, v in found["encoder"].items()))
+    signer = found["signature"]["signed_by"]
+    if signer is None:
+        out.print("not signed")
+    else:
+        who = (
+            "the pinned key"
+            if found["signature"]["pinned"]
+            else "a key that was not checked (--public-key pins one)"
+        )
+        out.print(f"signed by {signer}: {who}")
+    out.print(
+        f"{size(measured['total_bytes'])} in all, planned memory {size(measured['planned_memory_bytes'])}, "
+        f"frozen weights {size(measured['frozen_bytes'])}\n"
+    )
+    rows: list[tuple[object, ...]] = [
+        (
+            name,
+            size(e["bytes"]),
+            ", ".join(e["files"]),
+            ", ".join(f"{k} {size(v)}" for k, v in e["measured"].items()),
+        )
+        for name, e in found["engines"].items()
+    ]
+    out.print(table(["engine", "size", "files", "measured"], rows, right=[1]), "")
+    rows = [
+        (
+            p["name"],
+            ", ".join([*p["inputs"], f"+ {p['device_tensors']} device tensors"]),
+            ", ".join([*p["outputs"], *([f"+ {p['gradients']} gradients"] if p["gradients"] else [])]),
+        )
+        for p in found["programs"]
+    ]
+    out.print(table(["program", "takes", "gives"], rows), "")
+    rows = [(r, e["tensors"], e["values"], size(e["bytes"])) for r, e in found["roles"].items()]
+    out.print(table(["role", "tensors", "values", "size"], rows, right=[1, 2, 3]), "")
+    rows = [
+        (t["name"], t["role"], t["update"], t["module"], f"{t['dtype']}{t['shape']}", size(t["bytes"]))
+        for t in found["tensors"]
+    ]
+    out.print(table(["device tensor", "role", "written by", "module", "form", "size"], rows, right=[5]), "")
+    rows = [
+        (m["name"], m["kind"], ", ".join(f"{k}={v}" for k, v in m["config"].items()))
+        for m in found["modules"]
+    ]
+    out.print(table(["module", "kind", "settings"], rows), "")
+    out.print("[bold]plan[/]")
+    for line in found["plan_in_words"]:
+        out.print(f"  {line}", markup=False)
+
+
+def verify(bundle: BundlePath, engine: Engine = None, public_key: Key = None, as_json: Json = False) -> int:
+    """Run the golden batch of a bundle and compare every output with what PyTorch gave at the export.
+
+    Without --engine every engine of the bundle is run. The JSON is one object with engine, loss_rel_err,
+    grad_max_rel_err, ok when one engine was run, else {"ok": ..., "engines": [one such object each]}. There,
+    an engine that cannot be run is not ok and has an "error".
+    """
+    with open_bundle(bundle, public_key) as opened, Reporter() as report:
+        names = [engine] if engine is not None else list(opened.manifest.engines)
+        results = []
+        for name in names:
+            report(f"run the golden batch on {name}")
+            try:
+                results.append(_verify(opened, name))
+            except PflError as error:
+                if len(names) == 1:
+                    raise
+                about = {"type": error.code, "message": error.message, "mend": error.mend}
+                nothing = dict.fromkeys(("loss_rel_err", "grad_max_rel_err"))
+                results.append({"engine": name, **nothing, "ok": False, "error": about})
+    ok = all(r["ok"] for r in results)
+    if as_json:
+        print_json(results[0] if len(results) == 1 else {"ok": ok, "engines": results})
+        return OK if ok else FAILED
+    rows = [
+        (
+            r["engine"],
+            "ok" if r["ok"] else "WRONG",
+            _error(r["loss_rel_err"]),
+            _error(r["grad_max_rel_err"]),
+            _note(r),
+        )
+        for r in results
+    ]
+    console().print(table(["engine", "", "loss error", "gradient error", ""], rows, right=[2, 3]))
+    return OK if ok else FAILED
+
+
+def _verify(bundle: Bundle, engine: str) -> dict[str, Any]:
+    from pfl_mobile.engines import open_session
+    from pfl_mobile.verification import golden_check
+
+    with open_session(bundle, engine) as session:
+        return golden_check(bundle, session).to_json()
+
+
+def _error(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
+
+
+def _note(result: dict[str, Any]) -> str:
+    if "error" in result:
+        return f"{result['error']['message']}; mend: {result['error']['mend']}"
+    if result["ok"]:
+        return ""
+    return f"{result['worst']} is off by {_error(result['worst_rel_err'])} (allowed {result['tolerance']:g})"

@@ -1,0 +1,196 @@
+"""What all commands share: how results, progress and errors are shown, and the exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pfl_mobile.errors import PflError, UserCodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from types import FrameType
+
+    from rich.progress import TaskID
+
+OK, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+EXIT_CODES = (
+    "Exit codes: 0 fine, 1 a check failed, 2 wrong input or environment (the message says how to mend it), "
+    "130 interrupted."
+)
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON value on standard output and nothing else.")
+]
+
+_USAGE_ERROR: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+def console(*, error: bool = False) -> Console:
+    """A console on the present standard output or error."""
+    return Console(stderr=error, highlight=False, soft_wrap=True)
+
+
+def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; an exception that nobody foresaw goes through."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in args
+    warnings.filterwarnings("ignore", module=r"torch\.")  # nothing in them is for who runs a command
+    try:
+        code = typer.main.get_command(app).main(args, prog_name=name, standalone_mode=False)
+    except PflError as error:
+        return _show(error, as_json)
+    except typer.Abort:
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except _USAGE_ERROR as error:
+        error.show()  # type: ignore[attr-defined]
+        if as_json:
+            mend = f"run: {name} --help"
+            print_json({"error": {"type": "UsageError", "message": _usage(error), "mend": mend}})
+        return int(getattr(error, "exit_code", WRONG))
+    return code if isinstance(code, int) else OK
+
+
+def _usage(error: Exception) -> str:
+    return str(getattr(error, "format_message", lambda: str(error))())
+
+
+def _show(error: PflError, as_json: bool) -> int:
+    out = console(error=True)
+    if isinstance(error, UserCodeError) and error.__cause__ is not None:
+        for line in traceback.format_exception(error.__cause__):
+            out.print(escape(line), end="", style="dim")
+    out.print(f"[bold red]error[/] ({error.code}): {escape(error.message)}")
+    out.print(f"[bold]mend:[/] {escape(error.mend)}")
+    if as_json:
+        print_json({"error": {"type": error.code, "message": error.message, "mend": error.mend}})
+    return error.exit_code
+
+
+def print_json(value: Any) -> None:
+    """Print a JSON value; numbers that JSON does not have (NaN, infinity) become null."""
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", right: Iterable[int] = ()
+) -> Table:
+    """A plain table; ``right`` are the indexes of the columns with numbers."""
+    found = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        found.add_column(column, justify="right" if index in set(right) else "left", overflow="fold")
+    for row in rows:
+        found.add_row(*(escape("-" if cell is None else str(cell)) for cell in row))
+    return found
+
+
+def size(count: float | None) -> str:
+    """Bytes for people: ``1.5 MB`` (powers of 1000)."""
+    if count is None:
+        return "-"
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+class Reporter:
+    """Shows what is being done on standard error: a bar with the time left on a terminal, else a line a step.
+
+    Calls take a line of text and, where it is known, the fraction that is done.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is shown before the first call."""
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._console = console(error=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("[dim]left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._last = ""
+
+    def __enter__(self) -> Reporter:
+        """Use it in a ``with`` block, so that the bar goes away at the end."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Remove the bar."""
+        if self._task is not None:
+            self._progress.stop()
+
+    def __call__(self, text: str, fraction: float | None = None) -> None:
+        """Say what is being done, and how much of it is (0 to 1)."""
+        if not self._console.is_terminal:
+            head = text.split(",")[0]  # figures behind a comma change all the time
+            if head != self._last:
+                self._console.print(escape(text))
+            self._last = head
+            return
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task("", total=None)
+        if text.split(",")[0] != self._last:
+            self._progress.reset(self._task, total=None)
+        self._last = text.split(",")[0]
+        total = None if fraction is None else 1.0
+        self._progress.update(self._task, description=escape(text), total=total, completed=fraction or 0.0)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second one ends the process as usual."""
+    event = threading.Event()
+
+    def on_interrupt(_number: int, _frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+        console(error=True).print("stopping after this step; press Ctrl-C again to stop at once")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # only the main thread may set handlers
+        return
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def percent(metrics: Mapping[str, float], name: str) -> str:
+    """A metric for people: recalls in percent, others with four digits."""
+    if name not in metrics:
+        return "-"
+    value = metrics[name]
+    return f"{100 * value:.1f} %" if name.startswith("top") else f"{value:.4f}"

@@ -1,0 +1,179 @@
+"""``pfl personalize``: what a phone does, for one user of a dataset."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pfl_mobile.cli.bundles import BundlePath, Engine, Key, open_bundle
+from pfl_mobile.cli.common import (
+    EXIT_CODES,
+    INTERRUPTED,
+    OK,
+    Json,
+    Reporter,
+    console,
+    interruptible,
+    percent,
+    print_json,
+    table,
+)
+
+if TYPE_CHECKING:
+    from pfl_mobile.bundle.read import Bundle
+    from pfl_mobile.evaluation import UserResult
+    from pfl_mobile.local.report import Progress
+    from pfl_mobile.local.trainer import Examples
+
+#: Steps between checkpoints where a state folder is given.
+CHECKPOINT_EVERY = 10
+
+Source = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="SRC",
+        help="Dataset name (pfl data list), JSONL file with user and text, or .npz file of arrays.",
+    ),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command(
+        "personalize",
+        epilog="Example:  pfl personalize keyboard-bundle --data nus-sms --user 51 --state ann-state  "
+        + EXIT_CODES,
+    )(personalize)
+
+
+def personalize(
+    bundle: BundlePath,
+    data: Source,
+    user: Annotated[
+        str, typer.Option("--user", metavar="ID", help="A user of the data (pfl data users SRC).")
+    ],
+    engine: Engine = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state", metavar="DIR", help="Keep the personal state here, and go on from what is here."
+        ),
+    ] = None,
+    general: Annotated[
+        str | None,
+        typer.Option("--general", metavar="SRC", help="Other people's data, to measure forgetting."),
+    ] = None,
+    test: Annotated[
+        float, typer.Option("--test", help="Share of the user's examples, the newest, to test on.")
+    ] = 0.2,
+    public_key: Key = None,
+    as_json: Json = False,
+) -> int:
+    """Personalize one user through the exported programs and measure before and after.
+
+    The newest part of the user's messages (--test) is never trained on. Training happens as the bundle's plan
+    says; its guard adopts the result only if it is better on examples that were held out. Ctrl-C cancels and
+    keeps the state; with --state, the same command goes on where it stopped.
+
+    JSON: user, engine, status (adopted, kept, skipped, cancelled), examples, before and after (metrics on the
+    test part; recalls are fractions of 1), guard, steps, ms_per_step, peak_mb, slots, seconds.
+    """
+    from pfl_mobile.engines import open_session
+    from pfl_mobile.evaluation import Evaluator, model_id
+    from pfl_mobile.local.state import PersonalStateStore
+
+    with Reporter() as report, open_bundle(bundle, public_key) as opened:
+        examples = _examples(opened, data, user, report)
+        others = None if general is None else _general(opened, general, user, report)
+        store = None if state is None else PersonalStateStore(state, model_id(opened))
+        report("load the programs")
+        with contextlib.ExitStack() as stack:
+            session = stack.enter_context(open_session(opened, engine))
+            cancel = stack.enter_context(interruptible())
+            every = None if store is None else CHECKPOINT_EVERY
+            report(f"run the golden batch on {session.name}")
+            evaluator = Evaluator(opened, session, general=others, checkpoint_every=every)
+            report(f"measure {user}")
+
+            def on_progress(at: Progress) -> None:
+                report(
+                    f"personalize {user}, step {at.step}/{at.of}, loss {at.loss:.3f}", at.step / max(at.of, 1)
+                )
+
+            result = evaluator.personalize(
+                user, examples, test=test, state=store, on_progress=on_progress, cancel=cancel
+            )
+    if as_json:
+        print_json(result.to_json())
+    else:
+        _show(result, state)
+    return INTERRUPTED if result.status == "cancelled" else OK
+
+
+def _examples(bundle: Bundle, source: str, user: str, report: Reporter) -> Examples:
+    from pfl_mobile import data
+    from pfl_mobile.cli.rows import rows_of_user
+
+    if source.endswith(".npz") or bundle.manifest.encoder is None or bundle.manifest.encoder.kind == "arrays":
+        return rows_of_user(bundle.manifest, Path(source), user)
+    return data.load(source, report).texts(user)
+
+
+def _general(bundle: Bundle, source: str, user: str, report: Reporter) -> Examples:
+    from pfl_mobile import data
+    from pfl_mobile.cli.rows import rows_of_user
+
+    if source.endswith(".npz") or bundle.manifest.encoder is None or bundle.manifest.encoder.kind == "arrays":
+        return rows_of_user(bundle.manifest, Path(source), None)
+    found = data.load(source, report)
+    return [text for name in found.users if name != user for text in found.texts(name)]
+
+
+def _show(result: UserResult, state: Path | None) -> None:
+    out = console()
+    rows = [(m, percent(result.before, m), percent(result.after, m)) for m in result.before]
+    if result.general_before is not None and result.general_after is not None:
+        both = result.general_before, result.general_after
+        rows += [(f"general {m}", percent(both[0], m), percent(both[1], m)) for m in both[0]]
+    counts = result.examples
+    out.print(
+        f"user {result.user}: {counts['all']} examples: {counts['train']} to train on, {counts['holdout']} for the "
+        f"guard, {counts['test']} to test on",
+        markup=False,
+    )
+    out.print(table(["", "before", "after"], rows, right=[1, 2]))
+    out.print(_decision(result), markup=False)
+    if result.steps:
+        speed = "" if result.ms_per_step is None else f", {result.ms_per_step:.1f} ms each"
+        memory = "" if result.peak_mb is None else f", peak memory {result.peak_mb:.0f} MB"
+        out.print(f"{result.steps} steps on {result.engine}{speed}{memory}, {result.seconds:.1f} s in all")
+    for note in result.to_json()["notes"]:
+        out.print(f"note: {note}", markup=False)
+    if result.status == "cancelled" and state is not None:
+        out.print("the same command goes on from the last checkpoint")
+
+
+def _decision(result: UserResult) -> str:
+    guard = result.guard
+    if guard is None:
+        return "cancelled: the state is as it was"
+    why = {
+        "better": "it is better",
+        "not_better": "it is not better",
+        "within_tolerance": "it is as good, within the plan's tolerance",
+        "too_few_examples": "there are too few held-out examples",
+        "good_enough": "the shipped model is good enough already",
+        "not_finite": "it is not a number",
+    }[guard["reason"]]
+    numbers = [f"{guard[k]:.4f}" for k in ("before", "after") if guard[k] is not None]
+    what = f"{guard['metric']} {' -> '.join(numbers)} on {guard['examples']} held-out examples"
+    verdict = {
+        "adopted": "adopted",
+        "kept": "not adopted, the old state serves",
+        "skipped": "nothing was trained",
+    }
+    return f"guard: {verdict[result.status]}: {why} ({what})"

@@ -1,0 +1,86 @@
+"""Deployments that are exported in seconds: a decoder over the words of made-up users, and a classifier."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pfl_mobile.deployment import Deployment
+from pfl_mobile.local.plan import AdamW, AssignSlotsPhase, Guard, MemorizePhase, Plan, TrainPhase
+from pfl_mobile.modules import LoRA, NgramMemory, VocabularySlots
+from pfl_mobile.personalize import personalize
+from pfl_mobile.tasks import ClassificationTask, TokenTask
+from pfl_mobile.text import TextEncoder, WordTokenizer
+from tests.backbones import MLP, Decoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: What each user says over and over; ``zorp`` and ``blick`` are in nobody else's vocabulary.
+USERS = {
+    "ann": ["see you at the zorp tonight", "the zorp is late again", "ok see you there"],
+    "bob": ["did you feed the cat", "the cat is fine", "you feed blick and the cat"],
+    "cleo": ["running late again sorry", "see you tonight ok", "sorry the bus is late"],
+}
+LENGTH, BATCH, SLOTS = 8, 4, 3
+
+
+def texts(user: str, count: int = 30) -> list[str]:
+    """Messages of one user, oldest first."""
+    return [USERS[user][i % 3] + (" now" if i % 4 == 0 else "") for i in range(count)]
+
+
+def tokenizer() -> WordTokenizer:
+    """The words of all users but the ones that are only theirs."""
+    known = [t.replace("zorp", "bus").replace("blick", "cat") for u in USERS for t in texts(u)]
+    return WordTokenizer.train(known, 40)
+
+
+def deployment(report: Callable[[str], None] = lambda _: None) -> Deployment:
+    """LoRA, vocabulary slots and a memory in an untrained decoder."""
+    report("build the tiny model")
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    words = tokenizer()
+    encoder = TextEncoder(words, LENGTH, words.size, SLOTS)
+    rows = encoder.encode(texts("cleo")[:BATCH])
+    batch = {k: torch.from_numpy(np.asarray(v[:BATCH])) for k, v in rows.items()}
+    modules = [
+        LoRA("*.attn.[qv]", rank=2),
+        VocabularySlots(embedding="embed", output="head", count=SLOTS),
+        NgramMemory(capacity=32, order=3),
+    ]
+    plan = Plan(
+        phases=(
+            AssignSlotsPhase(),
+            MemorizePhase(),
+            TrainPhase(group=("*",), epochs=3, optimizer=AdamW(lr=0.02), clip=1.0),
+        ),
+        guard=Guard(metric="loss", min_examples=2),
+    )
+    return Deployment(
+        name="tiny",
+        model=personalize(Decoder(vocabulary=words.size).eval(), modules, example=(batch["tokens"],)),
+        task=TokenTask(words.size + SLOTS),
+        batch=batch,
+        predict_batch={"tokens": batch["tokens"][:1], "position": torch.tensor([3])},
+        plan=plan,
+        tokenizer=words.to_json().encode(),
+        encoder={"kind": "text", "length": LENGTH, "batch": BATCH, "vocabulary": words.size, "slots": SLOTS},
+    )
+
+
+def arrays() -> Deployment:
+    """A classifier on arrays, without text."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    batch = {"x": torch.randn(4, 6), "labels": torch.tensor([0, 1, 2, 3]), "weight": torch.ones(4)}
+    return Deployment(
+        name="tiny-arrays",
+        model=personalize(MLP().eval(), [LoRA("hidden.*", rank=2)], example=(batch["x"],)),
+        task=ClassificationTask(4),
+        batch=batch,
+        plan=Plan(phases=(TrainPhase(group=("*",), epochs=20, optimizer=AdamW(lr=0.05)),)),
+    )
