@@ -21,9 +21,9 @@ app = typer.Typer(
     name="pfl",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     help="On-device personalization: look into bundles, check them, and personalize users with them.\n\n"
-    "To make a bundle, use [bold]pfl-export[/bold]. " + EXIT_CODES,
+    "To make a bundle, use `pfl-export`. " + EXIT_CODES,
 )
 bundles.add_to(app)
 users.add_to(app)

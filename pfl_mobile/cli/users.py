@@ -141,8 +141,8 @@ def _show(result: UserResult, state: Path | None) -> None:
         rows += [(f"general {m}", percent(both[0], m), percent(both[1], m)) for m in both[0]]
     counts = result.examples
     out.print(
-        f"user {result.user}: {counts['all']} examples: {counts['train']} to train on, {counts['holdout']} for the "
-        f"guard, {counts['test']} to test on",
+        f"user {result.user}: {counts['all']} examples: {counts['train']} to train on, "
+        f"{counts['holdout']} for the guard, {counts['test']} to test on",
         markup=False,
     )
     out.print(table(["", "before", "after"], rows, right=[1, 2]))
