@@ -267,7 +267,12 @@ def _convolution_backward(
     if output_mask[0]:
         rest = [
             x.shape[2 + d]
-            - ((grad.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (weight.shape[2 + d] - 1) + 1)
+            - (
+                (grad.shape[2 + d] - 1) * stride[d]
+                - 2 * padding[d]
+                + dilation[d] * (weight.shape[2 + d] - 1)
+                + 1
+            )
             for d in range(dims)
         ]
         out[0] = _aten.convolution.default(grad, weight, None, stride, padding, dilation, True, rest, groups)

@@ -48,7 +48,7 @@ class Deployment:
                 f"the model of deployment {self.name!r} is a {type(self.model).__name__}",
                 mend="put modules into it first: personalize(backbone, [LoRA(...)])",
             )
-        sets = dict.fromkeys(("initial", "global", *self.host_sets), {})
+        sets: dict[str, dict[str, Any]] = {name: {} for name in ("initial", "global", *self.host_sets)}
         check_plan(self.plan, self.model.device_tensors(), sets, ())
 
     def inputs_of_predict(self) -> Batch:

@@ -70,13 +70,17 @@ def _sums(task: Task, output: Tensor, batch: Batch, metrics: bool) -> tuple[dict
     return sums, loss
 
 
-def evaluate(model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def evaluate(
+    model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Weighted sums of loss and metrics, each float32 [1]; the full model, memory included."""
     output = model.call(values, *(batch[name] for name in task.inputs))
     return _sums(task, output, batch, metrics=True)[0]
 
 
-def predict(model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def predict(
+    model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """What the task predicts for ``batch``."""
     return task.predict(model.call(values, *(batch[name] for name in task.inputs)), batch)
 
@@ -110,7 +114,11 @@ def check_batch(task: Task, batch: Batch, *, labels: bool) -> None:
     Raises:
         ConfigError: an entry is missing, or has a dtype that programs do not take.
     """
-    wanted = (*task.inputs, *(task.labels if labels else task.predict_extra), *(("weight",) if labels else ()))
+    wanted = (
+        *task.inputs,
+        *(task.labels if labels else task.predict_extra),
+        *(("weight",) if labels else ()),
+    )
     for name in wanted:
         if name not in batch:
             raise ConfigError(
@@ -119,7 +127,8 @@ def check_batch(task: Task, batch: Batch, *, labels: bool) -> None:
             )
         if batch[name].dtype not in (torch.float32, torch.int64):
             raise ConfigError(
-                f"batch entry {name!r} is {batch[name].dtype}", mend="use float32 for values and int64 for ids"
+                f"batch entry {name!r} is {batch[name].dtype}",
+                mend="use float32 for values and int64 for ids",
             )
     if labels and batch["weight"].dtype != torch.float32:
         raise ConfigError("the weights are not float32", mend="give one float32 weight per label")

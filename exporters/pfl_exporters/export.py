@@ -64,7 +64,9 @@ def program_specs(programs: Mapping[str, TracedProgram]) -> tuple[ProgramSpec, .
     """Signatures for the manifest, from the traced graphs."""
 
     def spec(name: str, tensor: torch.Tensor) -> TensorSpec:
-        return TensorSpec(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))  # type: ignore[arg-type]
+        return TensorSpec(
+            name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch.")
+        )  # type: ignore[arg-type]
 
     return tuple(
         ProgramSpec(
@@ -113,7 +115,7 @@ def export_bundle(
     out: str | os.PathLike[str],
     *,
     sign_key: PrivateKey | None = None,
-    report: Report = lambda text: None,
+    report: Report = lambda _: None,
     seed: int = 0,
 ) -> ExportReport:
     """Trace, lower, compare with PyTorch, and only then write a bundle.

@@ -42,7 +42,9 @@ def _like(example: Tensor, generator: torch.Generator) -> Tensor:
 def random_values(model: PersonalizedModel, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
     """Random device tensors. Gradient-trained ones move away from their start, where many gradients vanish; integer
     ones (an n-gram memory) are filled from the batch's own ids, so that they match something."""
-    ids = torch.cat([v.flatten() for v in batch.values() if v.dtype == torch.int64] or [torch.zeros(1).long()])
+    ids = torch.cat(
+        [v.flatten() for v in batch.values() if v.dtype == torch.int64] or [torch.zeros(1).long()]
+    )
     values = {}
     for name, value in model.values().items():
         update = next(info.update for info in model.device_tensors() if info.name == name)
@@ -57,7 +59,13 @@ def random_values(model: PersonalizedModel, batch: Batch, generator: torch.Gener
 
 
 def cases(
-    model: PersonalizedModel, task: Task, batch: Batch, predict_batch: Batch, *, rounds: int = 2, seed: int = 0
+    model: PersonalizedModel,
+    task: Task,
+    batch: Batch,
+    predict_batch: Batch,
+    *,
+    rounds: int = 2,
+    seed: int = 0,
 ) -> list[Case]:
     """Reference cases of all programs: the example batch, then random ones with random and zero weights."""
     generator = torch.Generator().manual_seed(seed)

@@ -17,7 +17,9 @@ class OnnxRuntimeSession(EngineSession):
 
     name = "onnxruntime"
 
-    def __init__(self, files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int | None) -> None:
+    def __init__(
+        self, files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int | None
+    ) -> None:
         super().__init__(programs)
         self._files = dict(files)
         self._options = onnxruntime.SessionOptions()
@@ -32,10 +34,13 @@ class OnnxRuntimeSession(EngineSession):
         if session is None:
             path = self._files[program]
             try:
-                session = onnxruntime.InferenceSession(path, self._options, providers=["CPUExecutionProvider"])
+                session = onnxruntime.InferenceSession(
+                    path, self._options, providers=["CPUExecutionProvider"]
+                )
             except Exception as error:  # the runtime's exceptions share no base below Exception
                 raise EngineError(
-                    f"ONNX Runtime cannot load {os.path.basename(path)}: {error}", mend="export the bundle again"
+                    f"ONNX Runtime cannot load {os.path.basename(path)}: {error}",
+                    mend="export the bundle again",
                 ) from error
             self._sessions[program] = session
         spec = self.programs[program]
@@ -52,6 +57,8 @@ class OnnxRuntimeSession(EngineSession):
         self._sessions = {}
 
 
-def load(files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int | None) -> OnnxRuntimeSession:
+def load(
+    files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int | None
+) -> OnnxRuntimeSession:
     """Load the programs of a bundle; the shared weight file is found beside them."""
     return OnnxRuntimeSession(files, programs, threads)

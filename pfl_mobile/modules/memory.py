@@ -108,15 +108,22 @@ class Memory(nn.Module):  # type: ignore[misc]
         self.order = order
         self.gate = MemoryGate(order)
 
-    def forward(self, logits: Tensor, tokens: Tensor, *_others: Tensor) -> Tensor:
-        """Log-probabilities [B, T, V] from logits [B, T, V] and tokens int64 [B, T]."""
-        used = (self.next > 0).to(logits.dtype).expand(*tokens.shape, -1)
-        masks, counts = [used], [used.sum(-1)]
+    def matches(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Which entries the context before each position of tokens int64 [B, T] matches.
+
+        Returns:
+            One mask float32 [B, T, capacity] for each order 0..order-1, and the counts n_k [B, T, order].
+        """
+        used = (self.next > 0).to(self.gate.bias.dtype).expand(*tokens.shape, -1)
+        masks = [used]
         for k in range(self.order - 1):
             before = F.pad(tokens, (k, 0))[:, : tokens.shape[1]].unsqueeze(-1)
-            masks.append(masks[-1] * (before == self.context[:, k]).to(logits.dtype))
-            counts.append(masks[-1].sum(-1))
-        count = torch.stack(counts, dim=-1)
+            masks.append(masks[-1] * (before == self.context[:, k]).to(used.dtype))
+        return masks, torch.stack([mask.sum(-1) for mask in masks], dim=-1)
+
+    def forward(self, logits: Tensor, tokens: Tensor, *_others: Tensor) -> Tensor:
+        """Log-probabilities [B, T, V] from logits [B, T, V] and tokens int64 [B, T]."""
+        masks, count = self.matches(tokens)
         log_weights = self.gate(count)
         shares = torch.exp(log_weights[..., :-1]) / torch.clamp(count, min=1.0)
         # one weight an entry first, so that there is a single scatter over the vocabulary

@@ -52,7 +52,7 @@ class PersonalizedModel(nn.Module):  # type: ignore[misc]
         self._replaced = dict(site.replaced)
         self.train(False)
 
-    def train(self, mode: bool = True) -> PersonalizedModel:  # noqa: ARG002
+    def train(self, mode: bool = True) -> PersonalizedModel:
         """Stay in eval mode: a device trains against the frozen behaviour."""
         super().train(False)
         return self

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from executorch.backends.xnnpack import xnnpack_preprocess
+from executorch.backends.xnnpack._passes import XNNPACKPassManager
 from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
 from executorch.backends.xnnpack.partition.config.gemm_configs import AddmmConfig, GEMMConfig, MMConfig
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -53,12 +55,46 @@ def partitioner() -> XnnpackPartitioner:
     return XnnpackPartitioner(configs=[ours.get(config, config) for config in ALL_PARTITIONER_CONFIGS])
 
 
+#: XNNPACK's own passes and the operators (parts of their names) without which they have nothing to do. Each pass
+#: interprets the whole partition again, so running all of them on every partition took most of the export's time.
+_NEEDED_FOR = {
+    "XNNPACKRemoveCloneOpsTransform": ("clone",),
+    "DimOrderOpsRevertPass": ("dim_order",),
+    "ConvertToUpsampleBilinear2d": ("upsample", "index"),
+    "ConvertToLinearPass": ("addmm", "mm.default"),
+    "ConvertToSDPAPass": ("scaled_dot_product",),
+    "FuseBatchNormPass": ("batch_norm",),
+    "DecomposeBatchNorm": ("batch_norm",),
+    "FuseActivationPass": ("relu", "hardtanh", "clamp"),
+    "DecomposeConcatenate": ("cat",),
+    "RemoveGetItemPass": ("getitem",),
+    "InsertPadQDQPass": ("pad",),
+    "Conv1dUnsqueezePass": ("convolution",),
+    "PReLUReshapePass": ("prelu",),
+    "ChannelsLastTaggedReshapePass": ("convolution", "pool", "upsample", "prelu", "mean", "batch_norm"),
+}
+
+
+class _LeanPassManager(XNNPACKPassManager):  # type: ignore[misc]
+    """XNNPACK's pass manager without the passes whose operators a partition does not have."""
+
+    def __init__(self, exported_program: Any, passes: Any = None) -> None:
+        super().__init__(exported_program, passes)
+        present = {str(node.target) for node in exported_program.graph.nodes if node.op == "call_function"}
+        self.passes = [p for p in self.passes if self._applies(p.__name__, present)]
+
+    @staticmethod
+    def _applies(name: str, present: set[str]) -> bool:
+        needed = _NEEDED_FOR.get(name)
+        return needed is None or any(part in target for target in present for part in needed)
+
+
 def _read_by_delegate(node: fx.Node) -> bool:
     """Whether XNNPACK takes the constant as a weight in at least one use."""
     return any(
-        user.target in (_aten.linear.default, _aten.convolution.default) and user.args[1] is node
-        or user.target is _aten.mm.default and user.args[1] is node
-        or user.target is _aten.addmm.default and user.args[2] is node
+        (user.target in (_aten.linear.default, _aten.convolution.default) and user.args[1] is node)
+        or (user.target is _aten.mm.default and user.args[1] is node)
+        or (user.target is _aten.addmm.default and user.args[2] is node)
         for user in node.users
     )
 
@@ -112,15 +148,18 @@ def _route_tied(graph: fx.GraphModule, tied: set[int]) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the toolchain's own warnings away from the user: they name its internals, not the model."""
+def _toolchain() -> Iterator[None]:
+    """Use our pass manager, and keep the toolchain's own warnings, which name its internals, from the user."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    stock = xnnpack_preprocess.XNNPACKPassManager
+    xnnpack_preprocess.XNNPACKPassManager = _LeanPassManager
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        xnnpack_preprocess.XNNPACKPassManager = stock
         logging.disable(before)
 
 
@@ -134,7 +173,7 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     graphs = {name: shared_copy(program.graph) for name, program in programs.items()}
     tied = _tied(graphs)
     exported = {}
-    with _quiet():
+    with _toolchain():
         for name, program in programs.items():
             report(f"android: export {name}")
             _route_tied(graphs[name], tied)
@@ -157,10 +196,10 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     path = folder / "model.pte"
     with open(path, "wb") as file:
         program.write_to_file(file)
-    planned = {
-        f"planned_{name}_bytes": _planned(program.executorch_program, name) for name in exported
-    }
-    return Lowered({"model": "model.pte"}, {"model.pte": path}, {"model_bytes": path.stat().st_size, **planned})
+    planned = {f"planned_{name}_bytes": _planned(program.executorch_program, name) for name in exported}
+    return Lowered(
+        {"model": "model.pte"}, {"model.pte": path}, {"model_bytes": path.stat().st_size, **planned}
+    )
 
 
 def _planned(program: Any, method: str) -> int:

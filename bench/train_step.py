@@ -1,0 +1,298 @@
+"""One gradient step of a keyboard-sized model through four systems, side by side.
+
+    python bench/train_step.py --json
+
+The systems: PyTorch eager, the stock ExecuTorch training artifact as it comes, our ``.pte``, our ONNX program. Each
+lives in a process of its own, so that its peak memory is its own; the processes take turns, a few steps each, so
+that noise of the machine meets all of them. All are held to the same number of cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing as mp
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SYSTEMS = ("torch_eager", "executorch_stock", "pfl_executorch", "pfl_onnxruntime")
+BATCH, LENGTH, VOCABULARY = 16, 20, 8000
+
+
+def deployment() -> Any:
+    """The model with LoRA r=4 on q and v, its LoRA tensors away from their neutral start."""
+    import torch
+    from gpt import seeded
+
+    from pfl_mobile.deployment import Deployment
+    from pfl_mobile.local.plan import Plan, Sgd, TrainPhase
+    from pfl_mobile.modules import LoRA
+    from pfl_mobile.personalize import personalize
+    from pfl_mobile.tasks import TokenTask
+
+    model = personalize(seeded(), [LoRA("*.[qv]", rank=4)])
+    generator = torch.Generator().manual_seed(1)
+    model.load_values(
+        {k: v + 0.05 * torch.randn(v.shape, generator=generator) for k, v in model.values().items()}
+    )
+
+    def ids() -> torch.Tensor:
+        return torch.randint(4, VOCABULARY, (BATCH, LENGTH), generator=generator)
+
+    batch = {"tokens": ids(), "labels": ids(), "weight": torch.ones(BATCH, LENGTH)}
+    plan = Plan(phases=(TrainPhase(steps=1, optimizer=Sgd(lr=0.1)),))
+    short = {"tokens": batch["tokens"][:1], "position": torch.tensor([LENGTH - 1])}
+    return Deployment("bench", model, TokenTask(VOCABULARY), batch, plan, predict_batch=short)
+
+
+def torch_eager(_: str, threads: int) -> tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]:
+    import torch
+    import torch.nn.functional as F
+
+    torch.set_num_threads(threads)
+    d = deployment()
+    parameters = d.model.train_parameters()
+    for p in parameters:
+        p.requires_grad_(True)
+    names = list(d.model.values())
+    labels = d.batch["labels"].flatten()
+
+    def step() -> Any:
+        logits = d.model(d.batch["tokens"])
+        loss = F.cross_entropy(logits.flatten(0, 1), labels, reduction="sum")
+        return loss, torch.autograd.grad(loss, parameters)
+
+    return step, lambda out: dict(zip(names, (g.numpy() for g in out[1]), strict=True))
+
+
+def executorch_stock(_: str, __: int) -> tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]:
+    """``_export_forward_backward`` of the same model, lowered as it comes, run by ``executorch.extension.training``.
+
+    Attention is exported in its MATH form: the fused one has a backward that ExecuTorch cannot lower.
+    """
+    import torch
+    import torch.nn.functional as F
+    from executorch.exir import to_edge
+    from executorch.extension.training import _load_for_executorch_for_training_from_buffer
+    from torch.export.experimental import _export_forward_backward
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    d = deployment()
+    for p in d.model.train_parameters():
+        p.requires_grad_(True)
+
+    class WithLoss(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = d.model
+
+        def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return F.cross_entropy(self.model(tokens).flatten(0, 1), labels.flatten())
+
+    inputs = (d.batch["tokens"], d.batch["labels"])
+    with sdpa_kernel(SDPBackend.MATH):
+        exported = torch.export.export(WithLoss(), inputs, strict=False)
+        program = to_edge(_export_forward_backward(exported)).to_executorch()
+    module = _load_for_executorch_for_training_from_buffer(program.buffer)
+    paths = {f"model.{d.model.path(name)}": name for name in d.model.values()}
+
+    def grads(_out: Any) -> dict[str, Any]:
+        found = module.named_gradients()
+        # its loss is a mean over B*T labels, ours a sum
+        return {paths[k]: v.numpy() * (BATCH * LENGTH) for k, v in found.items()}
+
+    return lambda: module.forward_backward("forward", inputs), grads
+
+
+def _session(
+    bundle: str, engine: str, threads: int
+) -> tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]:
+    from pfl_mobile.bundle.read import Bundle
+    from pfl_mobile.engines import open_session
+
+    opened = Bundle.open(bundle)
+    session = open_session(opened, engine, threads=threads)
+    case = opened.golden()["gradients"]
+    inputs = {**case.inputs, **opened.values()}
+
+    def grads(out: dict[str, Any]) -> dict[str, Any]:
+        return {k.removeprefix("grad."): v for k, v in out.items() if k.startswith("grad.")}
+
+    return lambda: session.run("gradients", inputs), grads
+
+
+def pfl_executorch(bundle: str, threads: int) -> tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]:
+    return _session(bundle, "executorch", threads)
+
+
+def pfl_onnxruntime(bundle: str, threads: int) -> tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]:
+    return _session(bundle, "onnxruntime", threads)
+
+
+def worker(pipe: Any, system: str, bundle: str, threads: int) -> None:
+    """Serve one system: build it, then run as many steps as asked and send the milliseconds."""
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:threads]))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)  # the runtimes' own chatter
+    try:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        step, grads = globals()[system](bundle, threads)
+        out = step()
+        pipe.send(("ready", grads(out), before))
+        while (steps := pipe.recv()) is not None:
+            times = []
+            for _ in range(steps):
+                start = time.perf_counter()
+                step()
+                times.append((time.perf_counter() - start) * 1000)
+            pipe.send(times)
+        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    except Exception as error:
+        pipe.send(("failed", f"{type(error).__name__}: {error}", 0))
+        raise
+
+
+def matmul_peak(threads: int) -> float:
+    """GFLOP/s of the best of several float32 matrix products: what this machine can do on ``threads`` cores."""
+    import torch
+
+    torch.set_num_threads(threads)
+    best = 0.0
+    for n in (512, 1024, 1536):
+        a, b = torch.randn(n, n), torch.randn(n, n)
+        for _ in range(6):
+            start = time.perf_counter()
+            torch.mm(a, b)
+            best = max(best, 2 * n**3 / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def step_gflop(d: Any) -> float:
+    """Arithmetic of the matrix products in the traced ``gradients`` program, in GFLOP."""
+    import torch
+
+    from pfl_mobile.programs import trace_programs
+
+    graph = trace_programs(d.model, d.task, d.batch, d.predict_batch)["gradients"].graph
+    total = 0
+    for node in graph.graph.nodes:
+        if node.target in (
+            torch.ops.aten.linear.default,
+            torch.ops.aten.mm.default,
+            torch.ops.aten.bmm.default,
+        ):
+            left = node.args[0].meta["val"].shape
+            total += 2 * node.meta["val"].numel() * left[-1]
+    return total / 1e9
+
+
+def run(threads: int, rounds: int, steps: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Build all systems, take turns, and summarise."""
+    import numpy as np
+    import torch
+
+    from pfl_exporters.export import export_bundle
+
+    torch.set_num_threads(threads)
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:threads]))
+    d = deployment()
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = str(Path(folder) / "bundle")
+        say("export the bundle")
+        export_bundle(d, ["android", "onnx"], bundle)
+        context = mp.get_context("spawn")
+        pipes: dict[str, Any] = {}
+        grads: dict[str, dict[str, Any]] = {}
+        base: dict[str, float] = {}
+        with contextlib.ExitStack() as stack:
+            for system in SYSTEMS:
+                say(f"build {system}")
+                here, there = context.Pipe()
+                process = context.Process(target=worker, args=(there, system, bundle, threads), daemon=True)
+                process.start()
+                stack.callback(process.terminate)
+                state, payload, before = here.recv()
+                if state != "ready":
+                    sys.exit(f"{system}: {payload}")
+                pipes[system], grads[system], base[system] = here, payload, before / 1024
+            times: dict[str, list[float]] = {s: [] for s in SYSTEMS}
+            for index in range(rounds + 1):
+                say(f"round {index} of {rounds}")
+                for system in SYSTEMS:
+                    # the stock artifact is so slow that one step a round is enough
+                    pipes[system].send(1 if system == "executorch_stock" else steps)
+                    taken = pipes[system].recv()
+                    if index:  # the first round warms up
+                        times[system] += taken
+            peaks = {}
+            for system in SYSTEMS:
+                pipes[system].send(None)
+                peaks[system] = pipes[system].recv()
+    reference = grads["torch_eager"]
+
+    def error(system: str) -> float:
+        return max(float(np.abs(grads[system][k] - v).max() / np.abs(v).max()) for k, v in reference.items())
+
+    medians = {s: statistics.median(t) for s, t in times.items()}
+    peak, gflop = matmul_peak(threads), step_gflop(d)
+    return {
+        "threads": threads,
+        "model": {
+            "vocabulary": VOCABULARY,
+            "width": 256,
+            "layers": 4,
+            "batch": BATCH,
+            "length": LENGTH,
+            "rank": 4,
+        },
+        "matmul_peak_gflops": round(peak, 1),
+        "step_gflop": round(gflop, 3),
+        "systems": {
+            s: {
+                "ms": round(medians[s], 2),
+                "ms_min": round(min(times[s]), 2),
+                "ratio": round(medians[s] / medians["torch_eager"], 3),
+                "peak_mb": round(peaks[s], 1),
+                "import_mb": round(base[s], 1),
+                "part_of_peak": round(gflop / medians[s] * 1000 / peak, 3),
+                "grad_max_rel_err": error(s),
+            }
+            for s in SYSTEMS
+        },
+        "stock_over_pfl_executorch": round(medians["executorch_stock"] / medians["pfl_executorch"], 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1, help="cores for every system (default 1)")
+    parser.add_argument("--rounds", type=int, default=12, help="turns of each system (default 12)")
+    parser.add_argument("--steps", type=int, default=5, help="steps a turn (default 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON only")
+    options = parser.parse_args()
+    say = (lambda _: None) if options.json else (lambda text: print(text, file=sys.stderr, flush=True))
+    result = run(options.threads, options.rounds, options.steps, say)
+    if options.json:
+        print(json.dumps(result, indent=1))
+        return
+    print(f"{result['step_gflop']} GFLOP a step, machine peak {result['matmul_peak_gflops']} GFLOP/s")
+    for name, row in result["systems"].items():
+        print(
+            f"{name:18s} {row['ms']:9.2f} ms  x{row['ratio']:.3f}  {row['peak_mb']:7.0f} MB  "
+            f"gradient error {row['grad_max_rel_err']:.1e}"
+        )
+
+
+if __name__ == "__main__":
+    main()

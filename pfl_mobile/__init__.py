@@ -1,0 +1,54 @@
+"""On-device personalization: a frozen PyTorch backbone, small trainable modules, training programs for phones.
+
+    from pfl_mobile import Deployment, LoRA, Plan, TokenTask, personalize
+
+Names are loaded when first used, so a part of the package needs only its own dependencies.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "personalize": "personalize",
+    "PersonalizedModel": "personalize",
+    "Deployment": "deployment",
+    "Adapter": "modules",
+    "Gate": "modules",
+    "Head": "modules",
+    "LoRA": "modules",
+    "NgramMemory": "modules",
+    "SoftPrompt": "modules",
+    "VocabularySlots": "modules",
+    "ClassificationTask": "tasks",
+    "CustomTask": "tasks",
+    "RegressionTask": "tasks",
+    "TokenTask": "tasks",
+    "AdamW": "local.plan",
+    "AssignSlotsPhase": "local.plan",
+    "Guard": "local.plan",
+    "MemorizePhase": "local.plan",
+    "Momentum": "local.plan",
+    "Plan": "local.plan",
+    "Sgd": "local.plan",
+    "TrainPhase": "local.plan",
+    "LocalTrainer": "local.trainer",
+    "Bundle": "bundle",
+    "open_session": "engines",
+    "PflError": "errors",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'pfl_mobile' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"pfl_mobile.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(_HOME)
