@@ -1,0 +1,217 @@
+"""Fitting the gate of the keyboard's memory, on training users whom the backbone never saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pfl_mobile.errors import ConfigError, DataError
+from pfl_mobile.local.memory import memorize
+from pfl_mobile.modules.memory import Memory
+
+from .training import counted_rows, mean_loss
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pfl_mobile.data import UserText
+    from pfl_mobile.personalize import PersonalizedModel
+    from pfl_mobile.text import Rows
+
+
+def gate_users(
+    users: UserText, count: int = 20, least: int = 50, most: int = 150, seed: int = 0
+) -> tuple[UserText, UserText]:
+    """Set training users apart for fitting the memory's gate, so that the backbone never sees them.
+
+    Small users are taken, as they cost the backbone little text; where too few have between ``least`` and
+    ``most`` messages, those with the fewest messages above ``least``. At most a fifth of the users is taken.
+
+    Returns:
+        The users left for the backbone, and those for the gate.
+
+    Raises:
+        DataError: nobody has ``least`` messages, or nobody would be left.
+    """
+    count = min(count, max(1, len(users.users) // 5))
+    enough = [u for u in users.users if len(users.users[u]) >= least]
+    if not enough or len(users.users) < 2:
+        raise DataError(
+            f"{users.name}: no training user with {least} messages can be set apart for the memory's gate",
+            mend="give more users, or lower `least`",
+        )
+    inside = [u for u in enough if len(users.users[u]) <= most]
+    if len(inside) >= count:
+        inside.sort()
+        chosen = [inside[int(i)] for i in np.random.default_rng(seed).permutation(len(inside))[:count]]
+    else:
+        chosen = sorted(enough, key=lambda u: (len(users.users[u]), u))[:count]
+    left = [u for u in users.users if u not in set(chosen)]
+    return users.select(left), users.select(chosen)
+
+
+def learn(
+    model: PersonalizedModel,
+    rows: Rows,
+    *,
+    lr: float = 2e-3,
+    epochs: int = 3,
+    max_steps: int | None = 80,
+    batch: int = 16,
+    clip: float = 1.0,
+    seed: int = 0,
+) -> int:
+    """Train the device tensors of ``model`` in PyTorch, as the recipe's plan does on a device.
+
+    AdamW whose learning rate falls linearly to 0. For the users that fit the gate and for comparing recipes
+    quickly; products go through ``LocalTrainer``.
+
+    Returns:
+        How many steps were made: ``epochs`` passes over the rows, ``max_steps`` at most.
+    """
+    tokens, labels, weight = counted_rows(rows)
+    parameters = model.train_parameters()
+    if not parameters or not len(tokens):
+        return 0
+    steps = epochs * -(-len(tokens) // batch)
+    steps = min(steps, steps if max_steps is None else max_steps)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(tokens), generator=generator)
+    for step in range(steps):
+        if len(order) == 0:
+            order = torch.randperm(len(tokens), generator=generator)
+        part, order = order[:batch], order[batch:]
+        logits = model.forward_for_gradients(tokens[part])
+        loss = mean_loss(nn.Identity(), logits, labels[part], weight[part])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, clip)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (1 - step / steps)
+        optimizer.step()
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return steps
+
+
+@dataclass(frozen=True)
+class GateExamples:
+    """What the gate is fitted on: for N labels, how likely each part of the mixture finds them.
+
+    Attributes:
+        chances: float32 [N, order + 1], probability of the label under each order, then under the model.
+        counts: float32 [N, order], matching entries of each order.
+    """
+
+    chances: Tensor
+    counts: Tensor
+
+
+def gate_examples(
+    model: PersonalizedModel,
+    history: Rows,
+    later: Rows,
+    *,
+    most: int = 2000,
+    batch: int = 16,
+    name: str = "memory",
+) -> GateExamples:
+    """Examples for the gate from one user, with the personal values that ``model`` holds.
+
+    The memory is filled with ``history``, labels come from ``later``; encode both with ``drop_unknown=True``.
+
+    Args:
+        model: a personalized model with a memory, trained or not.
+        history: rows to remember.
+        later: rows to predict.
+        most: no more than so many labels, so that no user outweighs the others.
+        batch: rows at a time.
+        name: of the memory module.
+    """
+    memory = _memory(model, name)
+    following, context, _ = memorize(
+        history["tokens"], history["labels"], history["weight"], memory.next.shape[0], memory.context.shape[1]
+    )
+    model.load_values({f"{name}.next": following, f"{name}.context": context}, partial=True)
+    tokens, labels, weight = counted_rows(later)
+    chances, counts = [], []
+    with torch.no_grad():
+        for i in range(0, len(tokens), batch):
+            x, y, counted = tokens[i : i + batch], labels[i : i + batch], weight[i : i + batch] > 0
+            log_p = F.log_softmax(model.forward_for_gradients(x)[counted], dim=-1)
+            masks, count = memory.matches(x)
+            same = (memory.next == y.unsqueeze(-1)).to(count.dtype)
+            shares = [(mask * same).sum(-1) / count[..., k].clamp(min=1.0) for k, mask in enumerate(masks)]
+            own = log_p.gather(-1, y[counted].unsqueeze(-1)).exp()
+            chances.append(torch.cat([torch.stack(shares, dim=-1)[counted], own], dim=-1))
+            counts.append(count[counted])
+    if not chances:
+        return GateExamples(torch.zeros(0, memory.order + 1), torch.zeros(0, memory.order))
+    return GateExamples(torch.cat(chances)[:most], torch.cat(counts)[:most])
+
+
+def fit_gate(
+    model: PersonalizedModel,
+    users: Sequence[GateExamples],
+    *,
+    steps: int = 300,
+    lr: float = 0.05,
+    name: str = "memory",
+) -> dict[str, float]:
+    """Fit the gate of the memory in ``model`` to the labels of users whom the backbone never saw.
+
+    Maximum likelihood of the mixture, by Adam over all labels at once; deterministic. Do it before the
+    export: on a device the gate is frozen.
+
+    Returns:
+        ``loss_before`` and ``loss_after``: mean of -log p(label).
+
+    Raises:
+        DataError: there is no label.
+    """
+    gate = _memory(model, name).gate
+    chances = torch.cat([u.chances for u in users]) if users else torch.zeros(0, 1)
+    if not len(chances):
+        raise DataError("there is no text to fit the memory's gate on", mend="give users with more messages")
+    counts = torch.cat([u.counts for u in users])
+
+    def loss() -> Tensor:
+        p = (gate(counts).exp() * chances).sum(-1)
+        return -torch.log(p + 1e-9).mean()
+
+    parameters = list(gate.parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    before = float(loss().detach())
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return {"loss_before": before, "loss_after": float(loss().detach())}
+
+
+def gate_values(model: PersonalizedModel, name: str = "memory") -> dict[str, Tensor]:
+    """The fitted gate: ``weight`` and ``bias`` [order], to keep beside the backbone's weights."""
+    return {k: v.detach().clone() for k, v in _memory(model, name).gate.state_dict().items()}
+
+
+def set_gate(model: PersonalizedModel, values: Mapping[str, Tensor], name: str = "memory") -> None:
+    """Put a fitted gate into another model with the same memory."""
+    _memory(model, name).gate.load_state_dict(dict(values))
+
+
+def _memory(model: PersonalizedModel, name: str) -> Memory:
+    if name not in model.extras or not isinstance(model.extras[name], Memory):
+        raise ConfigError(f"the model has no memory called {name!r}", mend="add NgramMemory() to its modules")
+    return cast("Memory", model.extras[name])
