@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text bundle for onnxruntime and torch; do not change it, copy it."""
     from pfl_exporters.export import export_bundle
-
     from tests import tiny
 
     out = tmp_path_factory.mktemp("bundles") / "tiny"
@@ -26,7 +25,6 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bundle_android(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same for executorch; takes some ten seconds, so mark its tests as slow."""
     from pfl_exporters.export import export_bundle
-
     from tests import tiny
 
     out = tmp_path_factory.mktemp("bundles") / "tiny-android"
@@ -38,7 +36,6 @@ def tiny_bundle_android(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle for the torch engine that takes arrays."""
     from pfl_exporters.export import export_bundle
-
     from tests import tiny
 
     out = tmp_path_factory.mktemp("bundles") / "arrays"

@@ -79,7 +79,7 @@ def arrays() -> Deployment:
     batch = {"x": torch.randn(4, 6), "labels": torch.tensor([0, 1, 2, 3]), "weight": torch.ones(4)}
     return Deployment(
         name="tiny-arrays",
-        model=personalize(MLP().eval(), [LoRA("hidden.*", rank=2)], example=(batch["x"],)),
+        model=personalize(MLP().eval(), [LoRA("hidden.[02]", rank=2)], example=(batch["x"],)),
         task=ClassificationTask(4),
         batch=batch,
         plan=Plan(phases=(TrainPhase(group=("*",), epochs=20, optimizer=AdamW(lr=0.05)),)),

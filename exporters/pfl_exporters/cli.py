@@ -34,9 +34,13 @@ def export(
         typer.Argument(metavar="MODEL", help="file.py:function, package.module:function, or a recipe."),
     ],
     target: Annotated[
-        list[str],
-        typer.Option("--target", metavar="T", help="android, onnx, torch, or all; several with commas."),
-    ] = ["android"],  # noqa: B006  (typer copies it)
+        list[str] | None,
+        typer.Option(
+            "--target",
+            metavar="T",
+            help="android, onnx, torch, or all; several with commas; default: android.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR|FILE.pflb", help="Folder or .pflb file; default: ./NAME-bundle."),
@@ -61,7 +65,7 @@ def export(
     JSON: bundle, name, version, engines, total_bytes, planned_memory_bytes, frozen_bytes, verified (by engine:
     loss_rel_err, grad_max_rel_err), seconds (by step).
     """
-    targets = _targets(target)
+    targets = _targets(target or ["android"])
     with Reporter() as report:
         done = _export(model, targets, out, sign, data, seed, report)
     if as_json:

@@ -72,7 +72,12 @@ def _usage(error: Exception) -> str:
 def _show(error: PflError, as_json: bool) -> int:
     out = console(error=True)
     if isinstance(error, UserCodeError) and error.__cause__ is not None:
-        for line in traceback.format_exception(error.__cause__):
+        found = traceback.TracebackException.from_exception(error.__cause__)
+        ours = ("<frozen importlib", "pfl_exporters")
+        found.stack = traceback.StackSummary.from_list(
+            [frame for frame in found.stack if not any(name in frame.filename for name in ours)]
+        )
+        for line in found.format(chain=True):
             out.print(escape(line), end="", style="dim")
     out.print(f"[bold red]error[/] ({error.code}): {escape(error.message)}")
     out.print(f"[bold]mend:[/] {escape(error.mend)}")

@@ -1,0 +1,147 @@
+"""``pfl-export``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pfl_exporters import model_function
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.cli.conftest import Ran
+
+    Run = Callable[..., Ran]
+
+MODEL = """
+from tests import tiny
+
+def build(data=None, report=print):
+    report(f"data is {data}")
+    return tiny.arrays()
+
+def nothing():
+    pass
+
+def fails():
+    raise ValueError("boom")
+
+def needs(x):
+    pass
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "my_model.py"
+    path.write_text(MODEL)
+    return path
+
+
+def test_a_function_in_a_file_is_exported(pfl_export: Run, pfl: Run, model: Path, tmp_path: Path) -> None:
+    pfl("keys", "new", tmp_path / "k.pem")
+    out = tmp_path / "out" / "b.pflb"
+    ran = pfl_export(
+        f"{model}:build",
+        "--target",
+        "torch",
+        "--out",
+        out,
+        "--data",
+        "D",
+        "--sign",
+        tmp_path / "k.pem",
+        "--json",
+    )
+    assert ran.code == 0
+    assert ran.json["bundle"] == str(out)
+    assert ran.json["verified"]["torch"]["grad_max_rel_err"] < 1e-4
+    assert "data is D" in ran.err
+    assert pfl("verify", out, "--public-key", tmp_path / "k.pem.pub", "--json").json["ok"]
+
+
+def test_the_default_place_is_named_after_the_function(
+    pfl_export: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = pfl_export("my_model:build", "--target", "torch")
+    assert ran.code == 0
+    assert "pfl inspect build-bundle" in ran.out
+    assert (tmp_path / "build-bundle" / "manifest.json").is_file()
+    sys.modules.pop("my_model", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "type_", "words"),
+    [
+        (["{}/other.py:build"], "UnknownNameError", "my_model.py"),
+        (["{}/my_model.py:biuld"], "UnknownNameError", "'build'"),
+        (["{}/my_model.py"], "ConfigError", "my_model.py:FUNCTION"),
+        (["{}/my_model.py:nothing", "--target", "torch"], "ConfigError", "return Deployment("),
+        (["{}/my_model.py:needs", "--target", "torch"], "ConfigError", "defaults"),
+        (["{}/my_model.py:fails", "--target", "torch"], "UserCodeError", "line"),
+        (["{}/my_model.py:nothing", "--data", "x", "--target", "torch"], "ConfigError", "--data"),
+        (["{}/my_model.py:build", "--target", "ios"], "ConfigError", "--target android"),
+        (["{}/my_model.py:build", "--target", "onyx"], "ConfigError", "'onnx'"),
+        (["{}/my_model.py:build", "--sign", "{}/none.pem"], "KeyFileError", "PEM"),
+        (["{}/my_model.py:build", "--out", "{}"], "UnwritableError", "bundle"),
+        (["{}/my_model.py:build", "--out", "{}/my_model.py/b"], "UnwritableError", "--out"),
+        (["keybord"], "UnknownNameError", "keyboard"),
+        (["no.such.module:f"], "UnknownNameError", "no.such.module.py:function"),
+    ],
+)
+def test_wrong_input_names_the_mend(
+    pfl_export: Run, model: Path, arguments: list[str], type_: str, words: str
+) -> None:
+    ran = pfl_export(*(a.format(model.parent) for a in arguments), "--json")
+    assert (ran.code, ran.error["type"]) == (2, type_)
+    assert words in ran.error["mend"]
+
+
+def test_an_error_inside_the_file_shows_its_line(pfl_export: Run, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("import os\nimport nonexistent_package\n")
+    ran = pfl_export(f"{tmp_path / 'bad.py'}:f", "--json")
+    assert ran.error["type"] == "UserCodeError"
+    assert "line 2: import nonexistent_package" in ran.error["message"]
+    assert "Traceback" in ran.err
+    assert "model_function" not in ran.err
+    (tmp_path / "syntax.py").write_text("x = 1\ndef f(:\n")
+    assert "line 2" in pfl_export(f"{tmp_path / 'syntax.py'}:f", "--json").error["message"]
+
+
+def test_a_missing_package_of_ours_names_the_extra(
+    pfl_export: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    (tmp_path / "wants_peft.py").write_text("import peft\n")
+    ran = pfl_export(f"{tmp_path / 'wants_peft.py'}:f", "--json")
+    assert ran.error["type"] == "MissingDependencyError"
+    assert "pfl-mobile[peft]" in ran.error["mend"]
+
+
+def test_a_model_that_cannot_be_exported_leaves_nothing(pfl_export: Run, tmp_path: Path) -> None:
+    (tmp_path / "branch.py").write_text(
+        "import torch\nfrom dataclasses import replace\nfrom torch import nn\n"
+        "from pfl_mobile.modules import LoRA\nfrom pfl_mobile.personalize import personalize\nfrom tests import tiny\n"
+        "class Branch(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.a = nn.Linear(6, 4)\n"
+        "    def forward(self, x):\n        return self.a(x) if x.sum() > 0 else -self.a(x)\n"
+        "def build():\n"
+        "    found = tiny.arrays()\n"
+        "    return replace(found, model="
+        "personalize(Branch().eval(), [LoRA('a', rank=1)], example=(found.batch['x'],)))\n"
+    )
+    ran = pfl_export(
+        f"{tmp_path / 'branch.py'}:build", "--target", "torch", "--out", tmp_path / "o", "--json"
+    )
+    assert ran.code in (1, 2)
+    assert ran.error["mend"]
+    assert not (tmp_path / "o").exists()
+
+
+def test_recipes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "keyboard" in model_function.recipes()

