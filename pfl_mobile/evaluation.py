@@ -247,6 +247,10 @@ class Evaluator:
                 f"user {user!r} has {count} example{'s' * (count != 1)}",
                 mend="give at least 3: one to learn from, one for the guard, one to test on",
             )
+        if not 0.0 < test < 1.0:
+            raise ConfigError(
+                f"the test part is {test:g}", mend="give a share between 0 and 1, for instance 0.2"
+            )
         cut = len(split_texts([""] * count, 1 - test).history)
         learn, tested = _cut(examples, cut)
         most = self.bundle.manifest.limits.max_examples

@@ -48,8 +48,8 @@ class Wrong:
         self.programs = session.programs
 
     def run(self, program: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        out = self.session.run(program, inputs)
-        return {n: v * np.float32(self.factor) if n == self.output else v for n, v in out.items()}
+        out: dict[str, Any] = self.session.run(program, inputs)
+        return {n: np.asarray(v * self.factor, v.dtype) if n == self.output else v for n, v in out.items()}
 
     def close(self) -> None:
         pass
@@ -83,7 +83,7 @@ def test_the_test_part_is_never_shown_to_the_trainer(bundle: Bundle, session: En
     shown: list[Any] = []
     evaluator = Evaluator(bundle, session)
     original = evaluator.trainer.personalize
-    evaluator.trainer.personalize = lambda a, b, *r, **k: shown.extend([*a, *b]) or original(a, b, *r, **k)  # type: ignore[method-assign,assignment,func-returns-value]
+    evaluator.trainer.personalize = lambda a, b, *r, **k: shown.extend([*a, *b]) or original(a, b, *r, **k)  # type: ignore[method-assign,func-returns-value]
     result = evaluator.personalize("ann", texts)
     assert shown == texts[:24]
     assert "blorp" not in result.report.words
@@ -132,6 +132,12 @@ def test_cancelling_keeps_the_old_state(bundle: Bundle, session: EngineSession) 
     assert result.after == result.before
 
 
+@pytest.mark.parametrize("test", [0.0, 1.0, -1.0, float("nan")])
+def test_the_test_part_is_a_share(bundle: Bundle, session: EngineSession, test: float) -> None:
+    with pytest.raises(ConfigError, match="test part"):
+        personalize_user(bundle, session, "ann", tiny.texts("ann"), test=test)
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_examples_is_an_error(bundle: Bundle, session: EngineSession, count: int) -> None:
     with pytest.raises(NoExamplesError, match=f"{count} example"):
@@ -147,7 +153,11 @@ def test_two_examples_train_nothing(bundle: Bundle, session: EngineSession) -> N
 
 def test_array_bundles_take_rows(tiny_arrays: Path) -> None:
     x = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
-    rows = {"x": x, "labels": (x[:, 0] > 0).astype(np.int64), "weight": np.ones(40, np.float32)}
+    rows: dict[str, np.ndarray] = {
+        "x": x,
+        "labels": (x[:, 0] > 0).astype(np.int64),
+        "weight": np.ones(40, np.float32),
+    }
     with Bundle.open(tiny_arrays) as opened, open_session(opened) as loaded:
         result = personalize_user(opened, loaded, "u", rows)
         assert result.examples == {"all": 40, "train": 26, "holdout": 6, "test": 8}

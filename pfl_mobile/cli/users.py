@@ -68,7 +68,10 @@ def personalize(
         typer.Option("--general", metavar="SRC", help="Other people's data, to measure forgetting."),
     ] = None,
     test: Annotated[
-        float, typer.Option("--test", help="Share of the user's examples, the newest, to test on.")
+        float,
+        typer.Option(
+            "--test", min=0.01, max=0.99, help="Share of the user's examples, the newest, to test on."
+        ),
     ] = 0.2,
     public_key: Key = None,
     as_json: Json = False,
