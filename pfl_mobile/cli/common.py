@@ -154,6 +154,10 @@ class Reporter:
         if self._task is not None:
             self._progress.stop()
 
+    def note(self, text: str) -> None:
+        """Say something on a line of its own, above the bar."""
+        self._console.print(escape(text))
+
     def __call__(self, text: str, fraction: float | None = None) -> None:
         """Say what is being done, and how much of it is (0 to 1)."""
         if not self._console.is_terminal:
@@ -173,14 +177,14 @@ class Reporter:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[threading.Event]:
+def interruptible(report: Reporter) -> Iterator[threading.Event]:
     """An event that the first Ctrl-C sets; the second one ends the process as usual."""
     event = threading.Event()
 
     def on_interrupt(_number: int, _frame: FrameType | None) -> None:
         event.set()
         signal.signal(signal.SIGINT, before)
-        console(error=True).print("stopping after this step; press Ctrl-C again to stop at once")
+        report.note("stopping after this step; press Ctrl-C again to stop at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield event  # only the main thread may set handlers

@@ -96,15 +96,18 @@ def personalize(
         report("load the programs")
         with contextlib.ExitStack() as stack:
             session = stack.enter_context(open_session(opened, engine))
-            cancel = stack.enter_context(interruptible())
+            cancel = stack.enter_context(interruptible(report))
             every = None if store is None else CHECKPOINT_EVERY
             report(f"run the golden batch on {session.name}")
             evaluator = Evaluator(opened, session, general=others, checkpoint_every=every)
             report(f"measure {user}")
 
+            shown = user if len(user) <= 12 else user[:11] + "\u2026"
+
             def on_progress(at: Progress) -> None:
                 report(
-                    f"personalize {user}, step {at.step}/{at.of}, loss {at.loss:.3f}", at.step / max(at.of, 1)
+                    f"personalize {shown}, step {at.step}/{at.of}, loss {at.loss:.3f}",
+                    at.step / max(at.of, 1),
                 )
 
             result = evaluator.personalize(
