@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pfl_mobile.cli.common import EXIT_CODES, Json, Reporter, console, print_json, run, size, table
-from pfl_mobile.cli.demo import missing_package
+from pfl_mobile.cli.common import (
+    EXIT_CODES,
+    Json,
+    Reporter,
+    console,
+    missing_package,
+    print_json,
+    run,
+    size,
+    table,
+)
 from pfl_mobile.errors import ConfigError, UnwritableError, near
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pfl_mobile.cli.demo import missing_package
+from pfl_mobile.cli.common import missing_package
 from pfl_mobile.errors import ConfigError, PflError, UnknownNameError, UserCodeError, near
 
 if TYPE_CHECKING:

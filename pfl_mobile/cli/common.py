@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pfl_mobile.errors import PflError, UserCodeError
+from pfl_mobile.errors import MissingDependencyError, PflError, UserCodeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,6 +30,17 @@ EXIT_CODES = (
     "Exit codes: 0 fine, 1 a check failed, 2 wrong input or environment (the message says how to mend it), "
     "130 interrupted."
 )
+
+#: Package -> extra of this distribution that brings it.
+EXTRAS = {
+    "torch": "torch",
+    "executorch": "android",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+    "peft": "peft",
+    "matplotlib": "report",
+}
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON value on standard output and nothing else.")
@@ -203,3 +214,13 @@ def percent(metrics: Mapping[str, float], name: str) -> str:
         return "-"
     value = metrics[name]
     return f"{100 * value:.1f} %" if name.startswith("top") else f"{value:.4f}"
+
+
+def missing_package(error: ModuleNotFoundError, what: str) -> MissingDependencyError | None:
+    """The error for an optional package that is not installed; None when it is none of ours."""
+    package = (error.name or "").split(".")[0]
+    if package not in EXTRAS:
+        return None
+    return MissingDependencyError(
+        f"{what} needs the package {package!r}", mend=f"pip install 'pfl-mobile[{EXTRAS[package]}]'"
+    )

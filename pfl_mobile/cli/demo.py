@@ -8,21 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pfl_mobile.cli.common import EXIT_CODES, Json, Reporter, console, print_json, table
-from pfl_mobile.errors import MissingDependencyError
+from pfl_mobile.cli.common import EXIT_CODES, Json, Reporter, console, missing_package, print_json, table
 
 commands = typer.Typer(no_args_is_help=True, help="Complete runs of the recipes.")
-
-#: Package -> extra of this distribution that brings it.
-EXTRAS = {
-    "torch": "torch",
-    "executorch": "android",
-    "onnx": "onnx",
-    "onnxscript": "onnx",
-    "onnxruntime": "onnx",
-    "peft": "peft",
-    "matplotlib": "report",
-}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,16 +21,6 @@ def add_to(app: typer.Typer) -> None:
 @commands.callback()
 def _group() -> None:
     """Keep ``keyboard`` a subcommand, although it is the only one."""
-
-
-def missing_package(error: ModuleNotFoundError, what: str) -> MissingDependencyError | None:
-    """The error for an optional package that is not installed; None when it is none of ours."""
-    package = (error.name or "").split(".")[0]
-    if package not in EXTRAS:
-        return None
-    return MissingDependencyError(
-        f"{what} needs the package {package!r}", mend=f"pip install 'pfl-mobile[{EXTRAS[package]}]'"
-    )
 
 
 @commands.command(
