@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .closed_forms import ClosedForms, decompositions
 from .errors import ConfigError, ExportError
@@ -50,11 +51,15 @@ class TracedProgram:
 
 @contextlib.contextmanager
 def _plain_kernels() -> Iterator[None]:
-    """Keep PyTorch from fused kernels that have no decomposition (recurrent layers, encoder fast path)."""
+    """Keep PyTorch from fused kernels that have no decomposition, or a wrong one.
+
+    Recurrent layers and the encoder's fast path have none. Fused attention, where it is called from inside another
+    PyTorch function and so escapes :class:`ClosedForms`, has a decomposed forward that its backward does not fit.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.backends.mkldnn.flags(enabled=False):
+        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -96,6 +101,11 @@ def gradients(
     leaves = {name: values[name].detach().requires_grad_() for name in trained}
     output = model.call({**values, **leaves}, *(batch[name] for name in task.inputs), for_gradients=True)
     sums, loss = _sums(task, output, batch, metrics=False)
+    if not loss.requires_grad:
+        raise ExportError(
+            f"no trainable tensor has any influence on the loss, not even {trained[0]!r}",
+            mend="check that the model's forward uses the layers that the modules were put into",
+        )
     grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     result = {name: value.detach() for name, value in sums.items()}
     for name, grad in zip(trained, grads, strict=True):

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pfl_recipes.keyboard import baselines, presage, trigram
-from pfl_recipes.keyboard.keystrokes import Score, Suggest, keystrokes, score
 
 from pfl_mobile.data import Message, Split, UserText, split
 from pfl_mobile.errors import MissingDependencyError
+from pfl_recipes.keyboard import baselines, presage, trigram
+from pfl_recipes.keyboard.keystrokes import Score, Suggest, keystrokes, score
 
 
 def fixed(offers: dict[str, list[str]]) -> Suggest:

@@ -1,0 +1,53 @@
+"""Pictures of a keyboard run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pfl_mobile.errors import MissingDependencyError
+from pfl_mobile.evaluation import UserResult
+
+BEFORE, AFTER, OTHER = "#9aa5b1", "#1f6feb", "#d29922"
+
+
+def draw(folder: Path, results: Sequence[UserResult], found: Mapping[str, Any]) -> None:
+    """Write ``users.png``: every user's recall before and after, and the means beside the trigram's.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "plots need the package 'matplotlib'", mend="pip install 'pfl-mobile[report]'"
+        ) from error
+    ordered = sorted(results, key=lambda r: r.after["top1"] - r.before["top1"])
+    figure = Figure(figsize=(10, max(3.2, 0.17 * len(ordered) + 1.6)), layout="constrained")
+    users, means = figure.subplots(1, 2, width_ratios=[3, 2])
+    for row, r in enumerate(ordered):
+        before, after = 100 * r.before["top1"], 100 * r.after["top1"]
+        users.plot([before, after], [row, row], color=BEFORE if after >= before else OTHER, linewidth=1.5)
+        users.plot(before, row, "o", color=BEFORE, markersize=4)
+        users.plot(after, row, "o", color=AFTER, markersize=4)
+    users.set_yticks([])
+    users.set_ylabel(f"{len(ordered)} users, least gain at the bottom")
+    users.set_xlabel("top-1 recall, % (grey before, blue after)")
+    users.set_title("Each user before and after", loc="left", fontsize=10)
+    names = ["top-1\nshared", "top-1\npersonal", "trigram\npersonal", "top-3\nshared", "top-3\npersonal"]
+    values = [
+        found["top1_before"],
+        found["top1_after"],
+        found["trigram_top1_after"],
+        found["top3_before"],
+        found["top3_after"],
+    ]
+    bars = means.bar(names, values, color=[BEFORE, AFTER, OTHER, BEFORE, AFTER])
+    means.bar_label(bars, fmt="%.1f", fontsize=8)
+    means.tick_params(axis="x", labelsize=8)
+    means.set_title("Mean over users, %", loc="left", fontsize=10)
+    for axis in (users, means):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(folder / "users.png", dpi=130)

