@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Example = tuple[nn.Module, tuple[Tensor, ...]]
 
 
-class MLP(nn.Module):  # type: ignore[misc]
+class MLP(nn.Module):
     """Two hidden layers; logits [B, classes] from features [B, features]."""
 
     def __init__(self, features: int = 6, width: int = 16, classes: int = 4) -> None:
@@ -30,7 +30,7 @@ class MLP(nn.Module):  # type: ignore[misc]
         return self.head(self.hidden(x))
 
 
-class CNN(nn.Module):  # type: ignore[misc]
+class CNN(nn.Module):
     """Convolutions (one strided, one depthwise) with frozen BatchNorm; images [B, 3, 8, 8]."""
 
     def __init__(self, classes: int = 5) -> None:
@@ -51,7 +51,7 @@ class CNN(nn.Module):  # type: ignore[misc]
         return self.head(self.features(x).mean(dim=(2, 3)))
 
 
-class SensorCNN(nn.Module):  # type: ignore[misc]
+class SensorCNN(nn.Module):
     """1-D convolutions over a sensor window [B, 6, 16]."""
 
     def __init__(self, classes: int = 3) -> None:
@@ -64,7 +64,7 @@ class SensorCNN(nn.Module):  # type: ignore[misc]
         return self.head(F.relu(self.second(F.relu(self.first(x)))).mean(dim=2))
 
 
-class RecurrentLM(nn.Module):  # type: ignore[misc]
+class RecurrentLM(nn.Module):
     """Embedding, one recurrent layer (``nn.GRU`` or ``nn.LSTM``), linear output."""
 
     def __init__(self, kind: type[nn.GRU] | type[nn.LSTM], vocabulary: int = 29, width: int = 12) -> None:
@@ -79,7 +79,7 @@ class RecurrentLM(nn.Module):  # type: ignore[misc]
         return self.head(torch.tanh(self.proj(hidden)))
 
 
-class Attention(nn.Module):  # type: ignore[misc]
+class Attention(nn.Module):
     """Multi-head self-attention through ``F.scaled_dot_product_attention``; x [B, T, width]."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
@@ -99,7 +99,7 @@ class Attention(nn.Module):  # type: ignore[misc]
         return self.out(y.transpose(1, 2).reshape(batch, length, width))
 
 
-class Block(nn.Module):  # type: ignore[misc]
+class Block(nn.Module):
     """Pre-norm transformer block with a GELU feed-forward part."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
@@ -115,7 +115,7 @@ class Block(nn.Module):  # type: ignore[misc]
         return x + self.down(F.gelu(self.up(self.ln2(x))))
 
 
-class Encoder(nn.Module):  # type: ignore[misc]
+class Encoder(nn.Module):
     """Bidirectional transformer classifier: tokens [B, T] to logits [B, classes]."""
 
     def __init__(
@@ -135,7 +135,7 @@ class Encoder(nn.Module):  # type: ignore[misc]
         return self.head(self.norm(x).mean(dim=1))
 
 
-class Decoder(nn.Module):  # type: ignore[misc]
+class Decoder(nn.Module):
     """GPT-like decoder with learned positions; ``tied`` shares the embedding with the output."""
 
     def __init__(
@@ -165,7 +165,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
         return self.head(self.norm(x))
 
 
-class RMSNorm(nn.Module):  # type: ignore[misc]
+class RMSNorm(nn.Module):
     """Root-mean-square norm (Zhang and Sennrich 2019)."""
 
     def __init__(self, width: int, eps: float = 1e-5) -> None:
@@ -187,7 +187,7 @@ def rotate(x: Tensor, base: float = 10000.0) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
-class GroupedAttention(nn.Module):  # type: ignore[misc]
+class GroupedAttention(nn.Module):
     """Causal grouped-query attention with RoPE: ``heads`` query heads share ``kv_heads`` key/value heads."""
 
     def __init__(self, width: int, heads: int, kv_heads: int) -> None:
@@ -210,7 +210,7 @@ class GroupedAttention(nn.Module):  # type: ignore[misc]
         return self.out(y.transpose(1, 2).reshape(batch, length, -1))
 
 
-class SwiGLUBlock(nn.Module):  # type: ignore[misc]
+class SwiGLUBlock(nn.Module):
     """Block in the style of recent decoders: RMSNorm, grouped attention, SwiGLU."""
 
     def __init__(self, width: int, heads: int, kv_heads: int) -> None:
@@ -227,7 +227,7 @@ class SwiGLUBlock(nn.Module):  # type: ignore[misc]
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
 
-class ModernDecoder(nn.Module):  # type: ignore[misc]
+class ModernDecoder(nn.Module):
     """RMSNorm + RoPE + SwiGLU + grouped-query attention, tied output."""
 
     def __init__(

@@ -64,9 +64,8 @@ def program_specs(programs: Mapping[str, TracedProgram]) -> tuple[ProgramSpec, .
     """Signatures for the manifest, from the traced graphs."""
 
     def spec(name: str, tensor: torch.Tensor) -> TensorSpec:
-        return TensorSpec(
-            name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch.")
-        )  # type: ignore[arg-type]
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return TensorSpec.model_validate({"name": name, "shape": tuple(tensor.shape), "dtype": dtype})
 
     return tuple(
         ProgramSpec(

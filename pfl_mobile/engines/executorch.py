@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class ExecutorchSession(EngineSession):
                 f"{os.path.basename(path)} has no method {missing[0]!r}; it has {sorted(present)}",
                 mend="export the bundle again",
             )
-        self._methods = {}
+        self._methods: dict[str, Any] = {}
 
     def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
         if program not in self._methods:

@@ -75,7 +75,7 @@ class NgramMemory(ModuleConfig):
         site.outputs.append(site.name)
 
 
-class MemoryGate(nn.Module):  # type: ignore[misc]
+class MemoryGate(nn.Module):
     """Mixture weights from the number of matches of each context length."""
 
     def __init__(self, order: int) -> None:
@@ -96,7 +96,7 @@ class MemoryGate(nn.Module):  # type: ignore[misc]
         return F.log_softmax(torch.cat([scores, torch.zeros_like(scores[..., :1])], dim=-1), dim=-1)
 
 
-class Memory(nn.Module):  # type: ignore[misc]
+class Memory(nn.Module):
     """The computation of :class:`NgramMemory`, with its tensors as buffers ``next`` and ``context``."""
 
     next: Tensor

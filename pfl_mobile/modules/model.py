@@ -30,7 +30,7 @@ def tensor_digest(tensors: Mapping[str, Tensor] | nn.Module) -> str:
     return digest.hexdigest()
 
 
-class PersonalizedModel(nn.Module):  # type: ignore[misc]
+class PersonalizedModel(nn.Module):
     """A frozen backbone with modules, made by :func:`pfl_mobile.personalize.personalize`.
 
     Always in eval mode: dropout is off and BatchNorm keeps its statistics, as on a device. Names of tensors

@@ -47,7 +47,7 @@ class KeyboardConfig:
             raise ConfigError(f"keyboard: dropout={self.dropout}", mend="give a share from 0 to below 1")
 
 
-class RootMeanSquareNorm(nn.Module):  # type: ignore[misc]
+class RootMeanSquareNorm(nn.Module):
     """x / rms(x) with a learned scale (Zhang and Sennrich 2019); [..., width] to [..., width]."""
 
     def __init__(self, width: int, eps: float = 1e-5) -> None:
@@ -61,7 +61,7 @@ class RootMeanSquareNorm(nn.Module):  # type: ignore[misc]
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
 
 
-class Attention(nn.Module):  # type: ignore[misc]
+class Attention(nn.Module):
     """Causal self-attention over x [B, T, width]."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -84,7 +84,7 @@ class Attention(nn.Module):  # type: ignore[misc]
         return self.output(mixed.transpose(1, 2).reshape(x.shape))
 
 
-class FeedForward(nn.Module):  # type: ignore[misc]
+class FeedForward(nn.Module):
     """Two layers with a GELU between them."""
 
     def __init__(self, width: int, inner: int) -> None:
@@ -98,7 +98,7 @@ class FeedForward(nn.Module):  # type: ignore[misc]
         return self.down(F.gelu(self.up(x)))
 
 
-class Block(nn.Module):  # type: ignore[misc]
+class Block(nn.Module):
     """One decoder block: attention and feed-forward, each behind a norm and around a shortcut."""
 
     def __init__(self, config: KeyboardConfig) -> None:
@@ -116,7 +116,7 @@ class Block(nn.Module):  # type: ignore[misc]
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
-class Keyboard(nn.Module):  # type: ignore[misc]
+class Keyboard(nn.Module):
     """Next-word logits. The output layer's weight is the embedding's (Press and Wolf 2017).
 
     >>> model = Keyboard(KeyboardConfig(vocabulary=100))

@@ -39,7 +39,7 @@ def classes(name: str, *modules: ModuleConfig) -> Deployment:
     return Deployment(name, personalize(backbone, modules), ClassificationTask(count), batch, PLAN)
 
 
-class StockEncoder(nn.Module):  # type: ignore[misc]
+class StockEncoder(nn.Module):
     """PyTorch's own encoder layers with max pooling over positions; features [B, T, 8] to 3 classes."""
 
     def __init__(self) -> None:

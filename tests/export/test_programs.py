@@ -50,7 +50,7 @@ def test_weights_scale_each_example() -> None:
         torch.testing.assert_close(twice[name], 2 * once[name])
 
 
-class InPlace(nn.Module):  # type: ignore[misc]
+class InPlace(nn.Module):
     """Writes into slices of a fresh tensor, as much code does."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ def test_writing_into_slices_is_traced_as_what_it_does() -> None:
     verify.check_traced(programs, verify.cases(d.model, d.task, d.batch, d.inputs_of_predict()))
 
 
-class Unused(nn.Module):  # type: ignore[misc]
+class Unused(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.idle = nn.Linear(6, 4), nn.Linear(6, 4)
@@ -95,7 +95,7 @@ def test_a_tensor_without_influence_is_named() -> None:
         traced(deployment(Unused(), "*"))
 
 
-class Branching(nn.Module):  # type: ignore[misc]
+class Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(6, 4)

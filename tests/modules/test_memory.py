@@ -20,7 +20,7 @@ VOCABULARY = 7
 CAPACITY = 12
 
 
-class Table(nn.Module):  # type: ignore[misc]
+class Table(nn.Module):
     """Bigram logits: enough of a backbone for the memory."""
 
     def __init__(self) -> None:

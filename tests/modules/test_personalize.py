@@ -133,7 +133,7 @@ def test_backbone_that_is_shared_by_two_paths_gets_one_module() -> None:
     assert names == ["first.lora_A", "first.lora_B"]
 
 
-class Uncalled(nn.Module):  # type: ignore[misc]
+class Uncalled(nn.Module):
     """Uses a layer's weight without calling the layer."""
 
     def __init__(self) -> None:

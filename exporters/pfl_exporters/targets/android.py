@@ -36,7 +36,7 @@ _aten = torch.ops.aten
 TIED_BYTES = 1 << 18
 
 
-class _MatMul(MMConfig):  # type: ignore[misc]
+class _MatMul(MMConfig):
     """``mm`` with a constant right side, without the search for linear modules that makes the stock class
     quadratic in the size of the graph (our graphs have no source modules to find)."""
 
@@ -44,7 +44,7 @@ class _MatMul(MMConfig):  # type: ignore[misc]
         return GEMMConfig.get_deps(self, node, ep)
 
 
-class _AddMatMul(AddmmConfig):  # type: ignore[misc]
+class _AddMatMul(AddmmConfig):
     def get_deps(self, node: fx.Node, ep: Any) -> Any:
         return GEMMConfig.get_deps(self, node, ep)
 
@@ -75,8 +75,10 @@ _NEEDED_FOR = {
 }
 
 
-class _LeanPassManager(XNNPACKPassManager):  # type: ignore[misc]
+class _LeanPassManager(XNNPACKPassManager):
     """XNNPACK's pass manager without the passes whose operators a partition does not have."""
+
+    passes: list[Any]
 
     def __init__(self, exported_program: Any, passes: Any = None) -> None:
         super().__init__(exported_program, passes)

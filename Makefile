@@ -1,0 +1,47 @@
+# make demo   set everything up and run the keyboard end to end (results in out/keyboard)
+# make test   set everything up and run all tests
+# make quick  the tests that take no more than seconds
+# make lint   style and types
+# make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# the first Python that this package supports
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+# small operators are slower on many threads than on one
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test quick lint format bench clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "pfl-mobile needs Python 3.11, 3.12 or 3.13; set PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	OMP_NUM_THREADS=2 $(BIN)/pfl demo keyboard --out out/keyboard
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+quick: setup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy pfl_mobile exporters/pfl_exporters recipes
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python bench/train_step.py
+
+clean:
+	rm -rf $(VENV) out build .pytest_cache .mypy_cache .ruff_cache
