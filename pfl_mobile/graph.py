@@ -51,7 +51,7 @@ def annotate(graph: fx.GraphModule, examples: Sequence[Tensor]) -> None:
             return torch.empty_like(value, device="meta")
         return tuple(meta(v) for v in value) if isinstance(value, (tuple, list)) else value
 
-    class Annotator(fx.Interpreter):  # type: ignore[misc]
+    class Annotator(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
             n.meta["val"] = meta(result)
