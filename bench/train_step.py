@@ -34,7 +34,7 @@ def deployment() -> Any:
     from pfl_mobile.deployment import Deployment
     from pfl_mobile.local.plan import Plan, Sgd, TrainPhase
     from pfl_mobile.modules import LoRA
-    from pfl_mobile.personalize import personalize
+    from pfl_mobile.personalization import personalize
     from pfl_mobile.tasks import TokenTask
 
     model = personalize(seeded(), [LoRA("*.[qv]", rank=4)])

@@ -11,8 +11,8 @@ import importlib
 from typing import Any
 
 _HOME = {
-    "personalize": "personalize",
-    "PersonalizedModel": "personalize",
+    "personalize": "personalization",
+    "PersonalizedModel": "personalization",
     "Deployment": "deployment",
     "Adapter": "modules",
     "Gate": "modules",

@@ -8,7 +8,7 @@ from typing import Any
 from .errors import ConfigError
 from .local.phases import check_plan
 from .local.plan import Plan
-from .personalize import PersonalizedModel
+from .personalization import PersonalizedModel
 from .tasks import Batch, Task
 
 
@@ -18,7 +18,7 @@ class Deployment:
 
     Args:
         name: name of the bundle.
-        model: backbone with modules, made by :func:`pfl_mobile.personalize`.
+        model: backbone with modules, made by :func:`pfl_mobile.personalization`.
         task: loss, metrics and predictions.
         batch: example batch with labels and ``weight``; its shapes become the programs' fixed shapes.
         plan: what a device does locally.

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .closed_forms import ClosedForms, decompositions
 from .errors import ConfigError, ExportError
 from .graph import simplify
-from .personalize import PersonalizedModel
+from .personalization import PersonalizedModel
 from .tasks import Batch, Task
 
 #: Prefix of the outputs of ``gradients`` that are gradients.

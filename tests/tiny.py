@@ -10,7 +10,7 @@ import torch
 from pfl_mobile.deployment import Deployment
 from pfl_mobile.local.plan import AdamW, AssignSlotsPhase, Guard, MemorizePhase, Plan, TrainPhase
 from pfl_mobile.modules import LoRA, NgramMemory, VocabularySlots
-from pfl_mobile.personalize import personalize
+from pfl_mobile.personalization import personalize
 from pfl_mobile.tasks import ClassificationTask, TokenTask
 from pfl_mobile.text import TextEncoder, WordTokenizer
 from tests.backbones import MLP, Decoder

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pfl_mobile.engines.base import EngineSession
 from pfl_mobile.errors import GradientMismatchError
-from pfl_mobile.personalize import PersonalizedModel
+from pfl_mobile.personalization import PersonalizedModel
 from pfl_mobile.programs import TracedProgram, evaluate, gradients, predict, trained_names
 from pfl_mobile.tasks import Batch, Task
 from pfl_mobile.verification import TOLERANCE, output_errors, relative_error

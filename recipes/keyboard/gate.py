@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pfl_mobile.data import UserText
-    from pfl_mobile.personalize import PersonalizedModel
+    from pfl_mobile.personalization import PersonalizedModel
     from pfl_mobile.text import Rows
 
 

@@ -20,7 +20,7 @@ from pfl_mobile.deployment import Deployment
 from pfl_mobile.local.plan import AdamW, AssignSlotsPhase, Guard, MemorizePhase, Plan, TrainPhase
 from pfl_mobile.modules import LoRA, NgramMemory, VocabularySlots
 from pfl_mobile.modules.registry import ModuleConfig
-from pfl_mobile.personalize import PersonalizedModel, personalize
+from pfl_mobile.personalization import PersonalizedModel, personalize
 from pfl_mobile.tasks import TokenTask
 from pfl_mobile.text import TextEncoder, WordTokenizer
 

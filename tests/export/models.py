@@ -11,7 +11,7 @@ from pfl_mobile.deployment import Deployment
 from pfl_mobile.local.plan import Plan, Sgd, TrainPhase
 from pfl_mobile.modules import Adapter, Gate, Head, LoRA, NgramMemory, SoftPrompt, VocabularySlots
 from pfl_mobile.modules.registry import ModuleConfig
-from pfl_mobile.personalize import personalize
+from pfl_mobile.personalization import personalize
 from pfl_mobile.tasks import ClassificationTask, CustomTask, RegressionTask, Task, TokenTask
 from tests.backbones import BACKBONES, MLP
 

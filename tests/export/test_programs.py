@@ -14,7 +14,7 @@ from pfl_mobile.deployment import Deployment
 from pfl_mobile.errors import ConfigError, ExportError, GradientMismatchError, UnknownNameError
 from pfl_mobile.local.plan import Plan, Sgd, TrainPhase
 from pfl_mobile.modules import Head, LoRA
-from pfl_mobile.personalize import personalize
+from pfl_mobile.personalization import personalize
 from pfl_mobile.programs import gradients, trace_programs, trained_names
 from pfl_mobile.tasks import ClassificationTask, CustomTask, TokenTask
 from tests.export.models import DEPLOYMENTS, PLAN, classes, tokens

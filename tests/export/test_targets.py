@@ -49,7 +49,7 @@ def test_every_frozen_weight_is_stored_once(tmp_path: Path) -> None:
     """Also one that the embedding and the output share: three methods, both directions, one copy."""
     from pfl_mobile.deployment import Deployment
     from pfl_mobile.modules import LoRA
-    from pfl_mobile.personalize import personalize
+    from pfl_mobile.personalization import personalize
     from pfl_mobile.tasks import TokenTask
     from tests.backbones import Decoder
     from tests.export.models import PLAN

@@ -15,7 +15,7 @@ from torch import nn
 from pfl_mobile.errors import ConfigError, DataError, TensorMismatchError
 from pfl_mobile.modules import Gate, LoRA
 from pfl_mobile.peft_export import export_adapter, export_model, import_adapter, import_model
-from pfl_mobile.personalize import PersonalizedModel, personalize
+from pfl_mobile.personalization import PersonalizedModel, personalize
 from tests.backbones import BACKBONES, decoder
 
 if TYPE_CHECKING:

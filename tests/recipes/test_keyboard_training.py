@@ -10,7 +10,7 @@ from pfl_mobile.data import Message, UserText
 from pfl_mobile.errors import ConfigError, DataError
 from pfl_mobile.modules import LoRA, NgramMemory
 from pfl_mobile.modules.model import tensor_digest
-from pfl_mobile.personalize import PersonalizedModel, personalize
+from pfl_mobile.personalization import PersonalizedModel, personalize
 from pfl_mobile.text import Rows, TextEncoder, WordTokenizer
 from pfl_recipes.keyboard.gate import (
     GateExamples,
