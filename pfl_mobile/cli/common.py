@@ -155,6 +155,7 @@ class Reporter:
         )
         self._task: TaskID | None = None
         self._last = ""
+        self._quarter = 0
 
     def __enter__(self) -> Reporter:
         """Use it in a ``with`` block, so that the bar goes away at the end."""
@@ -172,10 +173,13 @@ class Reporter:
     def __call__(self, text: str, fraction: float | None = None) -> None:
         """Say what is being done, and how much of it is (0 to 1)."""
         if not self._console.is_terminal:
+            # a log gets a line for a new step and for each quarter of a long one
             head = text.split(",")[0]  # figures behind a comma change all the time
-            if head != self._last:
-                self._console.print(escape(text))
-            self._last = head
+            quarter = int(4 * (fraction or 0.0))
+            if head != self._last or quarter > self._quarter:
+                share = "" if fraction is None else f" ({100 * fraction:.0f} %)"
+                self._console.print(escape(text + share))
+            self._last, self._quarter = head, quarter
             return
         if self._task is None:
             self._progress.start()

@@ -126,7 +126,7 @@ def test_a_missing_package_of_ours_names_the_extra(
 def test_a_model_that_cannot_be_exported_leaves_nothing(pfl_export: Run, tmp_path: Path) -> None:
     (tmp_path / "branch.py").write_text(
         "import torch\nfrom dataclasses import replace\nfrom torch import nn\n"
-        "from pfl_mobile.modules import LoRA\nfrom pfl_mobile.personalization import personalize\nfrom tests import tiny\n"
+        "from pfl_mobile import LoRA, personalize\nfrom tests import tiny\n"
         "class Branch(nn.Module):\n"
         "    def __init__(self):\n        super().__init__()\n        self.a = nn.Linear(6, 4)\n"
         "    def forward(self, x):\n        return self.a(x) if x.sum() > 0 else -self.a(x)\n"
