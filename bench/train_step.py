@@ -171,6 +171,42 @@ def worker(pipe: Any, system: str, bundle: str, threads: int) -> None:
         raise
 
 
+def breakdown(bundle: str, folder: str) -> dict[str, dict[str, float]]:
+    """Where a step of our ``.pte`` spends its time: milliseconds and calls by operator, the largest first.
+
+    From ExecuTorch's own event trace; ``[xnnpack]`` marks operators inside the delegate.
+    """
+    import re
+
+    from executorch.devtools import Inspector
+    from executorch.extension.pybindings.portable_lib import _load_for_executorch
+    from torch import from_numpy
+
+    from pfl_mobile.bundle.read import Bundle
+
+    opened = Bundle.open(bundle)
+    case = opened.golden()["gradients"]
+    inputs = [from_numpy(case.inputs[spec.name]) for spec in opened.manifest.program("gradients").inputs]
+    module = _load_for_executorch(str(opened.engine_files("executorch")["model"]), enable_etdump=True)
+    for _ in range(9):
+        module.run_method("gradients", inputs)
+    trace = str(Path(folder) / "trace.etdump")
+    module.write_etdump_result_to_file(trace)
+    found: dict[str, dict[str, float]] = {}
+    for block in Inspector(etdump_path=trace).event_blocks:
+        for event in block.events if block.name == "Execute" else ():
+            if event.perf_data is None or event.name in ("Method::execute", "DELEGATE_CALL", "OPERATOR_CALL"):
+                continue
+            name = re.sub(r" #\d+$|^native_call_", "", event.name) + (
+                " [xnnpack]" if event.is_delegated_op else ""
+            )
+            row = found.setdefault(name, {"ms": 0.0, "calls": 0})
+            row["ms"] += statistics.median(event.perf_data.raw)
+            row["calls"] += 1
+    ordered = sorted(found.items(), key=lambda item: -item[1]["ms"])
+    return {name: {"ms": round(row["ms"], 3), "calls": row["calls"]} for name, row in ordered[:20]}
+
+
 def matmul_peak(threads: int) -> float:
     """GFLOP/s of the best of several float32 matrix products: what this machine can do on ``threads`` cores."""
     import torch
@@ -248,6 +284,8 @@ def run(threads: int, rounds: int, steps: int, say: Callable[[str], None]) -> di
             for system in SYSTEMS:
                 pipes[system].send(None)
                 peaks[system] = pipes[system].recv()
+        say("trace one step of the .pte")
+        parts = breakdown(bundle, folder)
     reference = grads["torch_eager"]
 
     def error(system: str) -> float:
@@ -279,6 +317,7 @@ def run(threads: int, rounds: int, steps: int, say: Callable[[str], None]) -> di
             }
             for s in SYSTEMS
         },
+        "pfl_executorch_breakdown": parts,
         "stock_over_pfl_executorch": round(medians["executorch_stock"] / medians["pfl_executorch"], 1),
     }
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules.registry import ModuleConfig, positive, register
+from pfl_mobile.modules.shared_ngrams import SharedNgrams
 from pfl_mobile.modules.slots import UNASSIGNED
 
 if TYPE_CHECKING:
@@ -25,12 +26,14 @@ class NgramMemory(ModuleConfig):
     An interpolated n-gram model (Jelinek and Mercer 1980) over the user's own text, with the backbone as one
     more component, as in cache language models (Kuhn and De Mori 1990):
 
-        p(w) = sum_k lambda_k count_k(w) / n_k + lambda_LM p_LM(w),   k = 0..order-1 tokens of context
+        p(w) = sum_k lambda_k count_k(w) / n_k + lambda_S p_S(w) + lambda_LM p_LM(w),   k = 0..order-1
 
     n_k is the number of entries whose last k context tokens are those before the position. The lambdas are a
-    softmax over ``bias_k + weight_k log(1 + n_k)``, 0 for the LM, and nothing for an order with n_k = 0. The
-    output is log p, [B, T, V] from logits [B, T, V] and tokens [B, T]; with an empty memory it is exactly
-    ``log_softmax(logits)``. It takes part in ``evaluate`` and ``predict`` only.
+    softmax over ``bias_k + weight_k log(1 + n_k)``, the score of the row of p_S, and 0 for the LM; an order
+    with n_k = 0 takes no part. p_S are n-grams of everybody's text, frozen (:class:`SharedNgrams`): there are
+    none unless ``shared`` and ``followers`` are given. The output is log p, [B, T, V] from logits [B, T, V] and
+    tokens [B, T]; with an empty memory it is exactly ``log_softmax(logits)``. It takes part in ``evaluate`` and
+    ``predict`` only.
 
     Tensors, written by the host: ``memory.next`` int64 [capacity], the token that followed, 0 for an empty
     entry; ``memory.context`` int64 [capacity, order - 1], the tokens before it, nearest first, 0 before the
@@ -41,11 +44,15 @@ class NgramMemory(ModuleConfig):
         capacity: number of entries.
         order: longest n-gram, 2 or more: 4 looks at up to three tokens of context.
         vocabulary: total number of tokens including slots, to check what is loaded; None checks nothing.
+        shared: buckets for contexts of two tokens in everybody's n-grams; needs ``vocabulary`` and ``followers``.
+        followers: words kept after each context in everybody's n-grams; 0 for no such n-grams.
     """
 
     capacity: int = 2048
     order: int = 4
     vocabulary: int | None = None
+    shared: int = 0
+    followers: int = 0
 
     in_gradients = False
     position = 40
@@ -57,10 +64,17 @@ class NgramMemory(ModuleConfig):
         positive("NgramMemory", vocabulary=1 if self.vocabulary is None else self.vocabulary)
         if self.order < 2:
             raise ConfigError(f"NgramMemory: order={self.order} has no context", mend="give 2 or more")
+        if self.shared or self.followers:
+            positive("NgramMemory", shared=self.shared, followers=self.followers)
+            if self.vocabulary is None:
+                raise ConfigError(
+                    "NgramMemory: everybody's n-grams need the size of the vocabulary", mend="give vocabulary="
+                )
 
     def insert(self, site: Insertion) -> None:
         """Add the memory behind the backbone's output."""
-        own = Memory(self.order)
+        shared = SharedNgrams(self.vocabulary or 0, self.shared, self.followers) if self.followers else None
+        own = Memory(self.order, shared)
         site.extra(own)
         contexts = torch.zeros(self.capacity, self.order - 1, dtype=torch.int64)
         empty = torch.zeros(self.capacity, dtype=torch.int64)
@@ -89,11 +103,15 @@ class MemoryGate(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(bias.clamp(max=0.0), requires_grad=False)
 
-    def forward(self, counts: Tensor) -> Tensor:
-        """Log of the weights [..., order + 1], the LM last, from counts [..., order]."""
+    def forward(self, counts: Tensor, shared: Tensor | None = None) -> Tensor:
+        """Log of the weights [..., order + 1], the LM last, from counts [..., order].
+
+        With the score of everybody's n-grams [...], their weight stands before the LM's: [..., order + 2].
+        """
         scores = self.bias + self.weight * torch.log1p(counts)
         scores = torch.where(counts > 0, scores, torch.full_like(scores, UNASSIGNED))
-        return F.log_softmax(torch.cat([scores, torch.zeros_like(scores[..., :1])], dim=-1), dim=-1)
+        others = [] if shared is None else [shared.unsqueeze(-1)]
+        return F.log_softmax(torch.cat([scores, *others, torch.zeros_like(scores[..., :1])], dim=-1), dim=-1)
 
 
 class Memory(nn.Module):
@@ -102,11 +120,12 @@ class Memory(nn.Module):
     next: Tensor
     context: Tensor
 
-    def __init__(self, order: int) -> None:
-        """Memory for n-grams of up to ``order`` tokens."""
+    def __init__(self, order: int, shared: SharedNgrams | None = None) -> None:
+        """Memory for n-grams of up to ``order`` tokens, perhaps with everybody's n-grams beside them."""
         super().__init__()
         self.order = order
         self.gate = MemoryGate(order)
+        self.shared = shared
 
     def matches(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
         """Which entries the context before each position of tokens int64 [B, T] matches.
@@ -124,8 +143,9 @@ class Memory(nn.Module):
     def forward(self, logits: Tensor, tokens: Tensor, *_others: Tensor) -> Tensor:
         """Log-probabilities [B, T, V] from logits [B, T, V] and tokens int64 [B, T]."""
         masks, count = self.matches(tokens)
-        log_weights = self.gate(count)
-        shares = torch.exp(log_weights[..., :-1]) / torch.clamp(count, min=1.0)
+        rows = None if self.shared is None else self.shared.rows(tokens)
+        log_weights = self.gate(count, None if rows is None else self.shared.scores(rows))
+        shares = torch.exp(log_weights[..., : self.order]) / torch.clamp(count, min=1.0)
         # one weight an entry first, so that there is a single scatter over the vocabulary
         weight = shares[..., :1] * masks[0]
         for k in range(1, self.order):
@@ -133,6 +153,9 @@ class Memory(nn.Module):
         log_p = F.log_softmax(logits, dim=-1)
         index = self.next.expand(*tokens.shape, -1)
         cache = torch.zeros_like(log_p).scatter_add(-1, index, weight)
+        if rows is not None:
+            words, parts = self.shared.followers(rows)
+            cache = cache.scatter_add(-1, words, torch.exp(log_weights[..., -2:-1]) * parts)
         # log(exp(a) + cache), and exactly a where nothing was remembered. The inner values stay finite on
         # both branches, so gradients of the gate do too. Unassigned slots stay impossible.
         a = log_p + log_weights[..., -1:]
