@@ -34,6 +34,8 @@ def plan_words(plan: Plan) -> list[str]:
         )
         lines.append(f"predict with {what}")
     lines.append(_guard(plan.guard))
+    if plan.remember_holdout:
+        lines.append("once adopted, memorize the held-out examples too")
     sends = f"send the change of {', '.join(plan.upload)}" if plan.upload else "send nothing"
     return [*lines, sends]
 
@@ -61,6 +63,8 @@ def _phases(phases: Iterable[object], indent: str = "") -> list[str]:
 def _train(phase: TrainPhase) -> str:
     what = ", ".join(phase.group) if phase.group != ("*",) else "all tensors"
     long = f"{phase.epochs} epochs" if phase.steps is None else f"{phase.steps} steps"
+    if phase.max_steps is not None:
+        long += f", {phase.max_steps} steps at most"
     optimizer = phase.optimizer
     words = [f"train {what}", f"for {long}", f"with {optimizer.kind}, lr {optimizer.lr:g}"]
     if phase.schedule == "linear":

@@ -152,7 +152,8 @@ def phase_steps(phase: TrainPhase, rows: int, batch: int) -> int:
     group = batches if phase.batches_per_step == "all" else phase.batches_per_step
     if isinstance(phase.evaluate_at, Lookahead):
         group *= 2
-    return (phase.epochs or 0) * -(-batches // group)
+    steps = (phase.epochs or 0) * -(-batches // group)
+    return steps if phase.max_steps is None else min(steps, phase.max_steps)
 
 
 def run_phases(plan: Plan, work: Work, context: Context) -> bool:
@@ -163,7 +164,7 @@ def run_phases(plan: Plan, work: Work, context: Context) -> bool:
         if isinstance(phase, AssignSlotsPhase):
             _assign(phase, work, context)
         elif isinstance(phase, MemorizePhase):
-            _memorize(phase, work, context)
+            memorize_rows(phase, work, context.table, context.rows)
         elif isinstance(phase, MovePhase):
             _move(phase, work, context)
         elif not _train(phase, work, context):
@@ -285,8 +286,14 @@ def _assign(phase: AssignSlotsPhase, work: Work, context: Context) -> None:
     context.rows = dict(context.encoder.encode(context.texts, drop_unknown=True))
 
 
-def _memorize(phase: MemorizePhase, work: Work, context: Context) -> None:
-    names = [t for t in context.table if t.module == phase.module and t.update == "memorize"]
+def memorize_rows(phase: MemorizePhase, work: Work, table: Sequence[TensorEntry], rows: Rows) -> None:
+    """Fill the phase's memory with rows of tokens, from empty.
+
+    Raises:
+        ConfigError: the module is no memory.
+        DataError: the rows have no tokens.
+    """
+    names = [t for t in table if t.module == phase.module and t.update == "memorize"]
     following = next((t for t in names if t.name.endswith(".next")), None)
     before = next((t for t in names if t.name.endswith(".context")), None)
     if following is None or before is None:
@@ -294,10 +301,9 @@ def _memorize(phase: MemorizePhase, work: Work, context: Context) -> None:
             f"module {phase.module!r} has no tensors 'next' and 'context'",
             mend="use the memory module's name",
         )
-    missing = {"tokens", "labels", "weight"} - context.rows.keys()
+    missing = {"tokens", "labels", "weight"} - rows.keys()
     if missing:
         raise DataError(f"the rows have no {sorted(missing)}", mend="memorize needs rows of tokens")
-    rows = context.rows
     work.tensors[following.name], work.tensors[before.name], _ = memory.memorize(
         rows["tokens"], rows["labels"], rows["weight"], following.shape[0], before.shape[1]
     )

@@ -116,6 +116,7 @@ class TrainPhase(_Frozen):
         group: patterns: tensor names with ``*`` and ``?``, ``role:<role>`` or ``module:<name>``.
         steps: optimizer steps; exactly one of ``steps`` and ``epochs`` is given.
         epochs: passes over the training rows.
+        max_steps: with epochs, the most optimizer steps; a schedule then ends there.
         batches_per_step: batches whose gradients make one step; ``"all"`` is full-batch descent.
         trains: ``theta``, or the name of a copy of the group, kept in the personal state.
         start_from: set that the trained values are reset to first; null goes on from where they are (a new
@@ -136,6 +137,7 @@ class TrainPhase(_Frozen):
     group: Patterns = ("*",)
     steps: Annotated[int, Field(ge=1)] | None = None
     epochs: Annotated[int, Field(ge=1)] | None = None
+    max_steps: Annotated[int, Field(ge=1)] | None = None
     batches_per_step: Annotated[int, Field(ge=1)] | Literal["all"] = 1
     trains: Name = "theta"
     start_from: Name | None = None
@@ -153,6 +155,8 @@ class TrainPhase(_Frozen):
     def _consistent(self) -> TrainPhase:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs")
+        if self.max_steps is not None and self.epochs is None:
+            raise ValueError("max_steps goes with epochs, not with steps")
         if self.mu != 0 and self.anchor is None:
             raise ValueError("mu needs an anchor, for instance 'global' or 'initial'")
         if (
@@ -228,6 +232,9 @@ class Plan(_Frozen):
         upload: patterns of the tensors whose change is sent; personal tensors never are.
         holdout: part of the examples, the newest, kept for the guard.
         serve: what predictions use and the guard measures: theta, a copy, or a mix of two sets.
+        remember_holdout: after the guard has adopted, memorize the held-out examples too, as they are the
+            newest. Where a later run holds out some of them again, the old state knows them, so the guard asks
+            more of the new one than it should.
     """
 
     schema_version: Literal[1] = 1
@@ -238,6 +245,7 @@ class Plan(_Frozen):
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
     start: Literal["current", "initial"] = "current"
     serve: Name | ServeMix = "theta"
+    remember_holdout: bool = False
 
     @model_validator(mode="after")
     def _not_too_long(self) -> Plan:

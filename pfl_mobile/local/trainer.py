@@ -17,7 +17,8 @@ import numpy as np
 from pfl_mobile.errors import ConfigError, NonFiniteError, TensorMismatchError, TrainingError
 from pfl_mobile.local import checkpoint, guard
 from pfl_mobile.local.batches import Rows, check_rows
-from pfl_mobile.local.phases import Context, Work, check_plan, run_phases, served
+from pfl_mobile.local.phases import Context, Work, check_plan, memorize_rows, run_phases, served
+from pfl_mobile.local.plan import MemorizePhase
 from pfl_mobile.local.report import Cancel, Progress, TrainReport
 from pfl_mobile.local.session import Encoder, Programs, Session
 from pfl_mobile.local.state import Loaded, PersonalState, PersonalStateStore, digest
@@ -102,7 +103,7 @@ class LocalTrainer:
 
         Args:
             train: rows or texts, oldest first.
-            holdout: the newest examples, never trained on.
+            holdout: the newest examples, never trained on; memorized after adoption if the plan asks for it.
             state: a store, whose current version is gone on from and which the result is saved in; or a state
                 in memory; or None for the shipped values.
             on_progress: called after each step.
@@ -189,6 +190,7 @@ class _Run:
         )
         version, state = self.loaded.version, self.loaded.state
         if decision.adopted:
+            self._remember_holdout(work)
             state = PersonalState(work.tensors, work.copies, work.words, self.after)
             version = self.store.save(state) if self.store else 0
         if self.store:
@@ -230,6 +232,17 @@ class _Run:
             if self.store:  # going on from the checkpoint would only diverge again
                 checkpoint.discard(self.store.checkpoint_path())
             raise
+
+    def _remember_holdout(self, work: Work) -> None:
+        """Fill the memory again with all examples, where the plan asks for it."""
+        phases = {p for p in self.plan.steps() if isinstance(p, MemorizePhase)}
+        if not self.plan.remember_holdout or not phases:
+            return
+        trainer, kept = self.trainer, self.holdout_examples
+        parts = [trainer._encode(e, work.words, True, "training") for e in (self.train, kept)]
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for phase in phases:
+            memorize_rows(phase, work, trainer.tensors, rows)
 
     def _resume(self, job: str) -> Work | None:
         if self.store is None or self.trainer.checkpoint_every is None:

@@ -68,7 +68,8 @@ class NgramMemory(ModuleConfig):
             positive("NgramMemory", shared=self.shared, followers=self.followers)
             if self.vocabulary is None:
                 raise ConfigError(
-                    "NgramMemory: everybody's n-grams need the size of the vocabulary", mend="give vocabulary="
+                    "NgramMemory: everybody's n-grams need the size of the vocabulary",
+                    mend="give vocabulary=",
                 )
 
     def insert(self, site: Insertion) -> None:
@@ -143,8 +144,11 @@ class Memory(nn.Module):
     def forward(self, logits: Tensor, tokens: Tensor, *_others: Tensor) -> Tensor:
         """Log-probabilities [B, T, V] from logits [B, T, V] and tokens int64 [B, T]."""
         masks, count = self.matches(tokens)
-        rows = None if self.shared is None else self.shared.rows(tokens)
-        log_weights = self.gate(count, None if rows is None else self.shared.scores(rows))
+        shared, score = self.shared, None
+        rows = tokens if shared is None else shared.rows(tokens)
+        if shared is not None:
+            score = shared.scores(rows)
+        log_weights = self.gate(count, score)
         shares = torch.exp(log_weights[..., : self.order]) / torch.clamp(count, min=1.0)
         # one weight an entry first, so that there is a single scatter over the vocabulary
         weight = shares[..., :1] * masks[0]
@@ -153,8 +157,8 @@ class Memory(nn.Module):
         log_p = F.log_softmax(logits, dim=-1)
         index = self.next.expand(*tokens.shape, -1)
         cache = torch.zeros_like(log_p).scatter_add(-1, index, weight)
-        if rows is not None:
-            words, parts = self.shared.followers(rows)
+        if shared is not None:
+            words, parts = shared.followers(rows)
             cache = cache.scatter_add(-1, words, torch.exp(log_weights[..., -2:-1]) * parts)
         # log(exp(a) + cache), and exactly a where nothing was remembered. The inner values stay finite on
         # both branches, so gradients of the gate do too. Unassigned slots stay impossible.

@@ -11,7 +11,7 @@ from pfl_mobile.modules.slots import UNASSIGNED
 _STRIDE = 7919
 
 
-class SharedNgrams(nn.Module):  # type: ignore[misc]
+class SharedNgrams(nn.Module):
     """The likeliest followers of contexts of one and of two tokens, to look up in constant time.
 
     Rows 0..vocabulary-1 are for the contexts of that one token; bucket ``(7919 u + v) mod buckets`` behind them

@@ -13,15 +13,21 @@ from torch import Tensor, nn
 from pfl_mobile.errors import ConfigError, DataError
 from pfl_mobile.local.memory import memorize
 from pfl_mobile.modules.memory import Memory
+from pfl_mobile.modules.slots import UNASSIGNED
 
+from .ngrams import NgramTable
 from .training import counted_rows, mean_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pfl_mobile.data import UserText
+    from pfl_mobile.modules.shared_ngrams import SharedNgrams
     from pfl_mobile.personalization import PersonalizedModel
     from pfl_mobile.text import Rows
+
+# Tensors of the memory that are the user's own.
+_PERSONAL = ("next", "context")
 
 
 def gate_users(
@@ -107,12 +113,44 @@ class GateExamples:
     """What the gate is fitted on: for N labels, how likely each part of the mixture finds them.
 
     Attributes:
-        chances: float32 [N, order + 1], probability of the label under each order, then under the model.
+        chances: float32 [N, order + 1], probability of the label under each order, then under the model; with
+            everybody's n-grams [N, order + 2], theirs before the model's.
         counts: float32 [N, order], matching entries of each order.
+        rows: int64 [N], the row of everybody's n-grams; None without them.
     """
 
     chances: Tensor
     counts: Tensor
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class GateFit:
+    """What fitting the gate gave.
+
+    Attributes:
+        loss_before: mean of -log p(label) before.
+        loss_after: the same afterwards.
+        trust: float32 [6], weights of the features on which the trust in everybody's n-grams depends.
+    """
+
+    loss_before: float
+    loss_after: float
+    trust: Tensor
+
+
+def set_table(
+    model: PersonalizedModel, table: NgramTable, trust: Tensor | None = None, name: str = "memory"
+) -> None:
+    """Put everybody's n-grams into the memory; without ``trust`` they stay unused until the gate is fitted."""
+    shared = shared_ngrams(model, name)
+    shared.words.copy_(table.words)
+    shared.parts.copy_(table.parts)
+    shared.key.copy_(table.key)
+    if trust is None:
+        shared.score.fill_(UNASSIGNED)
+    else:
+        shared.score.copy_(table.scores(trust.detach(), UNASSIGNED))
 
 
 def gate_examples(
@@ -142,7 +180,7 @@ def gate_examples(
     )
     model.load_values({f"{name}.next": following, f"{name}.context": context}, partial=True)
     tokens, labels, weight = counted_rows(later)
-    chances, counts = [], []
+    chances, counts, found = [], [], []
     with torch.no_grad():
         for i in range(0, len(tokens), batch):
             x, y, counted = tokens[i : i + batch], labels[i : i + batch], weight[i : i + batch] > 0
@@ -150,12 +188,20 @@ def gate_examples(
             masks, count = memory.matches(x)
             same = (memory.next == y.unsqueeze(-1)).to(count.dtype)
             shares = [(mask * same).sum(-1) / count[..., k].clamp(min=1.0) for k, mask in enumerate(masks)]
+            parts = [torch.stack(shares, dim=-1)[counted]]
+            if memory.shared is not None:
+                found.append(memory.shared.rows(x)[counted])
+                words, chance = memory.shared.followers(found[-1])
+                parts.append((chance * (words == y[counted].unsqueeze(-1))).sum(-1, keepdim=True))
             own = log_p.gather(-1, y[counted].unsqueeze(-1)).exp()
-            chances.append(torch.cat([torch.stack(shares, dim=-1)[counted], own], dim=-1))
+            chances.append(torch.cat([*parts, own], dim=-1))
             counts.append(count[counted])
     if not chances:
-        return GateExamples(torch.zeros(0, memory.order + 1), torch.zeros(0, memory.order))
-    return GateExamples(torch.cat(chances)[:most], torch.cat(counts)[:most])
+        parts_of = memory.order + (1 if memory.shared is None else 2)
+        return GateExamples(torch.zeros(0, parts_of), torch.zeros(0, memory.order))
+    return GateExamples(
+        torch.cat(chances)[:most], torch.cat(counts)[:most], torch.cat(found)[:most] if found else None
+    )
 
 
 def fit_gate(
@@ -165,29 +211,43 @@ def fit_gate(
     steps: int = 300,
     lr: float = 0.05,
     name: str = "memory",
-) -> dict[str, float]:
+    table: NgramTable | None = None,
+) -> GateFit:
     """Fit the gate of the memory in ``model`` to the labels of users whom the backbone never saw.
 
     Maximum likelihood of the mixture, by Adam over all labels at once; deterministic. Do it before the
     export: on a device the gate is frozen.
 
+    Args:
+        model: a personalized model with a memory.
+        users: examples of each user.
+        steps: of Adam.
+        lr: its learning rate.
+        name: of the memory module.
+        table: everybody's n-grams that the model's memory holds; how far to trust them is fitted too, and put
+            into the memory. None where there are none.
+
     Returns:
-        ``loss_before`` and ``loss_after``: mean of -log p(label).
+        The losses, and what :func:`set_table` needs for another table.
 
     Raises:
         DataError: there is no label.
     """
-    gate = _memory(model, name).gate
+    memory = _memory(model, name)
+    gate = memory.gate
     chances = torch.cat([u.chances for u in users]) if users else torch.zeros(0, 1)
     if not len(chances):
         raise DataError("there is no text to fit the memory's gate on", mend="give users with more messages")
     counts = torch.cat([u.counts for u in users])
+    trust = nn.Parameter(torch.tensor([-1.0, 0.0, 0.0, -1.0, 0.0, 0.0]))
+    rows = None if table is None else torch.cat([u.rows for u in users if u.rows is not None])
 
     def loss() -> Tensor:
-        p = (gate(counts).exp() * chances).sum(-1)
+        shared = None if table is None else table.scores(trust, UNASSIGNED)[rows]
+        p = (gate(counts, shared).exp() * chances).sum(-1)
         return -torch.log(p + 1e-9).mean()
 
-    parameters = list(gate.parameters())
+    parameters = [*gate.parameters(), *([] if table is None else [trust])]
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam(parameters, lr=lr)
@@ -198,17 +258,34 @@ def fit_gate(
         optimizer.step()
     for parameter in parameters:
         parameter.requires_grad_(False)
-    return {"loss_before": before, "loss_after": float(loss().detach())}
+    if table is not None:
+        set_table(model, table, trust, name)
+    return GateFit(before, float(loss().detach()), trust.detach())
+
+
+def shared_ngrams(model: PersonalizedModel, name: str = "memory") -> SharedNgrams:
+    """The place of everybody's n-grams in the memory.
+
+    Raises:
+        ConfigError: the memory has none.
+    """
+    shared = _memory(model, name).shared
+    if shared is None:
+        raise ConfigError(f"{name} has no place for everybody's n-grams", mend="give NgramMemory followers")
+    return shared
 
 
 def gate_values(model: PersonalizedModel, name: str = "memory") -> dict[str, Tensor]:
-    """The fitted gate: ``weight`` and ``bias`` [order], to keep beside the backbone's weights."""
-    return {k: v.detach().clone() for k, v in _memory(model, name).gate.state_dict().items()}
+    """The frozen part of the memory, gate and everybody's n-grams, to keep beside the backbone's weights."""
+    state = _memory(model, name).state_dict()
+    return {k: v.detach().clone() for k, v in state.items() if k not in _PERSONAL}
 
 
 def set_gate(model: PersonalizedModel, values: Mapping[str, Tensor], name: str = "memory") -> None:
-    """Put a fitted gate into another model with the same memory."""
-    _memory(model, name).gate.load_state_dict(dict(values))
+    """Put :func:`gate_values` into another model with the same memory."""
+    memory = _memory(model, name)
+    own = {k: v for k, v in memory.state_dict().items() if k in _PERSONAL}
+    memory.load_state_dict({**own, **values})
 
 
 def _memory(model: PersonalizedModel, name: str) -> Memory:

@@ -24,8 +24,19 @@ from pfl_mobile.personalization import PersonalizedModel, personalize
 from pfl_mobile.tasks import TokenTask
 from pfl_mobile.text import TextEncoder, WordTokenizer
 
-from .gate import GateExamples, fit_gate, gate_examples, gate_users, gate_values, learn, set_gate
+from .gate import (
+    GateExamples,
+    fit_gate,
+    gate_examples,
+    gate_users,
+    gate_values,
+    learn,
+    set_gate,
+    set_table,
+    shared_ngrams,
+)
 from .model import Keyboard, KeyboardConfig
+from .ngrams import build_table
 from .training import TrainConfig, train_backbone
 
 #: ``report(what, fraction done or None)``.
@@ -49,9 +60,14 @@ class Recipe:
         slots: vocabulary slots for the user's own words.
         memory: entries of the n-gram memory.
         order: longest n-gram.
+        shared: buckets for everybody's n-grams of three words.
+        followers: words kept after each context in everybody's n-grams; 0 for none of those n-grams.
+        gate_epochs: passes of a first backbone that only serves to fit the gate; the shipped one then learns
+            from the gate's users too. None fits the gate on the shipped backbone, which does not.
         batch: rows in a batch on the device.
         lr: peak learning rate of AdamW on the device.
         epochs: passes over the user's rows.
+        max_steps: training on the device stops there; None never does.
         holdout: newest part of what a device may learn from that its guard holds out.
         max_examples: newest messages that a device keeps.
         max_messages: newest messages of each held-out user that are looked at; None for all.
@@ -63,11 +79,15 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     rank: int = 8
     slots: int = 64
-    memory: int = 8192
+    memory: int = 16384
     order: int = 4
+    shared: int = 8192
+    followers: int = 8
+    gate_epochs: int | None = 5
     batch: int = 16
     lr: float = 2e-3
     epochs: int = 3
+    max_steps: int | None = 150
     holdout: float = 0.1
     max_examples: int = 4000
     max_messages: int | None = None
@@ -81,7 +101,11 @@ class Recipe:
             # an unassigned word is rarer than all unknown words together: -log(slots in use)
             VocabularySlots(embedding="embedding", output="output", count=self.slots, bias=-3.5),
             NgramMemory(
-                capacity=self.memory, order=self.order, vocabulary=self.model.vocabulary + self.slots
+                capacity=self.memory,
+                order=self.order,
+                vocabulary=self.model.vocabulary + self.slots,
+                shared=self.shared if self.followers else 0,
+                followers=self.followers,
             ),
         ]
 
@@ -92,6 +116,7 @@ class Recipe:
                 AssignSlotsPhase(min_count=2),
                 TrainPhase(
                     epochs=self.epochs,
+                    max_steps=self.max_steps,
                     optimizer=AdamW(lr=self.lr, weight_decay=0.0),
                     clip=1.0,
                     schedule="linear",
@@ -102,13 +127,20 @@ class Recipe:
             holdout=self.holdout,
             seed=self.seed,
             start="initial",
+            remember_holdout=True,
         )
 
 
 #: Settings of datasets that differ from the defaults.
 RECIPES: dict[str, Recipe] = {
     # long, edited sentences in a style of their own: far more text, so fewer passes over it
-    "sotu": Recipe(train=TrainConfig(epochs=2, max_steps=2000), max_examples=1000, max_messages=1250),
+    "sotu": Recipe(
+        model=KeyboardConfig(dropout=0.2),
+        train=TrainConfig(epochs=2, noise=0.0, max_steps=2000),
+        gate_epochs=None,
+        max_examples=1000,
+        max_messages=1250,
+    ),
 }
 
 
@@ -166,26 +198,63 @@ def prepare(
     recipe = recipe or recipe_for(source)
     dataset = data.load(source, progress=say)
     parts = _newest(data.split(dataset, seed=recipe.seed), recipe.max_messages)
-    backbone_users, others = gate_users(parts.train, seed=recipe.seed)
-    learned, general = _general(list(backbone_users.all_texts()))
-    tokenizer = WordTokenizer.train(learned, recipe.model.vocabulary)
+    seen = _Seen.of(parts.train, recipe)
+    tokenizer = WordTokenizer.train(seen.learned, recipe.model.vocabulary)
     encoder = TextEncoder(tokenizer, recipe.model.length, recipe.model.vocabulary, recipe.slots)
-    place = cache_dir() / "keyboard" / f"{_digest(recipe, backbone_users, others)}.pt"
+    place = cache_dir() / "keyboard" / f"{_digest(recipe, seen)}.pt"
     kept = _load(place)
     if kept is None:
-        say("encode the text", None)
-        backbone = train_backbone(encoder.encode(learned), recipe.model, recipe.train, progress=say)
-        model = personalize(backbone, recipe.modules(), seed=recipe.seed)
-        gate = _fit(model, encoder, others, recipe, say)
-        _keep(place, {"backbone": backbone.state_dict(), "gate": gate})
+        kept = _train(encoder, seen, recipe, say)
+        _keep(place, kept)
     else:
         say("load the trained backbone", None)
-        backbone = Keyboard(recipe.model).eval()
-        backbone.load_state_dict(kept["backbone"])
-        gate = kept["gate"]
+    backbone = Keyboard(recipe.model).eval()
+    backbone.load_state_dict(kept["backbone"])
     model = personalize(backbone, recipe.modules(), seed=recipe.seed)
-    set_gate(model, gate)
-    return Prepared(source, recipe, model, tokenizer, parts, general)
+    set_gate(model, kept["gate"])
+    return Prepared(source, recipe, model, tokenizer, parts, seen.general)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The training users' text by what it is for.
+
+    Attributes:
+        learned: messages that the shipped backbone learns.
+        general: messages that it does not, to measure forgetting.
+        first: messages of the backbone that the gate is fitted on; it has not seen ``others``.
+        others: users for the gate.
+    """
+
+    learned: list[str]
+    general: list[str]
+    first: list[str]
+    others: data.UserText
+
+    @classmethod
+    def of(cls, users: data.UserText, recipe: Recipe) -> _Seen:
+        most, others = gate_users(users, seed=recipe.seed)
+        first, general = _general(list(most.all_texts()))
+        if recipe.gate_epochs is None:
+            return cls(first, general, first, others)
+        return cls(*_general(list(users.all_texts())), first, others)
+
+
+def _train(encoder: TextEncoder, seen: _Seen, recipe: Recipe, say: Report) -> dict[str, Any]:
+    """The backbone's weights, and the gate's with everybody's n-grams."""
+    say("encode the text", None)
+    rows, first = encoder.encode(seen.learned), encoder.encode(seen.first)
+    train = recipe.train
+    if recipe.gate_epochs is not None:
+        train = replace(train, epochs=recipe.gate_epochs)
+    backbone = train_backbone(first, recipe.model, train, progress=say)
+    model = personalize(backbone, recipe.modules(), seed=recipe.seed)
+    trust = _fit(model, encoder, seen, recipe, say)
+    if recipe.gate_epochs is not None:
+        backbone = train_backbone(rows, recipe.model, recipe.train, progress=say)
+        if trust is not None:
+            set_table(model, build_table(rows, shared_ngrams(model)), trust)
+    return {"backbone": backbone.state_dict(), "gate": gate_values(model)}
 
 
 def deployment(data: str | None = None, report: Report | None = None) -> Deployment:
@@ -243,17 +312,28 @@ def _general(texts: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _fit(
-    model: PersonalizedModel, encoder: TextEncoder, users: data.UserText, recipe: Recipe, say: Report
-) -> dict[str, torch.Tensor]:
-    """Fit the memory's gate to users the backbone never saw, each personalized first as a device would be."""
+    model: PersonalizedModel, encoder: TextEncoder, seen: _Seen, recipe: Recipe, say: Report
+) -> torch.Tensor | None:
+    """Fit the memory's gate to users the backbone never saw, each personalized first as a device would be.
+
+    Each user counts twice: as shipped with an empty memory, and personalized. Returns the trust in everybody's
+    n-grams, None without them.
+    """
+    table = None
+    if recipe.followers:
+        table = build_table(encoder.encode(seen.first), shared_ngrams(model))
+        set_table(model, table)
     shipped = model.values()
     examples: list[GateExamples] = []
+    users = seen.others
     for done, user in enumerate(users.users):
         say("fitting the memory's gate", done / len(users.users))
         own = data.split_texts(users.texts(user)[-recipe.max_examples :])
+        model.load_values(shipped)
+        nothing = encoder.encode([])
+        examples.append(gate_examples(model, nothing, encoder.encode(own.held_out, drop_unknown=True)))
         words = encoder.choose_words(own.history)
         mine = encoder.with_words(words)
-        model.load_values(shipped)
         active = torch.zeros(recipe.slots)
         active[: len(words)] = 1.0
         model.load_values({"slots.active": active}, partial=True)
@@ -264,21 +344,19 @@ def _fit(
             lr=recipe.lr,
             epochs=recipe.epochs,
             batch=recipe.batch,
-            max_steps=None,
+            max_steps=recipe.max_steps,
             seed=recipe.seed,
         )
         examples.append(gate_examples(model, history, mine.encode(own.held_out, drop_unknown=True)))
-    fit_gate(model, examples)
-    return gate_values(model)
+    fitted = fit_gate(model, examples, table=table)
+    return None if table is None else fitted.trust
 
 
-def _digest(recipe: Recipe, *users: data.UserText) -> str:
+def _digest(recipe: Recipe, seen: _Seen) -> str:
     settings = asdict(replace(recipe, suggestions=0, holdout=0.1))
-    digest = hashlib.sha256(json.dumps([1, settings], sort_keys=True).encode())
-    for part in users:
-        for user in part.users:
-            digest.update(f"\0{user}\0".encode())
-            digest.update("\n".join(part.texts(user)).encode())
+    digest = hashlib.sha256(json.dumps([2, settings], sort_keys=True).encode())
+    for texts in (seen.learned, seen.first, list(seen.others.all_texts())):
+        digest.update("\n".join(texts).encode() + b"\0")
     return digest.hexdigest()[:24]
 
 

@@ -37,16 +37,18 @@ class TrainConfig:
         warmup: share of the steps in which the learning rate rises to ``lr``.
         weight_decay: on matrices only.
         clip: largest L2 norm of the gradient.
+        noise: how much of the input is replaced by other words, see :class:`Noise`; 0 for none.
         max_steps: stop the schedule there, however many epochs were asked for; None never does.
         seed: of the initial weights, the order of the rows and the dropout.
     """
 
-    epochs: int = 6
+    epochs: int = 10
     batch: int = 32
     lr: float = 3e-3
     warmup: float = 0.05
     weight_decay: float = 0.05
     clip: float = 1.0
+    noise: float = 0.2
     max_steps: int | None = None
     seed: int = 0
 
@@ -64,6 +66,32 @@ def mean_loss(output: Callable[[Tensor], Tensor], features: Tensor, labels: Tens
     counted = weight > 0
     losses = F.cross_entropy(output(features[counted]), labels[counted], reduction="none")
     return (losses * weight[counted]).sum() / weight[counted].sum()
+
+
+class Noise:
+    """Kneser-Ney noise on the input (Xie and others 2017, "Data noising as smoothing in neural language models").
+
+    A word u gives way to another one with probability ``share`` * (different words seen after u) / (count of u):
+    what follows a rare word says little about it. The other word v is drawn by how many different words it was
+    seen after, as in the shortest order of a Kneser-Ney model. Specials stay.
+    """
+
+    def __init__(self, tokens: Tensor, labels: Tensor, weight: Tensor, vocabulary: int, share: float) -> None:
+        """Count bigrams in rows [R, T]."""
+        seen = (weight > 0) & (labels >= _SPECIALS)
+        pairs = torch.stack([tokens[seen], labels[seen]])
+        count = torch.bincount(pairs[0], minlength=vocabulary)
+        different = torch.unique(pairs, dim=1)
+        followers = torch.bincount(different[0], minlength=vocabulary)
+        self.replaced = share * followers / count.clamp(min=1)
+        self.replaced[:_SPECIALS] = 0.0
+        self.drawn = torch.bincount(different[1], minlength=vocabulary).float()
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Noisy tokens [B, T]; draws from torch's global generator."""
+        chosen = torch.rand(tokens.shape) < self.replaced[tokens]
+        others = torch.multinomial(self.drawn, tokens.numel(), replacement=True).reshape(tokens.shape)
+        return torch.where(chosen, others, tokens)
 
 
 def train_backbone(
@@ -101,6 +129,7 @@ def train_backbone(
         )
         steps = train.epochs * math.ceil(len(tokens) / train.batch)
         steps = min(steps, train.max_steps or steps)
+        noise = Noise(tokens, labels, weight, model.config.vocabulary, train.noise) if train.noise else None
         order, recent = torch.randperm(len(tokens)), 0.0
         model.train()
         for step in range(steps):
@@ -111,7 +140,7 @@ def train_backbone(
             part, order = order[: train.batch], order[train.batch :]
             length = int((weight[part] > 0).any(0).nonzero().max()) + 1  # the rest is padding only
             x, y, w = tokens[part, :length], labels[part, :length], weight[part, :length]
-            loss = mean_loss(model.output, model.features(x), y, w)
+            loss = mean_loss(model.output, model.features(noise(x) if noise else x), y, w)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), train.clip)

@@ -347,6 +347,27 @@ def test_memory_only_plan_needs_no_steps():
     assert (report.status, report.steps, report.ms_per_step) == ("adopted", 0, None)
 
 
+def test_held_out_examples_are_memorized_once_adopted():
+    session = Unigram()
+    p = plan({"kind": "memorize"}, guard={"metric": "top1"}, remember_holdout=True)
+    report = trainer(p, session, encoder=Words()).personalize(TEXTS[:15], TEXTS[15:])
+    everything = trainer(plan({"kind": "memorize"}), session, encoder=Words()).personalize(TEXTS, TEXTS[15:])
+    assert report.adopted
+    for name in ("memory.next", "memory.context"):
+        assert np.array_equal(report.state.tensors[name], everything.state.tensors[name])
+    # the guard measured the memory without them
+    only = trainer(plan({"kind": "memorize"}, guard={"metric": "top1"}), session, encoder=Words())
+    assert report.after == only.personalize(TEXTS[:15], TEXTS[15:]).after
+
+
+def test_max_steps_ends_epochs_and_their_schedule_early():
+    long = run(plan(sgd(steps=None, epochs=4, max_steps=5, schedule="linear"), seed=1))
+    short = run(plan(sgd(steps=5, schedule="linear"), seed=1))
+    assert long.steps == 5
+    assert same(long.state, short.state)
+    assert run(plan(sgd(steps=None, epochs=1, max_steps=500))).steps == 6
+
+
 def test_state_in_memory_is_gone_on_from():
     first = run(plan(sgd()))
     second = run(plan(sgd()), first.state)

@@ -68,6 +68,7 @@ CASES = [
     Case("slots-tied", "tied_decoder", VocabularySlots("embed", "head", count=3), "output"),
     Case("slots-gru", "gru", VocabularySlots("embed", "head", count=3), "embedding"),
     Case("memory", "decoder", NgramMemory(capacity=8, order=3, vocabulary=31), ""),
+    Case("memory-shared", "decoder", NgramMemory(8, 3, vocabulary=31, shared=16, followers=4), ""),
 ]
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -175,9 +176,9 @@ def test_backbone_keeps_its_bytes_and_its_state(case: Case) -> None:
 def test_frozen_tensors_use_the_storage_of_the_backbone(case: Case) -> None:
     backbone, _, model = build(case)
     theirs = {value.data_ptr() for value in [*backbone.parameters(), *backbone.buffers()]}
-    own = {f"{name}.gate.{leaf}" for name in model.configs for leaf in ("weight", "bias")}
+    own = tuple(f"{name}.{part}." for name in model.configs for part in ("gate", "shared"))
     for name, value in model.frozen_tensors().items():
-        assert value.data_ptr() in theirs or name in own
+        assert value.data_ptr() in theirs or name.startswith(own)
     assert not set(model.frozen_tensors()) & set(model.values())
 
 

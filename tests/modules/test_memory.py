@@ -186,6 +186,50 @@ def test_ids_outside_of_the_vocabulary_are_refused() -> None:
         model.load_values({"memory.next": -follow}, partial=True)
 
 
+def with_shared(model: PersonalizedModel) -> dict[tuple[int, ...], tuple[dict[int, float], float]]:
+    """Fill everybody's n-grams of ``model``; returns them by context, with the scores."""
+    known = {(3,): ({4: 0.75, 5: 0.25}, -0.5), (2, 3): ({6: 1.0, 1: 0.0}, 0.3), (5,): ({2: 1.0}, 1.0)}
+    shared = model.extras["memory"].shared
+    for context, (words, score) in known.items():
+        row = context[0]
+        if len(context) == 2:
+            bucket = int(shared.bucket(torch.tensor(context[0]), torch.tensor(context[1])))
+            shared.key[bucket] = context[0] * VOCABULARY + context[1]
+            row = VOCABULARY + bucket
+        shared.score[row] = score
+        for i, (word, part) in enumerate(words.items()):
+            shared.words[row, i], shared.parts[row, i] = word, part
+    return known
+
+
+def test_everybodys_ngrams_are_one_more_part_of_the_mixture() -> None:
+    config = NgramMemory(capacity=CAPACITY, order=3, vocabulary=VOCABULARY, shared=5, followers=2)
+    model = personalize(Table(), [config])
+    tokens = torch.tensor([[1, 2, 3, 3, 5, 4]])
+    log_p = F.log_softmax(model.forward_for_gradients(tokens), -1)[0]
+    assert torch.equal(model(tokens)[0], log_p)  # an empty table changes nothing
+    known = with_shared(model)
+    assert {"memory.shared.words", "memory.shared.score"} <= set(model.frozen_tensors())
+    for filled in (False, True):
+        if filled:
+            follow, context = entries([[1, 2, 3, 4], [1, 2, 3]], 3)
+            model.load_values({"memory.next": follow, "memory.context": context})
+        own = torch.tensor(naive(model, tokens[0].tolist(), log_p, 3)).exp()
+        out = model(tokens)[0].exp()
+        torch.testing.assert_close(out.sum(-1), torch.ones(6), rtol=1e-5, atol=1e-5)
+        for t in range(6):
+            before = tuple(tokens[0, max(t - 1, 0) : t + 1].tolist())
+            words, score = known.get(before, known.get(before[-1:], ({}, -1e9)))
+            expected = torch.zeros(VOCABULARY)
+            for word, part in words.items():
+                expected[word] = part
+            if not filled:  # beside the LM, whose score is 0
+                weight = math.exp(score) / (1 + math.exp(score))
+                torch.testing.assert_close(out[t], weight * expected + (1 - weight) * own[t])
+            elif not words:
+                torch.testing.assert_close(out[t], own[t], rtol=1e-4, atol=1e-5)
+
+
 def test_wrong_places_and_settings_are_named() -> None:
     backbone, example = encoder()
     with pytest.raises(ConfigError, match="not \\[batch, length, vocabulary\\]"):
@@ -194,6 +238,10 @@ def test_wrong_places_and_settings_are_named() -> None:
         NgramMemory(order=1)
     with pytest.raises(ConfigError, match="capacity=0"):
         NgramMemory(capacity=0)
+    with pytest.raises(ConfigError, match="followers=0"):
+        NgramMemory(shared=8, vocabulary=9)
+    with pytest.raises(ConfigError, match="size of the vocabulary"):
+        NgramMemory(shared=8, followers=2)
     clash = nn.ModuleDict({"memory": nn.Linear(2, 2)})
     with pytest.raises(ConfigError, match="called 'memory' too"):
         personalize(clash, [NgramMemory()])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from pfl_mobile.data import Message, UserText
 from pfl_mobile.errors import ConfigError, DataError
 from pfl_mobile.modules import LoRA, NgramMemory
 from pfl_mobile.modules.model import tensor_digest
+from pfl_mobile.modules.shared_ngrams import SharedNgrams
 from pfl_mobile.personalization import PersonalizedModel, personalize
 from pfl_mobile.text import Rows, TextEncoder, WordTokenizer
 from pfl_recipes.keyboard.gate import (
@@ -20,9 +23,12 @@ from pfl_recipes.keyboard.gate import (
     gate_values,
     learn,
     set_gate,
+    set_table,
+    shared_ngrams,
 )
 from pfl_recipes.keyboard.model import Keyboard, KeyboardConfig
-from pfl_recipes.keyboard.training import TrainConfig, recall, train_backbone
+from pfl_recipes.keyboard.ngrams import build_table
+from pfl_recipes.keyboard.training import Noise, TrainConfig, recall, train_backbone
 
 TEXTS = ["see you there", "see you at noon", "ok see you", "where are you", "at home, ok?"] * 4
 SIZES = KeyboardConfig(vocabulary=24, length=8, width=16, layers=1, heads=2, feed_forward=32, dropout=0.1)
@@ -103,7 +109,7 @@ def test_a_fitted_gate_is_better_and_can_be_moved() -> None:
     personal = model()
     examples = gate_examples(personal, rows(TEXTS[:10]), rows(TEXTS[10:]))
     losses = fit_gate(personal, [examples])
-    assert losses["loss_after"] < losses["loss_before"]
+    assert losses.loss_after < losses.loss_before
     assert not [p for p in personal.extras["memory"].gate.parameters() if p.requires_grad]
     other = model()
     set_gate(other, gate_values(personal))
@@ -130,6 +136,63 @@ def test_gate_users_fall_back_to_the_smallest() -> None:
     left, apart = gate_users(people([900, 700, 300, 800, 400]), count=20)
     assert [len(m) for m in apart.users.values()] == [300]
     assert len(left.users) == 4
+
+
+def test_everybodys_ngrams_are_discounted_counts() -> None:
+    words = encoder()
+    place = SharedNgrams(24, 64, 3)
+    table = build_table(rows(TEXTS), place)
+    see, you, where, there = (words.id(w) for w in ("see", "you", "where", "there"))
+    assert words.decode(table.words[see].tolist())[0] == "you"
+    assert float(table.parts[see, 0]) > 0.8
+    torch.testing.assert_close(table.parts.sum(-1)[[see, you]], torch.ones(2))
+    for value, name in ((table.words, "words"), (table.parts, "parts"), (table.key, "key")):
+        getattr(place, name).copy_(value)
+    row = int(place.rows(torch.tensor([[1, see, you]]))[0, 2])
+    assert row >= 24  # "see you" was seen often enough for a row of its own
+    assert set(table.words[row, :2].tolist()) == {there, words.id("at")}
+    # 4 x "there", 4 x "at" of 8; the ends of messages do not count
+    torch.testing.assert_close(table.features[row, 3:], torch.tensor([1.0, math.log(8), math.log(2)]))
+    assert int(place.rows(torch.tensor([[where, see]]))[0, 1]) == see
+    assert torch.equal(table.scores(torch.ones(6), -9.0) > -9.0, table.parts.sum(-1) > 0)
+
+
+def test_gate_and_everybodys_ngrams_are_fitted_and_moved_together() -> None:
+    def fresh() -> PersonalizedModel:
+        config = NgramMemory(capacity=64, order=3, vocabulary=24, shared=64, followers=3)
+        return personalize(Keyboard(SIZES).eval(), [LoRA(targets="*.query", rank=2), config])
+
+    personal = fresh()
+    table = build_table(rows(TEXTS), shared_ngrams(personal))
+    set_table(personal, table)
+    nothing = gate_examples(personal, encoder().encode([]), rows(TEXTS[10:]))
+    fitted = fit_gate(
+        personal, [nothing, gate_examples(personal, rows(TEXTS[:5]), rows(TEXTS[10:]))], table=table
+    )
+    assert fitted.loss_after < fitted.loss_before
+    later = rows(["see you there"])
+    tokens = torch.as_tensor(later["tokens"])
+    assert recall(personal, later)["top1"] > 30
+    ours, other = personal(tokens), fresh()
+    other.backbone.load_state_dict(personal.backbone.state_dict())
+    other.load_values(personal.values())
+    assert not torch.equal(other(tokens), ours)
+    set_gate(other, gate_values(personal))
+    assert torch.equal(other(tokens), ours)
+    with pytest.raises(ConfigError, match="no place"):
+        shared_ngrams(model())
+
+
+def test_noise_replaces_words_but_no_specials() -> None:
+    tokens, labels, weight = (torch.as_tensor(rows(TEXTS)[n]) for n in ("tokens", "labels", "weight"))
+    noise = Noise(tokens, labels, weight, 24, 1.0)
+    torch.manual_seed(0)
+    noisy = noise(tokens)
+    changed = noisy != tokens
+    assert bool(changed.any())
+    assert not bool(changed[tokens < 4].any())
+    assert int(noisy[changed].min()) >= 4
+    assert torch.equal(Noise(tokens, labels, weight, 24, 0.0)(tokens), tokens)
 
 
 def test_wrong_sizes_and_missing_text_are_named() -> None:
