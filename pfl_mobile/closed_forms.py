@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .errors import ExportError
+
 _aten = torch.ops.aten
 
 
@@ -216,12 +218,39 @@ _FORMS: dict[Any, Callable[..., Tensor | None]] = {
 }
 
 
+#: They hand values to Python behind the trace's back, and what Python computes from them becomes a constant.
+_READS = {Tensor.numpy, Tensor.tolist, Tensor.__array__}
+
+
+def _comes_from_an_input(tensor: Tensor) -> bool:
+    """Whether the trace that is being made computes ``tensor`` from one of its inputs."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, has_proxy_slot
+
+    mode = get_proxy_mode()
+    if mode is None or not has_proxy_slot(tensor, mode.tracer):
+        return False
+    nodes, seen = [get_proxy_slot(tensor, mode.tracer).proxy.node], set()
+    while nodes:
+        node = nodes.pop()
+        if node.op == "placeholder":
+            return True
+        if node not in seen:
+            seen.add(node)
+            nodes += node.all_input_nodes
+    return False
+
+
 class ClosedForms(TorchFunctionMode):
     """Replaces known functions while it is active; any other call, or an option it does not cover, passes."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func in _READS and _comes_from_an_input(args[0]):
+            raise ExportError(
+                f"Tensor.{func.__name__}() reads values that differ from batch to batch",
+                mend="compute with tensor operations only; what leaves them would be the same for ever",
+            )
         form = _FORMS.get(func)
         if form is not None:
             result = form(*args, **(kwargs or {}))

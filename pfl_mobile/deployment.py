@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, near
 from .local.phases import check_plan
 from .local.plan import Plan
 from .personalization import PersonalizedModel
@@ -47,6 +47,13 @@ class Deployment:
             raise ConfigError(
                 f"the model of deployment {self.name!r} is a {type(self.model).__name__}",
                 mend="put modules into it first: personalize(backbone, [LoRA(...)])",
+            )
+        measured = ("loss", *self.task.manifest()["metrics"])  # type: ignore[misc]
+        if self.plan.guard.metric not in measured:
+            raise ConfigError(
+                f"the plan's guard compares {self.plan.guard.metric!r}, which a {self.task.kind} task does not "
+                "measure",
+                mend=near(self.plan.guard.metric, measured),
             )
         sets: dict[str, dict[str, Any]] = {name: {} for name in ("initial", "global", *self.host_sets)}
         check_plan(self.plan, self.model.device_tensors(), sets, ())

@@ -20,6 +20,8 @@ from .graph import simplify
 from .personalization import PersonalizedModel
 from .tasks import Batch, Task
 
+_SEEDED = torch.Tag.nondeterministic_seeded
+
 #: Prefix of the outputs of ``gradients`` that are gradients.
 GRADIENT = "grad."
 
@@ -67,11 +69,20 @@ def _plain_kernels() -> Iterator[None]:
 
 def _sums(task: Task, output: Tensor, batch: Batch, metrics: bool) -> tuple[dict[str, Tensor], Tensor]:
     weight = batch["weight"]
-    loss = (task.losses(output, batch) * weight).sum()
+
+    def weighted(what: str, value: Tensor) -> Tensor:
+        if value.shape != weight.shape:  # [B] * [B, 1] would be all pairs
+            raise ConfigError(
+                f"the {what} has shape {list(value.shape)}, the weights have {list(weight.shape)}",
+                mend=f"return one {what} per weighted element (no mean, no sum), and give one weight for each",
+            )
+        return (value * weight).sum()
+
+    loss = weighted("loss", task.losses(output, batch))
     sums = {"loss_sum": loss.reshape(1), "weight_sum": weight.sum().reshape(1)}
     if metrics:
         for name, value in task.metrics(output, batch).items():
-            sums[f"{name}_sum"] = (value * weight).sum().reshape(1)
+            sums[f"{name}_sum"] = weighted(name, value).reshape(1)
     return sums, loss
 
 
@@ -122,7 +133,8 @@ def check_batch(task: Task, batch: Batch, *, labels: bool) -> None:
     """The batch has what the task reads.
 
     Raises:
-        ConfigError: an entry is missing, or has a dtype that programs do not take.
+        ConfigError: an entry is missing, has a dtype that programs do not take, another number of examples than
+            the weights, or a label that is no class.
     """
     wanted = (
         *task.inputs,
@@ -135,18 +147,47 @@ def check_batch(task: Task, batch: Batch, *, labels: bool) -> None:
                 f"the example batch has no {name!r}; it has {sorted(batch)}",
                 mend=f"a {task.kind} task needs {list(wanted)}",
             )
+        if not isinstance(batch[name], Tensor):
+            kind = type(batch[name]).__name__
+            raise ConfigError(f"batch entry {name!r} is a {kind}", mend="give tensors: torch.as_tensor(...)")
         if batch[name].dtype not in (torch.float32, torch.int64):
             raise ConfigError(
                 f"batch entry {name!r} is {batch[name].dtype}",
                 mend="use float32 for values and int64 for ids",
             )
-    if labels and batch["weight"].dtype != torch.float32:
+    if not labels:
+        return
+    if batch["weight"].dtype != torch.float32:
         raise ConfigError("the weights are not float32", mend="give one float32 weight per label")
+    for name in wanted:
+        if batch[name].shape[:1] != batch["weight"].shape[:1] or batch[name].dim() == 0:
+            raise ConfigError(
+                f"batch entry {name!r} is {list(batch[name].shape)}, the weights are "
+                f"{list(batch['weight'].shape)}",
+                mend="give every entry the same first axis, the examples",
+            )
+    classes, own = task.manifest()["vocabulary"], batch.get("labels")
+    if isinstance(classes, int) and own is not None and own.dtype == torch.int64 and own.numel():
+        least, most = int(own.min()), int(own.max())
+        if least < 0 or most >= classes:
+            raise ConfigError(
+                f"the label {least if least < 0 else most} is not in 0..{classes - 1}",
+                mend="a label that must not count gets the weight 0 and any class, 0 for instance",
+            )
 
 
 def trained_names(model: PersonalizedModel) -> tuple[str, ...]:
     """Names of the tensors that the update rule trains, sorted."""
     return tuple(info.name for info in model.device_tensors() if info.update == "gradient")
+
+
+def _check_random(name: str, graph: fx.GraphModule) -> None:
+    for node in graph.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and _SEEDED in node.target.tags:
+            raise ExportError(
+                f"{name} draws random numbers ({node.target}), so it could not be compared with PyTorch",
+                mend="leave dropout and noise out of forward and loss, or make the noise an entry of the batch",
+            )
 
 
 def _mutates(node: fx.Node) -> bool:
@@ -176,6 +217,7 @@ def _trace(
     try:
         with _plain_kernels():
             graph = make_fx(flat, decomposition_table=decompositions(), tracing_mode="real")(*examples)
+            _check_random(name, graph)
             if any(_mutates(node) for node in graph.graph.nodes):
                 # x[...] = y writes through a view; simplification reads every node as a value
                 pure = torch.func.functionalize(graph, remove="mutations")

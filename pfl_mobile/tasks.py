@@ -54,6 +54,16 @@ class Task(ABC):
         return {"kind": self.kind, "metrics": [], "vocabulary": None}
 
 
+def _check_logits(task: str, output: Tensor, axes: str, classes: int) -> None:
+    """Raises ConfigError when the model's output is not ``[axes..., classes]``: manifest and metrics rely on it."""
+    if output.dim() != len(axes) + 1 or output.shape[-1] != classes:
+        raise ConfigError(
+            f"the model's output is {list(output.shape)}, a {task} task of {classes} classes needs "
+            f"[{', '.join(axes)}, {classes}]",
+            mend="correct the number of classes of the task (vocabulary slots count), or the model's last layer",
+        )
+
+
 def _hits(scores: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, Tensor]:
     """Top-k hits from the label's rank. Ties count for the label, so equal scores never lose a hit."""
     own = torch.gather(scores, -1, labels.unsqueeze(-1))
@@ -95,6 +105,7 @@ class TokenTask(Task):
 
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy of each position, float32 [B, T]."""
+        _check_logits(self.kind, output, "BT", self.vocabulary)
         labels = batch["labels"]
         flat = F.cross_entropy(output.flatten(0, 1), labels.flatten(), reduction="none")
         return flat.reshape(labels.shape)
@@ -132,8 +143,16 @@ class ClassificationTask(Task):
     inputs: tuple[str, ...] = ("x",)
     kind: ClassVar[str] = "classification"
 
+    def __post_init__(self) -> None:
+        """Check the numbers (ConfigError)."""
+        if self.classes < 2:
+            raise ConfigError(f"{self.classes} classes are too few", mend="give 2 or more")
+        if not 1 <= self.top_k <= self.classes:
+            raise ConfigError(f"top_k={self.top_k} is not in 1..{self.classes}", mend="lower top_k")
+
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy of each example, float32 [B]."""
+        _check_logits(self.kind, output, "B", self.classes)
         return F.cross_entropy(output, batch["labels"], reduction="none")
 
     def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -159,12 +178,22 @@ class RegressionTask(Task):
 
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         """Squared error of each example, averaged over its values, float32 [B]."""
-        error = (output - batch["labels"]).reshape(output.shape[0], -1)
+        error = self._difference(output, batch)
         return (error * error).mean(-1)
 
     def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         """``mae``: mean absolute error of each example, float32 [B]."""
-        return {"mae": (output - batch["labels"]).reshape(output.shape[0], -1).abs().mean(-1)}
+        return {"mae": self._difference(output, batch).abs().mean(-1)}
+
+    @staticmethod
+    def _difference(output: Tensor, batch: Batch) -> Tensor:
+        labels = batch["labels"]
+        if output.shape != labels.shape:  # [B, 1] - [B] would be all pairs
+            raise ConfigError(
+                f"the model's output is {list(output.shape)}, the labels are {list(labels.shape)}",
+                mend=f"give labels of the output's shape: labels.reshape({list(output.shape)})",
+            )
+        return (output - labels).reshape(output.shape[0], -1)
 
     def predict(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         """``value``: the model's output."""
@@ -193,14 +222,8 @@ class CustomTask(Task):
     kind: ClassVar[str] = "custom"
 
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
-        """The user's loss of each element; a wrong shape is a :class:`ConfigError`."""
-        value = self.loss(output, batch)
-        if value.shape != batch["weight"].shape:
-            raise ConfigError(
-                f"the loss has shape {list(value.shape)}, the weights have {list(batch['weight'].shape)}",
-                mend="return one loss per weighted element (no mean, no sum)",
-            )
-        return value
+        """The user's loss of each element."""
+        return self.loss(output, batch)
 
     def predict(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The user's prediction, or the output as ``value``."""

@@ -203,6 +203,24 @@ def test_one_near_tie_is_no_error_and_two_are() -> None:
     assert errors == [0.0, pytest.approx(0.2)]
 
 
+def test_only_hits_may_be_off_by_one() -> None:
+    want, weight = {"mae_sum": np.array([0.5])}, np.ones(4)
+    assert next(output_errors({"mae_sum": np.array([0.9])}, want, weight)).error == pytest.approx(0.8)
+
+
+def test_suggestions_are_compared_except_for_ties() -> None:
+    def error(got: list[list[int]], probs: list[list[float]]) -> float:
+        want = {"top_ids": np.array([[5, 7]] * len(got)), "top_probs": np.array(probs)}
+        return next(output_errors({**want, "top_ids": np.array(got)}, want)).error
+
+    assert error([[5, 7]], [[0.5, 0.3]]) == 0
+    assert error([[7, 5]], [[0.5, 0.3]]) == 1  # another order
+    assert error([[7, 5]], [[0.3, 0.3]]) == 0  # a tie
+    assert error([[5, 9]], [[0.3, 0.2]]) == 0  # maybe a tie with who comes after the last
+    assert error([[5, 9]], [[0.6, 0.3]]) == 1  # no other can have as much
+    assert error([[5, 9]] * 2, [[0.3, 0.2]] * 2) == 1  # not twice
+
+
 def results(gains: list[float]) -> list[UserResult]:
     class Report:
         notes: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pfl_mobile.engines.base import EngineSession
-from pfl_mobile.errors import GradientMismatchError
+from pfl_mobile.errors import ExportError, GradientMismatchError
 from pfl_mobile.personalization import PersonalizedModel
 from pfl_mobile.programs import TracedProgram, evaluate, gradients, predict, trained_names
 from pfl_mobile.tasks import Batch, Task
@@ -30,13 +30,22 @@ class Case:
 
 
 def _like(example: Tensor, generator: torch.Generator) -> Tensor:
-    """Random values of the kind of ``example``: its own entries drawn again, floats with noise added."""
+    """Random values of the kind of ``example``: its own entries drawn again, floats with noise added.
+
+    Noise keeps within the range of the example, and whole numbers (flags, counts) get none: a logarithm or a
+    probability in the user's loss has values that it must not meet.
+    """
     flat = example.flatten()
     drawn = flat[torch.randint(0, len(flat), (len(flat),), generator=generator)].reshape(example.shape)
-    if example.is_floating_point():
-        spread = float(flat.std()) if len(flat) > 1 else 0.0
-        drawn = drawn + torch.randn(example.shape, generator=generator) * (0.5 * spread or 0.1)
-    return drawn
+    if not example.is_floating_point() or not len(flat):
+        return drawn
+    least, most = float(flat.min()), float(flat.max())
+    noise = torch.randn(example.shape, generator=generator)
+    if least == most:
+        return drawn + 0.1 * noise
+    if bool((flat == flat.round()).all()):
+        return drawn
+    return (drawn + 0.5 * float(flat.std()) * noise).clamp(least, most)
 
 
 def random_values(model: PersonalizedModel, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -67,7 +76,11 @@ def cases(
     rounds: int = 2,
     seed: int = 0,
 ) -> list[Case]:
-    """Reference cases of all programs: the example batch, then random ones with random and zero weights."""
+    """Reference cases of all programs: the example batch, then random ones with random and zero weights.
+
+    Raises:
+        ExportError: PyTorch itself gives values that are not finite, or padding moves the sums.
+    """
     generator = torch.Generator().manual_seed(seed)
     trained = trained_names(model)
     labelled = {k: batch[k] for k in (*task.inputs, *task.labels, "weight")}
@@ -84,16 +97,54 @@ def cases(
             weight[index % 2 :: 2] = 0.0
             full["weight"] = weight
             full = {k: full[k] for k in labelled}
+            garbage, full = full, {k: _padded(v, index % 2) for k, v in full.items()}
+            _check_padding(
+                gradients(model, task, garbage, values, trained),
+                gradients(model, task, full, values, trained),
+            )
             little = {k: v if k in task.predict_extra else _like(v, generator) for k, v in short.items()}
         with torch.no_grad():
             evaluated, predicted = evaluate(model, task, full, values), predict(model, task, little, values)
         trained_on = gradients(model, task, full, values, trained)
-        found += [
+        cases_of_round = [
             Case("gradients", what, {**full, **values}, trained_on),
             Case("evaluate", what, {**full, **values}, evaluated),
             Case("predict", what, {**little, **values}, predicted),
         ]
+        for case in cases_of_round:
+            _check_finite(case)
+        found += cases_of_round
     return found
+
+
+def _padded(entry: Tensor, start: int) -> Tensor:
+    """The entry with every second row, from ``start``, as devices pad: zero everywhere."""
+    entry = entry.clone()
+    entry[start::2] = 0
+    return entry
+
+
+def _check_padding(garbage: Mapping[str, Tensor], zeros: Mapping[str, Tensor]) -> None:
+    """Rows of weight 0 must not count, whatever is in them."""
+    want = {name: value.numpy() for name, value in garbage.items()}
+    for name, error, _ in output_errors({k: v.numpy() for k, v in zeros.items()}, want):
+        if error > TOLERANCE:
+            raise ExportError(
+                f"examples of weight 0 change {name!r} by {error:.2g} of its largest entry",
+                mend="devices fill a last batch with zeros of weight 0: no example's loss may depend on the other "
+                "examples (no mean over the batch), and it must be finite for an example that is zero everywhere",
+            )
+
+
+def _check_finite(case: Case) -> None:
+    for name, value in case.outputs.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ExportError(
+                f"PyTorch itself gives values that are not finite: output {name!r} of program {case.program!r} "
+                f"on {case.what}",
+                mend="check the example batch and the model for NaN, and the loss for a logarithm or a division "
+                "that some values of the batch's range break",
+            )
 
 
 Runner = Callable[[str, Mapping[str, Tensor]], Mapping[str, np.ndarray]]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
+from rich.markup import escape
 
 from pfl_mobile.cli.common import EXIT_CODES, FAILED, OK, Json, Reporter, console, print_json, size, table
 from pfl_mobile.errors import PflError
@@ -111,7 +112,7 @@ def describe(bundle: Bundle, *, pinned: bool) -> dict[str, Any]:
 def _show(found: dict[str, Any]) -> None:
     out = console()
     task, measured = found["task"], found["measured"]
-    out.print(f"[bold]{found['name']}[/] version {found['version']}, task {task['kind']}")
+    out.print(f"[bold]{escape(found['name'])}[/] version {escape(found['version'])}, task {task['kind']}")
     if found["encoder"]:
         out.print("takes " + ", ".join(f"{k} {v}" for k, v in found["encoder"].items()))
     signer = found["signature"]["signed_by"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pfl_mobile.bundle import Bundle, copy_bundle, sign
+from pfl_mobile.cli import bundles
 from tests import tiny
 
 if TYPE_CHECKING:
@@ -36,6 +37,13 @@ def test_inspect_says_what_is_in_a_bundle(pfl: Run, tiny_bundle: Path) -> None:
     ):
         assert part in ran.out
     assert "adopt the result only if loss falls" in ran.out
+
+
+def test_inspect_shows_a_name_as_it_is(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Bundle.open(tiny_bundle) as bundle:
+        found = bundles.describe(bundle, pinned=False)
+    bundles._show({**found, "name": "a[/b][red]c", "version": "[/]"})
+    assert "a[/b][red]c version [/]" in capsys.readouterr().out
 
 
 def test_inspect_json(pfl: Run, tiny_bundle: Path) -> None:

@@ -51,6 +51,30 @@ def test_near_names_for_an_unknown_user(pfl: Run, tiny_bundle: Path, messages: P
     assert "'ann'" in ran.error["mend"]
 
 
+def test_values_that_engines_take_differently_are_refused(
+    pfl: Run, tiny_arrays: Path, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    labels, weight = (x[:, 0] > 0).astype(np.int64), np.ones(20, np.float32)
+    hole = x.copy()
+    hole[3, 1] = np.nan
+    for rows, words in (
+        ({"x": hole, "labels": labels}, "'x' is not finite in row 3"),
+        ({"x": x, "labels": labels - 1}, "label -1 is not in 0..3"),
+        ({"x": x, "labels": labels + 4}, "is not in 0..3"),
+        ({"x": x, "labels": labels, "weight": -weight}, "a weight is negative"),
+    ):
+        np.savez(tmp_path / "rows.npz", **rows)
+        ran = pfl("personalize", tiny_arrays, "--data", tmp_path / "rows.npz", "--user", "a", "--json")
+        assert (ran.code, ran.error["type"]) == (2, "DataError")
+        assert words in ran.error["message"]
+    one = tmp_path / "one.npz"
+    with one.open("wb") as file:
+        np.save(file, x)
+    ran = pfl("personalize", tiny_arrays, "--data", one, "--user", "a", "--json")
+    assert "not a .npz file" in ran.error["message"]
+
+
 @pytest.mark.parametrize("source", ["no-such-set", "missing.jsonl"])
 def test_wrong_data(pfl: Run, tiny_bundle: Path, source: str) -> None:
     ran = pfl("personalize", tiny_bundle, "--data", source, "--user", "x", "--json")

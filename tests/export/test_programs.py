@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfl_exporters import verify
 from pfl_exporters.export import export_bundle
 from pfl_mobile.deployment import Deployment
 from pfl_mobile.errors import ConfigError, ExportError, GradientMismatchError, UnknownNameError
-from pfl_mobile.local.plan import Plan, Sgd, TrainPhase
+from pfl_mobile.local.plan import Guard, Plan, Sgd, TrainPhase
 from pfl_mobile.modules import Head, LoRA
 from pfl_mobile.personalization import personalize
 from pfl_mobile.programs import gradients, trace_programs, trained_names
-from pfl_mobile.tasks import ClassificationTask, CustomTask, TokenTask
+from pfl_mobile.tasks import Batch, ClassificationTask, CustomTask, RegressionTask, TokenTask
 from tests.export.models import DEPLOYMENTS, PLAN, classes, tokens
 
 
@@ -115,6 +117,9 @@ def test_batch_mistakes_are_named() -> None:
         ({"weight": None}, "no 'weight'"),
         ({"labels": d.batch["labels"].to(torch.int32)}, "'labels' is torch.int32"),
         ({"x": d.batch["x"].double()}, "'x' is torch.float64"),
+        ({"x": d.batch["x"].numpy()}, "'x' is a ndarray"),
+        ({"labels": d.batch["labels"][:2]}, r"'labels' is \[2\], the weights are \[5\]"),
+        ({"labels": d.batch["labels"] - 100}, r"label -100 is not in 0\.\."),
     ):
         batch = {k: v for k, v in {**d.batch, **change}.items() if v is not None}
         with pytest.raises(ConfigError, match=words):
@@ -126,6 +131,78 @@ def test_a_loss_of_the_wrong_shape_is_named() -> None:
     mean = CustomTask(loss=lambda output, _: output.mean())
     with pytest.raises(ConfigError, match="one loss per weighted element"):
         trace_programs(d.model, mean, d.batch, {"x": d.batch["x"][:1]})
+
+
+def test_shapes_that_would_broadcast_to_all_pairs_are_refused() -> None:
+    d = classes("mlp", LoRA("hidden.[02]", rank=2))
+    column = {**d.batch, "weight": torch.ones(5, 1)}
+    with pytest.raises(ConfigError, match=r"loss has shape \[5\], the weights have \[5, 1\]"):
+        trace_programs(d.model, d.task, column, d.inputs_of_predict())
+    wide = personalize(nn.Sequential(nn.Linear(6, 1)).eval(), [Head("0")])
+    values = {**d.batch, "labels": torch.randn(5)}
+    with pytest.raises(ConfigError, match=r"output is \[5, 1\], the labels are \[5\]"):
+        trace_programs(wide, RegressionTask(), values, d.inputs_of_predict())
+
+
+def test_a_task_of_another_number_of_classes_is_refused() -> None:
+    d = classes("mlp", LoRA("hidden.[02]", rank=2))
+    with pytest.raises(ConfigError, match="a classification task of 9 classes"):
+        trace_programs(d.model, ClassificationTask(9), d.batch, d.inputs_of_predict())
+    for arguments in ({"classes": 1}, {"classes": 3, "top_k": 0}, {"classes": 3, "top_k": 4}):
+        with pytest.raises(ConfigError):
+            ClassificationTask(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda o, b: F.cross_entropy(F.dropout(o), b["labels"], reduction="none"), "random numbers"),
+        (
+            lambda o, b: F.cross_entropy(o[:, : b["labels"].numpy().max() + 1], b["labels"]),
+            r"numpy\(\) reads",
+        ),
+        (lambda o, b: o.sum(-1) / max(b["weight"].tolist()), r"tolist\(\) reads"),
+    ],
+)
+def test_what_a_trace_would_freeze_is_refused(loss: Callable[..., Tensor], words: str) -> None:
+    d = classes("mlp", LoRA("hidden.[02]", rank=2))
+    with pytest.raises(ExportError, match=words):
+        trace_programs(d.model, CustomTask(loss=loss), d.batch, d.inputs_of_predict())
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "words"),
+    [
+        (lambda o, _: (o - o.mean(0)).square().sum(-1), torch.ones(5), "examples of weight 0 change"),
+        (lambda o, b: o.sum(-1) * b["labels"].log(), torch.rand(5) + 0.1, "examples of weight 0 change"),
+        (lambda o, b: o.sum(-1) * b["labels"].log(), -torch.ones(5), "PyTorch itself .* not finite"),
+    ],
+)
+def test_losses_that_padding_would_break_are_refused(
+    loss: Callable[..., Tensor], labels: Tensor, words: str
+) -> None:
+    d = classes("mlp", LoRA("hidden.[02]", rank=2))
+    with pytest.raises(ExportError, match=words):
+        verify.cases(d.model, CustomTask(loss=loss), {**d.batch, "labels": labels}, d.inputs_of_predict())
+
+
+def test_random_batches_keep_within_the_range_of_the_example() -> None:
+    """A cross-entropy of probabilities refuses any label outside of 0..1."""
+    d = classes("mlp", LoRA("hidden.[02]", rank=2))
+
+    def loss(output: Tensor, batch: Batch) -> Tensor:
+        return F.binary_cross_entropy(torch.sigmoid(output[:, 0]), batch["labels"], reduction="none")
+
+    for labels in (torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0]), torch.rand(5)):
+        cases = verify.cases(d.model, CustomTask(loss), {**d.batch, "labels": labels}, d.inputs_of_predict())
+        assert all(0 <= float(v) <= 1 for case in cases for v in case.inputs.get("labels", ()))
+
+
+def test_a_guard_on_a_metric_that_is_not_measured_is_refused() -> None:
+    d = classes("mlp", LoRA("hidden.[02]", rank=2))
+    plan = Plan(phases=PLAN.phases, guard=Guard(metric="top3"))
+    with pytest.raises(ConfigError, match="guard compares 'top3'"):
+        Deployment("x", d.model, d.task, d.batch, plan)
 
 
 def test_a_plan_for_tensors_that_do_not_exist_is_refused() -> None:
