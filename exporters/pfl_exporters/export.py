@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 import time
@@ -78,14 +79,16 @@ def program_specs(programs: Mapping[str, TracedProgram]) -> tuple[ProgramSpec, .
 
 
 def frozen_bytes(programs: Mapping[str, TracedProgram]) -> int:
-    """Bytes of the distinct constants that the programs read."""
-    seen: dict[int, int] = {}
+    """Bytes of the distinct constants that the programs read: what a file must hold at least."""
+    contents: dict[str, int] = {}
     for program in programs.values():
         for node in program.graph.graph.nodes:
-            if node.op == "get_attr":
-                tensor = getattr(program.graph, node.target)
-                seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-    return sum(seen.values())
+            if node.op != "get_attr":
+                continue
+            tensor = getattr(program.graph, node.target)
+            data = tensor.detach().contiguous().numpy().tobytes()
+            contents[hashlib.sha256(data).hexdigest()] = len(data)
+    return sum(contents.values())
 
 
 def load_engine(target: Target, lowered: Lowered, programs: Sequence[ProgramSpec]) -> EngineSession:

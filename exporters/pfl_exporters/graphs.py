@@ -18,7 +18,6 @@ _aten = torch.ops.aten
 _OWNING: dict[Any, Any] = {
     _aten.reshape.default: _aten.view_copy.default,
     _aten.permute.default: _aten.permute_copy.default,
-    _aten.expand.default: _aten.expand_copy.default,
     _aten.slice.Tensor: _aten.slice_copy.Tensor,
     _aten.select.int: _aten.select_copy.int,
     _aten.unsqueeze.default: _aten.unsqueeze_copy.default,
@@ -41,6 +40,26 @@ def own_views(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         if node.op == "call_function" and node.target in _OWNING:
             node.target = _OWNING[node.target]
+    graph.recompile()
+
+
+def unfuse_dynamic_linear(graph: fx.GraphModule) -> None:
+    """Write ``linear`` with a weight that is no constant (a LoRA factor) as a product with its transpose, in place.
+
+    Delegates take ``linear`` only with a constant weight and would have it decomposed later, program by program.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target is not _aten.linear.default or node.args[1].op == "get_attr":
+            continue
+        x, weight, *bias = node.args
+        with graph.graph.inserting_before(node):
+            turned = graph.graph.call_function(_aten.permute.default, (weight, [1, 0]))
+            if bias and bias[0] is not None:
+                product = graph.graph.call_function(_aten.addmm.default, (bias[0], x, turned))
+            else:
+                product = graph.graph.call_function(_aten.mm.default, (x, turned))
+        node.replace_all_uses_with(product)
+        graph.graph.erase_node(node)
     graph.recompile()
 
 
