@@ -53,7 +53,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, Message]]:
 def _pair(line: str, where: str) -> tuple[str, Message]:
     try:
         entry = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}", mend=_MEND) from error
     if not isinstance(entry, dict) or "user" not in entry or not isinstance(entry.get("text"), str):
         raise DataError(f'{where} has no "user" or no "text"', mend=_MEND)

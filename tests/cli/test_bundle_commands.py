@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +20,6 @@ from tests import tiny
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.cli.conftest import Ran
 
@@ -164,6 +167,34 @@ def test_keys_sign_and_pin(pfl: Run, tiny_bundle: Path, tmp_path: Path) -> None:
     assert (again.code, again.error["type"]) == (2, "KeyFileError")
     lost = pfl("keys", "new", tmp_path / "no" / "folder" / "key.pem", "--json")
     assert (lost.code, lost.error["type"]) == (2, "UnwritableError")
+
+
+def test_a_torch_program_that_would_run_code_is_refused(pfl: Run, copy: Path, tmp_path: Path) -> None:
+    class Code:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "it ran",)
+
+    path = copy / "torch" / "predict.pt2"
+    table = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
+    with zipfile.ZipFile(path) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    members["predict/data/constants/model_constants_config.json"] = json.dumps(
+        {"config": {"x": table}}
+    ).encode()
+    members["predict/data/constants/opaque_obj_0"] = pickle.dumps(Code())
+    with zipfile.ZipFile(path, "w") as new:
+        for name, data in members.items():
+            new.writestr(name, data)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    before = manifest["files"]["torch/predict.pt2"]["bytes"]
+    data = path.read_bytes()
+    manifest["files"]["torch/predict.pt2"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    manifest["measured"]["total_bytes"] += len(data) - before
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    ran = pfl("verify", copy, "--engine", "torch", "--json")
+    assert (ran.code, ran.error["type"]) == (2, "EngineError")
+    assert "could run code" in ran.error["message"]
+    assert not (tmp_path / "it ran").exists()
 
 
 def test_wrong_usage_is_an_error_in_json_too(pfl: Run) -> None:
