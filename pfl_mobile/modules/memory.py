@@ -132,14 +132,19 @@ class Memory(nn.Module):
         """Which entries the context before each position of tokens int64 [B, T] matches.
 
         Returns:
-            One mask float32 [B, T, capacity] for each order 0..order-1, and the counts n_k [B, T, order].
+            One mask float32 for each order, [capacity] for order 0 and [B, T, capacity] for 1..order-1; and the
+            counts n_k [B, T, order].
         """
-        used = (self.next > 0).to(self.gate.bias.dtype).expand(*tokens.shape, -1)
-        masks = [used]
+        dtype = self.gate.bias.dtype
+        masks = [(self.next > 0).to(dtype)]
+        # max(0, 1 - |a - b|) is 1 for equal ids and 0 for others, exactly. Phones have fast kernels for it, but
+        # not for comparing integers, and this is most of the work.
+        own, ids = self.context.to(dtype).t().contiguous(), tokens.to(dtype)
         for k in range(self.order - 1):
-            before = F.pad(tokens, (k, 0))[:, : tokens.shape[1]].unsqueeze(-1)
-            masks.append(masks[-1] * (before == self.context[:, k]).to(used.dtype))
-        return masks, torch.stack([mask.sum(-1) for mask in masks], dim=-1)
+            before = F.pad(ids, (k, 0))[:, : ids.shape[1]].unsqueeze(-1)
+            masks.append(masks[-1] * torch.clamp(1.0 - torch.abs(before - own[k]), min=0.0))
+        counts = [mask.sum(-1).expand(tokens.shape) for mask in masks]
+        return masks, torch.stack(counts, dim=-1)
 
     def forward(self, logits: Tensor, tokens: Tensor, *_others: Tensor) -> Tensor:
         """Log-probabilities [B, T, V] from logits [B, T, V] and tokens int64 [B, T]."""
