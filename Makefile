@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml
 	@touch $@
 
 demo: setup
-	OMP_NUM_THREADS=2 $(BIN)/pfl demo keyboard --out out/keyboard
+	$(BIN)/pfl demo keyboard --out out/keyboard
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

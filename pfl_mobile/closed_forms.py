@@ -99,7 +99,7 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor | None:
     """Attention as two matrix products and a softmax (Vaswani 2017); None where that would not be exact."""
-    if dropout_p or (attn_mask is not None and attn_mask.dtype == torch.bool):
+    if dropout_p or attn_mask is not None:
         return None  # a row masked everywhere gives zeros in PyTorch and would not here
     if enable_gqa and key.shape[-3] != query.shape[-3]:
         repeat = query.shape[-3] // key.shape[-3]
@@ -110,8 +110,6 @@ def _attention(
     if is_causal:
         rows, columns = scores.shape[-2:]
         scores = scores + torch.full((rows, columns), -1e9).triu(1)
-    if attn_mask is not None:
-        scores = scores + attn_mask
     return torch.matmul(torch.softmax(scores, -1), value)
 
 

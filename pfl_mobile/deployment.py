@@ -43,6 +43,11 @@ class Deployment:
     host_sets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        """Check what can be checked before anything is traced (ConfigError)."""
+        if not self.name or not self.name.isprintable() or len(self.name) > 200:
+            raise ConfigError(
+                f"{self.name!r} is not the name of a deployment", mend="give a short printable name"
+            )
         if not isinstance(self.model, PersonalizedModel):
             raise ConfigError(
                 f"the model of deployment {self.name!r} is a {type(self.model).__name__}",

@@ -57,7 +57,8 @@ def text_encoder(bundle: Bundle) -> TextEncoder | None:
 
 def model_id(bundle: Bundle) -> ModelId:
     """Which model the personal states of a bundle belong to."""
-    return ModelId.of(bundle.manifest.name, bundle.manifest.version, bundle.manifest.tensors)
+    manifest = bundle.manifest
+    return ModelId.of(manifest.name, manifest.version, manifest.tensors, manifest.frozen_sha256)
 
 
 class Evaluator:

@@ -181,6 +181,8 @@ def _refused_linear(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         bias, x, weight = node.args
     else:
         return None
+    if bias is not None and shape(bias) != (shape(node)[-1],):
+        return None
     if weight.target is not _aten.permute.default or list(weight.args[1]) not in ([1, 0], [-1, -2]):
         return None
     args = (x, weight.args[0]) if bias is None else (x, weight.args[0], bias)
@@ -196,7 +198,7 @@ def _folded(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     if not isinstance(value, Tensor) or value.numel() > FOLD_LIMIT or node.target is operator.getitem:
         return None
     sources = node.all_input_nodes
-    if any(s.op != "get_attr" for s in sources) or "rand" in str(node.target):
+    if any(s.op != "get_attr" for s in sources):
         return None
     big = max((s.meta["val"].numel() for s in sources), default=0)
     if node.target in (_LAYOUT | _VIEWS) and big > 4096:

@@ -158,7 +158,7 @@ def test_array_bundles_take_rows(tiny_arrays: Path) -> None:
         "labels": (x[:, 0] > 0).astype(np.int64),
         "weight": np.ones(40, np.float32),
     }
-    with Bundle.open(tiny_arrays) as opened, open_session(opened) as loaded:
+    with Bundle.open(tiny_arrays) as opened, open_session(opened, "torch") as loaded:
         result = personalize_user(opened, loaded, "u", rows)
         assert result.examples == {"all": 40, "train": 26, "holdout": 6, "test": 8}
         assert result.after["loss"] < result.before["loss"]

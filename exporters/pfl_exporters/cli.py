@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pfl_exporters.targets import resolve
 from pfl_mobile.cli.common import (
     EXIT_CODES,
     Json,
@@ -20,7 +21,7 @@ from pfl_mobile.cli.common import (
     size,
     table,
 )
-from pfl_mobile.errors import ConfigError, UnwritableError, near
+from pfl_mobile.errors import UnwritableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from pfl_exporters.export import ExportReport
 
 #: As ``pfl_exporters.targets`` has them; that module needs torch, ``--help`` and wrong names do not.
-TARGETS = ("android", "onnx", "torch", "all")
 
 app = typer.Typer(name="pfl-export", add_completion=False, rich_markup_mode="markdown")
 
@@ -85,15 +85,7 @@ def export(
 
 def _targets(given: Sequence[str]) -> list[str]:
     names = [name.strip() for entry in given for name in entry.split(",") if name.strip()]
-    for name in names:
-        if name == "ios":
-            raise ConfigError(
-                "target 'ios' is not available in this version",
-                mend="export with --target android or --target onnx; ONNX Runtime also runs on iOS",
-            )
-        if name not in TARGETS:
-            raise ConfigError(f"there is no target {name!r}", mend=near(name, TARGETS))
-    return names or ["android"]
+    return [target.name for target in resolve(names or ["android"])]
 
 
 def _export(
@@ -143,6 +135,8 @@ def _check_place(out: Path) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         why = "is not a folder" if not folder.is_dir() else "may not be written"
         raise UnwritableError(f"cannot write {out}: {folder} {why}", mend="give another --out")
+    if out.is_file() and out.suffix != ".pflb":
+        raise UnwritableError(f"{out} is a file that is there already", mend="give a folder or a .pflb file")
     if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").is_file():
         raise UnwritableError(
             f"{out} is a folder with other things in it, not a bundle",

@@ -22,6 +22,7 @@ from pfl_mobile.deployment import Deployment
 from pfl_mobile.engines import ENGINES
 from pfl_mobile.engines.base import EngineSession
 from pfl_mobile.errors import ExportError
+from pfl_mobile.personalization import tensor_digest
 from pfl_mobile.programs import TracedProgram, trace_programs
 
 from .targets import Lowered, Report, Target, resolve
@@ -225,6 +226,7 @@ def _parts(
         "programs": specs,
         "engines": dict(engines),
         "tensors": tensors,
+        "frozen_sha256": tensor_digest(deployment.model.frozen_tensors()),
         "modules": deployment.model.modules_table,
         "task": deployment.task.manifest(),
         "encoder": encoder,

@@ -136,7 +136,7 @@ def _without_function(model: str) -> ModelFunction:
         )
     known = recipes()
     if model not in known:
-        mend = f"{near(model, known)} Or {_FORMS}" if known else _FORMS
+        mend = f"{near(model, known)}; or {_FORMS}" if known else _FORMS
         raise UnknownNameError(f"there is no recipe {model!r}", mend=mend)
     module = _import_module(f"{RECIPES}.{model}")
     call = getattr(module, FUNCTION, None)

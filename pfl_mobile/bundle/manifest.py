@@ -161,6 +161,7 @@ class Manifest(_Model):
     programs: tuple[ProgramSpec, ...] = Field(min_length=1)
     engines: dict[Name, EngineEntry] = Field(min_length=1)
     tensors: tuple[DeviceTensor, ...]
+    frozen_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     modules: tuple[ModuleEntry, ...] = ()
     task: Task
     encoder: Encoder | None = None

@@ -168,12 +168,17 @@ def _show(found: dict[str, Any]) -> None:
 def verify(bundle: BundlePath, engine: Engine = None, public_key: Key = None, as_json: Json = False) -> int:
     """Run the golden batch of a bundle and compare every output with what PyTorch gave at the export.
 
-    Without --engine every engine of the bundle is run. The JSON is one object with engine, loss_rel_err,
+    Without --engine every engine of the bundle is run, except torch: its files can hold code, so it has to be named.
+    The JSON is one object with engine, loss_rel_err,
     grad_max_rel_err, ok when one engine was run, else {"ok": ..., "engines": [one such object each]}. There,
     an engine that cannot be run is not ok and has an "error".
     """
+    from pfl_mobile.engines import open_session, unasked
+
     with open_bundle(bundle, public_key) as opened, Reporter() as report:
-        names = [engine] if engine is not None else list(opened.manifest.engines)
+        names = [engine] if engine is not None else unasked(opened.manifest.engines)
+        if not names:  # says which engine to name
+            open_session(opened)
         results = []
         for name in names:
             report(f"run the golden batch on {name}")

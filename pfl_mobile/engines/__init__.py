@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 
 from ..bundle.read import Bundle
 from ..errors import EngineUnavailableError, near
@@ -15,7 +16,16 @@ ENGINES = {
     "torch": ("pfl_mobile.engines.torch", ("torch",), "torch"),
 }
 
-__all__ = ["ENGINES", "Array", "EngineSession", "Session", "check_inputs", "open_session"]
+__all__ = ["ENGINES", "Array", "EngineSession", "Session", "check_inputs", "open_session", "unasked"]
+
+
+def unasked(have: Iterable[str]) -> list[str]:
+    """Those of the engines ``have`` that may be used without being named, the preferred first.
+
+    ``torch`` is not among them: its files can hold code, and opening an unknown bundle must not run any.
+    """
+    present = set(have)
+    return [name for name in ENGINES if name in present and name != "torch"]
 
 
 def open_session(bundle: Bundle, engine: str | None = None, *, threads: int | None = None) -> EngineSession:
@@ -23,8 +33,8 @@ def open_session(bundle: Bundle, engine: str | None = None, *, threads: int | No
 
     Args:
         bundle: an opened, verified bundle.
-        engine: engine name; None takes the bundle's only engine, or the first of executorch, onnxruntime, torch
-            that the bundle has.
+        engine: engine name; ``torch`` has to be named, because PyTorch's files are code: name it for bundles you
+            trust. None takes the first of the others that the bundle has.
         threads: threads of the runtime, where it can be told.
 
     Raises:
@@ -33,7 +43,12 @@ def open_session(bundle: Bundle, engine: str | None = None, *, threads: int | No
     """
     have = bundle.manifest.engines
     if engine is None:
-        engine = next((name for name in ENGINES if name in have), "")
+        engine = next((name for name in unasked(have)), None)
+        if engine is None:
+            raise EngineUnavailableError(
+                f"bundle {bundle.manifest.name!r} has programs for {', '.join(have)} only",
+                mend=f"name the engine ({next(iter(have))!r}) if you trust where the bundle came from",
+            )
     if engine not in ENGINES:
         raise EngineUnavailableError(f"there is no engine {engine!r}", mend=near(engine, ENGINES))
     entry = bundle.manifest.engine(engine)

@@ -57,7 +57,7 @@ class ModelId:
     Attributes:
         name: of the bundle.
         version: of the bundle.
-        fingerprint: sha256 of the tensor table, see ``of``.
+        fingerprint: sha256 of the tensor table and of the frozen weights, see ``of``.
     """
 
     name: str
@@ -65,15 +65,20 @@ class ModelId:
     fingerprint: str
 
     @classmethod
-    def of(cls, name: str, version: str, tensors: Iterable[TensorEntry]) -> ModelId:
+    def of(
+        cls, name: str, version: str, tensors: Iterable[TensorEntry], frozen_sha256: str | None = None
+    ) -> ModelId:
         """The id of a bundle: the fingerprint is over lines ``name<TAB>role<TAB>update<TAB>dtype<TAB>2,3``,
-        in order of name, each ended by a newline, in UTF-8.
+        in order of name, each ended by a newline, in UTF-8; then ``frozen_sha256`` of the manifest where it has
+        one, so that a state of other frozen weights is refused even when the version was not raised.
         """
         lines = sorted(
             "\t".join((t.name, t.role, t.update, t.dtype, ",".join(map(str, t.shape)))) + "\n"
             for t in tensors
         )
-        return cls(name, version, hashlib.sha256("".join(lines).encode()).hexdigest())
+        return cls(
+            name, version, hashlib.sha256(("".join(lines) + (frozen_sha256 or "")).encode()).hexdigest()
+        )
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,17 @@ def test_every_command_has_help_with_an_example(pfl: Run, command: list[str]) ->
         assert "Exit codes" in ran.out
 
 
-def test_verify_runs_every_engine(pfl: Run, tiny_bundle: Path) -> None:
+def test_verify_runs_every_engine_but_torch_which_has_to_be_named(
+    pfl: Run, tiny_bundle: Path, tiny_arrays: Path
+) -> None:
+    """Its files can hold code: looking at a bundle of unknown origin must not run any."""
     found = pfl("verify", tiny_bundle, "--json")
     assert found.code == 0
-    assert found.json["ok"]
-    assert {e["engine"] for e in found.json["engines"]} == {"onnxruntime", "torch"}
+    assert found.json["engine"] == "onnxruntime"
+    assert pfl("verify", tiny_bundle, "--engine", "torch", "--json").json["ok"]
+    refused = pfl("verify", tiny_arrays, "--json")
+    assert refused.error["type"] == "EngineUnavailableError"
+    assert "'torch'" in refused.error["mend"]
 
 
 def test_verify_one_engine_gives_one_object(pfl: Run, tiny_bundle: Path) -> None:

@@ -160,7 +160,7 @@ def test_personalize_an_array_bundle(pfl: Run, tiny_arrays: Path, tmp_path: Path
     x = np.random.default_rng(0).standard_normal((60, 6))
     users = np.array(["u", "v"] * 30)
     np.savez(tmp_path / "rows.npz", x=x, labels=(x[:, 0] > 0).astype(np.int64), user=users)
-    arguments = ["personalize", tiny_arrays, "--data", tmp_path / "rows.npz", "--json"]
+    arguments = ["personalize", tiny_arrays, "--data", tmp_path / "rows.npz", "--engine", "torch", "--json"]
     assert pfl(*arguments, "--user", "u").json["examples"]["all"] == 30
     assert pfl(*arguments, "--user", "w").error["type"] == "UnknownNameError"
     np.savez(tmp_path / "rows.npz", y=x, user=users)

@@ -95,6 +95,7 @@ def test_fingerprint_sees_every_column_but_not_the_order():
     a, b = Tensor("a", "shared", (2, 3)), Tensor("b", "personal", (1,))
     same = ModelId.of("m", "1", [b, a])
     assert same == ModelId.of("m", "1", [a, b])
+    assert ModelId.of("m", "1", [a, b], frozen_sha256="0" * 64) != same
     for other in (
         Tensor("a2", "shared", (2, 3)),
         Tensor("a", "group", (2, 3)),

@@ -10,9 +10,12 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from pfl_mobile.errors import ConfigError, MissingDependencyError, near
-from pfl_mobile.programs import TracedProgram
+
+if TYPE_CHECKING:  # the names of targets are wanted without PyTorch too
+    from pfl_mobile.programs import TracedProgram
 
 #: Called with a line of text when a step begins.
 Report = Callable[[str], None]
@@ -33,7 +36,7 @@ class Lowered:
     measured: dict[str, int] = field(default_factory=dict)
 
 
-Lower = Callable[[Mapping[str, TracedProgram], Path, Report], Lowered]
+Lower: TypeAlias = "Callable[[Mapping[str, TracedProgram], Path, Report], Lowered]"
 
 
 @dataclass(frozen=True)
