@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import heapq
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,28 +64,24 @@ def build_table(rows: Rows, place: SharedNgrams) -> NgramTable:
     size = place.words.shape[1]
     everything = sum(counts[()].values())
     frequent = {w: n / everything for w, n in counts[()].items()}
-    seen = [torch.zeros(place.buckets)]
-    for context in sorted(counts):
-        total = sum(counts[context].values())
-        if not context or (len(context) == 2 and total < LEAST):
+    single = {c[0]: _one(counts[c], frequent) for c in counts if len(c) == 1}
+    likeliest = {v: _best(chances, size) for v, chances in single.items()}
+    for (v,), about in ((c, counts[c]) for c in counts if len(c) == 1):
+        _fill(table, v, likeliest[v], about, 0)
+    seen: dict[int, int] = {}
+    for context in sorted(c for c in counts if len(c) == 2):
+        about, (u, v) = counts[context], context
+        total = sum(about.values())
+        bucket = int(place.bucket(torch.tensor(u), torch.tensor(v)))
+        if total < max(LEAST, seen.get(bucket, 0) + 1):  # the more frequent context keeps the bucket
             continue
-        row = context[0]
-        if len(context) == 2:
-            bucket = int(place.bucket(torch.tensor(context[0]), torch.tensor(context[1])))
-            if total <= seen[0][bucket]:  # the more frequent context keeps the bucket
-                continue
-            seen[0][bucket] = total
-            table.key[bucket] = context[0] * place.vocabulary + context[1]
-            row = place.vocabulary + bucket
-        chances = _chances(counts, context, frequent)
-        best = heapq.nsmallest(size, chances.items(), key=lambda item: (-item[1], item[0]))
-        mass = sum(p for _, p in best)
-        table.words[row], table.parts[row], table.features[row] = 0, 0.0, 0.0
-        table.words[row, : len(best)] = torch.tensor([w for w, _ in best], dtype=torch.int32)
-        table.parts[row, : len(best)] = torch.tensor([p / mass for _, p in best])
-        about = torch.tensor([1.0, total, len(counts[context])])
-        about[1:] = about[1:].log()
-        table.features[row, 3 * len(context) - 3 : 3 * len(context)] = about
+        seen[bucket] = total
+        table.key[bucket] = u * place.vocabulary + v
+        # of the words that only the shorter context knows, no others can be among the best
+        words = {*about, *(w for w, _ in likeliest[v])}
+        left = DISCOUNT * len(about) / total
+        chances = {w: max(about[w] - DISCOUNT, 0.0) / total + left * single[v][w] for w in words}
+        _fill(table, place.vocabulary + bucket, _best(chances, size), about, 3)
     return table
 
 
@@ -100,11 +97,26 @@ def _count(rows: Rows) -> _Counts:
     return counts
 
 
-def _chances(counts: _Counts, context: tuple[int, ...], frequent: dict[int, float]) -> dict[int, float]:
-    """Probabilities of the words that followed the context or, for two tokens, its last one."""
-    own = counts[context]
-    total, left = sum(own.values()), DISCOUNT * len(own) / sum(own.values())
-    if len(context) == 1:
-        return {w: (n - DISCOUNT) / total + left * frequent[w] for w, n in own.items()}
-    shorter = _chances(counts, context[1:], frequent)
-    return {w: max(own[w] - DISCOUNT, 0.0) / total + left * p for w, p in shorter.items()}
+def _one(after: collections.Counter[int], frequent: dict[int, float]) -> dict[int, float]:
+    """Probabilities of the words that followed one token."""
+    total = sum(after.values())
+    left = DISCOUNT * len(after) / total
+    return {w: (n - DISCOUNT) / total + left * frequent[w] for w, n in after.items()}
+
+
+def _best(chances: dict[int, float], size: int) -> list[tuple[int, float]]:
+    """The ``size`` likeliest words, scaled to a sum of 1; ties by id."""
+    best = heapq.nsmallest(size, chances.items(), key=lambda item: (-item[1], item[0]))
+    mass = sum(p for _, p in best)
+    return [(w, p / mass) for w, p in best]
+
+
+def _fill(
+    table: NgramTable, row: int, best: list[tuple[int, float]], about: collections.Counter[int], at: int
+) -> None:
+    """Write one row; its features begin at ``at``."""
+    table.words[row], table.parts[row], table.features[row] = 0, 0.0, 0.0
+    table.words[row, : len(best)] = torch.tensor([w for w, _ in best], dtype=torch.int32)
+    table.parts[row, : len(best)] = torch.tensor([p for _, p in best])
+    facts = [1.0, math.log(sum(about.values())), math.log(len(about))]
+    table.features[row, at : at + 3] = torch.tensor(facts)
