@@ -144,8 +144,9 @@ RECIPES: dict[str, Recipe] = {
         model=KeyboardConfig(dropout=0.2),
         train=TrainConfig(epochs=2, noise=0.0, max_steps=2000),
         gate_epochs=None,
-        max_examples=1000,
-        max_messages=1250,
+        memory=4096,
+        max_examples=480,
+        max_messages=600,
     ),
 }
 
