@@ -91,7 +91,7 @@ class Recipe:
     batch: int = 16
     lr: float = 2e-3
     epochs: int = 3
-    max_steps: int | None = 80
+    max_steps: int | None = 150
     holdout: float = 0.1
     max_examples: int = 4000
     max_messages: int | None = None
