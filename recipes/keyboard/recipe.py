@@ -75,7 +75,7 @@ class Recipe:
         holdout: newest part of what a device may learn from that its guard holds out.
         max_examples: newest messages that a device keeps.
         max_messages: newest messages of each held-out user that are looked at; None for all.
-        suggestions: how many words ``predict`` returns; more than three, so that typed letters can filter them.
+        suggestions: how many words ``predict`` returns: enough that typed letters find the wanted one among them.
         seed: of everything random.
     """
 
@@ -95,7 +95,7 @@ class Recipe:
     holdout: float = 0.1
     max_examples: int = 4000
     max_messages: int | None = None
-    suggestions: int = 200
+    suggestions: int = 3000
     seed: int = 0
 
     def modules(self) -> list[ModuleConfig]:
