@@ -142,7 +142,7 @@ RECIPES: dict[str, Recipe] = {
     # long, edited sentences in a style of their own: far more text, so fewer passes over it
     "sotu": Recipe(
         model=KeyboardConfig(dropout=0.2),
-        train=TrainConfig(epochs=2, noise=0.0, max_steps=2000),
+        train=TrainConfig(epochs=2, noise=0.0, max_steps=1200),
         gate_epochs=None,
         memory=4096,
         max_examples=480,
