@@ -19,11 +19,9 @@ from .errors import ConfigError, ExportError
 from .graph import simplify
 from .personalization import PersonalizedModel
 from .tasks import Batch, Task
+from .verification import GRADIENT
 
 _SEEDED = torch.Tag.nondeterministic_seeded
-
-#: Prefix of the outputs of ``gradients`` that are gradients.
-GRADIENT = "grad."
 
 
 @dataclass(frozen=True)
