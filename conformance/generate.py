@@ -23,7 +23,7 @@ from pfl_mobile.local import batches, guard, update
 from pfl_mobile.local.groups import matches
 from pfl_mobile.local.memory import memorize
 from pfl_mobile.local.plan import AdamW, Guard, Momentum, Optimizer, Plan, Sgd
-from pfl_mobile.local.random import Random, derive, splitmix64
+from pfl_mobile.local.random import derive, permutation, splitmix64
 from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore, digest
 from pfl_mobile.local.trainer import LocalTrainer
 
@@ -57,26 +57,20 @@ def arrays(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def draw(seed: int, shape: tuple[int, ...], scale: float = 1.0) -> np.ndarray:
     """Float32 values in (-scale, scale) that are not round numbers, from our own generator."""
-    generator = Random(seed)
-    values = [(generator.next() / 2.0**63 - 1.0) * scale for _ in range(int(np.prod(shape)))]
+    values = [(splitmix64(seed, i) / 2.0**63 - 1.0) * scale for i in range(int(np.prod(shape)))]
     return np.array(values, dtype=np.float32).reshape(shape)
 
 
 def random_vectors() -> Any:
     """random.json."""
-    limits = (1, 2, 3, 10, 1000, 2**31, 3_000_000_000, 2**32 - 1)
-    generators = []
-    for seed in SEEDS:
-        a, b = Random(seed), Random(seed)
-        generators.append(
-            {
-                "seed": str(seed),
-                "splitmix64": [str(splitmix64(seed, i)) for i in range(4)],
-                "next": [str(a.next()) for _ in range(6)],
-                "below": [[n, b.below(n)] for n in limits * 3],
-                "permutation_of_10": Random(seed).permutation(10).tolist(),
-            }
-        )
+    generators = [
+        {
+            "seed": str(seed),
+            "splitmix64": [str(splitmix64(seed, i)) for i in range(6)],
+            "permutations": [permutation(seed, n).tolist() for n in (0, 1, 2, 10, 33)],
+        }
+        for seed in SEEDS
+    ]
     keys: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (0, 0), (0, 1), (3, 2, 1))
     return {
         "generators": generators,

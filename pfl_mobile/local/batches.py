@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from pfl_mobile.errors import DataError, NoExamplesError
-from pfl_mobile.local.random import Random, derive
+from pfl_mobile.local.random import derive, permutation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +58,7 @@ def weighted_rows(rows: Mapping[str, np.ndarray], what: str = "rows") -> Rows:
 
 def epoch_order(count: int, seed: int, phase: int, epoch: int) -> np.ndarray:
     """Order of the rows in one epoch: a permutation drawn from derive(seed, phase, epoch), int64 [count]."""
-    return Random(derive(seed, phase, epoch)).permutation(count)
+    return permutation(derive(seed, phase, epoch), count)
 
 
 def take(rows: Mapping[str, np.ndarray], order: np.ndarray, size: int) -> Rows:

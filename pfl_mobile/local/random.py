@@ -1,30 +1,23 @@
-"""The generator behind every shuffle, specified so that each language draws the same numbers.
+"""The random numbers behind every shuffle, specified so that each language draws the same ones.
 
-* Seeding: four outputs of SplitMix64 started at the seed fill the state.
-* Generator: xoshiro256** 1.0 (Blackman and Vigna 2018, "Scrambled linear pseudorandom number generators").
-* Bounded integers: Lemire 2019 ("Fast random integer generation in an interval"), on the upper 32 bits.
-* Shuffle: Fisher-Yates from the last index down to 1.
-
-All arithmetic is on unsigned 64-bit integers that wrap around.
+They are the outputs of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
+Output number i depends on the seed and i alone, so a whole array of them is drawn at once, and a shuffle sorts by
+them. All arithmetic is on unsigned 64-bit integers that wrap around.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_MIX1, _MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def mix64(z: int) -> int:
     """SplitMix64's output function: a bijection of 64-bit integers."""
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    z = ((z ^ (z >> 30)) * _MIX1) & _MASK
+    z = ((z ^ (z >> 27)) * _MIX2) & _MASK
     return z ^ (z >> 31)
 
 
@@ -44,57 +37,22 @@ def derive(seed: int, *keys: int) -> int:
     return seed
 
 
-class Random:
-    """xoshiro256** seeded through SplitMix64.
+def outputs(seed: int, count: int) -> np.ndarray:
+    """The first ``count`` outputs of SplitMix64 started at ``seed``, uint64 [count]."""
+    z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(seed & _MASK)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX1)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX2)
+    return z ^ (z >> np.uint64(31))
 
-    Args:
-        seed: 0 <= seed < 2**64.
+
+def permutation(seed: int, n: int) -> np.ndarray:
+    """A random order of 0..n-1, int64 [n]: the indexes sorted by their ``outputs``.
+
+    The outputs for one seed all differ, so no sort leaves a tie.
     """
+    return np.argsort(outputs(seed, n), kind="stable").astype(np.int64)
 
-    def __init__(self, seed: int) -> None:
-        """Fill the state from ``seed``."""
-        self._s = [splitmix64(seed & _MASK, i) for i in range(4)]
 
-    @classmethod
-    def from_words(cls, words: Sequence[int]) -> Random:
-        """A generator with the given state of four words (for checks against reference outputs)."""
-        generator = cls(0)
-        generator._s = [w & _MASK for w in words]
-        return generator
-
-    def next(self) -> int:
-        """The next 64 random bits."""
-        s = self._s
-        x = (s[1] * 5) & _MASK
-        result = (((x << 7) | (x >> 57)) * 9) & _MASK
-        t = (s[1] << 17) & _MASK
-        s[2] ^= s[0]
-        s[3] ^= s[1]
-        s[1] ^= s[2]
-        s[0] ^= s[3]
-        s[2] ^= t
-        s[3] = ((s[3] << 45) | (s[3] >> 19)) & _MASK
-        return result
-
-    def below(self, n: int) -> int:
-        """An unbiased integer in [0, n), 1 <= n < 2**32.
-
-        With x the upper 32 bits of ``next()`` and m = x * n the answer is m >> 32; draws whose lower 32 bits
-        are under (2**32 - n) mod n are thrown away, which makes every answer equally likely.
-        """
-        if not 1 <= n < 1 << 32:
-            raise ValueError(f"n = {n} is outside 1..2**32-1")
-        m = (self.next() >> 32) * n
-        if (m & 0xFFFFFFFF) < n:
-            threshold = ((1 << 32) - n) % n
-            while (m & 0xFFFFFFFF) < threshold:
-                m = (self.next() >> 32) * n
-        return m >> 32
-
-    def permutation(self, n: int) -> np.ndarray:
-        """A random order of 0..n-1, int64 [n]: for i = n-1 .. 1 swap items i and ``below(i + 1)``."""
-        order = list(range(n))
-        for i in range(n - 1, 0, -1):
-            j = self.below(i + 1)
-            order[i], order[j] = order[j], order[i]
-        return np.array(order, dtype=np.int64)
+def uniform(seed: int, count: int) -> np.ndarray:
+    """``count`` numbers in [0, 1), float64: the upper 53 bits of each output / 2**53."""
+    return (outputs(seed, count) >> np.uint64(11)).astype(np.float64) / 2.0**53

@@ -148,21 +148,17 @@ def test_the_update_rule_follows_from_its_documentation():
 
 def test_random_numbers_follow_from_their_documentation():
     mask = 2**64 - 1
+
+    def mix64(z):
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
+        return z ^ z >> 31
+
     for case in load("random.json")["generators"]:
-        s = [int(x) for x in case["splitmix64"]]
-        drawn = []
-        for _ in range(6):
-            x = s[1] * 5 & mask
-            drawn.append(((x << 7 | x >> 57) & mask) * 9 & mask)
-            t = s[1] << 17 & mask
-            s[2] ^= s[0]
-            s[3] ^= s[1]
-            s[1] ^= s[2]
-            s[0] ^= s[3]
-            s[2] ^= t
-            s[3] = (s[3] << 45 | s[3] >> 19) & mask
-        assert [str(x) for x in drawn] == case["next"]
-        assert sorted(case["permutation_of_10"]) == list(range(10))
+        for order in case["permutations"]:
+            keys = [mix64(int(case["seed"]) + (i + 1) * 0x9E3779B97F4A7C15 & mask) for i in range(len(order))]
+            assert order == sorted(range(len(order)), key=keys.__getitem__)
+            assert [str(k) for k in keys[:6]] == case["splitmix64"][: len(order)]
 
 
 def test_batches():
