@@ -268,6 +268,36 @@ PLANS: dict[str, dict[str, Any]] = {
         "phases": [{**TRAIN, "optimizer": {"kind": "adamw", "lr": 0.01}, "mask": "mask"}],
         "guard": {"metric": "loss", "tolerance": 0.5},
     },
+    "scaffold": {
+        "phases": [
+            {
+                "kind": "combine",
+                "makes": "drift",
+                "terms": [{"of": "control"}, {"of": "own", "times": -1}],
+            },
+            {**TRAIN, "schedule": "linear", "control": "drift"},
+            {
+                "kind": "combine",
+                "makes": "own",
+                "terms": [
+                    {"of": "drift", "times": -1},
+                    {"of": "global", "per": "rate"},
+                    {"of": "theta", "times": -1, "per": "rate"},
+                ],
+            },
+        ],
+        "copies": {"own": {}},
+        "keep": ["own"],
+    },
+    "ifca": {
+        "phases": [
+            {"kind": "choose", "among": ["control", "initial", "zero"], "report": "cluster"},
+            TRAIN,
+            {"kind": "measure", "report": "loss"},
+            {"kind": "measure", "report": "loss of control", "at": "control"},
+        ],
+    },
+    "held batch": {"phases": [{**INNER, "steps": 3, "hold_batch": True}, {**TRAIN, "group": ["b"]}]},
     "guard keeps": {"phases": [{**TRAIN, "optimizer": {"kind": "sgd", "lr": 2.5}}]},
     "appeal": {"phases": [TRAIN], "guard": {"appeal": 100.0}},
 }
@@ -284,6 +314,14 @@ INVALID: dict[str, Any] = {
     "diverging mu": {"phases": [{**TRAIN, "mu": 20, "anchor": "global"}]},
     "fixed set trained": {"phases": [{**TRAIN, "trains": "initial"}]},
     "beta of one": {"phases": [{**TRAIN, "optimizer": {"kind": "adamw", "lr": 1, "betas": [1, 0.9]}}]},
+    "held batch with epochs": {"phases": [{**TRAIN, "steps": None, "epochs": 1, "hold_batch": True}]},
+    "zero made": {"phases": [{"kind": "combine", "makes": "zero", "terms": [{"of": "theta"}]}]},
+    "rate before training": {
+        "phases": [{"kind": "combine", "makes": "x", "terms": [{"of": "theta", "per": "rate"}]}]
+    },
+    "unknown copy kept": {"phases": [TRAIN], "keep": ["mine"]},
+    "served copy not kept": {"phases": [{**TRAIN, "trains": "mine"}], "serve": "mine", "keep": []},
+    "copies sent of nothing": {"phases": [{**TRAIN, "trains": "mine"}], "upload_copies": ["mine"]},
     "not an object": [],
     "negative seed": {"phases": [TRAIN], "seed": -1},
 }
@@ -295,6 +333,8 @@ def plan_vectors() -> Any:
     extra: dict[str, Any] = {
         "phases": [{"kind": "assign_slots"}, {"kind": "memorize"}, TRAIN],
         "upload": ["a"],
+        "upload_copies": ["mine"],
+        "copies": {"mine": {"of": "initial", "group": ["a"]}},
     }
     for name, raw in {**PLANS, "keyboard": extra}.items():
         plan = Plan.load(json.dumps(raw))
@@ -397,6 +437,7 @@ def trainer_vectors() -> Any:
         state = report.state or PersonalState(initial)
         case: dict[str, Any] = {"name": name, "plan": raw, "status": report.status, "steps": report.steps}
         case |= {"losses": [f64(x) for x in report.losses], "tensors": arrays(state.tensors)}
+        case["reports"] = {n: f64(x) for n, x in report.reports.items()}
         case["copies"] = {c: arrays(v) for c, v in sorted(state.copies.items())}
         case |= {
             "before": f64(report.before["loss"]),

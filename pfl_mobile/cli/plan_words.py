@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 from pfl_mobile.local.plan import (
     AssignSlotsPhase,
+    ChoosePhase,
+    CombinePhase,
     Guard,
     Lookahead,
+    MeasurePhase,
     MemorizePhase,
     Mix,
     MovePhase,
@@ -37,6 +40,8 @@ def plan_words(plan: Plan) -> list[str]:
     if plan.remember_holdout:
         lines.append("once adopted, memorize the held-out examples too")
     sends = f"send the change of {', '.join(plan.upload)}" if plan.upload else "send nothing"
+    if plan.upload_copies:
+        sends += f", and of the copies {', '.join(plan.upload_copies)}"
     return [*lines, sends]
 
 
@@ -55,6 +60,19 @@ def _phases(phases: Iterable[object], indent: str = "") -> list[str]:
             lines.append(f"{indent}write the examples into the memory {phase.module!r}")
         elif isinstance(phase, MovePhase):
             lines.append(f"{indent}move {phase.moves} towards {phase.toward} by a factor of {phase.rate:g}")
+        elif isinstance(phase, CombinePhase):
+            terms = (
+                f"{t.times:g} {t.of}" + (" / learning rates" if t.per == "rate" else "") for t in phase.terms
+            )
+            lines.append(f"{indent}set {phase.makes} to {' + '.join(terms)}")
+        elif isinstance(phase, MeasurePhase):
+            lines.append(
+                f"{indent}measure the {phase.metric} of {phase.at} and report it as {phase.report!r}"
+            )
+        elif isinstance(phase, ChoosePhase):
+            lines.append(
+                f"{indent}go on from what fits best of {', '.join(phase.among)}; report {phase.report!r}"
+            )
         elif isinstance(phase, TrainPhase):
             lines.append(indent + _train(phase))
     return lines
@@ -75,6 +93,8 @@ def _train(phase: TrainPhase) -> str:
         words.append(f"gradients clipped to {phase.clip:g}")
     if phase.batches_per_step != 1:
         words.append(f"{phase.batches_per_step} batches a step")
+    if phase.hold_batch:
+        words.append("all on the same batch")
     if phase.trains != "theta":
         words.append(f"into the copy {phase.trains!r}")
     if phase.start_from is not None:

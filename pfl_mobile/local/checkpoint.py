@@ -39,7 +39,8 @@ def save(path: Path, work: Work, job: str) -> None:
     flat.update({f"start:{n}": v for n, v in work.start.items()})
     for copy, values in work.copies.items():
         flat.update({f"copy:{copy}:{n}": v for n, v in values.items()})
-    head = {"job": job, "words": list(work.words), "phase": work.phase, "step": work.step, "done": work.done}
+    counts = {"phase": work.phase, "step": work.step, "done": work.done, "rate": work.rate}
+    head = {"job": job, "words": list(work.words), "reports": work.reports, **counts}
     text = json.dumps(head, sort_keys=True)
     atomic_write(
         path, tensors_to_bytes(flat, metadata={"head": text, "sha256": digest(flat, text)}), mode=0o600
@@ -61,7 +62,8 @@ def load(path: Path, job: str) -> tuple[Work | None, str | None]:
     head = json.loads(text)
     if head["job"] != job:
         return None, "the checkpoint was of other examples, another plan or an older state, and was discarded"
-    work = Work({}, words=tuple(head["words"]), phase=head["phase"], step=head["step"], done=head["done"])
+    counts = {name: head[name] for name in ("phase", "step", "done", "rate", "reports")}
+    work = Work({}, words=tuple(head["words"]), **counts)
     for key, value in flat.items():
         kind, _, name = key.partition(":")
         if kind == "tensor":

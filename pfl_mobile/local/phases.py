@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pfl_mobile.errors import ConfigError, DataError, UnknownNameError, near
+from pfl_mobile.errors import ConfigError, DataError, NonFiniteError, UnknownNameError, near
 from pfl_mobile.local import memory, update
 from pfl_mobile.local.batches import Rows, epoch_order, take, weighted_rows
 from pfl_mobile.local.groups import select, uploaded
 from pfl_mobile.local.plan import (
     AssignSlotsPhase,
+    ChoosePhase,
+    CombinePhase,
     Lookahead,
+    MeasurePhase,
     MemorizePhase,
     Mix,
     MovePhase,
@@ -46,6 +50,8 @@ class Work:
         optimizer: optimizer state of this phase.
         start: trained values at the start of this phase.
         losses: mean loss of every step so far.
+        rate: sum of the learning rates of the last train phase's steps.
+        reports: what phases measured.
     """
 
     tensors: dict[str, np.ndarray]
@@ -57,6 +63,8 @@ class Work:
     optimizer: dict[str, np.ndarray] = field(default_factory=dict)
     start: dict[str, np.ndarray] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+    rate: float = 0.0
+    reports: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, state: PersonalState, initial: Set) -> Work:
@@ -101,11 +109,17 @@ def named_set(name: str, work: Work, sets: Mapping[str, Set]) -> Set:
         return work.tensors
     if name == "start":
         return work.start
+    if name == "zero":
+        return {
+            n: np.broadcast_to(update.f32(0), v.shape)
+            for n, v in work.tensors.items()
+            if v.dtype == "float32"
+        }
     if name in work.copies:
         return work.copies[name]
     if name in sets:
         return sets[name]
-    known = ["theta", "start", *work.copies, *sets]
+    known = ["theta", "start", "zero", *work.copies, *sets]
     raise UnknownNameError(f"the plan names a set {name!r} that is not there", mend=near(name, known))
 
 
@@ -117,9 +131,10 @@ def check_plan(
     Raises:
         ConfigError, UnknownNameError: naming it.
     """
-    known = {"theta", "start", *sets, *copies}
-    known |= {phase.trains for phase in plan.steps() if isinstance(phase, TrainPhase)}
-    named: list[str] = []
+    known = {"theta", "start", "zero", *sets, *copies, *plan.made()}
+    named = [start.of for start in plan.copies.values()]
+    for start in plan.copies.values():
+        select(start.group, table)
     if isinstance(plan.serve, ServeMix):
         named += [plan.serve.one, plan.serve.other]
     else:
@@ -129,6 +144,14 @@ def check_plan(
         if isinstance(phase, MovePhase):
             select(phase.group, table)
             named += [phase.moves, phase.toward]
+        elif isinstance(phase, CombinePhase):
+            select(phase.group, table)
+            named += [term.of for term in phase.terms]
+        elif isinstance(phase, MeasurePhase):
+            named.append(phase.at)
+        elif isinstance(phase, ChoosePhase):
+            select(phase.group, table)
+            named += phase.among
         elif isinstance(phase, TrainPhase):
             select(phase.group, table)
             named += [n for n in (phase.start_from, phase.anchor, phase.control, phase.mask) if n is not None]
@@ -159,6 +182,10 @@ def phase_steps(phase: TrainPhase, rows: int, batch: int) -> int:
 def run_phases(plan: Plan, work: Work, context: Context) -> bool:
     """Run the phases from where ``work`` stands; False if cancelled."""
     steps = plan.steps()
+    for name, start in plan.copies.items():
+        source = named_set(start.of, work, context.sets)
+        fresh = {n: source[n] for n in select(start.group, context.table)}
+        work.copies[name] = {**fresh, **work.copies.get(name, {})}
     while work.phase < len(steps):
         phase = steps[work.phase]
         if isinstance(phase, AssignSlotsPhase):
@@ -167,6 +194,12 @@ def run_phases(plan: Plan, work: Work, context: Context) -> bool:
             memorize_rows(phase, work, context.table, context.rows)
         elif isinstance(phase, MovePhase):
             _move(phase, work, context)
+        elif isinstance(phase, CombinePhase):
+            _combine(phase, work, context)
+        elif isinstance(phase, MeasurePhase):
+            work.reports[phase.report] = _measure(phase.at, phase.metric, work, context)
+        elif isinstance(phase, ChoosePhase):
+            _choose(phase, work, context)
         elif not _train(phase, work, context):
             return False
         work.phase, work.step, work.optimizer, work.start = work.phase + 1, 0, {}, {}
@@ -184,11 +217,14 @@ def _train(phase: TrainPhase, work: Work, context: Context) -> bool:
         now = {n: own.get(n, work.tensors[n]) for n in group}
         source = phase.start_from
         work.start = now if source is None else update.toward(now, named_set(source, work, context.sets), 1)
+        work.rate = 0.0
         _store(phase.trains, work.start, work)
     batches = _step_batches(phase, rows, size, derive_key=(context.seed, work.phase))
     used_per_step = 2 if isinstance(phase.evaluate_at, Lookahead) else 1
-    skipped = work.step * used_per_step
-    batches = islice(batches, skipped, None)
+    if phase.hold_batch:
+        batches = cycle(list(islice(batches, used_per_step)))
+    else:
+        batches = islice(batches, work.step * used_per_step, None)
     while work.step < steps:
         began = time.perf_counter()
         theta = {n: named_set(phase.trains, work, context.sets)[n] for n in group}
@@ -204,6 +240,7 @@ def _train(phase: TrainPhase, work: Work, context: Context) -> bool:
         lr = phase.optimizer.lr
         if phase.schedule == "linear":
             lr = lr * (1 - work.step / steps)
+        work.rate += lr
         new, work.optimizer = update.update(
             theta,
             gradient,
@@ -269,6 +306,43 @@ def _move(phase: MovePhase, work: Work, context: Context) -> None:
     _store(phase.moves, update.toward({n: x[n] for n in group}, y, phase.rate), work)
 
 
+def _combine(phase: CombinePhase, work: Work, context: Context) -> None:
+    group = select(phase.group, context.table)
+    terms = [
+        (named_set(t.of, work, context.sets), t.times / work.rate if t.per == "rate" else t.times)
+        for t in phase.terms
+    ]
+    made = update.combine({n: work.tensors[n] for n in group}, terms)
+    _store(phase.makes, made, work)
+
+
+def _measure(at: str, metric: str, work: Work, context: Context) -> float:
+    """A metric of the training rows, gradient-trained tensors taken from the set ``at``."""
+    values = named_set(at, work, context.sets)
+    names = {t.name for t in context.table if t.update == "gradient"}
+    tensors = {n: values[n] if n in names and n in values else v for n, v in work.tensors.items()}
+    metrics = context.programs.evaluate(weighted_rows(context.rows, "training rows"), tensors)
+    if metric not in metrics:
+        raise UnknownNameError(
+            f"the plan measures {metric!r}, which the bundle does not", mend=near(metric, metrics)
+        )
+    if not math.isfinite(metrics[metric]):
+        raise NonFiniteError(
+            f"the {metric} of the set {at!r} is {metrics[metric]}",
+            mend="check the examples and that set; the state before training is kept",
+        )
+    return metrics[metric]
+
+
+def _choose(phase: ChoosePhase, work: Work, context: Context) -> None:
+    group = select(phase.group, context.table)
+    losses = [_measure(name, "loss", work, context) for name in phase.among]
+    best = losses.index(min(losses))
+    chosen = named_set(phase.among[best], work, context.sets)
+    _store("theta", update.toward({n: work.tensors[n] for n in group}, chosen, 1), work)
+    work.reports[phase.report] = float(best)
+
+
 def _assign(phase: AssignSlotsPhase, work: Work, context: Context) -> None:
     if context.encoder is None or context.texts is None:
         raise ConfigError(
@@ -318,6 +392,11 @@ def _store(name: str, values: Set, work: Work) -> None:
 
 def _optional(name: str | None, work: Work, context: Context) -> Set | None:
     return None if name is None else named_set(name, work, context.sets)
+
+
+def kept_copies(plan: Plan, work: Work) -> dict[str, dict[str, np.ndarray]]:
+    """The copies that the personal state keeps."""
+    return {name: v for name, v in work.copies.items() if plan.keep is None or name in plan.keep}
 
 
 def served(plan: Plan, work: Work, sets: Mapping[str, Set]) -> dict[str, np.ndarray]:

@@ -7,7 +7,9 @@ a phase only names its terms. Value sets that ``anchor``, ``start_from``, ``mix`
 * ``global``: the latest values from the aggregator (the shipped ones when there are none yet);
 * ``theta``: the device's own tensors as they are now;
 * ``start``: what this phase trains, as it was when the phase began;
-* any copy that a phase trains (``"trains": "personal"``), and any set of arrays the host hands in.
+* ``zero``: nothing but zeros;
+* any copy that a phase makes (``"trains": "personal"``) or that ``copies`` starts, and any set of arrays the
+  host hands in.
 
 =====================  ==========================================================================
 FedAvg, fine-tuning    one train phase, nothing else
@@ -15,12 +17,14 @@ FedProx                ``mu``, ``anchor: global``
 L2-SP, EWC             ``anchor: initial``, ``mu`` a number or the name of per-tensor arrays
 Ditto                  a second train phase with ``trains: personal``, ``mu``, ``anchor: global``
 pFedMe                 ``repeat`` of {train a copy from theta with ``anchor: theta``; ``move`` theta to it}
-SCAFFOLD, Scafflix     ``control``; Scafflix also ``evaluate_at: {"kind": "mix", ...}``
+SCAFFOLD, Scafflix     ``control``, kept up by ``combine``; Scafflix also ``evaluate_at: {"kind": "mix", ...}``
 FedPer, FedRep         train phases with ``group: ["role:personal"]`` and ``["role:shared"]``
 Per-FedAvg             ``evaluate_at: {"kind": "lookahead", "step": a}``
 Reptile                train a copy, then ``move`` theta towards it
 APFL                   ``serve: {"kind": "mix", ...}`` of a copy and ``global``
 FedP3, pruning         ``mask``
+IFCA (clusters)        ``choose`` the cluster's values that fit the examples best, then train
+TERM, MaxFL, fairness  ``measure`` a loss, which the aggregator weights by
 =====================  ==========================================================================
 """
 
@@ -118,6 +122,7 @@ class TrainPhase(_Frozen):
         epochs: passes over the training rows.
         max_steps: with epochs, the most optimizer steps; a schedule then ends there.
         batches_per_step: batches whose gradients make one step; ``"all"`` is full-batch descent.
+        hold_batch: every step of the phase uses the phase's first batches again (pFedMe's inner steps).
         trains: ``theta``, or the name of a copy of the group, kept in the personal state.
         start_from: set that the trained values are reset to first; null goes on from where they are (a new
             copy from theta).
@@ -139,6 +144,7 @@ class TrainPhase(_Frozen):
     epochs: Annotated[int, Field(ge=1)] | None = None
     max_steps: Annotated[int, Field(ge=1)] | None = None
     batches_per_step: Annotated[int, Field(ge=1)] | Literal["all"] = 1
+    hold_batch: bool = False
     trains: Name = "theta"
     start_from: Name | None = None
     evaluate_at: Literal["theta"] | Mix | Lookahead = "theta"
@@ -166,8 +172,9 @@ class TrainPhase(_Frozen):
             and self.mu * self.optimizer.lr >= 2
         ):
             raise ValueError("lr * mu is 2 or more, which diverges: lower one, or set prox to 'implicit'")
-        if self.trains in ("initial", "global", "start"):
-            raise ValueError(f"trains: {self.trains!r} is the name of a fixed set; choose another name")
+        if self.hold_batch and self.epochs is not None:
+            raise ValueError("hold_batch goes with steps, not with epochs")
+        _own_name("trains", self.trains)
         return self
 
 
@@ -181,6 +188,66 @@ class MovePhase(_Frozen):
     rate: Annotated[float, Field(ge=0, le=2)]
 
 
+class Term(_Frozen):
+    """One summand of a combination: times * of.
+
+    Attributes:
+        of: a set.
+        times: factor.
+        per: ``rate`` divides the factor by the sum of the learning rates of all steps of the last train phase
+            before this one (SCAFFOLD's 1 / (K lr)).
+    """
+
+    of: Name
+    times: float = 1.0
+    per: Literal["one", "rate"] = "one"
+
+
+class CombinePhase(_Frozen):
+    """x <- f32(times_1) * set_1 + f32(times_2) * set_2 + ..., added in order (control variates)."""
+
+    kind: Literal["combine"] = "combine"
+    group: Patterns = ("*",)
+    makes: Name
+    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _makes_own(self) -> CombinePhase:
+        _own_name("makes", self.makes)
+        return self
+
+
+class MeasurePhase(_Frozen):
+    """Report a metric of the training examples, measured with the set ``at`` in the place of theta.
+
+    What is reported is sent beside the update: one number, which the aggregator weights or chooses by.
+    """
+
+    kind: Literal["measure"] = "measure"
+    report: Name
+    at: Name = "theta"
+    metric: Name = "loss"
+
+
+class ChoosePhase(_Frozen):
+    """theta's group becomes the set, of those named, with the least loss on the training examples (IFCA).
+
+    The first of equals wins; its index, counted from 0, is reported.
+    """
+
+    kind: Literal["choose"] = "choose"
+    group: Patterns = ("*",)
+    among: Annotated[tuple[Name, ...], Field(min_length=1)]
+    report: Name
+
+
+class CopyStart(_Frozen):
+    """What a copy holds on a device that does not have it yet: the values of ``of`` for the group's tensors."""
+
+    of: Name = "zero"
+    group: Patterns = ("*",)
+
+
 class RepeatPhase(_Frozen):
     """The given phases, several times in order."""
 
@@ -189,10 +256,8 @@ class RepeatPhase(_Frozen):
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
 
 
-Step = AssignSlotsPhase | MemorizePhase | TrainPhase | MovePhase
-Phase = Annotated[
-    AssignSlotsPhase | MemorizePhase | TrainPhase | MovePhase | RepeatPhase, Field(discriminator="kind")
-]
+Step = AssignSlotsPhase | MemorizePhase | TrainPhase | MovePhase | CombinePhase | MeasurePhase | ChoosePhase
+Phase = Annotated[Step | RepeatPhase, Field(discriminator="kind")]
 
 #: The most phases a plan may run, repeats unrolled.
 MAX_PHASES = 100_000
@@ -230,6 +295,9 @@ class Plan(_Frozen):
         start: ``current`` goes on from the adopted state, ``initial`` trains afresh from the shipped values.
         seed: of every shuffle, 0 <= seed < 2**63.
         upload: patterns of the tensors whose change is sent; personal tensors never are.
+        upload_copies: copies whose change is sent too, of the same tensors (SCAFFOLD's control variates).
+        copies: copies that are there from the start, and what they hold on a device that lacks them.
+        keep: copies that the personal state keeps for the next time; null keeps all.
         holdout: part of the examples, the newest, kept for the guard.
         serve: what predictions use and the guard measures: theta, a copy, or a mix of two sets.
         remember_holdout: after the guard has adopted, memorize the held-out examples too, as they are the
@@ -242,6 +310,9 @@ class Plan(_Frozen):
     guard: Guard = Guard()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     upload: tuple[Name, ...] = ()
+    upload_copies: tuple[Name, ...] = ()
+    copies: dict[Name, CopyStart] = Field(default_factory=dict)
+    keep: tuple[Name, ...] | None = None
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
     start: Literal["current", "initial"] = "current"
     serve: Name | ServeMix = "theta"
@@ -252,6 +323,35 @@ class Plan(_Frozen):
         if _count(self.phases) > MAX_PHASES:
             raise ValueError(f"repeats unroll to more than {MAX_PHASES} phases")
         return self
+
+    @model_validator(mode="after")
+    def _copies_fit(self) -> Plan:
+        for name in self.copies:
+            _own_name("copies", name)
+        made = self.made()
+        for name in (*(self.keep or ()), *self.upload_copies):
+            if name not in made:
+                raise ValueError(f"no phase makes a copy {name!r}; the plan makes {sorted(made)}")
+        served = (self.serve.one, self.serve.other) if isinstance(self.serve, ServeMix) else (self.serve,)
+        for name in served:
+            if self.keep is not None and name in made and name not in self.keep:
+                raise ValueError(f"serve names the copy {name!r}, which is not among those in keep")
+        if self.upload_copies and not self.upload:
+            raise ValueError("upload_copies needs upload, which says of which tensors")
+        trained = False
+        for phase in self.steps():
+            trained |= isinstance(phase, TrainPhase)
+            if isinstance(phase, CombinePhase) and not trained and any(t.per == "rate" for t in phase.terms):
+                raise ValueError('a combine phase with "per": "rate" needs a train phase before it')
+        return self
+
+    def made(self) -> set[str]:
+        """Names of all copies that there can be after the phases."""
+        found = set(self.copies)
+        for phase in self.steps():
+            found |= {phase.trains} if isinstance(phase, TrainPhase) else set()
+            found |= {phase.makes} if isinstance(phase, CombinePhase) else set()
+        return found - {"theta"}
 
     @classmethod
     def load(cls, text: str | bytes) -> Plan:
@@ -300,6 +400,12 @@ class ServeMix(_Frozen):
     one: Name = "theta"
     other: Name
     alpha: Annotated[float, Field(ge=0, le=1)]
+
+
+def _own_name(field: str, name: str) -> None:
+    """Refuse the name of a set that is not the device's to write."""
+    if name in ("initial", "global", "start", "zero"):
+        raise ValueError(f"{field}: {name!r} is the name of a fixed set; choose another name")
 
 
 def _unroll(phases: tuple[Any, ...]) -> list[Step]:

@@ -49,6 +49,7 @@ class TrainReport:
         before, after: metrics on the held-out examples.
         steps: optimizer steps of this job, those before a resume included.
         losses: of each step.
+        reports: what ``measure`` and ``choose`` phases found; sent beside the update.
         seconds: training and evaluation in this call.
         ms_per_step: median over the steps of this call; None when there was none.
         words: slot words after training.
@@ -68,6 +69,7 @@ class TrainReport:
     seconds: float
     ms_per_step: float | None
     words: tuple[str, ...] = ()
+    reports: Mapping[str, float] = field(default_factory=dict)
     resumed_at: int | None = None
     warnings: tuple[StateWarning, ...] = ()
     notes: tuple[str, ...] = field(default=())
@@ -84,6 +86,7 @@ class TrainReport:
             for name in ("status", "version", "steps", "seconds", "ms_per_step", "resumed_at")
         }
         out |= {"before": dict(self.before), "after": dict(self.after), "losses": list(self.losses)}
+        out["reports"] = dict(self.reports)
         out |= {"slots_assigned": len(self.words), "notes": list(self.notes)}
         out["guard"] = None if self.guard is None else asdict(self.guard)
         out["warnings"] = [asdict(w) for w in self.warnings]

@@ -24,6 +24,7 @@ import numpy as np
 from pfl_mobile.atomic import atomic_write, disk_errors, sync_folder
 from pfl_mobile.bundle.tensors import metadata_from_bytes, tensors_from_bytes, tensors_to_bytes
 from pfl_mobile.errors import StateError, TensorFileError
+from pfl_mobile.local.upload import copy_key
 
 if TYPE_CHECKING:
     import os
@@ -283,7 +284,7 @@ class PersonalStateStore:
     def _encode(self, state: PersonalState, parent: int) -> bytes:
         tensors = dict(state.tensors)
         for copy, values in state.copies.items():
-            tensors.update({f"copy:{copy}:{name}": value for name, value in values.items()})
+            tensors.update({copy_key(copy, name): value for name, value in values.items()})
         head = {
             "schema_version": SCHEMA_VERSION,
             "model": [self.model.name, self.model.version, self.model.fingerprint],

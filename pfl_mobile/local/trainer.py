@@ -17,7 +17,7 @@ import numpy as np
 from pfl_mobile.errors import ConfigError, NonFiniteError, TensorMismatchError, TrainingError
 from pfl_mobile.local import checkpoint, guard
 from pfl_mobile.local.batches import Rows, check_rows
-from pfl_mobile.local.phases import Context, Work, check_plan, memorize_rows, run_phases, served
+from pfl_mobile.local.phases import Context, Work, check_plan, kept_copies, memorize_rows, run_phases, served
 from pfl_mobile.local.plan import MemorizePhase
 from pfl_mobile.local.report import Cancel, Progress, TrainReport
 from pfl_mobile.local.session import Encoder, Programs, Session
@@ -191,7 +191,7 @@ class _Run:
         version, state = self.loaded.version, self.loaded.state
         if decision.adopted:
             self._remember_holdout(work)
-            state = PersonalState(work.tensors, work.copies, work.words, self.after)
+            state = PersonalState(work.tensors, kept_copies(plan, work), work.words, self.after)
             version = self.store.save(state) if self.store else 0
         if self.store:
             checkpoint.discard(self.store.checkpoint_path())
@@ -310,6 +310,7 @@ class _Run:
             seconds=time.perf_counter() - self.began,
             ms_per_step=1000 * statistics.median(self.times) if self.times else None,
             words=state.words if state else (),
+            reports=dict(work.reports) if work else {},
             resumed_at=self.resumed_at,
             warnings=self.loaded.warnings,
             notes=tuple(self.notes),

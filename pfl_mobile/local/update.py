@@ -25,7 +25,7 @@ from pfl_mobile.errors import NonFiniteError, TensorMismatchError
 from pfl_mobile.local.plan import AdamW, Momentum, Sgd
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     Tensors = Mapping[str, np.ndarray]
 
@@ -193,6 +193,25 @@ def toward(x: Tensors, y: Tensors, rate: float) -> dict[str, np.ndarray]:
         return {name: _same(y, name, x[name], "toward") for name in x}
     r = f32(rate)
     return {n: np.asarray(x[n] - r * (x[n] - _same(y, n, x[n], "toward")), dtype=f32) for n in x}
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def combine(like: Tensors, terms: Sequence[tuple[Tensors, float]]) -> dict[str, np.ndarray]:
+    """f32(times_1) * set_1 + f32(times_2) * set_2 + ..., added in order, of the tensors that ``like`` names.
+
+    Raises:
+        NonFiniteError: a new value is NaN or infinite.
+        TensorMismatchError: a set lacks a tensor or has another shape.
+    """
+    made: dict[str, np.ndarray] = {}
+    for name, x in like.items():
+        parts = [f32(times) * _same(values, name, x, "a combined set") for values, times in terms]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        made[name] = np.asarray(total, dtype=f32)
+        check_finite(name, made[name], "the combination for")
+    return made
 
 
 def minus(x: Tensors, gradients: Tensors, rate: float) -> dict[str, np.ndarray]:

@@ -1,0 +1,59 @@
+"""What a device sends after training: the change of the tensors that travel, and of their copies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pfl_mobile.local.groups import uploaded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pfl_mobile.local.plan import Plan
+    from pfl_mobile.local.state import TensorEntry
+
+    Set = Mapping[str, np.ndarray]
+
+
+def copy_key(copy: str, tensor: str) -> str:
+    """The name of a copy's tensor in an update or a saved state: ``copy:<copy>:<tensor>``."""
+    return f"copy:{copy}:{tensor}"
+
+
+def update_shapes(plan: Plan, table: Sequence[TensorEntry]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of everything that the plan sends, in order.
+
+    Raises:
+        UnknownNameError, ConfigError: an upload pattern matches nothing, or personal tensors only.
+    """
+    sent, shapes = uploaded(plan.upload, table), {t.name: tuple(t.shape) for t in table}
+    keys = {name: shapes[name] for name in sent}
+    return keys | {copy_key(c, name): shapes[name] for c in plan.upload_copies for name in sent}
+
+
+def change(
+    plan: Plan,
+    table: Sequence[TensorEntry],
+    before: tuple[Set, Mapping[str, Set]],
+    after: tuple[Set, Mapping[str, Set]],
+) -> dict[str, np.ndarray]:
+    """After minus before, float32, of what the plan sends; personal tensors are never among it.
+
+    Args:
+        plan: names tensors and copies.
+        table: the device tensors with their roles.
+        before: values that the aggregator sent, and copies before training; a missing copy was zero.
+        after: tensors and copies after training.
+    """
+    result: dict[str, np.ndarray] = {}
+    for name in uploaded(plan.upload, table):
+        result[name] = after[0][name] - before[0][name]
+    for copy in plan.upload_copies:
+        for name in uploaded(plan.upload, table):
+            if name in after[1][copy]:
+                old = before[1].get(copy, {}).get(name)
+                value = after[1][copy][name]
+                result[copy_key(copy, name)] = value if old is None else value - old
+    return result
