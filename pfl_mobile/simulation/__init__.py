@@ -1,0 +1,1 @@
+"""Many clients on one machine or a cluster: populations, cohorts and rounds."""

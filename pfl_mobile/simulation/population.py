@@ -1,0 +1,340 @@
+"""The users of a study: who they are, their examples, and the groups they belong to."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pfl_mobile.errors import ConfigError, DataError, UnknownNameError
+from pfl_mobile.local.batches import Rows, check_rows, newest_part, split_rows
+from pfl_mobile.simulation.groups import Groups, check_groups, groups_from
+
+if TYPE_CHECKING:
+    from pfl_mobile.data.usertext import UserText
+    from pfl_mobile.text import TextEncoder
+
+__all__ = ["ArrayPopulation", "GeneratedPopulation", "Groups", "Population", "TextPopulation", "groups_from"]
+
+#: Encoded users that a ``TextPopulation`` keeps.
+_KEPT_USERS = 64
+
+
+class Population(Protocol):
+    """Users by index, each with examples to train on and newer ones to test on.
+
+    ``train`` and ``test`` give the same rows at every call: a dict of arrays with the same first axis, oldest
+    first, ``weight`` float32 among them. ``test`` may have no rows; what it has is never trained on.
+    ``groups`` maps a group's name to the indexes of its users; every user is in exactly one, or there are none.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def groups(self) -> Groups: ...  # noqa: D102
+
+    def __len__(self) -> int: ...
+
+    def id(self, index: int) -> str: ...  # noqa: D102
+
+    def train(self, index: int) -> Rows: ...  # noqa: D102
+
+    def test(self, index: int) -> Rows: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class ArrayPopulation:
+    """Users whose examples are kept in memory.
+
+    Build it with :meth:`of` (the newest examples become the test set) or :meth:`split` (both parts given).
+
+    Args:
+        name: of the data, for reports.
+        ids: a stable name for each user.
+        parts: (train, test) of each user.
+        groups: group name to user indexes; every user in exactly one, or no group at all.
+
+    Raises:
+        DataError: fewer than two users, a user with nothing to train on, rows without ``weight``, NaN or
+            infinite values, arrays that are not numbers, or that differ from the first user's in name, dtype or
+            shape; the error names the user and the array.
+        ConfigError: the groups miss a user, share one or name none of the users.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    parts: tuple[tuple[Rows, Rows], ...] = field(repr=False)
+    groups: Groups = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        check_count(self.name, len(self.ids))
+        if len(self.ids) != len(self.parts) or len(set(self.ids)) != len(self.ids):
+            raise DataError(
+                f"{self.name} has {len(self.ids)} ids ({len(set(self.ids))} different) for {len(self.parts)} users",
+                mend="give each user one id of its own",
+            )
+        first = _layout(self.parts[0][0])
+        for user, (train, test) in zip(self.ids, self.parts, strict=True):
+            for rows, what in ((train, "training"), (test, "test")):
+                check_user_rows(rows, self.name, user, what)
+                if (layout := _layout(rows)) != first:
+                    _raise_layout(self.name, user, what, layout, self.ids[0], first)
+            if not train["weight"].sum() > 0:
+                raise DataError(
+                    f"user {user!r} of {self.name} has no training example with a positive weight",
+                    mend="leave users without examples out",
+                )
+        check_groups(self.groups, len(self.ids), self.id)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        users: Mapping[str, Mapping[str, np.ndarray]],
+        test: float = 0.2,
+        groups: Groups | None = None,
+    ) -> ArrayPopulation:
+        """Users from one set of rows each, oldest first; the newest part of each becomes its test set.
+
+        Floating-point arrays become float32, integers int64.
+
+        Args:
+            name: of the data.
+            users: id to rows; every array of a user has the same first axis.
+            test: fraction in [0, 1) of a user's rows; at least 1 row of a user with 2 or more unless it is 0.
+            groups: as for the class.
+        """
+        if not 0 <= test < 1:
+            raise ConfigError(f"the test fraction is {test}", mend="give a number in [0, 1)")
+        parts: dict[str, tuple[Rows, Rows]] = {}
+        for user, given in users.items():
+            rows = numbers(given, name, user)
+            check_rows(rows, f"rows of user {user!r} of {name}")
+            parts[user] = split_rows(rows, test) if test else (rows, {n: v[:0] for n, v in rows.items()})
+        return cls(name, tuple(parts), tuple(parts.values()), groups or {})
+
+    @classmethod
+    def split(
+        cls,
+        name: str,
+        users: Mapping[str, tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]],
+        groups: Groups | None = None,
+    ) -> ArrayPopulation:
+        """Users from a (train, test) pair each; dtypes as in :meth:`of`."""
+        parts = tuple((numbers(a, name, user), numbers(b, name, user)) for user, (a, b) in users.items())
+        return cls(name, tuple(users), parts, groups or {})
+
+    def __len__(self) -> int:
+        """Number of users."""
+        return len(self.ids)
+
+    def id(self, index: int) -> str:
+        """The name of a user."""
+        return self.ids[checked_index(self, index)]
+
+    def train(self, index: int) -> Rows:
+        """A user's older rows."""
+        return self.parts[checked_index(self, index)][0]
+
+    def test(self, index: int) -> Rows:
+        """A user's newest rows."""
+        return self.parts[checked_index(self, index)][1]
+
+
+@dataclass(frozen=True)
+class GeneratedPopulation:
+    """Users whose examples are made when asked for: memory does not grow with their number.
+
+    Picklable when ``generate`` is (a function of a module, a ``functools.partial`` of one or a dataclass with
+    ``__call__``).
+
+    Args:
+        name: of the data.
+        count: number of users, 2 or more.
+        generate: index to (train, test), always the same for the same index.
+        groups: as for :class:`ArrayPopulation`.
+
+    Raises:
+        DataError: fewer than two users; later, from ``train`` and ``test``, rows without ``weight`` or with NaN.
+        ConfigError: the groups miss a user, share one or name none of the users.
+    """
+
+    name: str
+    count: int
+    generate: Callable[[int], tuple[Rows, Rows]] = field(repr=False)
+    groups: Groups = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        check_count(self.name, self.count)
+        check_groups(self.groups, self.count, self.id)
+
+    def __len__(self) -> int:
+        """Number of users."""
+        return self.count
+
+    def id(self, index: int) -> str:
+        """``user-<index>``."""
+        return f"user-{checked_index(self, index)}"
+
+    def train(self, index: int) -> Rows:
+        """A user's older rows."""
+        rows = self.generate(checked_index(self, index))[0]
+        check_user_rows(rows, self.name, self.id(index), "training")
+        return rows
+
+    def test(self, index: int) -> Rows:
+        """A user's newest rows."""
+        rows = self.generate(checked_index(self, index))[1]
+        check_user_rows(rows, self.name, self.id(index), "test")
+        return rows
+
+
+@dataclass(frozen=True)
+class TextPopulation:
+    """Users who wrote messages; rows for next-word prediction are encoded when asked for.
+
+    The newest messages of a user are its test set: the split is between messages, so no message is in both.
+    Labels outside the vocabulary are left out of training and count as misses in the test (see ``text.py``).
+
+    Args:
+        data: users and their messages.
+        encoder: turns messages into rows tokens int64 [R, T], labels int64 [R, T], weight float32 [R, T].
+        fraction: of a user's messages that are its test set.
+        groups: as for :class:`ArrayPopulation`.
+
+    Raises:
+        DataError: fewer than two users.
+        ConfigError: the fraction is not in (0, 1), or the groups miss a user, share one or name none of the users.
+    """
+
+    data: UserText
+    encoder: TextEncoder = field(repr=False)
+    fraction: float = 0.2
+    groups: Groups = field(default_factory=dict, repr=False)
+    _ids: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    _kept: OrderedDict[tuple[int, bool], Rows] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_ids", tuple(self.data.users))
+        object.__setattr__(self, "_kept", OrderedDict())
+        check_count(self.name, len(self._ids))
+        if not 0 < self.fraction < 1:
+            raise ConfigError(f"the test fraction is {self.fraction}", mend="give a number between 0 and 1")
+        check_groups(self.groups, len(self._ids), self.id)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the encoded rows, which another process encodes when it needs them."""
+        return {**self.__dict__, "_kept": OrderedDict()}
+
+    @property
+    def name(self) -> str:
+        """Name of the text dataset."""
+        return self.data.name
+
+    def __len__(self) -> int:
+        """Number of users."""
+        return len(self._ids)
+
+    def id(self, index: int) -> str:
+        """The name of a user in the dataset."""
+        return self._ids[checked_index(self, index)]
+
+    def train(self, index: int) -> Rows:
+        """Rows of a user's older messages."""
+        return self._rows(index, newest=False)
+
+    def test(self, index: int) -> Rows:
+        """Rows of a user's newest messages."""
+        return self._rows(index, newest=True)
+
+    def _rows(self, index: int, *, newest: bool) -> Rows:
+        user, key = self.id(index), (index, newest)
+        if key not in self._kept:
+            older, newer = newest_part(self.data.texts(user), self.fraction)
+            encoded = self.encoder.encode(newer if newest else older, drop_unknown=not newest)
+            self._kept[key] = encoded
+            if len(self._kept) > 2 * _KEPT_USERS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+
+def check_count(name: str, count: int) -> None:
+    """Refuse a study of nobody or of one user (``DataError``)."""
+    if count < 2:
+        raise DataError(
+            f"{name} has {count} user{'s' * (count != 1)}",
+            mend="a study needs two users or more; to train for one, use LocalTrainer",
+        )
+
+
+def checked_index(population: Population, index: int) -> int:
+    """The index, if the population has such a user.
+
+    Raises:
+        UnknownNameError: it has not.
+    """
+    if not 0 <= index < len(population):
+        raise UnknownNameError(
+            f"{population.name} has no user {index}", mend=f"users have the indexes 0..{len(population) - 1}"
+        )
+    return index
+
+
+def check_user_rows(rows: Mapping[str, np.ndarray], name: str, user: str, what: str) -> None:
+    """Refuse rows without ``weight``, of unequal lengths, or with NaN or infinite values.
+
+    Raises:
+        DataError: names the user and the array.
+    """
+    check_rows(rows, f"{what} rows of user {user!r} of {name}")
+    for array, value in rows.items():
+        # A sum is finite only if all values are; it is cheaper than looking at each, which a large sum needs.
+        if value.dtype.kind == "f" and not np.isfinite(value.sum()) and not np.isfinite(value).all():
+            raise DataError(
+                f"{array!r} of the {what} rows of user {user!r} of {name} has NaN or infinite values",
+                mend="remove these examples, or fill them and give them weight 0",
+            )
+
+
+def numbers(rows: Mapping[str, np.ndarray], name: str, user: str) -> Rows:
+    """The rows with float32 and int64 arrays (bool stays bool).
+
+    Raises:
+        DataError: an array holds something else than numbers.
+    """
+    out: Rows = {}
+    for array, value in rows.items():
+        value = np.asarray(value)
+        kind = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}.get(value.dtype.kind)
+        if kind is None:
+            raise DataError(
+                f"{array!r} of user {user!r} of {name} has dtype {value.dtype}",
+                mend="give numbers in every array",
+            )
+        out[array] = value.astype(kind, copy=False)
+    return out
+
+
+_Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+
+
+def _layout(rows: Mapping[str, np.ndarray]) -> _Layout:
+    return {name: (value.dtype, value.shape[1:]) for name, value in rows.items()}
+
+
+def _raise_layout(name: str, user: str, what: str, layout: _Layout, other: str, wanted: _Layout) -> None:
+    for array in sorted(set(layout) | set(wanted)):
+        if layout.get(array) != wanted.get(array):
+            found, expected = (
+                f"{a[array][0]} {['rows', *a[array][1]]}" if array in a else "missing"
+                for a in (layout, wanted)
+            )
+            raise DataError(
+                f"{array!r} of the {what} rows of user {user!r} of {name} is {found}; user {other!r} has {expected}",
+                mend="give every user the same arrays",
+            )
