@@ -1,0 +1,1 @@
+"""Parts of ``bench/simulation.py``: the workloads and one file per system."""
