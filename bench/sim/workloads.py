@@ -167,7 +167,7 @@ class Workload:
         values = {}
         for name, parameter in self.module().named_parameters():
             shape = tuple(parameter.shape)
-            if name.endswith("lora_B") or name.endswith("bias"):
+            if name.endswith(("lora_B", "bias")):
                 values[name] = np.zeros(shape, np.float32)
             elif len(shape) == 1:
                 values[name] = np.ones(shape, np.float32)
