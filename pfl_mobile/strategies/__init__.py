@@ -1,0 +1,27 @@
+"""Strategies: what a device does in a round, and how the aggregator merges. One file for each algorithm.
+
+A new strategy is one file here with one ``@register``; nothing else has to know of it.
+"""
+
+from pfl_mobile.strategies.registry import Entry, Param, create, entries, entry, names, register
+from pfl_mobile.strategies.strategy import Context, Local, Server, Strategy
+from pfl_mobile.strategies.updates import Updates
+from pfl_mobile.strategies.weighting import ByExamples, Equally, Weighting
+
+__all__ = [
+    "ByExamples",
+    "Context",
+    "Entry",
+    "Equally",
+    "Local",
+    "Param",
+    "Server",
+    "Strategy",
+    "Updates",
+    "Weighting",
+    "create",
+    "entries",
+    "entry",
+    "names",
+    "register",
+]

@@ -1,0 +1,285 @@
+"""The base of all strategies: the device's part is a plan, the server's part merges what comes back.
+
+A subclass overrides what differs from federated averaging, usually ``phases`` or ``merge`` alone. Weighting
+(fairness), server optimizer and clipping are fields, so they go with every strategy:
+
+    Scafflix(p=0.2, weighting=BoundedGroupLoss(max_loss=0.15))
+    FedRep(weighting=Tilted(t=2.0), optimizer=FedAdam(lr=0.01))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pfl_mobile.errors import ConfigError, NonFiniteError
+from pfl_mobile.local.plan import CopyStart, Guard, MovePhase, Optimizer, Phase, Plan, Sgd, TrainPhase
+from pfl_mobile.strategies.registry import check_ranges
+from pfl_mobile.strategies.weighting import ByExamples, Weighting
+
+if TYPE_CHECKING:
+    from pfl_mobile.local.plan import ServeMix
+    from pfl_mobile.modules.roles import DeviceTensorInfo
+    from pfl_mobile.strategies.updates import Updates
+
+Values = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """Local training, as far as it is the same for all strategies.
+
+    Attributes:
+        epochs: passes over a device's examples in a round; exactly one of ``epochs`` and ``steps``.
+        steps: optimizer steps in a round.
+        optimizer: of the device.
+        clip: largest global L2 norm of a gradient; None for no limit.
+    """
+
+    epochs: int | None = 1
+    steps: int | None = None
+    optimizer: Optimizer = field(default_factory=lambda: Sgd(lr=0.1))
+    clip: float | None = None
+
+    def train(self, **terms: Any) -> TrainPhase:
+        """A train phase with these settings, and ``terms`` beside or in place of them."""
+        settings = {
+            "epochs": self.epochs,
+            "steps": self.steps,
+            "optimizer": self.optimizer,
+            "clip": self.clip,
+        }
+        if terms.keys() & {"epochs", "steps"}:
+            settings |= {"epochs": None, "steps": None}
+        return TrainPhase(**(settings | terms))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a strategy may build a plan from.
+
+    Attributes:
+        table: the device tensors with their roles.
+        local: local training.
+        round: counted from 0.
+        seed: for what the strategy draws in this round; another one every round.
+    """
+
+    table: Sequence[DeviceTensorInfo]
+    local: Local
+    round: int = 0
+    seed: int = 0
+
+    def has(self, role: str) -> bool:
+        """Whether gradients train a tensor of this role."""
+        return any(t.role == role and t.update == "gradient" for t in self.table)
+
+    @property
+    def traveling(self) -> tuple[str, ...]:
+        """Patterns of the trained tensors that are sent."""
+        return tuple(f"role:{role}" for role in ("shared", "group") if self.has(role))
+
+
+@dataclass
+class Server:
+    """What the aggregator keeps between rounds.
+
+    Attributes:
+        table: the device tensors.
+        population: devices in all.
+        values: the gradient-trained tensors, float32: latest of the shared ones, shipped of the others.
+        groups: latest values of tensors with the role ``group``, by group and name.
+        sets: further values by set and name (control variates, momenta, clusters).
+        numbers: numbers and lists of numbers to keep.
+        round: rounds merged.
+    """
+
+    table: Sequence[DeviceTensorInfo]
+    population: int
+    values: dict[str, np.ndarray]
+    groups: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    sets: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    round: int = 0
+
+    def names(self, *roles: str) -> list[str]:
+        """The trained tensors that have one of these roles, in order of name."""
+        return sorted(t.name for t in self.table if t.role in roles and t.update == "gradient")
+
+    def zeros(self, *roles: str) -> dict[str, np.ndarray]:
+        """A set of zeros of these tensors."""
+        return {name: np.zeros_like(self.values[name]) for name in self.names(*roles)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptimizer:
+    """theta <- theta + lr * (mean change), plain averaging at lr = 1; subclasses are in ``fedopt.py``."""
+
+    def __post_init__(self) -> None:
+        """Refuse hyper-parameters outside their range (ConfigError)."""
+        check_ranges(type(self).__name__, type(self), vars(self))
+
+    def apply(self, server: Server, key: str, values: dict[str, np.ndarray], change: Values) -> None:
+        """Replace ``values`` by new ones.
+
+        Args:
+            server: where an optimizer keeps its momenta, in ``sets``.
+            key: prefix for those, one for each set of values that is optimized.
+            values: float32 tensors by name.
+            change: their mean change.
+        """
+        for name, delta in change.items():
+            values[name] = values[name] + delta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """Federated averaging, which every other strategy departs from.
+
+    Attributes:
+        weighting: how much each device counts.
+        optimizer: what the server does with the mean change.
+    """
+
+    weighting: Weighting = field(default_factory=ByExamples)
+    optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
+
+    def __post_init__(self) -> None:
+        """Refuse hyper-parameters outside their range (ConfigError)."""
+        check_ranges(type(self).__name__, type(self), vars(self))
+
+    # -- the device
+
+    def phases(self, at: Context) -> tuple[Phase, ...]:
+        """What a device does with the values that it was sent."""
+        return (at.local.train(),)
+
+    def copies(self, at: Context) -> dict[str, CopyStart]:
+        """Copies that a device has from the start."""
+        return {}
+
+    def keep(self, at: Context) -> tuple[str, ...]:
+        """Copies that a device keeps from round to round."""
+        return ()
+
+    def upload_copies(self, at: Context) -> tuple[str, ...]:
+        """Copies whose change is sent."""
+        return ()
+
+    def serve(self, at: Context) -> str | ServeMix:
+        """What predictions use."""
+        return "theta"
+
+    def plan(self, at: Context) -> Plan:
+        """The device's part of a round.
+
+        Raises:
+            ConfigError: the strategy shares tensors, but none of the model's has that role.
+        """
+        sent = at.traveling
+        if not sent:
+            raise ConfigError(
+                f"{type(self).__name__} shares tensors but the model's are all personal",
+                mend="give tensors the role 'shared', or choose the strategy 'local'",
+            )
+        # Values are taken over from the aggregator first, so that a plan says all that a device does.
+        take_over = MovePhase(group=sent, toward="global", rate=1.0)
+        return Plan(
+            phases=(take_over, *self.weighting.measures(), *self.phases(at)),
+            upload=sent,
+            copies=self.copies(at),
+            keep=self.keep(at),
+            upload_copies=self.upload_copies(at),
+            serve=self.serve(at),
+            guard=Guard(),
+            seed=at.seed % 2**63,
+        )
+
+    def personal_plan(self, at: Context) -> Plan | None:
+        """How a device makes its own model from the shared one once the rounds are over; None: it does not.
+
+        By default a device that keeps anything does what it does in a round, and sends nothing.
+        """
+        if not (at.has("personal") or self.keep(at)):
+            return None
+        return without_upload(self.plan(at))
+
+    # -- the server
+
+    def begin(self, server: Server) -> None:
+        """Fill the server's sets before the first round."""
+
+    def sets(self, server: Server) -> dict[str, Values]:
+        """Sets sent to every device; ``global`` is always among them."""
+        return {"global": server.values}
+
+    def sets_for(self, server: Server, client: int, group: str) -> dict[str, Values]:
+        """Sets sent to one device, over those of ``sets``: by default its group's values."""
+        if not server.groups:
+            return {}
+        return {"global": {**server.values, **server.groups.get(group, {})}}
+
+    def merge(self, server: Server, updates: Updates) -> None:
+        """Merge a round. Called with at least one update.
+
+        Raises:
+            NonFiniteError: a merged value is NaN or infinite; nothing is changed then.
+        """
+        weights = self.weighting.weights(updates, server)
+        self.apply(server, mean_change(updates, weights, server.names("shared")))
+        self.merge_groups(server, updates, weights)
+
+    def apply(self, server: Server, change: Values) -> None:
+        """Let the server optimizer change the shared values."""
+        values = dict(server.values)
+        self.optimizer.apply(server, "global", values, change)
+        check_values(values, change)
+        server.values = values
+
+    def merge_groups(self, server: Server, updates: Updates, weights: np.ndarray) -> None:
+        """Merge the tensors with the role ``group`` within each group."""
+        names = server.names("group")
+        if not names:
+            return
+        for group in sorted(set(updates.groups)):
+            rows = np.array([g == group for g in updates.groups])
+            change = mean_change(updates.select(rows), weights[rows], names)
+            old = server.groups.get(group, {n: server.values[n] for n in names})
+            new = {n: old[n] + change[n] for n in change}
+            check_values(new, change)
+            server.groups[group] = {**old, **new}
+
+
+def mean_change(updates: Updates, weights: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Weighted mean of the changes of these tensors; nothing when the weights sum to 0.
+
+    Raises:
+        NonFiniteError: a weight is negative, NaN or infinite.
+    """
+    total = float(np.sum(weights))
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise NonFiniteError(
+            "a weight of the merge is negative or not finite", mend="check the losses that devices report"
+        )
+    if total == 0:
+        return {}
+    summed = updates.weighted_sum(weights / total)
+    return {name: summed[name] for name in names}
+
+
+def check_values(values: Values, names: Values) -> None:
+    """Refuse merged values that are not finite (NonFiniteError)."""
+    for name in names:
+        if not np.isfinite(values[name]).all():
+            raise NonFiniteError(
+                f"the merged tensor {name!r} has values that are NaN or infinite",
+                mend="lower the learning rate of the devices or the server, or set clip",
+            )
+
+
+def without_upload(plan: Plan) -> Plan:
+    """The plan, sending nothing."""
+    return plan.model_copy(update={"upload": (), "upload_copies": ()})

@@ -1,0 +1,53 @@
+"""How much each device counts at the merge. Fairness is a weighting, so it goes with every strategy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pfl_mobile.strategies.registry import check_ranges
+
+if TYPE_CHECKING:
+    from pfl_mobile.local.plan import MeasurePhase
+    from pfl_mobile.strategies.strategy import Server
+    from pfl_mobile.strategies.updates import Updates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighting:
+    """Weights of the devices of a round. Subclasses that need a loss ask for it through ``measures``."""
+
+    def __post_init__(self) -> None:
+        """Refuse hyper-parameters outside their range (ConfigError)."""
+        check_ranges(type(self).__name__, type(self), vars(self))
+
+    def measures(self) -> tuple[MeasurePhase, ...]:
+        """What each device measures before it trains, with the values that it was sent."""
+        return ()
+
+    def weights(self, updates: Updates, server: Server) -> np.ndarray:
+        """Not negative, float64 [n]; the merge divides by their sum.
+
+        May keep what it learns over the rounds in ``server.sets`` and ``server.numbers``.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByExamples(Weighting):
+    """A device counts by its number of examples (McMahan 2017)."""
+
+    def weights(self, updates: Updates, server: Server) -> np.ndarray:
+        """The numbers of examples."""
+        return updates.examples.astype(np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equally(Weighting):
+    """Every device counts the same."""
+
+    def weights(self, updates: Updates, server: Server) -> np.ndarray:
+        """Ones."""
+        return np.ones(len(updates))
