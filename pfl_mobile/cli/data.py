@@ -26,7 +26,10 @@ def list_datasets(as_json: Json = False) -> None:
     found: list[dict[str, Any]] = []
     for name in data.names():
         dataset = data.find(name)
-        obtained = "here" if cache.path_of(dataset).exists() else "download" if dataset.obtain else "by hand"
+        obtained = "generated"
+        if isinstance(dataset, data.Source):
+            obtained = "download" if dataset.obtain else "by hand"
+            obtained = "here" if cache.path_of(dataset).exists() else obtained
         found.append(
             {"name": name, "summary": dataset.summary, "licence": dataset.licence, "available": obtained}
         )
@@ -58,17 +61,18 @@ def get(
     from pfl_mobile import data
     from pfl_mobile.data import cache
 
+    entry = data.find(name)
     with Reporter() as report:
-        found = data.get(name, from_file, report)
-    summary = {**found.summary(), "path": str(cache.path_of(data.find(name)))}
+        if isinstance(entry, data.Dataset):
+            summary = data.get(name, from_file, report).summary()
+        else:
+            summary = data.summary(data.population(name, from_file=from_file, progress=report))
+    path = str(cache.path_of(entry)) if isinstance(entry, data.Source) else None
     if as_json:
-        print_json(summary)
+        print_json({**summary, "path": path})
         return
-    console().print(
-        f"{summary['dataset']}: {summary['users']} users, {summary['messages']} messages, "
-        f"{summary['users_with_100_messages']} users with 100 or more",
-        markup=False,
-    )
+    counts = [f"{summary[key]} {key.replace('_', ' ')}" for key in summary if key != "dataset"]
+    console().print(f"{summary['dataset']}: {', '.join(counts)}", markup=False)
 
 
 @commands.command("users", epilog="Example:  pfl data users nus-sms --min 100  " + EXIT_CODES)

@@ -1,24 +1,40 @@
-"""Text of many users, from a registered dataset or a file of one's own.
+"""Data of many users: messages or numbers, from a registered dataset or a file of one's own.
 
 >>> from pfl_mobile import data
 >>> sotu = data.get("sotu")                # downloads once, then reads the cache
 >>> mine = data.load("messages.jsonl")     # {"user": "ann", "text": "see you there"}
 >>> parts = data.split(sotu, test_users=10, seed=0)
+>>> users = data.population("synthetic", alpha=1.0)   # for a study, of any dataset
 """
 
 from __future__ import annotations
 
-from pfl_mobile.data import nus_sms, shakespeare, sotu
+from pfl_mobile.data import nus_sms, shakespeare, sotu, synthetic
 from pfl_mobile.data.cache import cache_dir
-from pfl_mobile.data.fetch import get, load
-from pfl_mobile.data.registry import Dataset, Progress, find, names, register
+from pfl_mobile.data.fetch import get, load, population
+from pfl_mobile.data.registry import (
+    ArrayDataset,
+    Dataset,
+    Entry,
+    Generator,
+    Progress,
+    Source,
+    find,
+    names,
+    register,
+)
 from pfl_mobile.data.split import Split, UserSplit, split, split_texts
+from pfl_mobile.data.tables import summary
 from pfl_mobile.data.usertext import Message, UserText
 
 __all__ = [
+    "ArrayDataset",
     "Dataset",
+    "Entry",
+    "Generator",
     "Message",
     "Progress",
+    "Source",
     "Split",
     "UserSplit",
     "UserText",
@@ -28,9 +44,12 @@ __all__ = [
     "load",
     "names",
     "nus_sms",
+    "population",
     "register",
     "shakespeare",
     "sotu",
     "split",
     "split_texts",
+    "summary",
+    "synthetic",
 ]

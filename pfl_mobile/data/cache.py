@@ -10,10 +10,14 @@ import os
 import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from pfl_mobile.data.registry import Dataset
+import numpy as np
+
+from pfl_mobile.data.registry import ArrayDataset, Dataset, Source, Table
 from pfl_mobile.data.usertext import Message, UserText
 from pfl_mobile.errors import DataError
 
@@ -26,10 +30,11 @@ def cache_dir() -> Path:
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "pfl-mobile"
 
 
-def path_of(dataset: Dataset) -> Path:
+def path_of(dataset: Source) -> Path:
     """Where the parsed form of a dataset lies; another source file or parser has another name."""
     key = hashlib.sha256("|".join([str(dataset.version), *sorted(dataset.files)]).encode()).hexdigest()[:12]
-    return cache_dir() / "data" / f"{dataset.name}-{key}.jsonl"
+    kind = "npz" if isinstance(dataset, ArrayDataset) else "jsonl"
+    return cache_dir() / "data" / f"{dataset.name}-{key}.{kind}"
 
 
 @contextlib.contextmanager
@@ -59,21 +64,36 @@ def workplace() -> Iterator[Path]:
 
 def write(dataset: Dataset, data: UserText) -> Path:
     """Store parsed data; readers see either the old file, none, or all of the new one."""
+    with _replacing(dataset) as out:
+        head = {"dataset": dataset.name, "messages": data.messages}
+        out.write((json.dumps(head) + "\n").encode())
+        for user, messages in data.users.items():
+            for m in messages:
+                out.write((json.dumps([user, m.text, m.time], ensure_ascii=False) + "\n").encode())
+    return path_of(dataset)
+
+
+def write_table(dataset: ArrayDataset, table: Table) -> Path:
+    """Store a parsed table, as ``write`` does."""
+    with _replacing(dataset) as out:
+        np.savez(out, allow_pickle=False, **table)
+    return path_of(dataset)
+
+
+@contextlib.contextmanager
+def _replacing(dataset: Source) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of the cached one when all of it is written."""
     target = path_of(dataset)
     with workplace() as folder:
-        part = folder / "parsed.jsonl"
+        part = folder / "parsed"
         try:
-            with part.open("w", encoding="utf-8") as out:
-                out.write(json.dumps({"dataset": dataset.name, "messages": data.messages}) + "\n")
-                for user, messages in data.users.items():
-                    for m in messages:
-                        out.write(json.dumps([user, m.text, m.time], ensure_ascii=False) + "\n")
+            with part.open("wb") as out:
+                yield out
                 out.flush()
                 os.fsync(out.fileno())
             os.replace(part, target)
         except OSError as error:
             raise _cannot_write(target.parent, error) from error
-    return target
 
 
 def read(dataset: Dataset) -> UserText | None:
@@ -92,8 +112,17 @@ def read(dataset: Dataset) -> UserText | None:
     return data if complete else None
 
 
+def read_table(dataset: ArrayDataset) -> dict[str, np.ndarray] | None:
+    """The parsed table, or None where it is not cached or the cached file is damaged."""
+    try:
+        with np.load(path_of(dataset), allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
+
+
 def _cannot_write(folder: Path, error: OSError) -> DataError:
     mend = "set PFL_CACHE to a folder that can be written"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        mend = "free some space there (about 50 MB are enough), or set PFL_CACHE to a folder on another disk"
+        mend = "free some space there (about 100 MB are enough), or set PFL_CACHE to a folder on another disk"
     return DataError(f"cannot write to the data cache {folder}: {error.strerror or error}", mend=mend)

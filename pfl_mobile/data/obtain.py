@@ -75,6 +75,30 @@ def pip_sdist(name: str, version: str, sha256: str, folder: Path, *, mend: str) 
         MissingDependencyError: there is no pip.
         NetworkError: pip could not get the archive, or it is another one.
     """
+    backend = folder / "backend" / "setuptools"
+    backend.mkdir(parents=True)
+    (backend / "__init__.py").touch()
+    (backend / "build_meta.py").write_text(_BACKEND.format(name=name, version=version))
+    options = ["--no-binary", ":all:", "--no-build-isolation", "--use-pep517"]
+    return _pip(name, version, sha256, folder, options, "*.tar.gz", mend, path=backend.parent)
+
+
+def pip_wheel(name: str, version: str, sha256: str, folder: Path, *, mend: str) -> Path:
+    """The wheel of a Python package that runs on any platform, downloaded as by ``pip_sdist``."""
+    options = ["--only-binary", ":all:", "--platform", "any", "--implementation", "py", "--abi", "none"]
+    return _pip(name, version, sha256, folder, options, "*.whl", mend)
+
+
+def _pip(
+    name: str,
+    version: str,
+    sha256: str,
+    folder: Path,
+    options: Sequence[str],
+    pattern: str,
+    mend: str,
+    path: Path | None = None,
+) -> Path:
     if importlib.util.find_spec("pip") is not None:
         command = [sys.executable, "-m", "pip"]
     elif pip := shutil.which("pip"):
@@ -83,15 +107,10 @@ def pip_sdist(name: str, version: str, sha256: str, folder: Path, *, mend: str) 
         raise MissingDependencyError(
             f"pip is needed to download {name} and is not installed", mend="python -m ensurepip"
         )
-    backend = folder / "backend" / "setuptools"
-    backend.mkdir(parents=True)
-    (backend / "__init__.py").touch()
-    (backend / "build_meta.py").write_text(_BACKEND.format(name=name, version=version))
     wanted = folder / "wanted.txt"
     wanted.write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
-    options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--use-pep517"]
-    command += ["download", "--disable-pip-version-check", "--no-input", *options, "-r", str(wanted)]
-    return _run(command, folder, "*.tar.gz", f"Python package {name}", mend, path=backend.parent)
+    command += ["download", "--disable-pip-version-check", "--no-input", "--no-deps", *options]
+    return _run([*command, "-r", str(wanted)], folder, pattern, f"Python package {name}", mend, path=path)
 
 
 def _run(

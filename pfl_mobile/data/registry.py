@@ -5,50 +5,104 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from pfl_mobile.data.usertext import Message
+import numpy as np
+
 from pfl_mobile.errors import ConfigError, UnknownNameError, near
+
+if TYPE_CHECKING:
+    from pfl_mobile.data.usertext import Message
+    from pfl_mobile.simulation.population import Population
+
+#: Columns of a source file, each an array without objects.
+Table = Mapping[str, np.ndarray]
 
 #: ``progress(what, fraction)``: what is being done, and how much of it (None where nobody can tell).
 Progress = Callable[[str, float | None], None]
+
+Known = TypeVar("Known", bound="Entry")
 
 
 def silent(what: str, fraction: float | None = None) -> None:
     """A progress callback that says nothing."""
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """How one dataset is obtained and read.
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What every known dataset has.
 
     Args:
         name: as users type it.
         summary: one line for listings.
         licence: what its owners allow.
-        files: sha256 of each source file it can be read from, with a name for that file.
-        parse: reads a checked source file into ``(user, message)`` pairs.
-        obtain: downloads the source file into a folder and returns its path; None where only the user
-            can get it.
-        where: how a user gets the source file by hand.
-        test_users: how many users to hold out by default.
-        version: goes up when ``parse`` changes, so that older caches are not read.
     """
 
     name: str
     summary: str
     licence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Entry):
+    """A dataset that is read from a file which somebody publishes.
+
+    Args:
+        files: sha256 of each source file it can be read from, with a name for that file.
+        obtain: downloads the source file into a folder and returns its path; None where only the user
+            can get it.
+        where: how a user gets the source file by hand.
+        version: goes up when ``parse`` changes, so that older caches are not read.
+    """
+
     files: Mapping[str, str]
-    parse: Callable[[Path, Progress], Iterable[tuple[str, Message]]]
     where: str
     obtain: Callable[[Path, Progress], Path] | None = None
-    test_users: int = 40
     version: int = 1
 
 
-_DATASETS: dict[str, Dataset] = {}
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Source):
+    """Messages by user.
+
+    Args:
+        parse: reads a checked source file into ``(user, message)`` pairs.
+        test_users: how many users to hold out by default.
+    """
+
+    parse: Callable[[Path, Progress], Iterable[tuple[str, Message]]]
+    test_users: int = 40
 
 
-def register(dataset: Dataset) -> Dataset:
+@dataclass(frozen=True, kw_only=True)
+class ArrayDataset(Source):
+    """Numbers by user, read from a file.
+
+    Args:
+        parse: reads a checked source file into a table: the columns of what the source has, unchanged.
+        build: ``(table, **options)`` to the users; its keyword arguments are what ``population`` takes.
+    """
+
+    parse: Callable[[Path, Progress], Table]
+    build: Callable[..., Population]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator(Entry):
+    """Numbers by user, drawn at random from a seed.
+
+    Args:
+        build: ``(**options)`` to the users; its keyword arguments are what ``population`` takes.
+    """
+
+    licence: str = "generated"
+    build: Callable[..., Population]
+
+
+_DATASETS: dict[str, Entry] = {}
+
+
+def register(dataset: Known) -> Known:
     """Make a dataset known by its name."""
     if dataset.name in _DATASETS:
         raise ConfigError(f"dataset {dataset.name!r} is registered twice", mend="give it another name")
@@ -61,7 +115,7 @@ def names() -> list[str]:
     return sorted(_DATASETS)
 
 
-def find(name: str) -> Dataset:
+def find(name: str) -> Entry:
     """The dataset of this name.
 
     Raises:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 
-from pfl_mobile.data.registry import find, names
+from pfl_mobile.data.registry import Dataset, find, names
 from pfl_mobile.data.usertext import UserText
 from pfl_mobile.errors import ConfigError, DataError
 
@@ -71,8 +71,9 @@ def split(
     """
     eligible = [u for u, m in dataset.users.items() if len(m) >= min_messages]
     if test_users is None:
-        known = dataset.name in names()
-        test_users = find(dataset.name).test_users if known else max(1, min(40, len(eligible) // 2))
+        known = find(dataset.name) if dataset.name in names() else None
+        suggested = max(1, min(40, len(eligible) // 2))
+        test_users = known.test_users if isinstance(known, Dataset) else suggested
     if test_users < 1 or min_messages < 2:
         raise ConfigError(
             f"test_users={test_users} and min_messages={min_messages}",

@@ -172,12 +172,23 @@ def test_personalize_an_array_bundle(pfl: Run, tiny_arrays: Path, tmp_path: Path
 
 
 def test_data_list_and_users(pfl: Run, messages: Path) -> None:
-    names = [d["name"] for d in pfl("data", "list", "--json").json["datasets"]]
-    assert names == ["nus-sms", "shakespeare", "sotu"]
+    known = {d["name"]: d["available"] for d in pfl("data", "list", "--json").json["datasets"]}
+    assert known.items() >= {"nus-sms": "by hand", "sotu": "download", "synthetic": "generated"}.items()
     assert "by hand" in pfl("data", "list").out
     found = pfl("data", "users", messages, "--min", 2, "--json").json
     assert [u["user"] for u in found["users"]] == ["ann", "bob", "cleo"]
     assert "messages" in pfl("data", "users", messages).out
+
+
+def test_data_get_of_a_generated_dataset(pfl: Run) -> None:
+    assert pfl("data", "get", "synthetic", "--json").json == {
+        "dataset": "synthetic",
+        "users": 100,
+        "training_rows": 185_192,
+        "test_rows": 20_603,
+        "groups": 0,
+        "path": None,
+    }
 
 
 def test_data_get_without_a_network(pfl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
