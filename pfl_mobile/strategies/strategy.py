@@ -188,7 +188,7 @@ class Strategy:
         # Values are taken over from the aggregator first, so that a plan says all that a device does.
         take_over = MovePhase(group=sent, toward="global", rate=1.0)
         return Plan(
-            phases=(take_over, *self.weighting.measures(), *self.phases(at)),
+            phases=(take_over, *self.weighting.measures(at), *self.phases(at)),
             upload=sent,
             copies=self.copies(at),
             keep=self.keep(at),

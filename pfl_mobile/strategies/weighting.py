@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pfl_mobile.local.plan import MeasurePhase
 from pfl_mobile.strategies.registry import check_ranges
 
 if TYPE_CHECKING:
-    from pfl_mobile.local.plan import MeasurePhase
-    from pfl_mobile.strategies.strategy import Server
+    from pfl_mobile.local.plan import Phase
+    from pfl_mobile.strategies.strategy import Context, Server
     from pfl_mobile.strategies.updates import Updates
+
+#: Report of each device's mean training loss with the values that it was sent.
+SENT_LOSS = "sent_loss"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +27,7 @@ class Weighting:
         """Refuse hyper-parameters outside their range (ConfigError)."""
         check_ranges(type(self).__name__, type(self), vars(self))
 
-    def measures(self) -> tuple[MeasurePhase, ...]:
+    def measures(self, at: Context) -> tuple[Phase, ...]:
         """What each device measures before it trains, with the values that it was sent."""
         return ()
 
@@ -51,3 +55,12 @@ class Equally(Weighting):
     def weights(self, updates: Updates, server: Server) -> np.ndarray:
         """Ones."""
         return np.ones(len(updates))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByLoss(Weighting):
+    """Base of the weightings by the loss that each device has with the values that it was sent."""
+
+    def measures(self, at: Context) -> tuple[Phase, ...]:
+        """The training loss before training, as the report ``sent_loss``."""
+        return (MeasurePhase(report=SENT_LOSS),)
