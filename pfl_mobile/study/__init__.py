@@ -1,0 +1,1 @@
+"""Studies: does personalization pay, for whom, and with which strategy."""

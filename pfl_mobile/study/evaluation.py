@@ -1,0 +1,172 @@
+"""What a study found out about its users: the shared model against each user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pfl_mobile.errors import NoExamplesError
+from pfl_mobile.local.plan import LOWER_IS_BETTER
+from pfl_mobile.study.statistics import Interval, interval
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of every user on that user's test examples, which no training has seen.
+
+    Recalls (``top1``, ...) are in percent and gains in points; other metrics are as measured. A gain is positive
+    where personalization helps, whichever way the metric points.
+
+    Attributes:
+        metric: what is compared.
+        users: ids of the users that have test examples.
+        groups: each user's group; empty where there are none.
+        train_examples: of each user, int64 [n].
+        test_examples: of each user, int64 [n]; for tokens, how many labels count.
+        shared: metric of the shared model, float64 [n].
+        personal: metric of the user's own model, float64 [n]; equal to ``shared`` where the strategy makes none.
+        general_shared, general_personal: on other users' examples: what personalization forgets; None where the
+            study has no such examples.
+        level: of the intervals.
+    """
+
+    metric: str
+    users: Sequence[str]
+    groups: Sequence[str]
+    train_examples: np.ndarray
+    test_examples: np.ndarray
+    shared: np.ndarray
+    personal: np.ndarray
+    general_shared: float | None = None
+    general_personal: np.ndarray | None = None
+    level: float = 0.95
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse an evaluation of nobody (NoExamplesError)."""
+        if not len(self.users):
+            raise NoExamplesError("no user has test examples", mend="hold out a part of each user's examples")
+
+    @property
+    def sign(self) -> float:
+        """1 where larger is better, else -1."""
+        return -1.0 if self.metric in LOWER_IS_BETTER else 1.0
+
+    @property
+    def gains(self) -> np.ndarray:
+        """How much better each user's own model is, float64 [n]."""
+        return np.asarray(self.sign * (self.personal - self.shared), np.float64)
+
+    @property
+    def global_acc(self) -> float:
+        """Mean over users with the shared model."""
+        return float(self.shared.mean())
+
+    @property
+    def personalized_acc(self) -> float:
+        """Mean over users with their own models."""
+        return float(self.personal.mean())
+
+    @property
+    def gain(self) -> Interval:
+        """Mean gain with its interval."""
+        return interval(self.gains, level=self.level)
+
+    @property
+    def users_better(self) -> int:
+        """Users whose own model is better."""
+        return int((self.gains > 0).sum())
+
+    @property
+    def users_worse(self) -> int:
+        """Users whose own model is worse."""
+        return int((self.gains < 0).sum())
+
+    @property
+    def worst_decile_gain(self) -> float:
+        """Mean gain of the tenth of the users who gain least, at least one."""
+        return float(np.sort(self.gains)[: max(1, -(-len(self.gains) // 10))].mean())
+
+    @property
+    def worst_decile(self) -> float:
+        """Mean over the tenth of the users whose own models are worst, at least one."""
+        order = np.sort(self.sign * self.personal)[: max(1, -(-len(self.users) // 10))]
+        return float(self.sign * order.mean())
+
+    @property
+    def per_group(self) -> dict[str, dict[str, Any]]:
+        """For each group: users, mean with the shared model and with their own, and the gain's interval."""
+        out: dict[str, dict[str, Any]] = {}
+        for group in sorted(set(self.groups)):
+            rows = np.array([g == group for g in self.groups])
+            out[group] = {
+                "users": int(rows.sum()),
+                "global_acc": float(self.shared[rows].mean()),
+                "personalized_acc": float(self.personal[rows].mean()),
+                "gain": interval(self.gains[rows], level=self.level),
+            }
+        return out
+
+    @property
+    def worst_group_improvement(self) -> float | None:
+        """How much better the worst group is off with personal models than the worst was with the shared one.
+
+        The worst group may be another one afterwards. None where there are no groups.
+        """
+        groups = self.per_group
+        if not groups:
+            return None
+        before = min(self.sign * g["global_acc"] for g in groups.values())
+        after = min(self.sign * g["personalized_acc"] for g in groups.values())
+        return float(after - before)
+
+    @property
+    def forgetting(self) -> float | None:
+        """How much worse personal models are on other users' examples than the shared one, on average."""
+        if self.general_shared is None or self.general_personal is None:
+            return None
+        return float(self.sign * (self.general_shared - self.general_personal.mean()))
+
+    def per_user(self) -> list[dict[str, Any]]:
+        """One record a user."""
+        return [
+            {
+                "user": user,
+                "group": self.groups[i] if self.groups else None,
+                "train_examples": int(self.train_examples[i]),
+                "test_examples": int(self.test_examples[i]),
+                "global": float(self.shared[i]),
+                "personalized": float(self.personal[i]),
+                "gain": float(self.gains[i]),
+            }
+            for i, user in enumerate(self.users)
+        ]
+
+    def spread(self) -> dict[str, float]:
+        """Standard deviation over users, and 10th, 50th and 90th percentile, of the personal models."""
+        low, middle, high = np.percentile(self.personal, [10, 50, 90])
+        found = {"std": self.personal.std(), "p10": low, "median": middle, "p90": high}
+        return {name: float(value) for name, value in found.items()}
+
+    def to_json(self, *, users: bool = False) -> dict[str, Any]:
+        """Plain values; with ``users`` the record of every user too."""
+        out: dict[str, Any] = {
+            "metric": self.metric,
+            "users": len(self.users),
+            "global_acc": self.global_acc,
+            "personalized_acc": self.personalized_acc,
+            "gain": self.gain.to_json(),
+            "users_better": self.users_better,
+            "users_worse": self.users_worse,
+            "worst_decile": self.worst_decile,
+            "worst_decile_gain": self.worst_decile_gain,
+            "spread": self.spread(),
+            "per_group": {name: {**g, "gain": g["gain"].to_json()} for name, g in self.per_group.items()},
+            "worst_group_improvement": self.worst_group_improvement,
+            "forgetting": self.forgetting,
+            "failed": dict(self.failed),
+        }
+        return out | ({"per_user": self.per_user()} if users else {})

@@ -1,0 +1,149 @@
+"""Personalize or not, for whom and why: a recommendation from measured gains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pfl_mobile.study.evaluation import Evaluation
+from pfl_mobile.study.statistics import Interval, interval
+
+#: Fewer users than this do not carry a rule for some of them.
+FEW_USERS = 20
+
+#: Share of users who may end worse before the recommendation asks for the guard.
+MANY_WORSE = 0.2
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to do, with the evidence.
+
+    Attributes:
+        verdict: ``personalize``, ``personalize some`` or ``do not personalize``.
+        min_examples: personalize users with at least so many examples; None for all or nobody.
+        users: how many of the study's users that is.
+        expected_gain: mean gain of those users, in points or in the metric's units; where a rule chose them,
+            measured on users that the rule was not chosen on.
+        appeal: share of users for whom the shared model is at least as good as their own.
+        heterogeneity: what was measured of it: ``label_divergence`` in bits (mean over users; None for real
+            values), ``shared_spread`` (standard deviation of the shared model's metric over users, and
+            ``sampling_spread``, what test sets of their sizes would show anyway).
+        examples: 10th, 50th and 90th percentile of training examples a user.
+        why: sentences.
+    """
+
+    verdict: str
+    min_examples: int | None
+    users: int
+    expected_gain: Interval
+    appeal: float
+    heterogeneity: dict[str, float | None]
+    examples: dict[str, float]
+    why: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**vars(self), "expected_gain": self.expected_gain.to_json(), "why": list(self.why)}
+
+    def __str__(self) -> str:
+        return "\n".join([self.verdict, *(f"- {sentence}" for sentence in self.why)])
+
+
+def recommend(found: Evaluation, label_divergence: np.ndarray | None = None) -> Recommendation:
+    """A recommendation from an evaluation.
+
+    Args:
+        found: the shared model against each user's own.
+        label_divergence: of each user's labels from everybody's (``statistics.divergence``), [n].
+    """
+    gains, everyone = found.gains, found.gain
+    appeal = float((gains <= 0).mean())
+    low, middle, high = np.percentile(found.train_examples, [10, 50, 90])
+    sampling = _sampling_spread(found)
+    heterogeneity = {
+        "label_divergence": None if label_divergence is None else float(np.mean(label_divergence)),
+        "shared_spread": float(found.shared.std()),
+        "sampling_spread": sampling,
+    }
+    why = [_gain_sentence(found, everyone), _appeal_sentence(appeal)]
+    if label_divergence is not None:
+        why.append(
+            f"Users' labels differ by {heterogeneity['label_divergence']:.3f} bits on average (0: alike, 1: disjoint)."
+        )
+    if sampling is not None:
+        more = "more than" if found.shared.std() > 1.25 * sampling else "hardly more than"
+        why.append(
+            f"The shared model's {found.metric} varies over users by {found.shared.std():.2f}, {more} test sets of "
+            f"their sizes would show anyway ({sampling:.2f})."
+        )
+    verdict, least, chosen, expected = "do not personalize", None, 0, everyone
+    if everyone.low > 0:
+        verdict, chosen = "personalize", len(gains)
+    else:
+        rule = _rule(found)
+        if rule is not None:
+            least, chosen, expected = rule
+            verdict = "personalize some"
+            why.append(
+                f"Users with {least} examples or more gain {expected} (measured on users the rule was not chosen on)."
+            )
+    if verdict == "do not personalize":
+        why.append("No gain is certain, neither for all users nor for those with many examples.")
+    elif found.users_worse > MANY_WORSE * len(gains):
+        why.append(f"{found.users_worse} of {len(gains)} users end worse: keep the guard of the plan on.")
+    return Recommendation(
+        verdict,
+        least,
+        chosen,
+        expected,
+        appeal,
+        heterogeneity,
+        {"p10": float(low), "median": float(middle), "p90": float(high)},
+        tuple(why),
+    )
+
+
+def _rule(found: Evaluation) -> tuple[int, int, Interval] | None:
+    """The least number of examples from which on a gain is certain: (it, users, their gain); None for none.
+
+    It is chosen on every second user and must hold on the others.
+    """
+    count = len(found.users)
+    if count < FEW_USERS:
+        return None
+    order = np.random.default_rng(0).permutation(count)
+    fit, check = order[::2], order[1::2]
+    for share in (0.25, 0.5, 0.75):
+        least = int(np.ceil(np.quantile(found.train_examples, share)))
+        many = found.train_examples >= least
+        parts = [found.gains[part][many[part]] for part in (fit, check)]
+        if min(len(p) for p in parts) < FEW_USERS // 4:
+            return None
+        first, second = (interval(p, level=found.level) for p in parts)
+        if first.low > 0 and second.low > 0:
+            return least, int(many.sum()), second
+    return None
+
+
+def _sampling_spread(found: Evaluation) -> float | None:
+    """Standard deviation over users that recalls on test sets of their sizes show if all users are alike."""
+    if not found.metric.startswith("top"):
+        return None
+    p = float(np.average(found.shared, weights=found.test_examples)) / 100
+    return float(100 * np.sqrt(p * (1 - p) * np.mean(1 / found.test_examples)))
+
+
+def _gain_sentence(found: Evaluation, gain: Interval) -> str:
+    unit = "points of " if found.metric.startswith("top") else ""
+    return (
+        f"Over {len(found.users)} users personalization gains {gain} {unit}{found.metric}; "
+        f"{found.users_better} better, {found.users_worse} worse."
+    )
+
+
+def _appeal_sentence(appeal: float) -> str:
+    return f"For {100 * appeal:.0f} % of the users the shared model is at least as good as their own."
