@@ -79,7 +79,8 @@ def test_a_gain_of_those_with_many_examples_is_found():
     gains = np.where(train > 100, 4.0, -4.5) + generator.normal(0, 2, 120)
     found = recommend(evaluation(shared, shared + gains, train=train))
     assert found.verdict == "personalize some"
-    assert (found.min_examples, found.users) == (1000, 60)
+    assert 10 < found.min_examples <= 1000
+    assert found.users == 60
     assert found.expected_gain.mean == pytest.approx(4, abs=0.8)
 
 
