@@ -9,7 +9,8 @@ A subclass overrides what differs from federated averaging, usually ``phases`` o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,7 @@ class Context:
 
 @dataclass
 class Server:
-    """What the aggregator keeps between rounds.
+    """What the aggregator keeps between rounds. Arrays and lists in it are replaced, never changed in place.
 
     Attributes:
         table: the device tensors.
@@ -112,6 +113,18 @@ class Server:
     def zeros(self, *roles: str) -> dict[str, np.ndarray]:
         """A set of zeros of these tensors."""
         return {name: np.zeros_like(self.values[name]) for name in self.names(*roles)}
+
+    @contextmanager
+    def undo_on_error(self) -> Iterator[None]:
+        """Leave everything as it was when the block raises; for merges that change more than ``values``."""
+        values, numbers, at = dict(self.values), dict(self.numbers), self.round
+        groups = {name: dict(tensors) for name, tensors in self.groups.items()}
+        sets = {name: dict(tensors) for name, tensors in self.sets.items()}
+        try:
+            yield
+        except BaseException:
+            self.values, self.groups, self.sets, self.numbers, self.round = values, groups, sets, numbers, at
+            raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,10 +198,8 @@ class Strategy:
                 f"{type(self).__name__} shares tensors but the model's are all personal",
                 mend="give tensors the role 'shared', or choose the strategy 'local'",
             )
-        # Values are taken over from the aggregator first, so that a plan says all that a device does.
-        take_over = MovePhase(group=sent, toward="global", rate=1.0)
         return Plan(
-            phases=(take_over, *self.weighting.measures(at), *self.phases(at)),
+            phases=(*take_over(at), *self.weighting.measures(at), *self.phases(at)),
             upload=sent,
             copies=self.copies(at),
             keep=self.keep(at),
@@ -228,9 +239,10 @@ class Strategy:
         Raises:
             NonFiniteError: a merged value is NaN or infinite; nothing is changed then.
         """
-        weights = self.weighting.weights(updates, server)
-        self.apply(server, mean_change(updates, weights, server.names("shared")))
-        self.merge_groups(server, updates, weights)
+        with server.undo_on_error():
+            weights = self.weighting.weights(updates, server)
+            self.apply(server, mean_change(updates, weights, server.names("shared")))
+            self.merge_groups(server, updates, weights)
 
     def apply(self, server: Server, change: Values) -> None:
         """Let the server optimizer change the shared values."""
@@ -278,6 +290,18 @@ def check_values(values: Values, names: Values) -> None:
                 f"the merged tensor {name!r} has values that are NaN or infinite",
                 mend="lower the learning rate of the devices or the server, or set clip",
             )
+
+
+def take_over(at: Context) -> tuple[MovePhase, ...]:
+    """The phase that takes the aggregator's values over: part of each plan, so that it says all that is done."""
+    return (MovePhase(group=at.traveling, toward="global", rate=1.0),) if at.traveling else ()
+
+
+def local_plan(
+    at: Context, *phases: Phase, keep: tuple[str, ...] = (), serve: str | ServeMix = "theta"
+) -> Plan:
+    """A plan that takes the aggregator's values over, runs these phases and sends nothing."""
+    return Plan(phases=(*take_over(at), *phases), keep=keep, serve=serve, seed=at.seed % 2**63)
 
 
 def without_upload(plan: Plan) -> Plan:
