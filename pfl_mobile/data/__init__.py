@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from pfl_mobile.data import nus_sms, shakespeare, sotu, synthetic
+from pfl_mobile.data import cgm_hall, cmapss, movielens, nus_sms, shakespeare, sotu, synthetic, wisdm
 from pfl_mobile.data.cache import cache_dir
 from pfl_mobile.data.fetch import get, load, population
 from pfl_mobile.data.registry import (
@@ -39,9 +39,12 @@ __all__ = [
     "UserSplit",
     "UserText",
     "cache_dir",
+    "cgm_hall",
+    "cmapss",
     "find",
     "get",
     "load",
+    "movielens",
     "names",
     "nus_sms",
     "population",
@@ -52,4 +55,5 @@ __all__ = [
     "split_texts",
     "summary",
     "synthetic",
+    "wisdm",
 ]
