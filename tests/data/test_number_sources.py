@@ -373,7 +373,7 @@ def from_buffer(array: np.ndarray) -> Made:
 def frame(columns: object, *blocks: Made) -> bytes:
     index = Made("pandas.core.indexes.base", "_new_Index", np.ndarray, {"data": columns, "name": None})
     manager = Made("pandas.core.internals.managers", "BlockManager", blocks, [index, None])
-    return pickle.dumps(Made("pandas.core.frame", "DataFrame", state={"_mgr": manager}))
+    return pickle.dumps(Made("pandas.core.frame", "DataFrame", state={"_mgr": manager}), protocol=5)
 
 
 @pytest.mark.usefixtures("pandas_names")
