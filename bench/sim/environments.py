@@ -1,0 +1,64 @@
+"""A virtual environment for each peer, made once and kept in the cache folder of ``pfl``."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pfl_mobile.data.cache import cache_dir
+
+#: What each peer needs besides PyTorch, which is of the same version for all systems.
+REQUIREMENTS = {
+    "pfl_research": ("pfl>=0.6,<0.7",),
+    "flower": ("flwr[simulation]>=1.41,<1.43",),
+}
+
+
+class EnvironmentFailed(Exception):
+    """A peer's environment could not be made; the message ends with what pip said last."""
+
+
+def python_of(system: str, say: Callable[[str], None]) -> Path:
+    """The interpreter that runs ``system``: this one for ours and the plain loop.
+
+    Raises:
+        EnvironmentFailed: venv or pip failed; nothing half made is left.
+    """
+    if system not in REQUIREMENTS:
+        return Path(sys.executable)
+    torch = importlib.metadata.version("torch").split("+")[0]
+    wanted = [*REQUIREMENTS[system], f"torch=={torch}", "numpy>=1.26,<3"]
+    key = hashlib.sha256("|".join([sys.version, *wanted]).encode()).hexdigest()[:10]
+    folder = cache_dir() / "bench" / f"{system}-{key}"
+    python = folder / "bin" / "python"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (folder.parent / f"{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "complete").exists():
+                say(f"make the environment of {system} (minutes, once): {', '.join(wanted)}")
+                _make(folder, python, wanted)
+    except OSError as error:
+        raise EnvironmentFailed(f"{folder}: {error}") from error
+    return python
+
+
+def _make(folder: Path, python: Path, wanted: list[str]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    steps = (
+        [sys.executable, "-m", "venv", str(folder)],
+        [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet", *wanted],
+    )
+    for step in steps:
+        done = subprocess.run(step, capture_output=True, text=True)
+        if done.returncode:
+            shutil.rmtree(folder, ignore_errors=True)
+            said = (done.stderr.strip() or done.stdout.strip())[-600:]
+            raise EnvironmentFailed(f"{' '.join(step[:4])} ... failed: {said}")
+    (folder / "complete").touch()
