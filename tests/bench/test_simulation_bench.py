@@ -1,0 +1,134 @@
+"""The benchmark of simulators in small: same data and models for all, and honest about what fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pfl_mobile.local.batches import epoch_order
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+
+from sim import driver, environments
+from sim.job import Job, Meter
+from sim.watch import MARK, Watch, end_all, marked
+from sim.workloads import WORKLOADS, Prepared, loss, prepare
+
+
+@pytest.fixture(params=sorted(WORKLOADS))
+def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> Prepared:
+    prepare(WORKLOADS[request.param], tmp_path, rounds=2, clients=6, cohort=3)
+    return Prepared(request.param, tmp_path)
+
+
+def test_plain_and_personalized_model_are_the_same(prepared: Prepared) -> None:
+    example = prepared.example()
+    x = example[prepared.workload.inputs]
+    plain, ours = prepared.module(), prepared.personalized()
+    torch.testing.assert_close(plain(x), ours(x))
+    assert list(ours.values()) == list(prepared.initial())
+    task_loss = prepared.task().losses(ours(x), example).mean()
+    torch.testing.assert_close(loss(plain(x), example["labels"]), task_loss)
+
+
+def test_batches_come_in_the_order_of_the_device(prepared: Prepared) -> None:
+    rows = prepared.rows(prepared.cohort(1)[2])
+    order = epoch_order(len(rows["labels"]), prepared.seed(1, prepared.cohort(1)[2]), 0, 0)
+    labels = torch.cat([y for _, y in prepared.batches(1, 2)])
+    np.testing.assert_array_equal(labels.numpy(), rows["labels"][order])
+
+
+def test_cohorts_begin_again_after_the_last(prepared: Prepared) -> None:
+    assert prepared.cohort(2) == prepared.cohort(0)
+    assert prepared.seed(2, 5) == prepared.seed(0, 5)
+    np.testing.assert_array_equal(prepared.order(3, 1), prepared.order(1, 1))
+
+
+def test_preparing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    digests = {prepare(WORKLOADS["tiny"], tmp_path / d, rounds=1, clients=4, cohort=2) for d in "ab"}
+    assert len(digests) == 1
+
+
+def small(**changes: object) -> driver.Options:
+    return driver.Options(
+        **{
+            "workloads": ("tiny",),
+            "systems": ("sequential",),
+            "processes": 1,
+            "repeats": 1,
+            "seconds": 0.01,
+            "rounds": 2,
+            "clients": 12,
+            "cohort": 4,
+            **changes,  # type: ignore[arg-type]
+        }
+    )
+
+
+def test_a_system_that_cannot_be_installed_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", "No matching distribution found for pfl")
+
+    monkeypatch.setenv("PFL_CACHE", str(tmp_path))
+    monkeypatch.setattr(environments.subprocess, "run", fail)
+    result = driver.compare(small(systems=("pfl_research",)), lambda _: None)
+    (error,) = result["errors"]
+    assert error["system"] == "pfl_research"
+    assert "No matching distribution" in error["error"]
+    assert "pfl_research" not in result["workloads"]["tiny"]
+    assert "pfl_research" in driver.table(result, ("pfl_research",))
+    assert not list(tmp_path.rglob("complete"))
+
+
+def test_a_run_that_fails_is_an_error_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(driver.MODULES, "pfl_mobile", "nothing_of_this_name")
+    result = driver.compare(small(systems=("pfl_mobile", "sequential")), lambda _: None)
+    assert [e["system"] for e in result["errors"]] == ["pfl_mobile"]
+    assert "nothing_of_this_name" in result["errors"][0]["error"]
+    row = result["workloads"]["tiny"]["sequential"]
+    assert row["updates_per_s"] > 0
+    assert row["peak_mb"] > 50
+    assert row["startup_s"] > 0
+    json.dumps(result)
+
+
+def test_meter_leaves_the_first_round_out_and_compares_after_the_agreed_one(tmp_path: Path) -> None:
+    meter = Meter(Job("tiny", "", str(tmp_path), processes=1, rounds=3, seconds=0))
+    more = [meter.round_done(5, lambda i=i: {"w": np.full(2, i)}) for i in range(3)]
+    assert more == [True, True, False]
+    meter.report(("numpy", "no-such-package"))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["updates"] == 10
+    assert report["versions"]["no-such-package"] == "not installed"
+    assert np.load(tmp_path / "model.npz")["w"].tolist() == [2, 2]
+
+
+def test_watch_counts_processes_that_left_the_group() -> None:
+    code = (
+        "import subprocess, sys; "
+        "subprocess.Popen([sys.executable, '-c', 'x = bytearray(80 << 20); input()'], stdin=subprocess.PIPE, "
+        "start_new_session=True); print(flush=True); input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env={MARK: "abc"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    watch = Watch("abc")
+    for _ in range(200):
+        watch.sample()
+        if watch.peak_mb > 80:
+            break
+    assert watch.peak_mb > 80
+    assert len(marked("abc")) == 2
+    end_all("abc")
+    process.wait()
+    assert not marked("abc")
