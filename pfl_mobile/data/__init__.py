@@ -9,7 +9,18 @@
 
 from __future__ import annotations
 
-from pfl_mobile.data import cgm_hall, cmapss, movielens, nus_sms, shakespeare, sotu, synthetic, wisdm
+from pfl_mobile.data import (
+    cgm_hall,
+    cmapss,
+    fashion_mnist,
+    mnist,
+    movielens,
+    nus_sms,
+    shakespeare,
+    sotu,
+    synthetic,
+    wisdm,
+)
 from pfl_mobile.data.cache import cache_dir
 from pfl_mobile.data.fetch import get, load, population
 from pfl_mobile.data.registry import (
@@ -41,9 +52,11 @@ __all__ = [
     "cache_dir",
     "cgm_hall",
     "cmapss",
+    "fashion_mnist",
     "find",
     "get",
     "load",
+    "mnist",
     "movielens",
     "names",
     "nus_sms",
