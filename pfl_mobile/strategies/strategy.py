@@ -78,6 +78,14 @@ class Context:
         """Whether gradients train a tensor of this role."""
         return any(t.role == role and t.update == "gradient" for t in self.table)
 
+    def need(self, role: str, strategy: Strategy) -> None:
+        """Refuse a model without trained tensors of this role (ConfigError)."""
+        if not self.has(role):
+            raise ConfigError(
+                f"{type(strategy).__name__} needs tensors with the role {role!r}, the model has none",
+                mend=f"give some tensors the role {role!r}",
+            )
+
     @property
     def traveling(self) -> tuple[str, ...]:
         """Patterns of the trained tensors that are sent."""

@@ -133,3 +133,14 @@ def rows_of(**arrays: np.ndarray) -> Rows:
     """Rows of weight 1; floating arrays become float32."""
     rows = {n: v.astype(np.float32) if v.dtype.kind == "f" else v for n, v in arrays.items()}
     return rows | {"weight": np.ones(len(next(iter(rows.values()))), np.float32)}
+
+
+def quadratic(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """H and g with gradient H z - g of the mean loss of ``LeastSquares``, z = (w, b), float64."""
+    x = np.concatenate([rows["x"], np.ones((len(rows["x"]), 1))], axis=1).astype(np.float64)
+    return x.T @ x / len(x), x.T @ rows["y"].astype(np.float64) / len(x)
+
+
+def flat(tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """z = (w, b) of ``LeastSquares``."""
+    return np.concatenate([tensors["w"], tensors["b"]]).astype(np.float64)
