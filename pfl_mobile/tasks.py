@@ -6,6 +6,7 @@ and importance weights are exact: sums are weighted sums and the caller divides 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -232,3 +233,64 @@ class CustomTask(Task):
     def predict(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The user's prediction, or the output as ``value``."""
         return self.prediction(output, batch) if self.prediction else {"value": output}
+
+
+@dataclass(frozen=True)
+class TiltedTask(Task):
+    """Another task with tilted examples (Li 2021, TERM, arXiv 2007.01162); made by :func:`tilted_task`.
+
+    The mean loss of a batch is what it was, so losses stay comparable; its gradient becomes that of
+
+        (1/t) log(sum_i w_i exp(t l_i) / sum_i w_i),
+
+    the mean of the examples' gradients with the weights w_i exp(t l_i) (the paper's lemma 1), which enter as
+    constants. The losses of a batch are not independent of each other: tilting is within the batch, as in the
+    paper's batch solver; batches whose gradients are added for one step are tilted one by one.
+    """
+
+    task: Task
+    t: float
+
+    def __post_init__(self) -> None:
+        """Take over what the task reads (ConfigError for a tilt that is not finite)."""
+        if not math.isfinite(self.t):
+            raise ConfigError(f"tilt {self.t!r} is not a finite number", mend="give for instance t=1.0")
+        for name in ("kind", "inputs", "labels", "predict_extra"):
+            object.__setattr__(self, name, getattr(self.task, name))
+
+    @property
+    def specials(self) -> int:
+        """How many of the first classes the task never predicts."""
+        return int(getattr(self.task, "specials", 0))
+
+    def losses(self, output: Tensor, batch: Batch) -> Tensor:
+        """The task's losses; their gradients are scaled by exp(t l_i) over the batch's mean of it."""
+        losses = self.task.losses(output, batch)
+        weight, fixed = batch["weight"], losses.detach()
+        exponent = torch.where(weight > 0, self.t * fixed, torch.full_like(fixed, NEVER))
+        tilt = torch.exp(exponent - exponent.amax())
+        # The largest tilt is 1, so the sum is only small where nothing counts.
+        scale = tilt * (weight.sum() / torch.clamp((weight * tilt).sum(), min=1e-30))
+        return fixed + scale * (losses - fixed)
+
+    def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The task's metrics."""
+        return self.task.metrics(output, batch)
+
+    def predict(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The task's predictions."""
+        return self.task.predict(output, batch)
+
+    def manifest(self) -> dict[str, object]:
+        """The task's entry."""
+        return self.task.manifest()
+
+
+def tilted_task(task: Task, t: float) -> Task:
+    """The task with examples tilted by ``t``: above 0 hard examples count more (at large t only the hardest), below
+    0 less (outliers are ignored); 0 is the task itself.
+
+    Raises:
+        ConfigError: t is not finite.
+    """
+    return task if t == 0 else TiltedTask(task, t)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,3 +65,20 @@ class ByLoss(Weighting):
     def measures(self, at: Context) -> tuple[Phase, ...]:
         """The training loss before training, as the report ``sent_loss``."""
         return (MeasurePhase(report=SENT_LOSS),)
+
+
+def group_losses(
+    names: Sequence[str], losses: np.ndarray, examples: np.ndarray
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Mean loss over the examples of each group, and how many they are.
+
+    Args:
+        names: group of each device.
+        losses: mean loss of each device, [n].
+        examples: of each device, [n].
+    """
+    of = np.asarray(names)
+    groups = sorted(set(names))
+    sizes = {g: int(examples[of == g].sum()) for g in groups}
+    means = {g: float((losses * examples)[of == g].sum() / sizes[g]) for g in groups}
+    return means, sizes
