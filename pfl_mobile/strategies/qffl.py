@@ -1,0 +1,90 @@
+"""q-FFL: the worse a device's loss, the more it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+
+from pfl_mobile.local.plan import MeasurePhase, Phase
+from pfl_mobile.strategies.registry import Param, register
+from pfl_mobile.strategies.strategy import Context, Server, Strategy, mean_change
+from pfl_mobile.strategies.weighting import SENT_LOSS, ByLoss
+
+if TYPE_CHECKING:
+    from pfl_mobile.strategies.updates import Updates
+
+#: Added to every loss, as in the authors' code, so that F^(q-1) exists at a loss of 0.
+TINY = 1e-10
+
+Power = Annotated[float, Param("how much large losses count; 0 is FedAvg", low=0.0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QFair(ByLoss):
+    """Weights n_k * F_k^q: the direction of q-FFL's gradient, for any strategy.
+
+    Without the step size that :class:`QFedAvg` derives: the merge is a mean, as in FedAvg.
+    """
+
+    q: Power = 1.0
+
+    def weights(self, updates: Updates, server: Server) -> np.ndarray:
+        """Proportional to n_k * F_k^q; the largest loss is scaled to 1 so that no power overflows."""
+        losses = updates.report(SENT_LOSS) + TINY
+        return np.asarray(updates.examples * (losses / losses.max()) ** self.q, np.float64)
+
+
+@register(
+    "qffl",
+    title="q-FedAvg: fair resource allocation",
+    paper="Li, Sanjabi, Beirami, Smith 2020, Fair resource allocation in federated learning (arXiv 1905.10497)",
+    shares="all trained tensors, and one loss",
+)
+@dataclass(frozen=True, kw_only=True)
+class QFedAvg(Strategy):
+    """Minimizes f_q(w) = sum_k p_k / (q + 1) * F_k(w)^(q+1) (the paper's equation 2) by its algorithm 2.
+
+    With the devices' changes c_k = w_k - w and L the inverse of their learning rate:
+
+        Delta_k = -F_k^q * L * c_k
+        h_k     = q * F_k^(q-1) * |L * c_k|^2 + L * F_k^q       (a bound of the local Lipschitz constant)
+        w      <- w - sum_k p_k Delta_k / sum_k p_k h_k
+
+    Differs from the paper: it draws devices with probability p_k and counts them equally; ours are drawn
+    uniformly, so p_k (``weighting``, by examples) is in both sums. Tensors of groups are merged with the same
+    weights, without h_k.
+
+    Limits: q = 0 is FedAvg; q -> infinity approaches the device with the largest loss alone (AFL).
+    """
+
+    q: Power = 1.0
+    lipschitz: Annotated[
+        float,
+        Param("L: the inverse of the devices' learning rate", low=0.0, open=("low",)),
+    ] = 10.0
+
+    def phases(self, at: Context) -> tuple[Phase, ...]:
+        """Measure F_k, then train."""
+        return (MeasurePhase(report=SENT_LOSS), *super().phases(at))
+
+    def merge(self, server: Server, updates: Updates) -> None:
+        """The step of algorithm 2."""
+        with server.undo_on_error():
+            self._step(server, updates)
+
+    def _step(self, server: Server, updates: Updates) -> None:
+        losses = updates.report(SENT_LOSS) + TINY
+        largest = losses.max()
+        p = self.weighting.weights(updates, server)
+        # Numerator and denominator are divided by largest^q * L, so that no power overflows.
+        fair = p * (losses / largest) ** self.q
+        names = server.names("shared")
+        flat = [updates.of(n).reshape(len(updates), -1) for n in names]
+        norms = sum((np.einsum("ij,ij->i", c, c, dtype=np.float64) for c in flat), np.zeros(len(updates)))
+        steep = self.q * p * (losses / largest) ** (self.q - 1) / largest * self.lipschitz * norms
+        change = mean_change(updates, fair, names)
+        shrink = np.float32(fair.sum() / (fair + steep).sum()) if change else np.float32(0)
+        self.apply(server, {name: shrink * delta for name, delta in change.items()})
+        self.merge_groups(server, updates, fair)
