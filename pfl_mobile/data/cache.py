@@ -76,7 +76,7 @@ def write(dataset: Dataset, data: UserText) -> Path:
 def write_table(dataset: ArrayDataset, table: Table) -> Path:
     """Store a parsed table, as ``write`` does."""
     with _replacing(dataset) as out:
-        np.savez(out, allow_pickle=False, **table)
+        np.savez(out, **table)
     return path_of(dataset)
 
 

@@ -19,6 +19,7 @@ from pfl_mobile.data import cache as store
 from pfl_mobile.data import obtain, registry
 from pfl_mobile.data.usertext import Message, UserText
 from pfl_mobile.errors import DataError, MissingDependencyError, NetworkError, UnknownNameError
+from pfl_mobile.text import TextEncoder, WordTokenizer
 
 from .conftest import tarball
 
@@ -59,6 +60,16 @@ def test_load_reads_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text('{"user": "a", "text": "x"}\n')
     assert data.load(str(path)).texts("a") == ["x"]
+
+
+def test_messages_make_a_population_with_an_encoder(sms_zip: Path, pin: Pin) -> None:
+    pin("nus-sms", sms_zip)
+    texts = data.get("nus-sms", sms_zip)
+    encoder = TextEncoder(WordTokenizer.train(texts.all_texts(), 20), 8, 20)
+    found = data.population("nus-sms", encoder=encoder, fraction=0.5)
+    assert [found.id(i) for i in range(len(found))] == ["7", "8"]
+    assert len(found.train(0)["tokens"]) == len(found.test(0)["tokens"]) == 1
+    assert len(found.test(1)["tokens"]) == 0
 
 
 def test_a_damaged_cache_is_read_anew(sms_zip: Path, pin: Pin, cache: Path) -> None:
