@@ -50,7 +50,7 @@ class TracedProgram:
 
 
 @contextlib.contextmanager
-def _plain_kernels() -> Iterator[None]:
+def plain_kernels() -> Iterator[None]:
     """Keep PyTorch from fused kernels that have no decomposition, or a wrong one.
 
     Recurrent layers and the encoder's fast path have none. Fused attention, where it is called from inside another
@@ -213,7 +213,7 @@ def _trace(
 
     examples = [t.detach().clone() for t in (*batch.values(), *values.values())]
     try:
-        with _plain_kernels():
+        with plain_kernels():
             graph = make_fx(flat, decomposition_table=decompositions(), tracing_mode="real")(*examples)
             _check_random(name, graph)
             if any(_mutates(node) for node in graph.graph.nodes):

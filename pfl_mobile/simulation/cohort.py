@@ -1,0 +1,351 @@
+"""Local training of a whole cohort: the plan of a device, run for many clients at once."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from pfl_mobile.errors import ConfigError, ExportError, NoExamplesError, TensorMismatchError, near
+from pfl_mobile.local.batches import Rows, weighted_rows
+from pfl_mobile.local.phases import check_plan
+from pfl_mobile.local.plan import ChoosePhase, MeasurePhase, Plan, TrainPhase
+from pfl_mobile.modules.model import PersonalizedModel
+from pfl_mobile.simulation.compiled import SCALE
+from pfl_mobile.simulation.feed import Feed
+from pfl_mobile.simulation.lanes import Arrays, FlatSet, Lanes
+from pfl_mobile.simulation.phases import measured, run_plan
+from pfl_mobile.simulation.steps import Steps
+from pfl_mobile.tasks import Batch, Task
+
+#: The most lanes that ``calibrate`` tries.
+MOST_LANES = {"cpu": 64, "cuda": 1024}
+
+
+@dataclass
+class Client:
+    """One client of a cohort.
+
+    Attributes:
+        rows: training rows.
+        seed: of the plan's shuffles for this client in this round.
+        tensors: device tensors that differ from the common start.
+        copies: kept copies of earlier rounds.
+        sets: sets of this client alone; one of the same name as a common set takes its place.
+    """
+
+    rows: Rows
+    seed: int
+    tensors: Arrays = field(default_factory=dict)
+    copies: Mapping[str, Arrays] = field(default_factory=dict)
+    sets: Mapping[str, Arrays] = field(default_factory=dict)
+
+
+@dataclass
+class Outcome:
+    """What training made of one client.
+
+    Attributes:
+        tensors: the gradient-trained device tensors afterwards; those from before where there is a failure.
+        copies: the copies that the plan keeps.
+        reports: what ``measure`` and ``choose`` phases found; ``loss``: mean training loss over all steps.
+        steps: optimizer steps.
+        failure: why this client must not be merged; None where all is well.
+    """
+
+    tensors: dict[str, np.ndarray]
+    copies: dict[str, dict[str, np.ndarray]]
+    reports: dict[str, float]
+    steps: int
+    failure: str | None = None
+
+
+class CohortTrainer:
+    """Runs a plan for many clients at once; to float32 accuracy what each alone gets from ``local.phases``.
+
+    The same inputs, order of clients and ``lanes`` give the same bits. A client whose training diverges changes
+    nothing for the others. PyTorch's threads are left as they are; on a CPU one thread in each of several
+    processes is fastest.
+
+    Args:
+        model: the model of all clients.
+        task: loss and metrics.
+        example: one batch; its first axis is the batch size.
+        lanes: how many clients one call of the program trains; None measures it at the first use.
+        device: where training runs, for instance ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError: the batch does not fit the task.
+        ExportError: the model cannot be traced.
+    """
+
+    def __init__(
+        self,
+        model: PersonalizedModel,
+        task: Task,
+        example: Batch,
+        *,
+        lanes: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        if lanes is not None and lanes < 1:
+            raise ConfigError(f"lanes={lanes}", mend="give 1 or more, or None to measure")
+        self.device = torch.device(device)
+        self._steps = Steps(model, task, example, self.device)
+        self._lanes = lanes
+        self._values = {name: value.numpy() for name, value in model.values().items()}
+
+    @property
+    def lanes(self) -> int:
+        """How many clients one call trains; measured now if it was not given."""
+        if self._lanes is None:
+            self._lanes, _ = self.calibrate()
+        return self._lanes
+
+    def run(
+        self,
+        plan: Plan,
+        clients: Sequence[Client],
+        start: Arrays,
+        sets: Mapping[str, Mapping[str, np.ndarray]],
+    ) -> list[Outcome]:
+        """Train every client; outcomes in the order of the clients.
+
+        Args:
+            plan: what each client does.
+            clients: rows and personal state.
+            start: device tensors common to all clients; the model's own for those it lacks.
+            sets: sets common to all, ``initial`` and ``global`` among them.
+
+        Raises:
+            ConfigError: the plan has a phase that a cohort cannot run, or names what is not there.
+            TensorMismatchError: rows or tensors do not fit the model.
+        """
+        check_plan(plan, self._steps.table, {**sets, **_own_sets(clients)}, _names(c.copies for c in clients))
+        rows: dict[int, Rows] = {}
+        outcomes: dict[int, Outcome] = {}
+        phases = set(plan.steps())
+        needs_rows = any(isinstance(p, TrainPhase | MeasurePhase | ChoosePhase) for p in phases)
+        for k, client in enumerate(clients):
+            self._check(client.rows)
+            try:
+                rows[k] = weighted_rows(client.rows, "training rows")
+            except NoExamplesError as error:
+                if not needs_rows:
+                    rows[k] = client.rows
+                    continue
+                outcomes[k] = Outcome(self._before(client, start), {}, {}, 0, error.message)
+        order = sorted(rows, key=lambda k: -len(rows[k]["weight"]))
+        with torch.inference_mode():
+            common = _Flattened(sets, self._flat)
+            kinds = ["step"] if any(isinstance(p, TrainPhase) for p in phases) else []
+            kinds += ["evaluate"] if any(isinstance(p, MeasurePhase | ChoosePhase) for p in phases) else []
+            for begin in range(0, len(order), self.lanes):
+                part = order[begin : begin + self.lanes]
+                group = [clients[k] for k in part]
+                lanes = self._group(group, [rows[k] for k in part], kinds, start, common)
+                run_plan(plan, lanes, self._steps, self._sizes())
+                for lane, k in enumerate(part):
+                    outcomes[k] = self._outcome(plan, lanes, lane, start)
+        return [outcomes[k] for k in range(len(clients))]
+
+    def evaluate(
+        self, rows: Sequence[Rows], tensors: Sequence[Arrays], start: Arrays
+    ) -> list[dict[str, float]]:
+        """Metrics of each client's rows with ``start`` overlaid by the client's tensors.
+
+        Returns:
+            ``loss`` and the task's metrics, sums divided by the weight; {} for a client without weighted rows.
+        """
+        results: list[dict[str, float]] = [{} for _ in rows]
+        kept: dict[int, Rows] = {}
+        for k, own in enumerate(rows):
+            self._check(own)
+            try:
+                kept[k] = weighted_rows(own)
+            except NoExamplesError:
+                continue
+        order = sorted(kept, key=lambda k: -len(kept[k]["weight"]))
+        with torch.inference_mode():
+            for begin in range(0, len(order), self.lanes):
+                part = order[begin : begin + self.lanes]
+                group = [Client(kept[k], 0, tensors[k]) for k in part]
+                lanes = self._group(group, [kept[k] for k in part], ["evaluate"], start, {})
+                metrics = measured(lanes, self._steps, self._sizes())
+                for lane, k in enumerate(part):
+                    results[k] = {name: float(values[lane]) for name, values in metrics.items()}
+        return results
+
+    def calibrate(self, most: int | None = None, seconds: float = 0.2) -> tuple[int, dict[int, float]]:
+        """Measure a step of SGD for 1, 2, 4, ... lanes: the best number, and seconds per client and step of each.
+
+        It stops where two numbers in a row were a fifth slower than the best.
+
+        Args:
+            most: the most lanes to try.
+            seconds: time for each number of lanes.
+        """
+        most = MOST_LANES.get(self.device.type, 64) if most is None else most
+        found: dict[int, float] = {}
+        size = 1
+        while size <= most:
+            try:
+                found[size] = self._time(size, seconds) / size
+            except ExportError:
+                if size == 1:
+                    raise
+                break  # an operator that cannot be batched: one client at a time it is
+            best = min(found.values())
+            if len(found) > 2 and all(t > 1.2 * best for t in list(found.values())[-2:]):
+                break
+            size *= 2
+        return min(found, key=lambda k: found[k]), found
+
+    def _time(self, lanes: int, seconds: float) -> float:
+        """Shortest time of one step of the example batch."""
+        steps = self._steps
+        function = steps.function("step", lanes, names=steps.names, sgd=True)
+        theta = torch.from_numpy(np.tile(self._start_row({}), (lanes, 1))).to(self.device)
+        arguments = []
+        for name in steps.inputs("step", lanes):
+            if name in steps.layout.places:
+                arguments.append(steps.layout.view(theta, name, single=lanes == 1))
+            else:
+                like = steps.graph("step", lanes).inputs[name]
+                arguments.append((torch.zeros_like(like) if name == SCALE else like).to(self.device))
+        shortest, end = math.inf, time.perf_counter() + seconds
+        with torch.inference_mode():
+            while time.perf_counter() < end or math.isinf(shortest):
+                began = time.perf_counter()
+                function(*arguments)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                shortest = min(shortest, time.perf_counter() - began)
+        return shortest
+
+    # -- parts of a run --------------------------------------------------------------------------------------
+
+    def _sizes(self) -> list[int]:
+        sizes, size = [self.lanes], self.lanes
+        while size > 1:
+            size = -(-size // 2)
+            sizes.append(size)
+        return sizes[::-1]
+
+    def _check(self, rows: Mapping[str, np.ndarray]) -> None:
+        for name, like in self._steps.batch.items():
+            if name not in rows:
+                raise TensorMismatchError(
+                    f"the rows have no {name!r}", mend=f"give {sorted(self._steps.batch)}"
+                )
+            value, dtype = rows[name], str(like.dtype).removeprefix("torch.")
+            if value.dtype.name != dtype or value.shape[1:] != tuple(like.shape[1:]):
+                raise TensorMismatchError(
+                    f"rows of {name!r} are {value.dtype} {list(value.shape)}, the model takes {dtype} "
+                    f"[rows, {', '.join(map(str, like.shape[1:]))}]",
+                    mend="encode the examples for this model",
+                )
+
+    def _flat(self, values: Mapping[str, np.ndarray], name: str) -> FlatSet:
+        row = np.zeros((1, self._steps.layout.size), np.float32)
+        held = self._steps.layout.write_scaled(row[0], values, f"the set {name!r}")
+        return FlatSet(torch.from_numpy(row).to(self.device), [held])
+
+    def _group(
+        self,
+        clients: Sequence[Client],
+        rows: Sequence[Rows],
+        kinds: Sequence[str],
+        start: Arrays,
+        sets: Mapping[str, FlatSet],
+    ) -> Lanes:
+        steps = self._steps
+        theta = np.empty((len(clients), steps.layout.size), np.float32)
+        theta[:] = self._start_row(start)
+        for row, client in zip(theta, clients, strict=True):
+            self._known(client.tensors)
+            steps.layout.write(row, client.tensors, "the client's tensor")
+        used = {"weight"}.union(*(steps.inputs(kind) for kind in kinds))
+        entries = [name for name in steps.batch if name in used]
+        feed = Feed(rows, [c.seed for c in clients], steps.size, entries, self.device)
+        others = {}
+        for info in steps.table:
+            if info.name in used and info.name not in steps.layout.places:
+                common = start.get(info.name, self._values[info.name])
+                own = [np.asarray(c.tensors.get(info.name, common)) for c in clients]
+                others[info.name] = torch.from_numpy(np.stack(own)).to(self.device)
+        lanes = Lanes(clients, feed, steps.layout, torch.from_numpy(theta).to(self.device), others, sets)
+        lanes.load_copies()
+        return lanes
+
+    def _start_row(self, start: Arrays) -> np.ndarray:
+        self._known(start)
+        row = np.zeros(self._steps.layout.size, np.float32)
+        self._steps.layout.write(row, {**self._values, **start}, "the start's tensor")
+        return row
+
+    def _known(self, values: Arrays) -> None:
+        for name in values:
+            if name not in self._values:
+                raise TensorMismatchError(f"{name!r} is no device tensor", mend=near(name, self._values))
+
+    def _before(self, client: Client, start: Arrays) -> dict[str, np.ndarray]:
+        row = self._start_row(start)
+        self._steps.layout.write(row, client.tensors, "the client's tensor")
+        return self._steps.layout.read(row)
+
+    def _outcome(self, plan: Plan, lanes: Lanes, lane: int, start: Arrays) -> Outcome:
+        steps = int(lanes.done[lane])
+        reports = dict(lanes.reports[lane])
+        if steps:
+            reports.setdefault("loss", float(lanes.losses[lane] / steps))
+        failure = lanes.failures[lane]
+        if failure is not None:
+            client = lanes.clients[lane]
+            copies = {c: dict(v) for c, v in client.copies.items()}
+            return Outcome(self._before(client, start), copies, reports, steps, failure)
+        layout = self._steps.layout
+        kept = {
+            name: layout.read(copy.flat[lane].cpu().numpy(), copy.names[lane])
+            for name, copy in lanes.copies.items()
+            if plan.keep is None or name in plan.keep
+        }
+        return Outcome(layout.read(lanes.theta[lane].cpu().numpy()), kept, reports, steps)
+
+
+class _Flattened(Mapping[str, FlatSet]):
+    """Common sets, each made flat when a plan first reads it."""
+
+    def __init__(
+        self,
+        sets: Mapping[str, Mapping[str, np.ndarray]],
+        flatten: Callable[[Mapping[str, np.ndarray], str], FlatSet],
+    ) -> None:
+        self._sets, self._flatten = sets, flatten
+        self._made: dict[str, FlatSet] = {}
+
+    def __getitem__(self, name: str) -> FlatSet:
+        if name not in self._made:
+            self._made[name] = self._flatten(self._sets[name], name)
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sets
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sets)
+
+    def __len__(self) -> int:
+        return len(self._sets)
+
+
+def _names(mappings: Iterable[Mapping[str, object]]) -> list[str]:
+    return sorted({name for mapping in mappings for name in mapping})
+
+
+def _own_sets(clients: Sequence[Client]) -> dict[str, Arrays]:
+    return {name: {} for client in clients for name in client.sets}

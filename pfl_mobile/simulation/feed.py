@@ -1,0 +1,147 @@
+"""The batches of several clients, step by step, gathered by one index operation for many steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfl_mobile.local.batches import Rows, epoch_order
+from pfl_mobile.local.phases import phase_steps
+from pfl_mobile.local.plan import Lookahead, TrainPhase
+
+#: Bytes of gathered rows that are held at a time.
+CHUNK_BYTES = 1 << 25
+
+
+@dataclass
+class Helping:
+    """What one gradient is taken of: one or several batches of every lane.
+
+    Attributes:
+        batches: entry name to tensor [lanes, batch, ...], in order; rows that only pad have weight 0.
+        weights: total weight over all batches, float64 [lanes]; 0 for a lane that has no step any more.
+    """
+
+    batches: list[dict[str, Tensor]]
+    weights: np.ndarray
+
+
+class Feed:
+    """The rows of a group of clients.
+
+    Args:
+        rows: of each client, all with positive weight, at least one row each.
+        seeds: of each client's shuffles.
+        size: rows of a batch.
+        entries: which arrays are wanted, ``weight`` among them.
+        device: where they go.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Rows],
+        seeds: Sequence[int],
+        size: int,
+        entries: Sequence[str],
+        device: torch.device,
+    ) -> None:
+        self.counts = [len(r["weight"]) for r in rows]
+        self.seeds, self.size, self.device = list(seeds), size, device
+        self.bases = np.concatenate([[0], np.cumsum(self.counts)[:-1]])
+        self.data = {}
+        for name in entries:
+            parts = [torch.from_numpy(np.ascontiguousarray(r[name])) for r in rows]
+            self.data[name] = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(device)
+
+    def steps(self, phase: TrainPhase) -> list[int]:
+        """Optimizer steps of each client in this phase."""
+        return [phase_steps(phase, count, self.size) for count in self.counts]
+
+    def in_order(self) -> Iterator[Helping]:
+        """Every row once as it is, one batch at a time, for evaluation."""
+        lanes = [_Lane(n, b, self.size, 1, lambda _, n=n: np.arange(n)) for n, b in self._lanes()]  # type: ignore[misc]
+        yield from self._gather(lanes, [lane.helpings for lane in lanes], 1)
+
+    def train(self, phase: TrainPhase, index: int) -> Iterator[Helping]:
+        """The helpings of a train phase, two for each step with lookahead, as long as a lane has a step."""
+        used = 2 if isinstance(phase.evaluate_at, Lookahead) else 1
+        lanes = []
+        for (count, base), seed in zip(self._lanes(), self.seeds, strict=True):
+            batches = -(-count // self.size)
+            each = batches if phase.batches_per_step == "all" else min(phase.batches_per_step, batches)
+            lanes.append(
+                _Lane(
+                    count,
+                    base,
+                    self.size,
+                    each,
+                    lambda epoch, count=count, seed=seed: epoch_order(count, seed, index, epoch),  # type: ignore[misc]
+                )
+            )
+        totals = [steps * used for steps in self.steps(phase)]
+        if phase.hold_batch:
+            first = list(self._gather(lanes, [used] * len(lanes), used))
+            for _ in range(max(totals) // used):
+                yield from first
+        else:
+            yield from self._gather(lanes, totals, used)
+
+    def _lanes(self) -> list[tuple[int, int]]:
+        return [(count, int(base)) for count, base in zip(self.counts, self.bases, strict=True)]
+
+    def _gather(self, lanes: list[_Lane], totals: list[int], used: int) -> Iterator[Helping]:
+        deep = max(lane.each for lane in lanes)
+        row_bytes = sum(t[0].numel() * t.element_size() for t in self.data.values())
+        chunk = max(CHUNK_BYTES // (row_bytes * self.size * len(lanes) * deep) // used, 1) * used
+        for begin in range(0, max(totals), chunk):
+            end = min(begin + chunk, max(totals))
+            index = np.empty((end - begin, deep, len(lanes), self.size), np.int64)
+            valid = np.zeros(index.shape, bool)
+            for k, (lane, total) in enumerate(zip(lanes, totals, strict=True)):
+                lane.write(index[:, :, k], valid[:, :, k], begin, min(end, total))
+            yield from self._cut(index, valid)
+
+    def _cut(self, index: np.ndarray, valid: np.ndarray) -> Iterator[Helping]:
+        flat = torch.from_numpy(index.reshape(-1)).to(self.device)
+        taken = {}
+        for name, value in self.data.items():
+            rows = torch.index_select(value, 0, flat)
+            if name == "weight" and not valid.all():
+                rows[torch.from_numpy(np.flatnonzero(~valid.reshape(-1))).to(self.device)] = 0
+            taken[name] = rows.view(*index.shape, *value.shape[1:])
+        weights = taken["weight"].cpu().numpy().reshape(*index.shape[:3], -1).sum((1, 3), dtype=np.float64)
+        columns = {name: [slot.unbind(0) for slot in value.unbind(0)] for name, value in taken.items()}
+        for t in range(len(index)):
+            yield Helping(
+                [{name: c[t][j] for name, c in columns.items()} for j in range(index.shape[1])], weights[t]
+            )
+
+
+class _Lane:
+    """Row numbers of one client's helpings, epoch after epoch."""
+
+    def __init__(
+        self, count: int, base: int, size: int, each: int, order: Mapping[int, np.ndarray] | object
+    ) -> None:
+        self.count, self.base, self.size, self.each, self.order = count, base, size, each, order
+        self.helpings = -(-count // (size * each))
+
+    def write(self, index: np.ndarray, valid: np.ndarray, begin: int, end: int) -> None:
+        """Fill helpings begin..end - 1 into [helpings, batches, size]; the rest repeats the first row, invalid."""
+        index[...] = self.base
+        epoch = begin // self.helpings
+        while epoch * self.helpings < end:
+            padded = np.full(self.helpings * self.each * self.size, self.base, np.int64)
+            padded[: self.count] += self.order(epoch)  # type: ignore[operator]
+            true = np.arange(len(padded)) < self.count
+            shape = (self.helpings, self.each, self.size)
+            first = max(epoch * self.helpings, begin)
+            stop = min((epoch + 1) * self.helpings, end)
+            own = slice(first - epoch * self.helpings, stop - epoch * self.helpings)
+            index[first - begin : stop - begin, : self.each] = padded.reshape(shape)[own]
+            valid[first - begin : stop - begin, : self.each] = true.reshape(shape)[own]
+            epoch += 1

@@ -1,0 +1,75 @@
+"""The compiled steps of one model, for each number of lanes and each set of trained tensors that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfl_mobile.modules.model import PersonalizedModel
+from pfl_mobile.programs import check_batch, trained_names
+from pfl_mobile.simulation.compiled import Graph, stacked, trace_evaluate, trace_step
+from pfl_mobile.simulation.emit import emit
+from pfl_mobile.simulation.layout import Layout
+from pfl_mobile.tasks import Batch, Task
+
+#: Arguments of a compiled function: batch entries and device tensors by name.
+Tensors = Mapping[str, Tensor]
+
+
+class Steps:
+    """Compiles on first use.
+
+    Args:
+        model: the model, all clients'.
+        task: loss and metrics.
+        batch: one batch of examples.
+        device: where steps run.
+    """
+
+    def __init__(self, model: PersonalizedModel, task: Task, batch: Batch, device: torch.device) -> None:
+        check_batch(task, batch, labels=True)
+        self.model, self.task, self.device = model, task, device
+        self.batch = {k: batch[k] for k in (*task.inputs, *task.labels, "weight")}
+        self.size = len(self.batch["weight"])
+        self.table = model.device_tensors()
+        self.names = trained_names(model)
+        shapes = {info.name: tuple(info.shape) for info in self.table}
+        self.layout = Layout({name: shapes[name] for name in self.names})
+        self._graphs: dict[tuple[str, int, bool], Graph] = {}
+        self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    def graph(self, kind: str, lanes: int = 1, *, common: bool = False) -> Graph:
+        """The graph of ``step`` or ``evaluate`` for so many lanes; ``common`` device tensors have no lanes."""
+        key = (kind, lanes, common)
+        if key not in self._graphs:
+            with torch.inference_mode(False):  # the trace differentiates
+                if lanes == 1:
+                    trace = trace_step if kind == "step" else trace_evaluate
+                    self._graphs[key] = trace(self.model, self.task, self.batch)
+                else:
+                    shared = [info.name for info in self.table] if common else []
+                    self._graphs[key] = stacked(self.graph(kind), lanes, shared)
+        return self._graphs[key]
+
+    def inputs(self, kind: str, lanes: int = 1, *, common: bool = False) -> list[str]:
+        """Names that a function of this kind takes, in order."""
+        return list(self.graph(kind, lanes, common=common).inputs)
+
+    def function(
+        self,
+        kind: str,
+        lanes: int,
+        *,
+        names: Sequence[str] | None = None,
+        sgd: bool = False,
+        common: bool = False,
+    ) -> Callable[..., Any]:
+        """The compiled function; arguments in the order of ``inputs``."""
+        key = (kind, lanes, None if names is None else tuple(names), sgd, common)
+        if key not in self._functions:
+            graph = self.graph(kind, lanes, common=common)
+            self._functions[key] = emit(graph, device=self.device, names=names, sgd=sgd)
+        return self._functions[key]
