@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from pfl_mobile.errors import ConfigError, NonFiniteError
 from pfl_mobile.local.plan import CopyStart, Guard, MovePhase, Optimizer, Phase, Plan, Sgd, TrainPhase
@@ -46,7 +47,11 @@ class Local:
     clip: float | None = None
 
     def train(self, **terms: Any) -> TrainPhase:
-        """A train phase with these settings, and ``terms`` beside or in place of them."""
+        """A train phase with these settings, and ``terms`` beside or in place of them.
+
+        Raises:
+            ConfigError: they do not fit together, for instance lr * mu diverges.
+        """
         settings = {
             "epochs": self.epochs,
             "steps": self.steps,
@@ -55,7 +60,13 @@ class Local:
         }
         if terms.keys() & {"epochs", "steps"}:
             settings |= {"epochs": None, "steps": None}
-        return TrainPhase(**(settings | terms))
+        try:
+            return TrainPhase(**(settings | terms))
+        except ValidationError as error:
+            raise ConfigError(
+                f"the train phase is invalid: {error.errors()[0]['msg']}",
+                mend="change the local settings or the strategy's hyper-parameters",
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,16 @@ class Context:
                 f"{type(strategy).__name__} needs tensors with the role {role!r}, the model has none",
                 mend=f"give some tensors the role {role!r}",
             )
+
+    def plain_rate(self, strategy: Strategy) -> float:
+        """The learning rate of plain SGD, which control variates rest on (ConfigError for another optimizer)."""
+        if self.local.optimizer.kind != "sgd":
+            raise ConfigError(
+                f"{type(strategy).__name__} corrects the steps of plain SGD, the optimizer is "
+                f"{self.local.optimizer.kind!r}",
+                mend="use the optimizer 'sgd'",
+            )
+        return self.local.optimizer.lr
 
     @property
     def traveling(self) -> tuple[str, ...]:
