@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.strategies.fedavg import FedAvg
@@ -33,4 +33,8 @@ class FedAvgFineTune(FedAvg):
         """Fine-tuning from the aggregator's values."""
         if self.finetune_epochs == 0:
             return super().personal_plan(at)
-        return local_plan(at, at.local.train(epochs=self.finetune_epochs))
+        return local_plan(at, at.local.train(epochs=self.finetune_epochs, **self.tuning()))
+
+    def tuning(self) -> dict[str, Any]:
+        """Terms of the fine-tuning's train phase, for strategies that hold it back."""
+        return {}

@@ -17,6 +17,8 @@ from pfl_mobile.strategies.registry import parameters
 from tests.strategies.harness import Federation, state
 from tests.strategies.models import Softmax, classes
 
+pytestmark = pytest.mark.filterwarnings("ignore:EWC without fisher")
+
 USERS = 6
 PARAMETERS = [(name, p) for name in names() for p in parameters(entry(name).make)]
 
