@@ -163,12 +163,32 @@ class NoExamplesError(TrainingError):
     """There is nothing to train on or to evaluate with."""
 
 
+class CohortFailedError(TrainingError):
+    """No device of a round gave an update that can be merged; the server is as it was before."""
+
+
 class StateError(PflError):
     """A saved personal state is damaged or belongs to another model."""
 
 
 class StorageFullError(StateError):
     """The disk is full; the last good state is kept."""
+
+
+class SimulationError(PflError):
+    """A simulated round could not be carried out."""
+
+
+class WorkerDiedError(SimulationError):
+    """Processes that trained the same devices died again and again."""
+
+
+class CheckpointError(SimulationError):
+    """A checkpoint of rounds is damaged, or its folder is in use."""
+
+
+class OtherSettingsError(ConfigError):
+    """A checkpoint belongs to a run with other settings."""
 
 
 def near(name: str, known: Iterable[str], limit: int = 3) -> str:

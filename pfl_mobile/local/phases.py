@@ -123,6 +123,26 @@ def named_set(name: str, work: Work, sets: Mapping[str, Set]) -> Set:
     raise UnknownNameError(f"the plan names a set {name!r} that is not there", mend=near(name, known))
 
 
+def named_sets(plan: Plan) -> list[str]:
+    """Every set that the plan reads, copies and ``theta`` among them, in order of first use."""
+    named = [start.of for start in plan.copies.values()]
+    named += [plan.serve.one, plan.serve.other] if isinstance(plan.serve, ServeMix) else [plan.serve]
+    for phase in dict.fromkeys(plan.steps()):
+        if isinstance(phase, MovePhase):
+            named += [phase.moves, phase.toward]
+        elif isinstance(phase, CombinePhase):
+            named += [term.of for term in phase.terms]
+        elif isinstance(phase, MeasurePhase):
+            named.append(phase.at)
+        elif isinstance(phase, ChoosePhase):
+            named += phase.among
+        elif isinstance(phase, TrainPhase):
+            named += [n for n in (phase.start_from, phase.anchor, phase.control, phase.mask) if n is not None]
+            named += [phase.mu] if isinstance(phase.mu, str) else []
+            named += [phase.evaluate_at.other] if isinstance(phase.evaluate_at, Mix) else []
+    return list(dict.fromkeys(named))
+
+
 def check_plan(
     plan: Plan, table: Sequence[TensorEntry], sets: Mapping[str, Set], copies: Sequence[str]
 ) -> None:
@@ -131,38 +151,21 @@ def check_plan(
     Raises:
         ConfigError, UnknownNameError: naming it.
     """
-    known = {"theta", "start", "zero", *sets, *copies, *plan.made()}
-    named = [start.of for start in plan.copies.values()]
     for start in plan.copies.values():
         select(start.group, table)
-    if isinstance(plan.serve, ServeMix):
-        named += [plan.serve.one, plan.serve.other]
-    else:
-        named.append(plan.serve)
     uploaded(plan.upload, table)
     for phase in set(plan.steps()):
-        if isinstance(phase, MovePhase):
+        if isinstance(phase, MovePhase | CombinePhase | ChoosePhase | TrainPhase):
             select(phase.group, table)
-            named += [phase.moves, phase.toward]
-        elif isinstance(phase, CombinePhase):
-            select(phase.group, table)
-            named += [term.of for term in phase.terms]
-        elif isinstance(phase, MeasurePhase):
-            named.append(phase.at)
-        elif isinstance(phase, ChoosePhase):
-            select(phase.group, table)
-            named += phase.among
-        elif isinstance(phase, TrainPhase):
-            select(phase.group, table)
-            named += [n for n in (phase.start_from, phase.anchor, phase.control, phase.mask) if n is not None]
-            named += [phase.mu] if isinstance(phase.mu, str) else []
-            named += [phase.evaluate_at.other] if isinstance(phase.evaluate_at, Mix) else []
-        elif not any(t.module == phase.module and t.update != "gradient" for t in table):
+        elif not isinstance(phase, MeasurePhase) and not any(
+            t.module == phase.module and t.update != "gradient" for t in table
+        ):
             raise UnknownNameError(
                 f"the plan has a {phase.kind} phase for module {phase.module!r}, which has no such tensors",
                 mend=near(phase.module, [t.module for t in table if t.module]),
             )
-    for name in named:
+    known = {"theta", "start", "zero", *sets, *copies, *plan.made()}
+    for name in named_sets(plan):
         if name not in known:
             raise UnknownNameError(f"the plan names a set {name!r} that is not there", mend=near(name, known))
 

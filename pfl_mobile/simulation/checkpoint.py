@@ -1,0 +1,198 @@
+"""A run of rounds on disk, so that a killed one goes on with the same bits.
+
+    FOLDER/checkpoint      server values, groups and sets; rows of the devices' states; settings; a digest of all
+    FOLDER/states          the rows, see ``states.py``
+    FOLDER/history.jsonl   one line a round
+
+The checkpoint is replaced in one step and says how much of the history belongs to it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pfl_mobile.atomic import atomic_write, disk_errors
+from pfl_mobile.bundle.tensors import metadata_from_bytes, tensors_from_bytes, tensors_to_bytes
+from pfl_mobile.errors import CheckpointError, OtherSettingsError, TensorFileError
+from pfl_mobile.local.state import digest
+from pfl_mobile.simulation.settings import differences
+
+if TYPE_CHECKING:
+    from pfl_mobile.strategies.strategy import Server
+
+FORMAT = "pfl-rounds"
+SCHEMA_VERSION = 1
+_AGAIN = "put the folder's files back from a copy, or start the run again in an empty folder"
+
+
+@dataclass
+class Checkpoint:
+    """What a run needs to go on, beside the rows of the states.
+
+    Attributes:
+        settings: everything that decides the results.
+        lanes: clients trained at once; results depend on it in the last bits.
+        round: rounds merged.
+        stopped: whether the run asked to stop early.
+        values, groups, sets, numbers: of the server.
+        devices, rows: devices with a state, and the row of each, int64.
+        history: bytes of the history that belong to it.
+    """
+
+    settings: dict[str, Any]
+    lanes: int | None
+    round: int
+    stopped: bool
+    values: dict[str, np.ndarray]
+    groups: dict[str, dict[str, np.ndarray]]
+    sets: dict[str, dict[str, np.ndarray]]
+    numbers: dict[str, Any]
+    devices: np.ndarray
+    rows: np.ndarray
+    history: int
+
+    def put_into(self, server: Server) -> None:
+        """Make the server what it was."""
+        server.values, server.groups, server.sets = self.values, self.groups, self.sets
+        server.numbers, server.round = self.numbers, self.round
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write it in one step; errors as ``atomic_write``."""
+    tensors = {"states.devices": checkpoint.devices, "states.rows": checkpoint.rows}
+    # Names go into the head: they may hold anything, and their order counts where a strategy sums over them.
+    names: dict[str, list[list[Any]]] = {}
+    kinds = {"values": {"": checkpoint.values}, "groups": checkpoint.groups, "sets": checkpoint.sets}
+    for kind, found in kinds.items():
+        names[kind] = []
+        for i, (key, values) in enumerate(found.items()):
+            names[kind].append([key, list(values)])
+            tensors |= {f"{kind}.{i}.{j}": np.asarray(value) for j, value in enumerate(values.values())}
+    head = {
+        "schema_version": SCHEMA_VERSION,
+        "settings": checkpoint.settings,
+        "lanes": checkpoint.lanes,
+        "round": checkpoint.round,
+        "stopped": checkpoint.stopped,
+        "numbers": checkpoint.numbers,
+        "names": names,
+        "history": checkpoint.history,
+    }
+    text = json.dumps(head)
+    metadata = {"format": FORMAT, "head": text, "sha256": digest(tensors, text)}
+    atomic_write(path, tensors_to_bytes(tensors, metadata=metadata))
+
+
+def load(path: Path) -> Checkpoint | None:
+    """The checkpoint; None when there is no file.
+
+    Raises:
+        CheckpointError: it is damaged, or of a newer version.
+    """
+    try:
+        data = path.read_bytes()
+        tensors, metadata = tensors_from_bytes(data, what=str(path)), metadata_from_bytes(data)
+    except FileNotFoundError:
+        return None
+    except (OSError, TensorFileError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}", mend=_AGAIN) from error
+    text = metadata.get("head", "")
+    if metadata.get("format") != FORMAT or metadata.get("sha256") != digest(tensors, text):
+        raise CheckpointError(f"{path} does not match its digest", mend=_AGAIN)
+    head = json.loads(text)
+    if head["schema_version"] > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path} has schema {head['schema_version']}, newer than {SCHEMA_VERSION}",
+            mend="update pfl-mobile",
+        )
+    found: dict[str, dict[str, dict[str, np.ndarray]]] = {
+        kind: {
+            key: {name: tensors[f"{kind}.{i}.{j}"] for j, name in enumerate(names)}
+            for i, (key, names) in enumerate(listed)
+        }
+        for kind, listed in head["names"].items()
+    }
+    return Checkpoint(
+        head["settings"],
+        head["lanes"],
+        head["round"],
+        head["stopped"],
+        found["values"][""],
+        found["groups"],
+        found["sets"],
+        head["numbers"],
+        tensors["states.devices"],
+        tensors["states.rows"],
+        head["history"],
+    )
+
+
+def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a checkpoint of other settings.
+
+    Raises:
+        OtherSettingsError: naming the settings that differ.
+    """
+    differing = list(differences(checkpoint.settings, json.loads(json.dumps(settings))))
+    if differing:
+        some = "; ".join(f"{path} was {old!r} and is {new!r}" for path, old, new in differing[:3])
+        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise OtherSettingsError(
+            f"the checkpoint in {folder} is of a run with other settings: {some}{more}",
+            mend="give the old settings, or another folder",
+        )
+
+
+class History:
+    """A file with one line of JSON a round.
+
+    Args:
+        path: the file; None keeps nothing.
+        size: bytes that count; what follows is of rounds that a killed run did not finish.
+
+    Raises:
+        CheckpointError: the file is shorter.
+    """
+
+    def __init__(self, path: Path | None, size: int = 0) -> None:
+        """Cut the file to what counts."""
+        self.size = size
+        self._file = None
+        self.lines: list[dict[str, Any]] = []
+        if path is None:
+            return
+        with disk_errors(path):
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - open as long as the run
+            self._file.seek(0)
+            data = self._file.read(size)
+            if len(data) < size:
+                raise CheckpointError(f"{path} is shorter than it was", mend=_AGAIN)
+            self._file.truncate(size)
+        self.lines = [json.loads(line) for line in data.splitlines()]
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Append a line."""
+        if self._file is None:
+            return
+        data = json.dumps(line).encode() + b"\n"
+        with disk_errors(self._file.name):
+            self._file.write(data)
+        self.size += len(data)
+
+    def flush(self) -> None:
+        """Put it onto the disk."""
+        if self._file is not None:
+            with disk_errors(self._file.name):
+                os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,577 @@
+"""The rounds of a study: choose a cohort, let its devices train, merge, keep a checkpoint, again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from pfl_mobile.atomic import disk_errors
+from pfl_mobile.errors import CohortFailedError, ConfigError
+from pfl_mobile.local.phases import check_plan, named_sets
+from pfl_mobile.local.plan import Plan
+from pfl_mobile.local.random import derive, uniform
+from pfl_mobile.local.state import digest
+from pfl_mobile.local.upload import update_shapes
+from pfl_mobile.simulation import checkpoint as disk
+from pfl_mobile.simulation.cohorts import sample
+from pfl_mobile.simulation.engine import Engine, LocalEngine
+from pfl_mobile.simulation.groups import Groups
+from pfl_mobile.simulation.pool import Pool, Refs
+from pfl_mobile.simulation.settings import describe
+from pfl_mobile.simulation.states import RowFormat, States, kept_shapes
+from pfl_mobile.simulation.worker import EvaluateTask, Evaluation, Job, Record, Setup, TrainTask
+from pfl_mobile.strategies.strategy import Context, Local, Server, Strategy, Values
+from pfl_mobile.strategies.updates import Layout, Updates
+
+#: What each of the draws of a round is for, as a key of ``derive``.
+_COHORT, _DROPOUT, _CLIENT, _EVALUATION = range(4)
+#: Rounds whose plans are looked at for what devices must keep, as plans may differ from round to round.
+_PLANS = 20
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round.
+
+    Attributes:
+        round: counted from 0.
+        clients: devices whose updates were merged.
+        dropped: devices that did not answer.
+        failures: devices that failed, by the name of the error.
+        failed: (index, reason) of the first ten of them.
+        examples: training examples of the merged devices.
+        loss: mean over the merged devices of their mean training loss; None where nothing was trained.
+        reports: mean over the merged devices of everything that the plan measured.
+        bytes_down: sent to each device, mean, without what it has from the bundle.
+        bytes_up: sent by each device.
+        seconds: from the choice of the cohort to the merge.
+    """
+
+    round: int
+    clients: int
+    dropped: int
+    failures: Mapping[str, int]
+    failed: Sequence[tuple[int, str]]
+    examples: int
+    loss: float | None
+    reports: Mapping[str, float]
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+
+
+@dataclass
+class _Sent:
+    """What goes to the devices of a round: references into the pool, and bytes on the wire."""
+
+    pool: Pool
+    start: Refs
+    sets: dict[str, Refs]
+    own: tuple[dict[str, Refs], ...]
+    bytes_down: int = field(default=0)
+
+
+class Rounds:
+    """Runs a strategy over a population.
+
+    Everything random comes from ``seed``, and nothing depends on how many processes there are: the same settings
+    give the same bits on every engine, and after a kill and ``resume``.
+
+    Args:
+        strategy: plan and merge.
+        setup: model, task, population.
+        engine: where devices are trained; by default one process a core. One that is given is not closed.
+        local: local training.
+        rounds: how many merges.
+        cohort_size: devices chosen for a round.
+        seed: of cohorts, orders of examples and what the strategy draws.
+        folder: for the checkpoint; None keeps nothing.
+        resume: go on from the checkpoint in the folder, if there is one.
+        dropout: probability in [0, 1) that a chosen device does not answer.
+        job_size: devices in one job; None: as few as fill the trainer's lanes, in about 32 jobs where there are many.
+            Results depend on it, and on the lanes, in the last bits.
+        groups: group name to user indexes; by default the population's.
+        checkpoint_every: rounds from one checkpoint to the next.
+        choose: the cohort of a round, in place of a random one.
+        client_seed: ``(round, client)`` to the seed of the client's shuffles, in place of a random one.
+        stop: called with each round's record; True ends the run.
+        progress: called with each round's record.
+
+    Raises:
+        ConfigError: a setting is out of range; the folder holds a run and ``resume`` is not set; the strategy does
+            not fit the model.
+        OtherSettingsError: the folder holds a run with other settings.
+        CheckpointError: the folder's files are damaged or in use.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        setup: Setup,
+        engine: Engine | None = None,
+        *,
+        local: Local,
+        rounds: int,
+        cohort_size: int,
+        seed: int = 0,
+        folder: str | Path | None = None,
+        resume: bool = False,
+        dropout: float = 0.0,
+        job_size: int | None = None,
+        groups: Groups | None = None,
+        checkpoint_every: int = 1,
+        choose: Callable[[int], Sequence[int] | np.ndarray] | None = None,
+        client_seed: Callable[[int, int], int] | None = None,
+        stop: Callable[[RoundRecord], bool] | None = None,
+        progress: Callable[[RoundRecord], None] | None = None,
+    ) -> None:
+        """Check the settings, and load the checkpoint where there is one."""
+        count = len(setup.population)
+        if not 1 <= cohort_size <= count:
+            raise ConfigError(f"cohort_size is {cohort_size} of {count} users", mend=f"give 1 to {count}")
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"dropout is {dropout}", mend="give a probability in [0, 1)")
+        for name, value in (
+            ("rounds", rounds),
+            ("job_size", job_size),
+            ("checkpoint_every", checkpoint_every),
+        ):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}", mend="give 1 or more")
+        self.strategy, self.local, self.setup = strategy, local, setup
+        self.rounds, self.cohort_size, self.seed, self.dropout = rounds, cohort_size, seed, dropout
+        self.job_size = job_size
+        self.groups = setup.population.groups if groups is None else groups
+        self.checkpoint_every = checkpoint_every
+        self.history: list[RoundRecord] = []
+        self.stopped = False
+        self._choose, self._client_seed, self._stop, self._progress = choose, client_seed, stop, progress
+        self._labels = _labels(self.groups, count)
+        self.initial = setup.values()
+        self.server = Server(tuple(setup.model.device_tensors()), count, dict(self.initial))
+        strategy.begin(self.server)
+        self._normalize()
+        shapes: dict[str, tuple[int, ...]] = {}
+        for number in range(min(rounds, _PLANS)):
+            shapes |= kept_shapes(self._plan(number), self.server.table)
+        names = {"initial", *strategy.sets(self.server), *strategy.sets_for(self.server, 0, self.group(0))}
+        check_plan(self._plan(0), self.server.table, {name: {} for name in names | {"global"}}, ())
+        self.folder = None if folder is None else Path(folder)
+        self._open(RowFormat(shapes), resume)
+        self._owned = engine is None
+        self.engine: Engine = LocalEngine() if engine is None else engine
+
+    # -- running
+
+    def run(self) -> Server:
+        """All rounds that are left.
+
+        Raises:
+            CohortFailedError: all devices of a round failed; the server is as it was before that round.
+            NonFiniteError: a merge gave NaN or infinite values; likewise.
+            WorkerDiedError: processes died again and again.
+        """
+        while self.server.round < self.rounds and not self.stopped:
+            self.step()
+        return self.server
+
+    def step(self) -> RoundRecord:
+        """One round; errors as ``run``."""
+        began = time.perf_counter()
+        self._start()
+        number = self.server.round
+        chosen = self.cohort(number)
+        cohort = self._answering(number, chosen)
+        plan = self._plan(number)
+        sent = self._send(plan, cohort, ("global",))
+        changes = Layout(update_shapes(plan, self.server.table))
+        self._check_kept(plan, number)
+        records: list[Record] = []
+        if cohort:
+            task = TrainTask(plan, changes, self.states.form.layout.shapes, sent.start, sent.sets)
+            writes = self.states.take(len(cohort))
+            jobs = self._jobs(cohort, sent, writes, self._client_seed or self._seed_of)
+            try:
+                records, matrix = self.engine.run(task, jobs, sent.pool, self.states)
+                self._merge(changes, matrix, records)
+            except BaseException:
+                self.states.give_back(writes)
+                raise
+            good = [i for i, r in enumerate(records) if r.failure is None]
+            self.states.adopt([cohort[i] for i in good], [writes[i] for i in good])
+            self.states.give_back(w for w, r in zip(writes, records, strict=True) if r.failure is not None)
+        self.server.round = number + 1
+        self._normalize()
+        record = self._record(number, len(chosen) - len(cohort), records, sent, changes, began)
+        self.history.append(record)
+        self.stopped = bool(self._stop and self._stop(record))
+        self._keep(record)
+        if self._progress:
+            self._progress(record)
+        return record
+
+    def evaluate(
+        self, clients: Iterable[int] | None = None, *, part: str = "test", adapt: bool = True
+    ) -> list[Evaluation]:
+        """Measure the server's values and each device's own model.
+
+        Args:
+            clients: who; by default all.
+            part: ``test`` or ``train`` rows.
+            adapt: whether devices first make their own models by the strategy's personal plan, where it has one;
+                what they keep from the rounds is not changed.
+        """
+        if part not in ("test", "train"):
+            raise ConfigError(f"part is {part!r}", mend="give 'test' or 'train'")
+        job_size = self._start()
+        who = list(range(len(self.setup.population))) if clients is None else [int(c) for c in clients]
+        at = self.context(self.server.round)
+        plan, personal = self.strategy.plan(at), self.strategy.personal_plan(at) if adapt else None
+        found: list[Evaluation] = []
+        # Piece by piece, so that sets of single devices do not pile up.
+        size = max(self.cohort_size, 16 * job_size)
+        for first in range(0, len(who), size):
+            piece = who[first : first + size]
+            sent = self._send(plan, piece, named_sets(personal) if personal else ())
+            task = EvaluateTask(plan, personal, part, self.states.form.layout.shapes, sent.start, sent.sets)
+            jobs = self._jobs(piece, sent, [-1] * len(piece), self._evaluation_seed)
+            found += self.engine.run(task, jobs, sent.pool, self.states)[0]
+        return found
+
+    def close(self) -> None:
+        """Let go of the folder, and of the engine when it was not given."""
+        if self._owned:
+            self.engine.close()
+        self.states.close()
+        self._history_file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- what a round is
+
+    def context(self, number: int) -> Context:
+        """What the strategy builds the plan of a round from."""
+        return Context(self.server.table, self.local, number, derive(self.seed, number))
+
+    def cohort(self, number: int) -> list[int]:
+        """The devices chosen for a round, before dropout.
+
+        Raises:
+            ConfigError: ``choose`` gave a device twice, none, or one that there is not.
+        """
+        count = len(self.setup.population)
+        if self._choose is None:
+            return [int(i) for i in sample(derive(self.seed, number, _COHORT), count, self.cohort_size)]
+        chosen = [int(i) for i in self._choose(number)]
+        if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0 or max(chosen) >= count:
+            raise ConfigError(
+                f"choose gave {len(chosen)} devices ({len(set(chosen))} different) for round {number}",
+                mend=f"give at least one, none twice, each in 0..{count - 1}",
+            )
+        return chosen
+
+    def group(self, client: int) -> str:
+        """The name of a user's group; empty where there are no groups."""
+        return "" if self._labels is None else self._labels[0][self._labels[1][client]]
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the results, as JSON values; a checkpoint is only resumed with the same."""
+        population, model = self.setup.population, self.setup.model
+        return {
+            "strategy": describe(self.strategy),
+            "local": describe(self.local),
+            "data": {"name": population.name, "users": len(population)},
+            "groups": {
+                name: describe(np.asarray(members, np.int64)) for name, members in self.groups.items()
+            },
+            "model": {
+                "backbone": model.backbone_digest(),
+                "tensors": {t.name: f"{t.role} {t.dtype}{list(t.shape)}" for t in self.server.table},
+                "values": digest(self.initial),
+            },
+            "task": {"kind": self.setup.task.kind} | describe(self.setup.task.manifest()),
+            "batch": len(self.setup.example["weight"]),
+            "device": self.setup.device,
+            "cohort_size": self.cohort_size,
+            "job_size": self.job_size,
+            "dropout": self.dropout,
+            "seed": self.seed,
+            "choose": describe(self._choose),
+            "client_seed": describe(self._client_seed),
+        }
+
+    def effective(self) -> dict[str, Any]:
+        """The effective configuration, defaults filled in, for printing."""
+        table, plan = self.server.table, self._plan(self.server.round)
+        values = {
+            role: sum(int(np.prod(t.shape)) for t in table if t.role == role and t.update == "gradient")
+            for role in sorted({t.role for t in table})
+        }
+        return {
+            "strategy": describe(self.strategy),
+            "local": describe(self.local),
+            "data": {"name": self.setup.population.name, "users": len(self.setup.population)},
+            "groups": {name: len(members) for name, members in self.groups.items()},
+            "task": self.setup.task.kind,
+            "trained_values": values,
+            "kept_values_per_device": self.states.form.size,
+            "bytes_up_per_device": 4 * Layout(update_shapes(plan, table)).size,
+            "batch": len(self.setup.example["weight"]),
+            "rounds": self.rounds,
+            "rounds_done": self.server.round,
+            "cohort_size": self.cohort_size,
+            "dropout": self.dropout,
+            "seed": self.seed,
+            "job_size": self.job_size or default_job_size(self.cohort_size, self._lanes() or 1),
+            "lanes": self._lanes(),
+            "device": self.setup.device,
+            "engine": self.engine.describe(),
+            "folder": None if self.folder is None else str(self.folder),
+            "checkpoint_every": self.checkpoint_every,
+        }
+
+    # -- parts of a round
+
+    def _lanes(self) -> int | None:
+        """Clients trained at once; None as long as it is not measured."""
+        return self.setup.lanes or self.engine.lanes
+
+    def _start(self) -> int:
+        """Get the engine ready; the size of jobs."""
+        self.engine.start(self.setup)
+        return self.job_size or default_job_size(self.cohort_size, self.engine.lanes or 1)
+
+    def _plan(self, number: int) -> Plan:
+        return self.strategy.plan(self.context(number))
+
+    def _seed_of(self, number: int, client: int) -> int:
+        return derive(self.seed, number, _CLIENT, client)
+
+    def _evaluation_seed(self, number: int, client: int) -> int:
+        return derive(self.seed, number, _EVALUATION, client)
+
+    def _answering(self, number: int, chosen: list[int]) -> list[int]:
+        if not self.dropout:
+            return chosen
+        draws = uniform(derive(self.seed, number, _DROPOUT), len(chosen))
+        return [client for client, draw in zip(chosen, draws, strict=True) if draw >= self.dropout]
+
+    def _send(self, plan: Plan, clients: Sequence[int], also: Iterable[str]) -> _Sent:
+        """Put what the plan reads into a pool."""
+        wanted = {*named_sets(plan), *also, "global"}
+        available: dict[str, Values] = {"initial": self.initial, **self.strategy.sets(self.server)}
+        available.setdefault("global", self.server.values)
+        common = {name: values for name, values in available.items() if name in wanted}
+        pool = Pool()
+        sent = _Sent(
+            pool, pool.add_set(self.server.values), {n: pool.add_set(v) for n, v in common.items()}, ()
+        )
+        own = [self.strategy.sets_for(self.server, c, self.group(c)) for c in clients]
+        if any(own):
+            sent.own = tuple({n: pool.add_set(v) for n, v in one.items() if n in wanted} for one in own)
+        traveling = set(self.server.names("shared", "group"))
+
+        def size(name: str, values: Values) -> int:
+            if name == "initial":  # comes with the bundle, as do the values that never travel
+                return 0
+            return sum(v.nbytes for n, v in values.items() if name != "global" or n in traveling)
+
+        sizes = {
+            name: size(name, values) for name, values in common.items() if name in {*named_sets(plan), *also}
+        }
+        total = len(clients) * sum(sizes.values())
+        for one in own:
+            total += sum(size(n, v) - sizes.get(n, 0) for n, v in one.items() if n in wanted)
+        sent.bytes_down = round(total / max(len(clients), 1))
+        return sent
+
+    def _jobs(
+        self, clients: Sequence[int], sent: _Sent, writes: Sequence[int], seed_of: Callable[[int, int], int]
+    ) -> list[Job]:
+        reads = self.states.of(clients) if self.states.form.size else [-1] * len(clients)
+        jobs = []
+        size = self._start()
+        for first in range(0, len(clients), size):
+            piece = slice(first, first + size)
+            seeds = tuple(seed_of(self.server.round, client) for client in clients[piece])
+            jobs.append(
+                Job(
+                    first,
+                    tuple(clients[piece]),
+                    seeds,
+                    sent.own[piece],
+                    tuple(reads[piece]),
+                    tuple(writes[piece]),
+                )
+            )
+        return jobs
+
+    def _merge(self, layout: Layout, matrix: np.ndarray, records: Sequence[Record]) -> None:
+        good = [i for i, r in enumerate(records) if r.failure is None]
+        if not good:
+            kinds = Counter(_kind(r) for r in records)
+            raise CohortFailedError(
+                f"all {len(records)} devices of round {self.server.round} failed "
+                f"({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}); the first: {records[0].failure}",
+                mend="lower the learning rate or set clip where values are not finite; otherwise check the examples",
+            )
+        if not layout.size:  # the plan sends nothing
+            return
+        told = [records[i] for i in good]
+        names = dict.fromkeys(name for r in told for name in r.reports)
+        updates = Updates(
+            layout,
+            matrix if len(good) == len(records) else matrix[good],
+            [r.client for r in told],
+            np.array([r.examples for r in told], np.int64),
+            np.array([r.steps for r in told], np.int64),
+            {name: np.array([r.reports.get(name, np.nan) for r in told], np.float64) for name in names},
+            [self.group(r.client) for r in told] if self._labels is not None else [],
+            len(self.setup.population),
+        )
+        with self.server.undo_on_error():
+            self.strategy.merge(self.server, updates)
+
+    def _check_kept(self, plan: Plan, number: int) -> None:
+        new = kept_shapes(plan, self.server.table).keys() - self.states.form.layout.shapes.keys()
+        if new:
+            raise ConfigError(
+                f"from round {number} on devices keep {sorted(new)[0]!r}, which the plans of the first "
+                f"{_PLANS} rounds do not",
+                mend="let the strategy keep the same copies in all rounds",
+            )
+
+    def _record(
+        self, number: int, dropped: int, records: Sequence[Record], sent: _Sent, changes: Layout, began: float
+    ) -> RoundRecord:
+        good = [r for r in records if r.failure is None]
+        bad = [r for r in records if r.failure is not None]
+        names = dict.fromkeys(name for r in good for name in r.reports)
+        means = {name: float(np.mean([r.reports[name] for r in good if name in r.reports])) for name in names}
+        loss = means.pop("loss", None)
+        return RoundRecord(
+            number,
+            len(good),
+            dropped,
+            dict(Counter(_kind(r) for r in bad)),
+            [(r.client, r.failure or "") for r in bad[:10]],
+            sum(r.examples for r in good),
+            loss,
+            means,
+            sent.bytes_down,
+            4 * changes.size,
+            time.perf_counter() - began,
+        )
+
+    def _normalize(self) -> None:
+        """The server's numbers as JSON gives them back, so that a resumed run sees what an uninterrupted one does.
+
+        Raises:
+            ConfigError: the strategy keeps something else than numbers, texts and lists of them.
+        """
+        try:
+            self.server.numbers = json.loads(json.dumps(self.server.numbers, default=_plain))
+        except TypeError as error:
+            raise ConfigError(
+                f"{type(self.strategy).__name__} keeps what is no number: {error}",
+                mend="keep arrays in server.sets and numbers in server.numbers",
+            ) from error
+
+    # -- the folder
+
+    def _open(self, form: RowFormat, resume: bool) -> None:
+        if self.folder is None:
+            self.states, self._history_file = States(form), disk.History(None)
+            return
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        # First of all, as this waits for what is left of a killed run.
+        self.states = States(form, self.folder / "states")
+        found = disk.load(self.folder / "checkpoint")
+        if found is None:
+            self._history_file = disk.History(self.folder / "history.jsonl")
+            return
+        if not resume:
+            self.states.close()
+            raise ConfigError(
+                f"{self.folder} holds a run of {found.round} rounds",
+                mend="go on with it (resume=True), or give another folder",
+            )
+        disk.check_settings(found, self.settings(), self.folder)
+        found.put_into(self.server)
+        self.states.restore(found.devices, found.rows)
+        self.stopped = found.stopped
+        self.setup = replace(self.setup, lanes=found.lanes)
+        self._history_file = disk.History(self.folder / "history.jsonl", found.history)
+        self.history = [RoundRecord(**line) for line in self._history_file.lines]
+
+    def _keep(self, record: RoundRecord) -> None:
+        self._history_file.add(asdict(record))
+        last = self.stopped or self.server.round >= self.rounds
+        if self.server.round % self.checkpoint_every and not last:
+            return
+        if self.folder is not None:
+            self._history_file.flush()
+            self.states.flush()
+            devices, rows = self.states.mapping()
+            point = disk.Checkpoint(
+                self._settings_once(),
+                self.engine.lanes,
+                self.server.round,
+                self.stopped,
+                self.server.values,
+                self.server.groups,
+                self.server.sets,
+                self.server.numbers,
+                devices,
+                rows,
+                self._history_file.size,
+            )
+            disk.save(self.folder / "checkpoint", point)
+        self.states.commit()
+
+    def _settings_once(self) -> dict[str, Any]:
+        if not hasattr(self, "_settings"):
+            self._settings = self.settings()
+        return self._settings
+
+
+def default_job_size(cohort_size: int, lanes: int) -> int:
+    """Devices in a job: enough to fill the lanes, in an even number of jobs, about 32 where the cohort is large."""
+    jobs = -(-cohort_size // max(lanes, cohort_size // 32))
+    return -(-cohort_size // (jobs + jobs % 2))
+
+
+def _kind(record: Record) -> str:
+    return (record.failure or "").split(":", 1)[0]
+
+
+def _labels(groups: Groups, count: int) -> tuple[list[str], np.ndarray] | None:
+    if not groups:
+        return None
+    codes = np.zeros(count, np.int32)
+    for code, members in enumerate(groups.values()):
+        codes[np.asarray(members)] = code
+    return list(groups), codes
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be kept as a number")

@@ -1,0 +1,419 @@
+"""What one process does in a round: rows in, changes out, for a fixed piece of the cohort.
+
+A job's clients and their order are part of the study's settings and not of the number of processes, so the results
+are the same bits wherever a job runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pfl_mobile.errors import DataError, NoExamplesError, NonFiniteError, PflError
+from pfl_mobile.local.batches import Rows, check_rows
+from pfl_mobile.local.phases import Work, served
+from pfl_mobile.simulation.cohort import Client, CohortTrainer, Outcome
+from pfl_mobile.simulation.pool import Refs, views
+from pfl_mobile.simulation.states import RowFormat, finite
+from pfl_mobile.strategies.updates import Layout
+
+if TYPE_CHECKING:
+    from pfl_mobile.local.plan import Plan
+    from pfl_mobile.modules.model import PersonalizedModel
+    from pfl_mobile.simulation.population import Population
+    from pfl_mobile.tasks import Batch, Task
+
+Sets = dict[str, dict[str, np.ndarray]]
+_KEYS = itertools.count()
+
+
+class Trainer(Protocol):
+    """Trains and evaluates many clients: ``cohort.CohortTrainer``."""
+
+    def run(
+        self, plan: Plan, clients: Sequence[Client], start: Mapping[str, np.ndarray], sets: Mapping[str, Any]
+    ) -> list[Outcome]: ...  # noqa: D102
+
+    def evaluate(
+        self,
+        rows: Sequence[Rows],
+        tensors: Sequence[Mapping[str, np.ndarray]],
+        start: Mapping[str, np.ndarray],
+    ) -> list[dict[str, float]]: ...  # noqa: D102
+
+
+def cohort_trainer(setup: Setup) -> Trainer:
+    """The trainer of a setup, as usual; whoever forks from here inherits its traces."""
+    trainer = CohortTrainer(setup.model, setup.task, setup.example, lanes=setup.lanes, device=setup.device)
+    trainer.prepare()
+    return trainer
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every worker of a study has. Picklable where its parts are.
+
+    Attributes:
+        model: with its values as shipped.
+        task: loss and metrics.
+        example: one batch; its first axis is the batch size.
+        population: the users.
+        lanes: clients trained at once; None lets the trainer measure.
+        device: of the trainer.
+        trainer: makes the trainer.
+    """
+
+    model: PersonalizedModel
+    task: Task
+    example: Batch
+    population: Population
+    lanes: int | None = None
+    device: str = "cpu"
+    trainer: Callable[[Setup], Trainer] = field(default=cohort_trainer, repr=False)
+
+    def values(self) -> dict[str, np.ndarray]:
+        """The shipped values of the tensors that gradients train, float32."""
+        trained = {t.name for t in self.model.device_tensors() if t.update == "gradient"}
+        return {n: v.cpu().numpy() for n, v in self.model.values().items() if n in trained}
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """What the jobs of one round have in common.
+
+    Attributes:
+        plan: of the devices.
+        changes: layout of a row of changes.
+        states: shapes of what a device keeps.
+        start: the tensors that a device without a state starts from.
+        sets: the sets sent to all, ``global`` among them.
+        key: different for every task of this process.
+    """
+
+    plan: Plan
+    changes: Layout
+    states: Mapping[str, tuple[int, ...]]
+    start: Refs
+    sets: Mapping[str, Refs]
+    key: int = field(default_factory=lambda: next(_KEYS))
+
+
+@dataclass(frozen=True)
+class EvaluateTask:
+    """What the jobs of one evaluation have in common.
+
+    Attributes:
+        plan: whose ``serve`` says what predictions use.
+        personal: run on every device before its own model is measured; None measures the state it has.
+        part: ``test`` or ``train``: the rows that are measured.
+        states, start, sets, key: as for training.
+    """
+
+    plan: Plan
+    personal: Plan | None
+    part: str
+    states: Mapping[str, tuple[int, ...]]
+    start: Refs
+    sets: Mapping[str, Refs]
+    key: int = field(default_factory=lambda: next(_KEYS))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A fixed piece of the cohort.
+
+    Attributes:
+        first: place of its first client in the cohort.
+        clients: indexes in the population.
+        seeds: of each client's shuffles.
+        sets: of each client alone; empty where no client has any.
+        reads: row of each client's state; -1 for none.
+        writes: row for each client's new state; -1 where nothing is kept.
+    """
+
+    first: int
+    clients: tuple[int, ...]
+    seeds: tuple[int, ...]
+    sets: tuple[Mapping[str, Refs], ...]
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is told of a client that trained.
+
+    Attributes:
+        client: index in the population.
+        examples: rows with a positive weight.
+        steps: optimizer steps.
+        reports: what the plan measured, and ``loss``.
+        failure: why it must not be merged, ``<error>: <reason>``; None when all is well.
+    """
+
+    client: int
+    examples: int = 0
+    steps: int = 0
+    reports: Mapping[str, float] = field(default_factory=dict)
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What was measured on a client's rows.
+
+    Attributes:
+        client: index in the population.
+        examples: rows measured, with a positive weight.
+        shared: metrics of the values the server sent (those of its group); empty without rows.
+        personal: metrics of the device's own model; None where it has none of its own.
+        failure: why the device could not make its own model, ``<error>: <reason>``.
+    """
+
+    client: int
+    examples: int
+    shared: dict[str, float]
+    personal: dict[str, float] | None
+    failure: str | None = None
+
+
+@dataclass
+class Memory:
+    """The arrays that a job reads and writes.
+
+    Attributes:
+        pool: bytes that the task's references point into, uint8.
+        before: state row of each client, float32; None for none.
+        after: rows for the new states, float32; empty where nothing is kept.
+        changes: rows for the changes, float32 [clients, P].
+    """
+
+    pool: np.ndarray
+    before: Sequence[np.ndarray | None]
+    after: Sequence[np.ndarray]
+    changes: np.ndarray
+
+
+class Worker:
+    """Carries out jobs. One thread at a time."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Make the trainer; the population is asked for rows when a job needs them."""
+        self.setup = setup
+        self.trainer = setup.trainer(setup)
+        self._task: tuple[int, dict[str, np.ndarray], Sets, RowFormat] | None = None
+
+    @property
+    def lanes(self) -> int | None:
+        """Clients trained at once, after measuring."""
+        lanes: int | None = getattr(self.trainer, "lanes", self.setup.lanes)
+        return lanes
+
+    def run(self, task: TrainTask | EvaluateTask, job: Job, memory: Memory) -> list[Any]:
+        """``train`` or ``evaluate``, as the task says."""
+        return (
+            self.train(task, job, memory) if isinstance(task, TrainTask) else self.evaluate(task, job, memory)
+        )
+
+    def train(self, task: TrainTask, job: Job, memory: Memory) -> list[Record]:
+        """Train the job's clients; rows of changes and states of those that fail hold nothing of use.
+
+        Raises:
+            PflError: what is wrong is not one client's: the plan, the model.
+        """
+        start, sets, form = self._prepare(task, memory.pool)
+        records: list[Record | None] = [None] * len(job.clients)
+        ready: list[Client] = []
+        places: list[int] = []
+        for i, index in enumerate(job.clients):
+            try:
+                rows, examples = self._rows(index, "train")
+            except (DataError, NoExamplesError) as error:
+                records[i] = Record(index, failure=failure(error))
+                continue
+            own = {name: views(refs, memory.pool) for name, refs in job.sets[i].items()} if job.sets else {}
+            ready.append(self._client(task.plan, rows, job.seeds[i], memory.before[i], form, own))
+            places.append(i)
+            records[i] = Record(index, examples)
+        outcomes = self.trainer.run(task.plan, ready, start, sets) if ready else []
+        for i, client, outcome in zip(places, ready, outcomes, strict=True):
+            problem = _diverged(outcome.failure)
+            if problem is None and task.changes.size:
+                problem = _write_change(task.changes, client, outcome, sets["global"], memory.changes[i])
+            if problem is None and form.size:
+                bad = form.pack(memory.after[i], outcome.tensors, outcome.copies)
+                problem = bad and _diverged(f"{bad} is not finite after training")
+            told = records[i]
+            assert told is not None
+            records[i] = Record(told.client, told.examples, outcome.steps, outcome.reports, problem)
+        return [record for record in records if record is not None]
+
+    def evaluate(self, task: EvaluateTask, job: Job, memory: Memory) -> list[Evaluation]:
+        """Measure the values of the server and each device's own on its rows."""
+        start, sets, form = self._prepare(task, memory.pool)
+        measured: list[tuple[Rows, int]] = []
+        shared: list[dict[str, np.ndarray]] = []
+        clients: list[Client] = []
+        for i, index in enumerate(job.clients):
+            rows = self._population_rows(index, task.part)
+            measured.append((rows, count_examples(rows)))
+            own = {name: views(refs, memory.pool) for name, refs in job.sets[i].items()} if job.sets else {}
+            common = start if "global" not in own else {**start, **own["global"]}
+            shared.append({n: v for n, v in common.items() if v is not start[n]})
+            clients.append(self._client(task.plan, rows, job.seeds[i], memory.before[i], form, own))
+        failures: list[str | None] = [None] * len(clients)
+        personal: list[dict[str, np.ndarray] | None]
+        if task.personal is None:
+            personal = [
+                self._served(task.plan, start, one, c.tensors, c.copies, {**sets, **c.sets})
+                if c.tensors or c.copies
+                else None
+                for one, c in zip(shared, clients, strict=True)
+            ]
+        else:
+            personal = self._adapted(task, job, clients, shared, start, sets, failures)
+        rows = [r for r, _ in measured]
+        of_shared = self.trainer.evaluate(rows, shared, start)
+        has_own = [i for i, tensors in enumerate(personal) if tensors is not None]
+        found = self.trainer.evaluate([rows[i] for i in has_own], [personal[i] or {} for i in has_own], start)
+        of_personal = dict(zip(has_own, found, strict=True))
+        return [
+            Evaluation(index, measured[i][1], of_shared[i], of_personal.get(i), failures[i])
+            for i, index in enumerate(job.clients)
+        ]
+
+    def _adapted(
+        self,
+        task: EvaluateTask,
+        job: Job,
+        clients: Sequence[Client],
+        shared: Sequence[dict[str, np.ndarray]],
+        start: dict[str, np.ndarray],
+        sets: Sets,
+        failures: list[str | None],
+    ) -> list[dict[str, np.ndarray] | None]:
+        """What each device serves after the personal plan; None where it fails, and why in ``failures``."""
+        plan = task.personal
+        assert plan is not None
+        ready: list[Client] = []
+        places: list[int] = []
+        for i, index in enumerate(job.clients):
+            try:
+                rows, _ = self._rows(index, "train")
+            except (DataError, NoExamplesError) as error:
+                failures[i] = failure(error)
+                continue
+            known = clients[i]
+            ready.append(Client(rows, known.seed, known.tensors, known.copies, known.sets))
+            places.append(i)
+        personal: list[dict[str, np.ndarray] | None] = [None] * len(clients)
+        outcomes = self.trainer.run(plan, ready, start, sets) if ready else []
+        for i, client, outcome in zip(places, ready, outcomes, strict=True):
+            if outcome.failure is not None:
+                failures[i] = _diverged(outcome.failure)
+                continue
+            personal[i] = self._served(
+                plan, start, shared[i], outcome.tensors, outcome.copies, {**sets, **client.sets}
+            )
+        return personal
+
+    @staticmethod
+    def _served(
+        plan: Plan,
+        start: dict[str, np.ndarray],
+        shared: dict[str, np.ndarray],
+        tensors: Mapping[str, np.ndarray],
+        copies: Mapping[str, Mapping[str, np.ndarray]],
+        sets: Sets,
+    ) -> dict[str, np.ndarray]:
+        """The served tensors that differ from the common start."""
+        work = Work({**start, **shared, **tensors}, {name: dict(values) for name, values in copies.items()})
+        values = served(plan, work, sets)
+        return {name: value for name, value in values.items() if value is not start.get(name)}
+
+    def _prepare(
+        self, task: TrainTask | EvaluateTask, pool: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], Sets, RowFormat]:
+        # The arrays are the same objects for all jobs of a task, so that a trainer can recognize them.
+        if self._task is None or self._task[0] != task.key:
+            sets = {name: views(refs, pool) for name, refs in task.sets.items()}
+            self._task = (task.key, views(task.start, pool), sets, RowFormat(task.states))
+        return self._task[1:]
+
+    def _client(
+        self,
+        plan: Plan,
+        rows: Rows,
+        seed: int,
+        before: np.ndarray | None,
+        form: RowFormat,
+        sets: Sets,
+    ) -> Client:
+        tensors, copies = form.unpack(before) if before is not None and plan.start == "current" else ({}, {})
+        return Client(rows=rows, seed=seed, tensors=tensors, copies=copies, sets=sets)
+
+    def _population_rows(self, index: int, part: str) -> Rows:
+        population = self.setup.population
+        return population.train(index) if part == "train" else population.test(index)
+
+    def _rows(self, index: int, part: str) -> tuple[Rows, int]:
+        """A client's rows and how many of them count.
+
+        Raises:
+            NoExamplesError: none does.
+            DataError: they hold NaN or infinite values, or do not belong together.
+        """
+        rows = self._population_rows(index, part)
+        check_rows(rows)
+        examples = count_examples(rows)
+        if not examples:
+            raise NoExamplesError(
+                "no example with a positive weight", mend="leave users without examples out"
+            )
+        for name, value in rows.items():
+            if value.dtype.kind == "f" and not finite(value):
+                raise DataError(f"{name!r} has NaN or infinite values", mend="remove these examples")
+        return rows, examples
+
+
+def count_examples(rows: Rows) -> int:
+    """Rows with a positive total weight."""
+    weight = rows["weight"]
+    return int(np.count_nonzero(weight.reshape(len(weight), -1).sum(axis=1) > 0)) if len(weight) else 0
+
+
+def failure(error: PflError) -> str:
+    """An error as a record tells it."""
+    return f"{error.code}: {error.message}"
+
+
+def _write_change(
+    layout: Layout, client: Client, outcome: Outcome, common: Mapping[str, np.ndarray], row: np.ndarray
+) -> str | None:
+    """Write after minus before (as ``local.upload.change``) into the row [P]; why it cannot be merged, or None."""
+    sent = client.sets.get("global", common)
+    for key, place, shape in layout.items():
+        target = row[place].reshape(shape)
+        if key.startswith("copy:"):
+            _, copy, name = key.split(":", 2)
+            after, before = outcome.copies[copy].get(name), client.copies.get(copy, {}).get(name)
+            if after is None:
+                target[...] = 0
+            elif before is None:
+                target[...] = after
+            else:
+                np.subtract(after, before, out=target)
+        else:
+            np.subtract(outcome.tensors[key], sent[key], out=target)
+    if finite(row):
+        return None
+    return _diverged("the change has NaN or infinite values")
+
+
+def _diverged(why: str | None) -> str | None:
+    """What the trainer says of a client; its rows were checked before, so all that can fail is the arithmetic."""
+    return why and f"{NonFiniteError.__name__}: {why}"
