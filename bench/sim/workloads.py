@@ -196,6 +196,10 @@ WORKLOADS = {
 }
 
 
+#: Which phase of FedAvg's plan trains; the order of examples depends on it.
+TRAINS = 1
+
+
 def client_seed(number: int, client: int) -> int:
     """Seed of a client's shuffle in one round."""
     return (number << 32) + client
@@ -219,7 +223,7 @@ def prepare(
     sizes = arrays.pop("sizes")
     chosen = np.stack([rng.choice(clients, cohort, replace=False) for _ in range(rounds)])
     orders = [
-        epoch_order(int(sizes[client]), client_seed(number, int(client)), 0, 0)
+        epoch_order(int(sizes[client]), client_seed(number, int(client)), TRAINS, 0)
         for number, cohort_ in enumerate(chosen)
         for client in cohort_
     ]
@@ -331,11 +335,13 @@ class Prepared:
         return TokenTask(VOCABULARY) if self.workload.inputs == "tokens" else ClassificationTask(CLASSES)
 
     def plan(self) -> Plan:
-        """One epoch of SGD, everything uploaded."""
-        from pfl_mobile.local.plan import Plan, Sgd, TrainPhase
+        """What FedAvg lets a device do: take the server's values over, then one epoch of SGD."""
+        from pfl_mobile.local.plan import Sgd
+        from pfl_mobile.strategies.fedavg import FedAvg
+        from pfl_mobile.strategies.strategy import Context, Local
 
-        phase = TrainPhase(epochs=1, optimizer=Sgd(lr=self.workload.lr))
-        return Plan(phases=(phase,), upload=("*",))
+        local = Local(epochs=1, optimizer=Sgd(lr=self.workload.lr))
+        return FedAvg().plan(Context(tuple(self.personalized().device_tensors()), local))
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pfl_mobile.local.batches import epoch_order
+from pfl_mobile.local.plan import TrainPhase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
@@ -39,7 +40,8 @@ def test_plain_and_personalized_model_are_the_same(prepared: Prepared) -> None:
 
 def test_batches_come_in_the_order_of_the_device(prepared: Prepared) -> None:
     rows = prepared.rows(prepared.cohort(1)[2])
-    order = epoch_order(len(rows["labels"]), prepared.seed(1, prepared.cohort(1)[2]), 0, 0)
+    (phase,) = [i for i, p in enumerate(prepared.plan().steps()) if isinstance(p, TrainPhase)]
+    order = epoch_order(len(rows["labels"]), prepared.seed(1, prepared.cohort(1)[2]), phase, 0)
     labels = torch.cat([y for _, y in prepared.batches(1, 2)])
     np.testing.assert_array_equal(labels.numpy(), rows["labels"][order])
 
@@ -98,6 +100,16 @@ def test_a_run_that_fails_is_an_error_and_the_others_go_on(monkeypatch: pytest.M
     assert row["peak_mb"] > 50
     assert row["startup_s"] > 0
     json.dumps(result)
+
+
+@pytest.mark.slow
+def test_ours_trains_the_same_model_as_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(driver.SETTINGS, "pfl_mobile", {"lanes": 3})
+    result = driver.compare(small(systems=("pfl_mobile", "sequential"), processes=2), lambda _: None)
+    assert result["errors"] == []
+    tiny = result["workloads"]["tiny"]
+    assert tiny["max_model_diff"] < 1e-6 < 1e-3 < tiny["model_change"]
+    assert result["ratios"]["tiny"]["sequential"] > 0
 
 
 def test_meter_leaves_the_first_round_out_and_compares_after_the_agreed_one(tmp_path: Path) -> None:
