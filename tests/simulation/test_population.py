@@ -83,9 +83,12 @@ def nan() -> Rows:
         ({**rows(5), "labels": np.arange(4)}, "'eve' of toy have 5 weights but 'labels'"),
         (rows(0), "'eve' of toy has no training example"),
         ({**rows(5), "weight": np.zeros(5)}, "'eve' of toy has no training example"),
-        ({**rows(5), "x": np.ones((5, 3))}, "'x' of the training rows of user 'eve' .*'ann' has float32"),
+        (
+            {**rows(5), "x": np.ones((5, 3))},
+            "'x' of .* user 'eve' .* \\[rows, 3\\]; the first user's is float32 \\[rows, 2\\]",
+        ),
         ({"x": rows(3)["x"], "weight": np.ones(3)}, "'labels' of the training .* is missing"),
-        ({**rows(3), "more": np.ones(3)}, "'more' .* 'ann' has missing"),
+        ({**rows(3), "more": np.ones(3)}, "'more' .* float32 .*first user's is missing"),
         ({**rows(2), "labels": np.array(["a", "b"])}, "'labels' of user 'eve' of toy has dtype"),
     ],
 )

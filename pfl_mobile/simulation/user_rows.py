@@ -1,0 +1,103 @@
+"""What users of a study must be: at least two, with rows of numbers that agree with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pfl_mobile.errors import DataError, UnknownNameError
+from pfl_mobile.local.batches import Rows, check_rows
+
+if TYPE_CHECKING:
+    from pfl_mobile.simulation.population import Population
+
+
+def check_count(name: str, count: int) -> None:
+    """Refuse a study of nobody or of one user (``DataError``)."""
+    if count < 2:
+        raise DataError(
+            f"{name} has {count} user{'s' * (count != 1)}",
+            mend="a study needs two users or more; to train for one, use LocalTrainer",
+        )
+
+
+def checked_index(population: Population, index: int) -> int:
+    """The index, if the population has such a user.
+
+    Raises:
+        UnknownNameError: it has not.
+    """
+    if not 0 <= index < len(population):
+        raise UnknownNameError(
+            f"{population.name} has no user {index}", mend=f"users have the indexes 0..{len(population) - 1}"
+        )
+    return index
+
+
+def check_user_rows(rows: Mapping[str, np.ndarray], name: str, user: str, what: str) -> None:
+    """Refuse rows without ``weight``, of unequal lengths, or with NaN or infinite values.
+
+    Raises:
+        DataError: names the user and the array.
+    """
+    check_rows(rows, f"{what} rows of user {user!r} of {name}")
+    for array, value in rows.items():
+        # A sum is finite only if all values are; it is cheaper than looking at each, which a large sum needs.
+        if value.dtype.kind == "f" and not np.isfinite(value.sum()) and not np.isfinite(value).all():
+            raise DataError(
+                f"{array!r} of the {what} rows of user {user!r} of {name} has NaN or infinite values",
+                mend="remove these examples, or fill them and give them weight 0",
+            )
+
+
+def numbers(rows: Mapping[str, np.ndarray], name: str, user: str) -> Rows:
+    """The rows with float32 and int64 arrays (bool stays bool).
+
+    Raises:
+        DataError: an array holds something else than numbers.
+    """
+    out: Rows = {}
+    for array, value in rows.items():
+        value = np.asarray(value)
+        kind = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}.get(value.dtype.kind)
+        if kind is None:
+            raise DataError(
+                f"{array!r} of user {user!r} of {name} has dtype {value.dtype}",
+                mend="give numbers in every array",
+            )
+        out[array] = value.astype(kind, copy=False)
+    return out
+
+
+#: Array name to dtype and shape of one row.
+Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+
+
+def layout_of(rows: Mapping[str, np.ndarray]) -> Layout:
+    """What a row of a user looks like."""
+    return {name: (value.dtype, value.shape[1:]) for name, value in rows.items()}
+
+
+def check_layout(rows: Mapping[str, np.ndarray], wanted: Layout, name: str, user: str, what: str) -> None:
+    """Refuse rows that look otherwise than those of the first user.
+
+    Raises:
+        DataError: names the user and the array.
+    """
+    found = layout_of(rows)
+    for array in sorted(set(found) | set(wanted)):
+        if found.get(array) != wanted.get(array):
+            raise DataError(
+                f"{array!r} of the {what} rows of user {user!r} of {name} is {_said(found, array)}; "
+                f"the first user's is {_said(wanted, array)}",
+                mend="give every user the same arrays",
+            )
+
+
+def _said(layout: Layout, array: str) -> str:
+    if array not in layout:
+        return "missing"
+    dtype, shape = layout[array]
+    return f"{dtype} [{', '.join(['rows', *map(str, shape)])}]"
