@@ -1,0 +1,196 @@
+"""Scafflix: explicit personalization and local training, both so that less has to be sent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pfl_mobile.local.plan import CombinePhase, CopyStart, Mix, Phase, Plan, ServeMix, Term, TrainPhase
+from pfl_mobile.local.random import derive, uniform
+from pfl_mobile.strategies.registry import Param, register
+from pfl_mobile.strategies.strategy import Context, Server, Strategy, Values, local_plan
+from pfl_mobile.strategies.updates import Updates
+from pfl_mobile.strategies.weighting import Equally, Weighting
+
+_SHARED = ("role:shared",)
+_LAST = "scafflix.last"
+
+
+@dataclass(frozen=True)
+class Communication:
+    """What one device sends, against full synchronization (an average after every local step).
+
+    Attributes:
+        rounds: how often it sends.
+        steps: local steps in these rounds.
+        sent: bytes that it sends.
+        full: bytes that it would send if it did after every step.
+    """
+
+    rounds: int
+    steps: int
+    sent: int
+    full: int
+
+
+@register(
+    "scafflix",
+    title="Mix with a local optimum, control variates, rare communication",
+    paper="Yi, Condat and Richtarik 2023, Explicit personalization and local training: double communication "
+    "acceleration in federated learning (arXiv 2305.13170)",
+    shares="all trained tensors",
+    keeps="the device's own optimum, its control variate and what it sent last",
+)
+@dataclass(frozen=True, kw_only=True)
+class Scafflix(Strategy):
+    """The paper's algorithm 1 for the FLIX problem min_x (1/n) sum_i f_i(alpha_i x + (1 - alpha_i) x_i*).
+
+    x_i* minimizes f_i alone. In each step, with a coin that shows heads with probability p, the same for all:
+
+        xtilde_i = alpha_i x_i + (1 - alpha_i) x_i*,   g_i = grad f_i(xtilde_i)
+        xhat_i   = x_i - (gamma_i / alpha_i) (g_i - h_i)
+        heads:  xbar = (gamma / n) sum_j (alpha_j^2 / gamma_j) xhat_j   (to the server and back)
+                x_i <- xbar,  h_i <- h_i + (p alpha_i / gamma_i) (xbar - xhat_i)
+        tails:  x_i <- xhat_i
+
+    A round is what lies between two heads: the server draws its number of local steps, geometric with mean 1 / p,
+    from the round's seed, in place of Local's epochs or steps. In the update rule: gradients at ``mix`` with the
+    copy ``optimum``, control = -h_i, the copy ``minus_h``; gamma_i / alpha_i is Local's learning rate, so with one
+    alpha and one rate for all, xbar is the plain mean and one vector per round is all that is sent. h_i needs xbar,
+    which a device learns when it is asked again; until then it keeps xhat_i as the copy ``sent``.
+
+    What differs from the paper:
+
+    * alpha and gamma are the same for all devices (the paper allows alpha_i, and gamma_i by the smoothness of f_i);
+    * x_i* is not computed to the end beforehand: each time a device takes part it first trains ``optimum`` further;
+    * not everybody must take part. The server keeps the averages of rounds whose devices have not been back, and
+      gives each its own as the set ``merged``, so that sum_i h_i = 0 holds over everybody, once what is underway is
+      counted. The paper's rates of convergence are for full participation;
+    * the weighting decides about the mean (equal by default); with fixed weights w_i it is sum_i w_i h_i that is 0;
+    * tensors of groups and personal ones have h_i = 0; personal ones are trained at the mix and never sent.
+
+    Limits: alpha = 1 is i-Scaffnew with one rate (no personalization); p = 1 communicates at each step, and is
+    gradient descent where everybody takes part; alpha -> 0 serves the device's own optimum.
+    """
+
+    weighting: Weighting = field(default_factory=Equally)
+    p: Annotated[float, Param("probability of communication after a local step", low=0.001, high=1.0)] = 0.2
+    alpha: Annotated[
+        float, Param("part of the shared model; 1 is no personalization", low=0.0, high=1.0, open=("low",))
+    ] = 0.5
+    optimum_epochs: Annotated[
+        int, Param("passes for the device's own optimum each time it takes part", low=1, high=10_000)
+    ] = 5
+    optimum_lr: Annotated[
+        float | None, Param("learning rate for it; None: Local's", low=0.0, open=("low",))
+    ] = None
+
+    def steps(self, seed: int) -> int:
+        """Local steps of the round with this seed: geometric, P(k) = p (1 - p)^(k - 1)."""
+        if self.p == 1:
+            return 1
+        drawn = float(uniform(derive(seed, 1), 1)[0])
+        return 1 + math.floor(math.log1p(-drawn) / math.log1p(-self.p))
+
+    def phases(self, at: Context) -> tuple[Phase, ...]:
+        """h_i for the last round, the own optimum, the steps of this round.
+
+        Raises:
+            ConfigError: no shared tensors, or an optimizer that is not plain SGD.
+        """
+        at.need("shared", self)
+        scale = self.p / at.plain_rate(self)
+        where = {} if self.alpha == 1 else {"evaluate_at": Mix(other="optimum", alpha=self.alpha)}
+        return (
+            # The gap first, then its scale: so nothing is lost to rounding when the rate is small.
+            CombinePhase(group=_SHARED, makes="gap", terms=(Term(of="sent"), Term(of="merged", times=-1.0))),
+            CombinePhase(
+                group=_SHARED, makes="minus_h", terms=(Term(of="minus_h"), Term(of="gap", times=scale))
+            ),
+            *self._optimum(at),
+            at.local.train(steps=self.steps(at.seed), control="minus_h", **where),
+            CombinePhase(group=_SHARED, makes="sent", terms=(Term(of="theta"),)),
+        )
+
+    def copies(self, at: Context) -> dict[str, CopyStart]:
+        """-h_i, and what the device sent last: nothing that differs from the average."""
+        return {"minus_h": CopyStart(), "sent": CopyStart(of="merged", group=_SHARED)}
+
+    def keep(self, at: Context) -> tuple[str, ...]:
+        """-h_i, what was sent, and the own optimum."""
+        return ("minus_h", "sent") if self.alpha == 1 else ("minus_h", "sent", "optimum")
+
+    def serve(self, at: Context) -> str | ServeMix:
+        """The mix with the own optimum."""
+        return "theta" if self.alpha == 1 else ServeMix(one="theta", other="optimum", alpha=self.alpha)
+
+    def personal_plan(self, at: Context) -> Plan | None:
+        """The own optimum and personal tensors once more, the shared ones as they are."""
+        phases: tuple[Phase, ...] = self._optimum(at)
+        if at.has("personal"):
+            group = ("role:personal",)
+            where = {} if self.alpha == 1 else {"evaluate_at": Mix(other="optimum", alpha=self.alpha)}
+            phases = (*phases, at.local.train(group=group, **where))
+        if not phases:
+            return None
+        return local_plan(at, *phases, keep=() if self.alpha == 1 else ("optimum",), serve=self.serve(at))
+
+    def _optimum(self, at: Context) -> tuple[TrainPhase, ...]:
+        if self.alpha == 1:
+            return ()
+        optimizer = at.local.optimizer
+        if self.optimum_lr is not None:
+            optimizer = optimizer.model_copy(update={"lr": self.optimum_lr})
+        return (at.local.train(trains="optimum", epochs=self.optimum_epochs, optimizer=optimizer),)
+
+    # -- the server
+
+    def sets(self, server: Server) -> dict[str, Values]:
+        """The global values, and the last average for the devices that were in it."""
+        latest = server.sets.get(_merged(server.round - 1), server.values)
+        return {**super().sets(server), "merged": latest}
+
+    def sets_for(self, server: Server, client: int, group: str) -> dict[str, Values]:
+        """For a device that was away, the average that it took part in last."""
+        sets = super().sets_for(server, client, group)
+        last = server.numbers.get(_LAST, {}).get(str(client))
+        if last is not None and last != server.round - 1:
+            sets["merged"] = server.sets[_merged(last)]
+        return sets
+
+    def merge(self, server: Server, updates: Updates) -> None:
+        """FedAvg's merge; the average stays until all its devices have been back.
+
+        Raises:
+            NonFiniteError: a merged value is NaN or infinite; nothing is changed then.
+        """
+        with server.undo_on_error():
+            super().merge(server, updates)
+            now = {str(client): server.round for client in updates.clients}
+            server.numbers[_LAST] = {**server.numbers.get(_LAST, {}), **now}
+            waiting = {_merged(last) for last in server.numbers[_LAST].values()}
+            for name in [n for n in server.sets if n.startswith(_merged("")) and n not in waiting]:
+                del server.sets[name]
+
+    def apply(self, server: Server, change: Values) -> None:
+        """Keep the average itself, whatever the server optimizer makes of it."""
+        names = server.names("shared")
+        mean = {n: server.values[n] + change[n] if n in change else server.values[n] for n in names}
+        server.sets[_merged(server.round)] = mean
+        super().apply(server, change)
+
+    def communication(self, seeds: Iterable[int], size: int) -> Communication:
+        """Count the bytes of one device that takes part in the rounds with these seeds.
+
+        Args:
+            seeds: ``Context.seed`` of each round.
+            size: shared values, 4 bytes each.
+        """
+        steps = [self.steps(seed) for seed in seeds]
+        return Communication(len(steps), sum(steps), 4 * size * len(steps), 4 * size * sum(steps))
+
+
+def _merged(at: int | str) -> str:
+    return f"scafflix.merged.{at}"
