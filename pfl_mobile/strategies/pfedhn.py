@@ -1,0 +1,178 @@
+"""pFedHN: a network on the server that makes every device's model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+
+from pfl_mobile.local.random import derive
+from pfl_mobile.strategies.registry import Param, register
+from pfl_mobile.strategies.strategy import Server, Strategy, Values, check_values
+from pfl_mobile.strategies.updates import Layout
+
+if TYPE_CHECKING:
+    from pfl_mobile.strategies.updates import Updates
+
+#: Largest norm of a gradient of the hypernetwork, as in the authors' code.
+CLIP = 50.0
+#: Bound of the output layer's first weights: every device starts near the shipped values.
+OUTPUT = 0.02
+
+Tensors = dict[str, np.ndarray]
+
+
+@register(
+    "pfedhn",
+    title="pFedHN: a hypernetwork makes each device's model",
+    paper="Shamsian, Navon, Fetaya, Chechik 2021, Personalized federated learning using hypernetworks "
+    "(arXiv 2103.04628)",
+    shares="all trained tensors, which differ by device; the hypernetwork stays on the server",
+)
+@dataclass(frozen=True, kw_only=True)
+class PFedHN(Strategy):
+    """theta_i = h(v_i; phi): a multilayer perceptron h on the server, and an embedding v_i of each device.
+
+    The paper's algorithm 1: device i gets theta_i, trains it to theta~_i and sends the change
+    delta_i = theta~_i - theta_i; then, by the chain rule,
+
+        phi <- phi + lr * (d theta_i / d phi)' delta_i,    v_i <- v_i + lr_embedding * (d theta_i / d v_i)' delta_i
+
+    The server sees changes only, neither data nor losses. A new device needs an embedding and nothing else:
+    :meth:`adapt` fits it with phi fixed.
+
+    Ours: theta_i = shipped values + h(v_i; phi), so that training starts near them; a round has many devices, so
+    phi takes the mean of their steps (by ``weighting``) and each v_i its own step; ``optimizer`` may add momentum to
+    phi's step (the authors use 0.9, one device a round, and weight decay). The gradient is clipped to a norm of 50,
+    as in the authors' code. The last hidden layer is divided by the root of its width, so that lr means the same
+    for every width: theta_i moves by about lr * delta_i for the output's bias and once more for its weights.
+    ``global`` of a device that never took part comes from its random embedding; the global model is the one of the
+    mean embedding of those that did.
+
+    Limits: a step of 0.5 was already too large in our tests where devices differ by much (the models fall back to
+    one for all); lr = lr_embedding = 0 leaves every device with the model it starts with.
+    """
+
+    lr: Annotated[float, Param("step of the hypernetwork", low=0.0)] = 0.25
+    lr_embedding: Annotated[float, Param("step of the embeddings", low=0.0)] = 0.1
+    embedding: Annotated[int, Param("size of an embedding; 0 is 1 + devices/4, at most 16", low=0)] = 0
+    hidden: Annotated[int, Param("width of the hidden layers", low=1)] = 100
+    depth: Annotated[int, Param("number of hidden layers", low=1)] = 3
+
+    def begin(self, server: Server) -> None:
+        """Draw the hypernetwork: He's bound for hidden layers, an output layer that is nearly 0, no biases."""
+        layout = self._layout(server)
+        size = self.embedding or min(1 + server.population // 4, 16)
+        widths = [size, *[self.hidden] * self.depth, layout.size]
+        phi: Tensors = {}
+        for k, (fan_in, fan_out) in enumerate(pairwise(widths)):
+            bound = np.sqrt(6 / fan_in) if k < self.depth else OUTPUT
+            rng = np.random.default_rng(derive(0, k))
+            phi[f"w{k}"] = rng.uniform(-bound, bound, (fan_out, fan_in)).astype(np.float32)
+            phi[f"b{k}"] = np.zeros(fan_out, np.float32)
+        shipped = np.zeros(layout.size, np.float32)
+        layout.pack(server.values, shipped)
+        server.sets |= {"hypernet": phi, "hypernet_shipped": {"theta": shipped}, "embeddings": {}}
+
+    @staticmethod
+    def _layout(server: Server) -> Layout:
+        return Layout({n: server.values[n].shape for n in server.names("shared", "group")})
+
+    def embedding_of(self, server: Server, client: int) -> np.ndarray:
+        """v_i, float32: trained, or the random one that it starts from."""
+        known = server.sets["embeddings"].get(str(client))
+        if known is not None:
+            return known
+        size = server.sets["hypernet"]["w0"].shape[1]
+        fresh = np.random.default_rng(derive(1, client)).standard_normal(size, np.float32)
+        return np.asarray(fresh, np.float32)
+
+    def generate(self, server: Server, embeddings: np.ndarray) -> np.ndarray:
+        """theta of embeddings [n, size], float32 [n, P]."""
+        shipped = server.sets["hypernet_shipped"]["theta"]
+        return np.asarray(shipped + _forward(server.sets["hypernet"], embeddings)[-1], np.float32)
+
+    def sets_for(self, server: Server, client: int, group: str) -> dict[str, Values]:
+        """The device's model."""
+        flat = self.generate(server, self.embedding_of(server, client)[None])[0]
+        return {"global": {**server.values, **self._layout(server).unpack(flat)}}
+
+    def merge(self, server: Server, updates: Updates) -> None:
+        """One step of the hypernetwork and of the cohort's embeddings."""
+        with server.undo_on_error():
+            weights = self.weighting.weights(updates, server)
+            embeddings, step_phi, step_v = self._steps(server, updates, weights)
+            phi = dict(server.sets["hypernet"])
+            self.optimizer.apply(server, "hypernet", phi, step_phi)
+            check_values(phi, phi)
+            server.sets["hypernet"] = phi
+            self._keep(server, updates, embeddings + step_v)
+            seen = np.stack([v for _, v in sorted(server.sets["embeddings"].items())])
+            flat = self.generate(server, seen.mean(axis=0, dtype=np.float32)[None])[0]
+            server.values = {**server.values, **self._layout(server).unpack(flat)}
+
+    def adapt(self, server: Server, updates: Updates) -> None:
+        """Fit the embeddings of new devices from their changes, and change nothing else."""
+        with server.undo_on_error():
+            embeddings, _, step = self._steps(server, updates, np.ones(len(updates)))
+            self._keep(server, updates, embeddings + step)
+
+    def _keep(self, server: Server, updates: Updates, embeddings: np.ndarray) -> None:
+        fresh = {str(c): v for c, v in zip(updates.clients, embeddings, strict=True)}
+        check_values(fresh, fresh)
+        server.sets["embeddings"] = {**server.sets["embeddings"], **fresh}
+
+    def _steps(
+        self, server: Server, updates: Updates, weights: np.ndarray
+    ) -> tuple[np.ndarray, Tensors, np.ndarray]:
+        """Embeddings [n, size] of the cohort, the step of phi, and the steps of the embeddings."""
+        layout, total = self._layout(server), float(weights.sum())
+        changes = np.concatenate([updates.of(n).reshape(len(updates), -1) for n in layout.shapes], axis=1)
+        embeddings = np.stack([self.embedding_of(server, c) for c in updates.clients])
+        phi = server.sets["hypernet"]
+        parts = (weights / total if total else weights).astype(np.float32)
+        of_phi, of_v = _backward(phi, embeddings, changes, parts)
+        # The chain rule is linear in the change, so up is along it: phi moves theta_i toward theta~_i.
+        clip = _clip(np.sqrt(sum(float(np.square(g, dtype=np.float64).sum()) for g in of_phi.values())))
+        step_phi = {name: np.float32(self.lr * clip) * g for name, g in of_phi.items()}
+        norms = np.sqrt(np.square(of_v, dtype=np.float64).sum(axis=1))
+        factors = np.array([self.lr_embedding * _clip(n) for n in norms], np.float32)
+        return embeddings, step_phi, factors[:, None] * of_v
+
+
+def _clip(norm: float) -> float:
+    return CLIP / norm if norm > CLIP else 1.0
+
+
+def _forward(phi: Tensors, v: np.ndarray) -> list[np.ndarray]:
+    """Inputs of every layer and the output: linear layers, ReLU between them, the last hidden one over its root."""
+    values, last = [v], len(phi) // 2 - 1
+    for k in range(last):
+        values.append(np.maximum(values[-1] @ phi[f"w{k}"].T + phi[f"b{k}"], 0))
+    values[-1] = values[-1] / _root(phi)
+    return [*values, values[-1] @ phi[f"w{last}"].T + phi[f"b{last}"]]
+
+
+def _backward(
+    phi: Tensors, v: np.ndarray, changes: np.ndarray, parts: np.ndarray
+) -> tuple[Tensors, np.ndarray]:
+    """Gradient of sum_i parts_i <h(v_i), changes_i> by phi, and of each <h(v_i), changes_i> by v_i, [n, size]."""
+    values, last = _forward(phi, v), len(phi) // 2 - 1
+    gradients: Tensors = {}
+    up = changes
+    for k in range(last, -1, -1):
+        gradients[f"w{k}"] = (up * parts[:, None]).T @ values[k]
+        gradients[f"b{k}"] = parts @ up
+        up = up @ phi[f"w{k}"]
+        if k:
+            up = up * (values[k] > 0)
+        if k == last:
+            up = up / _root(phi)
+    return gradients, up
+
+
+def _root(phi: Tensors) -> np.float32:
+    """Root of the width of the last hidden layer."""
+    return np.float32(np.sqrt(phi[f"w{len(phi) // 2 - 1}"].shape[1]))

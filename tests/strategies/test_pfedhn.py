@@ -1,0 +1,91 @@
+"""pFedHN: the chain rule, new devices, what the server sees."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import torch
+
+from pfl_mobile.strategies.fedavg import FedAvg
+from pfl_mobile.strategies.pfedhn import PFedHN, _backward, _forward
+from tests.strategies.harness import Federation, assert_same, full_batch
+from tests.strategies.models import Location, Softmax, classes, rows_of
+
+
+def federation(strategy: PFedHN | FedAvg, users: int = 12) -> Federation:
+    """Devices of two kinds, far apart: one model for all is wrong for everybody."""
+    rng = np.random.default_rng(0)
+    data = [rows_of(x=(-1) ** i * 3 + 0.1 * rng.normal(size=(4, 2))) for i in range(users)]
+    return Federation(strategy, Location(2, 4), data, full_batch(0.3, 3))
+
+
+def test_backward_is_autograd() -> None:
+    fed = Federation(PFedHN(hidden=7, depth=2), Softmax(), classes(5))
+    rng = np.random.default_rng(0)
+    phi = {n: v + 0.1 * rng.normal(size=v.shape) for n, v in fed.server.sets["hypernet"].items()}
+    v, changes = rng.normal(size=(4, 2)), rng.normal(size=(4, 15))
+    parts = np.array([0.1, 0.4, 0.2, 0.3])
+    got_phi, got_v = _backward(phi, v, changes, parts)
+    leaf = {n: torch.tensor(x, requires_grad=True) for n, x in phi.items()}
+    at = torch.tensor(v, requires_grad=True)
+    h = at
+    for k in range(2):
+        h = torch.relu(h @ leaf[f"w{k}"].T + leaf[f"b{k}"])
+    out = (h / np.float32(np.sqrt(7))) @ leaf["w2"].T + leaf["b2"]
+    np.testing.assert_allclose(_forward(phi, v)[-1], out.detach().numpy(), rtol=1e-6)
+    inner = (out * torch.tensor(changes)).sum(dim=1)
+    want = torch.autograd.grad((inner * torch.tensor(parts)).sum(), list(leaf.values()), retain_graph=True)
+    for name, gradient in zip(leaf, want, strict=True):
+        np.testing.assert_allclose(got_phi[name], gradient.numpy(), rtol=1e-6, atol=1e-9)
+    (want_v,) = torch.autograd.grad(inner.sum(), at)
+    np.testing.assert_allclose(got_v, want_v.numpy(), rtol=1e-6, atol=1e-9)
+
+
+def test_devices_start_near_the_shipped_values() -> None:
+    fed = federation(PFedHN())
+    for client in range(12):
+        np.testing.assert_allclose(fed.sets(client)["global"]["w"], fed.shipped["w"], atol=0.1)
+
+
+def test_devices_get_models_of_their_own() -> None:
+    fed = federation(PFedHN()).run(100)
+    assert fed.mean_loss() < 0.1 * federation(FedAvg()).run(20).mean_loss()
+    for client in (0, 1):
+        np.testing.assert_allclose(fed.sets(client)["global"]["w"], (-1) ** client * 3.0, atol=1.0)
+
+
+def test_no_step_changes_nothing() -> None:
+    fed = federation(PFedHN(lr=0.0, lr_embedding=0.0))
+    before = [dict(fed.sets(c)["global"]) for c in range(4)]
+    fed.run(3)
+    for client in range(4):
+        assert_same(before[client], fed.sets(client)["global"])
+
+
+def test_a_new_device_needs_an_embedding_only() -> None:
+    """Trained without device 0; then only its embedding is fitted, the hypernetwork stays."""
+    fed = federation(PFedHN())
+    for _ in range(60):
+        fed.round(list(range(1, 12)))
+    hypernet = copy.deepcopy(fed.server.sets["hypernet"])
+    others = copy.deepcopy(fed.server.sets["embeddings"])
+    first = fed.loss(0, fed.sets(0)["global"])
+    for _ in range(40):
+        fed.strategy.adapt(fed.server, fed.collect([0]))
+    assert fed.loss(0, fed.sets(0)["global"]) < max(0.2 * first, 0.5)
+    assert_same(fed.server.sets["hypernet"], hypernet)
+    found = dict(fed.server.sets["embeddings"])
+    assert found.pop("0").shape == (4,)
+    assert_same(found, others)
+
+
+def test_the_server_needs_changes_only() -> None:
+    """Neither losses nor steps enter the merge: others in their place give the same bits."""
+    fed = federation(PFedHN()).run(1)
+    updates, other = fed.collect(), copy.deepcopy(fed.server)
+    fed.strategy.merge(fed.server, updates)
+    fed.strategy.merge(other, dataclasses.replace(updates, reports={}, steps=np.zeros_like(updates.steps)))
+    assert_same(fed.server.sets["hypernet"], other.sets["hypernet"])
+    assert_same(fed.server.sets["embeddings"], other.sets["embeddings"])
