@@ -48,6 +48,7 @@ class RoundRecord:
         failures: devices that failed, by the name of the error.
         failed: (index, reason) of the first ten of them.
         examples: training examples of the merged devices.
+        steps: optimizer steps of the merged devices, in all.
         loss: mean over the merged devices of their mean training loss; None where nothing was trained.
         reports: mean over the merged devices of everything that the plan measured.
         bytes_down: sent to each device, mean, without what it has from the bundle.
@@ -61,6 +62,7 @@ class RoundRecord:
     failures: Mapping[str, int]
     failed: Sequence[tuple[int, str]]
     examples: int
+    steps: int
     loss: float | None
     reports: Mapping[str, float]
     bytes_down: int
@@ -470,6 +472,7 @@ class Rounds:
             dict(Counter(_kind(r) for r in bad)),
             [(r.client, r.failure or "") for r in bad[:10]],
             sum(r.examples for r in good),
+            sum(r.steps for r in good),
             loss,
             means,
             sent.bytes_down,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pfl_mobile.simulation.population import Population
     from pfl_mobile.tasks import Batch, Task
 
-Sets = dict[str, dict[str, np.ndarray]]
+Sets = Mapping[str, Mapping[str, np.ndarray]]
 _KEYS = itertools.count()
 
 
@@ -36,14 +36,16 @@ class Trainer(Protocol):
 
     def run(
         self, plan: Plan, clients: Sequence[Client], start: Mapping[str, np.ndarray], sets: Mapping[str, Any]
-    ) -> list[Outcome]: ...  # noqa: D102
+    ) -> list[Outcome]:
+        """Train every client."""
 
     def evaluate(
         self,
         rows: Sequence[Rows],
         tensors: Sequence[Mapping[str, np.ndarray]],
         start: Mapping[str, np.ndarray],
-    ) -> list[dict[str, float]]: ...  # noqa: D102
+    ) -> list[dict[str, float]]:
+        """Metrics of every client."""
 
 
 def cohort_trainer(setup: Setup) -> Trainer:
@@ -255,12 +257,12 @@ class Worker:
     def evaluate(self, task: EvaluateTask, job: Job, memory: Memory) -> list[Evaluation]:
         """Measure the values of the server and each device's own on its rows."""
         start, sets, form = self._prepare(task, memory.pool)
-        measured: list[tuple[Rows, int]] = []
+        measured: list[Rows] = []
         shared: list[dict[str, np.ndarray]] = []
         clients: list[Client] = []
         for i, index in enumerate(job.clients):
             rows = self._population_rows(index, task.part)
-            measured.append((rows, count_examples(rows)))
+            measured.append(rows)
             own = {name: views(refs, memory.pool) for name, refs in job.sets[i].items()} if job.sets else {}
             common = start if "global" not in own else {**start, **own["global"]}
             shared.append({n: v for n, v in common.items() if v is not start[n]})
@@ -276,13 +278,13 @@ class Worker:
             ]
         else:
             personal = self._adapted(task, job, clients, shared, start, sets, failures)
-        rows = [r for r, _ in measured]
-        of_shared = self.trainer.evaluate(rows, shared, start)
+        of_shared = self.trainer.evaluate(measured, shared, start)
         has_own = [i for i, tensors in enumerate(personal) if tensors is not None]
-        found = self.trainer.evaluate([rows[i] for i in has_own], [personal[i] or {} for i in has_own], start)
+        own_rows, own_tensors = [measured[i] for i in has_own], [personal[i] or {} for i in has_own]
+        found = self.trainer.evaluate(own_rows, own_tensors, start)
         of_personal = dict(zip(has_own, found, strict=True))
         return [
-            Evaluation(index, measured[i][1], of_shared[i], of_personal.get(i), failures[i])
+            Evaluation(index, count_examples(measured[i]), of_shared[i], of_personal.get(i), failures[i])
             for i, index in enumerate(job.clients)
         ]
 
