@@ -21,26 +21,19 @@ from pfl_mobile.strategies.updates import Updates
 class LocalTraining(Strategy):
     """Each device minimizes F_k(w) from the shipped values, and goes on from there in the next round.
 
-    What it trains is kept as the copy ``personal``, as the device's tensors themselves belong to the
-    aggregator where their role is ``shared``. A model with personal tensors only is trained in place.
+    No values are taken over from the aggregator, so a device keeps all its trained tensors whatever their role.
+    Weighting and server optimizer have nothing to work on.
 
-    Weighting and server optimizer have nothing to work on. Limits: with one device it is FedAvg.
+    Limits: with one device it is FedAvg.
     """
 
     def plan(self, at: Context) -> Plan:
         """One train phase, no upload."""
-        name = self.serve(at)
-        return Plan(
-            phases=(at.local.train(trains=name),), keep=self.keep(at), serve=name, seed=at.seed % 2**63
-        )
+        return Plan(phases=(at.local.train(),), keep=(), seed=at.seed % 2**63)
 
-    def keep(self, at: Context) -> tuple[str, ...]:
-        """The device's own model."""
-        return ("personal",) if at.traveling else ()
-
-    def serve(self, at: Context) -> str:
-        """The device's own model."""
-        return "personal" if at.traveling else "theta"
+    def personal_plan(self, at: Context) -> Plan | None:
+        """The same once more."""
+        return self.plan(at)
 
     def merge(self, server: Server, updates: Updates) -> None:
         """Nothing came, so nothing changes."""

@@ -12,7 +12,8 @@ import numpy as np
 
 from pfl_mobile.errors import TrainingError
 from pfl_mobile.local import phases, upload
-from pfl_mobile.local.plan import Sgd
+from pfl_mobile.local.groups import select
+from pfl_mobile.local.plan import MovePhase, Sgd
 from pfl_mobile.local.random import derive
 from pfl_mobile.local.session import Programs
 from pfl_mobile.strategies import Context, Local, Server, Strategy, Updates
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from pfl_mobile.local.batches import Rows
     from pfl_mobile.local.plan import Plan
+    from pfl_mobile.modules.roles import DeviceTensorInfo
     from tests.strategies.models import Model
 
 Tensors = dict[str, np.ndarray]
@@ -101,7 +103,9 @@ class Federation:
             steps.append(work.done)
             reports.append({"loss": float(np.mean(work.losses or [0.0])), **work.reports})
             self.copies[client] = phases.kept_copies(plan, work)
-            self.personal[client] = {t.name: work.tensors[t.name] for t in self.table if t.role == "personal"}
+            self.personal[client] = {
+                n: v for n, v in work.tensors.items() if n not in taken_over(plan, self.table)
+            }
         return Updates(
             layout,
             np.array(changes, np.float32).reshape(len(clients), layout.size),
@@ -144,6 +148,16 @@ class Federation:
 
     def mean_loss_at(self, tensors: Mapping[str, np.ndarray]) -> float:
         return float(np.mean([self.loss(c, tensors) for c in range(len(self.data))]))
+
+
+def taken_over(plan: Plan, table: Sequence[DeviceTensorInfo]) -> set[str]:
+    """Tensors that a plan begins with the server's values of, so that a device need not keep its own."""
+    first = plan.phases[0]
+    return (
+        set(select(first.group, table))
+        if isinstance(first, MovePhase) and first.toward == "global"
+        else set()
+    )
 
 
 def state(server: Server) -> dict[str, bytes]:

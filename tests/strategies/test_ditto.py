@@ -14,7 +14,7 @@ def test_lambda_zero_is_local_training_beside_fedavg() -> None:
     ditto = Federation(create("ditto", lam=0.0), Softmax(batch=32), data, local).run(3)
     alone = Federation(create("local"), Softmax(batch=32), data, local).run(3)
     for client in range(4):
-        assert_near(ditto.copies[client]["personal"], alone.copies[client]["personal"], 1e-6)
+        assert_near(ditto.copies[client]["personal"], alone.personal[client], 1e-6)
 
 
 def test_the_global_part_is_fedavg_bit_for_bit() -> None:

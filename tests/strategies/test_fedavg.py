@@ -56,25 +56,24 @@ def test_local_training_of_one_device_is_fedavg() -> None:
     data = [classes(3)[0]]
     local = Federation(create("local"), Softmax(batch=32), data, full_batch(0.3, 2)).run(3)
     fedavg = Federation(create("fedavg"), Softmax(batch=32), data, full_batch(0.3, 2)).run(3)
-    assert_near(local.copies[0]["personal"], fedavg.server.values, 1e-6)
+    assert_near(local.personal[0], fedavg.server.values, 1e-6)
     assert_same(local.server.values, local.shipped)
 
 
 def test_local_training_sends_nothing_and_goes_on_each_round() -> None:
     fed = Federation(create("local"), Softmax(), classes(3))
     updates = fed.round()
-    first = dict(fed.copies[1]["personal"])
+    first = dict(fed.personal[1])
     assert updates.layout.size == 0
     fed.round()
-    assert not np.array_equal(fed.copies[1]["personal"]["body.weight"], first["body.weight"])
+    assert not np.array_equal(fed.personal[1]["body.weight"], first["body.weight"])
     assert fed.strategy.plan(fed.context()).upload == ()
 
 
-def test_local_training_of_personal_tensors_only_needs_no_copy() -> None:
+def test_local_training_needs_no_shared_tensors() -> None:
     fed = Federation(create("local"), Softmax(personal=True, role="personal"), classes(2))
     before = fed.mean_loss_at(fed.shipped)
     fed.run(3)
-    assert fed.copies == {0: {}, 1: {}}
     assert fed.mean_loss() < before
 
 
