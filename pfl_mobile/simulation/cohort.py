@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pfl_mobile.errors import ConfigError, ExportError, NoExamplesError, TensorMismatchError, near
-from pfl_mobile.local.batches import Rows, weighted_rows
+from pfl_mobile.local.batches import Rows, check_rows, weighted_rows
 from pfl_mobile.local.phases import check_plan
 from pfl_mobile.local.plan import ChoosePhase, MeasurePhase, Plan, TrainPhase
 from pfl_mobile.modules.model import PersonalizedModel
@@ -97,6 +97,7 @@ class CohortTrainer:
         self.device = torch.device(device)
         self._steps = Steps(model, task, example, self.device)
         self._lanes = lanes
+        self._dtypes = {name: value.numpy().dtype for name, value in self._steps.batch.items()}
         self._values = {name: value.numpy() for name, value in model.values().items()}
 
     @property
@@ -105,6 +106,11 @@ class CohortTrainer:
         if self._lanes is None:
             self._lanes, _ = self.calibrate()
         return self._lanes
+
+    def prepare(self) -> None:
+        """Trace the model now: it takes autograd, which a forked process cannot use after its parent did."""
+        for kind in ("step", "evaluate"):
+            self._steps.graph(kind)
 
     def run(
         self,
@@ -126,6 +132,7 @@ class CohortTrainer:
             TensorMismatchError: rows or tensors do not fit the model.
         """
         check_plan(plan, self._steps.table, {**sets, **_own_sets(clients)}, _names(c.copies for c in clients))
+        first = self._start_row(start)
         rows: dict[int, Rows] = {}
         outcomes: dict[int, Outcome] = {}
         phases = set(plan.steps())
@@ -133,24 +140,26 @@ class CohortTrainer:
         for k, client in enumerate(clients):
             self._check(client.rows)
             try:
-                rows[k] = weighted_rows(client.rows, "training rows")
+                rows[k] = _counting(client.rows)
             except NoExamplesError as error:
                 if not needs_rows:
                     rows[k] = client.rows
                     continue
-                outcomes[k] = Outcome(self._before(client, start), {}, {}, 0, error.message)
+                outcomes[k] = Outcome(self._before(client, first), {}, {}, 0, error.message)
         order = sorted(rows, key=lambda k: -len(rows[k]["weight"]))
         with torch.inference_mode():
             common = _Flattened(sets, self._flat)
             kinds = ["step"] if any(isinstance(p, TrainPhase) for p in phases) else []
             kinds += ["evaluate"] if any(isinstance(p, MeasurePhase | ChoosePhase) for p in phases) else []
-            for begin in range(0, len(order), self.lanes):
-                part = order[begin : begin + self.lanes]
+            # one allocation, for which the system takes large pages; the outcomes are views of it
+            matrix = np.empty((len(order), len(first)), np.float32)
+            for part, theta in self._groups(order, matrix):
+                theta[:] = first
                 group = [clients[k] for k in part]
-                lanes = self._group(group, [rows[k] for k in part], kinds, start, common)
+                lanes = self._group(group, [rows[k] for k in part], kinds, start, theta, common)
                 run_plan(plan, lanes, self._steps, self._sizes())
                 for lane, k in enumerate(part):
-                    outcomes[k] = self._outcome(plan, lanes, lane, start)
+                    outcomes[k] = self._outcome(plan, lanes, lane, first)
         return [outcomes[k] for k in range(len(clients))]
 
     def evaluate(
@@ -166,15 +175,17 @@ class CohortTrainer:
         for k, own in enumerate(rows):
             self._check(own)
             try:
-                kept[k] = weighted_rows(own)
+                kept[k] = _counting(own)
             except NoExamplesError:
                 continue
         order = sorted(kept, key=lambda k: -len(kept[k]["weight"]))
         with torch.inference_mode():
-            for begin in range(0, len(order), self.lanes):
-                part = order[begin : begin + self.lanes]
+            first = self._start_row(start)
+            matrix = np.empty((len(order), len(first)), np.float32)
+            for part, theta in self._groups(order, matrix):
+                theta[:] = first
                 group = [Client(kept[k], 0, tensors[k]) for k in part]
-                lanes = self._group(group, [kept[k] for k in part], ["evaluate"], start, {})
+                lanes = self._group(group, [kept[k] for k in part], ["evaluate"], start, theta, {})
                 metrics = measured(lanes, self._steps, self._sizes())
                 for lane, k in enumerate(part):
                     results[k] = {name: float(values[lane]) for name, values in metrics.items()}
@@ -236,16 +247,24 @@ class CohortTrainer:
             sizes.append(size)
         return sizes[::-1]
 
+    def _groups(self, order: Sequence[int], matrix: np.ndarray) -> Iterator[tuple[Sequence[int], np.ndarray]]:
+        """Clients in groups for whose sizes there is a program, each with its rows of ``matrix``."""
+        begin = 0
+        for size in self._sizes()[::-1]:
+            while len(order) - begin >= size:
+                yield order[begin : begin + size], matrix[begin : begin + size]
+                begin += size
+
     def _check(self, rows: Mapping[str, np.ndarray]) -> None:
         for name, like in self._steps.batch.items():
             if name not in rows:
                 raise TensorMismatchError(
                     f"the rows have no {name!r}", mend=f"give {sorted(self._steps.batch)}"
                 )
-            value, dtype = rows[name], str(like.dtype).removeprefix("torch.")
-            if value.dtype.name != dtype or value.shape[1:] != tuple(like.shape[1:]):
+            value = rows[name]
+            if value.dtype != self._dtypes[name] or value.shape[1:] != like.shape[1:]:
                 raise TensorMismatchError(
-                    f"rows of {name!r} are {value.dtype} {list(value.shape)}, the model takes {dtype} "
+                    f"rows of {name!r} are {value.dtype} {list(value.shape)}, the model takes {self._dtypes[name]} "
                     f"[rows, {', '.join(map(str, like.shape[1:]))}]",
                     mend="encode the examples for this model",
                 )
@@ -261,11 +280,10 @@ class CohortTrainer:
         rows: Sequence[Rows],
         kinds: Sequence[str],
         start: Arrays,
+        theta: np.ndarray,
         sets: Mapping[str, FlatSet],
     ) -> Lanes:
         steps = self._steps
-        theta = np.empty((len(clients), steps.layout.size), np.float32)
-        theta[:] = self._start_row(start)
         for row, client in zip(theta, clients, strict=True):
             self._known(client.tensors)
             steps.layout.write(row, client.tensors, "the client's tensor")
@@ -293,12 +311,12 @@ class CohortTrainer:
             if name not in self._values:
                 raise TensorMismatchError(f"{name!r} is no device tensor", mend=near(name, self._values))
 
-    def _before(self, client: Client, start: Arrays) -> dict[str, np.ndarray]:
-        row = self._start_row(start)
+    def _before(self, client: Client, first: np.ndarray) -> dict[str, np.ndarray]:
+        row = first.copy()
         self._steps.layout.write(row, client.tensors, "the client's tensor")
         return self._steps.layout.read(row)
 
-    def _outcome(self, plan: Plan, lanes: Lanes, lane: int, start: Arrays) -> Outcome:
+    def _outcome(self, plan: Plan, lanes: Lanes, lane: int, first: np.ndarray) -> Outcome:
         steps = int(lanes.done[lane])
         reports = dict(lanes.reports[lane])
         if steps:
@@ -307,7 +325,7 @@ class CohortTrainer:
         if failure is not None:
             client = lanes.clients[lane]
             copies = {c: dict(v) for c, v in client.copies.items()}
-            return Outcome(self._before(client, start), copies, reports, steps, failure)
+            return Outcome(self._before(client, first), copies, reports, steps, failure)
         layout = self._steps.layout
         kept = {
             name: layout.read(copy.flat[lane].cpu().numpy(), copy.names[lane])
@@ -341,6 +359,18 @@ class _Flattened(Mapping[str, FlatSet]):
 
     def __len__(self) -> int:
         return len(self._sets)
+
+
+def _counting(rows: Rows) -> Rows:
+    """The rows with a positive weight; the arrays themselves where all have one.
+
+    Raises:
+        DataError, NoExamplesError: as ``local.batches.weighted_rows``.
+    """
+    count, weight = check_rows(rows, "training rows"), rows["weight"]
+    if count and weight.min() > 0:
+        return rows
+    return weighted_rows(rows, "training rows")
 
 
 def _names(mappings: Iterable[Mapping[str, object]]) -> list[str]:

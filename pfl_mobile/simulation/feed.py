@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,26 @@ class Helping:
 
     batches: list[dict[str, Tensor]]
     weights: np.ndarray
+
+
+@dataclass
+class Chunk:
+    """Several helpings in a row.
+
+    Attributes:
+        entries: entry name to tensor [helpings, batches, lanes, batch, ...].
+        weights: total weight of each helping, float64 [helpings, lanes].
+    """
+
+    entries: dict[str, Tensor]
+    weights: np.ndarray
+
+    def helpings(self) -> Iterator[Helping]:
+        """One after the other."""
+        columns = {name: [t.unbind(0) for t in value.unbind(0)] for name, value in self.entries.items()}
+        for t, weights in enumerate(self.weights):
+            deep = len(next(iter(columns.values()))[t])
+            yield Helping([{name: c[t][j] for name, c in columns.items()} for j in range(deep)], weights)
 
 
 class Feed:
@@ -64,24 +85,23 @@ class Feed:
     def in_order(self) -> Iterator[Helping]:
         """Every row once as it is, one batch at a time, for evaluation."""
         lanes = [_Lane(n, b, self.size, 1, lambda _, n=n: np.arange(n)) for n, b in self._lanes()]  # type: ignore[misc]
-        yield from self._gather(lanes, [lane.helpings for lane in lanes], 1)
+        for chunk in self._gather(lanes, [lane.helpings for lane in lanes], 1):
+            yield from chunk.helpings()
 
     def train(self, phase: TrainPhase, index: int) -> Iterator[Helping]:
         """The helpings of a train phase, two for each step with lookahead, as long as a lane has a step."""
+        for chunk in self.chunks(phase, index):
+            yield from chunk.helpings()
+
+    def chunks(self, phase: TrainPhase, index: int) -> Iterator[Chunk]:
+        """The helpings of a train phase, many at a time."""
         used = 2 if isinstance(phase.evaluate_at, Lookahead) else 1
         lanes = []
         for (count, base), seed in zip(self._lanes(), self.seeds, strict=True):
             batches = -(-count // self.size)
             each = batches if phase.batches_per_step == "all" else min(phase.batches_per_step, batches)
-            lanes.append(
-                _Lane(
-                    count,
-                    base,
-                    self.size,
-                    each,
-                    lambda epoch, count=count, seed=seed: epoch_order(count, seed, index, epoch),  # type: ignore[misc]
-                )
-            )
+            order = functools.partial(epoch_order, count, seed, index)
+            lanes.append(_Lane(count, base, self.size, each, order))
         totals = [steps * used for steps in self.steps(phase)]
         if phase.hold_batch:
             first = list(self._gather(lanes, [used] * len(lanes), used))
@@ -93,7 +113,7 @@ class Feed:
     def _lanes(self) -> list[tuple[int, int]]:
         return [(count, int(base)) for count, base in zip(self.counts, self.bases, strict=True)]
 
-    def _gather(self, lanes: list[_Lane], totals: list[int], used: int) -> Iterator[Helping]:
+    def _gather(self, lanes: list[_Lane], totals: list[int], used: int) -> Iterator[Chunk]:
         deep = max(lane.each for lane in lanes)
         row_bytes = sum(t[0].numel() * t.element_size() for t in self.data.values())
         chunk = max(CHUNK_BYTES // (row_bytes * self.size * len(lanes) * deep) // used, 1) * used
@@ -103,29 +123,25 @@ class Feed:
             valid = np.zeros(index.shape, bool)
             for k, (lane, total) in enumerate(zip(lanes, totals, strict=True)):
                 lane.write(index[:, :, k], valid[:, :, k], begin, min(end, total))
-            yield from self._cut(index, valid)
+            yield self._take(index, valid)
 
-    def _cut(self, index: np.ndarray, valid: np.ndarray) -> Iterator[Helping]:
+    def _take(self, index: np.ndarray, valid: np.ndarray) -> Chunk:
         flat = torch.from_numpy(index.reshape(-1)).to(self.device)
-        taken = {}
+        entries = {}
         for name, value in self.data.items():
             rows = torch.index_select(value, 0, flat)
             if name == "weight" and not valid.all():
                 rows[torch.from_numpy(np.flatnonzero(~valid.reshape(-1))).to(self.device)] = 0
-            taken[name] = rows.view(*index.shape, *value.shape[1:])
-        weights = taken["weight"].cpu().numpy().reshape(*index.shape[:3], -1).sum((1, 3), dtype=np.float64)
-        columns = {name: [slot.unbind(0) for slot in value.unbind(0)] for name, value in taken.items()}
-        for t in range(len(index)):
-            yield Helping(
-                [{name: c[t][j] for name, c in columns.items()} for j in range(index.shape[1])], weights[t]
-            )
+            entries[name] = rows.view(*index.shape, *value.shape[1:])
+        weights = entries["weight"].cpu().numpy().reshape(*index.shape[:3], -1).sum((1, 3), dtype=np.float64)
+        return Chunk(entries, weights)
 
 
 class _Lane:
-    """Row numbers of one client's helpings, epoch after epoch."""
+    """Row numbers of one client's helpings, epoch after epoch; ``order`` gives the rows' order in an epoch."""
 
     def __init__(
-        self, count: int, base: int, size: int, each: int, order: Mapping[int, np.ndarray] | object
+        self, count: int, base: int, size: int, each: int, order: Callable[[int], np.ndarray]
     ) -> None:
         self.count, self.base, self.size, self.each, self.order = count, base, size, each, order
         self.helpings = -(-count // (size * each))
@@ -133,15 +149,14 @@ class _Lane:
     def write(self, index: np.ndarray, valid: np.ndarray, begin: int, end: int) -> None:
         """Fill helpings begin..end - 1 into [helpings, batches, size]; the rest repeats the first row, invalid."""
         index[...] = self.base
-        epoch = begin // self.helpings
-        while epoch * self.helpings < end:
-            padded = np.full(self.helpings * self.each * self.size, self.base, np.int64)
-            padded[: self.count] += self.order(epoch)  # type: ignore[operator]
-            true = np.arange(len(padded)) < self.count
-            shape = (self.helpings, self.each, self.size)
-            first = max(epoch * self.helpings, begin)
-            stop = min((epoch + 1) * self.helpings, end)
-            own = slice(first - epoch * self.helpings, stop - epoch * self.helpings)
-            index[first - begin : stop - begin, : self.each] = padded.reshape(shape)[own]
-            valid[first - begin : stop - begin, : self.each] = true.reshape(shape)[own]
-            epoch += 1
+        shape = (self.helpings, self.each, self.size)
+        padded = np.full(self.helpings * self.each * self.size, self.base, np.int64)
+        true = (np.arange(len(padded)) < self.count).reshape(shape)
+        for epoch in range(begin // self.helpings, -(-end // self.helpings)):
+            padded[: self.count] = self.order(epoch)
+            padded[: self.count] += self.base
+            first = epoch * self.helpings
+            own = slice(max(begin - first, 0), min(end - first, self.helpings))
+            place = slice(max(first - begin, 0), min(first + self.helpings, end) - begin)
+            index[place, : self.each] = padded.reshape(shape)[own]
+            valid[place, : self.each] = true[own]

@@ -28,7 +28,7 @@ from pfl_mobile.local.plan import (
     TrainPhase,
 )
 from pfl_mobile.simulation.compiled import SCALE
-from pfl_mobile.simulation.feed import Helping
+from pfl_mobile.simulation.feed import Chunk, Helping
 from pfl_mobile.simulation.lanes import FlatSet, Lanes
 from pfl_mobile.simulation.layout import non_finite
 from pfl_mobile.simulation.rule import Rule, lane_column
@@ -117,34 +117,20 @@ class _Runner:
     ) -> np.ndarray:
         """Plain SGD: the compiled function subtracts lr times the mean gradient itself."""
         total = np.zeros(len(counts))
+        sizes = np.array([self._fit(n) for n in (counts > np.arange(counts.max())[:, None]).sum(1).tolist()])
         calls: dict[int, _Call] = {}
-        pending: list[Tensor] = []
-        weights: list[np.ndarray] = []
-        size = 0
-        for s, helping in enumerate(self.lanes.feed.train(phase, index)):
-            active = int(np.count_nonzero(counts > s))
-            fit = self._fit(active)
-            if fit != size:
-                self._settle(total, pending, weights)
-                size = fit
-            if size not in calls:
-                calls[size] = _Call(self, size, flat, group, sgd=True)
-            w = helping.weights[:size]
-            scale = np.divide(rates[s, :size], w, out=np.zeros(size), where=w > 0)
-            pending.append(calls[size](helping.batches[0], scale))
-            weights.append(w)
-        self._settle(total, pending, weights)
+        step = 0
+        for chunk in self.lanes.feed.chunks(phase, index):
+            begin, stop = step, step + len(chunk.weights)
+            while step < stop:
+                size = int(sizes[step])
+                ending = np.flatnonzero(sizes[step:stop] != size)
+                end = step + int(ending[0]) if len(ending) else stop
+                if size not in calls:
+                    calls[size] = _Call(self, size, flat, group, sgd=True)
+                total[:size] += calls[size].descend(chunk, slice(step - begin, end - begin), rates[step:end])
+                step = end
         return total
-
-    @staticmethod
-    def _settle(total: np.ndarray, pending: list[Tensor], weights: list[np.ndarray]) -> None:
-        """Add the mean losses of some steps, all of one number of lanes, to their clients' totals."""
-        if pending:
-            sums = torch.stack(pending).cpu().numpy().reshape(len(pending), -1).astype(np.float64)
-            w = np.stack(weights)
-            total[: w.shape[1]] += np.divide(sums, w, out=np.zeros_like(sums), where=w > 0).sum(0)
-            pending.clear()
-            weights.clear()
 
     def _general(
         self,
@@ -205,8 +191,7 @@ class _Runner:
 
     def _fit(self, active: int) -> int:
         """The smallest compiled number of lanes that holds so many."""
-        size = next((size for size in self.sizes if size >= active), len(self.lanes.clients))
-        return min(size, len(self.lanes.clients))
+        return next(size for size in self.sizes if size >= active)
 
     # -- the other phases ------------------------------------------------------------------------------------
 
@@ -302,7 +287,6 @@ class _Call:
         steps, lanes = runner.steps, runner.lanes
         self.function = steps.function(kind, size, names=group, sgd=sgd)
         self.size, self.device = size, steps.device
-        self.cut = size != len(lanes.clients)
         self.before: list[str] = []
         tensors: list[Tensor] = []
         for name in steps.inputs(kind, size):
@@ -316,17 +300,39 @@ class _Call:
         self.tensors = tensors
 
     def __call__(self, batch: dict[str, Tensor], scale: np.ndarray | None) -> tuple[Tensor, ...]:
+        """The outputs for one batch of every lane."""
         arguments = []
         for name in self.before:
             if name == SCALE and scale is not None:
                 value = torch.from_numpy(scale.astype(np.float32)).to(self.device)
                 arguments.append(value[0] if self.size == 1 else value)
-            elif self.size == 1:
-                arguments.append(batch[name][0])
             else:
-                arguments.append(batch[name][: self.size] if self.cut else batch[name])
+                arguments.append(batch[name][0] if self.size == 1 else batch[name][: self.size])
         result: tuple[Tensor, ...] = self.function(*arguments, *self.tensors)
         return result
+
+    def descend(self, chunk: Chunk, part: slice, rates: np.ndarray) -> np.ndarray:
+        """Steps of plain SGD over a part of a chunk; the sums of the mean losses, float64 [lanes].
+
+        Args:
+            chunk: helpings of one batch each.
+            part: which of them.
+            rates: learning rates, float64 [helpings of the part, lanes].
+        """
+        size = self.size
+        w = chunk.weights[part, :size]
+        scale = np.divide(rates[:, :size], w, out=np.zeros_like(w), where=w > 0).astype(np.float32)
+        columns: list[Sequence[Tensor]] = []
+        for name in self.before:
+            if name == SCALE:
+                value = torch.from_numpy(scale).to(self.device)
+            else:
+                value = chunk.entries[name][part, 0, :size]
+            columns.append((value[:, 0] if size == 1 else value).unbind(0))
+        function, tensors = self.function, self.tensors
+        losses = [function(*arguments, *tensors) for arguments in zip(*columns, strict=True)]
+        sums = torch.stack(losses).cpu().numpy().reshape(len(losses), size).astype(np.float64)
+        return np.divide(sums, w, out=np.zeros_like(sums), where=w > 0).sum(0)
 
 
 def _uses_start(phase: TrainPhase) -> bool:

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfl_mobile.errors import ConfigError, TensorMismatchError, UnknownNameError
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.simulation.cohort import Client, CohortTrainer
-from tests.simulation.alone import BATCH, Alone, assert_same, classifier, rows
+from tests.simulation.alone import Alone, assert_same, classifier, rows
 
 #: Rows of each client: below one batch, one batch, several, a part of one left over.
 SIZES = (9, 1, 4, 14, 3, 8)
