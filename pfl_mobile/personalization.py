@@ -156,6 +156,7 @@ def personalize(
                 placed.update,
                 placed.module,
                 configs[placed.module].in_gradients,
+                placed.private,
             )
         )
     model = PersonalizedModel(site, infos, configs)

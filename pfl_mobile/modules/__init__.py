@@ -1,6 +1,7 @@
 """Trainable parts for a frozen backbone: one file per kind, registered by name."""
 
 from pfl_mobile.modules.adapter import Adapter
+from pfl_mobile.modules.experts import Experts
 from pfl_mobile.modules.gate import Gate
 from pfl_mobile.modules.head import Head
 from pfl_mobile.modules.lora import LoRA
@@ -11,6 +12,7 @@ from pfl_mobile.modules.slots import VocabularySlots
 
 __all__ = [
     "Adapter",
+    "Experts",
     "Gate",
     "Head",
     "LoRA",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -111,6 +113,20 @@ class PersonalizedModel(nn.Module):
     def device_tensors(self) -> list[DeviceTensorInfo]:
         """All tensors that live on the device, sorted by name."""
         return list(self._infos)
+
+    def all_shared(self) -> PersonalizedModel:
+        """The same model with every gradient-trained tensor shared, but for those with the user's own words.
+
+        It uses the same tensors, so that one of the two is to be trained at a time.
+        """
+        other = copy.copy(self)
+        other._infos = tuple(
+            replace(info, role="shared", group=None)
+            if info.update == "gradient" and not info.private
+            else info
+            for info in self._infos
+        )
+        return other
 
     def values(self) -> dict[str, Tensor]:
         """Copies of the device tensors, by name in sorted order."""

@@ -31,6 +31,7 @@ class DeviceTensorInfo:
         update: ``gradient`` (the update rule trains it), ``memorize`` or ``assign`` (the host writes it).
         module: name of the module it belongs to.
         in_gradients: whether the ``gradients`` program depends on it, as a trained tensor or as an input.
+        private: whether it holds the user's own words, so that no other role is allowed than ``personal``.
     """
 
     name: str
@@ -41,6 +42,7 @@ class DeviceTensorInfo:
     update: str
     module: str
     in_gradients: bool = True
+    private: bool = False
 
 
 def _assign(

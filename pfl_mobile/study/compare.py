@@ -1,0 +1,202 @@
+"""Strategies side by side on the same users, cohorts and initial weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.strategies import entry
+from pfl_mobile.study import plots
+from pfl_mobile.study.statistics import interval
+
+if TYPE_CHECKING:
+    from pfl_mobile.study.evaluation import Evaluation
+    from pfl_mobile.study.study import Study
+
+#: ``on_progress(what, fraction done)``.
+Report = Callable[[str, float | None], None]
+
+#: Two-sided 95 % quantiles of Student's t by degrees of freedom, 1 to 10; beyond, the normal one is near.
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+#: The strategy that gains are measured from: one model for all.
+BASELINE = "fedavg"
+
+
+@dataclass
+class Compared:
+    """One strategy over all seeds.
+
+    Attributes:
+        name: of the strategy.
+        evaluations: one for each seed.
+        costs: of the run with each seed, see ``StudyResult.costs``.
+        losses: mean training loss of each round, with the first seed.
+        error: why it did not run, ``<error>: <reason>``; None when it did.
+    """
+
+    name: str
+    evaluations: list[Evaluation] = field(default_factory=list)
+    costs: list[dict[str, float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Strategies side by side; the first is ``fedavg`` of everything, what gains are measured from."""
+
+    data: str
+    rounds: int
+    seeds: Sequence[int]
+    results: Mapping[str, Compared]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record for each strategy.
+
+        ``personalized_acc`` is the mean over users (then over seeds) of each user's own model, ``gain`` that minus
+        the same with the baseline, with a 95 % interval: over users with one seed (bootstrap), over seeds
+        with more (Student's t).
+        """
+        base = self.results[BASELINE].evaluations
+        return [self._row(found, base) for found in self.results.values()]
+
+    def _row(self, found: Compared, base: Sequence[Evaluation]) -> dict[str, Any]:
+        evaluations, costs = found.evaluations, found.costs
+
+        def mean(values: Sequence[float | None]) -> float | None:
+            known = [v for v in values if v is not None]
+            return float(np.mean(known)) if known else None
+
+        gains = [replace(e, shared=b.shared) for e, b in zip(evaluations, base, strict=True)]
+        low, high = _gain_interval(gains)
+        return {
+            "strategy": found.name,
+            "metric": evaluations[0].metric,
+            "global_acc": mean([e.global_acc for e in evaluations]),
+            "personalized_acc": mean([e.personalized_acc for e in evaluations]),
+            "gain": mean([float(e.gains.mean()) for e in gains]),
+            "gain_low": low,
+            "gain_high": high,
+            "users_better": mean([e.users_better for e in gains]),
+            "users_worse": mean([e.users_worse for e in gains]),
+            "worst_decile": mean([e.worst_decile for e in evaluations]),
+            "std_over_users": mean([e.spread()["std"] for e in evaluations]),
+            "worst_group": mean([_worst_group(e) for e in evaluations]),
+            "worst_group_improvement": mean([e.worst_group_improvement for e in gains]),
+            "forgetting": mean([e.forgetting for e in evaluations]),
+            "bytes_up": mean([c["bytes_up"] for c in costs]),
+            "bytes_down": mean([c["bytes_down"] for c in costs]),
+            "bytes_up_per_device": mean([c["bytes_up_per_device"] for c in costs]),
+            "steps": mean([c["steps"] for c in costs]),
+            "failures": mean([c["failures"] for c in costs]),
+            "seconds": mean([c["seconds"] for c in costs]),
+        }
+
+    def to_json(self, *, users: bool = False) -> dict[str, Any]:
+        """Plain values; with ``users`` every user's record too."""
+        out: dict[str, Any] = {
+            "data": self.data,
+            "rounds": self.rounds,
+            "seeds": list(self.seeds),
+            "baseline": BASELINE,
+            "strategies": self.rows(),
+        }
+        if users:
+            out["evaluations"] = {
+                name: [e.to_json(users=True) for e in found.evaluations]
+                for name, found in self.results.items()
+            }
+        return out
+
+    def draw(self, folder: Path) -> list[Path]:
+        """Plots of the distribution over users, and of the loss by round."""
+        evaluations = {name: found.evaluations for name, found in self.results.items()}
+        losses = {name: found.losses for name, found in self.results.items()}
+        return [
+            plots.draw_distributions(evaluations, folder / "users.png"),
+            plots.draw_history(range(1, self.rounds + 1), losses, folder / "loss.png"),
+        ]
+
+
+def compare(
+    study: Study,
+    names: Sequence[str],
+    *,
+    rounds: int,
+    local_epochs: int | None = None,
+    seeds: Sequence[int] = (0,),
+    users: int | None = None,
+    on_progress: Report | None = None,
+) -> Comparison:
+    """Run strategies on one study's model, data and settings.
+
+    A strategy that needs personal layers gets the study's, every other one shares them too, so that each runs
+    as its paper means it.
+
+    Args:
+        study: whose strategy does not matter.
+        names: of the strategies; ``fedavg`` is added in front where it is missing.
+        rounds: of each.
+        local_epochs: passes over a device's examples in a round; by default the study's.
+        seeds: one run with each; cohorts and initial weights are the same for all strategies of a seed.
+        users: measured in each run; by default all, 2000 at most.
+        on_progress: ``(what, fraction done)``.
+
+    Raises:
+        UnknownNameError: no such strategy.
+        ConfigError: no seed, or a strategy needs personal layers and the study has none.
+    """
+    say = on_progress or (lambda _what, _fraction: None)
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ConfigError(f"the seeds are {list(seeds)}", mend="give at least one, none twice")
+    ordered = list(dict.fromkeys([BASELINE, *names]))
+    found = {name: Compared(name) for name in ordered}
+    studies = {name: for_strategy(study, name) for name in ordered}
+    for number, name in enumerate(ordered):
+        for place, seed in enumerate(seeds):
+            done = (number * len(seeds) + place) / (len(ordered) * len(seeds))
+            say(f"{name}, seed {seed}", done)
+            one = studies[name].replace(seed=seed)
+            with one.run(rounds, local_epochs) as result:
+                found[name].evaluations.append(result.evaluate(users))
+                found[name].costs.append(result.costs())
+                if place == 0:
+                    found[name].losses = [math.nan if r.loss is None else r.loss for r in result.history]
+    return Comparison(study.data.name, rounds, tuple(seeds), found)
+
+
+def for_strategy(study: Study, name: str) -> Study:
+    """The study with another strategy, personal layers only where the strategy needs them, and no folder."""
+    if not entry(name).split:
+        return study.all_shared(name, folder=None)
+    changed = study.replace(strategy=name, parameters=None, folder=None)
+    if not changed.context().has("personal"):
+        raise ConfigError(
+            f"the strategy {name!r} needs personal layers, and the study names none",
+            mend="give personal=, for instance the last layer",
+        )
+    return changed
+
+
+def _worst_group(found: Evaluation) -> float | None:
+    groups = found.per_group.values()
+    if not groups:
+        return None
+    return float(found.sign * min(found.sign * g["personalized_acc"] for g in groups))
+
+
+def _gain_interval(gains: Sequence[Evaluation]) -> tuple[float, float]:
+    if len(gains) == 1:
+        found = interval(gains[0].gains)
+        return found.low, found.high
+    means = np.array([e.gains.mean() for e in gains])
+    t = _STUDENT[len(means) - 2] if len(means) - 2 < len(_STUDENT) else 2.0
+    half = t * means.std(ddof=1) / math.sqrt(len(means))
+    return float(means.mean() - half), float(means.mean() + half)

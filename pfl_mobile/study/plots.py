@@ -1,0 +1,98 @@
+"""Plots of studies: how users fare, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pfl_mobile.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from pfl_mobile.study.evaluation import Evaluation
+
+_SHARED, _PERSONAL, _BAD = "#8a8f98", "#1f6feb", "#cf222e"
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "plots need the package 'matplotlib'", mend="pip install 'pfl-mobile[report]'"
+        ) from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def unit(metric: str) -> str:
+    """The metric's name with its unit."""
+    return f"{metric} (%)" if metric.startswith("top") else metric
+
+
+def draw_users(found: Evaluation, path: Path) -> Path:
+    """Each user with the shared model and with the user's own; above the diagonal the own one is better."""
+    figure, axes = _axes(4.6, 4.6)
+    worse = found.gains < 0
+    low = float(min(found.shared.min(), found.personal.min()))
+    high = float(max(found.shared.max(), found.personal.max()))
+    axes.plot([low, high], [low, high], color=_SHARED, lw=1)
+    size = 12 + 48 * found.train_examples / max(1, int(found.train_examples.max()))
+    axes.scatter(found.shared[~worse], found.personal[~worse], size[~worse], _PERSONAL, alpha=0.65, lw=0)
+    axes.scatter(found.shared[worse], found.personal[worse], size[worse], _BAD, alpha=0.65, lw=0)
+    axes.set_xlabel(f"shared model: {unit(found.metric)}")
+    axes.set_ylabel(f"own model: {unit(found.metric)}")
+    axes.set_title(
+        f"{len(found.users)} users: {found.users_better} better, {found.users_worse} worse", fontsize=10
+    )
+    return _save(figure, path)
+
+
+def draw_distributions(found: Mapping[str, Sequence[Evaluation]], path: Path) -> Path:
+    """For each strategy the distribution over users of the metric with their own models.
+
+    Args:
+        found: evaluations by strategy, one for each seed.
+        path: of the PNG file.
+    """
+    names = list(found)
+    metric = found[names[0]][0].metric
+    figure, axes = _axes(6.4, 0.42 * len(names) + 1.1)
+    values = [np.concatenate([e.personal for e in found[name]]) for name in names]
+    parts = axes.boxplot(
+        values[::-1],
+        orientation="horizontal",
+        whis=(10, 90),
+        widths=0.55,
+        patch_artist=True,
+        flierprops={"markersize": 2},
+    )
+    for box in parts["boxes"]:
+        box.set(facecolor=_PERSONAL, alpha=0.35, linewidth=0.8)
+    means = [float(v.mean()) for v in values][::-1]
+    axes.plot(means, range(1, len(names) + 1), "|", color="black", ms=10)
+    axes.set_yticks(range(1, len(names) + 1), names[::-1])
+    axes.set_xlabel(f"{unit(metric)} over users: box = middle half, whiskers = 10 % and 90 %, bar = mean")
+    return _save(figure, path)
+
+
+def draw_history(rounds: Sequence[int], losses: Mapping[str, Sequence[float]], path: Path) -> Path:
+    """Mean training loss by round, a line for each strategy."""
+    figure, axes = _axes(6.4, 3.2)
+    for name, values in losses.items():
+        axes.plot(list(rounds)[: len(values)], list(values), lw=1.2, label=name)
+    axes.set_xlabel("round")
+    axes.set_ylabel("mean training loss of the cohort")
+    if 1 < len(losses) <= 12:
+        axes.legend(fontsize=7, frameon=False)
+    return _save(figure, path)

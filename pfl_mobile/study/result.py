@@ -1,0 +1,352 @@
+"""Running a study, and what can be asked of it afterwards."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+from pfl_mobile.atomic import atomic_write, disk_errors
+from pfl_mobile.deployment import Deployment
+from pfl_mobile.errors import ConfigError, UnknownNameError, near
+from pfl_mobile.local.plan import LOWER_IS_BETTER
+from pfl_mobile.local.random import permutation
+from pfl_mobile.simulation.engine import LocalEngine
+from pfl_mobile.simulation.rounds import RoundRecord, Rounds
+from pfl_mobile.simulation.worker import Setup, count_examples
+from pfl_mobile.study.evaluation import Evaluation
+from pfl_mobile.study.recommend import Recommendation, recommend
+from pfl_mobile.study.statistics import divergence
+
+if TYPE_CHECKING:
+    from pfl_mobile.simulation.engine import Engine
+    from pfl_mobile.simulation.worker import Evaluation as Measured
+    from pfl_mobile.study.study import Study
+
+#: ``on_progress(what, fraction done)``.
+Report = Callable[[str, float | None], None]
+
+#: Users that are measured, where there are more and the caller does not say.
+MOST_USERS = 2000
+
+#: Labels told apart when users' labels are compared; rarer ones count as one.
+MOST_LABELS = 50
+
+_STUDY = "study.json"
+
+
+def engine_for(study: Study) -> Engine:
+    """The engine that the study names.
+
+    Raises:
+        UnknownNameError: there is no such engine.
+        MissingDependencyError: its package is not installed.
+    """
+    if not isinstance(study.engine, str):
+        return study.engine
+    if study.engine == "local":
+        return LocalEngine(study.processes)
+    if study.engine == "ray":
+        from pfl_mobile.simulation.ray_engine import RayEngine
+
+        return RayEngine()
+    raise UnknownNameError(f"no engine is called {study.engine!r}", mend=near(study.engine, ("local", "ray")))
+
+
+def _rounds(
+    study: Study, rounds: int, resume: bool, progress: Callable[[RoundRecord], None] | None
+) -> Rounds:
+    setup = Setup(study.model, study.task, study.batch, study.data, lanes=study.lanes)
+    return Rounds(
+        study.strategy,
+        setup,
+        engine_for(study),
+        local=study.local,
+        rounds=rounds,
+        cohort_size=study.cohort,
+        seed=study.seed,
+        folder=study.folder,
+        resume=resume,
+        dropout=study.dropout,
+        groups=study.groups,
+        progress=progress,
+    )
+
+
+def run_study(study: Study, rounds: int, *, resume: bool, on_progress: Report | None) -> StudyResult:
+    """As ``Study.run``."""
+    say = on_progress or (lambda _what, _fraction: None)
+
+    def progress(record: RoundRecord) -> None:
+        loss = "" if record.loss is None else f", loss {record.loss:.4f}"
+        failed = sum(record.failures.values())
+        trouble = f", {failed} devices failed" if failed else ""
+        say(f"{study.strategy_name}: rounds{loss}{trouble}", (record.round + 1) / rounds)
+
+    running = _rounds(study, rounds, resume, progress)
+    try:
+        if study.folder is not None:
+            about = {"rounds": rounds, "study": study.effective()}
+            with disk_errors(study.folder):
+                atomic_write(study.folder / _STUDY, json.dumps(about, indent=2).encode())
+        running.run()
+    except BaseException:
+        _close(running)
+        raise
+    return StudyResult(study, running)
+
+
+def load_result(study: Study) -> StudyResult:
+    """As ``Study.result``."""
+    if study.folder is None:
+        raise ConfigError("the study has no folder", mend="give folder=, and run it")
+    try:
+        rounds = int(json.loads((study.folder / _STUDY).read_text())["rounds"])
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no run in {study.folder}", mend="run the study first") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{study.folder / _STUDY} is damaged: {error}", mend="run the study again"
+        ) from error
+    running = _rounds(study, rounds, True, None)
+    if running.server.round < rounds and not running.stopped:
+        done = running.server.round
+        _close(running)
+        raise ConfigError(
+            f"the run in {study.folder} has done {done} of {rounds} rounds", mend="finish it with resume=True"
+        )
+    return StudyResult(study, running)
+
+
+def _close(rounds: Rounds) -> None:
+    rounds.close()
+    rounds.engine.close()
+
+
+class StudyResult:
+    """A finished run. It holds the engine's processes until it is closed.
+
+    Attributes:
+        study: what was run.
+        history: one record a round.
+    """
+
+    def __init__(self, study: Study, rounds: Rounds) -> None:
+        """Made by ``Study.run`` and ``Study.result``."""
+        self.study = study
+        self._rounds = rounds
+        self._found: dict[tuple[Any, ...], Evaluation] = {}
+        self._baseline: StudyResult | None = None
+
+    @property
+    def history(self) -> Sequence[RoundRecord]:
+        """One record a round."""
+        return self._rounds.history
+
+    @property
+    def values(self) -> dict[str, np.ndarray]:
+        """The trained tensors as the server has them; personal ones as shipped."""
+        return dict(self._rounds.server.values)
+
+    def costs(self) -> dict[str, float]:
+        """What the rounds cost: bytes up and down in all and per device and round, seconds, examples, steps, failures."""
+        rounds = self.history
+        devices = sum(r.clients for r in rounds)
+        return {
+            "rounds": len(rounds),
+            "device_rounds": devices,
+            "failures": sum(sum(r.failures.values()) for r in rounds),
+            "bytes_up": float(sum(r.bytes_up * r.clients for r in rounds)),
+            "bytes_down": float(sum(r.bytes_down * r.clients for r in rounds)),
+            "bytes_up_per_device": float(np.mean([r.bytes_up for r in rounds])) if rounds else 0.0,
+            "bytes_down_per_device": float(np.mean([r.bytes_down for r in rounds])) if rounds else 0.0,
+            "examples": float(sum(r.examples for r in rounds)),
+            "steps": float(sum(r.steps for r in rounds)),
+            "seconds": float(sum(r.seconds for r in rounds)),
+        }
+
+    def evaluate(self, users: int | Sequence[int] | None = None, *, metric: str | None = None) -> Evaluation:
+        """The shared model and each user's own, on test examples.
+
+        Args:
+            users: how many, drawn by the study's seed, or their indexes; by default all, 2000 at most.
+            metric: of the task; by default recall for classes and tokens, absolute error for real values.
+
+        Raises:
+            NoExamplesError: no user has test examples.
+            UnknownNameError: the task does not measure that metric.
+        """
+        who = self._who(users)
+        key = (tuple(who), metric)
+        if key not in self._found:
+            self._found[key] = self._evaluate(who, metric)
+        return self._found[key]
+
+    @property
+    def has_shared_model(self) -> bool:
+        """Whether the server's values alone are a trained model: nothing personal stays as it was shipped."""
+        return not self._rounds.server.names("personal")
+
+    def baseline(self, on_progress: Report | None = None) -> StudyResult:
+        """One model for all, by federated averaging of everything in as many rounds; run once.
+
+        Where parts of the model are personal, the server's values with untrained personal ones are no fair shared
+        model. This one is.
+        """
+        if self._baseline is None:
+            self._baseline = self.study.baseline().run(len(self.history), on_progress=on_progress)
+        return self._baseline
+
+    def recommend(
+        self, users: int | Sequence[int] | None = None, *, on_progress: Report | None = None
+    ) -> Recommendation:
+        """Personalize or not, for whom and why; see ``recommend.recommend``.
+
+        Where parts of the model are personal, the shared model to compare with is trained first (``baseline``).
+        """
+        found = self.evaluate(users)
+        if not self.has_shared_model:
+            other = self.baseline(on_progress).evaluate(users, metric=found.metric)
+            found = replace(found, shared=other.shared)
+        index = {self.study.data.id(i): i for i in self._who(users)}
+        return recommend(found, self._label_divergence([index[u] for u in found.users]))
+
+    def deployment(
+        self,
+        name: str | None = None,
+        *,
+        version: str = "1",
+        group: str | None = None,
+        plan: Literal["auto", "personal", "round"] = "auto",
+    ) -> Deployment:
+        """What ``pfl-export`` ships: the trained shared values, the initial personal ones and the plan.
+
+        Args:
+            name: of the bundle.
+            version: of the bundle.
+            group: whose values the tensors with the role ``group`` get.
+            plan: ``personal``: what makes a device's own model; ``round``: its part of a round; ``auto``: the
+                first where the strategy has one.
+
+        Raises:
+            ConfigError: the strategy has no personal plan.
+            UnknownNameError: there is no such group.
+        """
+        rounds, strategy = self._rounds, self.study.strategy
+        at = rounds.context(rounds.server.round)
+        personal = strategy.personal_plan(at)
+        if plan == "personal" and personal is None:
+            raise ConfigError(
+                f"the strategy {self.study.strategy_name!r} makes no personal models",
+                mend="choose plan='round', or a strategy that does",
+            )
+        chosen = strategy.plan(at) if personal is None or plan == "round" else personal
+        values = self.values
+        if group is not None:
+            if group not in rounds.server.groups:
+                raise UnknownNameError(f"there is no group {group!r}", mend=near(group, rounds.server.groups))
+            values |= rounds.server.groups[group]
+        model = copy.deepcopy(self.study.model)
+        model.load_values(values, partial=True)
+        sent = {*strategy.sets(rounds.server), *strategy.sets_for(rounds.server, 0, rounds.group(0))}
+        return Deployment(
+            name=name or self.study.name,
+            model=model,
+            task=self.study.task,
+            batch=self.study.batch,
+            plan=chosen,
+            version=version,
+            host_sets=tuple(sorted(sent - {"global"})),
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``result.json`` (costs, history, evaluation of every user, recommendation) into a folder."""
+        path = Path(folder) / "result.json"
+        found = {
+            "study": self.study.effective(),
+            "costs": self.costs(),
+            "evaluation": self.evaluate().to_json(users=True),
+            "recommendation": self.recommend().to_json(),
+            "history": [asdict(r) for r in self.history],
+        }
+        with disk_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, json.dumps(found, indent=1).encode())
+        return path
+
+    def close(self) -> None:
+        """End the engine's processes and let go of the folder."""
+        if self._baseline is not None:
+            self._baseline.close()
+        _close(self._rounds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _who(self, users: int | Sequence[int] | None) -> list[int]:
+        count = len(self.study.data)
+        if users is None or isinstance(users, int):
+            most = min(count, MOST_USERS if users is None else users)
+            if most < 1:
+                raise ConfigError(f"{users} users are to be measured", mend="give 1 or more")
+            return sorted(int(i) for i in permutation(self.study.seed, count)[:most])
+        return [int(i) for i in users]
+
+    def _evaluate(self, who: Sequence[int], metric: str | None) -> Evaluation:
+        measured = self._rounds.evaluate(who)
+        counted = [m for m in measured if m.shared]
+        name = metric or _metric(counted)
+        missing = next((m for m in counted if name not in m.shared), None)
+        if missing is not None:
+            raise UnknownNameError(f"the task does not measure {name!r}", mend=near(name, missing.shared))
+        data, scale = self.study.data, 100.0 if name.startswith("top") else 1.0
+        shared = np.array([m.shared[name] for m in counted], np.float64)
+        personal = np.array([(m.personal or m.shared)[name] for m in counted], np.float64)
+        return Evaluation(
+            name,
+            [data.id(m.client) for m in counted],
+            [self._rounds.group(m.client) for m in counted] if self.study.groups else [],
+            np.array([count_examples(data.train(m.client)) for m in counted], np.int64),
+            np.array([m.examples for m in counted], np.int64),
+            scale * shared,
+            scale * personal,
+            failed={data.id(m.client): m.failure for m in measured if m.failure is not None},
+        )
+
+    def _label_divergence(self, who: Sequence[int]) -> np.ndarray | None:
+        """Of each user's training labels; None for real values."""
+        data = self.study.data
+        if data.train(who[0])["labels"].dtype != np.int64:
+            return None
+        own = []
+        for i in who:
+            rows = data.train(i)
+            own.append(rows["labels"][rows["weight"] > 0])
+        labels, counts = np.unique(np.concatenate(own), return_counts=True)
+        kept = np.sort(labels[np.argsort(-counts, kind="stable")[:MOST_LABELS]])
+        table = np.zeros((len(who), len(kept) + 1))
+        for row, values in zip(table, own, strict=True):
+            place = np.searchsorted(kept, values).clip(max=len(kept) - 1)
+            np.add.at(row, np.where(kept[place] == values, place, len(kept)), 1)
+        some = table.sum(axis=1) > 0
+        return divergence(table[some]) if some.any() else None
+
+
+def _metric(found: Sequence[Measured]) -> str:
+    """The metric to compare by: recall, else the first error measure, else the loss."""
+    names = set(found[0].shared) if found else {"loss"}
+    for name in ("top1", *sorted(LOWER_IS_BETTER - {"loss"})):
+        if name in names:
+            return name
+    return "loss"

@@ -1,0 +1,326 @@
+"""A study: many users, one model, one strategy, and what comes of it.
+
+study = Study(model, data, strategy="scafflix", shared=["body"], personal=["head"],
+              fairness=BoundedGroupLoss(max_loss=0.15))
+result = study.run(rounds=50, local_epochs=5)
+print(result.evaluate().personalized_acc, result.recommend())
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pfl_mobile.errors import ConfigError, UnknownNameError, near
+from pfl_mobile.local.plan import Plan
+from pfl_mobile.personalization import PersonalizedModel
+from pfl_mobile.simulation.groups import check_groups, groups_from
+from pfl_mobile.simulation.settings import describe
+from pfl_mobile.strategies import Context, Local, Strategy, Weighting, create, entry
+from pfl_mobile.study.infer import example_batch, infer_task, personalized
+
+if TYPE_CHECKING:
+    from pfl_mobile.local.batches import Rows
+    from pfl_mobile.simulation.engine import Engine
+    from pfl_mobile.simulation.population import Groups, Population
+    from pfl_mobile.study.result import StudyResult
+    from pfl_mobile.tasks import Task
+
+#: Devices in a round, where the user did not say and there are more.
+COHORT = 50
+
+
+class Study:
+    """A model, the users' data and a strategy. Nothing runs before :meth:`run`.
+
+    Args:
+        model: any ``nn.Module``; what ``personalize`` returned; or a function (a class, say) that makes either,
+            which is called with torch's generator seeded by ``seed``, so that initial weights repeat.
+        data: a ``Population``, or the name of a dataset (see ``pfl data list``).
+        strategy: a name (``pfl strategies``) or a ``Strategy``.
+        parameters: hyper-parameters of a strategy given by name.
+        shared: patterns of layers that are trained together; by default all that are not ``personal``.
+        personal: patterns of layers that never leave a device.
+        fairness: how devices are weighted: a ``Weighting``, or the name of a strategy that is one
+            (``"tilted"``); by default the strategy's own.
+        groups: group of every user: group name to user ids, or a JSON or CSV file; by default the data's own.
+        task: loss and metrics; by default what labels and outputs suggest.
+        local: local training; ``run`` can change epochs or steps.
+        batch: examples in a batch on a device.
+        cohort: devices in a round; by default all of them, 50 at most.
+        dropout: share of the devices of a round that do not answer.
+        seed: of everything random.
+        folder: where the run keeps checkpoints and results; None keeps nothing.
+        engine: ``local``, ``ray`` or an ``Engine``.
+        processes: of the local engine; None for one a core, 0 for this process.
+        lanes: clients trained at once in a process; None measures what is fastest here.
+        name: of the bundle that the study can become.
+
+    Raises:
+        UnknownNameError: of a strategy, a hyper-parameter, a layer, a dataset.
+        ConfigError: a setting is out of range, or settings do not fit together.
+        DataError: users without examples, NaN in their rows, groups that miss users.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[], nn.Module],
+        data: Population | str,
+        strategy: str | Strategy = "fedavg",
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        shared: Sequence[str] | None = None,
+        personal: Sequence[str] | None = None,
+        fairness: Weighting | str | None = None,
+        groups: Groups | Mapping[str, Sequence[str]] | str | Path | None = None,
+        task: Task | None = None,
+        local: Local | None = None,
+        batch: int = 16,
+        cohort: int | None = None,
+        dropout: float = 0.0,
+        seed: int = 0,
+        folder: str | Path | None = None,
+        engine: Engine | str = "local",
+        processes: int | None = None,
+        lanes: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Check that everything fits together."""
+        self._given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        self.data = _population(data)
+        count = len(self.data)
+        self.strategy_name, self.strategy = _strategy(strategy, parameters or {}, fairness)
+        self.groups: Groups = _groups(groups, self.data)
+        self.cohort = min(count, COHORT) if cohort is None else cohort
+        if not 1 <= self.cohort <= count:
+            raise ConfigError(
+                f"the cohort is {cohort} of {count} users", mend=f"give a number from 1 to {count}"
+            )
+        if batch < 1 or not 0 <= dropout < 1:
+            raise ConfigError(
+                f"batch={batch}, dropout={dropout}", mend="give a batch of 1 or more and a dropout in [0, 1)"
+            )
+        self.batch = example_batch(_first_rows(self.data), batch)
+        made = _make(model, seed)
+        self.task = infer_task(made, self.batch) if task is None else task
+        self.model: PersonalizedModel = personalized(made, shared=shared, personal=personal, seed=seed)
+        self.local = local or Local()
+        self.dropout, self.seed, self.lanes, self.processes = dropout, seed, lanes, processes
+        self.engine = engine
+        self.folder = None if folder is None else Path(folder)
+        self.name = name or self.data.name
+        self.plan()  # fails now rather than after start-up
+
+    def replace(self, **changes: Any) -> Study:
+        """The same study with other settings, named as in the constructor."""
+        return Study(**{**self._given, **changes})
+
+    def all_shared(self, strategy: str | Strategy = "fedavg", **changes: Any) -> Study:
+        """The same study with nothing personal: what the named layers train is shared by all.
+
+        Args:
+            strategy: of the new study.
+            changes: further settings, as in the constructor.
+        """
+        shared, personal, model = (self._given[name] for name in ("shared", "personal", "model"))
+        if shared is not None:
+            shared = [*shared, *(personal or ())]
+        if isinstance(_make(model, self.seed), PersonalizedModel):
+            model = _AllShared(model)
+        fixed = {"parameters": None, "shared": shared, "personal": None, "model": model, "strategy": strategy}
+        return self.replace(**{**fixed, **changes})
+
+    def baseline(self) -> Study:
+        """Federated averaging of everything, with the rest as in this study: what one model for all gets."""
+        return self.all_shared(fairness=None, folder=None)
+
+    def context(self, round: int = 0, seed: int = 0) -> Context:  # noqa: A002
+        """What the strategy builds plans from."""
+        return Context(tuple(self.model.device_tensors()), self.local, round, seed)
+
+    def plan(self) -> Plan:
+        """What a device does in the first round."""
+        return self.strategy.plan(self.context())
+
+    def run(
+        self,
+        rounds: int = 50,
+        local_epochs: int | None = None,
+        *,
+        local_steps: int | None = None,
+        resume: bool = False,
+        on_progress: Callable[[str, float | None], None] | None = None,
+    ) -> StudyResult:
+        """Run the rounds.
+
+        Args:
+            rounds: how many merges.
+            local_epochs: passes over each device's examples in a round.
+            local_steps: optimizer steps in a round, in place of epochs.
+            resume: go on from the last checkpoint in ``folder``; the result is bit for bit that of a run that
+                was never stopped.
+            on_progress: ``(what, fraction done)``.
+
+        Raises:
+            ConfigError: a checkpoint of other settings is in the folder; rounds out of range.
+            TrainingError: all devices of a round failed.
+        """
+        from pfl_mobile.study.result import run_study
+
+        study = self
+        if local_epochs is not None or local_steps is not None:
+            if local_epochs is not None and local_steps is not None:
+                raise ConfigError("local_epochs and local_steps are both given", mend="give one of them")
+            study = self.replace(local=replace(self.local, epochs=local_epochs, steps=local_steps))
+        return run_study(study, rounds, resume=resume, on_progress=on_progress)
+
+    def result(self) -> StudyResult:
+        """The result of a run that finished in ``folder``.
+
+        Raises:
+            ConfigError: the study has no folder, or no finished run of these settings is in it.
+        """
+        from pfl_mobile.study.result import load_result
+
+        return load_result(self)
+
+    def effective(self) -> dict[str, Any]:
+        """The effective configuration: every setting, defaults filled in."""
+        table = self.model.device_tensors()
+        roles = sorted({t.role for t in table})
+        return {
+            "data": self.data.name,
+            "users": len(self.data),
+            "groups": {name: len(members) for name, members in self.groups.items()},
+            "strategy": self.strategy_name,
+            "parameters": describe(self.strategy),
+            "model": type(self.model.backbone).__name__,
+            "task": self.task.kind,
+            "trained": {r: sum(int(np.prod(t.shape)) for t in table if t.role == r) for r in roles},
+            "local": describe(self.local),
+            "batch": len(self.batch["weight"]),
+            "cohort": self.cohort,
+            "dropout": self.dropout,
+            "seed": self.seed,
+        }
+
+
+class _AllShared:
+    """A function that makes a personalized model with everything shared."""
+
+    def __init__(self, model: nn.Module | Callable[[], nn.Module]) -> None:
+        self.model = model
+
+    def __call__(self) -> PersonalizedModel:
+        made = self.model if isinstance(self.model, nn.Module) else self.model()
+        assert isinstance(made, PersonalizedModel)
+        return made.all_shared()
+
+
+def _make(model: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = model()
+    if not isinstance(made, nn.Module):
+        raise ConfigError(
+            f"the model is a {type(made).__name__}", mend="give an nn.Module, or a function that makes one"
+        )
+    return made
+
+
+def _population(given: Population | str) -> Population:
+    if isinstance(given, str):
+        from pfl_mobile import data
+
+        found: Population = data.population(given)
+        return found
+    missing = [m for m in ("train", "test", "id", "__len__") if not hasattr(given, m)]
+    if missing:
+        raise ConfigError(
+            f"the data is a {type(given).__name__}, which lacks {', '.join(missing)}",
+            mend="give a Population, for instance ArrayPopulation.of('mine', {'ann': rows, 'bob': rows})",
+        )
+    return given
+
+
+def _strategy(
+    given: str | Strategy, parameters: Mapping[str, Any], fairness: Weighting | str | None
+) -> tuple[str, Strategy]:
+    if isinstance(given, Strategy):
+        if parameters:
+            raise ConfigError(
+                f"parameters {sorted(parameters)} come with a strategy that is built already",
+                mend="give them to the strategy itself",
+            )
+        name, strategy = type(given).__name__, given
+    else:
+        name, strategy = given, create(given, **parameters)
+    if fairness is None:
+        return name, strategy
+    if isinstance(fairness, str):
+        weighting = create(fairness).weighting
+        if weighting == Strategy().weighting:
+            raise ConfigError(
+                f"{fairness!r} does not weight devices, so it is no kind of fairness",
+                mend=f"choose one of {', '.join(fairness_names())}",
+            )
+        fairness = weighting
+    if not isinstance(fairness, Weighting):
+        raise ConfigError(
+            f"fairness is a {type(fairness).__name__}",
+            mend="give a Weighting, for instance BoundedGroupLoss(...)",
+        )
+    return name, replace(strategy, weighting=fairness)
+
+
+def fairness_names() -> list[str]:
+    """Names of the strategies that are a weighting of devices, for ``fairness=``."""
+    from pfl_mobile.strategies import names
+
+    plain = Strategy().weighting
+    found = []
+    for name in names():
+        make = entry(name).make
+        required = [p for p in inspect.signature(make).parameters.values() if p.default is p.empty]
+        if not required and make().weighting != plain:
+            found.append(name)
+    return found
+
+
+def _groups(given: Any, data: Population) -> Groups:
+    if given is None:
+        return data.groups
+    if isinstance(given, str | Path):
+        return groups_from(given, data)
+    index = {data.id(i): i for i in range(len(data))}
+    found: dict[str, list[int]] = {}
+    for name, members in given.items():
+        found[name] = [index.get(m, -1) if isinstance(m, str) else int(m) for m in members]
+        if -1 in found[name]:
+            unknown = next(m for m in members if isinstance(m, str) and m not in index)
+            raise UnknownNameError(
+                f"group {name!r} has an unknown user {unknown!r}", mend=near(unknown, index)
+            )
+    check_groups(found, len(data), data.id)
+    return found
+
+
+def _first_rows(data: Population) -> Rows:
+    if len(data) < 2:
+        raise ConfigError(
+            f"{data.name} has {len(data)} users", mend="a study needs at least two users to compare"
+        )
+    for index in range(min(len(data), 100)):
+        rows = data.train(index)
+        if len(rows.get("weight", ())):
+            return rows
+    raise ConfigError(f"the first users of {data.name} have no training examples", mend="check the data")
