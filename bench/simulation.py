@@ -21,7 +21,7 @@ import argparse
 import json
 import sys
 
-from sim.driver import SYSTEMS, Options, compare, table
+from sim.driver import SYSTEMS, Options, compare, population_table, populations, table
 from sim.workloads import WORKLOADS
 
 
@@ -52,6 +52,9 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="one short run of each: a check, not a result")
     parser.add_argument("--tune", action="store_true", help="measure the peers' settings first")
+    parser.add_argument(
+        "--population", action="store_true", help="instead: ours with 10^3 to 10^6 generated clients"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON only")
     options = parser.parse_args()
     chosen = Options(
@@ -63,8 +66,15 @@ def main() -> None:
         tune=options.tune,
         **({"processes": options.processes} if options.processes else {}),
     )
-    result = compare(chosen, lambda text: print(text, file=sys.stderr, flush=True))
-    print(json.dumps(result, indent=1) if options.json else table(result, chosen.systems))
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    result = populations(chosen, say) if options.population else compare(chosen, say)
+    if options.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print(population_table(result) if options.population else table(result, chosen.systems))
     if result["errors"]:
         sys.exit(1)
 

@@ -8,6 +8,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -149,6 +150,53 @@ def compare(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     result["max_model_diff"] = max(diffs, default=None)
     result["errors"] = errors
     return result
+
+
+#: Clients and cohort of each row of the population's table; the last shows what a cohort costs.
+POPULATIONS = ((1_000, 50), (10_000, 50), (100_000, 50), (1_000_000, 50), (1_000_000, 500))
+
+
+def populations(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
+    """Time and memory of ours for populations that are generated when asked for."""
+    rows: list[dict[str, Any]] = []
+    errors = []
+    for clients, cohort in POPULATIONS:
+        say(f"population of {clients}, cohort of {cohort}")
+        with tempfile.TemporaryDirectory(prefix="pfl-bench-") as out:
+            settings = {"clients": clients, "cohort": cohort}
+            job = Job("mlp", "", out, options.processes, 1, options.seconds, settings)
+            try:
+                report = run_one("population", Path(sys.executable), job)
+            except RunFailed as error:
+                errors.append({"clients": clients, "cohort": cohort, "error": str(error)})
+                continue
+        rounds = report["rounds"] - 1
+        rows.append(
+            {
+                "clients": clients,
+                "cohort": cohort,
+                "startup_s": round(report["startup_s"], 3),
+                "round_s": round(report["seconds"] / rounds, 3),
+                "updates_per_s": round(report["updates_per_s"], 2),
+                "peak_mb": round(report["peak_mb"], 1),
+                "settings": report["settings"],
+            }
+        )
+    return {"machine": machine(), "processes": options.processes, "population": rows, "errors": errors}
+
+
+def population_table(result: dict[str, Any]) -> str:
+    """The population's table for people."""
+    lines = [
+        f"{'clients':>9s} {'cohort':>6s} {'start s':>8s} {'round s':>8s} {'updates/s':>9s} {'peak MB':>8s}"
+    ]
+    lines += [
+        f"{r['clients']:9d} {r['cohort']:6d} {r['startup_s']:8.2f} {r['round_s']:8.3f} "
+        f"{r['updates_per_s']:9.1f} {r['peak_mb']:8.0f}"
+        for r in result["population"]
+    ]
+    lines += [f"ERROR {e['clients']} clients, cohort {e['cohort']}: {e['error']}" for e in result["errors"]]
+    return "\n".join(lines)
 
 
 class _Bench:

@@ -8,7 +8,7 @@ Settings: ``lanes``: clients trained at once in a process; None lets the engine 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,36 +50,49 @@ class Users:
         return {name: value[:0] for name, value in self.data.rows(index).items()}
 
 
-def main() -> None:
-    job = Job.load()
-    data = Prepared(job.workload, Path(job.data))
+def run(
+    job: Job,
+    setup: Setup,
+    *,
+    lr: float,
+    cohort: int,
+    choose: Callable[[int], Sequence[int]] | None = None,
+    client_seed: Callable[[int, int], int] | None = None,
+) -> None:
+    """Rounds of FedAvg until the job is done, and its report; cohorts and seeds are the engine's own by default."""
     meter = Meter(job)
-    setup = Setup(
-        data.personalized(), data.task(), data.example(), Users(data), lanes=job.settings.get("lanes")
-    )
+
+    def stop(record: RoundRecord) -> bool:
+        if record.failures:
+            raise RuntimeError(f"clients failed: {record.failed}")
+        values = rounds.server.values
+        return not meter.round_done(record.clients, lambda: {k: np.array(v) for k, v in values.items()})
+
     with LocalEngine(processes=job.processes if job.processes > 1 else 0) as engine:
-
-        def stop(record: RoundRecord) -> bool:
-            if record.failures:
-                raise RuntimeError(f"clients failed: {record.failed}")
-            values = rounds.server.values
-            return not meter.round_done(record.clients, lambda: {k: np.array(v) for k, v in values.items()})
-
         rounds = Rounds(
             FedAvg(),
             setup,
             engine,
-            local=Local(epochs=1, optimizer=Sgd(lr=data.workload.lr)),
+            local=Local(epochs=1, optimizer=Sgd(lr=lr)),
             rounds=1_000_000,
-            cohort_size=len(data.cohort(0)),
-            choose=data.cohort,
-            client_seed=data.seed,
+            cohort_size=cohort,
+            choose=choose,
+            client_seed=client_seed,
             stop=stop,
         )
         with rounds:
             rounds.run()
         lanes = engine.lanes
     meter.report(("pfl-mobile", "torch", "numpy"), processes=job.processes, lanes=lanes)
+
+
+def main() -> None:
+    job = Job.load()
+    data = Prepared(job.workload, Path(job.data))
+    lanes = job.settings.get("lanes")
+    setup = Setup(data.personalized(), data.task(), data.example(), Users(data), lanes=lanes)
+    size = len(data.cohort(0))
+    run(job, setup, lr=data.workload.lr, cohort=size, choose=data.cohort, client_seed=data.seed)
 
 
 if __name__ == "__main__":

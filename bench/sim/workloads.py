@@ -102,23 +102,47 @@ def _with_lora(keyboard: Any) -> nn.Module:
     return module
 
 
+def _size(rng: np.random.Generator, clients: int) -> np.ndarray:
+    """Lognormal numbers of examples of mean 100, 10 to 1000, int64 [clients]."""
+    return np.clip(rng.lognormal(np.log(100) - 0.125, 0.5, clients), 10, 1000).astype(np.int64)
+
+
+def _labels(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Classes of one client, who has a taste of its own for a few of them, int64 [size]."""
+    return rng.choice(CLASSES, size, p=rng.dirichlet(np.full(CLASSES, 0.3)))
+
+
+def _images(rng: np.random.Generator, prototypes: np.ndarray, labels: np.ndarray) -> Rows:
+    x = rng.standard_normal((len(labels), prototypes.shape[1]), dtype=np.float32)
+    x += prototypes[labels]
+    x *= np.float32(0.3)
+    return {"x": x, "labels": labels, "weight": np.ones(len(labels), np.float32)}
+
+
 def _femnist_like(inputs: int) -> Callable[[np.random.Generator, int], Rows]:
-    """Images of 62 classes; every client has a taste of its own for a few of them."""
+    """Images of 62 classes, float32 [examples, inputs]."""
 
     def generate(rng: np.random.Generator, clients: int) -> Rows:
-        sizes = np.clip(rng.lognormal(np.log(100) - 0.125, 0.5, clients), 10, 1000).astype(np.int64)
+        sizes = _size(rng, clients)
         prototypes = rng.standard_normal((CLASSES, inputs), dtype=np.float32)
-        labels = []
-        for size in sizes:
-            taste = rng.dirichlet(np.full(CLASSES, 0.3))
-            labels.append(rng.choice(CLASSES, size, p=taste))
-        y = np.concatenate(labels)
-        x = rng.standard_normal((len(y), inputs), dtype=np.float32)
-        x += prototypes[y]
-        x *= np.float32(0.3)
-        return {"x": x, "labels": y, "weight": np.ones(len(y), np.float32), "sizes": sizes}
+        labels = np.concatenate([_labels(rng, size) for size in sizes])
+        return {**_images(rng, prototypes, labels), "sizes": sizes}
 
     return generate
+
+
+class LazyImages:
+    """Rows like those of ``mlp``, made when a client's are asked for: index to (train, test)."""
+
+    def __init__(self, inputs: int = 784) -> None:
+        """Images of ``inputs`` values."""
+        self.prototypes = np.random.default_rng(42).standard_normal((CLASSES, inputs), dtype=np.float32)
+
+    def __call__(self, index: int) -> tuple[Rows, Rows]:
+        """All rows of a client, and no rows to test on."""
+        rng = np.random.default_rng([42, index])
+        rows = _images(rng, self.prototypes, _labels(rng, int(_size(rng, 1)[0])))
+        return rows, {name: value[:0] for name, value in rows.items()}
 
 
 def _sentences(rng: np.random.Generator, clients: int) -> Rows:

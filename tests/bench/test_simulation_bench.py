@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 from sim import driver, environments
 from sim.job import Job, Meter
 from sim.watch import MARK, Watch, end_all, marked
-from sim.workloads import WORKLOADS, Prepared, loss, prepare
+from sim.workloads import WORKLOADS, LazyImages, Prepared, loss, prepare
 
 
 @pytest.fixture(params=sorted(WORKLOADS))
@@ -110,6 +110,25 @@ def test_ours_trains_the_same_model_as_the_plain_loop(monkeypatch: pytest.Monkey
     tiny = result["workloads"]["tiny"]
     assert tiny["max_model_diff"] < 1e-6 < 1e-3 < tiny["model_change"]
     assert result["ratios"]["tiny"]["sequential"] > 0
+
+
+@pytest.mark.slow
+def test_a_generated_population_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "POPULATIONS", ((100_000, 3),))
+    result = driver.populations(small(), lambda _: None)
+    assert result["errors"] == []
+    (row,) = result["population"]
+    assert row["clients"] == 100_000
+    assert row["updates_per_s"] > 0
+    assert "100000" in driver.population_table(result)
+
+
+def test_lazy_images_are_always_the_same() -> None:
+    one, other = LazyImages(12), LazyImages(12)
+    rows, test = one(5)
+    np.testing.assert_array_equal(rows["x"], other(5)[0]["x"])
+    assert not np.array_equal(rows["labels"][:10], one(6)[0]["labels"][:10])
+    assert len(test["weight"]) == 0
 
 
 def test_meter_leaves_the_first_round_out_and_compares_after_the_agreed_one(tmp_path: Path) -> None:
