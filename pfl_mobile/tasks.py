@@ -268,7 +268,7 @@ class TiltedTask(Task):
         losses = self.task.losses(output, batch)
         weight, fixed = batch["weight"], losses.detach()
         exponent = torch.where(weight > 0, self.t * fixed, torch.full_like(fixed, NEVER))
-        tilt = torch.exp(exponent - exponent.amax())
+        tilt = torch.exp(exponent - exponent.reshape(-1).amax(0))
         # The largest tilt is 1, so the sum is only small where nothing counts.
         scale = tilt * (weight.sum() / torch.clamp((weight * tilt).sum(), min=1e-30))
         return fixed + scale * (losses - fixed)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from pfl_mobile.deployment import Deployment
 from pfl_mobile.local.plan import Plan, Sgd, TrainPhase
-from pfl_mobile.modules import Adapter, Gate, Head, LoRA, NgramMemory, SoftPrompt, VocabularySlots
+from pfl_mobile.modules import Adapter, Experts, Gate, Head, LoRA, NgramMemory, SoftPrompt, VocabularySlots
 from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.personalization import personalize
-from pfl_mobile.tasks import ClassificationTask, CustomTask, RegressionTask, Task, TokenTask
+from pfl_mobile.tasks import ClassificationTask, CustomTask, RegressionTask, Task, TokenTask, tilted_task
 from tests.backbones import BACKBONES, MLP
 
 PLAN = Plan(phases=(TrainPhase(epochs=2, optimizer=Sgd(lr=0.1)),))
@@ -95,7 +95,9 @@ DEPLOYMENTS: dict[str, Callable[[], Deployment]] = {
         VocabularySlots(embedding="embed", output="head", count=3),
         NgramMemory(capacity=16, order=3),
     ),
+    "mixture of experts": lambda: tokens("decoder", Experts("*.attn.[qv]", count=3, rank=2, top_k=2)),
     "regression": lambda: with_task(RegressionTask(), torch.randn(4, 4)),
+    "tilted examples": lambda: with_task(tilted_task(ClassificationTask(4), 2.0), torch.tensor([0, 1, 2, 3])),
     "own loss": lambda: with_task(CustomTask(loss=pinball), torch.randn(4)),
 }
 

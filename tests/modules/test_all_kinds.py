@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pfl_mobile.errors import ConfigError, RoleConflictError, TensorMismatchError, UnknownNameError
 from pfl_mobile.modules import (
     Adapter,
+    Experts,
     Gate,
     Head,
     LoRA,
@@ -51,6 +52,9 @@ CASES = [
     Case("adapter-linear", "gru", Adapter("proj", size=3)),
     Case("adapter-conv", "cnn", Adapter("features.[1457]", size=3, activation="tanh")),
     Case("adapter-block", "encoder", Adapter("re:blocks\\.\\d", size=3, activation="silu")),
+    Case("experts", "mlp", Experts("hidden.*[02]", count=3, rank=2, top_k=2)),
+    Case("experts-one", "decoder", Experts("*.attn.[qv]", count=4, rank=2, top_k=1)),
+    Case("experts-all", "encoder", Experts("blocks.*.up", count=2, rank=3)),
     Case("gate-output", "decoder", Gate(("*.attn.[kv]", "*.ln1"))),
     Case("gate-conv", "sensor", Gate(("first", "second"))),
     Case("gate-input", "modern_decoder", Gate("*.down", on="input")),
