@@ -77,7 +77,7 @@ def run_one(system: str, python: Path, job: Job) -> dict[str, Any]:
     """One run in a fresh process.
 
     Returns:
-        the report with ``startup_s``, ``peak_mb``, ``updates_per_s`` and ``updates_per_cpu_s``.
+        the report with ``startup_s``, ``peak_mb``, ``updates_per_s`` and ``updates_per_cpu_s`` (None for a short run).
 
     Raises:
         RunFailed: it ended with an error, without a report, or not in time.
@@ -116,7 +116,9 @@ def run_one(system: str, python: Path, job: Job) -> dict[str, Any]:
     report["startup_s"] = report["first"] - start
     report["peak_mb"] = watch.peak_mb
     report["updates_per_s"] = report["updates"] / report["seconds"]
-    report["updates_per_cpu_s"] = report["updates"] / watch.cpu_seconds(*report["window"])
+    used = watch.cpu_seconds(*report["window"])
+    # processor time is sampled: of a shorter window nothing is known
+    report["updates_per_cpu_s"] = report["updates"] / used if report["seconds"] >= 1 and used else None
     return report
 
 
@@ -300,14 +302,15 @@ class _Bench:
         """Medians over the repeats (the largest peak), and the single rates."""
         runs = self.runs[system]
 
-        def median(key: str) -> float:
-            return statistics.median(r[key] for r in runs)
+        def median(key: str, digits: int) -> float | None:
+            known = [r[key] for r in runs if r[key] is not None]
+            return round(statistics.median(known), digits) if known else None
 
         return {
-            "updates_per_s": round(median("updates_per_s"), 2),
+            "updates_per_s": median("updates_per_s", 2),
             "peak_mb": round(max(r["peak_mb"] for r in runs), 1),
-            "startup_s": round(median("startup_s"), 3),
-            "updates_per_cpu_s": round(median("updates_per_cpu_s"), 2),
+            "startup_s": median("startup_s", 3),
+            "updates_per_cpu_s": median("updates_per_cpu_s", 2),
             "updates_per_s_runs": [round(r["updates_per_s"], 2) for r in runs],
             "rounds": [r["rounds"] for r in runs],
             "settings": runs[-1]["settings"],
