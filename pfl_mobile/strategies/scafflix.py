@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated
 
+import numpy as np
+
 from pfl_mobile.local.plan import CombinePhase, CopyStart, Mix, Phase, Plan, ServeMix, Term, TrainPhase
 from pfl_mobile.local.random import derive, uniform
 from pfl_mobile.strategies.registry import Param, register
@@ -67,7 +69,8 @@ class Scafflix(Strategy):
     * x_i* is not computed to the end beforehand: each time a device takes part it first trains ``optimum`` further;
     * not everybody must take part. The server keeps the averages of rounds whose devices have not been back, and
       gives each its own as the set ``merged``, so that sum_i h_i = 0 holds over everybody, once what is underway is
-      counted. The paper's rates of convergence are for full participation;
+      counted. So one vector goes up in a round and two come down, which are the same where everybody takes part.
+      The paper's rates of convergence are for full participation;
     * the weighting decides about the mean (equal by default); with fixed weights w_i it is sum_i w_i h_i that is 0;
     * tensors of groups and personal ones have h_i = 0; personal ones are trained at the mix and never sent.
 
@@ -176,10 +179,13 @@ class Scafflix(Strategy):
 
     def apply(self, server: Server, change: Values) -> None:
         """Keep the average itself, whatever the server optimizer makes of it."""
-        names = server.names("shared")
-        mean = {n: server.values[n] + change[n] if n in change else server.values[n] for n in names}
-        server.sets[_merged(server.round)] = mean
+        old = server.values
         super().apply(server, change)
+        mean = {n: old[n] + change[n] if n in change else old[n] for n in server.names("shared")}
+        # A plain server made the same values: then there is one array, not two.
+        server.sets[_merged(server.round)] = {
+            n: server.values[n] if np.array_equal(v, server.values[n]) else v for n, v in mean.items()
+        }
 
     def communication(self, seeds: Iterable[int], size: int) -> Communication:
         """Count the bytes of one device that takes part in the rounds with these seeds.
