@@ -23,7 +23,10 @@ from pfl_mobile.strategies.registry import check_ranges
 from pfl_mobile.strategies.weighting import ByExamples, Weighting
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pfl_mobile.local.plan import ServeMix
+    from pfl_mobile.modules.registry import ModuleConfig
     from pfl_mobile.modules.roles import DeviceTensorInfo
     from pfl_mobile.strategies.updates import Updates
 
@@ -192,6 +195,16 @@ class Strategy:
     def __post_init__(self) -> None:
         """Refuse hyper-parameters outside their range (ConfigError)."""
         check_ranges(type(self).__name__, type(self), vars(self))
+
+    # -- the model
+
+    def modules(self, backbone: nn.Module) -> tuple[ModuleConfig, ...]:
+        """What the strategy puts into a backbone that nothing was put into; by default nothing."""
+        return ()
+
+    def roles(self) -> dict[str, str]:
+        """Roles of the tensors of ``modules`` by pattern, as ``personalize`` takes them; others are personal."""
+        return {}
 
     # -- the device
 
