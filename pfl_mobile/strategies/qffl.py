@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from pfl_mobile.local.plan import MeasurePhase, Phase
+from pfl_mobile.errors import ConfigError
 from pfl_mobile.strategies.registry import Param, register
-from pfl_mobile.strategies.strategy import Context, Server, Strategy, mean_change
-from pfl_mobile.strategies.weighting import SENT_LOSS, ByLoss
+from pfl_mobile.strategies.strategy import Server, Strategy, mean_change
+from pfl_mobile.strategies.weighting import SENT_LOSS, ByLoss, Weighting
 
 if TYPE_CHECKING:
     from pfl_mobile.strategies.updates import Updates
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TINY = 1e-10
 
 Power = Annotated[float, Param("how much large losses count; 0 is FedAvg", low=0.0)]
+Lipschitz = Annotated[float, Param("L: the inverse of the devices' learning rate", low=0.0, open=("low",))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +37,6 @@ class QFair(ByLoss):
         return np.asarray(updates.examples * (losses / losses.max()) ** self.q, np.float64)
 
 
-@register(
-    "qffl",
-    title="q-FedAvg: fair resource allocation",
-    paper="Li, Sanjabi, Beirami, Smith 2020, Fair resource allocation in federated learning (arXiv 1905.10497)",
-    shares="all trained tensors, and one loss",
-)
 @dataclass(frozen=True, kw_only=True)
 class QFedAvg(Strategy):
     """Minimizes f_q(w) = sum_k p_k / (q + 1) * F_k(w)^(q+1) (the paper's equation 2) by its algorithm 2.
@@ -53,38 +48,49 @@ class QFedAvg(Strategy):
         w      <- w - sum_k p_k Delta_k / sum_k p_k h_k
 
     Differs from the paper: it draws devices with probability p_k and counts them equally; ours are drawn
-    uniformly, so p_k (``weighting``, by examples) is in both sums. Tensors of groups are merged with the same
-    weights, without h_k.
+    uniformly, so p_k = n_k / n is in both sums. Tensors of groups are merged with the same weights, without h_k.
 
     Limits: q = 0 is FedAvg; q -> infinity approaches the device with the largest loss alone (AFL).
+
+    Attributes:
+        weighting: a :class:`QFair`, which holds q.
+        lipschitz: L.
     """
 
-    q: Power = 1.0
-    lipschitz: Annotated[
-        float,
-        Param("L: the inverse of the devices' learning rate", low=0.0, open=("low",)),
-    ] = 10.0
+    weighting: Weighting = field(default_factory=QFair)
+    lipschitz: Lipschitz = 10.0
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
-        """Measure F_k, then train."""
-        return (MeasurePhase(report=SENT_LOSS), *super().phases(at))
+    def __post_init__(self) -> None:
+        """Refuse another weighting, and hyper-parameters outside their range (ConfigError)."""
+        super().__post_init__()
+        if not isinstance(self.weighting, QFair):
+            raise ConfigError(
+                f"QFedAvg cannot weigh by {type(self.weighting).__name__}",
+                mend="give weighting=QFair(q=...), or choose FedAvg with the other weighting",
+            )
 
     def merge(self, server: Server, updates: Updates) -> None:
         """The step of algorithm 2."""
+        assert isinstance(self.weighting, QFair)
         with server.undo_on_error():
-            self._step(server, updates)
+            names = server.names("shared")
+            flat = [updates.of(n).reshape(len(updates), -1) for n in names]
+            norms = sum((np.einsum("ij,ij->i", c, c, dtype=np.float64) for c in flat), np.zeros(len(updates)))
+            # Numerator and denominator over L; what is p_k F_k^q here is scaled so that no power overflows.
+            fair = self.weighting.weights(updates, server)
+            steep = self.weighting.q * fair / (updates.report(SENT_LOSS) + TINY) * self.lipschitz * norms
+            change = mean_change(updates, fair, names)
+            shrink = np.float32(fair.sum() / (fair + steep).sum()) if change else np.float32(0)
+            self.apply(server, {name: shrink * delta for name, delta in change.items()})
+            self.merge_groups(server, updates, fair)
 
-    def _step(self, server: Server, updates: Updates) -> None:
-        losses = updates.report(SENT_LOSS) + TINY
-        largest = losses.max()
-        p = self.weighting.weights(updates, server)
-        # Numerator and denominator are divided by largest^q * L, so that no power overflows.
-        fair = p * (losses / largest) ** self.q
-        names = server.names("shared")
-        flat = [updates.of(n).reshape(len(updates), -1) for n in names]
-        norms = sum((np.einsum("ij,ij->i", c, c, dtype=np.float64) for c in flat), np.zeros(len(updates)))
-        steep = self.q * p * (losses / largest) ** (self.q - 1) / largest * self.lipschitz * norms
-        change = mean_change(updates, fair, names)
-        shrink = np.float32(fair.sum() / (fair + steep).sum()) if change else np.float32(0)
-        self.apply(server, {name: shrink * delta for name, delta in change.items()})
-        self.merge_groups(server, updates, fair)
+
+@register(
+    "qffl",
+    title="q-FedAvg: fair resource allocation",
+    paper="Li, Sanjabi, Beirami, Smith 2020, Fair resource allocation in federated learning (arXiv 1905.10497)",
+    shares="all trained tensors, and one loss",
+)
+def qffl(q: Power = 1.0, lipschitz: Lipschitz = 10.0) -> QFedAvg:
+    """:class:`QFedAvg` of this power."""
+    return QFedAvg(weighting=QFair(q=q), lipschitz=lipschitz)

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pfl_mobile.errors import ConfigError
 from pfl_mobile.strategies.afl import Agnostic, project_to_simplex
 from pfl_mobile.strategies.fedavg import FedAvg
-from pfl_mobile.strategies.qffl import TINY, QFair, QFedAvg
+from pfl_mobile.strategies.qffl import TINY, QFair, QFedAvg, qffl
 from pfl_mobile.strategies.strategy import Strategy
 from pfl_mobile.strategies.weighting import SENT_LOSS
 from tests.strategies.harness import Federation, assert_near, full_batch
@@ -29,13 +30,13 @@ def losses(fed: Federation) -> np.ndarray:
 
 def test_q_zero_is_fedavg() -> None:
     plain = run(FedAvg()).server.values
-    assert_near(run(QFedAvg(q=0.0, lipschitz=123.0)).server.values, plain)
+    assert_near(run(qffl(q=0.0, lipschitz=123.0)).server.values, plain)
     assert_near(run(FedAvg(weighting=QFair(q=0.0))).server.values, plain)
 
 
 def test_the_step_is_that_of_algorithm_2() -> None:
     q, lipschitz = 1.7, 1 / 0.3
-    fed = run(QFedAvg(q=q, lipschitz=lipschitz), rounds=1)
+    fed = run(qffl(q=q, lipschitz=lipschitz), rounds=1)
     before = dict(fed.server.values)
     updates = fed.collect()
     f, p = updates.report(SENT_LOSS) + TINY, updates.examples / updates.examples.sum()
@@ -49,7 +50,7 @@ def test_the_step_is_that_of_algorithm_2() -> None:
 
 @pytest.mark.parametrize(
     "fair",
-    [QFedAvg(q=4.0, lipschitz=1 / 0.3), FedAvg(weighting=QFair(q=4.0)), FedAvg(weighting=Agnostic(step=0.2))],
+    [qffl(q=4.0, lipschitz=1 / 0.3), FedAvg(weighting=QFair(q=4.0)), FedAvg(weighting=Agnostic(step=0.2))],
     ids=["q-fedavg", "weighting", "afl"],
 )
 def test_losses_spread_less_than_with_fedavg(fair: Strategy) -> None:
@@ -58,8 +59,13 @@ def test_losses_spread_less_than_with_fedavg(fair: Strategy) -> None:
     assert other.std() < plain.std()
 
 
+def test_another_weighting_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot weigh by Agnostic"):
+        QFedAvg(weighting=Agnostic())
+
+
 def test_a_large_power_does_not_overflow() -> None:
-    assert np.isfinite(losses(run(QFedAvg(q=500.0), 5))).all()
+    assert np.isfinite(losses(run(qffl(q=500.0), 5))).all()
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=8))
