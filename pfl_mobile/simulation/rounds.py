@@ -22,7 +22,7 @@ from pfl_mobile.local.state import digest
 from pfl_mobile.local.upload import update_shapes
 from pfl_mobile.simulation import checkpoint as disk
 from pfl_mobile.simulation.cohorts import sample
-from pfl_mobile.simulation.engine import Engine, LocalEngine
+from pfl_mobile.simulation.engine import Engine, LocalEngine, one_thread
 from pfl_mobile.simulation.groups import Groups
 from pfl_mobile.simulation.pool import Pool, Refs
 from pfl_mobile.simulation.settings import describe
@@ -247,6 +247,18 @@ class Rounds:
             jobs = self._jobs(piece, sent, [-1] * len(piece), self._evaluation_seed)
             found += self.engine.run(task, jobs, sent.pool, self.states)[0]
         return found
+
+    def evaluate_general(self) -> dict[str, float]:
+        """Metrics of the server's values on the setup's general examples.
+
+        Raises:
+            ConfigError: the setup has none.
+        """
+        if self.setup.general is None:
+            raise ConfigError("the setup has no general examples", mend="give Setup(general=...)")
+        with one_thread():
+            trainer = self.setup.trainer(self.setup)
+            return trainer.evaluate([self.setup.general], [{}], self.server.values)[0]
 
     def close(self) -> None:
         """Let go of the folder, and of the engine when it was not given."""

@@ -67,6 +67,7 @@ class Setup:
         lanes: clients trained at once; None lets the trainer measure.
         device: of the trainer.
         trainer: makes the trainer.
+        general: examples of many users, to measure what a user's own model has forgotten; None measures nothing.
     """
 
     model: PersonalizedModel
@@ -76,6 +77,7 @@ class Setup:
     lanes: int | None = None
     device: str = "cpu"
     trainer: Callable[[Setup], Trainer] = field(default=cohort_trainer, repr=False)
+    general: Rows | None = field(default=None, repr=False)
 
     def values(self) -> dict[str, np.ndarray]:
         """The shipped values of the tensors that gradients train, float32."""
@@ -174,6 +176,8 @@ class Evaluation:
         shared: metrics of the values the server sent (those of its group); empty without rows.
         personal: metrics of the device's own model; None where it has none of its own.
         failure: why the device could not make its own model, ``<error>: <reason>``.
+        general: metrics of the device's own model on the general examples; None without them, or without a model
+            of its own.
     """
 
     client: int
@@ -181,6 +185,7 @@ class Evaluation:
     shared: dict[str, float]
     personal: dict[str, float] | None
     failure: str | None = None
+    general: dict[str, float] | None = None
 
 
 @dataclass
@@ -283,8 +288,20 @@ class Worker:
         own_rows, own_tensors = [measured[i] for i in has_own], [personal[i] or {} for i in has_own]
         found = self.trainer.evaluate(own_rows, own_tensors, start)
         of_personal = dict(zip(has_own, found, strict=True))
+        general: dict[int, dict[str, float]] = {}
+        if self.setup.general is not None:
+            own_models = [personal[i] or {} for i in has_own]
+            found = self.trainer.evaluate([self.setup.general] * len(has_own), own_models, start)
+            general = dict(zip(has_own, found, strict=True))
         return [
-            Evaluation(index, count_examples(measured[i]), of_shared[i], of_personal.get(i), failures[i])
+            Evaluation(
+                index,
+                count_examples(measured[i]),
+                of_shared[i],
+                of_personal.get(i),
+                failures[i],
+                general.get(i),
+            )
             for i, index in enumerate(job.clients)
         ]
 

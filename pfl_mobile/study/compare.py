@@ -115,6 +115,43 @@ class Comparison:
             }
         return out
 
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Columns and cells for people, one row a strategy."""
+        rows = self.rows()
+        columns = ["strategy", rows[0]["metric"], "gain (95 %)", "better / worse", "worst tenth", "std"]
+        grouped = any(r["worst_group"] is not None for r in rows)
+        columns += ["worst group"] if grouped else []
+        columns += ["kB up / device / round", "steps", "s"]
+        cells = []
+        for r in rows:
+            gain = (
+                "-"
+                if r["strategy"] == BASELINE
+                else f"{r['gain']:+.2f} ({r['gain_low']:+.2f} to {r['gain_high']:+.2f})"
+            )
+            line = [r["strategy"], f"{r['personalized_acc']:.2f}", gain]
+            line += [f"{r['users_better']:.0f} / {r['users_worse']:.0f}", f"{r['worst_decile']:.2f}"]
+            line.append(f"{r['std_over_users']:.2f}")
+            line += [f"{r['worst_group']:.2f}"] if grouped else []
+            line += [f"{r['bytes_up_per_device'] / 1000:.1f}", f"{r['steps']:.0f}", f"{r['seconds']:.1f}"]
+            cells.append(line)
+        return columns, cells
+
+    def markdown(self) -> str:
+        """The table as a page."""
+        columns, cells = self.table()
+        head = f"# Strategies on {self.data}: {self.rounds} rounds, {len(self.seeds)} seed(s)"
+        lines = [
+            head,
+            "",
+            f"Each user's own model, mean over users. Gains from {BASELINE} of everything.",
+            "",
+        ]
+        lines.append("| " + " | ".join(columns) + " |")
+        lines.append("|" + " --- |" * len(columns))
+        lines += ["| " + " | ".join(line) + " |" for line in cells]
+        return "\n".join([*lines, "", "![distribution over users](users.png)", "", "![loss](loss.png)", ""])
+
     def draw(self, folder: Path) -> list[Path]:
         """Plots of the distribution over users, and of the loss by round."""
         evaluations = {name: found.evaluations for name, found in self.results.items()}

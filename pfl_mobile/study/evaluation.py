@@ -28,8 +28,8 @@ class Evaluation:
         test_examples: of each user, int64 [n]; for tokens, how many labels count.
         shared: metric of the shared model, float64 [n].
         personal: metric of the user's own model, float64 [n]; equal to ``shared`` where the strategy makes none.
-        general_shared, general_personal: on other users' examples: what personalization forgets; None where the
-            study has no such examples.
+        general_shared, general_personal: on examples of many users: what personalization forgets. Own models only;
+            None where there are none, or no shared model to compare with.
         level: of the intervals.
     """
 
@@ -125,7 +125,7 @@ class Evaluation:
 
     @property
     def forgetting(self) -> float | None:
-        """How much worse personal models are on other users' examples than the shared one, on average."""
+        """How much worse users' own models are on many users' examples than the shared one, on average."""
         if self.general_shared is None or self.general_personal is None:
             return None
         return float(self.sign * (self.general_shared - self.general_personal.mean()))

@@ -16,7 +16,7 @@ from pfl_mobile.atomic import atomic_write, disk_errors
 from pfl_mobile.deployment import Deployment
 from pfl_mobile.errors import ConfigError, UnknownNameError, near
 from pfl_mobile.local.plan import LOWER_IS_BETTER
-from pfl_mobile.local.random import permutation
+from pfl_mobile.local.random import derive, permutation
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.rounds import RoundRecord, Rounds
 from pfl_mobile.simulation.worker import Setup, count_examples
@@ -25,7 +25,9 @@ from pfl_mobile.study.recommend import Recommendation, recommend
 from pfl_mobile.study.statistics import divergence
 
 if TYPE_CHECKING:
+    from pfl_mobile.local.batches import Rows
     from pfl_mobile.simulation.engine import Engine
+    from pfl_mobile.simulation.population import Population
     from pfl_mobile.simulation.worker import Evaluation as Measured
     from pfl_mobile.study.study import Study
 
@@ -34,6 +36,9 @@ Report = Callable[[str, float | None], None]
 
 #: Users that are measured, where there are more and the caller does not say.
 MOST_USERS = 2000
+
+#: Users whose test examples measure forgetting, and how many of each.
+GENERAL_USERS, GENERAL_EACH = 50, 4
 
 #: Labels told apart when users' labels are compared; rarer ones count as one.
 MOST_LABELS = 50
@@ -62,7 +67,8 @@ def engine_for(study: Study) -> Engine:
 def _rounds(
     study: Study, rounds: int, resume: bool, progress: Callable[[RoundRecord], None] | None
 ) -> Rounds:
-    setup = Setup(study.model, study.task, study.batch, study.data, lanes=study.lanes)
+    general = general_rows(study.data, study.seed)
+    setup = Setup(study.model, study.task, study.batch, study.data, lanes=study.lanes, general=general)
     return Rounds(
         study.strategy,
         setup,
@@ -77,6 +83,19 @@ def _rounds(
         groups=study.groups,
         progress=progress,
     )
+
+
+def general_rows(data: Population, seed: int) -> Rows | None:
+    """Test examples of many users in equal parts, to measure forgetting on; None where there are none."""
+    parts: list[Rows] = []
+    for user in permutation(derive(seed, 1), len(data))[:GENERAL_USERS]:
+        rows = data.test(int(user))
+        chosen = permutation(derive(seed, 2, int(user)), len(rows["weight"]))[:GENERAL_EACH]
+        if len(chosen):
+            parts.append({name: value[chosen] for name, value in rows.items()})
+    if not parts:
+        return None
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
 def run_study(study: Study, rounds: int, *, resume: bool, on_progress: Report | None) -> StudyResult:
@@ -155,7 +174,7 @@ class StudyResult:
         return dict(self._rounds.server.values)
 
     def costs(self) -> dict[str, float]:
-        """What the rounds cost: bytes up and down in all and per device and round, seconds, examples, steps, failures."""
+        """What the rounds cost: bytes up and down, in all and per device and round; steps, examples, seconds."""
         rounds = self.history
         devices = sum(r.clients for r in rounds)
         return {
@@ -321,8 +340,18 @@ class StudyResult:
             np.array([m.examples for m in counted], np.int64),
             scale * shared,
             scale * personal,
+            *self._forgetting(counted, name, scale),
             failed={data.id(m.client): m.failure for m in measured if m.failure is not None},
         )
+
+    def _forgetting(
+        self, found: Sequence[Measured], name: str, scale: float
+    ) -> tuple[float | None, np.ndarray | None]:
+        """The metric on the general examples: of the shared model, and of those users' that have their own."""
+        own = [scale * m.general[name] for m in found if m.general]
+        if not own or not self.has_shared_model:
+            return None, None
+        return scale * self._rounds.evaluate_general()[name], np.array(own, np.float64)
 
     def _label_divergence(self, who: Sequence[int]) -> np.ndarray | None:
         """Of each user's training labels; None for real values."""

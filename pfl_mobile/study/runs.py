@@ -1,0 +1,69 @@
+"""Runs on disk: what was run is written beside the results, so that a folder is enough to go on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pfl_mobile.atomic import atomic_write, disk_errors
+from pfl_mobile.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pfl_mobile.study.result import StudyResult
+    from pfl_mobile.study.study import Study
+
+_SOURCE = "source.json"
+
+
+def note_source(folder: Path, model: str, settings: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    """Write where the study of a run comes from.
+
+    Args:
+        folder: of the run.
+        model: as the user named it; a file's path is made absolute.
+        settings: given to its function.
+        changes: given to ``Study.replace`` afterwards.
+    """
+    source, colon, function = model.rpartition(":")
+    if colon and source.endswith(".py"):
+        model = f"{Path(source).expanduser().resolve()}:{function}"
+    text = json.dumps({"model": model, "settings": dict(settings), "changes": dict(changes)}, indent=2)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / _SOURCE, text.encode())
+
+
+def is_run(place: str | Path) -> bool:
+    """Whether a path is the folder of a run."""
+    return (Path(place) / _SOURCE).is_file()
+
+
+def study_of(folder: str | Path) -> Study:
+    """The study of a run, built again from its source.
+
+    Raises:
+        ConfigError: the folder holds no run, or its note is damaged.
+        UserCodeError: the function that makes the study fails.
+    """
+    from pfl_mobile.user_code import load_study
+
+    path = Path(folder) / _SOURCE
+    try:
+        source = json.loads(path.read_text())
+        model, settings, changes = source["model"], source["settings"], source["changes"]
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder} holds no run", mend="make one with `pfl train`") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged: {error}", mend="run `pfl train` again") from error
+    return load_study(model, **settings).replace(**changes, folder=folder)
+
+
+def open_run(folder: str | Path) -> StudyResult:
+    """The result of a finished run.
+
+    Raises:
+        ConfigError: the folder holds no finished run of these settings; and as ``study_of``.
+    """
+    return study_of(folder).result()
