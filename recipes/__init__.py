@@ -1,1 +1,104 @@
-"""Complete worked models."""
+"""Worked examples: each is a complete study on data that anybody can get or generate.
+
+>>> import pfl_recipes
+>>> pfl_recipes.find("activity").data
+'wisdm'
+>>> pfl_recipes.for_data("wisdm").name
+'activity'
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pfl_mobile.errors import UnknownNameError, near
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A worked example.
+
+    Attributes:
+        name: its name, and that of the folder here with its README.
+        title: one line for listings.
+        data: the dataset of its study, as ``pfl_mobile.data`` names it.
+        also: further datasets that its study takes.
+        own_deployment: whether its ``deployment`` ships more than its study trains.
+        template: whether ``pfl init`` makes projects of it.
+    """
+
+    name: str
+    title: str
+    data: str
+    also: tuple[str, ...] = ()
+    own_deployment: bool = False
+    template: bool = True
+
+    @property
+    def study(self) -> tuple[str, str]:
+        """Module and name of the function that makes the study."""
+        return f"{__name__}.{self.name}.study", "study"
+
+    @property
+    def deployment(self) -> tuple[str, str] | None:
+        """Module and name of the function that makes the deployment; None where that of its study is meant."""
+        return (f"{__name__}.{self.name}", "deployment") if self.own_deployment else None
+
+
+_RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="keyboard",
+            title="next word: LoRA on a small language model",
+            data="sotu",
+            also=("nus-sms", "shakespeare"),
+            own_deployment=True,
+        ),
+        Recipe(name="activity", title="what a person does, from a phone's accelerometer", data="wisdm"),
+        Recipe(name="glucose", title="a patient's glucose in half an hour", data="cgm-hall"),
+        Recipe(name="maintenance", title="how long an engine of a fleet will last", data="cmapss"),
+        Recipe(name="fraud", title="card payments that are not the customer's (generated)", data="fraud"),
+        Recipe(name="recommendation", title="how a person will rate a film", data="movielens-small"),
+        Recipe(name="driving", title="the angle of the steering wheel (generated)", data="driving"),
+        Recipe(
+            name="synthetic",
+            title="Synthetic(0.5, 0.5), the standard test of strategies (generated)",
+            data="synthetic",
+            template=False,
+        ),
+    )
+}
+
+
+def names() -> list[str]:
+    """The recipes' names, sorted."""
+    return sorted(_RECIPES)
+
+
+def templates() -> list[str]:
+    """Names of the recipes that ``pfl init`` makes projects of, sorted."""
+    return [name for name in names() if _RECIPES[name].template]
+
+
+def find(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if name not in _RECIPES:
+        raise UnknownNameError(f"no recipe is called {name!r}", mend=near(name, _RECIPES))
+    return _RECIPES[name]
+
+
+def for_data(dataset: str) -> Recipe:
+    """The recipe that serves a dataset.
+
+    Raises:
+        UnknownNameError: none does.
+    """
+    served = {data: recipe for recipe in _RECIPES.values() for data in (recipe.data, *recipe.also)}
+    if dataset not in served:
+        raise UnknownNameError(f"no recipe serves the dataset {dataset!r}", mend=near(dataset, served))
+    return served[dataset]

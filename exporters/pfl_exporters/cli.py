@@ -40,7 +40,9 @@ app = typer.Typer(name="pfl-export", add_completion=False, rich_markup_mode="mar
 def export(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="file.py:function, package.module:function, or a recipe."),
+        typer.Argument(
+            metavar="MODEL", help="file.py:function, package.module:function, a recipe, or a run's folder."
+        ),
     ],
     target: Annotated[
         list[str] | None,
@@ -67,7 +69,8 @@ def export(
 ) -> None:
     """Export a personalizable model as a bundle of verified on-device training programs.
 
-    The function takes no argument, or `data` and `report`, and returns a pfl_mobile.deployment.Deployment.
+    The function takes no argument, or `data` and `report`, and returns a pfl_mobile.deployment.Deployment, or a
+    pfl_mobile.Study, which is trained first. The folder of a run of `pfl train` gives what that run trained.
     Loss and every gradient of each exported program are compared with PyTorch before anything is written; when
     they differ nothing is left behind and the exit code is 1.
 
@@ -98,8 +101,8 @@ def _export(
     report: Reporter,
 ) -> ExportReport:
     """Find out early what would fail late: keys, targets and places are looked at before any model is built."""
-    from pfl_exporters.model_function import find_function
     from pfl_mobile.bundle.sign import load_private_key
+    from pfl_mobile.user_code import find_function
 
     key = None if sign is None else load_private_key(sign)
     if out is not None:

@@ -84,7 +84,7 @@ def _show(error: PflError, as_json: bool) -> int:
     out = console(error=True)
     if isinstance(error, UserCodeError) and error.__cause__ is not None:
         found = traceback.TracebackException.from_exception(error.__cause__)
-        ours = ("<frozen importlib", "pfl_exporters")
+        ours = ("<frozen importlib", "pfl_exporters", "user_code.py")
         found.stack = traceback.StackSummary.from_list(
             [frame for frame in found.stack if not any(name in frame.filename for name in ours)]
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pfl_exporters import model_function
+from pfl_mobile import user_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,7 +109,7 @@ def test_an_error_inside_the_file_shows_its_line(pfl_export: Run, tmp_path: Path
     assert ran.error["type"] == "UserCodeError"
     assert "line 2: import nonexistent_package" in ran.error["message"]
     assert "Traceback" in ran.err
-    assert "model_function" not in ran.err
+    assert "user_code" not in ran.err
     (tmp_path / "syntax.py").write_text("x = 1\ndef f(:\n")
     assert "line 2" in pfl_export(f"{tmp_path / 'syntax.py'}:f", "--json").error["message"]
 
@@ -145,4 +145,4 @@ def test_a_model_that_cannot_be_exported_leaves_nothing(pfl_export: Run, tmp_pat
 
 
 def test_recipes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "keyboard" in model_function.recipes()
+    assert "keyboard" in user_code.recipes()

@@ -1,0 +1,1 @@
+"""Activity recognition: what a person does, from the accelerometer of their phone."""
