@@ -178,7 +178,7 @@ def _main(
         try:
             number, new, job, sizes, unknown, stride, width = pickle.loads(connection.recv_bytes())
             _attach(attached, sizes, {key: reduction.recv_handle(connection) for key in unknown})
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # the parent is gone
             return
         task = new or task
         assert task is not None
@@ -193,7 +193,7 @@ def _main(
             answer = sent(error)
         try:
             connection.send_bytes(pickle.dumps((number, answer), pickle.HIGHEST_PROTOCOL))
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             return
 
 

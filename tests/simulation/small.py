@@ -124,7 +124,7 @@ class Users:
         if trouble == "nan":
             rows["x"][0, 0] = np.nan
         if trouble == "huge":
-            rows["x"][:], rows["labels"][:] = 3e38, 0
+            rows["x"][:], rows["labels"][:], rows["labels"][:2] = 3e38, 0, 1  # no weights fit both labels
         if trouble == "error":
             raise TypeError(f"no rows for {index}")
         if trouble == "typed":
