@@ -1,0 +1,76 @@
+"""Base of the strategies that put a module into a frozen backbone and personalize with that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.local.plan import Plan
+from pfl_mobile.strategies.strategy import Context, Server, Strategy, local_plan
+
+if TYPE_CHECKING:
+    from pfl_mobile.strategies.updates import Updates
+
+#: What attention layers are called that LoRA's paper adapts: queries and values.
+_QUERY_VALUE = ("q", "v", "q_proj", "v_proj", "query", "value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inserted(Strategy):
+    """Trains what was inserted; the tensors' roles say what travels, and nothing need."""
+
+    def plan(self, at: Context) -> Plan:
+        """As in federated averaging where tensors are shared; else training on the device alone."""
+        return super().plan(at) if at.traveling else local_plan(at, *self.phases(at))
+
+    def merge(self, server: Server, updates: Updates) -> None:
+        """As in federated averaging; nothing where nothing was sent."""
+        if updates.layout.size:
+            super().merge(server, updates)
+
+
+def attention_layers(backbone: nn.Module) -> tuple[str, ...]:
+    """Linear layers called as queries and values are; where there are none, :func:`inner_layers`."""
+    found = [path for path in _linear(backbone) if path.rpartition(".")[2] in _QUERY_VALUE]
+    return tuple(found) or inner_layers(backbone)
+
+
+def inner_layers(backbone: nn.Module) -> tuple[str, ...]:
+    """All linear layers but the last, which gives the output; a single one is taken.
+
+    Raises:
+        ConfigError: there is no linear layer.
+    """
+    found = _linear(backbone)
+    if not found:
+        raise ConfigError(
+            f"{type(backbone).__name__} has no linear layer", mend="name the layers to adapt: targets="
+        )
+    return tuple(found[:-1] or found)
+
+
+def token_embedding(backbone: nn.Module) -> str:
+    """The first embedding.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for path, layer in backbone.named_modules():
+        if isinstance(layer, nn.Embedding):
+            return str(path)
+    raise ConfigError(
+        f"{type(backbone).__name__} has no embedding that a prompt could come before",
+        mend="name the layer with target=, or choose another strategy, for instance lora",
+    )
+
+
+def _linear(backbone: nn.Module) -> list[str]:
+    return [
+        str(path)
+        for path, layer in backbone.named_modules()
+        if path and isinstance(layer, nn.Linear) and not isinstance(layer, NonDynamicallyQuantizableLinear)
+    ]
