@@ -61,8 +61,8 @@ class BoundedGroupLoss(ByLoss):
     """Fair federated learning via bounded group loss (Hu, Wu, Smith 2022, arXiv 2203.10190).
 
     min over w of F(w) such that r_a(w) = (mean loss of group a) - zeta <= 0 for every group a, through the
-    Lagrangian min over w, max over lambda >= 0 with |lambda|_1 <= B, of F(w) + sum_a lambda_a r_a(w). Dual variables
-    follow the exponentiated gradient (as in the reductions of Agarwal 2018, arXiv 1803.02453):
+    Lagrangian min over w, max over lambda >= 0 with |lambda|_1 <= B, of F(w) + sum_a lambda_a r_a(w). It is an
+    instance of the reductions of Agarwal 2018 (arXiv 1803.02453), whose exponentiated gradient moves the duals:
 
         lambda_a = B * exp(theta_a) / (1 + sum_b exp(theta_b)),    theta_a <- theta_a + step * r_a(w)
 
@@ -70,8 +70,8 @@ class BoundedGroupLoss(ByLoss):
     in a), which is the weight of its F_k in that Lagrangian; losses are measured with the values that were sent.
 
     Differs from the paper: the merge divides by the sum of the weights, so B changes the direction and not the
-    size of a step; the last model is served, not the mean over all rounds; theta is kept within +-10; groups
-    are of devices, while the paper's can also run through the examples of one device.
+    size of a step; the last model is served, while the guarantee is for the mean over all rounds; theta is kept
+    within +-10; groups are of devices, while the paper's can also run through the examples of one device.
 
     Limits: B = 0 is FedAvg; a large B with a bound that cannot be met trains for the worst groups only, and
     :meth:`status` says by how much the bound is missed.

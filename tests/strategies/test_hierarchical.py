@@ -37,7 +37,7 @@ def test_merging_the_groups_every_round_is_fedavg() -> None:
 def test_a_group_for_each_device_is_local_training() -> None:
     fed, alone = run(Hierarchical(), tuple("abcde")), run(LocalTraining())
     for client in range(5):
-        assert_near(fed.served(client), {n: alone.copies[client]["personal"][n] for n in fed.shipped})
+        assert_near(fed.served(client), {n: alone.personal[client][n] for n in fed.shipped})
 
 
 @pytest.mark.parametrize("role", ["shared", "group"])

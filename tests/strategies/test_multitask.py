@@ -38,7 +38,7 @@ def test_no_pull_is_local_training(relation: str) -> None:
     alone = Federation(LocalTraining(), Softmax(batch=32), data, local).run(5)
     for client in range(4):
         assert_near(
-            {n: fed.server.sets[f"model:{client}"][n] for n in fed.shipped}, alone.copies[client]["personal"]
+            {n: fed.server.sets[f"model:{client}"][n] for n in fed.shipped}, alone.personal[client]
         )
 
 
