@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+
+from pfl_mobile.errors import ConfigError, MissingDependencyError, WorkerDiedError
+from pfl_mobile.simulation import ray_engine
+from pfl_mobile.simulation.engine import LocalEngine
+from pfl_mobile.simulation.ray_engine import RayEngine
+from pfl_mobile.strategies import create
+from tests.simulation.small import rounds, same, setup
+
+DITTO = create("ditto")
+
+
+def test_without_ray_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(ray_engine, "ray", None)
+    with pytest.raises(MissingDependencyError, match="Ray is not installed") as caught:
+        RayEngine()
+    assert "pfl-mobile[ray]" in caught.value.mend
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A local Ray cluster of three worker processes."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with LocalEngine(0) as engine, rounds(DITTO, setup(), engine) as study:
+        return dict(study.run().values), study.evaluate(), study.evaluate(adapt=False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+class TestOnACluster:
+    def test_results_are_those_of_the_local_engine(self, expected):
+        with RayEngine() as engine, rounds(DITTO, setup(), engine) as study:
+            assert same(study.run().values, expected[0])
+            assert study.evaluate() == expected[1]
+            assert study.evaluate(adapt=False) == expected[2]
+            assert study.effective()["engine"]["cpus"] == 3
+
+    def test_workers_that_are_killed_in_the_middle_change_nothing(self, expected, tmp_path):
+        trouble = dict.fromkeys(range(0, 20, 6), "kill once")
+        with (
+            RayEngine(in_flight=2) as engine,
+            rounds(DITTO, setup(trouble=trouble, marks=str(tmp_path)), engine) as study,
+        ):
+            assert same(study.run().values, expected[0])
+            assert study.evaluate() == expected[1]
+        assert any(tmp_path.iterdir())
+
+    def test_a_job_whose_workers_always_die_ends_with_a_typed_error(self):
+        with (
+            RayEngine() as engine,
+            rounds(DITTO, setup(trouble=dict.fromkeys(range(20), "kill")), engine, job_size=6) as study,
+            pytest.raises(WorkerDiedError, match="4 Ray workers died"),
+        ):
+            study.run()
+
+    def test_exceptions_keep_their_type(self):
+        given = setup(trouble=dict.fromkeys(range(20), "error"))
+        with RayEngine() as engine, rounds(DITTO, given, engine) as study:
+            with pytest.raises(TypeError, match="no rows for") as caught:
+                study.run()
+            assert "in train" in "".join(caught.value.__notes__)
+
+    def test_wrong_arguments_are_refused(self):
+        with pytest.raises(ConfigError, match="in_flight"):
+            RayEngine(in_flight=0)
