@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,6 +98,7 @@ class CohortTrainer:
         self.device = torch.device(device)
         self._steps = Steps(model, task, example, self.device)
         self._lanes = lanes
+        self._space = np.empty((0, self._steps.layout.size), np.float32)
         self._dtypes = {name: value.numpy().dtype for name, value in self._steps.batch.items()}
         self._values = {name: value.numpy() for name, value in model.values().items()}
 
@@ -151,8 +153,7 @@ class CohortTrainer:
             common = _Flattened(sets, self._flat)
             kinds = ["step"] if any(isinstance(p, TrainPhase) for p in phases) else []
             kinds += ["evaluate"] if any(isinstance(p, MeasurePhase | ChoosePhase) for p in phases) else []
-            # one allocation, for which the system takes large pages; the outcomes are views of it
-            matrix = np.empty((len(order), len(first)), np.float32)
+            matrix = self._matrix(len(order))
             for part, theta in self._groups(order, matrix):
                 theta[:] = first
                 group = [clients[k] for k in part]
@@ -181,7 +182,7 @@ class CohortTrainer:
         order = sorted(kept, key=lambda k: -len(kept[k]["weight"]))
         with torch.inference_mode():
             first = self._start_row(start)
-            matrix = np.empty((len(order), len(first)), np.float32)
+            matrix = self._matrix(len(order))
             for part, theta in self._groups(order, matrix):
                 theta[:] = first
                 group = [Client(kept[k], 0, tensors[k]) for k in part]
@@ -246,6 +247,16 @@ class CohortTrainer:
             size = -(-size // 2)
             sizes.append(size)
         return sizes[::-1]
+
+    def _matrix(self, rows: int) -> np.ndarray:
+        """A row for each client. The outcomes are views of it; it is used again when none is left.
+
+        Fresh memory costs as much as several steps: the system clears every page of it.
+        """
+        # two references: the attribute and the argument of getrefcount
+        if len(self._space) < rows or sys.getrefcount(self._space) > 2:
+            self._space = np.empty((rows, self._steps.layout.size), np.float32)
+        return self._space[:rows]
 
     def _groups(self, order: Sequence[int], matrix: np.ndarray) -> Iterator[tuple[Sequence[int], np.ndarray]]:
         """Clients in groups for whose sizes there is a program, each with its rows of ``matrix``."""

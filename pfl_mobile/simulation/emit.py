@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -46,6 +47,15 @@ _COMMUTE = {_aten.add.Tensor, _aten.mul.Tensor}
 _BROADCASTING = {_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor}
 
 
+#: Operators on images, and which argument of theirs decides the layout of the result.
+_IMAGES = {
+    _aten.convolution.default: 1,
+    _aten.convolution_backward.default: 2,
+    _aten.max_pool2d_with_indices_backward.default: 0,
+}
+
+
+@functools.cache
 def has_onednn() -> bool:
     """Whether this PyTorch has oneDNN's matrix product."""
     return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -85,7 +95,8 @@ def emit(
         sgd: subtract each gradient from its tensor, in place, instead of returning it.
 
     Returns:
-        The function; it returns a tuple of the outputs, or with ``sgd`` the first output alone.
+        The function; it returns a tuple of the outputs, or with ``sgd`` the first output alone, or with it those
+        outputs that belong to no input.
     """
     module = copy.deepcopy(graph.module)
     outputs = graph.outputs if names is None else (graph.outputs[0], *names)
@@ -125,10 +136,15 @@ def _rewrite(module: fx.GraphModule) -> None:
 
 
 def _channels_last(module: fx.GraphModule) -> None:
-    """Convolutions read their weight with the channels innermost; what follows keeps that layout."""
+    """Convolutions read their weight with the channels innermost; what follows keeps that layout.
+
+    Poolings that no convolution feeds are left alone.
+    """
+    if not any(node.target is _aten.convolution.default for node in module.graph.nodes):
+        return
     made: dict[fx.Node, fx.Node] = {}
     for node in list(module.graph.nodes):
-        place = {_aten.convolution.default: 1, _aten.convolution_backward.default: 2}.get(node.target)
+        place = _IMAGES.get(node.target)
         if place is None or len(_shape(node.args[place])) != 4:
             continue
         weight = node.args[place]
@@ -222,7 +238,10 @@ class _Writer:
         values = self._values()
         for node in self.nodes:
             self._alias(node)
-        returned = self.results[:1] if self.sgd else self.results
+        returned = self.results
+        if self.sgd:
+            named = zip(self.graph.outputs, self.results, strict=True)
+            returned = [node for name, node in named if name not in self.places]
         pending = self._pending() if self.sgd else []
         last = self._last_uses(returned, pending)
         fused = {n for grad in self.updates for n in (grad, _fusable(grad))}
@@ -241,7 +260,8 @@ class _Writer:
                 for n in dead:
                     del self.names[n]
         result = ", ".join(self.names[r] for r in returned)
-        self.lines.append(f"return {result}" if self.sgd else f"return ({result},)")
+        alone = self.sgd and len(returned) == 1
+        self.lines.append(f"return {result}" if alone else f"return ({result},)")
         head = ", ".join(f"i{k}" for k in range(len(self.places)))
         source = f"def step({head}):\n    " + "\n    ".join(self.lines) + "\n"
         exec(compile(source, "<simulated step>", "exec"), self.scope)
@@ -299,7 +319,9 @@ class _Writer:
         """(after which node, tensor, gradient) of every step: when the gradient is there and nothing reads on."""
         order = {node: i for i, node in enumerate(self.nodes)}
         found = []
-        for name, grad in zip(self.graph.outputs[1:], self.results[1:], strict=True):
+        for name, grad in zip(self.graph.outputs, self.results, strict=True):
+            if name not in self.places:
+                continue
             place = self.places[name]
             uses = [
                 order[n]

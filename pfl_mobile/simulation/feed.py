@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,7 @@ class Chunk:
     """Several helpings in a row.
 
     Attributes:
-        entries: entry name to tensor [helpings, batches, lanes, batch, ...].
+        entries: entry name to tensor [helpings, batches, lanes, batch, ...], unless asked for by lane.
         weights: total weight of each helping, float64 [helpings, lanes].
     """
 
@@ -73,10 +73,8 @@ class Feed:
         self.counts = [len(r["weight"]) for r in rows]
         self.seeds, self.size, self.device = list(seeds), size, device
         self.bases = np.concatenate([[0], np.cumsum(self.counts)[:-1]])
-        self.data = {}
-        for name in entries:
-            parts = [torch.from_numpy(np.ascontiguousarray(r[name])) for r in rows]
-            self.data[name] = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(device)
+        self.parts = {n: [torch.from_numpy(np.ascontiguousarray(r[n])) for r in rows] for n in entries}
+        self._joined: dict[str, Tensor] = {}
 
     def steps(self, phase: TrainPhase) -> list[int]:
         """Optimizer steps of each client in this phase."""
@@ -93,8 +91,14 @@ class Feed:
         for chunk in self.chunks(phase, index):
             yield from chunk.helpings()
 
-    def chunks(self, phase: TrainPhase, index: int) -> Iterator[Chunk]:
-        """The helpings of a train phase, many at a time."""
+    def chunks(self, phase: TrainPhase, index: int, by_lane: Collection[str] = ()) -> Iterator[Chunk]:
+        """The helpings of a train phase, many at a time.
+
+        Args:
+            phase: the phase.
+            index: its place among the plan's unrolled phases.
+            by_lane: entries that are wanted as [lanes, helpings * batches * batch, ...].
+        """
         used = 2 if isinstance(phase.evaluate_at, Lookahead) else 1
         lanes = []
         for (count, base), seed in zip(self._lanes(), self.seeds, strict=True):
@@ -104,18 +108,20 @@ class Feed:
             lanes.append(_Lane(count, base, self.size, each, order))
         totals = [steps * used for steps in self.steps(phase)]
         if phase.hold_batch:
-            first = list(self._gather(lanes, [used] * len(lanes), used))
+            first = list(self._gather(lanes, [used] * len(lanes), used, by_lane))
             for _ in range(max(totals) // used):
                 yield from first
         else:
-            yield from self._gather(lanes, totals, used)
+            yield from self._gather(lanes, totals, used, by_lane)
 
     def _lanes(self) -> list[tuple[int, int]]:
         return [(count, int(base)) for count, base in zip(self.counts, self.bases, strict=True)]
 
-    def _gather(self, lanes: list[_Lane], totals: list[int], used: int) -> Iterator[Chunk]:
+    def _gather(
+        self, lanes: list[_Lane], totals: list[int], used: int, by_lane: Collection[str] = ()
+    ) -> Iterator[Chunk]:
         deep = max(lane.each for lane in lanes)
-        row_bytes = sum(t[0].numel() * t.element_size() for t in self.data.values())
+        row_bytes = sum(own[0][0].numel() * own[0].element_size() for own in self.parts.values())
         chunk = max(CHUNK_BYTES // (row_bytes * self.size * len(lanes) * deep) // used, 1) * used
         for begin in range(0, max(totals), chunk):
             end = min(begin + chunk, max(totals))
@@ -123,18 +129,31 @@ class Feed:
             valid = np.zeros(index.shape, bool)
             for k, (lane, total) in enumerate(zip(lanes, totals, strict=True)):
                 lane.write(index[:, :, k], valid[:, :, k], begin, min(end, total))
-            yield self._take(index, valid)
+            yield self._take(index, valid, by_lane)
 
-    def _take(self, index: np.ndarray, valid: np.ndarray) -> Chunk:
+    def _take(self, index: np.ndarray, valid: np.ndarray, by_lane: Collection[str]) -> Chunk:
         flat = torch.from_numpy(index.reshape(-1)).to(self.device)
         entries = {}
-        for name, value in self.data.items():
-            rows = torch.index_select(value, 0, flat)
+        for name, own in self.parts.items():
+            if name in by_lane:
+                entries[name] = self._take_by_lane(own, index)
+                continue
+            if name not in self._joined:
+                self._joined[name] = (own[0] if len(own) == 1 else torch.cat(own)).to(self.device)
+            rows = torch.index_select(self._joined[name], 0, flat)
             if name == "weight" and not valid.all():
                 rows[torch.from_numpy(np.flatnonzero(~valid.reshape(-1))).to(self.device)] = 0
-            entries[name] = rows.view(*index.shape, *value.shape[1:])
+            entries[name] = rows.view(*index.shape, *own[0].shape[1:])
         weights = entries["weight"].cpu().numpy().reshape(*index.shape[:3], -1).sum((1, 3), dtype=np.float64)
         return Chunk(entries, weights)
+
+    def _take_by_lane(self, own: list[Tensor], index: np.ndarray) -> Tensor:
+        rows = index.shape[0] * index.shape[1] * index.shape[3]
+        taken = torch.empty(len(own), rows, *own[0].shape[1:], dtype=own[0].dtype)
+        for k, part in enumerate(own):
+            local = torch.from_numpy(index[:, :, k].reshape(-1) - self.bases[k])
+            torch.index_select(part, 0, local, out=taken[k])
+        return taken.to(self.device)
 
 
 class _Lane:

@@ -7,7 +7,8 @@ inside a product or a norm differs.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from pfl_mobile.local.plan import (
     TrainPhase,
 )
 from pfl_mobile.simulation.compiled import SCALE
+from pfl_mobile.simulation.deferred import LEAST_STEPS, MOST_ROWS, Deferral, Segment
 from pfl_mobile.simulation.feed import Chunk, Helping
 from pfl_mobile.simulation.lanes import FlatSet, Lanes
 from pfl_mobile.simulation.layout import non_finite
@@ -117,6 +119,15 @@ class _Runner:
     ) -> np.ndarray:
         """Plain SGD: the compiled function subtracts lr times the mean gradient itself."""
         total = np.zeros(len(counts))
+        found = self.steps.deferred(len(counts), group)
+        if found is not None and counts.max() >= LEAST_STEPS and not phase.hold_batch:
+            call = _Deferred(self, flat, group, *found)
+            step = 0
+            for chunk in self.lanes.feed.chunks(phase, index, {entry for _, entry in call.weights}):
+                stop = step + len(chunk.weights)
+                total += call.descend(chunk, np.clip(counts - step, 0, None), rates[step:stop])
+                step = stop
+            return total
         sizes = np.array([self._fit(n) for n in (counts > np.arange(counts.max())[:, None]).sum(1).tolist()])
         calls: dict[int, _Call] = {}
         step = 0
@@ -332,6 +343,71 @@ class _Call:
         function, tensors = self.function, self.tensors
         losses = [function(*arguments, *tensors) for arguments in zip(*columns, strict=True)]
         sums = torch.stack(losses).cpu().numpy().reshape(len(losses), size).astype(np.float64)
+        return np.divide(sums, w, out=np.zeros_like(sums), where=w > 0).sum(0)
+
+
+class _Deferred:
+    """Steps of plain SGD with some weights changed at the end of each segment only."""
+
+    def __init__(
+        self,
+        runner: _Runner,
+        flat: Tensor,
+        group: Sequence[str],
+        function: Callable[..., Any],
+        inputs: Sequence[str],
+        deferrals: Sequence[Deferral],
+    ) -> None:
+        steps, lanes = runner.steps, runner.lanes
+        self.function, self.device = function, steps.device
+        self.lanes, self.size = len(lanes.clients), steps.size
+        self.before: list[str] = []
+        self.tensors: list[Tensor] = []
+        for name in inputs:
+            if name == SCALE or name in steps.batch:
+                self.before.append(name)
+            elif name in lanes.layout.places:
+                source = flat if name in group else lanes.theta
+                self.tensors.append(lanes.layout.view(source, name, single=self.lanes == 1))
+            elif name in lanes.others:
+                value = lanes.others[name]
+                self.tensors.append(value[0] if self.lanes == 1 else value)
+        self.weights = [(lanes.layout.view(flat, d.weight), d.entry) for d in deferrals]
+
+    def descend(self, chunk: Chunk, counts: np.ndarray, rates: np.ndarray) -> np.ndarray:
+        """All steps of a chunk; the sums of the mean losses, float64 [lanes].
+
+        Args:
+            chunk: helpings of one batch each.
+            counts: steps that each lane has left.
+            rates: learning rates, float64 [helpings, lanes].
+        """
+        w = chunk.weights
+        scale = np.divide(rates, w, out=np.zeros_like(w), where=w > 0).astype(np.float32)
+        single = self.lanes == 1
+        columns: list[Sequence[Tensor]] = []
+        for name in self.before:
+            value = torch.from_numpy(scale).to(self.device) if name == SCALE else chunk.entries[name][:, 0]
+            columns.append((value[:, 0] if single else value).unbind(0))
+        arguments = list(zip(*columns, strict=True))
+        losses: list[Tensor] = []
+        parts = -(-len(w) * self.size // MOST_ROWS)
+        ends = [len(w) * (k + 1) // parts for k in range(parts)]
+        for begin, end in zip([0, *ends], ends, strict=False):
+            own = np.clip(counts - begin, 0, end - begin).tolist()
+            rows = slice(begin * self.size, end * self.size)
+            segments = [
+                Segment(chunk.entries[e][:, rows], weight, self.size, own) for weight, e in self.weights
+            ]
+            for step in range(end - begin):
+                products = [segment.before(step) for segment in segments]
+                loss, *gradients = self.function(*arguments[begin + step], *self.tensors, *products)
+                losses.append(loss)
+                for segment, gradient in zip(segments, gradients, strict=True):
+                    segment.after(step, gradient)
+            for segment in segments:
+                segment.finish()
+        sums = torch.stack(losses).cpu().numpy().reshape(len(losses), self.lanes).astype(np.float64)
         return np.divide(sums, w, out=np.zeros_like(sums), where=w > 0).sum(0)
 
 

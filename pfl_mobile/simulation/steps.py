@@ -11,6 +11,7 @@ from torch import Tensor
 from pfl_mobile.modules.model import PersonalizedModel
 from pfl_mobile.programs import check_batch, trained_names
 from pfl_mobile.simulation.compiled import Graph, stacked, trace_evaluate, trace_step
+from pfl_mobile.simulation.deferred import Deferral, deferred
 from pfl_mobile.simulation.emit import emit
 from pfl_mobile.simulation.layout import Layout
 from pfl_mobile.tasks import Batch, Task
@@ -39,6 +40,9 @@ class Steps:
         shapes = {info.name: tuple(info.shape) for info in self.table}
         self.layout = Layout({name: shapes[name] for name in self.names})
         self._graphs: dict[tuple[str, int, bool], Graph] = {}
+        self._deferred: dict[
+            tuple[Any, ...], tuple[Callable[..., Any], list[str], list[Deferral]] | None
+        ] = {}
         self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def graph(self, kind: str, lanes: int = 1, *, common: bool = False) -> Graph:
@@ -73,3 +77,22 @@ class Steps:
             graph = self.graph(kind, lanes, common=common)
             self._functions[key] = emit(graph, device=self.device, names=names, sgd=sgd)
         return self._functions[key]
+
+    def deferred(
+        self, lanes: int, names: Sequence[str]
+    ) -> tuple[Callable[..., Any], list[str], list[Deferral]] | None:
+        """A step of SGD that leaves the weights of wide first layers to :class:`Segment`; None where there is none.
+
+        Returns:
+            The function, its inputs in order, the deferrals. It returns the loss and the gradient of each.
+        """
+        key = (lanes, tuple(names))
+        if key not in self._deferred:
+            self._deferred[key] = None
+            found = deferred(self.graph("step", lanes), names)
+            if found is not None:
+                graph, deferrals = found
+                kept = [n for n in graph.outputs[1:] if n in names or n.startswith("at.")]
+                function = emit(graph, device=self.device, names=kept, sgd=True)
+                self._deferred[key] = (function, list(graph.inputs), deferrals)
+        return self._deferred[key]
