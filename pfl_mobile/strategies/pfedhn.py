@@ -82,7 +82,7 @@ class PFedHN(Strategy):
 
     def embedding_of(self, server: Server, client: int) -> np.ndarray:
         """v_i, float32: trained, or the random one that it starts from."""
-        known = server.sets["embeddings"].get(str(client))
+        known = server.sets.get("embeddings", {}).get(str(client))
         if known is not None:
             return known
         size = server.sets["hypernet"]["w0"].shape[1]
@@ -122,7 +122,7 @@ class PFedHN(Strategy):
     def _keep(self, server: Server, updates: Updates, embeddings: np.ndarray) -> None:
         fresh = {str(c): v for c, v in zip(updates.clients, embeddings, strict=True)}
         check_values(fresh, fresh)
-        server.sets["embeddings"] = {**server.sets["embeddings"], **fresh}
+        server.sets["embeddings"] = {**server.sets.get("embeddings", {}), **fresh}
 
     def _steps(
         self, server: Server, updates: Updates, weights: np.ndarray

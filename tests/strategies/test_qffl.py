@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfl_mobile.errors import ConfigError
 from pfl_mobile.strategies.afl import Agnostic, project_to_simplex
 from pfl_mobile.strategies.fedavg import FedAvg
 from pfl_mobile.strategies.qffl import TINY, QFair, QFedAvg, qffl
@@ -59,9 +58,10 @@ def test_losses_spread_less_than_with_fedavg(fair: Strategy) -> None:
     assert other.std() < plain.std()
 
 
-def test_another_weighting_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot weigh by Agnostic"):
-        QFedAvg(weighting=Agnostic())
+def test_another_weighting_takes_the_place_of_q() -> None:
+    weighting = Agnostic(step=0.5)
+    other = run(QFedAvg(weighting=weighting), 5)
+    assert_near(other.server.values, run(FedAvg(weighting=weighting), 5).server.values, 0.0)
 
 
 def test_a_large_power_does_not_overflow() -> None:
