@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 CLIP = 50.0
 #: Bound of the output layer's first weights: every device starts near the shipped values.
 OUTPUT = 0.02
+#: How often a step that goes too far is halved.
+HALVINGS = 20
 
 Tensors = dict[str, np.ndarray]
 
@@ -51,12 +53,14 @@ class PFedHN(Strategy):
     ``global`` of a device that never took part comes from its random embedding; the global model is the one of the
     mean embedding of those that did.
 
-    Limits: a step of 0.5 was already too large in our tests where devices differ by much (the models fall back to
-    one for all); lr = lr_embedding = 0 leaves every device with the model it starts with.
+    A step that would move the cohort's models further than the devices did is halved until it does not: without
+    that, a step of 0.5 ruined the network where devices differ by much.
+
+    Limits: lr = lr_embedding = 0 leaves every device with the model it starts with.
     """
 
-    lr: Annotated[float, Param("step of the hypernetwork", low=0.0)] = 0.25
-    lr_embedding: Annotated[float, Param("step of the embeddings", low=0.0)] = 0.1
+    lr: Annotated[float, Param("step of the hypernetwork", low=0.0)] = 0.5
+    lr_embedding: Annotated[float, Param("step of the embeddings", low=0.0)] = 0.5
     embedding: Annotated[int, Param("size of an embedding; 0 is 1 + devices/4, at most 16", low=0)] = 0
     hidden: Annotated[int, Param("width of the hidden layers", low=1)] = 100
     depth: Annotated[int, Param("number of hidden layers", low=1)] = 3
@@ -116,7 +120,7 @@ class PFedHN(Strategy):
     def adapt(self, server: Server, updates: Updates) -> None:
         """Fit the embeddings of new devices from their changes, and change nothing else."""
         with server.undo_on_error():
-            embeddings, _, step = self._steps(server, updates, np.ones(len(updates)))
+            embeddings, _, step = self._steps(server, updates, None)
             self._keep(server, updates, embeddings + step)
 
     def _keep(self, server: Server, updates: Updates, embeddings: np.ndarray) -> None:
@@ -125,21 +129,37 @@ class PFedHN(Strategy):
         server.sets["embeddings"] = {**server.sets.get("embeddings", {}), **fresh}
 
     def _steps(
-        self, server: Server, updates: Updates, weights: np.ndarray
+        self, server: Server, updates: Updates, weights: np.ndarray | None
     ) -> tuple[np.ndarray, Tensors, np.ndarray]:
-        """Embeddings [n, size] of the cohort, the step of phi, and the steps of the embeddings."""
-        layout, total = self._layout(server), float(weights.sum())
-        changes = np.concatenate([updates.of(n).reshape(len(updates), -1) for n in layout.shapes], axis=1)
+        """Embeddings [n, size] of the cohort, the step of phi (none without weights), those of the embeddings."""
+        names, count = self._layout(server).shapes, len(updates)
+        changes = np.concatenate([updates.of(n).reshape(count, -1) for n in names], axis=1)
         embeddings = np.stack([self.embedding_of(server, c) for c in updates.clients])
         phi = server.sets["hypernet"]
-        parts = (weights / total if total else weights).astype(np.float32)
-        of_phi, of_v = _backward(phi, embeddings, changes, parts)
+        total = 0.0 if weights is None else float(weights.sum())
+        parts = np.zeros(count) if weights is None or not total else weights / total
+        of_phi, of_v = _backward(phi, embeddings, changes, parts.astype(np.float32))
         # The chain rule is linear in the change, so up is along it: phi moves theta_i toward theta~_i.
         clip = _clip(np.sqrt(sum(float(np.square(g, dtype=np.float64).sum()) for g in of_phi.values())))
         step_phi = {name: np.float32(self.lr * clip) * g for name, g in of_phi.items()}
         norms = np.sqrt(np.square(of_v, dtype=np.float64).sum(axis=1))
-        factors = np.array([self.lr_embedding * _clip(n) for n in norms], np.float32)
-        return embeddings, step_phi, factors[:, None] * of_v
+        step_v = np.array([self.lr_embedding * _clip(n) for n in norms], np.float32)[:, None] * of_v
+        shorter = self._no_further(phi, embeddings, step_phi, step_v, changes)
+        return embeddings, {n: shorter * g for n, g in step_phi.items()}, shorter * step_v
+
+    @staticmethod
+    def _no_further(
+        phi: Tensors, v: np.ndarray, step_phi: Tensors, step_v: np.ndarray, changes: np.ndarray
+    ) -> np.float32:
+        """The first of 1, 1/2, 1/4, ... that moves the cohort's models no further than the devices moved them."""
+        before, limit = _forward(phi, v)[-1], float(np.linalg.norm(changes))
+        factor = np.float32(1)
+        for _ in range(HALVINGS):
+            after = _forward({n: x + factor * step_phi[n] for n, x in phi.items()}, v + factor * step_v)[-1]
+            if not float(np.linalg.norm(after - before)) > limit:
+                break
+            factor = factor / np.float32(2)
+        return factor
 
 
 def _clip(norm: float) -> float:
