@@ -31,7 +31,7 @@ class KeyboardConfig:
     layers: int = 2
     heads: int = 4
     feed_forward: int = 512
-    dropout: float = 0.3
+    dropout: float = 0.2
 
     def __post_init__(self) -> None:
         """Check the sizes (ConfigError)."""

@@ -47,7 +47,7 @@ DEFAULT_DATA = "sotu"
 
 #: Share of LoRA's change that is given back after training, towards the shipped model (weight-space ensembling,
 #: Wortsman 2022): what was learned stays, part of what was forgotten comes back.
-SHRINK = 0.25
+SHRINK = 0.5
 
 #: Layers of the backbone that LoRA adapts.
 ADAPTED = r"re:blocks\.\d+\.(attention\.(query|value)|feed_forward\.(up|down))"
@@ -86,7 +86,7 @@ class Recipe:
     memory: int = 16384
     order: int = 4
     shared: int = 8192
-    followers: int = 8
+    followers: int = 0
     gate_epochs: int | None = 5
     batch: int = 16
     lr: float = 2e-3
@@ -141,8 +141,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     # long, edited sentences in a style of their own: far more text, so fewer passes over it
     "sotu": Recipe(
-        model=KeyboardConfig(dropout=0.2),
-        train=TrainConfig(epochs=2, noise=0.0, max_steps=1200),
+        train=TrainConfig(epochs=2, max_steps=1200),
         gate_epochs=None,
         memory=4096,
         max_examples=480,

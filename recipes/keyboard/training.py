@@ -42,13 +42,13 @@ class TrainConfig:
         seed: of the initial weights, the order of the rows and the dropout.
     """
 
-    epochs: int = 10
+    epochs: int = 6
     batch: int = 32
     lr: float = 3e-3
     warmup: float = 0.05
     weight_decay: float = 0.05
     clip: float = 1.0
-    noise: float = 0.2
+    noise: float = 0.0
     max_steps: int | None = None
     seed: int = 0
 
