@@ -213,13 +213,7 @@ def for_strategy(study: Study, name: str) -> Study:
     """The study with another strategy, personal layers only where the strategy needs them, and no folder."""
     if not entry(name).split:
         return study.all_shared(name, folder=None)
-    changed = study.replace(strategy=name, parameters=None, folder=None)
-    if not changed.context().has("personal"):
-        raise ConfigError(
-            f"the strategy {name!r} needs personal layers, and the study names none",
-            mend="give personal=, for instance the last layer",
-        )
-    return changed
+    return study.replace(strategy=name, parameters=None, folder=None)
 
 
 def _worst_group(found: Evaluation) -> float | None:

@@ -1,0 +1,44 @@
+"""A small study: users on rotated versions of one problem, in two groups."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from pfl_mobile.local.plan import Sgd
+from pfl_mobile.simulation.population import ArrayPopulation
+from pfl_mobile.strategies import Local
+from pfl_mobile.study import Study
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.Tanh())
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def population(users=8, seed=0):
+    generator = np.random.default_rng(seed)
+    weights = generator.normal(size=(4, 3))
+    rows = {}
+    for i in range(users):
+        own = weights + (1.5 if i % 2 else 0.2) * generator.normal(size=(4, 3))
+        x = generator.normal(size=(40 + 4 * i, 4)).astype(np.float32)
+        rows[f"u{i}"] = {"x": x, "labels": (x @ own).argmax(1), "weight": np.ones(len(x), np.float32)}
+    groups = {"calm": list(range(0, users, 2)), "wild": list(range(1, users, 2))}
+    return ArrayPopulation.of("small", rows, 0.25, groups)
+
+
+def study(strategy="fedavg", **settings):
+    fixed = {
+        "local": Local(epochs=1, optimizer=Sgd(lr=0.3)),
+        "batch": 8,
+        "cohort": 4,
+        "processes": 0,
+        "lanes": 2,
+    }
+    return Study(Net, population(), strategy, **(fixed | settings))

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pfl_mobile.errors import ConfigError, UnknownNameError
+from pfl_mobile.study.compare import compare, for_strategy
+from tests.study.small import study
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    one = study(personal=["head"])
+    return compare(one, ["fedper", "fedavg_finetune"], rounds=3, seeds=[0, 1])
+
+
+def test_gains_are_measured_from_one_model_for_all(comparison):
+    rows = {r["strategy"]: r for r in comparison.rows()}
+    assert list(rows) == ["fedavg", "fedper", "fedavg_finetune"]
+    assert rows["fedavg"]["gain"] == 0
+    base, own = (comparison.results[n].evaluations for n in ("fedavg", "fedper"))
+    gains = [(o.personal - b.shared).mean() for o, b in zip(own, base, strict=True)]
+    assert rows["fedper"]["gain"] == pytest.approx(sum(gains) / 2)
+    assert rows["fedper"]["gain_low"] < rows["fedper"]["gain"] < rows["fedper"]["gain_high"]
+    assert rows["fedper"]["bytes_up_per_device"] == 4 * (4 * 8 + 8)
+    assert rows["fedavg"]["bytes_up_per_device"] == 4 * (4 * 8 + 8 + 8 * 3 + 3)
+    json.dumps(comparison.to_json(users=True), allow_nan=False)
+
+
+def test_the_table_and_the_plots_are_written(comparison, tmp_path):
+    assert comparison.markdown().count("\n| ") == 2 + 3
+    for path in comparison.draw(tmp_path):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_only_strategies_that_need_them_get_personal_layers():
+    one = study("fedper", personal=["head"])
+    assert {t.role for t in for_strategy(one, "fedavg").model.device_tensors()} == {"shared"}
+    assert {t.role for t in for_strategy(one, "fedrep").model.device_tensors()} == {"shared", "personal"}
+    with pytest.raises(ConfigError, match="personal"):
+        for_strategy(study(), "fedrep")
+
+
+def test_wrong_comparisons_are_refused():
+    with pytest.raises(UnknownNameError):
+        compare(study(), ["fedavgg"], rounds=1)
+    with pytest.raises(ConfigError, match="seeds"):
+        compare(study(), ["fedprox"], rounds=1, seeds=[])

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pfl_mobile.errors import ConfigError, DataError, OtherSettingsError, UnknownNameError
+from pfl_mobile.strategies import Local, Strategy
+from pfl_mobile.strategies.bounded_group_loss import BoundedGroupLoss
+from pfl_mobile.strategies.tilted import Tilted
+from tests.study.small import Net, population, study
+
+
+def test_a_shared_model_gets_better_and_is_everybodys():
+    with study().run(rounds=15) as result:
+        found, losses = result.evaluate(), [r.loss for r in result.history]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+    assert np.array_equal(found.shared, found.personal)
+    assert set(found.per_group) == {"calm", "wild"}
+    assert found.forgetting is None
+
+
+def test_personal_heads_pay_for_users_who_differ():
+    with study("fedper", personal=["head"]).run(rounds=15) as result:
+        found = result.recommend()
+        assert result.baseline().study.strategy_name == "fedavg"
+    assert found.expected_gain.mean > 3
+    assert 0 <= found.appeal < 1
+    assert found.heterogeneity["label_divergence"] >= 0
+
+
+def test_own_models_of_a_shared_one_show_what_is_forgotten():
+    with study("fedavg_finetune").run(rounds=10) as result:
+        found = result.evaluate()
+    assert found.forgetting is not None
+    assert found.personalized_acc > found.global_acc
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedper", "scafflix"])
+def test_the_same_settings_give_the_same_bits(strategy):
+    personal = ["head"] if strategy == "fedper" else None
+    one, two = (study(strategy, personal=personal).run(rounds=3) for _ in range(2))
+    assert all(np.array_equal(one.values[n], two.values[n]) for n in one.values)
+    three = study(strategy, personal=personal, seed=1).run(rounds=3)
+    assert any(not np.array_equal(one.values[n], three.values[n]) for n in one.values)
+
+
+def test_fairness_goes_with_a_strategy_by_name_or_as_an_object():
+    assert isinstance(study("scafflix", fairness="term").strategy.weighting, Tilted)
+    bound = BoundedGroupLoss(max_loss=0.15)
+    assert study("fedprox", fairness=bound).strategy.weighting == bound
+    with pytest.raises(ConfigError, match="does not weight"):
+        study(fairness="fedprox")
+    with pytest.raises(UnknownNameError, match="tem"):
+        study(fairness="tem")
+
+
+def test_the_documented_call_works():
+    bound = BoundedGroupLoss(max_loss=0.15)
+    settings = {"shared": ["body"], "personal": ["head"], "fairness": bound}
+    with study("scafflix", **settings).run(rounds=2, local_epochs=2) as result:
+        found = result.evaluate()
+        assert 0 <= found.personalized_acc <= 100
+        assert found.worst_group_improvement is not None
+        assert result.recommend().verdict
+        assert json.dumps(result.evaluate().to_json(users=True))
+
+
+def test_a_run_is_kept_in_its_folder_and_resumed(tmp_path):
+    whole = study("fedper", personal=["head"]).run(rounds=4)
+    one = study("fedper", personal=["head"], folder=tmp_path / "run")
+    one.run(rounds=2).close()
+    with pytest.raises(ConfigError, match="holds a run"):
+        one.run(rounds=4)
+    with one.run(rounds=4, resume=True) as result:
+        assert all(np.array_equal(result.values[n], whole.values[n]) for n in whole.values)
+        found = result.evaluate()
+        assert np.array_equal(found.personal, whole.evaluate().personal)
+        path = result.save(tmp_path / "run")
+    assert len(json.loads(path.read_text())["evaluation"]["per_user"]) == 8
+    with one.result() as again:
+        assert np.array_equal(again.evaluate().personal, found.personal)
+    with pytest.raises(OtherSettingsError, match="seed"):
+        study("fedper", personal=["head"], folder=tmp_path / "run", seed=3).run(rounds=4, resume=True)
+
+
+def test_a_result_needs_a_finished_run(tmp_path):
+    with pytest.raises(ConfigError, match="no folder"):
+        study().result()
+    with pytest.raises(ConfigError, match="no run"):
+        study(folder=tmp_path / "none").result()
+    one = study(folder=tmp_path / "run")
+    one.run(rounds=1).close()
+    about = json.loads((tmp_path / "run" / "study.json").read_text())
+    (tmp_path / "run" / "study.json").write_text(json.dumps(about | {"rounds": 9}))
+    with pytest.raises(ConfigError, match="1 of 9 rounds"):
+        one.result()
+    (tmp_path / "run" / "study.json").write_text("{")
+    with pytest.raises(ConfigError, match="damaged"):
+        one.result()
+
+
+def test_the_deployment_has_the_trained_shared_values_and_the_plan():
+    with study("fedper", personal=["head"]).run(rounds=2) as result:
+        personal, joint = result.deployment("mine"), result.deployment("mine", plan="round")
+        values = personal.model.values()
+        assert np.array_equal(values["body.0.weight"].numpy(), result.values["body.0.weight"])
+        initial = result.study.model.values()
+        assert np.array_equal(values["head.weight"].numpy(), initial["head.weight"].numpy())
+        assert not np.array_equal(values["body.0.weight"].numpy(), initial["body.0.weight"].numpy())
+    assert personal.plan.upload == ()
+    assert joint.plan.upload == ("role:shared",)
+    with study().run(rounds=1) as result:
+        assert result.deployment().plan.upload == ("role:shared",)
+        with pytest.raises(ConfigError, match="no personal models"):
+            result.deployment(plan="personal")
+        with pytest.raises(UnknownNameError):
+            result.deployment(group="calm")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "text"),
+    [
+        ({"strategy": "fedavgg"}, UnknownNameError, "fedavgg"),
+        ({"strategy": "fedprox", "parameters": {"mu": -1}}, ConfigError, "mu is -1"),
+        ({"strategy": "fedprox", "parameters": {"nu": 1}}, UnknownNameError, "nu"),
+        ({"strategy": Strategy(), "parameters": {"mu": 1}}, ConfigError, "built already"),
+        ({"personal": ["haed"]}, UnknownNameError, "haed"),
+        ({"personal": ["body", "head"]}, ConfigError, "all personal"),
+        ({"cohort": 0}, ConfigError, "cohort"),
+        ({"cohort": 9}, ConfigError, "of 8 users"),
+        ({"batch": 0}, ConfigError, "batch"),
+        ({"dropout": 1.0}, ConfigError, "dropout"),
+        ({"groups": {"a": ["u0"], "b": ["u1"]}}, ConfigError, "in no group"),
+        ({"groups": {"a": ["nobody"]}}, UnknownNameError, "nobody"),
+        ({"groups": "groups.yaml"}, DataError, "groups.yaml"),
+        ({"fairness": 3}, ConfigError, "Weighting"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_runs(settings, error, text):
+    with pytest.raises(error, match=text):
+        study(**settings)
+
+
+def test_wrong_data_is_refused():
+    from pfl_mobile.study import Study
+
+    with pytest.raises(ConfigError, match="list"):
+        Study(Net, [1, 2])
+    with pytest.raises(UnknownNameError, match="smal"):
+        Study(Net, "smal")
+
+
+def test_wrong_runs_are_refused():
+    with pytest.raises(ConfigError, match="one of them"):
+        study().run(rounds=1, local_epochs=1, local_steps=1)
+    with pytest.raises(ConfigError, match="rounds"):
+        study().run(rounds=0)
+    with pytest.raises(UnknownNameError, match="locale"):
+        study(engine="locale").run(rounds=1)
+    with study().run(rounds=1) as result:
+        with pytest.raises(UnknownNameError, match="top7"):
+            result.evaluate(metric="top7")
+        with pytest.raises(ConfigError, match="0 users"):
+            result.evaluate(0)
+
+
+def test_a_diverging_client_is_told_and_not_merged():
+    from pfl_mobile.simulation.population import ArrayPopulation
+
+    good = population()
+    parts = list(good.parts)
+    train, test = parts[3]
+    parts[3] = ({**train, "weight": np.full_like(train["weight"], 3e38)}, test)
+    wild = ArrayPopulation("wild", good.ids, tuple(parts), good.groups)
+    from pfl_mobile.study import Study
+
+    one = Study(Net, wild, cohort=8, batch=8, processes=0, lanes=2, local=Local(epochs=None, steps=3))
+    with one.run(rounds=2) as result:
+        assert sum(result.history[0].failures.values()) == 1
+        assert result.history[0].clients == 7
+        assert all(np.isfinite(v).all() for v in result.values.values())
+
+
+def test_the_effective_configuration_is_plain():
+    text = json.dumps(study("ditto").effective())
+    assert '"strategy": "ditto"' in text
+    assert '"cohort": 4' in text
