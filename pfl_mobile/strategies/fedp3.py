@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from pfl_mobile.local.plan import Phase, Plan
-from pfl_mobile.local.random import derive, permutation, uniform
+from pfl_mobile.local.random import derive, permutation
 from pfl_mobile.strategies.registry import Param, check_ranges, register
 from pfl_mobile.strategies.strategy import Context, Server, Strategy, Values, without_upload
 
@@ -167,10 +167,17 @@ def keep_largest(values: np.ndarray, sparsity: float, seed: int) -> np.ndarray:
     """
     size = values.size
     pruned = min(round(sparsity * size), size - 1)
-    order = np.lexsort((uniform(seed, size), np.abs(values).reshape(-1)))
-    mask = np.ones(size, np.float32)
-    mask[order[:pruned]] = 0.0
-    return mask.reshape(values.shape)
+    if not pruned:
+        return np.ones(values.shape, np.float32)
+    magnitude = np.abs(values).reshape(-1)
+    least = np.partition(magnitude, pruned)[pruned]  # of those that stay
+    mask = magnitude > least
+    equal = np.flatnonzero(magnitude == least)
+    missing = size - pruned - int(mask.sum())
+    if missing < len(equal):
+        equal = equal[permutation(seed, len(equal))[:missing]]
+    mask[equal] = True
+    return mask.astype(np.float32).reshape(values.shape)
 
 
 def _layer(name: str) -> str:
