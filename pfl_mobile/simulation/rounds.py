@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,8 +13,8 @@ from typing import Any, Self
 import numpy as np
 
 from pfl_mobile.atomic import disk_errors
-from pfl_mobile.errors import CohortFailedError, ConfigError
-from pfl_mobile.local.phases import check_plan, named_sets
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.local.phases import check_plan
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.local.random import derive, uniform
 from pfl_mobile.local.state import digest
@@ -24,61 +23,18 @@ from pfl_mobile.simulation import checkpoint as disk
 from pfl_mobile.simulation.cohorts import sample
 from pfl_mobile.simulation.engine import Engine, LocalEngine, one_thread
 from pfl_mobile.simulation.groups import Groups
-from pfl_mobile.simulation.pool import Pool, Refs
+from pfl_mobile.simulation.records import RoundRecord, all_failed, summary
+from pfl_mobile.simulation.sending import Sent, send
 from pfl_mobile.simulation.settings import describe
 from pfl_mobile.simulation.states import RowFormat, States, kept_shapes
 from pfl_mobile.simulation.worker import EvaluateTask, Evaluation, Job, Record, Setup, TrainTask
-from pfl_mobile.strategies.strategy import Context, Local, Server, Strategy, Values
+from pfl_mobile.strategies.strategy import Context, Local, Server, Strategy
 from pfl_mobile.strategies.updates import Layout, Updates
 
 #: What each of the draws of a round is for, as a key of ``derive``.
 _COHORT, _DROPOUT, _CLIENT, _EVALUATION = range(4)
 #: Rounds whose plans are looked at for what devices must keep, as plans may differ from round to round.
 _PLANS = 20
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """One round.
-
-    Attributes:
-        round: counted from 0.
-        clients: devices whose updates were merged.
-        dropped: devices that did not answer.
-        failures: devices that failed, by the name of the error.
-        failed: (index, reason) of the first ten of them.
-        examples: training examples of the merged devices.
-        steps: optimizer steps of the merged devices, in all.
-        loss: mean over the merged devices of their mean training loss; None where nothing was trained.
-        reports: mean over the merged devices of everything that the plan measured.
-        bytes_down: sent to each device, mean, without what it has from the bundle.
-        bytes_up: sent by each device.
-        seconds: from the choice of the cohort to the merge.
-    """
-
-    round: int
-    clients: int
-    dropped: int
-    failures: Mapping[str, int]
-    failed: Sequence[tuple[int, str]]
-    examples: int
-    steps: int
-    loss: float | None
-    reports: Mapping[str, float]
-    bytes_down: int
-    bytes_up: int
-    seconds: float
-
-
-@dataclass
-class _Sent:
-    """What goes to the devices of a round: references into the pool, and bytes on the wire."""
-
-    pool: Pool
-    start: Refs
-    sets: dict[str, Refs]
-    own: tuple[dict[str, Refs], ...]
-    bytes_down: int = field(default=0)
 
 
 class Rounds:
@@ -188,14 +144,15 @@ class Rounds:
     def step(self) -> RoundRecord:
         """One round; errors as ``run``."""
         began = time.perf_counter()
-        self._start()
+        self.engine.start(self.setup)
         number = self.server.round
         chosen = self.cohort(number)
         cohort = self._answering(number, chosen)
         plan = self._plan(number)
-        sent = self._send(plan, cohort, ("global",))
-        changes = Layout(update_shapes(plan, self.server.table))
         self._check_kept(plan, number)
+        plan = _keeping_what_it_sends(plan)
+        sent = self._send((plan,), cohort)
+        changes = Layout(update_shapes(plan, self.server.table))
         records: list[Record] = []
         if cohort:
             task = TrainTask(plan, changes, self.states.form.layout.shapes, sent.start, sent.sets)
@@ -212,7 +169,14 @@ class Rounds:
             self.states.give_back(w for w, r in zip(writes, records, strict=True) if r.failure is not None)
         self.server.round = number + 1
         self._normalize()
-        record = self._record(number, len(chosen) - len(cohort), records, sent, changes, began)
+        record = summary(
+            number,
+            records,
+            dropped=len(chosen) - len(cohort),
+            bytes_down=sent.bytes_down,
+            bytes_up=4 * changes.size,
+            seconds=time.perf_counter() - began,
+        )
         self.history.append(record)
         self.stopped = bool(self._stop and self._stop(record))
         self._keep(record)
@@ -233,16 +197,16 @@ class Rounds:
         """
         if part not in ("test", "train"):
             raise ConfigError(f"part is {part!r}", mend="give 'test' or 'train'")
-        job_size = self._start()
+        self.engine.start(self.setup)
         who = list(range(len(self.setup.population))) if clients is None else [int(c) for c in clients]
         at = self.context(self.server.round)
         plan, personal = self.strategy.plan(at), self.strategy.personal_plan(at) if adapt else None
         found: list[Evaluation] = []
         # Piece by piece, so that sets of single devices do not pile up.
-        size = max(self.cohort_size, 16 * job_size)
+        size = max(self.cohort_size, 16 * self._job_size())
         for first in range(0, len(who), size):
             piece = who[first : first + size]
-            sent = self._send(plan, piece, named_sets(personal) if personal else ())
+            sent = self._send((plan, personal) if personal else (plan,), piece)
             task = EvaluateTask(plan, personal, part, self.states.form.layout.shapes, sent.start, sent.sets)
             jobs = self._jobs(piece, sent, [-1] * len(piece), self._evaluation_seed)
             found += self.engine.run(task, jobs, sent.pool, self.states)[0]
@@ -320,6 +284,7 @@ class Rounds:
             "task": {"kind": self.setup.task.kind} | describe(self.setup.task.manifest()),
             "batch": len(self.setup.example["weight"]),
             "device": self.setup.device,
+            "lanes": self.setup.lanes,
             "cohort_size": self.cohort_size,
             "job_size": self.job_size,
             "dropout": self.dropout,
@@ -350,8 +315,8 @@ class Rounds:
             "cohort_size": self.cohort_size,
             "dropout": self.dropout,
             "seed": self.seed,
-            "job_size": self.job_size or default_job_size(self.cohort_size, self._lanes() or 1),
-            "lanes": self._lanes(),
+            "job_size": self._job_size(),
+            "lanes": self.setup.lanes or self.engine.lanes,
             "device": self.setup.device,
             "engine": self.engine.describe(),
             "folder": None if self.folder is None else str(self.folder),
@@ -360,14 +325,12 @@ class Rounds:
 
     # -- parts of a round
 
-    def _lanes(self) -> int | None:
-        """Clients trained at once; None as long as it is not measured."""
-        return self.setup.lanes or self.engine.lanes
+    def _job_size(self) -> int:
+        return self.job_size or default_job_size(self.cohort_size, self.setup.lanes or self.engine.lanes or 1)
 
-    def _start(self) -> int:
-        """Get the engine ready; the size of jobs."""
-        self.engine.start(self.setup)
-        return self.job_size or default_job_size(self.cohort_size, self.engine.lanes or 1)
+    def _send(self, plans: Sequence[Plan], clients: Sequence[int]) -> Sent:
+        devices = [(client, self.group(client)) for client in clients]
+        return send(self.strategy, self.server, self.initial, plans, devices)
 
     def _plan(self, number: int) -> Plan:
         return self.strategy.plan(self.context(number))
@@ -384,41 +347,12 @@ class Rounds:
         draws = uniform(derive(self.seed, number, _DROPOUT), len(chosen))
         return [client for client, draw in zip(chosen, draws, strict=True) if draw >= self.dropout]
 
-    def _send(self, plan: Plan, clients: Sequence[int], also: Iterable[str]) -> _Sent:
-        """Put what the plan reads into a pool."""
-        wanted = {*named_sets(plan), *also, "global"}
-        available: dict[str, Values] = {"initial": self.initial, **self.strategy.sets(self.server)}
-        available.setdefault("global", self.server.values)
-        common = {name: values for name, values in available.items() if name in wanted}
-        pool = Pool()
-        sent = _Sent(
-            pool, pool.add_set(self.server.values), {n: pool.add_set(v) for n, v in common.items()}, ()
-        )
-        own = [self.strategy.sets_for(self.server, c, self.group(c)) for c in clients]
-        if any(own):
-            sent.own = tuple({n: pool.add_set(v) for n, v in one.items() if n in wanted} for one in own)
-        traveling = set(self.server.names("shared", "group"))
-
-        def size(name: str, values: Values) -> int:
-            if name == "initial":  # comes with the bundle, as do the values that never travel
-                return 0
-            return sum(v.nbytes for n, v in values.items() if name != "global" or n in traveling)
-
-        sizes = {
-            name: size(name, values) for name, values in common.items() if name in {*named_sets(plan), *also}
-        }
-        total = len(clients) * sum(sizes.values())
-        for one in own:
-            total += sum(size(n, v) - sizes.get(n, 0) for n, v in one.items() if n in wanted)
-        sent.bytes_down = round(total / max(len(clients), 1))
-        return sent
-
     def _jobs(
-        self, clients: Sequence[int], sent: _Sent, writes: Sequence[int], seed_of: Callable[[int, int], int]
+        self, clients: Sequence[int], sent: Sent, writes: Sequence[int], seed_of: Callable[[int, int], int]
     ) -> list[Job]:
         reads = self.states.of(clients) if self.states.form.size else [-1] * len(clients)
         jobs = []
-        size = self._start()
+        size = self._job_size()
         for first in range(0, len(clients), size):
             piece = slice(first, first + size)
             seeds = tuple(seed_of(self.server.round, client) for client in clients[piece])
@@ -427,7 +361,7 @@ class Rounds:
                     first,
                     tuple(clients[piece]),
                     seeds,
-                    sent.own[piece],
+                    tuple(sent.own[piece]),
                     tuple(reads[piece]),
                     tuple(writes[piece]),
                 )
@@ -437,12 +371,7 @@ class Rounds:
     def _merge(self, layout: Layout, matrix: np.ndarray, records: Sequence[Record]) -> None:
         good = [i for i, r in enumerate(records) if r.failure is None]
         if not good:
-            kinds = Counter(_kind(r) for r in records)
-            raise CohortFailedError(
-                f"all {len(records)} devices of round {self.server.round} failed "
-                f"({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}); the first: {records[0].failure}",
-                mend="lower the learning rate or set clip where values are not finite; otherwise check the examples",
-            )
+            raise all_failed(self.server.round, records)
         if not layout.size:  # the plan sends nothing
             return
         told = [records[i] for i in good]
@@ -469,29 +398,6 @@ class Rounds:
                 mend="let the strategy keep the same copies in all rounds",
             )
 
-    def _record(
-        self, number: int, dropped: int, records: Sequence[Record], sent: _Sent, changes: Layout, began: float
-    ) -> RoundRecord:
-        good = [r for r in records if r.failure is None]
-        bad = [r for r in records if r.failure is not None]
-        names = dict.fromkeys(name for r in good for name in r.reports)
-        means = {name: float(np.mean([r.reports[name] for r in good if name in r.reports])) for name in names}
-        loss = means.pop("loss", None)
-        return RoundRecord(
-            number,
-            len(good),
-            dropped,
-            dict(Counter(_kind(r) for r in bad)),
-            [(r.client, r.failure or "") for r in bad[:10]],
-            sum(r.examples for r in good),
-            sum(r.steps for r in good),
-            loss,
-            means,
-            sent.bytes_down,
-            4 * changes.size,
-            time.perf_counter() - began,
-        )
-
     def _normalize(self) -> None:
         """The server's numbers as JSON gives them back, so that a resumed run sees what an uninterrupted one does.
 
@@ -514,6 +420,7 @@ class Rounds:
             return
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+        self._settings = self.settings()
         # First of all, as this waits for what is left of a killed run.
         self.states = States(form, self.folder / "states")
         found = disk.load(self.folder / "checkpoint")
@@ -526,11 +433,12 @@ class Rounds:
                 f"{self.folder} holds a run of {found.round} rounds",
                 mend="go on with it (resume=True), or give another folder",
             )
-        disk.check_settings(found, self.settings(), self.folder)
+        disk.check_settings(found, self._settings, self.folder)
         found.put_into(self.server)
         self.states.restore(found.devices, found.rows)
         self.stopped = found.stopped
-        self.setup = replace(self.setup, lanes=found.lanes)
+        if self.setup.lanes != found.lanes:  # measured by the run that was stopped
+            self.setup = replace(self.setup, lanes=found.lanes)
         self._history_file = disk.History(self.folder / "history.jsonl", found.history)
         self.history = [RoundRecord(**line) for line in self._history_file.lines]
 
@@ -544,7 +452,7 @@ class Rounds:
             self.states.flush()
             devices, rows = self.states.mapping()
             point = disk.Checkpoint(
-                self._settings_once(),
+                self._settings,
                 self.engine.lanes,
                 self.server.round,
                 self.stopped,
@@ -559,20 +467,17 @@ class Rounds:
             disk.save(self.folder / "checkpoint", point)
         self.states.commit()
 
-    def _settings_once(self) -> dict[str, Any]:
-        if not hasattr(self, "_settings"):
-            self._settings = self.settings()
-        return self._settings
-
 
 def default_job_size(cohort_size: int, lanes: int) -> int:
     """Devices in a job: enough to fill the lanes, in an even number of jobs, about 32 where the cohort is large."""
-    jobs = -(-cohort_size // max(lanes, cohort_size // 32))
+    jobs = -(-cohort_size // max(lanes, -(-cohort_size // 32)))
     return -(-cohort_size // (jobs + jobs % 2))
 
 
-def _kind(record: Record) -> str:
-    return (record.failure or "").split(":", 1)[0]
+def _keeping_what_it_sends(plan: Plan) -> Plan:
+    """The plan, whose copies are there after it while they are sent; states have no place for those not kept."""
+    missing = [copy for copy in plan.upload_copies if plan.keep is not None and copy not in plan.keep]
+    return plan.model_copy(update={"keep": (*(plan.keep or ()), *missing)}) if missing else plan
 
 
 def _labels(groups: Groups, count: int) -> tuple[list[str], np.ndarray] | None:

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from pfl_mobile.errors import (
     OtherSettingsError,
     UnknownNameError,
 )
-from pfl_mobile.local.plan import Momentum, Sgd
+from pfl_mobile.local.plan import CombinePhase, CopyStart, Momentum, Sgd, Term
 from pfl_mobile.local.random import derive
 from pfl_mobile.simulation.cohort import Client
 from pfl_mobile.simulation.cohorts import sample
@@ -171,6 +171,42 @@ def test_the_run_stops_when_asked_and_tells_of_every_round(engine):
         assert [record.round for record in told] == [0, 1, 2, 3]
         assert study.stopped
         assert told[3].loss < told[0].loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class SendsACopy(Strategy):
+    """Sends the change of a copy that devices do not keep: it was zero before, so all of it."""
+
+    def copies(self, at):
+        return {"double": CopyStart(group=("role:shared",))}
+
+    def phases(self, at):
+        double = CombinePhase(group=("role:shared",), makes="double", terms=(Term(of="theta", times=2.0),))
+        return (at.local.train(), double)
+
+    def upload_copies(self, at):
+        return ("double",)
+
+    def merge(self, server, updates):
+        twice = 2 * (server.values["head.weight"] + updates.of("head.weight"))
+        np.testing.assert_allclose(updates.of("copy:double:head.weight"), twice, rtol=1e-4, atol=1e-6)
+        super().merge(server, updates)
+
+
+def test_a_copy_is_sent_even_where_devices_do_not_keep_it(engine):
+    with rounds(SendsACopy(), setup(), engine) as study:
+        study.run()
+        assert study.effective()["kept_values_per_device"] == 3
+        assert study.history[2].bytes_up == 2 * 48
+
+
+def test_what_the_plan_does_not_read_is_not_sent(engine):
+    with rounds(create("local"), setup(), engine) as study:
+        study.run()
+        assert (study.history[0].bytes_down, study.history[0].bytes_up) == (0, 0)
+    with rounds(create("scaffold"), setup(), engine) as study:
+        study.run()
+        assert (study.history[0].bytes_down, study.history[0].bytes_up) == (96, 96)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,15 +422,17 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path, engine):
         ({"groups": {"all": range(20)}}, "groups.all"),
         ({"strategy": create("fedprox")}, "strategy.kind was 'FedAvg' and is 'FedProx'"),
         ({"given": {"count": 21}}, "data.users was 20 and is 21"),
+        ({"lanes": 4}, "lanes was None and is 4"),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused_and_the_setting_named(tmp_path, change, named, engine):
     with rounds(FEDAVG, setup(), engine, rounds=1, folder=tmp_path) as study:
         study.run()
     users, strategy = change.get("given", {}), change.get("strategy", FEDAVG)
-    rest = {key: value for key, value in change.items() if key not in ("given", "strategy")}
+    rest = {key: value for key, value in change.items() if key not in ("given", "strategy", "lanes")}
+    given = replace(setup(**users), lanes=change.get("lanes"))
     with pytest.raises(OtherSettingsError) as caught:
-        rounds(strategy, setup(**users), engine, folder=tmp_path, resume=True, **rest)
+        rounds(strategy, given, engine, folder=tmp_path, resume=True, **rest)
     assert named in caught.value.message
 
 

@@ -1,0 +1,87 @@
+"""What is told of a round."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pfl_mobile.errors import CohortFailedError
+from pfl_mobile.simulation.worker import Record
+
+#: Failed devices that a round's record names.
+_NAMED = 10
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round.
+
+    Attributes:
+        round: counted from 0.
+        clients: devices whose updates were merged.
+        dropped: devices that did not answer.
+        failures: devices that failed, by the name of the error.
+        failed: (index, reason) of the first ten of them.
+        examples: training examples of the merged devices.
+        steps: optimizer steps of the merged devices, in all.
+        loss: mean over the merged devices of their mean training loss; None where nothing was trained.
+        reports: mean over the merged devices of everything that the plan measured.
+        bytes_down: sent to each device, mean, without what it has from the bundle.
+        bytes_up: sent by each device.
+        seconds: from the choice of the cohort to the merge.
+    """
+
+    round: int
+    clients: int
+    dropped: int
+    failures: Mapping[str, int]
+    failed: Sequence[tuple[int, str]]
+    examples: int
+    steps: int
+    loss: float | None
+    reports: Mapping[str, float]
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+
+
+def summary(
+    number: int, records: Sequence[Record], *, dropped: int, bytes_down: int, bytes_up: int, seconds: float
+) -> RoundRecord:
+    """The record of a round from those of its devices."""
+    good = [r for r in records if r.failure is None]
+    bad = [r for r in records if r.failure is not None]
+    names = dict.fromkeys(name for r in good for name in r.reports)
+    means = {name: float(np.mean([r.reports[name] for r in good if name in r.reports])) for name in names}
+    loss = means.pop("loss", None)
+    return RoundRecord(
+        number,
+        len(good),
+        dropped,
+        kinds(bad),
+        [(r.client, r.failure or "") for r in bad[:_NAMED]],
+        sum(r.examples for r in good),
+        sum(r.steps for r in good),
+        loss,
+        means,
+        bytes_down,
+        bytes_up,
+        seconds,
+    )
+
+
+def kinds(failed: Sequence[Record]) -> dict[str, int]:
+    """How many devices failed with which error."""
+    return dict(Counter((r.failure or "").split(":", 1)[0] for r in failed))
+
+
+def all_failed(number: int, records: Sequence[Record]) -> CohortFailedError:
+    """The error of a round that nobody can be merged from."""
+    counts = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds(records).items()))
+    return CohortFailedError(
+        f"all {len(records)} devices of round {number} failed ({counts}); the first: {records[0].failure}",
+        mend="lower the learning rate or set clip where values are not finite; otherwise check the examples",
+    )

@@ -1,0 +1,74 @@
+"""What the server sends to the devices of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pfl_mobile.local.phases import named_sets
+from pfl_mobile.local.plan import Plan
+from pfl_mobile.simulation.pool import Pool, Refs
+from pfl_mobile.strategies.strategy import Server, Strategy, Values
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Arrays for the devices of a round.
+
+    Attributes:
+        pool: holds them.
+        start: what a device without a state starts from.
+        sets: those that the plan reads, and ``global``.
+        own: sets of each device alone; empty where none has any.
+        bytes_down: on the wire, mean over the devices. What comes with the bundle is not sent: the shipped values,
+            the plan, personal tensors.
+    """
+
+    pool: Pool
+    start: Refs
+    sets: Mapping[str, Refs]
+    own: Sequence[Mapping[str, Refs]]
+    bytes_down: int
+
+
+def send(
+    strategy: Strategy,
+    server: Server,
+    initial: Values,
+    plans: Sequence[Plan],
+    devices: Sequence[tuple[int, str]],
+) -> Sent:
+    """Put what the plans read into a pool.
+
+    Args:
+        strategy: says which sets there are.
+        server: their values.
+        initial: the shipped values.
+        plans: that the devices run.
+        devices: index and group of each.
+    """
+    read = {name for plan in plans for name in named_sets(plan)}
+    available: dict[str, Values] = {"initial": initial, "global": server.values, **strategy.sets(server)}
+    # Changes are against the global values, so workers need these in any case.
+    common = {name: values for name, values in available.items() if name in read or name == "global"}
+    own = [strategy.sets_for(server, client, group) for client, group in devices]
+    traveling = set(server.names("shared", "group"))
+
+    def size(name: str, values: Values) -> int:
+        if name == "initial" or name not in read:
+            return 0
+        return sum(v.nbytes for n, v in values.items() if name != "global" or n in traveling)
+
+    sizes = {name: size(name, values) for name, values in common.items()}
+    total = len(devices) * sum(sizes.values())
+    total += sum(size(n, v) - sizes.get(n, 0) for one in own for n, v in one.items() if n in read)
+    pool = Pool()
+    return Sent(
+        pool,
+        pool.add_set(server.values),
+        {n: pool.add_set(v) for n, v in common.items()},
+        [{n: pool.add_set(v) for n, v in one.items() if n in read or n == "global"} for one in own]
+        if any(own)
+        else (),
+        round(total / max(len(devices), 1)),
+    )
