@@ -177,7 +177,7 @@ def keep_largest(values: np.ndarray, sparsity: float, seed: int) -> np.ndarray:
     if missing < len(equal):
         equal = equal[permutation(seed, len(equal))[:missing]]
     mask[equal] = True
-    return mask.astype(np.float32).reshape(values.shape)
+    return np.asarray(mask.reshape(values.shape), np.float32)
 
 
 def _layer(name: str) -> str:

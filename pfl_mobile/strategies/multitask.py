@@ -77,7 +77,7 @@ class MultiTask(Strategy):
         if others and precision is not None and client in members:
             row = precision[members.index(client)]
             factors = {m: -row[members.index(m)] / row[members.index(client)] for m in others}
-            mean = self._mean(server, members)
+            mean = self._mean(server, group, len(members))
             related = {
                 n: np.asarray(
                     mean[n] + sum(f * (server.sets[_key(m)][n] - mean[n]) for m, f in factors.items()),
@@ -88,7 +88,8 @@ class MultiTask(Strategy):
             coupling = float(row[members.index(client)])
         elif others:
             # Of I - 11'/m: the mean of the others, and 1 - 1/m.
-            related, coupling = self._mean(server, others), len(others) / (len(others) + 1)
+            related = self._mean(server, group, len(others), without=own if client in members else None)
+            coupling = len(others) / (len(others) + 1)
         return {
             "global": {**server.values, **own},
             "related": {**server.values, **related},
@@ -101,14 +102,25 @@ class MultiTask(Strategy):
             names, groups = self._names(server), list(updates.groups) or [""] * len(updates)
             member_of: dict[str, str] = dict(server.numbers["multitask"])
             base = {n: server.values[n] for n in names}
+            # Sums of each group's models, so that a mean costs the same however many devices took part.
+            sums = {g: dict(server.sets.get(_sum(g), {})) for g in {*groups, *member_of.values()}}
             for i, (client, group) in enumerate(zip(updates.clients, groups, strict=True)):
-                own = server.sets.get(_key(client), base)
+                known = server.sets.get(_key(client))
+                own = base if known is None else known
                 model = {n: own[n] + updates.of(n)[i] for n in names}
                 check_values(model, model)
+                for n in names:
+                    if known is not None:
+                        before = sums[member_of[str(client)]]
+                        before[n] = before[n] - known[n]
+                    sums[group][n] = sums[group].get(n, 0.0) + model[n].astype(np.float64)
                 server.sets[_key(client)] = model
                 member_of[str(client)] = group
+            server.sets |= {_sum(g): values for g, values in sums.items()}
             server.numbers["multitask"] = member_of
-            server.values = {**server.values, **self._mean(server, sorted(int(c) for c in member_of))}
+            total = {n: sum((v[n] for v in sums.values()), np.float64(0)) for n in names}
+            mean = {n: np.asarray(t / len(member_of), np.float32) for n, t in total.items()}
+            server.values = {**server.values, **mean}
             if self.relation == "learned":
                 for group in sorted(set(groups)):
                     server.sets[f"precision:{group}"] = {"matrix": self._precision(server, group)}
@@ -134,11 +146,12 @@ class MultiTask(Strategy):
         """The devices of a group that have taken part, in order."""
         return sorted(int(c) for c, g in server.numbers["multitask"].items() if g == group)
 
-    def _mean(self, server: Server, members: list[int]) -> Tensors:
-        models = [server.sets[_key(m)] for m in members]
+    @staticmethod
+    def _mean(server: Server, group: str, count: int, without: Tensors | None = None) -> Tensors:
+        """Mean of a group's models; ``count`` of them, one left out or not."""
         return {
-            n: np.asarray(np.stack([m[n] for m in models]).mean(axis=0, dtype=np.float64), np.float32)
-            for n in self._names(server)
+            n: np.asarray((total - (0.0 if without is None else without[n])) / count, np.float32)
+            for n, total in server.sets[_sum(group)].items()
         }
 
     def _strength(self, server: Server, value: float) -> Tensors:
@@ -163,3 +176,7 @@ def precision(gram: np.ndarray) -> np.ndarray:
 
 def _key(client: int) -> str:
     return f"model:{client}"
+
+
+def _sum(group: str) -> str:
+    return f"sum:{group}"

@@ -37,9 +37,7 @@ def test_no_pull_is_local_training(relation: str) -> None:
     fed = Federation(MultiTask(lam=0.0, relation=relation), Softmax(batch=32), data, local).run(5)
     alone = Federation(LocalTraining(), Softmax(batch=32), data, local).run(5)
     for client in range(4):
-        assert_near(
-            {n: fed.server.sets[f"model:{client}"][n] for n in fed.shipped}, alone.personal[client]
-        )
+        assert_near({n: fed.server.sets[f"model:{client}"][n] for n in fed.shipped}, alone.personal[client])
 
 
 def test_devices_alone_in_their_groups_train_locally() -> None:
@@ -52,6 +50,18 @@ def test_a_strong_pull_holds_all_at_their_mean() -> None:
     fed = points(1e6).run(40)
     assert np.ptp(models(fed)) < 1e-2
     np.testing.assert_allclose(fed.server.values["w"], models(fed).mean(axis=0), atol=1e-5)
+
+
+def test_the_related_model_is_the_mean_of_the_others_of_the_group() -> None:
+    groups = ("a", "b", "a", "b", "a", "a")
+    fed = Federation(MultiTask(), Softmax(), classes(6), groups=groups).run(7, cohort=3)
+    assert len(fed.server.numbers["multitask"]) == 6
+    latest = [fed.server.sets[f"model:{i}"] for i in range(6)]
+    assert_near(fed.server.values, {n: np.mean([m[n] for m in latest], axis=0) for n in fed.shipped})
+    sets = fed.strategy.sets_for(fed.server, 0, "a")
+    assert_near(sets["global"], latest[0])
+    assert_near(sets["related"], {n: np.mean([latest[i][n] for i in (2, 4, 5)], axis=0) for n in fed.shipped})
+    np.testing.assert_allclose(sets["strength"]["head.bias"], fed.strategy.lam * 0.75)
 
 
 def test_a_learned_relation_finds_who_is_near() -> None:
