@@ -25,7 +25,7 @@ from pfl_mobile.data.registry import ArrayDataset, Progress, Table, register
 from pfl_mobile.data.tables import Parts, archived, check_fraction, rows_at
 from pfl_mobile.errors import DataError
 from pfl_mobile.local.batches import split_rows
-from pfl_mobile.simulation.groups import group_by
+from pfl_mobile.simulation.groups import quartiles
 from pfl_mobile.simulation.population import ArrayPopulation
 
 GENRES = (
@@ -98,8 +98,7 @@ def build(table: Table, *, test: float = 0.2) -> ArrayPopulation:
         oldest_first = own[np.argsort(table["time"][own], kind="stable")]
         parts[str(user)] = split_rows(rows_at(rows, oldest_first), test)
     sizes = [len(train["film"]) + len(newer["film"]) for train, newer in parts.values()]
-    quarter = np.searchsorted(np.quantile(sizes, (0.25, 0.5, 0.75)), sizes, side="left")
-    return ArrayPopulation.split("movielens-small", parts, group_by(f"quartile-{q + 1}" for q in quarter))
+    return ArrayPopulation.split("movielens-small", parts, quartiles(sizes))
 
 
 DATASET = register(

@@ -23,6 +23,7 @@ FedProx paper or are easily missed:
   is needed, and none of theirs could be repeated.
 
 Rows: ``x`` float32 [R, 60], ``labels`` int64 [R] in 0..9, ``weight`` float32 [R] of ones.
+Groups: quartiles of how many examples users have, ``quartile-1`` the fewest.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import numpy as np
 from pfl_mobile.data.registry import Generator, register
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.local.batches import Rows
+from pfl_mobile.simulation.groups import quartiles
 from pfl_mobile.simulation.population import ArrayPopulation
 
 DIMENSION, CLASSES = 60, 10
@@ -86,7 +88,7 @@ def build(
             {n: v[:cut] for n, v in rows.items()},
             {n: v[cut:] for n, v in rows.items()},
         )
-    return ArrayPopulation.split("synthetic", parts)
+    return ArrayPopulation.split("synthetic", parts, quartiles(sizes))
 
 
 DATASET = register(

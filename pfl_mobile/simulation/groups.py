@@ -61,6 +61,15 @@ def group_by(labels: Iterable[str]) -> dict[str, np.ndarray]:
     return {str(n): np.flatnonzero(codes == i) for i, n in enumerate(names)}
 
 
+def quartiles(sizes: Sequence[int]) -> dict[str, np.ndarray]:
+    """Groups by how many examples users have: ``quartile-1`` the fewest, up to ``quartile-4``.
+
+    Users with equally many are in one group, so a group may be empty, and is left out then.
+    """
+    quarter = np.searchsorted(np.quantile(sizes, (0.25, 0.5, 0.75)), sizes, side="left")
+    return group_by(f"quartile-{q + 1}" for q in quarter)
+
+
 def groups_from(file: str | Path, population: Population) -> dict[str, np.ndarray]:
     """Groups of a population's users from a file: a JSON object user -> group, or CSV with user and group.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -64,3 +65,12 @@ def test_unknown_options_and_files_are_refused() -> None:
         data.population("synthetic", from_file="x")
     with pytest.raises(ConfigError, match=r"population\('synthetic'\)"):
         data.get("synthetic")
+
+
+def test_groups_are_quartiles_of_the_number_of_examples() -> None:
+    users = data.population("synthetic", users=40, times=1)
+    sizes = np.array([len(users.train(i)["labels"]) for i in range(len(users))])
+    assert sorted(users.groups) == [f"quartile-{k}" for k in (1, 2, 3, 4)]
+    assert [len(members) for members in users.groups.values()] == [10, 10, 10, 10]
+    ends = [(sizes[members].min(), sizes[members].max()) for members in users.groups.values()]
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(ends))
