@@ -216,10 +216,6 @@ def find_function(model: str, wanted: str = "deployment") -> UserFunction:
 
 def _without_function(model: str, wanted: str) -> UserFunction:
     path = Path(model).expanduser()
-    if wanted == "deployment" and path.is_dir():
-        from pfl_mobile.study.runs import open_run
-
-        return UserFunction(path.resolve().name, f"the run in {model}", lambda: open_run(path), None)
     if model.endswith(".py") or path.is_file():
         if not path.is_file():
             raise UnknownNameError(f"there is no file {model}", mend=_FORMS)
@@ -229,6 +225,10 @@ def _without_function(model: str, wanted: str) -> UserFunction:
             f"{model} is a file; which function in it makes the {wanted}?", mend=_list(mend, names)
         )
     known = recipes()
+    if wanted == "deployment" and model not in known and path.is_dir():
+        from pfl_mobile.study.runs import open_run
+
+        return UserFunction(path.resolve().name, f"the run in {model}", lambda: open_run(path), None)
     if not known:
         raise UnknownNameError(f"there is no recipe {model!r}", mend=_FORMS)
     if model not in known:

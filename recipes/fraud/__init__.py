@@ -1,0 +1,1 @@
+"""Fraud: card payments that are not the customer's."""

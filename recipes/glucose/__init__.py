@@ -1,0 +1,1 @@
+"""Glucose: a patient's reading in half an hour."""

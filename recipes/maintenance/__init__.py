@@ -1,0 +1,1 @@
+"""Predictive maintenance: how long an engine of a fleet will last."""

@@ -1,0 +1,1 @@
+"""Films: how a person will rate them."""
