@@ -131,8 +131,9 @@ def train(
     The effective configuration is printed first. A checkpoint is kept every round: a run that was stopped goes on
     with --resume and ends in the same bits.
 
-    JSON: run, study (the configuration), costs, evaluation (global_acc, personalized_acc, gain with interval,
-    users_better, users_worse, worst_decile, per_group, worst_group_improvement), files.
+    JSON: run, study (the configuration), costs, fairness (whether a bound is met), files,
+    evaluation (global_acc, personalized_acc, gain with interval,
+    users_better, users_worse, worst_decile, per_group, worst_group_improvement).
     """
     from pfl_mobile.study import plots
     from pfl_mobile.study.runs import note_source
@@ -168,19 +169,20 @@ def train(
             files.append(
                 plots.draw_history([r.round + 1 for r in result.history], losses, folder / "loss.png")
             )
-            costs = result.costs()
+            costs, fairness = result.costs(), result.fairness
     if as_json:
         print_json(
             {
                 "run": str(folder),
                 "study": study.effective(),
                 "costs": costs,
+                "fairness": fairness,
                 "evaluation": found.to_json(),
                 "files": [str(f) for f in files],
             }
         )
         return
-    _show(found, costs, folder)
+    _show(found, costs, fairness, folder)
 
 
 def compare(
@@ -310,7 +312,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def _show(found: Evaluation, costs: dict[str, float], folder: Path) -> None:
+def _show(found: Evaluation, costs: dict[str, float], fairness: str | None, folder: Path) -> None:
     out = console()
     rows: list[tuple[str, object]] = [
         (f"{found.metric}, shared model", f"{found.global_acc:.2f}"),
@@ -323,6 +325,8 @@ def _show(found: Evaluation, costs: dict[str, float], folder: Path) -> None:
         rows.append((f"group {name} ({group['users']} users)", f"{group['personalized_acc']:.2f}"))
     if found.worst_group_improvement is not None:
         rows.append(("worst group better by", f"{found.worst_group_improvement:+.2f}"))
+    if fairness is not None:
+        rows.append(("bound", fairness))
     rows += [
         ("sent up by a device in a round", size(costs["bytes_up_per_device"])),
         ("sent up in all", size(costs["bytes_up"])),
@@ -335,4 +339,7 @@ def _show(found: Evaluation, costs: dict[str, float], folder: Path) -> None:
 
 def _show_comparison(found: Comparison) -> None:
     columns, rows = found.table()
-    console().print(table(columns, rows, right=range(1, len(columns))))
+    out = console()
+    out.print(table(columns, rows, right=range(1, len(columns))))
+    for line in found.misfits():
+        out.print(line, markup=False)

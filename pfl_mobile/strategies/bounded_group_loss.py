@@ -56,7 +56,7 @@ class BoundStatus:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class BoundedGroupLoss(ByLoss):
     """Fair federated learning via bounded group loss (Hu, Wu, Smith 2022, arXiv 2203.10190).
 

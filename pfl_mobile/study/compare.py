@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.strategies import entry
+from pfl_mobile.strategies import create, entry
 from pfl_mobile.study import plots
 from pfl_mobile.study.statistics import interval
 
@@ -69,6 +69,8 @@ class Comparison:
 
     def _row(self, found: Compared, base: Sequence[Evaluation]) -> dict[str, Any]:
         evaluations, costs = found.evaluations, found.costs
+        if found.error is not None:
+            return {"strategy": found.name, "error": found.error}
 
         def mean(values: Sequence[float | None]) -> float | None:
             known = [v for v in values if v is not None]
@@ -78,6 +80,7 @@ class Comparison:
         low, high = _gain_interval(gains)
         return {
             "strategy": found.name,
+            "error": None,
             "metric": evaluations[0].metric,
             "global_acc": mean([e.global_acc for e in evaluations]),
             "personalized_acc": mean([e.personalized_acc for e in evaluations]),
@@ -117,7 +120,7 @@ class Comparison:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Columns and cells for people, one row a strategy."""
-        rows = self.rows()
+        rows = [r for r in self.rows() if r["error"] is None]
         columns = ["strategy", rows[0]["metric"], "gain (95 %)", "better / worse", "worst tenth", "std"]
         grouped = any(r["worst_group"] is not None for r in rows)
         columns += ["worst group"] if grouped else []
@@ -137,6 +140,10 @@ class Comparison:
             cells.append(line)
         return columns, cells
 
+    def misfits(self) -> list[str]:
+        """A line for each strategy that did not run, with the reason."""
+        return [f"{f.name} does not fit: {f.error}" for f in self.results.values() if f.error is not None]
+
     def markdown(self) -> str:
         """The table as a page."""
         columns, cells = self.table()
@@ -150,12 +157,14 @@ class Comparison:
         lines.append("| " + " | ".join(columns) + " |")
         lines.append("|" + " --- |" * len(columns))
         lines += ["| " + " | ".join(line) + " |" for line in cells]
+        lines += ["", *self.misfits()]
         return "\n".join([*lines, "", "![distribution over users](users.png)", "", "![loss](loss.png)", ""])
 
     def draw(self, folder: Path) -> list[Path]:
         """Plots of the distribution over users, and of the loss by round."""
-        evaluations = {name: found.evaluations for name, found in self.results.items()}
-        losses = {name: found.losses for name, found in self.results.items()}
+        ran = {name: found for name, found in self.results.items() if found.error is None}
+        evaluations = {name: found.evaluations for name, found in ran.items()}
+        losses = {name: found.losses for name, found in ran.items()}
         return [
             plots.draw_distributions(evaluations, folder / "users.png"),
             plots.draw_history(range(1, self.rounds + 1), losses, folder / "loss.png"),
@@ -175,7 +184,8 @@ def compare(
     """Run strategies on one study's model, data and settings.
 
     A strategy that needs personal layers gets the study's, every other one shares them too, so that each runs
-    as its paper means it.
+    as its paper means it. One that inserts modules into a frozen model gets the model that the baseline ended with.
+    One that does not fit the model or the data is listed with the reason.
 
     Args:
         study: whose strategy does not matter.
@@ -195,13 +205,25 @@ def compare(
         raise ConfigError(f"the seeds are {list(seeds)}", mend="give at least one, none twice")
     ordered = list(dict.fromkeys([BASELINE, *names]))
     found = {name: Compared(name) for name in ordered}
-    studies = {name: for_strategy(study, name) for name in ordered}
+    studies: dict[str, Study] = {}
+    for name in ordered:
+        try:
+            studies[name] = for_strategy(study, name)
+        except ConfigError as error:
+            if len(names) == 1 or name == BASELINE:
+                raise
+            found[name].error = f"{error.code}: {error.message}"
+    trained: dict[int, dict[str, np.ndarray]] = {}
     for number, name in enumerate(ordered):
-        for place, seed in enumerate(seeds):
+        for place, seed in enumerate(seeds if name in studies else ()):
             done = (number * len(seeds) + place) / (len(ordered) * len(seeds))
             say(f"{name}, seed {seed}", done)
             one = studies[name].replace(seed=seed)
+            if one.inserts():  # a frozen backbone has to be a trained one
+                one = one.with_weights(trained[seed])
             with one.run(rounds, local_epochs) as result:
+                if name == BASELINE:
+                    trained[seed] = result.values
                 found[name].evaluations.append(result.evaluate(users))
                 found[name].costs.append(result.costs())
                 if place == 0:
@@ -211,9 +233,10 @@ def compare(
 
 def for_strategy(study: Study, name: str) -> Study:
     """The study with another strategy, personal layers only where the strategy needs them, and no folder."""
-    if not entry(name).split:
-        return study.all_shared(name, folder=None)
-    return study.replace(strategy=name, parameters=None, folder=None)
+    fixed = {"strategy": name, "parameters": None, "folder": None}
+    if study.inserts(create(name)):
+        return study.replace(**fixed, shared=None, personal=None)
+    return study.replace(**fixed) if entry(name).split else study.all_shared(name, folder=None)
 
 
 def _worst_group(found: Evaluation) -> float | None:

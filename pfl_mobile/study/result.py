@@ -173,6 +173,12 @@ class StudyResult:
         """The trained tensors as the server has them; personal ones as shipped."""
         return dict(self._rounds.server.values)
 
+    @property
+    def fairness(self) -> str | None:
+        """Whether the bound that the weighting has been given is met, and by how much it is missed; None: no bound."""
+        status = getattr(self.study.strategy.weighting, "status", None)
+        return None if status is None else str(status(self._rounds.server))
+
     def costs(self) -> dict[str, float]:
         """What the rounds cost: bytes up and down, in all and per device and round; steps, examples, seconds."""
         rounds = self.history
@@ -290,6 +296,7 @@ class StudyResult:
         found = {
             "study": self.study.effective(),
             "costs": self.costs(),
+            "fairness": self.fairness,
             "evaluation": self.evaluate().to_json(users=True),
             "recommendation": self.recommend().to_json(),
             "history": [asdict(r) for r in self.history],

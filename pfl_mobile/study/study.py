@@ -8,6 +8,7 @@ print(result.evaluate().personalized_acc, result.recommend())
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from torch import nn
 
 from pfl_mobile.errors import ConfigError, UnknownNameError, near
 from pfl_mobile.local.plan import Plan
-from pfl_mobile.personalization import PersonalizedModel
+from pfl_mobile.personalization import PersonalizedModel, personalize
 from pfl_mobile.simulation.groups import check_groups, groups_from
 from pfl_mobile.simulation.settings import describe
 from pfl_mobile.strategies import Context, Local, Strategy, Weighting, create, entry
@@ -97,6 +98,11 @@ class Study:
         self.data = _population(data)
         count = len(self.data)
         self.strategy_name, self.strategy = _strategy(strategy, parameters or {}, fairness)
+        given = getattr(self.strategy.weighting, "groups", None)
+        if given is not None:  # fairness over groups is measured on them too
+            fair = replace(self.strategy.weighting, groups=None)  # type: ignore[call-arg]
+            self.strategy = replace(self.strategy, weighting=fair)
+            groups = given if groups is None else groups
         self.groups: Groups = _groups(groups, self.data)
         self.cohort = min(count, COHORT) if cohort is None else cohort
         if not 1 <= self.cohort <= count:
@@ -107,16 +113,40 @@ class Study:
             raise ConfigError(
                 f"batch={batch}, dropout={dropout}", mend="give a batch of 1 or more and a dropout in [0, 1)"
             )
+        self.seed = seed
         self.batch = example_batch(_first_rows(self.data), batch)
         made = _make(model, seed)
         self.task = infer_task(made, self.batch) if task is None else task
-        self.model: PersonalizedModel = personalized(made, shared=shared, personal=personal, seed=seed)
+        self.model: PersonalizedModel = self._personalized(made, shared, personal)
         self.local = local or Local()
-        self.dropout, self.seed, self.lanes, self.processes = dropout, seed, lanes, processes
+        self.dropout, self.lanes, self.processes = dropout, lanes, processes
         self.engine = engine
         self.folder = None if folder is None else Path(folder)
         self.name = name or self.data.name
         self.plan()  # fails now rather than after start-up
+
+    def _personalized(
+        self, made: nn.Module, shared: Sequence[str] | None, personal: Sequence[str] | None
+    ) -> PersonalizedModel:
+        inserted = () if isinstance(made, PersonalizedModel) else self.strategy.modules(made)
+        if not inserted:
+            return personalized(made, shared=shared, personal=personal, seed=self.seed)
+        if shared is not None or personal is not None:
+            raise ConfigError(
+                f"the strategy {self.strategy_name!r} freezes the model and inserts {inserted[0].kind!r}, so no "
+                "other layer can be shared or personal",
+                mend="leave shared= and personal= out; the strategy's own settings say what is shared",
+            )
+        return personalize(made, inserted, roles=self.strategy.roles(), seed=self.seed)
+
+    def inserts(self, strategy: Strategy | None = None) -> bool:
+        """Whether a strategy (by default the study's) puts modules of its own into the model, which is frozen then.
+
+        Raises:
+            ConfigError: it would, but they do not fit the model.
+        """
+        made = _make(self._given["model"], self.seed)
+        return not isinstance(made, PersonalizedModel) and bool((strategy or self.strategy).modules(made))
 
     def replace(self, **changes: Any) -> Study:
         """The same study with other settings, named as in the constructor."""
@@ -136,6 +166,14 @@ class Study:
             model = _AllShared(model)
         fixed = {"parameters": None, "shared": shared, "personal": None, "model": model, "strategy": strategy}
         return self.replace(**{**fixed, **changes})
+
+    def with_weights(self, values: Mapping[str, np.ndarray]) -> Study:
+        """The same study with these values in the model at the start, by name of tensor; others as they are.
+
+        Raises:
+            ConfigError: the model has no such tensors.
+        """
+        return self.replace(model=_Trained(self._given["model"], values))
 
     def baseline(self) -> Study:
         """Federated averaging of everything, with the rest as in this study: what one model for all gets."""
@@ -222,6 +260,22 @@ class _AllShared:
         made = self.model if isinstance(self.model, nn.Module) else self.model()
         assert isinstance(made, PersonalizedModel)
         return made.all_shared()
+
+
+class _Trained:
+    """A function that makes a plain model with given weights."""
+
+    def __init__(self, model: nn.Module | Callable[[], nn.Module], values: Mapping[str, np.ndarray]) -> None:
+        self.model, self.values = model, values
+
+    def __call__(self) -> nn.Module:
+        made = copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model()
+        known = made.state_dict()
+        unknown = sorted(self.values.keys() - known.keys())
+        if unknown:
+            raise ConfigError(f"the model has no tensor {unknown[0]!r}", mend=near(unknown[0], known))
+        made.load_state_dict({n: torch.from_numpy(v) for n, v in self.values.items()}, strict=False)
+        return made
 
 
 def _make(model: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -47,3 +47,15 @@ def test_wrong_comparisons_are_refused():
         compare(study(), ["fedavgg"], rounds=1)
     with pytest.raises(ConfigError, match="seeds"):
         compare(study(), ["fedprox"], rounds=1, seeds=[])
+
+
+def test_a_frozen_backbone_is_the_one_that_the_baseline_trained():
+    found = compare(study(personal=["head"]), ["lora", "moe", "prompt_tuning"], rounds=2)
+    assert "no embedding" in found.results["prompt_tuning"].error
+    rows = {r["strategy"]: r for r in found.rows()}
+    assert rows["lora"]["global_acc"] == pytest.approx(rows["fedavg"]["global_acc"])
+    assert rows["lora"]["bytes_up"] == 0
+    assert rows["prompt_tuning"]["error"].startswith("ConfigError: ")
+    assert "no embedding" in found.markdown()
+    with pytest.raises(ConfigError, match="no embedding"):
+        compare(study(), ["prompt_tuning"], rounds=1)
