@@ -20,9 +20,10 @@ import numpy as np
 
 from pfl_mobile.atomic import atomic_write, disk_errors
 from pfl_mobile.bundle.tensors import metadata_from_bytes, tensors_from_bytes, tensors_to_bytes
-from pfl_mobile.errors import CheckpointError, OtherSettingsError, TensorFileError
+from pfl_mobile.errors import CheckpointError, ConfigError, OtherSettingsError, TensorFileError
 from pfl_mobile.local.state import digest
 from pfl_mobile.simulation.settings import differences
+from pfl_mobile.simulation.states import RowFormat, States
 
 if TYPE_CHECKING:
     from pfl_mobile.strategies.strategy import Server
@@ -196,3 +197,78 @@ class History:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+
+class RunFolder:
+    """The folder of a run.
+
+    Args:
+        folder: made when missing; None keeps nothing but the states, without a name.
+        form: of the devices' states.
+        settings: that decide the results.
+        resume: go on with the run that is there.
+
+    Attributes:
+        states: of the devices.
+        history: the rounds so far.
+        found: the checkpoint to go on from; None for none.
+
+    Raises:
+        ConfigError: there is a run, and ``resume`` is not set.
+        OtherSettingsError, CheckpointError: as above.
+    """
+
+    def __init__(
+        self, folder: Path | None, form: RowFormat, settings: Mapping[str, Any], resume: bool
+    ) -> None:
+        """Open it."""
+        self.folder, self.settings = folder, dict(settings)
+        self.found: Checkpoint | None = None
+        if folder is None:
+            self.states, self.history = States(form), History(None)
+            return
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        # First of all, as this waits for what is left of a killed run.
+        self.states = States(form, folder / "states")
+        try:
+            self.found = found = load(folder / "checkpoint")
+            if found is not None:
+                if not resume:
+                    raise ConfigError(
+                        f"{folder} holds a run of {found.round} rounds",
+                        mend="go on with it (resume=True), or give another folder",
+                    )
+                check_settings(found, settings, folder)
+                self.states.restore(found.devices, found.rows)
+            self.history = History(folder / "history.jsonl", found.history if found else 0)
+        except BaseException:
+            self.states.close()
+            raise
+
+    def save(self, server: Server, *, lanes: int | None, stopped: bool) -> None:
+        """Write a checkpoint; rows that only the one before it named may be used again."""
+        if self.folder is not None:
+            self.history.flush()
+            self.states.flush()
+            devices, rows = self.states.mapping()
+            point = Checkpoint(
+                self.settings,
+                lanes,
+                server.round,
+                stopped,
+                server.values,
+                server.groups,
+                server.sets,
+                server.numbers,
+                devices,
+                rows,
+                self.history.size,
+            )
+            save(self.folder / "checkpoint", point)
+        self.states.commit()
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.states.close()
+        self.history.close()

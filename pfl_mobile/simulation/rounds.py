@@ -12,21 +12,19 @@ from typing import Any, Self
 
 import numpy as np
 
-from pfl_mobile.atomic import disk_errors
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.local.phases import check_plan
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.local.random import derive, uniform
-from pfl_mobile.local.state import digest
 from pfl_mobile.local.upload import update_shapes
-from pfl_mobile.simulation import checkpoint as disk
+from pfl_mobile.simulation.checkpoint import RunFolder
 from pfl_mobile.simulation.cohorts import sample
 from pfl_mobile.simulation.engine import Engine, LocalEngine, one_thread
 from pfl_mobile.simulation.groups import Groups
 from pfl_mobile.simulation.records import RoundRecord, all_failed, summary
 from pfl_mobile.simulation.sending import Sent, send
-from pfl_mobile.simulation.settings import describe
-from pfl_mobile.simulation.states import RowFormat, States, kept_shapes
+from pfl_mobile.simulation.settings import decisive, effective
+from pfl_mobile.simulation.states import RowFormat, kept_shapes
 from pfl_mobile.simulation.worker import EvaluateTask, Evaluation, Job, Record, Setup, TrainTask
 from pfl_mobile.strategies.strategy import Context, Local, Server, Strategy
 from pfl_mobile.strategies.updates import Layout, Updates
@@ -111,7 +109,7 @@ class Rounds:
         self.checkpoint_every = checkpoint_every
         self.history: list[RoundRecord] = []
         self.stopped = False
-        self._choose, self._client_seed, self._stop, self._progress = choose, client_seed, stop, progress
+        self.choose, self.client_seed, self._stop, self._progress = choose, client_seed, stop, progress
         self._labels = _labels(self.groups, count)
         self.initial = setup.values()
         self.server = Server(tuple(setup.model.device_tensors()), count, dict(self.initial))
@@ -119,11 +117,19 @@ class Rounds:
         self._normalize()
         shapes: dict[str, tuple[int, ...]] = {}
         for number in range(min(rounds, _PLANS)):
-            shapes |= kept_shapes(self._plan(number), self.server.table)
+            shapes |= kept_shapes(self.plan(number), self.server.table)
         names = {"initial", *strategy.sets(self.server), *strategy.sets_for(self.server, 0, self.group(0))}
-        check_plan(self._plan(0), self.server.table, {name: {} for name in names | {"global"}}, ())
+        check_plan(self.plan(0), self.server.table, {name: {} for name in names | {"global"}}, ())
         self.folder = None if folder is None else Path(folder)
-        self._open(RowFormat(shapes), resume)
+        self._run = RunFolder(self.folder, RowFormat(shapes), self.settings() if folder else {}, resume)
+        self.states = self._run.states
+        found = self._run.found
+        if found is not None:
+            found.put_into(self.server)
+            self.stopped = found.stopped
+            self.history = [RoundRecord(**line) for line in self._run.history.lines]
+            if self.setup.lanes != found.lanes:  # measured by the run that was stopped
+                self.setup = replace(self.setup, lanes=found.lanes)
         self._owned = engine is None
         self.engine: Engine = LocalEngine() if engine is None else engine
 
@@ -148,7 +154,7 @@ class Rounds:
         number = self.server.round
         chosen = self.cohort(number)
         cohort = self._answering(number, chosen)
-        plan = self._plan(number)
+        plan = self.plan(number)
         self._check_kept(plan, number)
         plan = _keeping_what_it_sends(plan)
         sent = self._send((plan,), cohort)
@@ -157,7 +163,7 @@ class Rounds:
         if cohort:
             task = TrainTask(plan, changes, self.states.form.layout.shapes, sent.start, sent.sets)
             writes = self.states.take(len(cohort))
-            jobs = self._jobs(cohort, sent, writes, self._client_seed or self._seed_of)
+            jobs = self._jobs(cohort, sent, writes, self.client_seed or self._seed_of)
             try:
                 records, matrix = self.engine.run(task, jobs, sent.pool, self.states)
                 self._merge(changes, matrix, records)
@@ -179,7 +185,9 @@ class Rounds:
         )
         self.history.append(record)
         self.stopped = bool(self._stop and self._stop(record))
-        self._keep(record)
+        self._run.history.add(asdict(record))
+        if self.stopped or self.server.round >= self.rounds or self.server.round % self.checkpoint_every == 0:
+            self._run.save(self.server, lanes=self.engine.lanes, stopped=self.stopped)
         if self._progress:
             self._progress(record)
         return record
@@ -203,7 +211,7 @@ class Rounds:
         plan, personal = self.strategy.plan(at), self.strategy.personal_plan(at) if adapt else None
         found: list[Evaluation] = []
         # Piece by piece, so that sets of single devices do not pile up.
-        size = max(self.cohort_size, 16 * self._job_size())
+        size = max(self.cohort_size, 16 * self.effective_job_size())
         for first in range(0, len(who), size):
             piece = who[first : first + size]
             sent = self._send((plan, personal) if personal else (plan,), piece)
@@ -228,8 +236,7 @@ class Rounds:
         """Let go of the folder, and of the engine when it was not given."""
         if self._owned:
             self.engine.close()
-        self.states.close()
-        self._history_file.close()
+        self._run.close()
 
     def __enter__(self) -> Self:
         return self
@@ -252,9 +259,9 @@ class Rounds:
             ConfigError: ``choose`` gave a device twice, none, or one that there is not.
         """
         count = len(self.setup.population)
-        if self._choose is None:
+        if self.choose is None:
             return [int(i) for i in sample(derive(self.seed, number, _COHORT), count, self.cohort_size)]
-        chosen = [int(i) for i in self._choose(number)]
+        chosen = [int(i) for i in self.choose(number)]
         if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0 or max(chosen) >= count:
             raise ConfigError(
                 f"choose gave {len(chosen)} devices ({len(set(chosen))} different) for round {number}",
@@ -268,71 +275,24 @@ class Rounds:
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the results, as JSON values; a checkpoint is only resumed with the same."""
-        population, model = self.setup.population, self.setup.model
-        return {
-            "strategy": describe(self.strategy),
-            "local": describe(self.local),
-            "data": {"name": population.name, "users": len(population)},
-            "groups": {
-                name: describe(np.asarray(members, np.int64)) for name, members in self.groups.items()
-            },
-            "model": {
-                "backbone": model.backbone_digest(),
-                "tensors": {t.name: f"{t.role} {t.dtype}{list(t.shape)}" for t in self.server.table},
-                "values": digest(self.initial),
-            },
-            "task": {"kind": self.setup.task.kind} | describe(self.setup.task.manifest()),
-            "batch": len(self.setup.example["weight"]),
-            "device": self.setup.device,
-            "lanes": self.setup.lanes,
-            "cohort_size": self.cohort_size,
-            "job_size": self.job_size,
-            "dropout": self.dropout,
-            "seed": self.seed,
-            "choose": describe(self._choose),
-            "client_seed": describe(self._client_seed),
-        }
+        return decisive(self)
 
     def effective(self) -> dict[str, Any]:
         """The effective configuration, defaults filled in, for printing."""
-        table, plan = self.server.table, self._plan(self.server.round)
-        values = {
-            role: sum(int(np.prod(t.shape)) for t in table if t.role == role and t.update == "gradient")
-            for role in sorted({t.role for t in table})
-        }
-        return {
-            "strategy": describe(self.strategy),
-            "local": describe(self.local),
-            "data": {"name": self.setup.population.name, "users": len(self.setup.population)},
-            "groups": {name: len(members) for name, members in self.groups.items()},
-            "task": self.setup.task.kind,
-            "trained_values": values,
-            "kept_values_per_device": self.states.form.size,
-            "bytes_up_per_device": 4 * Layout(update_shapes(plan, table)).size,
-            "batch": len(self.setup.example["weight"]),
-            "rounds": self.rounds,
-            "rounds_done": self.server.round,
-            "cohort_size": self.cohort_size,
-            "dropout": self.dropout,
-            "seed": self.seed,
-            "job_size": self._job_size(),
-            "lanes": self.setup.lanes or self.engine.lanes,
-            "device": self.setup.device,
-            "engine": self.engine.describe(),
-            "folder": None if self.folder is None else str(self.folder),
-            "checkpoint_every": self.checkpoint_every,
-        }
+        return effective(self)
 
     # -- parts of a round
 
-    def _job_size(self) -> int:
+    def effective_job_size(self) -> int:
+        """Devices in a job: as set, or by the lanes; 1 lane while they are not measured."""
         return self.job_size or default_job_size(self.cohort_size, self.setup.lanes or self.engine.lanes or 1)
 
     def _send(self, plans: Sequence[Plan], clients: Sequence[int]) -> Sent:
         devices = [(client, self.group(client)) for client in clients]
         return send(self.strategy, self.server, self.initial, plans, devices)
 
-    def _plan(self, number: int) -> Plan:
+    def plan(self, number: int) -> Plan:
+        """What a device does in a round."""
         return self.strategy.plan(self.context(number))
 
     def _seed_of(self, number: int, client: int) -> int:
@@ -352,7 +312,7 @@ class Rounds:
     ) -> list[Job]:
         reads = self.states.of(clients) if self.states.form.size else [-1] * len(clients)
         jobs = []
-        size = self._job_size()
+        size = self.effective_job_size()
         for first in range(0, len(clients), size):
             piece = slice(first, first + size)
             seeds = tuple(seed_of(self.server.round, client) for client in clients[piece])
@@ -411,61 +371,6 @@ class Rounds:
                 f"{type(self.strategy).__name__} keeps what is no number: {error}",
                 mend="keep arrays in server.sets and numbers in server.numbers",
             ) from error
-
-    # -- the folder
-
-    def _open(self, form: RowFormat, resume: bool) -> None:
-        if self.folder is None:
-            self.states, self._history_file = States(form), disk.History(None)
-            return
-        with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self._settings = self.settings()
-        # First of all, as this waits for what is left of a killed run.
-        self.states = States(form, self.folder / "states")
-        found = disk.load(self.folder / "checkpoint")
-        if found is None:
-            self._history_file = disk.History(self.folder / "history.jsonl")
-            return
-        if not resume:
-            self.states.close()
-            raise ConfigError(
-                f"{self.folder} holds a run of {found.round} rounds",
-                mend="go on with it (resume=True), or give another folder",
-            )
-        disk.check_settings(found, self._settings, self.folder)
-        found.put_into(self.server)
-        self.states.restore(found.devices, found.rows)
-        self.stopped = found.stopped
-        if self.setup.lanes != found.lanes:  # measured by the run that was stopped
-            self.setup = replace(self.setup, lanes=found.lanes)
-        self._history_file = disk.History(self.folder / "history.jsonl", found.history)
-        self.history = [RoundRecord(**line) for line in self._history_file.lines]
-
-    def _keep(self, record: RoundRecord) -> None:
-        self._history_file.add(asdict(record))
-        last = self.stopped or self.server.round >= self.rounds
-        if self.server.round % self.checkpoint_every and not last:
-            return
-        if self.folder is not None:
-            self._history_file.flush()
-            self.states.flush()
-            devices, rows = self.states.mapping()
-            point = disk.Checkpoint(
-                self._settings,
-                self.engine.lanes,
-                self.server.round,
-                self.stopped,
-                self.server.values,
-                self.server.groups,
-                self.server.sets,
-                self.server.numbers,
-                devices,
-                rows,
-                self._history_file.size,
-            )
-            disk.save(self.folder / "checkpoint", point)
-        self.states.commit()
 
 
 def default_job_size(cohort_size: int, lanes: int) -> int:
