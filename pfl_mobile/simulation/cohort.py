@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from pfl_mobile.local.plan import ChoosePhase, MeasurePhase, Plan, TrainPhase
 from pfl_mobile.modules.model import PersonalizedModel
 from pfl_mobile.simulation.compiled import SCALE
 from pfl_mobile.simulation.feed import Feed
-from pfl_mobile.simulation.lanes import Arrays, FlatSet, Lanes
+from pfl_mobile.simulation.lanes import Arrays, FlatSet, Flattened, Lanes
 from pfl_mobile.simulation.phases import measured, run_plan
 from pfl_mobile.simulation.steps import Steps
 from pfl_mobile.tasks import Batch, Task
@@ -150,7 +150,7 @@ class CohortTrainer:
                 outcomes[k] = Outcome(self._before(client, first), {}, {}, 0, error.message)
         order = sorted(rows, key=lambda k: -len(rows[k]["weight"]))
         with torch.inference_mode():
-            common = _Flattened(sets, self._flat)
+            common = Flattened(sets, self._flat)
             kinds = ["step"] if any(isinstance(p, TrainPhase) for p in phases) else []
             kinds += ["evaluate"] if any(isinstance(p, MeasurePhase | ChoosePhase) for p in phases) else []
             matrix = self._matrix(len(order))
@@ -182,12 +182,12 @@ class CohortTrainer:
         order = sorted(kept, key=lambda k: -len(kept[k]["weight"]))
         with torch.inference_mode():
             first = self._start_row(start)
-            matrix = self._matrix(len(order))
-            for part, theta in self._groups(order, matrix):
-                theta[:] = first
+            common = not any(tensors[k] for k in order)
+            for part, theta in self._groups(order, self._matrix(len(order))):
+                theta[: 1 if common else len(part)] = first
                 group = [Client(kept[k], 0, tensors[k]) for k in part]
                 lanes = self._group(group, [kept[k] for k in part], ["evaluate"], start, theta, {})
-                metrics = measured(lanes, self._steps, self._sizes())
+                metrics = measured(lanes, self._steps, self._sizes(), common=common)
                 for lane, k in enumerate(part):
                     results[k] = {name: float(values[lane]) for name, values in metrics.items()}
         return results
@@ -344,32 +344,6 @@ class CohortTrainer:
             if plan.keep is None or name in plan.keep
         }
         return Outcome(layout.read(lanes.theta[lane].cpu().numpy()), kept, reports, steps)
-
-
-class _Flattened(Mapping[str, FlatSet]):
-    """Common sets, each made flat when a plan first reads it."""
-
-    def __init__(
-        self,
-        sets: Mapping[str, Mapping[str, np.ndarray]],
-        flatten: Callable[[Mapping[str, np.ndarray], str], FlatSet],
-    ) -> None:
-        self._sets, self._flatten = sets, flatten
-        self._made: dict[str, FlatSet] = {}
-
-    def __getitem__(self, name: str) -> FlatSet:
-        if name not in self._made:
-            self._made[name] = self._flatten(self._sets[name], name)
-        return self._made[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._sets
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sets)
-
-    def __len__(self) -> int:
-        return len(self._sets)
 
 
 def _counting(rows: Rows) -> Rows:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from pfl_mobile.simulation.compiled import Graph
-from pfl_mobile.simulation.emit import has_onednn, onednn_linear
+from pfl_mobile.simulation.rewrite import has_onednn, onednn_linear
 
 _aten = torch.ops.aten
 
@@ -64,12 +64,11 @@ def deferred(graph: Graph, names: Sequence[str]) -> tuple[Graph, list[Deferral]]
     results = dict(zip(graph.outputs, output.args[0], strict=True))
     inputs, found, more = dict(graph.inputs), list[Deferral](), list[fx.Node]()
     for name in names:
-        match = _match(module, name, places, results[name])
+        match = _match(name, places, results[name])
         if match is None:
             continue
         product, gradient, entry = match
         bias = product.args[2] if len(product.args) == 3 else None
-        x = next(n for n in graph.inputs if n == entry)
         with module.graph.inserting_after(list(places.values())[-1]):
             pre = module.graph.placeholder(f"pre_{len(found)}")
         value = torch.zeros(product.meta["val"].shape)
@@ -82,7 +81,7 @@ def deferred(graph: Graph, names: Sequence[str]) -> tuple[Graph, list[Deferral]]
                 new = module.graph.call_function(_aten.add.Tensor, (pre, bias))
             new.meta["val"] = product.meta["val"]
         product.replace_all_uses_with(new)
-        found.append(Deferral(name, x))
+        found.append(Deferral(name, entry))
         more.append(gradient)
         del results[name]
     if not found:
@@ -98,9 +97,7 @@ def deferred(graph: Graph, names: Sequence[str]) -> tuple[Graph, list[Deferral]]
     return Graph(module, inputs, outputs), found
 
 
-def _match(
-    module: fx.GraphModule, name: str, places: dict[str, fx.Node], grad: fx.Node
-) -> tuple[fx.Node, fx.Node, str] | None:
+def _match(name: str, places: dict[str, fx.Node], grad: fx.Node) -> tuple[fx.Node, fx.Node, str] | None:
     """(the product x W^T, the gradient at it, the name of x) when that is all that W is used for."""
     weight = places[name]
     shape = tuple(weight.meta["val"].shape)

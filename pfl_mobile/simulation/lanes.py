@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,32 @@ class FlatSet:
                 raise TensorMismatchError(
                     f"{what} has no tensor {missing[0]!r}", mend="give a value for every trained tensor"
                 )
+
+
+class Flattened(Mapping[str, FlatSet]):
+    """Common sets, each made flat when a plan first reads it."""
+
+    def __init__(
+        self,
+        sets: Mapping[str, Mapping[str, np.ndarray]],
+        flatten: Callable[[Mapping[str, np.ndarray], str], FlatSet],
+    ) -> None:
+        self._sets, self._flatten = sets, flatten
+        self._made: dict[str, FlatSet] = {}
+
+    def __getitem__(self, name: str) -> FlatSet:
+        if name not in self._made:
+            self._made[name] = self._flatten(self._sets[name], name)
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sets
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sets)
+
+    def __len__(self) -> int:
+        return len(self._sets)
 
 
 @dataclass

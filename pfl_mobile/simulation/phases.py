@@ -7,8 +7,7 @@ inside a product or a norm differs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -28,9 +27,9 @@ from pfl_mobile.local.plan import (
     Plan,
     TrainPhase,
 )
-from pfl_mobile.simulation.compiled import SCALE
-from pfl_mobile.simulation.deferred import LEAST_STEPS, MOST_ROWS, Deferral, Segment
-from pfl_mobile.simulation.feed import Chunk, Helping
+from pfl_mobile.simulation.calls import Call, DeferredCall
+from pfl_mobile.simulation.deferred import LEAST_STEPS
+from pfl_mobile.simulation.feed import Helping
 from pfl_mobile.simulation.lanes import FlatSet, Lanes
 from pfl_mobile.simulation.layout import non_finite
 from pfl_mobile.simulation.rule import Rule, lane_column
@@ -121,7 +120,7 @@ class _Runner:
         total = np.zeros(len(counts))
         found = self.steps.deferred(len(counts), group)
         if found is not None and counts.max() >= LEAST_STEPS and not phase.hold_batch:
-            call = _Deferred(self, flat, group, *found)
+            call = DeferredCall(self.steps, self.lanes, flat, group, *found)
             step = 0
             for chunk in self.lanes.feed.chunks(phase, index, {entry for _, entry in call.weights}):
                 stop = step + len(chunk.weights)
@@ -129,7 +128,7 @@ class _Runner:
                 step = stop
             return total
         sizes = np.array([self._fit(n) for n in (counts > np.arange(counts.max())[:, None]).sum(1).tolist()])
-        calls: dict[int, _Call] = {}
+        calls: dict[int, Call] = {}
         step = 0
         for chunk in self.lanes.feed.chunks(phase, index):
             begin, stop = step, step + len(chunk.weights)
@@ -138,7 +137,7 @@ class _Runner:
                 ending = np.flatnonzero(sizes[step:stop] != size)
                 end = step + int(ending[0]) if len(ending) else stop
                 if size not in calls:
-                    calls[size] = _Call(self, size, flat, group, sgd=True)
+                    calls[size] = Call(self.steps, self.lanes, size, flat, group, sgd=True)
                 total[:size] += calls[size].descend(chunk, slice(step - begin, end - begin), rates[step:end])
                 step = end
         return total
@@ -179,7 +178,7 @@ class _Runner:
     ) -> np.ndarray:
         """Gradients of the mean losses at ``point`` into ``gradient``; the mean losses, float64 [active]."""
         size = self._fit(active)
-        call = _Call(self, size, point, group, sgd=False)
+        call = Call(self.steps, self.lanes, size, point, group, sgd=False)
         w = helping.weights[:size]
         scale = np.divide(1.0, w, out=np.zeros(size), where=w > 0)
         loss = np.zeros(size)
@@ -194,7 +193,8 @@ class _Runner:
                     place.add_(grad.view(place.shape))
                 else:
                     place.copy_(grad.view(place.shape))
-        return (loss * scale)[:active]
+        mean: np.ndarray = (loss * scale)[:active]
+        return mean
 
     @staticmethod
     def _any_weight(batch: dict[str, Tensor], size: int) -> bool:
@@ -258,14 +258,17 @@ class _Runner:
         self.lanes.fail(np.flatnonzero(bad), f"the {metric} of the set {at!r} is NaN or infinite")
         return metrics[metric]
 
-    def evaluate(self, flat: Tensor) -> dict[str, np.ndarray]:
-        """Metrics of every lane's rows with its row of ``flat``: sums divided by the weight, float64 [lanes]."""
+    def evaluate(self, flat: Tensor, *, common: bool = False) -> dict[str, np.ndarray]:
+        """Metrics of every lane's rows with its row of ``flat``: sums divided by the weight, float64 [lanes].
+
+        With ``common`` all lanes take the first row, so that every layer is one product for all of them.
+        """
         counts = -(-np.array(self.lanes.feed.counts) // self.steps.size)
         outputs = self.steps.graph("evaluate").outputs
         totals = {name: np.zeros(len(counts)) for name in outputs}
         for s, helping in enumerate(self.lanes.feed.in_order()):
             size = self._fit(int(np.count_nonzero(counts > s)))
-            call = _Call(self, size, flat, None, sgd=False)
+            call = Call(self.steps, self.lanes, size, flat, None, sgd=False, common=common)
             for name, value in zip(outputs, call(helping.batches[0], None), strict=True):
                 live = helping.weights[:size] > 0
                 totals[name][:size] += np.where(live, value.cpu().numpy().reshape(-1), 0)
@@ -288,129 +291,6 @@ class _Runner:
             report[phase.report] = float(index)
 
 
-class _Call:
-    """One compiled function with the clients' tensors in place."""
-
-    def __init__(
-        self, runner: _Runner, size: int, flat: Tensor, group: Sequence[str] | None, *, sgd: bool
-    ) -> None:
-        kind = "evaluate" if group is None else "step"
-        steps, lanes = runner.steps, runner.lanes
-        self.function = steps.function(kind, size, names=group, sgd=sgd)
-        self.size, self.device = size, steps.device
-        self.before: list[str] = []
-        tensors: list[Tensor] = []
-        for name in steps.inputs(kind, size):
-            if name == SCALE or name in steps.batch:
-                self.before.append(name)
-            elif name in lanes.layout.places:
-                source = flat if group is None or name in group else lanes.theta
-                tensors.append(lanes.layout.view(source[:size], name, single=size == 1))
-            else:
-                tensors.append(lanes.others[name][0] if size == 1 else lanes.others[name][:size])
-        self.tensors = tensors
-
-    def __call__(self, batch: dict[str, Tensor], scale: np.ndarray | None) -> tuple[Tensor, ...]:
-        """The outputs for one batch of every lane."""
-        arguments = []
-        for name in self.before:
-            if name == SCALE and scale is not None:
-                value = torch.from_numpy(scale.astype(np.float32)).to(self.device)
-                arguments.append(value[0] if self.size == 1 else value)
-            else:
-                arguments.append(batch[name][0] if self.size == 1 else batch[name][: self.size])
-        result: tuple[Tensor, ...] = self.function(*arguments, *self.tensors)
-        return result
-
-    def descend(self, chunk: Chunk, part: slice, rates: np.ndarray) -> np.ndarray:
-        """Steps of plain SGD over a part of a chunk; the sums of the mean losses, float64 [lanes].
-
-        Args:
-            chunk: helpings of one batch each.
-            part: which of them.
-            rates: learning rates, float64 [helpings of the part, lanes].
-        """
-        size = self.size
-        w = chunk.weights[part, :size]
-        scale = np.divide(rates[:, :size], w, out=np.zeros_like(w), where=w > 0).astype(np.float32)
-        columns: list[Sequence[Tensor]] = []
-        for name in self.before:
-            if name == SCALE:
-                value = torch.from_numpy(scale).to(self.device)
-            else:
-                value = chunk.entries[name][part, 0, :size]
-            columns.append((value[:, 0] if size == 1 else value).unbind(0))
-        function, tensors = self.function, self.tensors
-        losses = [function(*arguments, *tensors) for arguments in zip(*columns, strict=True)]
-        sums = torch.stack(losses).cpu().numpy().reshape(len(losses), size).astype(np.float64)
-        return np.divide(sums, w, out=np.zeros_like(sums), where=w > 0).sum(0)
-
-
-class _Deferred:
-    """Steps of plain SGD with some weights changed at the end of each segment only."""
-
-    def __init__(
-        self,
-        runner: _Runner,
-        flat: Tensor,
-        group: Sequence[str],
-        function: Callable[..., Any],
-        inputs: Sequence[str],
-        deferrals: Sequence[Deferral],
-    ) -> None:
-        steps, lanes = runner.steps, runner.lanes
-        self.function, self.device = function, steps.device
-        self.lanes, self.size = len(lanes.clients), steps.size
-        self.before: list[str] = []
-        self.tensors: list[Tensor] = []
-        for name in inputs:
-            if name == SCALE or name in steps.batch:
-                self.before.append(name)
-            elif name in lanes.layout.places:
-                source = flat if name in group else lanes.theta
-                self.tensors.append(lanes.layout.view(source, name, single=self.lanes == 1))
-            elif name in lanes.others:
-                value = lanes.others[name]
-                self.tensors.append(value[0] if self.lanes == 1 else value)
-        self.weights = [(lanes.layout.view(flat, d.weight), d.entry) for d in deferrals]
-
-    def descend(self, chunk: Chunk, counts: np.ndarray, rates: np.ndarray) -> np.ndarray:
-        """All steps of a chunk; the sums of the mean losses, float64 [lanes].
-
-        Args:
-            chunk: helpings of one batch each.
-            counts: steps that each lane has left.
-            rates: learning rates, float64 [helpings, lanes].
-        """
-        w = chunk.weights
-        scale = np.divide(rates, w, out=np.zeros_like(w), where=w > 0).astype(np.float32)
-        single = self.lanes == 1
-        columns: list[Sequence[Tensor]] = []
-        for name in self.before:
-            value = torch.from_numpy(scale).to(self.device) if name == SCALE else chunk.entries[name][:, 0]
-            columns.append((value[:, 0] if single else value).unbind(0))
-        arguments = list(zip(*columns, strict=True))
-        losses: list[Tensor] = []
-        parts = -(-len(w) * self.size // MOST_ROWS)
-        ends = [len(w) * (k + 1) // parts for k in range(parts)]
-        for begin, end in zip([0, *ends], ends, strict=False):
-            own = np.clip(counts - begin, 0, end - begin).tolist()
-            rows = slice(begin * self.size, end * self.size)
-            segments = [
-                Segment(chunk.entries[e][:, rows], weight, self.size, own) for weight, e in self.weights
-            ]
-            for step in range(end - begin):
-                products = [segment.before(step) for segment in segments]
-                loss, *gradients = self.function(*arguments[begin + step], *self.tensors, *products)
-                losses.append(loss)
-                for segment, gradient in zip(segments, gradients, strict=True):
-                    segment.after(step, gradient)
-            for segment in segments:
-                segment.finish()
-        sums = torch.stack(losses).cpu().numpy().reshape(len(losses), self.lanes).astype(np.float64)
-        return np.divide(sums, w, out=np.zeros_like(sums), where=w > 0).sum(0)
-
-
 def _uses_start(phase: TrainPhase) -> bool:
     names = (phase.anchor, phase.control, phase.mask, phase.mu)
     return "start" in names or (isinstance(phase.evaluate_at, Mix) and phase.evaluate_at.other == "start")
@@ -425,6 +305,6 @@ def _rates(phase: TrainPhase, counts: np.ndarray) -> np.ndarray:
     return np.where(step < counts, lr, 0.0)
 
 
-def measured(lanes: Lanes, steps: Steps, sizes: Sequence[int]) -> dict[str, np.ndarray]:
-    """Metrics of every lane's rows with its own tensors, float64 [lanes] each."""
-    return _Runner(lanes, steps, sizes).evaluate(lanes.theta)
+def measured(lanes: Lanes, steps: Steps, sizes: Sequence[int], *, common: bool) -> dict[str, np.ndarray]:
+    """Metrics of every lane's rows with its own tensors, or all with the first's; float64 [lanes] each."""
+    return _Runner(lanes, steps, sizes).evaluate(lanes.theta, common=common)

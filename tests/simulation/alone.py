@@ -50,7 +50,8 @@ def rows(count: int, seed: int) -> dict[str, np.ndarray]:
 
 def session(model: PersonalizedModel, task: Task, batch: Mapping[str, torch.Tensor]) -> TorchSession:
     """The programs of a bundle, run by PyTorch."""
-    programs = trace_programs(model, task, batch, {name: batch[name][:1] for name in task.inputs})
+    one = {name: batch[name][:1] for name in task.inputs} | {n: torch.tensor([0]) for n in task.predict_extra}
+    programs = trace_programs(model, task, batch, one)
     specs = [
         ProgramSpec(name=name, inputs=_specs(program.inputs), outputs=_specs(program.run(program.inputs)))
         for name, program in programs.items()

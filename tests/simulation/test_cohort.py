@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pfl_mobile.errors import ConfigError, TensorMismatchError, UnknownNameError
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.simulation.cohort import Client, CohortTrainer
 from tests.simulation.alone import Alone, assert_same, classifier, rows
@@ -171,3 +172,127 @@ def test_cohort_equals_each_client_alone(
     phases, rest = PLANS[name]
     plan = Plan.model_validate({"phases": phases, **rest})
     assert_same(trainers[lanes], alone, plan, clients(), near_values(model, 1), sets(model))
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_personal_state_copies_and_sets_of_single_clients(
+    lanes: int, model: Any, alone: Alone, trainers: dict[int, CohortTrainer]
+) -> None:
+    cohort = clients()
+    head = {n: v for n, v in near_values(model, 40).items() if n.startswith("head")}
+    cohort[1].tensors = head
+    cohort[2].copies = {"own": near_values(model, 41)}
+    cohort[4].copies = {"own": head}  # from a run that trained the head only
+    for k, client in enumerate(cohort):
+        client.sets = {"control": noise(model, 50 + k)}
+    plan = Plan.model_validate(
+        {"phases": [sgd(control="control"), sgd(trains="own", mu=0.3, anchor="theta")]}
+    )
+    assert_same(trainers[lanes], alone, plan, cohort, near_values(model, 1), sets(model))
+
+
+def test_diverging_client_is_told_and_disturbs_nobody(model: Any, trainers: dict[int, CohortTrainer]) -> None:
+    plan = Plan.model_validate({"phases": [sgd()]})
+    start = near_values(model, 1)
+    good = trainers[4].run(plan, clients(), start, sets(model))
+    cohort = clients()
+    cohort[3].rows["x"][2] = np.nan
+    cohort[5].rows["x"][-1] = np.inf
+    bad = trainers[4].run(plan, cohort, start, sets(model))
+    assert [o.failure is not None for o in bad] == [False, False, False, True, False, True]
+    for one, other in zip(good, bad, strict=True):
+        if other.failure is None:
+            assert all(np.array_equal(one.tensors[n], other.tensors[n]) for n in one.tensors)
+        else:
+            assert all(np.array_equal(other.tensors[n], start[n]) for n in start)
+
+
+def test_client_without_examples_is_a_failure_of_its_own(
+    model: Any, trainers: dict[int, CohortTrainer]
+) -> None:
+    plan = Plan.model_validate({"phases": [sgd()]})
+    cohort = clients((5, 0, 6))
+    cohort[2].rows["weight"][:] = 0
+    outcomes = trainers[4].run(plan, cohort, near_values(model, 1), sets(model))
+    assert outcomes[0].failure is None
+    assert all("no example" in (o.failure or "") for o in outcomes[1:])
+    assert [o.steps for o in outcomes] == [4, 0, 0]
+
+
+def test_rows_of_weight_zero_do_not_count(
+    model: Any, alone: Alone, trainers: dict[int, CohortTrainer]
+) -> None:
+    cohort = clients()
+    for client in cohort:
+        client.rows["weight"][::3] = 0
+    plan = Plan.model_validate({"phases": [sgd()]})
+    assert_same(trainers[4], alone, plan, cohort, near_values(model, 1), sets(model))
+
+
+def test_same_cohort_twice_gives_the_same_bits(model: Any, trainers: dict[int, CohortTrainer]) -> None:
+    plan = Plan.model_validate({"phases": PLANS["adamw"][0]})
+    start = near_values(model, 1)
+    one, two = (trainers[4].run(plan, clients(), start, sets(model)) for _ in range(2))
+    for a, b in zip(one, two, strict=True):
+        assert all(np.array_equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
+        assert a.reports == b.reports
+
+
+def test_outcomes_outlive_the_next_run(model: Any, trainers: dict[int, CohortTrainer]) -> None:
+    plan = Plan.model_validate({"phases": [sgd()]})
+    start = near_values(model, 1)
+    first = trainers[4].run(plan, clients(), start, sets(model))
+    kept = [{n: v.copy() for n, v in o.tensors.items()} for o in first]
+    trainers[4].run(plan, clients(), near_values(model, 2), sets(model))
+    for outcome, values in zip(first, kept, strict=True):
+        assert all(np.array_equal(outcome.tensors[n], values[n]) for n in values)
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_evaluate_equals_each_client_alone(
+    lanes: int, model: Any, alone: Alone, trainers: dict[int, CohortTrainer]
+) -> None:
+    data = [rows(count, 70 + count) for count in (9, 1, 0, 14, 3)]
+    start = near_values(model, 1)
+    own = near_values(model, 2)
+    overlays: list[dict[str, np.ndarray]] = [{}, own, {}, {"head.bias": own["head.bias"]}, {}]
+    for tensors in (overlays, [{}] * len(data)):
+        found = trainers[lanes].evaluate(data, tensors, start)
+        for part, tensor, metrics in zip(data, tensors, found, strict=True):
+            if not len(part["weight"]):
+                assert metrics == {}
+                continue
+            expected = alone.programs.evaluate(part, {**start, **tensor})
+            assert metrics == pytest.approx(expected, rel=1e-5)
+
+
+def test_calibrate_measures_every_number_of_lanes(model: Any) -> None:
+    best, seconds = CohortTrainer(*model).calibrate(most=4, seconds=0.01)
+    assert best in seconds
+    assert list(seconds)[:3] == [1, 2, 4]
+    assert all(s > 0 for s in seconds.values())
+
+
+@pytest.mark.parametrize("kind", ["memorize", "assign_slots"])
+def test_phases_that_are_no_arithmetic_are_refused(
+    kind: str, model: Any, trainers: dict[int, CohortTrainer]
+) -> None:
+    plan = Plan.model_validate({"phases": [{"kind": kind, "module": "lora"}]})
+    with pytest.raises(ConfigError):
+        trainers[4].run(plan, clients(), near_values(model, 1), sets(model))
+
+
+def test_bad_input_names_what_is_wrong(model: Any, trainers: dict[int, CohortTrainer]) -> None:
+    trainer, start = trainers[4], near_values(model, 1)
+    plan = Plan.model_validate({"phases": [sgd(anchor="globl", mu=1.0)]})
+    with pytest.raises(UnknownNameError, match="globl"):
+        trainer.run(plan, clients(), start, sets(model))
+    plan = Plan.model_validate({"phases": [sgd()]})
+    with pytest.raises(TensorMismatchError, match=r"head\.wieght"):
+        trainer.run(plan, clients(), {"head.wieght": np.zeros(3, np.float32)}, sets(model))
+    wrong = clients()
+    wrong[0].rows["x"] = wrong[0].rows["x"].astype(np.float64)
+    with pytest.raises(TensorMismatchError, match="'x'"):
+        trainer.run(plan, wrong, start, sets(model))
+    with pytest.raises(ConfigError, match="lanes"):
+        CohortTrainer(*model, lanes=0)
