@@ -314,16 +314,17 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 def _show(found: Evaluation, costs: dict[str, float], fairness: str | None, folder: Path) -> None:
     out = console()
-    rows: list[tuple[str, object]] = [
-        (f"{found.metric}, shared model", f"{found.global_acc:.2f}"),
-        (f"{found.metric}, own models", f"{found.personalized_acc:.2f}"),
-        ("gain", found.gain),
-        ("users better / worse", f"{found.users_better} / {found.users_worse} of {len(found.users)}"),
-        ("worst tenth of the users", f"{found.worst_decile:.2f}"),
-    ]
+    rows: list[tuple[str, object]] = [(f"{found.metric}, own models", f"{found.personalized_acc:.2f}")]
+    if found.shared_is_trained:
+        rows += [
+            (f"{found.metric}, shared model", f"{found.global_acc:.2f}"),
+            ("gain", found.gain),
+            ("users better / worse", f"{found.users_better} / {found.users_worse} of {len(found.users)}"),
+        ]
+    rows.append(("worst tenth of the users", f"{found.worst_decile:.2f}"))
     for name, group in found.per_group.items():
         rows.append((f"group {name} ({group['users']} users)", f"{group['personalized_acc']:.2f}"))
-    if found.worst_group_improvement is not None:
+    if found.worst_group_improvement is not None and found.shared_is_trained:
         rows.append(("worst group better by", f"{found.worst_group_improvement:+.2f}"))
     if fairness is not None:
         rows.append(("bound", fairness))
@@ -334,7 +335,8 @@ def _show(found: Evaluation, costs: dict[str, float], fairness: str | None, fold
         ("seconds", f"{costs['seconds']:.1f}"),
     ]
     out.print(table(["result", "value"], rows))
-    out.print(f"\nwritten to {folder}; next: pfl recommend {folder}")
+    hint = "" if found.shared_is_trained else ", which also trains one model for all to compare with"
+    out.print(f"\nwritten to {folder}; next: pfl recommend {folder}{hint}")
 
 
 def _show_comparison(found: Comparison) -> None:

@@ -60,7 +60,7 @@ class Comparison:
     def rows(self) -> list[dict[str, Any]]:
         """One record for each strategy.
 
-        ``personalized_acc`` is the mean over users (then over seeds) of each user's own model, ``gain`` that minus
+        ``global_acc`` is None where the shared model has untrained personal layers. ``personalized_acc`` is the mean over users (then over seeds) of each user's own model, ``gain`` that minus
         the same with the baseline, with a 95 % interval: over users with one seed (bootstrap), over seeds
         with more (Student's t).
         """
@@ -82,7 +82,7 @@ class Comparison:
             "strategy": found.name,
             "error": None,
             "metric": evaluations[0].metric,
-            "global_acc": mean([e.global_acc for e in evaluations]),
+            "global_acc": mean([e.global_acc if e.shared_is_trained else None for e in evaluations]),
             "personalized_acc": mean([e.personalized_acc for e in evaluations]),
             "gain": mean([float(e.gains.mean()) for e in gains]),
             "gain_low": low,

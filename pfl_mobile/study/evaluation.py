@@ -31,6 +31,9 @@ class Evaluation:
         general_shared, general_personal: on examples of many users: what personalization forgets. Own models only;
             None where there are none, or no shared model to compare with.
         level: of the intervals.
+        failed: users whose own model could not be made, and why.
+        shared_is_trained: False where the shared model has personal layers as they were shipped, which makes it no
+            fair measure of what one model for all can do.
     """
 
     metric: str
@@ -44,6 +47,7 @@ class Evaluation:
     general_personal: np.ndarray | None = None
     level: float = 0.95
     failed: Mapping[str, str] = field(default_factory=dict)
+    shared_is_trained: bool = True
 
     def __post_init__(self) -> None:
         """Refuse an evaluation of nobody (NoExamplesError)."""
@@ -157,6 +161,7 @@ class Evaluation:
             "metric": self.metric,
             "users": len(self.users),
             "global_acc": self.global_acc,
+            "global_is_trained": self.shared_is_trained,
             "personalized_acc": self.personalized_acc,
             "gain": self.gain.to_json(),
             "users_better": self.users_better,

@@ -50,7 +50,8 @@ def draw_users(found: Evaluation, path: Path) -> Path:
     size = 12 + 48 * found.train_examples / max(1, int(found.train_examples.max()))
     axes.scatter(found.shared[~worse], found.personal[~worse], size[~worse], _PERSONAL, alpha=0.65, lw=0)
     axes.scatter(found.shared[worse], found.personal[worse], size[worse], _BAD, alpha=0.65, lw=0)
-    axes.set_xlabel(f"shared model: {unit(found.metric)}")
+    untrained = "" if found.shared_is_trained else ", personal layers untrained"
+    axes.set_xlabel(f"shared model{untrained}: {unit(found.metric)}")
     axes.set_ylabel(f"own model: {unit(found.metric)}")
     axes.set_title(
         f"{len(found.users)} users: {found.users_better} better, {found.users_worse} worse", fontsize=10

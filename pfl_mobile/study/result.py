@@ -238,7 +238,7 @@ class StudyResult:
         found = self.evaluate(users)
         if not self.has_shared_model:
             other = self.baseline(on_progress).evaluate(users, metric=found.metric)
-            found = replace(found, shared=other.shared)
+            found = replace(found, shared=other.shared, shared_is_trained=True)
         index = {self.study.data.id(i): i for i in self._who(users)}
         return recommend(found, self._label_divergence([index[u] for u in found.users]))
 
@@ -349,6 +349,7 @@ class StudyResult:
             scale * personal,
             *self._forgetting(counted, name, scale),
             failed={data.id(m.client): m.failure for m in measured if m.failure is not None},
+            shared_is_trained=self.has_shared_model,
         )
 
     def _forgetting(

@@ -50,7 +50,7 @@ class Study:
         shared: patterns of layers that are trained together; by default all that are not ``personal``.
         personal: patterns of layers that never leave a device.
         fairness: how devices are weighted: a ``Weighting``, or the name of a strategy that is one
-            (``"tilted"``); by default the strategy's own.
+            (``"term"``); by default the strategy's own.
         groups: group of every user: group name to user ids, or a JSON or CSV file; by default the data's own.
         task: loss and metrics; by default what labels and outputs suggest.
         local: local training; ``run`` can change epochs or steps.
