@@ -8,7 +8,8 @@ processes one after another; the systems take turns, so that noise of the machin
 of a run warms up; ``startup_s`` is from the start of the process to the first finished client update, ``peak_mb`` the
 largest sum of the proportional set sizes of all its processes, ``updates_per_cpu_s`` the rate by processor time (for
 machines that do other work as well). All systems write their model after the same number of rounds of weighted
-FedAvg; ``max_model_diff`` is the largest difference of any value between any two.
+FedAvg; ``max_model_diff`` is the largest difference of any value between any two, ``rounding_diff`` how far the plain
+loop ends from itself when it begins one rounding beside the initial values.
 
 ``--tune`` measures several settings of every peer and takes the fastest; without it the settings are those that were
 fastest when this was written. ``--population`` is a table of time and memory for 10^3 to 10^6 lazily generated clients.

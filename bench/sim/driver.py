@@ -239,10 +239,12 @@ class _Bench:
                 report = self.run(system, self.settings[system], f"repeat {repeat + 1} of {o.repeats}")
                 if report is not None:
                     self.runs[system].append(report)
+        rounding = self.rounding()
         sizes = np.load(data / "sizes.npy")
         return {
             **{s: self.summary(s) for s in self.runs if self.runs[s]},
             "max_model_diff": self.largest_difference(),
+            "rounding_diff": rounding,
             "model_diff": {f"{a}/{b}": _distance(x, y) for (a, x), (b, y) in self.pairs()},
             "model_change": max((_distance(m, self.initial) for m in self.models.values()), default=None),
             "model_rounds": o.rounds or self.workload.rounds,
@@ -253,7 +255,24 @@ class _Bench:
             "data_sha256": digest,
         }
 
-    def run(self, system: str, settings: dict[str, Any], what: str) -> dict[str, Any] | None:
+    def rounding(self) -> float | None:
+        """How far the plain loop ends from itself when it begins one rounding beside the initial values.
+
+        No two systems with kernels of their own can agree better: where a ReLU or a maximum flips, a difference
+        in the last bit becomes one in the model.
+        """
+        before = self.models.get("sequential")
+        if (
+            before is None
+            or self.run("sequential", {"nudge": True}, "one rounding aside", seconds=0.0) is None
+        ):
+            return None
+        after, self.models["sequential"] = self.models["sequential"], before
+        return _distance(before, after)
+
+    def run(
+        self, system: str, settings: dict[str, Any], what: str, seconds: float | None = None
+    ) -> dict[str, Any] | None:
         """One run; a failure is recorded, and the system is not run again on this workload."""
         if system not in self.pythons:
             return None
@@ -265,7 +284,7 @@ class _Bench:
                 out=out,
                 processes=self.options.processes,
                 rounds=self.options.rounds or self.workload.rounds,
-                seconds=self.options.seconds,
+                seconds=self.options.seconds if seconds is None else seconds,
                 settings=settings,
             )
             try:
@@ -370,6 +389,10 @@ def table(result: dict[str, Any], systems: Sequence[str]) -> str:
         compared = (
             "no two models to compare" if difference is None else f"models differ by at most {difference:.1e}"
         )
+        if difference is not None and rows["rounding_diff"] is not None:
+            compared += (
+                f" (by rounding alone {rows['rounding_diff']:.1e}, trained by {rows['model_change']:.1e})"
+            )
         lines.append(f"{name}: {rows['clients']} clients, cohort {rows['cohort']}; {compared}")
         for system in systems:
             if system not in rows:

@@ -215,7 +215,7 @@ WORKLOADS = {
             lr=0.5,
         ),
         Workload("tiny", lambda: Mlp(64, 32), _femnist_like(64)),
-        Workload("cnn", Cnn, _femnist_like(784), lr=0.05, rounds=2),
+        Workload("cnn", Cnn, _femnist_like(784), lr=0.01, rounds=2),
     )
 }
 

@@ -108,8 +108,10 @@ def test_ours_trains_the_same_model_as_the_plain_loop(monkeypatch: pytest.Monkey
     result = driver.compare(small(systems=("pfl_mobile", "sequential"), processes=2), lambda _: None)
     assert result["errors"] == []
     tiny = result["workloads"]["tiny"]
+    assert 0 < tiny["rounding_diff"] < 1e-6
     assert tiny["max_model_diff"] < 1e-6 < 1e-3 < tiny["model_change"]
     assert result["ratios"]["tiny"]["sequential"] > 0
+    assert "by rounding alone" in driver.table(result, ("pfl_mobile", "sequential"))
 
 
 @pytest.mark.slow
