@@ -60,9 +60,9 @@ class Comparison:
     def rows(self) -> list[dict[str, Any]]:
         """One record for each strategy.
 
-        ``global_acc`` is None where the shared model has untrained personal layers. ``personalized_acc`` is the mean over users (then over seeds) of each user's own model, ``gain`` that minus
-        the same with the baseline, with a 95 % interval: over users with one seed (bootstrap), over seeds
-        with more (Student's t).
+        ``global_acc`` is None where the shared model has untrained personal layers. ``personalized_acc`` is the mean
+        over users (then over seeds) of each user's own model, ``gain`` that minus the same with the baseline, with a
+        95 % interval: over users with one seed (bootstrap), over seeds with more (Student's t).
         """
         base = self.results[BASELINE].evaluations
         return [self._row(found, base) for found in self.results.values()]

@@ -215,8 +215,8 @@ class StudyResult:
 
     @property
     def has_shared_model(self) -> bool:
-        """Whether the server's values alone are a trained model: nothing personal stays as it was shipped."""
-        return not self._rounds.server.names("personal")
+        """Whether the server's values alone are a trained model, with no personal layer from scratch in it."""
+        return not self.study.personal_from_scratch
 
     def baseline(self, on_progress: Report | None = None) -> StudyResult:
         """One model for all, by federated averaging of everything in as many rounds; run once.

@@ -148,6 +148,14 @@ class Study:
         made = _make(self._given["model"], self.seed)
         return not isinstance(made, PersonalizedModel) and bool((strategy or self.strategy).modules(made))
 
+    @property
+    def personal_from_scratch(self) -> bool:
+        """Whether layers of a plain model are personal, so that nobody trains the shared model's copies of them.
+
+        Modules in a backbone are another thing: without them there is the backbone.
+        """
+        return bool(self._given["personal"])
+
     def replace(self, **changes: Any) -> Study:
         """The same study with other settings, named as in the constructor."""
         return Study(**{**self._given, **changes})
