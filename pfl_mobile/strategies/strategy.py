@@ -38,16 +38,25 @@ class Local:
     """Local training, as far as it is the same for all strategies.
 
     Attributes:
-        epochs: passes over a device's examples in a round; exactly one of ``epochs`` and ``steps``.
-        steps: optimizer steps in a round.
+        epochs: passes over a device's examples in a round; 1 where ``steps`` is not given either.
+        steps: optimizer steps in a round, in place of epochs.
         optimizer: of the device.
         clip: largest global L2 norm of a gradient; None for no limit.
     """
 
-    epochs: int | None = 1
+    epochs: int | None = None
     steps: int | None = None
     optimizer: Optimizer = field(default_factory=lambda: Sgd(lr=0.1))
     clip: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse epochs and steps together (ConfigError)."""
+        if self.epochs is not None and self.steps is not None:
+            raise ConfigError(
+                f"local training has {self.epochs} epochs and {self.steps} steps", mend="give one of the two"
+            )
+        if self.epochs is None and self.steps is None:
+            object.__setattr__(self, "epochs", 1)
 
     def train(self, **terms: Any) -> TrainPhase:
         """A train phase with these settings, and ``terms`` beside or in place of them.

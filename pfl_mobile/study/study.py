@@ -222,8 +222,6 @@ class Study:
 
         study = self
         if local_epochs is not None or local_steps is not None:
-            if local_epochs is not None and local_steps is not None:
-                raise ConfigError("local_epochs and local_steps are both given", mend="give one of them")
             study = self.replace(local=replace(self.local, epochs=local_epochs, steps=local_steps))
         return run_study(study, rounds, resume=resume, on_progress=on_progress)
 
