@@ -184,8 +184,8 @@ class Rounds:
             seconds=time.perf_counter() - began,
         )
         self.history.append(record)
-        self.stopped = bool(self._stop and self._stop(record))
         self._run.history.add(asdict(record))
+        self.stopped = bool(self._stop and self._stop(record))
         if self.stopped or self.server.round >= self.rounds or self.server.round % self.checkpoint_every == 0:
             self._run.save(self.server, lanes=self.engine.lanes, stopped=self.stopped)
         if self._progress:

@@ -471,6 +471,22 @@ def test_a_run_that_stopped_early_stays_stopped(tmp_path, engine):
         assert study.run().round == 2
 
 
+def test_a_hook_that_fails_loses_no_round(tmp_path, engine):
+    def fails(record):
+        if record.round == 1:
+            raise RuntimeError("hook")
+
+    with rounds(FEDAVG, setup(), engine) as study:
+        expected = dict(study.run().values)
+    with rounds(FEDAVG, setup(), engine, folder=tmp_path, stop=fails) as study:
+        with pytest.raises(RuntimeError, match="hook"):
+            study.run()
+        study.run()
+    with rounds(FEDAVG, setup(), engine, folder=tmp_path, resume=True) as study:
+        assert same(study.server.values, expected)
+        assert [record.round for record in study.history] == [0, 1, 2]
+
+
 def test_checkpoints_are_written_as_often_as_asked_and_at_the_end(tmp_path, engine):
     written = []
 
