@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -137,20 +138,18 @@ def main() -> None:
             more = meter.round_done(cohort, lambda merged=merged: {k: v.numpy() for k, v in merged.items()})
         done.append(True)
 
-    run_simulation(
-        server,
-        flower.client,
-        num_supernodes=supernodes,
-        backend_config={
-            "init_args": {
-                "num_cpus": job.processes,
-                "num_gpus": 0,
-                "log_to_driver": False,
-                "logging_level": "error",
+    # Ray's sockets need a short path, and its default folder would keep every session
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as sessions:
+        init = {"num_cpus": job.processes, "num_gpus": 0, "log_to_driver": False, "_temp_dir": sessions}
+        run_simulation(
+            server,
+            flower.client,
+            num_supernodes=supernodes,
+            backend_config={
+                "init_args": {**init, "logging_level": "error"},
+                "client_resources": {"num_cpus": job.settings["cpus"], "num_gpus": 0.0},
             },
-            "client_resources": {"num_cpus": job.settings["cpus"], "num_gpus": 0.0},
-        },
-    )
+        )
     if not done:
         sys.exit("the server app ended early")
     meter.report(("flwr", "ray", "torch", "numpy"), processes=job.processes, **job.settings)
