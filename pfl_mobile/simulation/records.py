@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,11 @@ class RoundRecord:
     bytes_down: int
     bytes_up: int
     seconds: float
+
+    @classmethod
+    def load(cls, line: Mapping[str, Any]) -> RoundRecord:
+        """The record that a line of the history holds."""
+        return cls(**{**line, "failed": [(int(client), str(why)) for client, why in line["failed"]]})
 
 
 def summary(

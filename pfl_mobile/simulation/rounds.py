@@ -127,7 +127,7 @@ class Rounds:
         if found is not None:
             found.put_into(self.server)
             self.stopped = found.stopped
-            self.history = [RoundRecord(**line) for line in self._run.history.lines]
+            self.history = [RoundRecord.load(line) for line in self._run.history.lines]
             if self.setup.lanes != found.lanes:  # measured by the run that was stopped
                 self.setup = replace(self.setup, lanes=found.lanes)
         self._owned = engine is None

@@ -356,9 +356,10 @@ def test_jobs_fill_the_lanes_and_are_many(cohort, lanes):
 
 
 def test_a_resumed_run_ends_with_the_bits_of_one_that_was_never_stopped(tmp_path, engine):
-    given = setup(groups=GROUPS)
+    given = setup(groups=GROUPS, trouble={7: "empty", 12: "nan"})
     with rounds(Groupwise(), given, engine, rounds=5) as study:
         study.run()
+        assert any(record.failures for record in study.history)
         expected = study
         values, evaluated = dict(study.server.values), study.evaluate()
     for stop in range(1, 5):
@@ -374,7 +375,7 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_never_stopped(tmp_path
             assert list(study.server.groups) == list(expected.server.groups)
             assert same(study.server.sets["last"], expected.server.sets["last"])
             assert [{**vars(r), "seconds": 0} for r in study.history] == [
-                {**vars(r), "seconds": 0, "failed": list(r.failed)} for r in expected.history
+                {**vars(r), "seconds": 0} for r in expected.history
             ]
         lines = (folder / "history.jsonl").read_text().splitlines()
         assert [json.loads(line)["round"] for line in lines] == list(range(5))
