@@ -9,9 +9,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pfl_mobile.errors import UnknownNameError, near
+
+if TYPE_CHECKING:
+    from pfl_mobile.data import UserText
+    from pfl_mobile.simulation.population import Population
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +29,8 @@ class Recipe:
         title: one line for listings.
         data: the dataset of its study, as ``pfl_mobile.data`` names it.
         also: further datasets that its study takes.
+        inputs: of the model: shape of one example, or how many ids there are; empty for messages.
+        classes: how many; None for real values.
         own_deployment: whether its ``deployment`` ships more than its study trains.
         template: whether ``pfl init`` makes projects of it.
     """
@@ -31,8 +39,16 @@ class Recipe:
     title: str
     data: str
     also: tuple[str, ...] = ()
+    inputs: Mapping[str, tuple[int, ...] | int] = field(default_factory=dict)
+    classes: int | None = None
     own_deployment: bool = False
     template: bool = True
+
+    def made_up(self) -> Population | UserText:
+        """A few users with random examples of the data's shapes, for tests that need no data."""
+        from . import made_up
+
+        return made_up.population(self) if self.inputs else made_up.messages()
 
     @property
     def study(self) -> tuple[str, str]:
@@ -55,16 +71,50 @@ _RECIPES = {
             also=("nus-sms", "shakespeare"),
             own_deployment=True,
         ),
-        Recipe(name="activity", title="what a person does, from a phone's accelerometer", data="wisdm"),
-        Recipe(name="glucose", title="a patient's glucose in half an hour", data="cgm-hall"),
-        Recipe(name="maintenance", title="how long an engine of a fleet will last", data="cmapss"),
-        Recipe(name="fraud", title="card payments that are not the customer's (generated)", data="fraud"),
-        Recipe(name="recommendation", title="how a person will rate a film", data="movielens-small"),
-        Recipe(name="driving", title="the angle of the steering wheel (generated)", data="driving"),
+        Recipe(
+            name="activity",
+            title="what a person does, from a phone's accelerometer",
+            data="wisdm",
+            inputs={"x": (43,)},
+            classes=6,
+        ),
+        Recipe(
+            name="glucose",
+            title="a patient's glucose in half an hour",
+            data="cgm-hall",
+            inputs={"x": (12,)},
+        ),
+        Recipe(
+            name="maintenance",
+            title="how long an engine of a fleet will last",
+            data="cmapss",
+            inputs={"x": (30, 14)},
+        ),
+        Recipe(
+            name="fraud",
+            title="card payments that are not the customer's (generated)",
+            data="fraud",
+            inputs={"x": (15,)},
+            classes=2,
+        ),
+        Recipe(
+            name="recommendation",
+            title="how a person will rate a film",
+            data="movielens-small",
+            inputs={"film": 9066, "x": (20,)},
+        ),
+        Recipe(
+            name="driving",
+            title="the angle of the steering wheel (generated)",
+            data="driving",
+            inputs={"x": (7,)},
+        ),
         Recipe(
             name="synthetic",
             title="Synthetic(0.5, 0.5), the standard test of strategies (generated)",
             data="synthetic",
+            inputs={"x": (60,)},
+            classes=10,
             template=False,
         ),
     )

@@ -61,7 +61,7 @@ def group_by(labels: Iterable[str]) -> dict[str, np.ndarray]:
     return {str(n): np.flatnonzero(codes == i) for i, n in enumerate(names)}
 
 
-def quartiles(sizes: Sequence[int]) -> dict[str, np.ndarray]:
+def quartiles(sizes: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
     """Groups by how many examples users have: ``quartile-1`` the fewest, up to ``quartile-4``.
 
     Users with equally many are in one group, so a group may be empty, and is left out then.

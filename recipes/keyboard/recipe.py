@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from pfl_mobile import data
-from pfl_mobile.atomic import atomic_write
 from pfl_mobile.data.cache import cache_dir
 from pfl_mobile.deployment import Deployment
 from pfl_mobile.local.plan import AdamW, AssignSlotsPhase, Guard, MemorizePhase, MovePhase, Plan, TrainPhase
@@ -38,6 +35,7 @@ from .gate import (
 from .model import Keyboard, KeyboardConfig
 from .ngrams import build_table
 from .training import TrainConfig, train_backbone
+from .weights import keep_weights, load_weights
 
 #: ``report(what, fraction done or None)``.
 Report = Callable[[str, float | None], None]
@@ -208,10 +206,10 @@ def prepare(
     tokenizer = WordTokenizer.train(seen.learned, recipe.model.vocabulary)
     encoder = TextEncoder(tokenizer, recipe.model.length, recipe.model.vocabulary, recipe.slots)
     place = cache_dir() / "keyboard" / f"{_digest(recipe, seen)}.pt"
-    kept = _load(place)
+    kept = load_weights(place)
     if kept is None:
         kept = _train(encoder, seen, recipe, say)
-        _keep(place, kept)
+        keep_weights(place, kept)
     else:
         say("load the trained backbone", None)
     backbone = Keyboard(recipe.model).eval()
@@ -364,18 +362,3 @@ def _digest(recipe: Recipe, seen: _Seen) -> str:
     for texts in (seen.learned, seen.first, list(seen.others.all_texts())):
         digest.update("\n".join(texts).encode() + b"\0")
     return digest.hexdigest()[:24]
-
-
-def _load(place: Path) -> dict[str, Any] | None:
-    """Kept weights; None where there are none."""
-    if not place.is_file():
-        return None
-    found: dict[str, Any] = torch.load(place, weights_only=True)
-    return found
-
-
-def _keep(place: Path, tensors: dict[str, Any]) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    torch.save(tensors, buffer)
-    atomic_write(place, buffer.getvalue())
