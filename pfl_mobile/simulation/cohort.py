@@ -23,7 +23,7 @@ from pfl_mobile.simulation.steps import Steps
 from pfl_mobile.tasks import Batch, Task
 
 #: The most lanes that ``calibrate`` tries.
-MOST_LANES = {"cpu": 64, "cuda": 1024}
+MOST_LANES = {"cpu": 16, "cuda": 1024}
 
 
 @dataclass
@@ -228,12 +228,15 @@ class CohortTrainer:
         batch["weight"] = np.ones_like(batch["weight"])
         plan = Plan(phases=(TrainPhase(epochs=1, optimizer=Sgd(lr=1e-9)),))
         clients = [Client(batch, k) for k in range(lanes)]
+        # other processes do not count, where one thread does all the work
+        alone = self.device.type == "cpu" and torch.get_num_threads() == 1
+        clock = time.thread_time if alone else time.perf_counter
         self.run(plan, clients, {}, {})  # compiles
         shortest, end = math.inf, time.perf_counter() + seconds
         while time.perf_counter() < end or math.isinf(shortest):
-            began = time.perf_counter()
+            began = clock()
             self.run(plan, clients, {}, {})
-            shortest = min(shortest, time.perf_counter() - began)
+            shortest = min(shortest, clock() - began)
         return shortest / (lanes * repeats)
 
     # -- parts of a run --------------------------------------------------------------------------------------
