@@ -22,7 +22,8 @@ import argparse
 import json
 import sys
 
-from sim.driver import SYSTEMS, Options, compare, population_table, populations, table
+from sim.driver import SYSTEMS, Options, compare, populations
+from sim.report import population_table, table
 from sim.workloads import WORKLOADS
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 
 from sim.environments import EnvironmentFailed, python_of
 from sim.job import Job
+from sim.report import machine
 from sim.watch import MARK, Watch, end_all
 from sim.workloads import WORKLOADS, Prepared, prepare
 
@@ -187,20 +187,6 @@ def populations(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     return {"machine": machine(), "processes": options.processes, "population": rows, "errors": errors}
 
 
-def population_table(result: dict[str, Any]) -> str:
-    """The population's table for people."""
-    lines = [
-        f"{'clients':>9s} {'cohort':>6s} {'start s':>8s} {'round s':>8s} {'updates/s':>9s} {'peak MB':>8s}"
-    ]
-    lines += [
-        f"{r['clients']:9d} {r['cohort']:6d} {r['startup_s']:8.2f} {r['round_s']:8.3f} "
-        f"{r['updates_per_s']:9.1f} {r['peak_mb']:8.0f}"
-        for r in result["population"]
-    ]
-    lines += [f"ERROR {e['clients']} clients, cohort {e['cohort']}: {e['error']}" for e in result["errors"]]
-    return "\n".join(lines)
-
-
 class _Bench:
     """One workload."""
 
@@ -360,49 +346,3 @@ class _Bench:
 
 def _distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
     return max(float(np.abs(one[k] - other[k]).max()) for k in one)
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores that may be used, memory, load before the first run."""
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    return {
-        "processor": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": f"{platform.system()} {platform.release()}",
-        "load": [round(x, 2) for x in os.getloadavg()],
-    }
-
-
-def table(result: dict[str, Any], systems: Sequence[str]) -> str:
-    """The result for people."""
-    lines = []
-    for name, rows in result["workloads"].items():
-        difference = rows["max_model_diff"]
-        compared = (
-            "no two models to compare" if difference is None else f"models differ by at most {difference:.1e}"
-        )
-        if difference is not None and rows["rounding_diff"] is not None:
-            compared += (
-                f" (by rounding alone {rows['rounding_diff']:.1e}, trained by {rows['model_change']:.1e})"
-            )
-        lines.append(f"{name}: {rows['clients']} clients, cohort {rows['cohort']}; {compared}")
-        for system in systems:
-            if system not in rows:
-                lines.append(f"  {system:14s} failed, see the errors")
-                continue
-            row, ratio = rows[system], result["ratios"][name].get(system)
-            ours = "" if ratio is None else f"  ours x{ratio:.2f}"
-            lines.append(
-                f"  {system:14s} {row['updates_per_s']:9.1f} updates/s {row['peak_mb']:8.0f} MB "
-                f"{row['startup_s']:6.1f} s to start{ours}"
-            )
-    lines += [f"ERROR {e['system']} on {e['workload']}: {e['error']}" for e in result["errors"]]
-    return "\n".join(lines)

@@ -17,7 +17,7 @@ from pfl_mobile.local.plan import TrainPhase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
-from sim import driver, environments
+from sim import driver, environments, report
 from sim.job import Job, Meter
 from sim.watch import MARK, Watch, end_all, marked
 from sim.workloads import WORKLOADS, LazyImages, Prepared, loss, prepare
@@ -87,7 +87,7 @@ def test_a_system_that_cannot_be_installed_is_an_error(
     assert error["system"] == "pfl_research"
     assert "No matching distribution" in error["error"]
     assert "pfl_research" not in result["workloads"]["tiny"]
-    assert "pfl_research" in driver.table(result, ("pfl_research",))
+    assert "pfl_research" in report.table(result, ("pfl_research",))
     assert not list(tmp_path.rglob("complete"))
 
 
@@ -112,7 +112,7 @@ def test_ours_trains_the_same_model_as_the_plain_loop(monkeypatch: pytest.Monkey
     assert 0 < tiny["rounding_diff"] < 1e-6
     assert tiny["max_model_diff"] < 1e-6 < 1e-3 < tiny["model_change"]
     assert result["ratios"]["tiny"]["sequential"] > 0
-    assert "by rounding alone" in driver.table(result, ("pfl_mobile", "sequential"))
+    assert "by rounding alone" in report.table(result, ("pfl_mobile", "sequential"))
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_a_generated_population_is_measured(monkeypatch: pytest.MonkeyPatch) -> 
     (row,) = result["population"]
     assert row["clients"] == 100_000
     assert row["updates_per_s"] > 0
-    assert "100000" in driver.population_table(result)
+    assert "100000" in report.population_table(result)
 
 
 def test_lazy_images_are_always_the_same() -> None:
@@ -139,9 +139,9 @@ def test_meter_leaves_the_first_round_out_and_compares_after_the_agreed_one(tmp_
     more = [meter.round_done(5, lambda i=i: {"w": np.full(2, i)}) for i in range(3)]
     assert more == [True, True, False]
     meter.report(("numpy", "no-such-package"))
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["updates"] == 10
-    assert report["versions"]["no-such-package"] == "not installed"
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["updates"] == 10
+    assert written["versions"]["no-such-package"] == "not installed"
     assert np.load(tmp_path / "model.npz")["w"].tolist() == [2, 2]
 
 
