@@ -142,9 +142,9 @@ class _Writer:
         found: dict[fx.Node, Any] = {}
         with torch.no_grad():
             for name, value in self.graph.inputs.items():
-                found[self.places[name]] = (
-                    _strided(value) if self.stacked and name in self.graph.outputs else value
-                )
+                # tensors that are held have no output, and are parts of longer rows all the same
+                part = self.stacked and value.is_floating_point()
+                found[self.places[name]] = _strided(value) if part else value
             for node in self.nodes:
                 if node.op == "get_attr":
                     found[node] = getattr(self.graph.module, node.target).cpu()

@@ -31,7 +31,7 @@ class RoundRecord:
         loss: mean over the merged devices of their mean training loss; None where nothing was trained.
         reports: mean over the merged devices of everything that the plan measured.
         bytes_down: sent to each device, mean, without what it has from the bundle.
-        bytes_up: sent by each device.
+        bytes_up: sent by each device, mean.
         seconds: from the choice of the cohort to the merge.
     """
 

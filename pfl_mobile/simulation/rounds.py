@@ -19,7 +19,7 @@ from pfl_mobile.local.random import derive, uniform
 from pfl_mobile.local.upload import update_shapes
 from pfl_mobile.simulation.checkpoint import RunFolder
 from pfl_mobile.simulation.cohorts import sample
-from pfl_mobile.simulation.engine import Engine, LocalEngine, one_thread
+from pfl_mobile.simulation.engine import Engine, LocalEngine
 from pfl_mobile.simulation.groups import Groups
 from pfl_mobile.simulation.records import RoundRecord, all_failed, summary
 from pfl_mobile.simulation.sending import Sent, send
@@ -159,6 +159,9 @@ class Rounds:
         plan = _keeping_what_it_sends(plan)
         sent = self._send((plan,), cohort)
         changes = Layout(update_shapes(plan, self.server.table))
+        wire = [self.strategy.bytes_on_wire(self.server, c, self.group(c)) for c in cohort]
+        traffic = [(sent.bytes_down, 4 * changes.size) if found is None else found for found in wire]
+        down, up = np.mean(traffic or [(0, 0)], axis=0).round().astype(int).tolist()
         records: list[Record] = []
         if cohort:
             task = TrainTask(plan, changes, self.states.form.layout.shapes, sent.start, sent.sets)
@@ -179,8 +182,8 @@ class Rounds:
             number,
             records,
             dropped=len(chosen) - len(cohort),
-            bytes_down=sent.bytes_down,
-            bytes_up=4 * changes.size,
+            bytes_down=down,
+            bytes_up=up,
             seconds=time.perf_counter() - began,
         )
         self.history.append(record)
@@ -219,18 +222,6 @@ class Rounds:
             jobs = self._jobs(piece, sent, [-1] * len(piece), self._evaluation_seed)
             found += self.engine.run(task, jobs, sent.pool, self.states)[0]
         return found
-
-    def evaluate_general(self) -> dict[str, float]:
-        """Metrics of the server's values on the setup's general examples.
-
-        Raises:
-            ConfigError: the setup has none.
-        """
-        if self.setup.general is None:
-            raise ConfigError("the setup has no general examples", mend="give Setup(general=...)")
-        with one_thread():
-            trainer = self.setup.trainer(self.setup)
-            return trainer.evaluate([self.setup.general], [{}], self.server.values)[0]
 
     def close(self) -> None:
         """Let go of the folder, and of the engine when it was not given."""

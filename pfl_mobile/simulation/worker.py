@@ -178,6 +178,7 @@ class Evaluation:
         failure: why the device could not make its own model, ``<error>: <reason>``.
         general: metrics of the device's own model on the general examples; None without them, or without a model
             of its own.
+        general_shared: the same of the values that the server sends to all.
     """
 
     client: int
@@ -186,6 +187,7 @@ class Evaluation:
     personal: dict[str, float] | None
     failure: str | None = None
     general: dict[str, float] | None = None
+    general_shared: dict[str, float] | None = None
 
 
 @dataclass
@@ -289,9 +291,10 @@ class Worker:
         found = self.trainer.evaluate(own_rows, own_tensors, start)
         of_personal = dict(zip(has_own, found, strict=True))
         general: dict[int, dict[str, float]] = {}
-        if self.setup.general is not None:
-            own_models = [personal[i] or {} for i in has_own]
-            found = self.trainer.evaluate([self.setup.general] * len(has_own), own_models, start)
+        general_shared = None
+        if self.setup.general is not None and has_own:
+            models = [{}, *own_tensors]
+            general_shared, *found = self.trainer.evaluate([self.setup.general] * len(models), models, start)
             general = dict(zip(has_own, found, strict=True))
         return [
             Evaluation(
@@ -301,6 +304,7 @@ class Worker:
                 of_personal.get(i),
                 failures[i],
                 general.get(i),
+                general_shared,
             )
             for i, index in enumerate(job.clients)
         ]

@@ -148,6 +148,11 @@ class FedP3(Strategy):
             self.apply(server, change)
             self.merge_groups(server, updates, weights)
 
+    def bytes_on_wire(self, server: Server, client: int, group: str) -> tuple[int, int]:
+        """Of the kept entries."""
+        found = self.traffic(server, client, group)
+        return found.down, found.up
+
     def traffic(self, server: Server, client: int, group: str = "") -> Traffic:
         """Bytes that a device receives and sends in this round."""
         masks, sent = self.masks(server, client, group), self.sends(server, client)

@@ -284,6 +284,13 @@ class Strategy:
             return {}
         return {"global": {**server.values, **server.groups.get(group, {})}}
 
+    def bytes_on_wire(self, server: Server, client: int, group: str) -> tuple[int, int] | None:
+        """Bytes down to and up from a device in this round, where they are fewer than the sets' and changes' own.
+
+        None, the default, where whole tensors travel.
+        """
+        return None
+
     def merge(self, server: Server, updates: Updates) -> None:
         """Merge a round. Called with at least one update.
 

@@ -18,7 +18,8 @@ from pfl_mobile.errors import ConfigError, UnknownNameError, near
 from pfl_mobile.local.plan import LOWER_IS_BETTER
 from pfl_mobile.local.random import derive, permutation
 from pfl_mobile.simulation.engine import LocalEngine
-from pfl_mobile.simulation.rounds import RoundRecord, Rounds
+from pfl_mobile.simulation.records import RoundRecord
+from pfl_mobile.simulation.rounds import Rounds
 from pfl_mobile.simulation.worker import Setup, count_examples
 from pfl_mobile.study.evaluation import Evaluation
 from pfl_mobile.study.recommend import Recommendation, recommend
@@ -356,10 +357,11 @@ class StudyResult:
         self, found: Sequence[Measured], name: str, scale: float
     ) -> tuple[float | None, np.ndarray | None]:
         """The metric on the general examples: of the shared model, and of those users' that have their own."""
-        own = [scale * m.general[name] for m in found if m.general]
+        own = [m for m in found if m.general and m.general_shared]
         if not own or not self.has_shared_model:
             return None, None
-        return scale * self._rounds.evaluate_general()[name], np.array(own, np.float64)
+        shared = (own[0].general_shared or {})[name]
+        return scale * shared, scale * np.array([(m.general or {})[name] for m in own], np.float64)
 
     def _label_divergence(self, who: Sequence[int]) -> np.ndarray | None:
         """Of each user's training labels; None for real values."""

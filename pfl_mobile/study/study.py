@@ -95,7 +95,9 @@ class Study:
     ) -> None:
         """Check that everything fits together."""
         self._given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        self.data = self._given["data"] = _population(data)  # loaded once, however often settings are replaced
+        self.data = self._given["data"] = _population(
+            data
+        )  # loaded once, however often settings are replaced
         count = len(self.data)
         self.strategy_name, self.strategy = _strategy(strategy, parameters or {}, fairness)
         given = getattr(self.strategy.weighting, "groups", None)
