@@ -72,7 +72,7 @@ class CohortTrainer:
     processes is fastest.
 
     Args:
-        model: the model of all clients.
+        model: the model of all clients, on the CPU.
         task: loss and metrics.
         example: one batch; its first axis is the batch size.
         lanes: how many clients one call of the program trains; None measures it at the first use.

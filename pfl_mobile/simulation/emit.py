@@ -29,6 +29,8 @@ LARGE = 3_000_000
 #: Elements of a weight from which MKL's sum of few outer products is slower than oneDNN's and a subtraction:
 #: 0.64 against 0.24 ms for [128, 9216] and ten rows, but 29 against 47 us for [200, 784].
 MANY = 1 << 19
+#: Elements of frozen weights of which a function keeps a second copy in oneDNN's layout.
+MOST_PACKED = 1 << 24
 #: Operators that have a method working in place on their first argument.
 _IN_PLACE = {
     _aten.add.Tensor: "add_",
@@ -72,22 +74,14 @@ def emit(
     last.args = (tuple(found[name] for name in outputs),)
     module.graph.eliminate_dead_code()
     rewrite(module)
-    _move(module, device)
     return _Writer(Graph(module, graph.inputs, outputs), sgd, device).function()
-
-
-def _move(module: fx.GraphModule, device: torch.device) -> None:
-    module.to(device)
-    for node in module.graph.nodes:
-        if "device" in node.kwargs:
-            node.kwargs = {**node.kwargs, "device": device}
 
 
 class _Writer:
     """One use: walks the graph and collects lines of source."""
 
     def __init__(self, graph: Graph, sgd: bool, device: torch.device) -> None:
-        self.graph, self.sgd, self.cpu = graph, sgd, device.type == "cpu"
+        self.graph, self.sgd, self.device, self.cpu = graph, sgd, device, device.type == "cpu"
         self.nodes = list(graph.module.graph.nodes)
         self.scope: dict[str, Any] = {}
         self.names: dict[fx.Node, str] = {}
@@ -147,7 +141,7 @@ class _Writer:
                 found[self.places[name]] = _strided(value) if part else value
             for node in self.nodes:
                 if node.op == "get_attr":
-                    found[node] = getattr(self.graph.module, node.target).cpu()
+                    found[node] = getattr(self.graph.module, node.target)
                 elif node.op == "call_function":
                     args, kwargs = _arguments(node, found)
                     found[node] = node.target(*args, **kwargs)
@@ -227,7 +221,9 @@ class _Writer:
         if node.op == "placeholder":
             self.names[node] = f"i{list(self.places.values()).index(node)}"
         elif node.op == "get_attr":
-            self.names[node] = self._bind("c", getattr(self.graph.module, node.target).detach())
+            self.names[node] = self._bind(
+                "c", getattr(self.graph.module, node.target).detach().to(self.device)
+            )
         else:
             self.names[node] = f"v{self.nodes.index(node)}"
 
@@ -279,6 +275,8 @@ class _Writer:
             return None
         key = (weight.op, source.target, shape(node)[0])
         if key not in self.packed:
+            if sum(t.numel() for t in self.packed.values()) + math.prod(shape(weight)) > MOST_PACKED:
+                return None
             value = values[weight].contiguous()
             self.packed[key] = torch.ops.mkldnn._reorder_linear_weight(value, shape(node)[0])
         return self._bind("packed", self.packed[key])
@@ -330,7 +328,7 @@ class _Writer:
     def _binding(self, node: fx.Node, values: dict[fx.Node, Any]) -> tuple[str, dict[str, Any]]:
         target = node.target
         name = target._schema.name.split("::")[1]
-        keywords = dict(node.kwargs)
+        keywords = {k: self.device if k == "device" else v for k, v in node.kwargs.items()}
         if not keywords.get("pin_memory", True):
             keywords.pop("pin_memory")
         args, kwargs = _arguments(node, values)

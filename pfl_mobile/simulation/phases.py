@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,8 +62,10 @@ def run_plan(plan: Plan, lanes: Lanes, steps: Steps, sizes: Sequence[int]) -> No
 class _Runner:
     def __init__(self, lanes: Lanes, steps: Steps, sizes: Sequence[int]) -> None:
         self.lanes, self.steps, self.sizes = lanes, steps, list(sizes)
+        self._calls: dict[tuple[Any, ...], Call] = {}  # of this phase
 
     def run(self, phase: object, index: int) -> None:
+        self._calls.clear()
         if isinstance(phase, TrainPhase):
             self._train(phase, index)
         elif isinstance(phase, MovePhase):
@@ -178,7 +181,10 @@ class _Runner:
     ) -> np.ndarray:
         """Gradients of the mean losses at ``point`` into ``gradient``; the mean losses, float64 [active]."""
         size = self._fit(active)
-        call = Call(self.steps, self.lanes, size, point, group, sgd=False)
+        key = (size, point.data_ptr(), tuple(group))
+        if key not in self._calls:
+            self._calls[key] = Call(self.steps, self.lanes, size, point, group, sgd=False)
+        call = self._calls[key]
         w = helping.weights[:size]
         scale = np.divide(1.0, w, out=np.zeros(size), where=w > 0)
         loss = np.zeros(size)

@@ -89,7 +89,8 @@ class Steps:
         key = (lanes, tuple(names))
         if key not in self._deferred:
             self._deferred[key] = None
-            found = deferred(self.graph("step", lanes), names)
+            # a GPU has the memory bandwidth, and would rather have one product for all lanes
+            found = deferred(self.graph("step", lanes), names) if self.device.type == "cpu" else None
             if found is not None:
                 graph, deferrals = found
                 kept = [n for n in graph.outputs[1:] if n in names or n.startswith("at.")]

@@ -14,6 +14,7 @@ from pfl_mobile.simulation.compiled import Graph, stacked, trace_evaluate, trace
 from pfl_mobile.simulation.emit import emit
 from pfl_mobile.simulation.rewrite import add_bmm, channels_last, rewrite
 from tests.simulation.alone import classifier
+from tests.simulation.test_cohort_models import case
 
 CPU = torch.device("cpu")
 
@@ -89,6 +90,15 @@ def test_sgd_is_part_of_the_function(graph: Graph, lanes: int) -> None:
             torch.testing.assert_close(value, before[name] - gradients[name])
         else:
             assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("name", ["decoder", "recurrent", "pooled"])
+def test_everything_is_on_the_device_that_is_asked_for(name: str) -> None:
+    model, task, make = case(name)
+    graph = stacked(trace_step(model, task, {k: torch.from_numpy(v) for k, v in make(4, 1).items()}), 3)
+    function = emit(graph, device=torch.device("meta"))
+    out = function(*(value.to("meta") for value in graph.inputs.values()))
+    assert {value.device.type for value in out} == {"meta"}
 
 
 def test_shared_inputs_have_no_lanes() -> None:
