@@ -8,6 +8,7 @@ import inspect
 import sys
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +193,8 @@ def find_function(model: str, wanted: str = "deployment") -> UserFunction:
     Args:
         model: ``file.py:function``, ``package.module:function``, the name of a recipe, or for a deployment the
             folder of a study's run.
-        wanted: ``deployment`` or ``study``; a recipe without a deployment of its own gives its study for both.
+        wanted: ``deployment`` or ``study``; a recipe without a deployment of its own gives its study for both, and
+            the name of a dataset the study of the recipe that serves it.
 
     Raises:
         UnknownNameError: there is no such file, module, recipe or function.
@@ -231,11 +233,17 @@ def _without_function(model: str, wanted: str) -> UserFunction:
         return UserFunction(path.resolve().name, f"the run in {model}", lambda: open_run(path), None)
     if not known:
         raise UnknownNameError(f"there is no recipe {model!r}", mend=_FORMS)
-    if model not in known:
-        raise UnknownNameError(f"there is no recipe {model!r}", mend=f"{near(model, known)}; or {_FORMS}")
-    found = importlib.import_module(RECIPES).find(model)
+    package = importlib.import_module(RECIPES)
+    served = package.datasets() if wanted == "study" else {}
+    if model not in known and model not in served:
+        near_names = near(model, [*known, *served])
+        raise UnknownNameError(f"there is no recipe {model!r}", mend=f"{near_names}; or {_FORMS}")
+    found = package.find(model) if model in known else served[model]
     module, function = found.deployment if wanted == "deployment" and found.deployment else found.study
-    return UserFunction(model, f"recipe {model}", getattr(_import_module(module), function), None)
+    call = getattr(_import_module(module), function)
+    if model not in known:
+        return UserFunction(model, f"recipe {found.name} on {model}", partial(call, data=model), None)
+    return UserFunction(model, f"recipe {model}", call, None)
 
 
 def _finished(study: Study, report: Callable[..., None]) -> StudyResult:

@@ -142,13 +142,18 @@ def find(name: str) -> Recipe:
     return _RECIPES[name]
 
 
+def datasets() -> dict[str, Recipe]:
+    """The datasets that recipes serve, each with its recipe."""
+    return {data: recipe for recipe in _RECIPES.values() for data in (recipe.data, *recipe.also)}
+
+
 def for_data(dataset: str) -> Recipe:
     """The recipe that serves a dataset.
 
     Raises:
         UnknownNameError: none does.
     """
-    served = {data: recipe for recipe in _RECIPES.values() for data in (recipe.data, *recipe.also)}
+    served = datasets()
     if dataset not in served:
         raise UnknownNameError(f"no recipe serves the dataset {dataset!r}", mend=near(dataset, served))
     return served[dataset]

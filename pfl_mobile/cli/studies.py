@@ -12,7 +12,7 @@ from pfl_mobile.cli.common import EXIT_CODES, Json, Reporter, console, print_jso
 from pfl_mobile.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pfl_mobile.study import Evaluation, Study
+    from pfl_mobile.study import Evaluation
     from pfl_mobile.study.compare import Comparison
 
 Model = Annotated[
@@ -136,7 +136,7 @@ def train(
     users_better, users_worse, worst_decile, per_group, worst_group_improvement).
     """
     from pfl_mobile.study import plots
-    from pfl_mobile.study.runs import note_source
+    from pfl_mobile.study.runs import changed_study, note_source
 
     settings: dict[str, Any] = {} if data is None else {"data": data}
     wanted = {
@@ -150,7 +150,7 @@ def train(
         "processes": processes,
     }
     changes = {name: value for name, value in wanted.items() if value is not None} | {"engine": engine}
-    study = _study(model, settings, changes)
+    study = changed_study(model, settings, changes)
     folder = out or Path("runs") / f"{_stem(model)}-{study.strategy_name}"
     study = study.replace(folder=folder)
     if not as_json:
@@ -219,6 +219,7 @@ def compare(
     from pfl_mobile.strategies import entry
     from pfl_mobile.strategies import names as all_names
     from pfl_mobile.study.compare import compare as run_comparison
+    from pfl_mobile.study.runs import changed_study
 
     chosen = all_names() if names == ["all"] else list(names)
     for name in chosen:
@@ -228,7 +229,7 @@ def compare(
         "processes": processes,
         "groups": None if groups is None else str(groups.expanduser().resolve()),
     }
-    study = _study(data, {}, {name: value for name, value in wanted.items() if value is not None})
+    study = changed_study(data, {}, {name: value for name, value in wanted.items() if value is not None})
     folder = out or Path("runs") / f"compare-{_stem(data)}"
     with Reporter() as report:
         found = run_comparison(
@@ -276,12 +277,6 @@ def recommend(
     out.print(f"[bold]{found.verdict}[/]", markup=True)
     for sentence in found.why:
         out.print(f"- {sentence}", markup=False)
-
-
-def _study(model: str, settings: dict[str, Any], changes: dict[str, Any]) -> Study:
-    from pfl_mobile.user_code import load_study
-
-    return load_study(model, **settings).replace(**changes)
 
 
 def _stem(model: str) -> str:

@@ -24,7 +24,7 @@ def note_source(folder: Path, model: str, settings: Mapping[str, Any], changes: 
         folder: of the run.
         model: as the user named it; a file's path is made absolute.
         settings: given to its function.
-        changes: given to ``Study.replace`` afterwards.
+        changes: what ``changed_study`` does to it afterwards.
     """
     source, colon, function = model.rpartition(":")
     if colon and source.endswith(".py"):
@@ -47,8 +47,6 @@ def study_of(folder: str | Path) -> Study:
         ConfigError: the folder holds no run, or its note is damaged.
         UserCodeError: the function that makes the study fails.
     """
-    from pfl_mobile.user_code import load_study
-
     path = Path(folder) / _SOURCE
     try:
         source = json.loads(path.read_text())
@@ -57,7 +55,28 @@ def study_of(folder: str | Path) -> Study:
         raise ConfigError(f"{folder} holds no run", mend="make one with `pfl train`") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged: {error}", mend="run `pfl train` again") from error
-    return load_study(model, **settings).replace(**changes, folder=folder)
+    return changed_study(model, settings, {**changes, "folder": folder})
+
+
+def changed_study(model: str, settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Study:
+    """The study that a function makes, with changes.
+
+    Another strategy than its own that needs no personal layers shares them, as in ``compare``: federated averaging
+    that keeps a layer on the devices would be another method under that name.
+
+    Args:
+        model: as the user named it.
+        settings: given to its function.
+        changes: settings in place of the study's own.
+    """
+    from pfl_mobile.study.compare import for_strategy
+    from pfl_mobile.user_code import load_study
+
+    study = load_study(model, **settings)
+    other = changes.get("strategy", study.strategy_name)
+    if other != study.strategy_name:
+        study = for_strategy(study, other)
+    return study.replace(**changes)
 
 
 def open_run(folder: str | Path) -> StudyResult:
