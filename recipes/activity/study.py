@@ -30,7 +30,7 @@ def study(data: Population | str = "wisdm", **settings: Any) -> Study:
     defaults: dict[str, Any] = {
         "strategy": "fedrep",
         "personal": ["head"],
-        "local": Local(epochs=2, optimizer=Sgd(lr=0.1)),
+        "local": Local(epochs=2, optimizer=Sgd(lr=0.2)),
         "batch": 16,
         "cohort": 18,
         "name": "activity",

@@ -33,7 +33,7 @@ def study(data: Population | str = "cgm-hall", **settings: Any) -> Study:
     defaults: dict[str, Any] = {
         "strategy": "fedper",
         "personal": ["head"],
-        "local": Local(epochs=1, optimizer=Sgd(lr=0.05)),
+        "local": Local(epochs=1, optimizer=Sgd(lr=0.01)),
         "batch": 32,
         "name": "glucose",
     }
