@@ -53,19 +53,26 @@ def inner_layers(backbone: nn.Module) -> tuple[str, ...]:
     return tuple(found[:-1] or found)
 
 
-def token_embedding(backbone: nn.Module) -> str:
-    """The first embedding.
+def token_embedding(backbone: nn.Module) -> str | None:
+    """The first embedding; None where there is none."""
+    return next(
+        (str(path) for path, layer in backbone.named_modules() if isinstance(layer, nn.Embedding)), None
+    )
+
+
+def first_layer(backbone: nn.Module) -> str:
+    """The first linear layer.
 
     Raises:
         ConfigError: there is none.
     """
-    for path, layer in backbone.named_modules():
-        if isinstance(layer, nn.Embedding):
-            return str(path)
-    raise ConfigError(
-        f"{type(backbone).__name__} has no embedding that a prompt could come before",
-        mend="name the layer with target=, or choose another strategy, for instance lora",
-    )
+    found = _linear(backbone)
+    if not found:
+        raise ConfigError(
+            f"{type(backbone).__name__} has neither an embedding nor a linear layer that a prompt could act on",
+            mend="name the layer with target=, or choose another strategy",
+        )
+    return found[0]
 
 
 def _linear(backbone: nn.Module) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from torch import nn
+
+from pfl_mobile.modules.head import Head
 from pfl_mobile.modules.prompt import SoftPrompt
-from pfl_mobile.strategies.inserted import Inserted, token_embedding
+from pfl_mobile.strategies.inserted import Inserted, first_layer, token_embedding
 from pfl_mobile.strategies.registry import Param, register
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from pfl_mobile.modules.registry import ModuleConfig
 
 
@@ -30,8 +31,13 @@ class PromptTuning(Inserted):
     Limits: share = all is FedAvg of the prompt. On a model that has its modules already, those are trained as their
     roles say. A prompt changes the output before it is trained.
 
+    A model without an embedding takes no tokens that vectors could come before. There the prompt is a vector p added
+    to the input x, as in visual prompting (Bahng and others 2022, arXiv 2203.17274), trained as what it does to the
+    first linear layer, W(x + p) = Wx + Wp: one vector added to that layer's output. ``length`` and ``init`` have no
+    meaning then, and a fresh prompt changes nothing.
+
     Attributes:
-        target: the embedding; by default the first.
+        target: the embedding; by default the first, or the first linear layer of a model that has none.
         strip: False for a model whose output has no positions, such as a classifier of texts.
     """
 
@@ -45,8 +51,10 @@ class PromptTuning(Inserted):
 
     def modules(self, backbone: nn.Module) -> tuple[ModuleConfig, ...]:
         """The prompt."""
-        target = self.target or token_embedding(backbone)
-        return (SoftPrompt(target, length=self.length, init=self.init, strip=self.strip),)
+        target = self.target or token_embedding(backbone) or first_layer(backbone)
+        if isinstance(backbone.get_submodule(target), nn.Linear):
+            return (Head(target, only="bias", name="prompt"),)
+        return (SoftPrompt(target, length=self.length, init=self.init, strip=self.strip, name="prompt"),)
 
     def roles(self) -> dict[str, str]:
         """By ``share``."""

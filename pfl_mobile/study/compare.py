@@ -205,20 +205,13 @@ def compare(
         raise ConfigError(f"the seeds are {list(seeds)}", mend="give at least one, none twice")
     ordered = list(dict.fromkeys([BASELINE, *names]))
     found = {name: Compared(name) for name in ordered}
-    studies: dict[str, Study] = {}
-    for name in ordered:
-        try:
-            studies[name] = for_strategy(study, name)
-        except ConfigError as error:
-            if len(names) == 1 or name == BASELINE:
-                raise
-            found[name].error = f"{error.code}: {error.message}"
     trained: dict[int, dict[str, np.ndarray]] = {}
-    for number, name in enumerate(ordered):
-        for place, seed in enumerate(seeds if name in studies else ()):
-            done = (number * len(seeds) + place) / (len(ordered) * len(seeds))
-            say(f"{name}, seed {seed}", done)
-            one = studies[name].replace(seed=seed)
+
+    def run(name: str, number: int) -> None:
+        chosen = for_strategy(study, name)
+        for place, seed in enumerate(seeds):
+            say(f"{name}, seed {seed}", (number * len(seeds) + place) / (len(ordered) * len(seeds)))
+            one = chosen.replace(seed=seed)
             if one.inserts():  # a frozen backbone has to be a trained one
                 one = one.with_weights(trained[seed])
             with one.run(rounds, local_epochs) as result:
@@ -228,6 +221,14 @@ def compare(
                 found[name].costs.append(result.costs())
                 if place == 0:
                     found[name].losses = [math.nan if r.loss is None else r.loss for r in result.history]
+
+    for number, name in enumerate(ordered):
+        try:
+            run(name, number)
+        except ConfigError as error:
+            if len(names) == 1 or name == BASELINE:
+                raise
+            found[name] = Compared(name, error=f"{error.code}: {error.message}")
     return Comparison(study.data.name, rounds, tuple(seeds), found)
 
 

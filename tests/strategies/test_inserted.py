@@ -12,7 +12,7 @@ from pfl_mobile.local.plan import Sgd
 from pfl_mobile.personalization import PersonalizedModel, personalize, tensor_digest
 from pfl_mobile.simulation.cohort import Client, CohortTrainer
 from pfl_mobile.strategies import Context, Local, Strategy, create
-from pfl_mobile.strategies.inserted import attention_layers, inner_layers, token_embedding
+from pfl_mobile.strategies.inserted import attention_layers, first_layer, inner_layers, token_embedding
 from pfl_mobile.tasks import ClassificationTask, Task, TokenTask, tilted_task
 from tests.backbones import BACKBONES
 
@@ -119,12 +119,25 @@ def test_layers_are_found() -> None:
     assert "head" not in inner_layers(decoder)
     assert inner_layers(nn.Sequential(nn.Linear(2, 2))) == ("0",)
     assert token_embedding(decoder) == "embed"
+    assert token_embedding(mlp) is None
+    assert first_layer(mlp) == "hidden.0"
+
+
+def test_a_prompt_of_features_is_added_to_what_the_first_layer_gives() -> None:
+    backbone, _ = BACKBONES["mlp"]()[:2]
+    strategy = create("prompt_tuning")
+    model = personalize(backbone, strategy.modules(backbone), roles=strategy.roles())
+    assert [t.name for t in model.device_tensors()] == ["hidden.0.bias_delta"]
+    x = torch.randn(3, backbone.hidden[0].in_features)
+    prompt = torch.randn_like(x[0])
+    model.load_values({"hidden.0.bias_delta": backbone.hidden[0].weight @ prompt})
+    torch.testing.assert_close(model(x), backbone.eval()(x + prompt))
 
 
 def test_a_backbone_without_such_layers_is_an_error() -> None:
     backbone = nn.Sequential(nn.Conv1d(2, 2, 1))
     for name in ("lora", "adapter", "moe", "prompt_tuning"):
-        with pytest.raises(ConfigError, match=r"has no (linear layer|embedding)"):
+        with pytest.raises(ConfigError, match=r"linear layer"):
             create(name).modules(backbone)
 
 

@@ -33,7 +33,7 @@ def population(users=8, seed=0):
     return ArrayPopulation.of("small", rows, 0.25, groups)
 
 
-def study(strategy="fedavg", **settings):
+def study(strategy="fedavg", data=None, **settings):
     fixed = {
         "local": Local(epochs=1, optimizer=Sgd(lr=0.3)),
         "batch": 8,
@@ -41,4 +41,4 @@ def study(strategy="fedavg", **settings):
         "processes": 0,
         "lanes": 2,
     }
-    return Study(Net, population(), strategy, **(fixed | settings))
+    return Study(Net, data or population(), strategy, **(fixed | settings))

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from pfl_mobile.errors import ConfigError, UnknownNameError
 from pfl_mobile.study.compare import compare, for_strategy
-from tests.study.small import study
+from tests.study.small import population, study
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +52,20 @@ def test_wrong_comparisons_are_refused():
 
 def test_a_frozen_backbone_is_the_one_that_the_baseline_trained():
     found = compare(study(personal=["head"]), ["lora", "moe", "prompt_tuning"], rounds=2)
-    assert "no embedding" in found.results["prompt_tuning"].error
     rows = {r["strategy"]: r for r in found.rows()}
-    assert rows["lora"]["global_acc"] == pytest.approx(rows["fedavg"]["global_acc"])
-    assert rows["lora"]["bytes_up"] == 0
-    assert rows["prompt_tuning"]["error"].startswith("ConfigError: ")
-    assert "no embedding" in found.markdown()
-    with pytest.raises(ConfigError, match="no embedding"):
-        compare(study(), ["prompt_tuning"], rounds=1)
+    for name in ("lora", "prompt_tuning"):
+        assert rows[name]["global_acc"] == pytest.approx(rows["fedavg"]["global_acc"])
+        assert rows[name]["bytes_up"] == 0
+    assert rows["moe"]["bytes_up"] > 0
+
+
+def test_a_strategy_that_does_not_fit_is_listed_with_the_reason():
+    one = study(data=replace(population(), groups={}))
+    found = compare(one, ["bounded_group_loss", "fedprox"], rounds=1)
+    assert "no groups" in found.results["bounded_group_loss"].error
+    rows = {r["strategy"]: r for r in found.rows()}
+    assert rows["bounded_group_loss"]["error"].startswith("ConfigError: ")
+    assert rows["fedprox"]["error"] is None
+    assert "bounded_group_loss does not fit" in found.markdown()
+    with pytest.raises(ConfigError, match="no groups"):
+        compare(one, ["bounded_group_loss"], rounds=1)
