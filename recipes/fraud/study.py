@@ -54,9 +54,9 @@ def study(data: Population | str = "fraud", **settings: Any) -> Study:
     payments = population(data) if isinstance(data, str) else data
     weighed = GeneratedPopulation(payments.name, len(payments), Weighed(payments), payments.groups)
     defaults: dict[str, Any] = {
-        "strategy": "fedper",
+        "strategy": "fedrep",
         "personal": ["head"],
-        "local": Local(epochs=1, optimizer=Sgd(lr=0.05)),
+        "local": Local(epochs=1, optimizer=Sgd(lr=0.1)),
         "batch": 16,
         "cohort": 50,
         "name": "fraud",
