@@ -1,0 +1,125 @@
+"""``pfl strategies``, ``pfl train``, ``pfl compare``, ``pfl recommend``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pfl_mobile.strategies import names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.cli.conftest import Ran
+
+    Run = Callable[..., Ran]
+
+SMALL = "tests.study.small:study"
+
+
+def test_strategies_are_listed(pfl: Run) -> None:
+    listed = pfl("strategies", "--json").json
+    assert [e["name"] for e in listed] == names()
+    for e in listed:
+        assert e["paper"]
+        assert e["shares"]
+        assert all(p["meaning"] for p in e["parameters"])
+    assert "scafflix" in pfl("strategies").out
+
+
+def test_one_strategy_shows_its_hyper_parameters(pfl: Run) -> None:
+    ran = pfl("strategies", "fedprox")
+    assert ran.code == 0
+    assert "mu" in ran.out
+    assert pfl("strategies", "fedprox", "--json").json["parameters"][0]["range"] == "[0, inf)"
+    ran = pfl("strategies", "fedprx", "--json")
+    assert ran.code == 2
+    assert "fedprox" in ran.json["error"]["mend"]
+
+
+def test_train_then_recommend_then_resume(pfl: Run, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    given = ["train", SMALL, "--strategy", "ditto", "--set", "lam=0.5", "--rounds", 2, "--out", run]
+    ran = pfl(*given, "--json")
+    assert ran.code == 0, ran.err
+    found = ran.json
+    assert found["study"]["strategy"] == "ditto"
+    assert found["study"]["parameters"]["lam"] == 0.5
+    assert found["evaluation"]["users"] == 8
+    assert set(found["evaluation"]["per_group"]) == {"calm", "wild"}
+    assert found["costs"]["rounds"] == 2
+    for name in ("result.json", "users.png", "loss.png"):
+        assert (run / name).stat().st_size > 0
+    again = pfl("recommend", run, "--json")
+    assert again.code == 0, again.err
+    assert again.json["verdict"] in ("personalize", "personalize some", "do not personalize")
+    assert again.json["why"]
+    refused = pfl(*given, "--json")
+    assert refused.code == 2
+    assert "holds a run" in refused.json["error"]["message"]
+    more = pfl(*given[:-4], "--rounds", 3, "--out", run, "--resume", "--json")
+    assert more.code == 0, more.err
+    assert more.json["costs"]["rounds"] == 3
+    other = pfl(*given, "--resume", "--seed", 5, "--json")
+    assert other.code == 2
+    assert other.json["error"]["type"] == "OtherSettingsError"
+
+
+def test_train_prints_the_configuration_first(pfl: Run, tmp_path: Path) -> None:
+    groups = tmp_path / "groups.json"
+    groups.write_text(json.dumps({f"u{i}": "low" if i < 4 else "high" for i in range(8)}))
+    options = [
+        "--fairness",
+        "bounded_group_loss",
+        "--groups",
+        groups,
+        "--rounds",
+        1,
+        "--out",
+        tmp_path / "run",
+    ]
+    ran = pfl("train", SMALL, *options)
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("effective configuration")
+    assert "group low (4 users)" in ran.out
+    assert "bound" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        (["--strategy", "fedprx"], "UnknownNameError", "fedprx"),
+        (["--strategy", "fedprox", "--set", "mu=-1"], "ConfigError", "mu is -1"),
+        (["--strategy", "fedprox", "--set", "mu"], "ConfigError", "NAME=VALUE"),
+        (["--groups", "nowhere.csv"], "DataError", "nowhere.csv"),
+        (["--fairness", "fedavg"], "ConfigError", "does not weight"),
+        (["--cohort", "99"], "ConfigError", "cohort"),
+        (["--engine", "rai"], "UnknownNameError", "rai"),
+    ],
+)
+def test_wrong_settings_are_told(pfl: Run, tmp_path: Path, options: list[str], kind: str, text: str) -> None:
+    ran = pfl("train", SMALL, *options, "--rounds", 1, "--out", tmp_path / "run", "--json")
+    assert ran.code == 2
+    assert ran.json["error"]["type"] == kind
+    assert text in ran.json["error"]["message"]
+
+
+def test_compare_puts_strategies_side_by_side(pfl: Run, tmp_path: Path) -> None:
+    out = tmp_path / "compared"
+    ran = pfl("compare", "fedprox", "ditto", "--data", SMALL, "--rounds", 2, "--out", out, "--json")
+    assert ran.code == 0, ran.err
+    rows = {r["strategy"]: r for r in ran.json["strategies"]}
+    assert list(rows) == ["fedavg", "fedprox", "ditto"]
+    assert rows["ditto"]["gain_low"] <= rows["ditto"]["gain"] <= rows["ditto"]["gain_high"]
+    assert {p.name for p in out.iterdir()} == {"users.png", "loss.png", "comparison.md", "comparison.json"}
+    shown = pfl("compare", "fedavg", "--data", SMALL, "--rounds", 1, "--out", out)
+    assert "worst tenth" in shown.out
+
+
+def test_recommend_needs_a_run(pfl: Run, tmp_path: Path) -> None:
+    ran = pfl("recommend", tmp_path, "--json")
+    assert ran.code == 2
+    assert "holds no run" in ran.json["error"]["message"]
