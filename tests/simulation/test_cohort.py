@@ -34,6 +34,7 @@ PLANS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "nesterov": ([sgd(optimizer=opt("momentum", nesterov=True))], {}),
     "adamw": ([sgd(optimizer=opt("adamw"), schedule="linear")], {}),
     "clip": ([sgd(clip=0.3)], {}),
+    "clip far away": ([sgd(clip=1e-12)], {}),
     "explicit prox": ([sgd(mu=0.5, anchor="global")], {}),
     "implicit prox": ([sgd(mu=5.0, anchor="start", prox="implicit")], {}),
     "mu per tensor": ([sgd(mu="strength", anchor="initial")], {}),
