@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,22 @@ from pfl_exporters.cli import main
 def test_the_quickest_path_works_as_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "my_model.py" in block)
-    (tmp_path / "my_model.py").write_text(code)
+    (tmp_path / "my_model.py").write_text(_code("my_model.py"))
     monkeypatch.chdir(tmp_path)
     status = main(["my_model.py:build", "--target", "onnx", "--out", "activity.pflb"])
     assert status == 0, capsys.readouterr().err
     assert (tmp_path / "activity.pflb").stat().st_size > 0
+
+
+def test_the_study_works_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    found: dict[str, Any] = {}
+    exec(_code("my_study.py"), found)  # a file of the repository
+    result = found["result"]
+    assert len(result.history) == 5
+    assert "personalize" in capsys.readouterr().out
+    result.close()
+
+
+def _code(name: str) -> str:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    return next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if name in block)
