@@ -25,6 +25,13 @@ def lane_column(values: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32)).to(device).unsqueeze(1)
 
 
+def _factor(values: np.ndarray, device: torch.device) -> float | Tensor:
+    """A float32 factor for each lane: one number where all are the same, as they mostly are."""
+    if (values == values[0]).all():
+        return float(np.float32(values[0]))
+    return lane_column(values, device)
+
+
 class Rule:
     """The rule of one train phase with its optimizer state.
 
@@ -140,9 +147,9 @@ class Rule:
         x.sub_(change if mask is None else mask * change)
         if self.anchor is not None and not explicit:
             if isinstance(pull, Tensor):
-                strength = lane_column(rates, x.device) * pull
+                strength = _factor(rates, x.device) * pull
             else:
-                strength = lane_column(rates.astype(np.float32) * np.float32(pull), x.device)
+                strength = _factor(rates.astype(np.float32) * np.float32(pull), x.device)
             back = (x - part(self.anchor)) * (strength / (strength + 1))
             x.sub_(back if mask is None else mask * back)
 
@@ -166,14 +173,12 @@ class Rule:
             denominator = v.sqrt().div_(math.sqrt(second)).add_(optimizer.eps)
             decay = None
             if optimizer.weight_decay:
-                decay = x * lane_column(rates * optimizer.weight_decay, x.device)
-            return torch.div(m, denominator, out=denominator).mul_(
-                lane_column(rates / first, x.device)
-            ), decay
+                decay = x * _factor(rates * optimizer.weight_decay, x.device)
+            return torch.div(m, denominator, out=denominator).mul_(_factor(rates / first, x.device)), decay
         if optimizer.weight_decay:
             d = d + x * optimizer.weight_decay
         if isinstance(optimizer, Momentum):
             m = slot("m")
             m.mul_(optimizer.momentum).add_(d)
             d = d + m * optimizer.momentum if optimizer.nesterov else m
-        return d * lane_column(rates, x.device), None
+        return d * _factor(rates, x.device), None
