@@ -75,7 +75,7 @@ class CohortTrainer:
         model: the model of all clients, on the CPU.
         task: loss and metrics.
         example: one batch; its first axis is the batch size.
-        lanes: how many clients one call of the program trains; None measures it at the first use.
+        lanes: how many clients one call of the program trains; None takes ``usual_lanes``.
         device: where training runs, for instance ``cpu`` or ``cuda``.
 
     Raises:
@@ -93,7 +93,7 @@ class CohortTrainer:
         device: str = "cpu",
     ) -> None:
         if lanes is not None and lanes < 1:
-            raise ConfigError(f"lanes={lanes}", mend="give 1 or more, or None to measure")
+            raise ConfigError(f"lanes={lanes}", mend="give 1 or more, or None")
         self.device = torch.device(device)
         self._steps = Steps(model, task, example, self.device)
         self._lanes = lanes
@@ -103,15 +103,32 @@ class CohortTrainer:
 
     @property
     def lanes(self) -> int:
-        """How many clients one call trains; measured now if it was not given."""
+        """How many clients one call trains."""
         if self._lanes is None:
-            self._lanes, _ = self.calibrate()
+            self._lanes = self.usual_lanes()
         return self._lanes
+
+    def usual_lanes(self) -> int:
+        """A number that suits most models, the same on every machine: results depend on it in the last bits.
+
+        One where convolutions are trained through, as a client's products fill a core there, or where an operator
+        cannot be batched; else 16, or 256 on a GPU. ``calibrate`` measures what is best for one model.
+        """
+        nodes = self._steps.graph("step").module.graph.nodes
+        if self.device.type == "cpu" and any("convolution" in str(node.target) for node in nodes):
+            return 1
+        lanes = 16 if self.device.type == "cpu" else 256
+        try:
+            self._steps.graph("step", lanes)
+        except ExportError:
+            return 1
+        return lanes
 
     def prepare(self) -> None:
         """Trace the model now: it takes autograd, which a forked process cannot use after its parent did."""
         for kind in ("step", "evaluate"):
             self._steps.graph(kind)
+            self._steps.graph(kind, self.lanes)
 
     def run(
         self,

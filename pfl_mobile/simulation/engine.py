@@ -113,7 +113,7 @@ class LocalEngine:
             self._setup = setup
             with one_thread():
                 self._worker = Worker(setup)
-                _ = self._worker.lanes  # measured before there are workers, and once
+                _ = self._worker.lanes  # settled before there are workers
         while len(self._children) < self.count():
             self._children.append(self._child())
 
@@ -209,7 +209,7 @@ class LocalEngine:
         if self._lifeline is None:
             self._lifeline = os.pipe()
         method = self._method()
-        # Lanes that were measured here are the same everywhere, as results depend on them in the last bits.
+        # Lanes that were settled here are the same everywhere, as results depend on them in the last bits.
         if method == "fork":
             assert self._worker is not None
             return Child(method, self._worker, self._lifeline)

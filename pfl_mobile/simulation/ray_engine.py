@@ -89,7 +89,7 @@ class RayEngine:
         self._lanes = setup.lanes
         if self._lanes is None:
             with one_thread():
-                self._lanes = Worker(setup).lanes  # measured once, as results depend on it in the last bits
+                self._lanes = Worker(setup).lanes  # settled once, as results depend on it in the last bits
         self._setup_ref = ray.put(replace(setup, lanes=self._lanes))
 
     def run(

@@ -128,7 +128,7 @@ class Rounds:
             found.put_into(self.server)
             self.stopped = found.stopped
             self.history = [RoundRecord.load(line) for line in self._run.history.lines]
-            if self.setup.lanes != found.lanes:  # measured by the run that was stopped
+            if self.setup.lanes != found.lanes:  # those of the run that was stopped
                 self.setup = replace(self.setup, lanes=found.lanes)
         self._owned = engine is None
         self.engine: Engine = LocalEngine() if engine is None else engine
@@ -275,7 +275,7 @@ class Rounds:
     # -- parts of a round
 
     def effective_job_size(self) -> int:
-        """Devices in a job: as set, or by the lanes; 1 lane while they are not measured."""
+        """Devices in a job: as set, or by the lanes; 1 lane before the engine started."""
         return self.job_size or default_job_size(self.cohort_size, self.setup.lanes or self.engine.lanes or 1)
 
     def _send(self, plans: Sequence[Plan], clients: Sequence[int]) -> Sent:

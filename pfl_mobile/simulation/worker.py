@@ -64,7 +64,7 @@ class Setup:
         task: loss and metrics.
         example: one batch; its first axis is the batch size.
         population: the users.
-        lanes: clients trained at once; None lets the trainer measure.
+        lanes: clients trained at once; None leaves it to the trainer.
         device: of the trainer.
         trainer: makes the trainer.
         general: examples of many users, to measure what a user's own model has forgotten; None measures nothing.

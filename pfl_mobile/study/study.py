@@ -61,7 +61,8 @@ class Study:
         folder: where the run keeps checkpoints and results; None keeps nothing.
         engine: ``local``, ``ray`` or an ``Engine``.
         processes: of the local engine; None for one a core, 0 for this process.
-        lanes: clients trained at once in a process; None measures what is fastest here.
+        lanes: clients trained at once in a process; by default 16, or 1 with convolutions. Results depend on it in
+            the last bits.
         name: of the bundle that the study can become.
 
     Raises:

@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from pfl_mobile import ClassificationTask, Head, personalize
 from pfl_mobile.errors import ConfigError, TensorMismatchError, UnknownNameError
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.simulation.cohort import Client, CohortTrainer
@@ -275,6 +278,14 @@ def test_calibrate_measures_until_more_lanes_are_no_faster(model: Any) -> None:
     assert len(seconds) >= 2
     assert seconds[best] <= 1.05 * min(seconds.values())
     assert CohortTrainer(*model, lanes=3).lanes == 3
+
+
+def test_lanes_follow_from_the_model_alone(model: Any) -> None:
+    assert CohortTrainer(*model).lanes == 16
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+    batch = {"x": torch.randn(2, 1, 4, 4), "labels": torch.tensor([0, 1]), "weight": torch.ones(2)}
+    trainer = CohortTrainer(personalize(net, [Head(["0", "2"])]), ClassificationTask(2), batch)
+    assert trainer.lanes == 1
 
 
 @pytest.mark.parametrize("kind", ["memorize", "assign_slots"])
