@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 from .errors import ConfigError, near
 from .local.phases import check_plan
 from .local.plan import Plan
 from .personalization import PersonalizedModel
 from .tasks import Batch, Task
+
+if TYPE_CHECKING:
+    from .text import TextEncoder
 
 
 @dataclass(frozen=True)
@@ -73,3 +79,27 @@ class Deployment:
                 mend="give predict_batch=",
             )
         return {name: self.batch[name][:1] for name in self.task.inputs}
+
+
+def text_parts(encoder: TextEncoder, example: str, batch: int) -> dict[str, Any]:
+    """What a deployment of a token model has besides: arguments for :class:`Deployment`.
+
+    Args:
+        encoder: of the model's users, without words of one's own.
+        example: a text to predict after.
+        batch: examples in a batch on a device.
+    """
+    context = encoder.context(example)
+    return {
+        "predict_batch": {
+            name: torch.from_numpy(np.asarray(context[name])) for name in ("tokens", "position")
+        },
+        "tokenizer": encoder.tokenizer.to_json().encode(),
+        "encoder": {
+            "kind": "text",
+            "length": encoder.length,
+            "batch": batch,
+            "vocabulary": encoder.vocabulary,
+            "slots": encoder.slots,
+        },
+    }

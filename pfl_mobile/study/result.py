@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from pfl_mobile.atomic import atomic_write, disk_errors
-from pfl_mobile.deployment import Deployment
+from pfl_mobile.deployment import Deployment, text_parts
 from pfl_mobile.errors import ConfigError, UnknownNameError, near
 from pfl_mobile.local.plan import LOWER_IS_BETTER
 from pfl_mobile.local.random import derive, permutation
 from pfl_mobile.simulation.engine import LocalEngine
+from pfl_mobile.simulation.population import TextPopulation
 from pfl_mobile.simulation.records import RoundRecord
 from pfl_mobile.simulation.rounds import Rounds
 from pfl_mobile.simulation.worker import Setup, count_examples
@@ -289,7 +290,15 @@ class StudyResult:
             plan=chosen,
             version=version,
             host_sets=tuple(sorted(sent - {"global"})),
+            **self._text_parts(),
         )
+
+    def _text_parts(self) -> dict[str, Any]:
+        """What lets a bundle take text, where the users' data is text."""
+        data = self.study.data
+        if not isinstance(data, TextPopulation):
+            return {}
+        return text_parts(data.encoder, data.data.texts(data.id(0))[0], len(self.study.batch["weight"]))
 
     def save(self, folder: str | Path) -> Path:
         """Write ``result.json`` (costs, history, evaluation of every user, recommendation) into a folder."""

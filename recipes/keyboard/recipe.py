@@ -13,7 +13,7 @@ import torch
 
 from pfl_mobile import data
 from pfl_mobile.data.cache import cache_dir
-from pfl_mobile.deployment import Deployment
+from pfl_mobile.deployment import Deployment, text_parts
 from pfl_mobile.local.plan import AdamW, AssignSlotsPhase, Guard, MemorizePhase, MovePhase, Plan, TrainPhase
 from pfl_mobile.modules import LoRA, NgramMemory, VocabularySlots
 from pfl_mobile.modules.registry import ModuleConfig
@@ -277,24 +277,15 @@ def deploy(prepared: Prepared) -> Deployment:
     rows = encoder.encode(texts, drop_unknown=True)
     index = np.arange(recipe.batch) % len(rows["tokens"])
     batch = {name: torch.from_numpy(np.ascontiguousarray(rows[name][index])) for name in rows}
-    context = encoder.context(texts[0])
     total = recipe.model.vocabulary + recipe.slots
     return Deployment(
         name="keyboard",
         model=prepared.model,
         task=TokenTask(total, top_k=recipe.suggestions),
         batch=batch,
-        predict_batch={name: torch.from_numpy(np.asarray(context[name])) for name in ("tokens", "position")},
         plan=recipe.plan(),
-        tokenizer=prepared.tokenizer.to_json().encode(),
-        encoder={
-            "kind": "text",
-            "length": recipe.model.length,
-            "batch": recipe.batch,
-            "vocabulary": recipe.model.vocabulary,
-            "slots": recipe.slots,
-        },
         limits={"max_examples": recipe.max_examples},
+        **text_parts(encoder, texts[0], recipe.batch),
     )
 
 

@@ -81,3 +81,17 @@ def test_a_missed_fraud_weighs_more_than_a_false_alarm() -> None:
         rows = getattr(weighed, part)(0)
         assert np.array_equal(rows["weight"], np.where(rows["labels"] == 1, COST, 1.0))
         assert np.array_equal(rows["x"], getattr(people, part)(0)["x"])
+
+
+@pytest.mark.slow
+def test_a_keyboard_study_ships_its_tokenizer() -> None:
+    found = load_study("keyboard", data=pfl_recipes.find("keyboard").made_up(), **QUICK)
+    with found.run(1, local_steps=1) as result:
+        deployment = result.deployment()
+    assert deployment.tokenizer
+    assert deployment.encoder is not None
+    assert deployment.encoder["kind"] == "text"
+    assert deployment.encoder["length"] == deployment.batch["tokens"].shape[1]
+    inputs = deployment.inputs_of_predict()
+    assert inputs["tokens"].shape == (1, deployment.encoder["length"])
+    assert inputs["position"].shape == (1,)
