@@ -124,7 +124,7 @@ class Comparison:
         columns = ["strategy", rows[0]["metric"], "gain (95 %)", "better / worse", "worst tenth", "std"]
         grouped = any(r["worst_group"] is not None for r in rows)
         columns += ["worst group"] if grouped else []
-        columns += ["kB up / device / round", "steps", "s"]
+        columns += ["forgetting", "kB up / device / round", "steps", "s"]
         cells = []
         for r in rows:
             gain = (
@@ -136,6 +136,7 @@ class Comparison:
             line += [f"{r['users_better']:.0f} / {r['users_worse']:.0f}", f"{r['worst_decile']:.2f}"]
             line.append(f"{r['std_over_users']:.2f}")
             line += [f"{r['worst_group']:.2f}"] if grouped else []
+            line.append("-" if r["forgetting"] is None else f"{r['forgetting']:+.2f}")
             line += [f"{r['bytes_up_per_device'] / 1000:.1f}", f"{r['steps']:.0f}", f"{r['seconds']:.1f}"]
             cells.append(line)
         return columns, cells
@@ -158,16 +159,28 @@ class Comparison:
         lines.append("|" + " --- |" * len(columns))
         lines += ["| " + " | ".join(line) + " |" for line in cells]
         lines += ["", *self.misfits()]
-        return "\n".join([*lines, "", "![distribution over users](users.png)", "", "![loss](loss.png)", ""])
+        return "\n".join(
+            [
+                *lines,
+                "",
+                "![distribution over users](users.png)",
+                "",
+                "![loss](loss.png)",
+                "",
+                "![costs](costs.png)",
+                "",
+            ]
+        )
 
     def draw(self, folder: Path) -> list[Path]:
-        """Plots of the distribution over users, and of the loss by round."""
+        """Plots of the distribution over users, of the loss by round, and of what is sent against what users get."""
         ran = {name: found for name, found in self.results.items() if found.error is None}
         evaluations = {name: found.evaluations for name, found in ran.items()}
         losses = {name: found.losses for name, found in ran.items()}
         return [
             plots.draw_distributions(evaluations, folder / "users.png"),
             plots.draw_history(range(1, self.rounds + 1), losses, folder / "loss.png"),
+            plots.draw_costs([r for r in self.rows() if r["error"] is None], folder / "costs.png"),
         ]
 
 
@@ -236,7 +249,7 @@ def for_strategy(study: Study, name: str) -> Study:
     """The study with another strategy, personal layers only where the strategy needs them, and no folder."""
     fixed = {"strategy": name, "parameters": None, "folder": None}
     if study.inserts(create(name)):
-        return study.replace(**fixed, shared=None, personal=None)
+        return study.replace(**fixed, shared=None, personal=None, split=None)
     return study.replace(**fixed) if entry(name).split else study.all_shared(name, folder=None)
 
 

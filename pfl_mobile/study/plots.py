@@ -97,3 +97,24 @@ def draw_history(rounds: Sequence[int], losses: Mapping[str, Sequence[float]], p
     if 1 < len(losses) <= 12:
         axes.legend(fontsize=7, frameon=False)
     return _save(figure, path)
+
+
+def draw_costs(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """What each strategy sends and computes against what its users get.
+
+    Args:
+        rows: ``Comparison.rows()`` of the strategies that ran.
+        path: of the PNG file.
+    """
+    figure, axes = _axes(6.4, 4.2)
+    sent = [(r["bytes_up"] + r["bytes_down"]) / 1e6 for r in rows]
+    steps = np.array([r["steps"] for r in rows], np.float64)
+    size = 20 + 180 * steps / max(1.0, float(steps.max()))
+    axes.scatter(sent, [r["personalized_acc"] for r in rows], size, _PERSONAL, alpha=0.45, lw=0)
+    for r, x in zip(rows, sent, strict=True):
+        axes.annotate(
+            r["strategy"], (x, r["personalized_acc"]), fontsize=7, xytext=(4, 3), textcoords="offset points"
+        )
+    axes.set_xlabel("sent up and down in all rounds (MB); area = optimizer steps")
+    axes.set_ylabel(f"{unit(rows[0]['metric'])}, mean over users")
+    return _save(figure, path)

@@ -114,7 +114,13 @@ def test_compare_puts_strategies_side_by_side(pfl: Run, tmp_path: Path) -> None:
     rows = {r["strategy"]: r for r in ran.json["strategies"]}
     assert list(rows) == ["fedavg", "fedprox", "ditto"]
     assert rows["ditto"]["gain_low"] <= rows["ditto"]["gain"] <= rows["ditto"]["gain_high"]
-    assert {p.name for p in out.iterdir()} == {"users.png", "loss.png", "comparison.md", "comparison.json"}
+    assert {p.name for p in out.iterdir()} == {
+        "users.png",
+        "loss.png",
+        "costs.png",
+        "comparison.md",
+        "comparison.json",
+    }
     shown = pfl("compare", "fedavg", "--data", SMALL, "--rounds", 1, "--out", out)
     assert "worst tenth" in shown.out
 
