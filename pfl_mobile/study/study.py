@@ -24,7 +24,7 @@ from pfl_mobile.local.plan import Plan
 from pfl_mobile.personalization import PersonalizedModel, personalize
 from pfl_mobile.simulation.groups import check_groups, groups_from
 from pfl_mobile.simulation.settings import describe
-from pfl_mobile.strategies import Context, Local, Strategy, Weighting, create, entry
+from pfl_mobile.strategies import Context, Local, Strategy, Weighting, create, entries, entry
 from pfl_mobile.study.infer import example_batch, infer_task, personalized
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Study:
         parameters: hyper-parameters of a strategy given by name.
         shared: patterns of layers that are trained together; by default all that are not ``personal``.
         personal: patterns of layers that never leave a device.
+        split: where ``personal`` names none: layers that are personal with a strategy that needs personal layers,
+            and shared with every other, so that strategies can be exchanged.
         fairness: how devices are weighted: a ``Weighting``, or the name of a strategy that is one
             (``"term"``); by default the strategy's own.
         groups: group of every user: group name to user ids, or a JSON or CSV file; by default the data's own.
@@ -80,6 +82,7 @@ class Study:
         parameters: Mapping[str, Any] | None = None,
         shared: Sequence[str] | None = None,
         personal: Sequence[str] | None = None,
+        split: Sequence[str] | None = None,
         fairness: Weighting | str | None = None,
         groups: Groups | Mapping[str, Sequence[str]] | str | Path | None = None,
         task: Task | None = None,
@@ -116,11 +119,12 @@ class Study:
             raise ConfigError(
                 f"batch={batch}, dropout={dropout}", mend="give a batch of 1 or more and a dropout in [0, 1)"
             )
+        self.personal = split if personal is None and needs_personal(self.strategy) else personal
         self.seed = seed
         self.batch = example_batch(_first_rows(self.data), batch)
         made = _make(model, seed)
         self.task = infer_task(made, self.batch) if task is None else task
-        self.model: PersonalizedModel = self._personalized(made, shared, personal)
+        self.model: PersonalizedModel = self._personalized(made, shared, self.personal)
         self.local = local or Local()
         self.dropout, self.lanes, self.processes = dropout, lanes, processes
         self.engine = engine
@@ -157,7 +161,7 @@ class Study:
 
         Modules in a backbone are another thing: without them there is the backbone.
         """
-        return bool(self._given["personal"])
+        return bool(self.personal)
 
     def replace(self, **changes: Any) -> Study:
         """The same study with other settings, named as in the constructor."""
@@ -170,9 +174,11 @@ class Study:
             strategy: of the new study.
             changes: further settings, as in the constructor.
         """
-        shared, personal, model = (self._given[name] for name in ("shared", "personal", "model"))
+        shared, personal, split, model = (
+            self._given[name] for name in ("shared", "personal", "split", "model")
+        )
         if shared is not None:
-            shared = [*shared, *(personal or ())]
+            shared = [*shared, *(personal or split or ())]
         if isinstance(_make(model, self.seed), PersonalizedModel):
             model = _AllShared(model)
         fixed = {"parameters": None, "shared": shared, "personal": None, "model": model, "strategy": strategy}
@@ -343,6 +349,11 @@ def _strategy(
             mend="give a Weighting, for instance BoundedGroupLoss(...)",
         )
     return name, replace(strategy, weighting=fairness)
+
+
+def needs_personal(strategy: Strategy) -> bool:
+    """Whether a strategy is one that needs personal layers."""
+    return any(e.split and e.make is type(strategy) for e in entries())
 
 
 def fairness_names() -> list[str]:

@@ -29,7 +29,7 @@ def study(data: Population | str = "wisdm", **settings: Any) -> Study:
     """The study; ``settings`` replace its own, named as in the constructor of ``Study``."""
     defaults: dict[str, Any] = {
         "strategy": "fedrep",
-        "personal": ["head"],
+        "split": ["head"],
         "local": Local(epochs=2, optimizer=Sgd(lr=0.2)),
         "batch": 16,
         "cohort": 18,

@@ -29,7 +29,7 @@ def study(data: Population | str = "driving", **settings: Any) -> Study:
     """The study; ``settings`` replace its own, named as in the constructor of ``Study``."""
     defaults: dict[str, Any] = {
         "strategy": "fedper",
-        "personal": ["body.2", "head"],
+        "split": ["body.2", "head"],
         "local": Local(epochs=2, optimizer=Sgd(lr=0.1)),
         "batch": 16,
         "cohort": 30,

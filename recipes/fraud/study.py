@@ -54,8 +54,8 @@ def study(data: Population | str = "fraud", **settings: Any) -> Study:
     payments = population(data) if isinstance(data, str) else data
     weighed = GeneratedPopulation(payments.name, len(payments), Weighed(payments), payments.groups)
     defaults: dict[str, Any] = {
-        "strategy": "fedrep",
-        "personal": ["head"],
+        "strategy": "fedavg_finetune",
+        "split": ["head"],
         "local": Local(epochs=1, optimizer=Sgd(lr=0.1)),
         "batch": 16,
         "cohort": 50,

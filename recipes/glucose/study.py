@@ -31,8 +31,8 @@ class Net(nn.Module):
 def study(data: Population | str = "cgm-hall", **settings: Any) -> Study:
     """The study; ``settings`` replace its own, named as in the constructor of ``Study``."""
     defaults: dict[str, Any] = {
-        "strategy": "fedper",
-        "personal": ["head"],
+        "strategy": "fedavg_finetune",
+        "split": ["head"],
         "local": Local(epochs=1, optimizer=Sgd(lr=0.01)),
         "batch": 32,
         "name": "glucose",

@@ -30,8 +30,8 @@ class Net(nn.Module):
 def study(data: Population | str = "cmapss", **settings: Any) -> Study:
     """The study; ``settings`` replace its own, named as in the constructor of ``Study``."""
     defaults: dict[str, Any] = {
-        "strategy": "fedrep",
-        "personal": ["head"],
+        "strategy": "fedavg_finetune",
+        "split": ["head"],
         "local": Local(epochs=1, optimizer=Sgd(lr=0.1)),
         "batch": 32,
         "name": "maintenance",

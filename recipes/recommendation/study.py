@@ -36,7 +36,7 @@ def study(data: Population | str = "movielens-small", **settings: Any) -> Study:
     """The study; ``settings`` replace its own, named as in the constructor of ``Study``."""
     defaults: dict[str, Any] = {
         "strategy": "fedper",
-        "personal": ["taste"],
+        "split": ["taste"],
         "local": Local(epochs=2, optimizer=Sgd(lr=0.05)),
         "batch": 16,
         "cohort": 100,

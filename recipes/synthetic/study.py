@@ -50,7 +50,7 @@ def study(data: Population | str = "synthetic", model: str = "mlp", **settings: 
     if model not in models:
         raise UnknownNameError(f"there is no model {model!r}", mend=near(model, models))
     defaults: dict[str, Any] = {
-        **({"strategy": "fedrep", "personal": ["head"]} if model == "mlp" else {"strategy": "fedavg_finetune"}),
+        **({"strategy": "fedrep", "split": ["head"]} if model == "mlp" else {"strategy": "fedavg_finetune"}),
         "local": Local(steps=20, optimizer=Sgd(lr=0.03)),
         "batch": 20,
         "cohort": 20,
