@@ -9,9 +9,11 @@ import numpy as np
 
 from pfl_mobile.errors import DataError, UnknownNameError
 from pfl_mobile.local.batches import Rows, check_rows
+from pfl_mobile.simulation.states import finite
 
 if TYPE_CHECKING:
     from pfl_mobile.simulation.population import Population
+    from pfl_mobile.tasks import Batch, Task
 
 
 def check_count(name: str, count: int) -> None:
@@ -101,3 +103,48 @@ def _said(layout: Layout, array: str) -> str:
         return "missing"
     dtype, shape = layout[array]
     return f"{dtype} [{', '.join(['rows', *map(str, shape)])}]"
+
+
+class RowCheck:
+    """Whether a client's rows are such as the model and the task take, so that one wrong client stops no round.
+
+    Attributes:
+        nothing: rows of which there are none.
+    """
+
+    def __init__(self, task: Task, example: Batch) -> None:
+        """Rows must be like those of the example."""
+        self.nothing = {name: value[:0].numpy() for name, value in example.items()}
+        self._like = {name: (value.dtype, value.shape[1:]) for name, value in self.nothing.items()}
+        self._labels: tuple[str, ...] = tuple(getattr(task, "labels", ("labels",)))
+        self._needed = {"weight", *getattr(task, "inputs", ()), *self._labels}
+        classes = task.manifest().get("vocabulary")
+        self._classes = classes if isinstance(classes, int) else None
+
+    def check(self, rows: Rows) -> None:
+        """Raises DataError."""
+        check_rows(rows)
+        missing = self._needed - rows.keys()
+        if missing:
+            raise DataError(f"the rows have no {min(missing)!r}", mend=f"give {sorted(self._needed)}")
+        for name, value in rows.items():
+            if name in self._like and (value.dtype, value.shape[1:]) != self._like[name]:
+                dtype, shape = self._like[name]
+                raise DataError(
+                    f"the rows of {name!r} are {value.dtype} {list(value.shape)}, those of the first user "
+                    f"{dtype} [rows{''.join(f', {size}' for size in shape)}]",
+                    mend="give every user the same arrays",
+                )
+            if value.dtype.kind == "f" and not finite(value):
+                raise DataError(f"{name!r} has NaN or infinite values", mend="remove these examples")
+            if self._classes is not None and name in self._labels and _exceeds(value, self._classes):
+                wrong = value[(value < 0) | (value >= self._classes)].flat[0]
+                raise DataError(
+                    f"{name!r} has the class {wrong}, the model has the classes 0..{self._classes - 1}",
+                    mend="number the classes from 0, or give the model as many outputs as there are classes",
+                )
+
+
+def _exceeds(labels: np.ndarray, classes: int) -> bool:
+    # Seen as unsigned, a negative label is above all others.
+    return labels.dtype == np.int64 and labels.size > 0 and int(labels.view(np.uint64).max()) >= classes

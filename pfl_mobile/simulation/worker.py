@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pfl_mobile.errors import DataError, NoExamplesError, NonFiniteError, PflError
-from pfl_mobile.local.batches import Rows, check_rows
+from pfl_mobile.local.batches import Rows
 from pfl_mobile.local.phases import Work, served
 from pfl_mobile.simulation.cohort import Client, CohortTrainer, Outcome
 from pfl_mobile.simulation.pool import Refs, views
 from pfl_mobile.simulation.states import RowFormat, finite
+from pfl_mobile.simulation.user_rows import RowCheck
 from pfl_mobile.strategies.updates import Layout
 
 if TYPE_CHECKING:
@@ -172,10 +173,10 @@ class Evaluation:
 
     Attributes:
         client: index in the population.
-        examples: rows measured, with a positive weight.
+        examples: what was measured and counts: rows, or labels where a row has several.
         shared: metrics of the values the server sent (those of its group); empty without rows.
         personal: metrics of the device's own model; None where it has none of its own.
-        failure: why the device could not make its own model, ``<error>: <reason>``.
+        failure: why the device could not make its own model, or be measured, ``<error>: <reason>``.
         general: metrics of the device's own model on the general examples; None without them, or without a model
             of its own.
         general_shared: the same of the values that the server sends to all.
@@ -214,6 +215,7 @@ class Worker:
         """Make the trainer; the population is asked for rows when a job needs them."""
         self.setup = setup
         self.trainer = setup.trainer(setup)
+        self._fits = RowCheck(setup.task, setup.example)
         self._task: tuple[int, dict[str, np.ndarray], Sets, RowFormat] | None = None
 
     @property
@@ -267,14 +269,17 @@ class Worker:
         measured: list[Rows] = []
         shared: list[dict[str, np.ndarray]] = []
         clients: list[Client] = []
+        failures: list[str | None] = [None] * len(job.clients)
         for i, index in enumerate(job.clients):
-            rows = self._population_rows(index, task.part)
+            try:
+                rows = self._checked_rows(index, task.part)
+            except DataError as error:
+                failures[i], rows = failure(error), self._fits.nothing
             measured.append(rows)
             own = {name: views(refs, memory.pool) for name, refs in job.sets[i].items()} if job.sets else {}
             common = start if "global" not in own else {**start, **own["global"]}
             shared.append({n: v for n, v in common.items() if v is not start[n]})
             clients.append(self._client(task.plan, rows, job.seeds[i], memory.before[i], form, own))
-        failures: list[str | None] = [None] * len(clients)
         personal: list[dict[str, np.ndarray] | None]
         if task.personal is None:
             personal = [
@@ -299,7 +304,7 @@ class Worker:
         return [
             Evaluation(
                 index,
-                count_examples(measured[i]),
+                int(np.count_nonzero(measured[i]["weight"] > 0)),
                 of_shared[i],
                 of_personal.get(i),
                 failures[i],
@@ -325,6 +330,8 @@ class Worker:
         ready: list[Client] = []
         places: list[int] = []
         for i, index in enumerate(job.clients):
+            if failures[i] is not None:
+                continue
             try:
                 rows, _ = self._rows(index, "train")
             except (DataError, NoExamplesError) as error:
@@ -379,27 +386,29 @@ class Worker:
         tensors, copies = form.unpack(before) if before is not None and plan.start == "current" else ({}, {})
         return Client(rows=rows, seed=seed, tensors=tensors, copies=copies, sets=sets)
 
-    def _population_rows(self, index: int, part: str) -> Rows:
+    def _checked_rows(self, index: int, part: str) -> Rows:
+        """A client's rows, maybe none.
+
+        Raises:
+            DataError: they hold NaN or infinite values, do not belong together, or do not fit the model.
+        """
         population = self.setup.population
-        return population.train(index) if part == "train" else population.test(index)
+        rows = population.train(index) if part == "train" else population.test(index)
+        self._fits.check(rows)
+        return rows
 
     def _rows(self, index: int, part: str) -> tuple[Rows, int]:
-        """A client's rows and how many of them count.
+        """As ``_checked_rows``, and how many of them count.
 
         Raises:
             NoExamplesError: none does.
-            DataError: they hold NaN or infinite values, or do not belong together.
         """
-        rows = self._population_rows(index, part)
-        check_rows(rows)
+        rows = self._checked_rows(index, part)
         examples = count_examples(rows)
         if not examples:
             raise NoExamplesError(
                 "no example with a positive weight", mend="leave users without examples out"
             )
-        for name, value in rows.items():
-            if value.dtype.kind == "f" and not finite(value):
-                raise DataError(f"{name!r} has NaN or infinite values", mend="remove these examples")
         return rows, examples
 
 

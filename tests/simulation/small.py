@@ -96,8 +96,10 @@ class Users:
 
     Attributes:
         trouble: index to what happens when its rows are asked for: ``empty``, ``nan``, ``huge`` (training
-            diverges), ``error`` (a TypeError), ``typed`` (a DataError of the population's own), ``kill`` (the
-            process dies) and ``kill once``.
+            diverges), ``wide`` (another shape), ``double`` (another dtype), ``class`` and ``negative`` (labels
+            that the model does not have), ``unlabelled``, ``test nan`` (in the test rows alone), ``error`` (a
+            TypeError), ``typed`` (a DataError of the population's own), ``kill`` (the process dies) and ``kill
+            once``.
         marks: folder that remembers across processes what happened once.
         pause: seconds that asking for rows takes.
     """
@@ -125,6 +127,14 @@ class Users:
             rows["x"][0, 0] = np.nan
         if trouble == "huge":
             rows["x"][:], rows["labels"][:], rows["labels"][:2] = 3e38, 0, 1  # no weights fit both labels
+        if trouble == "wide":
+            rows["x"] = np.ones((len(rows["x"]), 5), np.float32)
+        if trouble == "double":
+            rows["x"] = rows["x"].astype(np.float64)
+        if trouble in ("class", "negative"):
+            rows["labels"][1] = 3 if trouble == "class" else -1
+        if trouble == "unlabelled":
+            del rows["labels"]
         if trouble == "error":
             raise TypeError(f"no rows for {index}")
         if trouble == "typed":
@@ -134,7 +144,10 @@ class Users:
         return rows
 
     def test(self, index: int) -> dict[str, np.ndarray]:
-        return linear_rows(0 if index == 3 else 5, seed=1000 + index)
+        rows = linear_rows(0 if index == 3 else 5, seed=1000 + index)
+        if self.trouble.get(index) == "test nan":
+            rows["x"][0, 0] = np.nan
+        return rows
 
     def _first(self, index: int) -> bool:
         mark = Path(self.marks) / str(index)

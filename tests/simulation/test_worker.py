@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -110,6 +112,34 @@ def test_a_client_that_cannot_train_is_told_and_leaves_the_others_alone():
     assert "'x' has NaN" in records[2].failure
     assert "the file of 8 is damaged" in records[5].failure
     np.testing.assert_array_equal(bench.changes[[0, 3]], quiet.changes)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "text"),
+    [
+        ("wide", r"float32 \[10, 5\], those of the first user float32 \[rows, 4\]"),
+        ("double", "float64"),
+        ("class", "class 3, the model has the classes 0..2"),
+        ("negative", "class -1"),
+        ("unlabelled", "no 'labels'"),
+    ],
+)
+def test_rows_that_do_not_fit_the_model_are_their_client_s_failure(trouble, text):
+    bench, quiet = Bench(FEDAVG, (1, 4, 2), trouble={4: trouble}), Bench(FEDAVG, (1, 2))
+    records = bench.train()
+    quiet.train()
+    assert records[0].failure is None
+    assert records[1].failure.startswith("DataError: ")
+    assert re.search(text, records[1].failure)
+    np.testing.assert_array_equal(bench.changes[[0, 2]], quiet.changes)
+
+
+def test_a_client_that_cannot_be_measured_is_told_and_leaves_the_others_alone():
+    found = Bench(FEDAVG, (1, 4, 2), trouble={4: "test nan"}).evaluate(FEDAVG)
+    quiet = Bench(FEDAVG, (1, 2)).evaluate(FEDAVG)
+    assert (found[1].shared, found[1].personal, found[1].examples) == ({}, None, 0)
+    assert "'x' has NaN" in found[1].failure
+    assert [found[0], found[2]] == quiet
 
 
 def test_another_exception_is_no_client_s_failure():
