@@ -308,19 +308,25 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _show(found: Evaluation, costs: dict[str, float], fairness: str | None, folder: Path) -> None:
+    from pfl_mobile.study.plots import number
+
     out = console()
-    rows: list[tuple[str, object]] = [(f"{found.metric}, own models", f"{found.personalized_acc:.2f}")]
+
+    def show(value: float, sign: str = "") -> str:
+        return number(found.metric, value, sign)
+
+    rows: list[tuple[str, object]] = [(f"{found.metric}, own models", show(found.personalized_acc))]
     if found.shared_is_trained:
         rows += [
-            (f"{found.metric}, shared model", f"{found.global_acc:.2f}"),
+            (f"{found.metric}, shared model", show(found.global_acc)),
             ("gain", found.gain),
             ("users better / worse", f"{found.users_better} / {found.users_worse} of {len(found.users)}"),
         ]
-    rows.append(("worst tenth of the users", f"{found.worst_decile:.2f}"))
+    rows.append(("worst tenth of the users", show(found.worst_decile)))
     for name, group in found.per_group.items():
-        rows.append((f"group {name} ({group['users']} users)", f"{group['personalized_acc']:.2f}"))
+        rows.append((f"group {name} ({group['users']} users)", show(group["personalized_acc"])))
     if found.worst_group_improvement is not None and found.shared_is_trained:
-        rows.append(("worst group better by", f"{found.worst_group_improvement:+.2f}"))
+        rows.append(("worst group better by", show(found.worst_group_improvement, "+")))
     if fairness is not None:
         rows.append(("bound", fairness))
     rows += [
@@ -337,6 +343,9 @@ def _show(found: Evaluation, costs: dict[str, float], fairness: str | None, fold
 def _show_comparison(found: Comparison) -> None:
     columns, rows = found.table()
     out = console()
+    if out.width < 120:  # the page has all columns
+        kept = [i for i, c in enumerate(columns) if i < 4 or c.startswith(("worst tenth", "kB"))]
+        columns, rows = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
     out.print(table(columns, rows, right=range(1, len(columns))))
     for line in found.misfits():
         out.print(line, markup=False)

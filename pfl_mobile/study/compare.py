@@ -127,16 +127,16 @@ class Comparison:
         columns += ["forgetting", "kB up / device / round", "steps", "s"]
         cells = []
         for r in rows:
-            gain = (
-                "-"
-                if r["strategy"] == BASELINE
-                else f"{r['gain']:+.2f} ({r['gain_low']:+.2f} to {r['gain_high']:+.2f})"
-            )
-            line = [r["strategy"], f"{r['personalized_acc']:.2f}", gain]
-            line += [f"{r['users_better']:.0f} / {r['users_worse']:.0f}", f"{r['worst_decile']:.2f}"]
-            line.append(f"{r['std_over_users']:.2f}")
-            line += [f"{r['worst_group']:.2f}"] if grouped else []
-            line.append("-" if r["forgetting"] is None else f"{r['forgetting']:+.2f}")
+
+            def number(value: float, sign: str = "", metric: str = r["metric"]) -> str:
+                return plots.number(metric, value, sign)
+
+            gain = f"{number(r['gain'], '+')} ({number(r['gain_low'], '+')} to {number(r['gain_high'], '+')})"
+            line = [r["strategy"], number(r["personalized_acc"]), "-" if r["strategy"] == BASELINE else gain]
+            line += [f"{r['users_better']:.0f} / {r['users_worse']:.0f}", number(r["worst_decile"])]
+            line.append(number(r["std_over_users"]))
+            line += [number(r["worst_group"])] if grouped else []
+            line.append("-" if r["forgetting"] is None else number(r["forgetting"], "+"))
             line += [f"{r['bytes_up_per_device'] / 1000:.1f}", f"{r['steps']:.0f}", f"{r['seconds']:.1f}"]
             cells.append(line)
         return columns, cells

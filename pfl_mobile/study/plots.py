@@ -40,9 +40,14 @@ def unit(metric: str) -> str:
     return f"{metric} (%)" if metric.startswith("top") else metric
 
 
+def number(metric: str, value: float, sign: str = "") -> str:
+    """A figure for people: recalls in percent with two decimals, others with four digits."""
+    return f"{value:{sign}.2f}" if metric.startswith("top") else f"{value:{sign}.4g}"
+
+
 def draw_users(found: Evaluation, path: Path) -> Path:
     """Each user with the shared model and with the user's own; above the diagonal the own one is better."""
-    figure, axes = _axes(4.6, 4.6)
+    figure, axes = _axes(5.4, 5.0)
     worse = found.gains < 0
     low = float(min(found.shared.min(), found.personal.min()))
     high = float(max(found.shared.max(), found.personal.max()))

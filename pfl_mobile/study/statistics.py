@@ -33,7 +33,10 @@ class Interval:
         return vars(self).copy()
 
     def __str__(self) -> str:
-        return f"{self.mean:+.2f} ({100 * self.level:.0f} %: {self.low:+.2f} to {self.high:+.2f})"
+        digits = ".2f" if max(abs(self.low), abs(self.high)) >= 1 else ".4f"
+        return (
+            f"{self.mean:+{digits}} ({100 * self.level:.0f} %: {self.low:+{digits}} to {self.high:+{digits}})"
+        )
 
 
 def interval(values: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Interval:

@@ -157,11 +157,14 @@ class Study:
 
     @property
     def personal_from_scratch(self) -> bool:
-        """Whether layers of a plain model are personal, so that nobody trains the shared model's copies of them.
+        """Whether layers of a plain model are only trained on devices, so that the shared model's are untrained.
 
         Modules in a backbone are another thing: without them there is the backbone.
         """
-        return bool(self.personal)
+        if self.personal:
+            return True
+        plain = not isinstance(_make(self._given["model"], self.seed), PersonalizedModel)
+        return plain and not self.inserts() and not self.plan().upload
 
     def replace(self, **changes: Any) -> Study:
         """The same study with other settings, named as in the constructor."""
