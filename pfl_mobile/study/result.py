@@ -70,7 +70,9 @@ def _rounds(
     study: Study, rounds: int, resume: bool, progress: Callable[[RoundRecord], None] | None
 ) -> Rounds:
     general = general_rows(study.data, study.seed)
-    setup = Setup(study.model, study.task, study.batch, study.data, lanes=study.lanes, general=general)
+    setup = Setup(
+        study.model, study.task, study.batch, study.data, study.lanes, study.device, general=general
+    )
     return Rounds(
         study.strategy,
         setup,

@@ -65,6 +65,7 @@ class Study:
         processes: of the local engine; None for one a core, 0 for this process.
         lanes: clients trained at once in a process; by default 16, or 1 with convolutions. Results depend on it in
             the last bits.
+        device: where devices are simulated: ``cpu``, or ``cuda`` where there is a GPU.
         name: of the bundle that the study can become.
 
     Raises:
@@ -95,6 +96,7 @@ class Study:
         engine: Engine | str = "local",
         processes: int | None = None,
         lanes: int | None = None,
+        device: str = "cpu",
         name: str | None = None,
     ) -> None:
         """Check that everything fits together."""
@@ -127,6 +129,7 @@ class Study:
         self.model: PersonalizedModel = self._personalized(made, shared, self.personal)
         self.local = local or Local()
         self.dropout, self.lanes, self.processes = dropout, lanes, processes
+        self.device = _device(device)
         self.engine = engine
         self.folder = None if folder is None else Path(folder)
         self.name = name or self.data.name
@@ -307,6 +310,16 @@ def _make(model: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
             f"the model is a {type(made).__name__}", mend="give an nn.Module, or a function that makes one"
         )
     return made
+
+
+def _device(name: str) -> str:
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ConfigError(f"there is no device {name!r}", mend="give 'cpu' or 'cuda'") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("PyTorch finds no GPU here", mend="leave device out, or install PyTorch for CUDA")
+    return name
 
 
 def _population(given: Population | str) -> Population:

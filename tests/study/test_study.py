@@ -136,6 +136,7 @@ def test_the_deployment_has_the_trained_shared_values_and_the_plan():
         ({"groups": {"a": ["nobody"]}}, UnknownNameError, "nobody"),
         ({"groups": "groups.yaml"}, DataError, "groups.yaml"),
         ({"fairness": 3}, ConfigError, "Weighting"),
+        ({"device": "gpu"}, ConfigError, "gpu"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_runs(settings, error, text):
