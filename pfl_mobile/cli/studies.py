@@ -119,6 +119,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
     engine: Annotated[str, typer.Option("--engine", help="local or ray.")] = "local",
+    device: Annotated[str, typer.Option("--device", help="Where devices are simulated: cpu or cuda.")] = "cpu",
     processes: Processes = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Of the run; default: runs/MODEL-STRATEGY.")
@@ -149,7 +150,7 @@ def train(
         "seed": seed,
         "processes": processes,
     }
-    changes = {name: value for name, value in wanted.items() if value is not None} | {"engine": engine}
+    changes = {name: value for name, value in wanted.items() if value is not None} | {"engine": engine, "device": device}
     study = changed_study(model, settings, changes)
     folder = out or Path("runs") / f"{_stem(model)}-{study.strategy_name}"
     study = study.replace(folder=folder)
