@@ -159,7 +159,7 @@ class History:
         size: bytes that count; what follows is of rounds that a killed run did not finish.
 
     Raises:
-        CheckpointError: the file is shorter.
+        CheckpointError: the file is shorter, or damaged.
     """
 
     def __init__(self, path: Path | None, size: int = 0) -> None:
@@ -176,7 +176,11 @@ class History:
             if len(data) < size:
                 raise CheckpointError(f"{path} is shorter than it was", mend=_AGAIN)
             self._file.truncate(size)
-        self.lines = [json.loads(line) for line in data.splitlines()]
+        try:
+            self.lines = [json.loads(line) for line in data.splitlines()]
+        except ValueError as error:
+            self._file.close()
+            raise CheckpointError(f"{path} is damaged: {error}", mend=_AGAIN) from error
 
     def add(self, line: dict[str, Any]) -> None:
         """Append a line."""
@@ -237,7 +241,7 @@ class RunFolder:
                 if not resume:
                     raise ConfigError(
                         f"{folder} holds a run of {found.round} rounds",
-                        mend="go on with it (resume=True), or give another folder",
+                        mend="go on with it (resume=True, on the command line --resume), or give another folder",
                     )
                 check_settings(found, settings, folder)
                 self.states.restore(found.devices, found.rows)

@@ -5,6 +5,7 @@ Without a path the file has no name, so nothing is left of it when the processes
 
 from __future__ import annotations
 
+import errno
 import itertools
 import mmap
 import os
@@ -12,6 +13,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
+from pfl_mobile.atomic import disk_errors
 
 _KEYS = itertools.count()
 _PAGE = mmap.ALLOCATIONGRANULARITY
@@ -32,18 +35,37 @@ class SharedFile:
     def __init__(self, path: Path | None = None) -> None:
         """Open it; it is as long as it was, at first empty."""
         self.key = next(_KEYS)
+        self._path = path
         self.fd = _open(path)
         self.size = os.fstat(self.fd).st_size
         self._bytes = mapped(self.fd, self.size)
 
     def reserve(self, size: int) -> None:
-        """Grow to at least ``size`` bytes, in doublings; views taken before stay valid."""
+        """Grow to at least ``size`` bytes, in doublings; views taken before stay valid.
+
+        Raises:
+            StorageFullError: the disk of a file with a name is full.
+        """
         if size <= self.size:
             return
         grown = max(size, 2 * self.size)
         grown = -(-grown // _PAGE) * _PAGE
-        os.ftruncate(self.fd, grown)
+        self._grow(grown)
         self.size, self._bytes = grown, mapped(self.fd, grown)
+
+    def _grow(self, size: int) -> None:
+        if self._path is None or not hasattr(os, "posix_fallocate"):
+            os.ftruncate(self.fd, size)
+            return
+        with disk_errors(self._path):
+            try:
+                # Room on the disk now: a mapped page that finds none later ends the process without a word.
+                os.posix_fallocate(self.fd, self.size, size - self.size)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot
+                    os.ftruncate(self.fd, self.size)  # gives back what little there was
+                    raise
+                os.ftruncate(self.fd, size)
 
     def bytes(self) -> np.ndarray:
         """All of it, uint8, writable."""

@@ -458,7 +458,11 @@ def test_lines_of_rounds_that_were_not_finished_are_cut_off(tmp_path, engine):
         history.write(b'{"half a li')
     with rounds(FEDAVG, setup(), engine, rounds=3, folder=tmp_path, resume=True) as study:
         study.run()
-    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 3
+    lines = (tmp_path / "history.jsonl").read_bytes()
+    assert len(lines.splitlines()) == 3
+    (tmp_path / "history.jsonl").write_bytes(b"\xff" + lines[1:])
+    with pytest.raises(CheckpointError, match="damaged"):
+        rounds(FEDAVG, setup(), engine, folder=tmp_path, resume=True)
     os.truncate(tmp_path / "history.jsonl", 10)
     with pytest.raises(CheckpointError, match="shorter"):
         rounds(FEDAVG, setup(), engine, folder=tmp_path, resume=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfl_mobile.errors import CheckpointError
+from pfl_mobile.errors import CheckpointError, StorageFullError
 from pfl_mobile.local.plan import CombinePhase, CopyStart, MovePhase, Plan, Sgd, Term, TrainPhase
 from pfl_mobile.simulation.states import RowFormat, States, finite, kept_shapes
 from tests.local.fake import Linear
@@ -23,6 +24,21 @@ FORM = RowFormat({"a": (2, 3), "b": (), "copy:mine:a": (2, 3)})
 def state(seed: float) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
     a = np.full((2, 3), seed, np.float32) + np.arange(6, dtype=np.float32).reshape(2, 3)
     return {"a": a, "b": np.float32(seed)}, {"mine": {"a": -a}}
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="room cannot be asked for here")
+def test_a_full_disk_is_told_before_rows_are_written(tmp_path, monkeypatch):
+    def full(_fd: int, _start: int, _size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    states = States(FORM, tmp_path / "states")
+    states.take(3)
+    size = (tmp_path / "states").stat().st_size
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StorageFullError, match="states"):
+        states.take(5000)
+    assert (tmp_path / "states").stat().st_size == size
+    states.close()
 
 
 def test_a_device_keeps_what_the_plan_does_not_take_over_and_the_copies_in_keep():
