@@ -35,25 +35,49 @@ def infer_task(model: nn.Module, batch: Batch) -> Task:
     if "labels" not in batch:
         raise ConfigError(f"the rows have {sorted(batch)} but no 'labels'", mend="name the targets 'labels'")
     inputs = tuple(name for name in batch if name not in ("labels", "weight"))
-    labels = batch["labels"]
-    try:
-        with torch.no_grad():
-            output = model(*(batch[name] for name in inputs))
-    except Exception as error:
-        raise ConfigError(
-            f"the model fails on a batch with {list(inputs)}: {type(error).__name__}: {error}",
-            mend="give the rows the names and the order of forward's arguments, or give task=",
-        ) from error
+    labels, output = batch["labels"], _output(model, batch, inputs)
     if inputs == ("tokens",) and labels.dtype == torch.int64:
         return TokenTask(int(output.shape[-1]))
     if labels.dtype == torch.int64 and labels.dim() == 1 and output.dim() == 2:
         return ClassificationTask(int(output.shape[-1]), inputs=inputs)
     if labels.dtype == torch.float32 and labels.shape == output.shape:
         return RegressionTask(inputs=inputs)
+    mend = "give task=, for instance CustomTask(loss)"
+    if labels.dtype == torch.float32 and labels.numel() == output.numel():
+        mend = f"give every user labels of the output's shape: labels.reshape(-1, {_sizes(output)})"
     raise ConfigError(
         f"labels {labels.dtype} {list(labels.shape)} and outputs {list(output.shape)} fit no known task",
-        mend="give task=, for instance CustomTask(loss)",
+        mend=mend,
     )
+
+
+def _sizes(output: torch.Tensor) -> str:
+    return ", ".join(str(size) for size in output.shape[1:])
+
+
+def _output(model: nn.Module, batch: Batch, inputs: Sequence[str]) -> torch.Tensor:
+    """What the model gives on a batch, as on a device: without dropout, and with BatchNorm as it is.
+
+    Nothing stays of the call, neither in the model nor in torch's generator.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = model.eval()(*(batch[name] for name in inputs))
+    except Exception as error:
+        raise ConfigError(
+            f"the model fails on a batch with {list(inputs)}: {type(error).__name__}: {error}",
+            mend="give the rows the names and the order of forward's arguments, or give task=",
+        ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not isinstance(output, torch.Tensor):
+        raise ConfigError(
+            f"the model returns a {type(output).__name__}, not one tensor",
+            mend="wrap it in a module whose forward returns the logits only",
+        )
+    return output
 
 
 def personalized(

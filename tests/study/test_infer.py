@@ -79,3 +79,39 @@ def test_the_task_follows_from_labels_and_outputs():
         infer_task(Net(), {"x": x, "weight": weight})
     with pytest.raises(ConfigError, match="forward"):
         infer_task(Net(), {"x": x[:, :2], "labels": torch.zeros(2, 3), "weight": weight})
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+        self.layers[1].eval()
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_looking_at_a_model_leaves_no_trace():
+    model = Noisy()
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    batch = {"x": torch.randn(2, 4), "labels": torch.zeros(2, dtype=torch.int64), "weight": torch.ones(2)}
+    before = torch.random.get_rng_state()
+    infer_task(model, batch)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
+    assert [m.training for m in model.layers] == [True, False, True, True]
+    assert model.training
+
+
+class Pair(Net):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+def test_models_and_labels_that_fit_no_task_are_told_how_to():
+    x, weight = torch.zeros(2, 4), torch.ones(2)
+    with pytest.raises(ConfigError, match="returns a tuple"):
+        infer_task(Pair(), {"x": x, "labels": torch.zeros(2, dtype=torch.int64), "weight": weight})
+    with pytest.raises(ConfigError, match="fit no known task") as error:
+        infer_task(nn.Linear(4, 1), {"x": x, "labels": torch.zeros(2), "weight": weight})
+    assert "labels.reshape(-1, 1)" in error.value.mend
