@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
@@ -83,6 +83,7 @@ class BoundedGroupLoss(ByLoss):
         bound: B.
     """
 
+    needs_groups: ClassVar[bool] = True
     groups: Mapping[str, Sequence[int] | np.ndarray] | None = None
     max_loss: MaxLoss = 0.15
     step: Step = 1.0

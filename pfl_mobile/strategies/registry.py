@@ -49,6 +49,8 @@ class Param:
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
             return "not a number"
         low, high = self.low, self.high
+        if math.isinf(value) and high != value:
+            return "not finite"
         if low is not None and (value < low or (value == low and "low" in self.open)):
             return f"not in {self.range}"
         if high is not None and (value > high or (value == high and "high" in self.open)):
@@ -86,9 +88,14 @@ def check_ranges(what: str, target: Callable[..., Any], values: Mapping[str, Any
     for name, (kind, _, param) in parameters(target).items():
         if name not in values or (values[name] is None and _optional(kind)):
             continue
-        problem = param.problem(values[name])
+        problem = param.problem(values[name]) or _not_whole(kind, values[name])
         if problem:
             raise ConfigError(f"{what}: {name} is {values[name]!r}, {problem}", mend=f"{name}: {param.text}")
+
+
+def _not_whole(kind: Any, value: Any) -> str | None:
+    whole = kind is int or (isinstance(kind, types.UnionType) and int in kind.__args__)
+    return "not a whole number" if whole and not isinstance(value, int) else None
 
 
 def _optional(kind: Any) -> bool:

@@ -202,7 +202,13 @@ class Strategy:
     optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
 
     def __post_init__(self) -> None:
-        """Refuse hyper-parameters outside their range (ConfigError)."""
+        """Refuse hyper-parameters outside their range, and what is no weighting or optimizer (ConfigError)."""
+        for name, kind in (("weighting", Weighting), ("optimizer", ServerOptimizer)):
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigError(
+                    f"{type(self).__name__}: {name} is {getattr(self, name)!r}",
+                    mend=f"give a {kind.__name__} object; by name, fairness= takes a weighting",
+                )
         check_ranges(type(self).__name__, type(self), vars(self))
 
     # -- the model

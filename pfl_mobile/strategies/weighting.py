@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -23,6 +23,9 @@ SENT_LOSS = "sent_loss"
 @dataclass(frozen=True, kw_only=True)
 class Weighting:
     """Weights of the devices of a round. Subclasses that need a loss ask for it through ``measures``."""
+
+    #: Whether users must have groups.
+    needs_groups: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse hyper-parameters outside their range (ConfigError)."""

@@ -44,7 +44,7 @@ def infer_task(model: nn.Module, batch: Batch) -> Task:
         return RegressionTask(inputs=inputs)
     mend = "give task=, for instance CustomTask(loss)"
     if labels.dtype == torch.float32 and labels.numel() == output.numel():
-        mend = f"give every user labels of the output's shape: labels.reshape(-1, {_sizes(output)})"
+        mend = f"give every user labels of the output's shape: labels.reshape(-1{_sizes(output)})"
     raise ConfigError(
         f"labels {labels.dtype} {list(labels.shape)} and outputs {list(output.shape)} fit no known task",
         mend=mend,
@@ -52,7 +52,7 @@ def infer_task(model: nn.Module, batch: Batch) -> Task:
 
 
 def _sizes(output: torch.Tensor) -> str:
-    return ", ".join(str(size) for size in output.shape[1:])
+    return "".join(f", {size}" for size in output.shape[1:])
 
 
 def _output(model: nn.Module, batch: Batch, inputs: Sequence[str]) -> torch.Tensor:

@@ -49,21 +49,14 @@ _STUDY = "study.json"
 
 
 def engine_for(study: Study) -> Engine:
-    """The engine that the study names.
-
-    Raises:
-        UnknownNameError: there is no such engine.
-        MissingDependencyError: its package is not installed.
-    """
+    """The engine that the study names (MissingDependencyError: its package is not installed)."""
     if not isinstance(study.engine, str):
         return study.engine
     if study.engine == "local":
         return LocalEngine(study.processes)
-    if study.engine == "ray":
-        from pfl_mobile.simulation.ray_engine import RayEngine
+    from pfl_mobile.simulation.ray_engine import RayEngine
 
-        return RayEngine()
-    raise UnknownNameError(f"no engine is called {study.engine!r}", mend=near(study.engine, ("local", "ray")))
+    return RayEngine()
 
 
 def _rounds(
@@ -181,7 +174,12 @@ class StudyResult:
     def fairness(self) -> str | None:
         """Whether the bound that the weighting has been given is met, and by how much it is missed; None: no bound."""
         status = getattr(self.study.strategy.weighting, "status", None)
-        return None if status is None else str(status(self._rounds.server))
+        if status is None:
+            return None
+        try:
+            return str(status(self._rounds.server))
+        except ConfigError as error:  # the strategy sends nothing, or no device answered
+            return error.message
 
     def costs(self) -> dict[str, float]:
         """What the rounds cost: bytes up and down, in all and per device and round; steps, examples, seconds."""

@@ -19,20 +19,30 @@ import numpy as np
 import torch
 from torch import nn
 
-from pfl_mobile.errors import ConfigError, UnknownNameError, near
+from pfl_mobile.errors import ConfigError, near
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.personalization import PersonalizedModel, personalize
-from pfl_mobile.simulation.groups import check_groups, groups_from
 from pfl_mobile.simulation.settings import describe
 from pfl_mobile.strategies import Context, Local, Strategy, Weighting, create, entries, entry
+from pfl_mobile.study.checks import (
+    first_rows,
+    folder_path,
+    fraction,
+    instance,
+    is_whole,
+    known_engine,
+    list_of_names,
+    population,
+    user_groups,
+    whole,
+)
 from pfl_mobile.study.infer import example_batch, infer_task, personalized
+from pfl_mobile.tasks import Task
 
 if TYPE_CHECKING:
-    from pfl_mobile.local.batches import Rows
     from pfl_mobile.simulation.engine import Engine
     from pfl_mobile.simulation.population import Groups, Population
     from pfl_mobile.study.result import StudyResult
-    from pfl_mobile.tasks import Task
 
 #: Devices in a round, where the user did not say and there are more.
 COHORT = 50
@@ -101,9 +111,7 @@ class Study:
     ) -> None:
         """Check that everything fits together."""
         self._given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        self.data = self._given["data"] = _population(
-            data
-        )  # loaded once, however often settings are replaced
+        self.data = self._given["data"] = population(data)  # loaded once, however often settings are replaced
         count = len(self.data)
         self.strategy_name, self.strategy = _strategy(strategy, parameters or {}, fairness)
         given = getattr(self.strategy.weighting, "groups", None)
@@ -111,27 +119,43 @@ class Study:
             fair = replace(self.strategy.weighting, groups=None)  # type: ignore[call-arg]
             self.strategy = replace(self.strategy, weighting=fair)
             groups = given if groups is None else groups
-        self.groups: Groups = _groups(groups, self.data)
+        self.groups: Groups = user_groups(groups, self.data)
         self.cohort = min(count, COHORT) if cohort is None else cohort
-        if not 1 <= self.cohort <= count:
+        if not is_whole(self.cohort, 1, count):
             raise ConfigError(
                 f"the cohort is {cohort} of {count} users", mend=f"give a number from 1 to {count}"
             )
-        if batch < 1 or not 0 <= dropout < 1:
+        whole("batch", batch, 1)
+        whole("seed", seed, -(2**63), 2**64 - 1)
+        for setting, value, least in (("lanes", lanes, 1), ("processes", processes, 0)):
+            if value is not None:
+                whole(setting, value, least)
+        fraction("dropout", dropout)
+        for setting, thing, kind in (
+            ("local", local, Local),
+            ("task", task, Task),
+            ("strategy", self.strategy, Strategy),
+        ):
+            instance(setting, thing, kind)
+        for setting, patterns in (("shared", shared), ("personal", personal), ("split", split)):
+            list_of_names(setting, patterns)
+        known_engine(engine)
+        if self.strategy.weighting.needs_groups and not self.groups:
             raise ConfigError(
-                f"batch={batch}, dropout={dropout}", mend="give a batch of 1 or more and a dropout in [0, 1)"
+                f"{type(self.strategy.weighting).__name__} has no groups",
+                mend="give groups=, or data whose users have groups",
             )
         self.personal = split if personal is None and needs_personal(self.strategy) else personal
-        self.seed = seed
-        self.batch = example_batch(_first_rows(self.data), batch)
-        made = _make(model, seed)
+        self.seed = int(seed)
+        self.batch = example_batch(first_rows(self.data), batch)
+        made = _make(model, self.seed)
         self.task = infer_task(made, self.batch) if task is None else task
         self.model: PersonalizedModel = self._personalized(made, shared, self.personal)
         self.local = local or Local()
         self.dropout, self.lanes, self.processes = dropout, lanes, processes
         self.device = _device(device)
         self.engine = engine
-        self.folder = None if folder is None else Path(folder)
+        self.folder = folder_path(folder)
         self.name = name or self.data.name
         self.plan()  # fails now rather than after start-up
 
@@ -235,6 +259,9 @@ class Study:
         """
         from pfl_mobile.study.result import run_study
 
+        whole("rounds", rounds, 1)
+        if resume and self.folder is None:
+            raise ConfigError("there is no folder to resume from", mend="give folder=, that of the run")
         study = self
         if local_epochs is not None or local_steps is not None:
             study = self.replace(local=replace(self.local, epochs=local_epochs, steps=local_steps))
@@ -322,24 +349,17 @@ def _device(name: str) -> str:
     return name
 
 
-def _population(given: Population | str) -> Population:
-    if isinstance(given, str):
-        from pfl_mobile import data
-
-        found: Population = data.population(given)
-        return found
-    missing = [m for m in ("train", "test", "id", "__len__") if not hasattr(given, m)]
-    if missing:
-        raise ConfigError(
-            f"the data is a {type(given).__name__}, which lacks {', '.join(missing)}",
-            mend="give a Population, for instance ArrayPopulation.of('mine', {'ann': rows, 'bob': rows})",
-        )
-    return given
-
-
 def _strategy(
     given: str | Strategy, parameters: Mapping[str, Any], fairness: Weighting | str | None
 ) -> tuple[str, Strategy]:
+    if not isinstance(parameters, Mapping):
+        raise ConfigError(
+            f"parameters are {type(parameters).__name__}", mend="give a dict, for instance {'mu': 0.1}"
+        )
+    if not isinstance(given, Strategy | str):
+        raise ConfigError(
+            f"the strategy is {given!r}", mend="give a name (see `pfl strategies`) or a Strategy object"
+        )
     if isinstance(given, Strategy):
         if parameters:
             raise ConfigError(
@@ -384,33 +404,3 @@ def fairness_names() -> list[str]:
         if not required and make().weighting != plain:
             found.append(name)
     return found
-
-
-def _groups(given: Any, data: Population) -> Groups:
-    if given is None:
-        return data.groups
-    if isinstance(given, str | Path):
-        return groups_from(given, data)
-    index = {data.id(i): i for i in range(len(data))}
-    found: dict[str, list[int]] = {}
-    for name, members in given.items():
-        found[name] = [index.get(m, -1) if isinstance(m, str) else int(m) for m in members]
-        if -1 in found[name]:
-            unknown = next(m for m in members if isinstance(m, str) and m not in index)
-            raise UnknownNameError(
-                f"group {name!r} has an unknown user {unknown!r}", mend=near(unknown, index)
-            )
-    check_groups(found, len(data), data.id)
-    return found
-
-
-def _first_rows(data: Population) -> Rows:
-    if len(data) < 2:
-        raise ConfigError(
-            f"{data.name} has {len(data)} users", mend="a study needs at least two users to compare"
-        )
-    for index in range(min(len(data), 100)):
-        rows = data.train(index)
-        if len(rows.get("weight", ())):
-            return rows
-    raise ConfigError(f"the first users of {data.name} have no training examples", mend="check the data")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import ConfigError, DataError, OtherSettingsError, UnknownNameError
+from pfl_mobile.simulation.population import ArrayPopulation
 from pfl_mobile.strategies import Local, Strategy
 from pfl_mobile.strategies.bounded_group_loss import BoundedGroupLoss
 from pfl_mobile.strategies.tilted import Tilted
@@ -131,17 +132,49 @@ def test_the_deployment_has_the_trained_shared_values_and_the_plan():
         ({"cohort": 0}, ConfigError, "cohort"),
         ({"cohort": 9}, ConfigError, "of 8 users"),
         ({"batch": 0}, ConfigError, "batch"),
+        ({"batch": "8"}, ConfigError, "batch"),
+        ({"cohort": 2.5}, ConfigError, "cohort"),
+        ({"cohort": "3"}, ConfigError, "cohort"),
+        ({"seed": "a"}, ConfigError, "seed"),
+        ({"seed": 2**70}, ConfigError, "seed"),
+        ({"lanes": 0}, ConfigError, "lanes"),
+        ({"processes": "2"}, ConfigError, "processes"),
+        ({"local": 3}, ConfigError, "local"),
+        ({"task": "classes"}, ConfigError, "task"),
+        ({"strategy": 3}, ConfigError, "strategy"),
+        ({"strategy": Strategy}, ConfigError, "strategy"),
+        ({"strategy": "ditto", "parameters": ["lam"]}, ConfigError, "parameters"),
+        ({"dropout": "x"}, ConfigError, "dropout"),
+        ({"engine": 3}, ConfigError, "engine"),
+        ({"folder": 3}, ConfigError, "folder"),
+        ({"personal": "head"}, ConfigError, "personal"),
+        ({"groups": ["a"] * 8}, ConfigError, "list"),
+        ({"groups": {"a": [0.5, 1]}}, ConfigError, "0.5"),
+        ({"groups": {"a": [None]}}, ConfigError, "None"),
+        ({"groups": {1: [0], "1": [1]}}, ConfigError, "'1'"),
         ({"dropout": 1.0}, ConfigError, "dropout"),
         ({"groups": {"a": ["u0"], "b": ["u1"]}}, ConfigError, "in no group"),
         ({"groups": {"a": ["nobody"]}}, UnknownNameError, "nobody"),
         ({"groups": "groups.yaml"}, DataError, "groups.yaml"),
         ({"fairness": 3}, ConfigError, "Weighting"),
+        ({"strategy": "ditto", "parameters": {"weighting": 3}}, ConfigError, "weighting is 3"),
+        ({"strategy": "ditto", "parameters": {"optimizer": "adam"}}, ConfigError, "optimizer is 'adam'"),
+        ({"strategy": "ifca", "parameters": {"clusters": 2.5}}, ConfigError, "not a whole number"),
+        ({"strategy": "ditto", "parameters": {"lam": float("inf")}}, ConfigError, "not finite"),
         ({"device": "gpu"}, ConfigError, "gpu"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_runs(settings, error, text):
     with pytest.raises(error, match=text):
         study(**settings)
+
+
+def test_a_bound_on_groups_needs_groups_from_the_start():
+    parts = population()
+    with pytest.raises(ConfigError, match="has no groups"):
+        study("bounded_group_loss", ArrayPopulation("plain", parts.ids, parts.parts))
+    with study("local", fairness="bounded_group_loss").run(rounds=1) as result:
+        assert "no group has reported" in result.fairness
 
 
 def test_wrong_data_is_refused():
@@ -153,11 +186,65 @@ def test_wrong_data_is_refused():
         Study(Net, "smal")
 
 
+class Own:
+    """A population of the user's own, some of it missing."""
+
+    name, groups = "own", {}
+
+    def __init__(self, **changes):
+        self.changes = changes
+
+    def __len__(self):
+        return 3
+
+    def id(self, index):
+        return f"own-{index}"
+
+    def train(self, index):
+        return {n: v for n, v in (population().train(index) | self.changes).items() if v is not None}
+
+    def test(self, index):
+        return population().test(index)
+
+
+class Nameless:
+    __len__, id, train, test = Own.__len__, Own.id, Own.train, Own.test
+
+
+def test_a_population_of_one_s_own_works_and_is_checked():
+    from pfl_mobile.study import Study
+
+    with Study(Net, Own(), batch=8, processes=0, lanes=1).run(rounds=1) as result:
+        assert result.evaluate().users == ["own-0", "own-1", "own-2"]
+    with pytest.raises(ConfigError, match="lacks name, groups"):
+        Study(Net, Nameless())
+    with pytest.raises(DataError, match="no 'weight'"):
+        Study(Net, Own(weight=None))
+    with pytest.raises(DataError, match=r"'x' of .*'own-0' of own is float64"):
+        Study(Net, Own(x=np.zeros((30, 4))))
+    with pytest.raises(DataError, match=r"'labels' .* int32"):
+        Study(Net, Own(labels=np.zeros(30, np.int32)))
+
+
+def test_names_of_groups_that_are_numbers_become_texts():
+    """Or multipliers kept as JSON, whose keys are texts, would never be those of the groups."""
+    bound = BoundedGroupLoss(max_loss=0.15)
+    named = study(fairness=bound, groups={"0": [0, 1, 2, 3], "1": [4, 5, 6, 7]})
+    numbered = study(fairness=bound, groups={0: [0, 1, 2, 3], 1: [4, 5, 6, 7]})
+    assert numbered.groups == named.groups
+    with named.run(rounds=3) as one, numbered.run(rounds=3) as two:
+        assert all(np.array_equal(one.values[n], two.values[n]) for n in one.values)
+        assert set(two.evaluate().per_group) == {"0", "1"}
+
+
 def test_wrong_runs_are_refused():
     with pytest.raises(ConfigError, match="epochs and"):
         study().run(rounds=1, local_epochs=1, local_steps=1)
-    with pytest.raises(ConfigError, match="rounds"):
-        study().run(rounds=0)
+    for rounds in (0, 2.5, "3"):
+        with pytest.raises(ConfigError, match="rounds"):
+            study().run(rounds=rounds)
+    with pytest.raises(ConfigError, match="no folder"):
+        study().run(rounds=1, resume=True)
     with pytest.raises(UnknownNameError, match="locale"):
         study(engine="locale").run(rounds=1)
     with study().run(rounds=1) as result:
@@ -168,8 +255,6 @@ def test_wrong_runs_are_refused():
 
 
 def test_a_diverging_client_is_told_and_not_merged():
-    from pfl_mobile.simulation.population import ArrayPopulation
-
     good = population()
     parts = list(good.parts)
     train, test = parts[3]

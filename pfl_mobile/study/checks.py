@@ -1,0 +1,174 @@
+"""What a study is made of, checked before anything runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pfl_mobile.errors import ConfigError, DataError, UnknownNameError, near
+from pfl_mobile.simulation.groups import check_groups, groups_from
+
+if TYPE_CHECKING:
+    from pfl_mobile.local.batches import Rows
+    from pfl_mobile.simulation.population import Groups, Population
+
+#: Arrays that models and programs take; ``ArrayPopulation`` makes float32 and int64 of all others.
+_DTYPES = ("float32", "int64", "bool", "uint8")
+
+#: Engines by name.
+ENGINES = ("local", "ray")
+
+#: Users that are looked at for one with examples.
+_LOOKED_AT = 100
+
+
+def is_whole(value: Any, low: int, high: int | None = None) -> bool:
+    """Whether a value is a whole number from ``low`` to ``high``."""
+    whole_number = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole_number and value >= low and (high is None or value <= high)
+
+
+def whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Refuse what is no whole number from ``low`` to ``high`` (ConfigError)."""
+    if not is_whole(value, low, high):
+        least = f"{low} or more" if high is None else f"one from {low} to {high}"
+        raise ConfigError(f"{name} is {value!r}", mend=f"give a whole number, {least}")
+
+
+def fraction(name: str, value: Any) -> None:
+    """Refuse what is no number in [0, 1) (ConfigError)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ConfigError(f"{name} is {value!r}", mend="give a number in [0, 1)")
+
+
+def instance(name: str, value: Any, kind: type) -> None:
+    """Refuse what is neither None nor of a class (ConfigError)."""
+    if value is not None and not isinstance(value, kind):
+        raise ConfigError(f"{name} is {value!r}", mend=f"give a {kind.__name__} object, or leave it out")
+
+
+def list_of_names(name: str, value: Any) -> None:
+    """Refuse a text where a list of texts is meant, as its letters would be taken for them (ConfigError)."""
+    if value is None:
+        return
+    if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"{name} is {value!r}", mend=f"give a list of layers: {name}=['head']")
+
+
+def known_engine(engine: Any) -> None:
+    """Refuse what is no engine.
+
+    Raises:
+        UnknownNameError: no engine has that name.
+        ConfigError: it is neither a name nor an engine.
+    """
+    if isinstance(engine, str):
+        if engine not in ENGINES:
+            raise UnknownNameError(f"no engine is called {engine!r}", mend=near(engine, ENGINES))
+    elif not all(hasattr(engine, method) for method in ("start", "run", "close")):
+        raise ConfigError(f"engine is {engine!r}", mend=f"give one of {', '.join(ENGINES)}, or an Engine")
+
+
+def folder_path(folder: Any) -> Path | None:
+    """The folder of a run (ConfigError for what is no path)."""
+    if folder is not None and not isinstance(folder, str | os.PathLike):
+        raise ConfigError(f"folder is {folder!r}", mend="give a path, or None to keep nothing")
+    return None if folder is None else Path(folder)
+
+
+def population(given: Population | str) -> Population:
+    """The population, or that of the named dataset.
+
+    Raises:
+        UnknownNameError: there is no such dataset.
+        ConfigError: it is no population.
+    """
+    if isinstance(given, str):
+        from pfl_mobile import data
+
+        found: Population = data.population(given)
+        return found
+    missing = [m for m in ("train", "test", "id", "__len__", "name", "groups") if not hasattr(given, m)]
+    if missing:
+        raise ConfigError(
+            f"the data is a {type(given).__name__}, which lacks {', '.join(missing)}",
+            mend="give a Population, for instance ArrayPopulation.of('mine', {'ann': rows, 'bob': rows})",
+        )
+    return given
+
+
+def first_rows(data: Population) -> Rows:
+    """Training rows of the first user that has any.
+
+    Raises:
+        ConfigError: there are fewer than two users, or none of the first has examples.
+        DataError: the rows have no weights, or numbers of a kind that models do not take.
+    """
+    if len(data) < 2:
+        raise ConfigError(
+            f"{data.name} has {len(data)} users", mend="a study needs at least two users to compare"
+        )
+    for index in range(min(len(data), _LOOKED_AT)):
+        rows = data.train(index)
+        what = f"the training rows of user {data.id(index)!r} of {data.name}"
+        if "weight" not in rows:
+            raise DataError(
+                f"{what} have no 'weight'", mend="give float32 weights, 1 for an ordinary example"
+            )
+        for name, value in rows.items():
+            if str(value.dtype) not in _DTYPES:
+                raise DataError(
+                    f"{name!r} of {what} is {value.dtype}",
+                    mend="give float32 for real numbers and int64 for whole ones: rows[name].astype(...)",
+                )
+        if len(rows["weight"]):
+            return rows
+    raise ConfigError(f"the first users of {data.name} have no training examples", mend="check the data")
+
+
+def user_groups(given: Any, data: Population) -> Groups:
+    """Groups by name, which is a text as files keep it, with the indexes of their users.
+
+    Args:
+        given: group name to ids or indexes of users; a JSON or CSV file; None for the data's own.
+        data: whose users they are.
+
+    Raises:
+        UnknownNameError: a user is unknown.
+        ConfigError: they are no groups, miss users or share some.
+        DataError: the file cannot be read.
+    """
+    if isinstance(given, str | Path):
+        return groups_from(given, data)
+    if given is None and all(isinstance(name, str) for name in data.groups):
+        return data.groups
+    groups = data.groups if given is None else given
+    if not isinstance(groups, Mapping):
+        raise ConfigError(
+            f"the groups are a {type(groups).__name__}",
+            mend="give a dict of group names to users, for instance {'teens': ['ann'], 'adults': ['bob']}",
+        )
+    index = {data.id(i): i for i in range(len(data))}
+    found: dict[str, list[int]] = {}
+    for name, members in groups.items():
+        if str(name) in found:
+            raise ConfigError(f"two groups are called {str(name)!r}", mend="give them different names")
+        found[str(name)] = [_user(member, str(name), index) for member in members]
+    check_groups(found, len(data), data.id)
+    return found
+
+
+def _user(member: Any, group: str, index: Mapping[str, int]) -> int:
+    if isinstance(member, str):
+        if member not in index:
+            raise UnknownNameError(
+                f"group {group!r} has an unknown user {member!r}", mend=near(member, index)
+            )
+        return index[member]
+    if not is_whole(member, 0):
+        raise ConfigError(f"group {group!r} has the user {member!r}", mend="give ids or indexes of users")
+    return int(member)
