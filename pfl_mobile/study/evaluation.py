@@ -34,6 +34,7 @@ class Evaluation:
         failed: users whose own model could not be made, and why.
         shared_is_trained: False where the shared model has personal layers as they were shipped, which makes it no
             fair measure of what one model for all can do.
+        has_own: False where the strategy makes no models of users' own.
     """
 
     metric: str
@@ -48,6 +49,7 @@ class Evaluation:
     level: float = 0.95
     failed: Mapping[str, str] = field(default_factory=dict)
     shared_is_trained: bool = True
+    has_own: bool = True
 
     def __post_init__(self) -> None:
         """Refuse an evaluation of nobody (NoExamplesError)."""

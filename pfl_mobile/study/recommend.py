@@ -14,8 +14,13 @@ from pfl_mobile.study.statistics import Interval, interval
 #: Fewer users than this do not carry a rule for some of them.
 FEW_USERS = 20
 
+#: Fewer users than this all gain by chance with a probability above 1 %, so nothing is certain of them.
+CERTAIN_USERS = 6
+
 #: Share of users who may end worse before the recommendation asks for the guard.
 MANY_WORSE = 0.2
+
+_TRY = "Run one that makes some, for instance 'fedavg_finetune' or 'ditto'."
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ class Recommendation:
     """What to do, with the evidence.
 
     Attributes:
-        verdict: ``personalize``, ``personalize some`` or ``do not personalize``.
+        verdict: ``personalize``, ``personalize some``, ``do not personalize``, or ``not measured`` where the
+            strategy makes no models of users' own.
         min_examples: personalize users with at least so many examples; None for all or nobody.
         users: how many of the study's users that is.
         expected_gain: mean gain of those users, in points or in the metric's units; where a rule chose them,
@@ -81,7 +87,10 @@ def recommend(found: Evaluation, label_divergence: np.ndarray | None = None) -> 
             f"their sizes would show anyway ({sampling:.2f})."
         )
     verdict, least, chosen, expected = "do not personalize", None, 0, everyone
-    if everyone.low > 0:
+    if not found.has_own:
+        verdict = "not measured"
+        why = [f"The strategy makes no models of users' own, so all have the shared one. {_TRY}", *why[2:]]
+    elif everyone.low > 0 and len(gains) >= CERTAIN_USERS:
         verdict, chosen = "personalize", len(gains)
     else:
         rule = _rule(found)
@@ -92,8 +101,12 @@ def recommend(found: Evaluation, label_divergence: np.ndarray | None = None) -> 
                 f"Users with {least} examples or more gain {expected} (measured on users the rule was not chosen on)."
             )
     if verdict == "do not personalize":
-        why.append("No gain is certain, neither for all users nor for those with many examples.")
-    elif found.users_worse > MANY_WORSE * len(gains):
+        why.append(
+            f"{len(gains)} users are too few for a gain to be certain; measure {CERTAIN_USERS} or more."
+            if len(gains) < CERTAIN_USERS
+            else "No gain is certain, neither for all users nor for those with many examples."
+        )
+    elif chosen and found.users_worse > MANY_WORSE * len(gains):
         why.append(f"{found.users_worse} of {len(gains)} users end worse: keep the guard of the plan on.")
     return Recommendation(
         verdict,

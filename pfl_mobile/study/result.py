@@ -360,6 +360,7 @@ class StudyResult:
             *self._forgetting(counted, name, scale),
             failed={data.id(m.client): m.failure for m in measured if m.failure is not None},
             shared_is_trained=self.has_shared_model,
+            has_own=any(m.personal is not None or m.failure is not None for m in counted),
         )
 
     def _forgetting(

@@ -67,6 +67,27 @@ def test_a_certain_gain_is_recommended():
     assert found.expected_gain.low > 0
 
 
+@pytest.mark.parametrize("users", [1, 2, 5])
+def test_a_handful_of_users_is_no_evidence(users):
+    found = recommend(evaluation([50] * users, [60] * users))
+    assert found.verdict == "do not personalize"
+    assert any("too few" in sentence for sentence in found.why)
+
+
+@pytest.mark.parametrize("users", [6, 9, 12, 30])
+def test_chance_is_seldom_taken_for_a_gain(users):
+    generator = np.random.default_rng(users)
+    found = [recommend(evaluation([50.0] * users, 50 + generator.normal(0, 5, users))) for _ in range(200)]
+    assert sum(f.verdict != "do not personalize" for f in found) <= 12
+
+
+def test_a_strategy_without_own_models_tells_nothing_about_them():
+    found = recommend(evaluation([50, 90] * 10, [50, 90] * 10, has_own=False))
+    assert (found.verdict, found.users) == ("not measured", 0)
+    assert "no models of users' own" in found.why[0]
+    assert not any("personalization gains" in sentence for sentence in found.why)
+
+
 def test_no_gain_is_not_recommended():
     assert recommend(noisy(-0.5)).verdict == "do not personalize"
     assert recommend(noisy(0.0, seed=3)).verdict == "do not personalize"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfl_mobile.study.statistics import divergence, interval
+from pfl_mobile.study.statistics import divergence, interval, student
 
 
 def test_an_interval_covers_the_true_mean_about_as_often_as_it_says():
@@ -17,7 +17,35 @@ def test_an_interval_covers_the_true_mean_about_as_often_as_it_says():
     assert 0.84 <= hits / 200 <= 0.95
 
 
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
+@pytest.mark.parametrize("count", [2, 3, 5, 11, 12, 20])
+def test_intervals_of_few_users_cover_it_too(count):
+    generator = np.random.default_rng(count)
+    hits = 0
+    for i in range(400):
+        found = interval(generator.normal(size=count), seed=i)
+        hits += found.low <= 0 <= found.high
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_one_user_has_no_interval():
+    found = interval(np.array([3.0]))
+    assert (found.to_json()["low"], found.to_json()["high"]) == (None, None)
+    assert "no interval" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "level", "wanted"),
+    [(1, 0.95, 12.706), (2, 0.95, 4.303), (5, 0.95, 2.571), (30, 0.95, 2.042), (3, 0.99, 5.841)],
+)
+def test_student_s_quantiles_are_those_of_the_tables(freedom, level, wanted):
+    assert student(freedom, level) == pytest.approx(wanted, abs=6e-4)
+
+
+def test_student_s_quantiles_go_on_smoothly_where_the_method_changes():
+    assert [student(f) for f in (31, 60, 1000)] == pytest.approx([2.0395, 2.0003, 1.9623], abs=1e-4)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30))
 def test_an_interval_contains_its_mean_and_repeats(values):
     found = interval(np.array(values))
     slack = 1e-6 * (1 + max(map(abs, values)))

@@ -20,6 +20,8 @@ def test_a_shared_model_gets_better_and_is_everybodys():
     assert np.array_equal(found.shared, found.personal)
     assert set(found.per_group) == {"calm", "wild"}
     assert found.forgetting is None
+    assert not found.has_own
+    assert result.recommend().verdict == "not measured"
 
 
 def test_personal_heads_pay_for_users_who_differ():
