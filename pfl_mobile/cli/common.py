@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import signal
 import sys
 import threading
@@ -18,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pfl_mobile.errors import MissingDependencyError, PflError, UserCodeError
+from pfl_mobile.plain_json import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -99,15 +98,7 @@ def _show(error: PflError, as_json: bool) -> int:
 
 def print_json(value: Any) -> None:
     """Print a JSON value; numbers that JSON does not have (NaN, infinity) become null."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+    print(json_text(value, indent=2), flush=True)
 
 
 def table(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +12,11 @@ import typer
 
 from pfl_mobile.cli.common import EXIT_CODES, Json, Reporter, console, print_json, size, table
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.plain_json import json_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pfl_mobile.study import Evaluation
     from pfl_mobile.study.compare import Comparison
 
@@ -119,7 +124,9 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
     engine: Annotated[str, typer.Option("--engine", help="local or ray.")] = "local",
-    device: Annotated[str, typer.Option("--device", help="Where devices are simulated: cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str, typer.Option("--device", help="Where devices are simulated: cpu or cuda.")
+    ] = "cpu",
     processes: Processes = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Of the run; default: runs/MODEL-STRATEGY.")
@@ -130,47 +137,56 @@ def train(
     """Train a study: federated rounds, then every user's own model, and what it is worth.
 
     The effective configuration is printed first. A checkpoint is kept every round: a run that was stopped goes on
-    with --resume and ends in the same bits.
+    with --resume and ends in the same bits. Where parts of the model are personal, one model for all is trained
+    too, in as many rounds, to compare with.
 
     JSON: run, study (the configuration), costs, fairness (whether a bound is met), files,
     evaluation (global_acc, personalized_acc, gain with interval,
     users_better, users_worse, worst_decile, per_group, worst_group_improvement).
     """
     from pfl_mobile.study import plots
-    from pfl_mobile.study.runs import changed_study, note_source
+    from pfl_mobile.study.runs import changed_study, is_started, note_source
 
     settings: dict[str, Any] = {} if data is None else {"data": data}
     wanted = {
         "strategy": strategy,
-        "parameters": _parameters(set_ or ()) if set_ or strategy else None,
+        "parameters": _parameters(set_) if set_ else None,
         "fairness": fairness,
         "groups": None if groups is None else str(groups.expanduser().resolve()),
         "cohort": cohort,
         "dropout": dropout,
         "seed": seed,
         "processes": processes,
+        "local_epochs": local_epochs,
     }
-    changes = {name: value for name, value in wanted.items() if value is not None} | {"engine": engine, "device": device}
+    changes = {name: value for name, value in wanted.items() if value is not None} | {
+        "engine": engine,
+        "device": device,
+    }
     study = changed_study(model, settings, changes)
     folder = out or Path("runs") / f"{_stem(model)}-{study.strategy_name}"
     study = study.replace(folder=folder)
-    if not as_json:
-        console().print(
-            table(["setting", "value"], _flat(study.effective()), title="effective configuration")
+    # With --json, standard output is for the result alone.
+    console(error=as_json).print(
+        table(
+            ["setting", "value"],
+            _flat(study.effective() | {"rounds": rounds}),
+            title="effective configuration",
         )
-    if not resume:
+    )
+    if not is_started(folder):
         note_source(folder, model, settings, changes)
-    with Reporter() as report:
-        result = study.run(rounds, local_epochs, resume=resume, on_progress=report)
-        with result:
-            report("measure every user", None)
-            found = result.evaluate()
-            files = [result.save(folder), plots.draw_users(found, folder / "users.png")]
-            losses = {study.strategy_name: [r.loss or float("nan") for r in result.history]}
-            files.append(
-                plots.draw_history([r.round + 1 for r in result.history], losses, folder / "loss.png")
-            )
-            costs, fairness = result.costs(), result.fairness
+    with (
+        Reporter() as report,
+        _resumable(report, folder),
+        study.run(rounds, resume=resume, on_progress=report) as result,
+    ):
+        report("measure every user", None)
+        found = result.compared(on_progress=report)
+        files = [result.save(folder), plots.draw_users(found, folder / "users.png")]
+        losses = {study.strategy_name: [math.nan if r.loss is None else r.loss for r in result.history]}
+        files.append(plots.draw_history([r.round + 1 for r in result.history], losses, folder / "loss.png"))
+        costs, fairness = result.costs(), result.fairness
     if as_json:
         print_json(
             {
@@ -245,7 +261,7 @@ def compare(
         report("write table and plots", None)
         files = found.draw(folder)
         page, record = folder / "comparison.md", folder / "comparison.json"
-        atomic_write(record, json.dumps(found.to_json(users=True), indent=1).encode())
+        atomic_write(record, json_text(found.to_json(users=True), indent=1).encode())
         atomic_write(page, found.markdown().encode())
         files += [page, record]
     if as_json:
@@ -262,7 +278,7 @@ def recommend(
 ) -> None:
     """Personalize or not, for whom and why.
 
-    Where parts of the model are personal, one model for all is trained first, in as many rounds, to compare with.
+    Where parts of the model are personal, the comparison is with the one model for all that `pfl train` trained too.
 
     JSON: verdict, min_examples, users, expected_gain (mean, low, high, level, users), appeal, heterogeneity,
     examples, why.
@@ -280,9 +296,21 @@ def recommend(
         out.print(f"- {sentence}", markup=False)
 
 
+@contextlib.contextmanager
+def _resumable(report: Reporter, folder: Path) -> Iterator[None]:
+    """Say after Ctrl-C how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        report.note(f"interrupted; the same command with --resume goes on from the last round in {folder}")
+        raise
+
+
 def _stem(model: str) -> str:
     source, colon, function = model.rpartition(":")
-    return function if not colon else Path(source).stem.rpartition(".")[2]
+    if not colon:
+        return function
+    return Path(source).stem if source.endswith(".py") else source.rpartition(".")[2]
 
 
 def _parameters(given: list[str] | tuple[()]) -> dict[str, Any]:
@@ -317,16 +345,17 @@ def _show(found: Evaluation, costs: dict[str, float], fairness: str | None, fold
         return number(found.metric, value, sign)
 
     rows: list[tuple[str, object]] = [(f"{found.metric}, own models", show(found.personalized_acc))]
-    if found.shared_is_trained:
-        rows += [
-            (f"{found.metric}, shared model", show(found.global_acc)),
-            ("gain", found.gain),
-            ("users better / worse", f"{found.users_better} / {found.users_worse} of {len(found.users)}"),
-        ]
+    rows += [
+        (f"{found.metric}, shared model", show(found.global_acc)),
+        ("gain", found.gain),
+        ("users better / worse", f"{found.users_better} / {found.users_worse} of {len(found.users)}"),
+    ]
+    if found.failed:
+        rows.append(("users who failed", f"{len(found.failed)}, see `failed` in result.json"))
     rows.append(("worst tenth of the users", show(found.worst_decile)))
     for name, group in found.per_group.items():
         rows.append((f"group {name} ({group['users']} users)", show(group["personalized_acc"])))
-    if found.worst_group_improvement is not None and found.shared_is_trained:
+    if found.worst_group_improvement is not None:
         rows.append(("worst group better by", show(found.worst_group_improvement, "+")))
     if fairness is not None:
         rows.append(("bound", fairness))
@@ -337,8 +366,7 @@ def _show(found: Evaluation, costs: dict[str, float], fairness: str | None, fold
         ("seconds", f"{costs['seconds']:.1f}"),
     ]
     out.print(table(["result", "value"], rows))
-    hint = "" if found.shared_is_trained else ", which also trains one model for all to compare with"
-    out.print(f"\nwritten to {folder}; next: pfl recommend {folder}{hint}")
+    out.print(f"\nwritten to {folder}; next: pfl recommend {folder}")
 
 
 def _show_comparison(found: Comparison) -> None:

@@ -14,14 +14,18 @@ import numpy as np
 
 from pfl_mobile.atomic import atomic_write, disk_errors
 from pfl_mobile.deployment import Deployment, text_parts
-from pfl_mobile.errors import ConfigError, UnknownNameError, near
+from pfl_mobile.errors import ConfigError, DataError, UnknownNameError, near
 from pfl_mobile.local.plan import LOWER_IS_BETTER
 from pfl_mobile.local.random import derive, permutation
+from pfl_mobile.plain_json import json_text
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.population import TextPopulation
 from pfl_mobile.simulation.records import RoundRecord
 from pfl_mobile.simulation.rounds import Rounds
+from pfl_mobile.simulation.user_rows import RowCheck
 from pfl_mobile.simulation.worker import Setup, count_examples
+from pfl_mobile.strategies import Local
+from pfl_mobile.study.checks import is_whole
 from pfl_mobile.study.evaluation import Evaluation
 from pfl_mobile.study.recommend import Recommendation, recommend
 from pfl_mobile.study.statistics import divergence
@@ -29,7 +33,6 @@ from pfl_mobile.study.statistics import divergence
 if TYPE_CHECKING:
     from pfl_mobile.local.batches import Rows
     from pfl_mobile.simulation.engine import Engine
-    from pfl_mobile.simulation.population import Population
     from pfl_mobile.simulation.worker import Evaluation as Measured
     from pfl_mobile.study.study import Study
 
@@ -62,7 +65,7 @@ def engine_for(study: Study) -> Engine:
 def _rounds(
     study: Study, rounds: int, resume: bool, progress: Callable[[RoundRecord], None] | None
 ) -> Rounds:
-    general = general_rows(study.data, study.seed)
+    general = general_rows(study)
     setup = Setup(
         study.model, study.task, study.batch, study.data, study.lanes, study.device, general=general
     )
@@ -82,17 +85,23 @@ def _rounds(
     )
 
 
-def general_rows(data: Population, seed: int) -> Rows | None:
+def general_rows(study: Study) -> Rows | None:
     """Test examples of many users in equal parts, to measure forgetting on; None where there are none."""
+    data, check = study.data, RowCheck(study.task, study.batch).check
     parts: list[Rows] = []
-    for user in permutation(derive(seed, 1), len(data))[:GENERAL_USERS]:
-        rows = data.test(int(user))
-        chosen = permutation(derive(seed, 2, int(user)), len(rows["weight"]))[:GENERAL_EACH]
+    for user in permutation(derive(study.seed, 1), len(data))[:GENERAL_USERS]:
+        try:
+            rows = data.test(int(user))
+            check(rows)
+        except DataError:  # told as that user's failure when users are measured
+            continue
+        chosen = permutation(derive(study.seed, 2, int(user)), len(rows["weight"]))[:GENERAL_EACH]
         if len(chosen):
             parts.append({name: value[chosen] for name, value in rows.items()})
     if not parts:
         return None
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def run_study(study: Study, rounds: int, *, resume: bool, on_progress: Report | None) -> StudyResult:
@@ -108,7 +117,8 @@ def run_study(study: Study, rounds: int, *, resume: bool, on_progress: Report | 
     running = _rounds(study, rounds, resume, progress)
     try:
         if study.folder is not None:
-            about = {"rounds": rounds, "study": study.effective()}
+            local = {"epochs": study.local.epochs, "steps": study.local.steps}
+            about = {"rounds": rounds, "local": local, "study": study.effective()}
             with disk_errors(study.folder):
                 atomic_write(study.folder / _STUDY, json.dumps(about, indent=2).encode())
         running.run()
@@ -123,19 +133,23 @@ def load_result(study: Study) -> StudyResult:
     if study.folder is None:
         raise ConfigError("the study has no folder", mend="give folder=, and run it")
     try:
-        rounds = int(json.loads((study.folder / _STUDY).read_text())["rounds"])
+        about = json.loads((study.folder / _STUDY).read_text())
+        rounds, local = int(about["rounds"]), Local(**about["local"])
     except FileNotFoundError as error:
         raise ConfigError(f"there is no run in {study.folder}", mend="run the study first") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{study.folder / _STUDY} is damaged: {error}", mend="run the study again"
         ) from error
+    if (local.epochs, local.steps) != (study.local.epochs, study.local.steps):  # as ``run`` was told
+        study = study.replace(local=replace(study.local, epochs=local.epochs, steps=local.steps))
     running = _rounds(study, rounds, True, None)
     if running.server.round < rounds and not running.stopped:
         done = running.server.round
         _close(running)
         raise ConfigError(
-            f"the run in {study.folder} has done {done} of {rounds} rounds", mend="finish it with resume=True"
+            f"the run in {study.folder} has done {done} of {rounds} rounds",
+            mend="finish it with resume=True, on the command line --resume",
         )
     return StudyResult(study, running)
 
@@ -159,6 +173,7 @@ class StudyResult:
         self._rounds = rounds
         self._found: dict[tuple[Any, ...], Evaluation] = {}
         self._baseline: StudyResult | None = None
+        self._closed = False
 
     @property
     def history(self) -> Sequence[RoundRecord]:
@@ -182,15 +197,19 @@ class StudyResult:
             return error.message
 
     def costs(self) -> dict[str, float]:
-        """What the rounds cost: bytes up and down, in all and per device and round; steps, examples, seconds."""
+        """What the rounds cost: bytes up and down, in all and per device and round; steps, examples, seconds.
+
+        Steps, examples and bytes up are those of the merged devices; a device that failed was sent to as well.
+        """
         rounds = self.history
         devices = sum(r.clients for r in rounds)
+        reached = [r.clients + sum(r.failures.values()) for r in rounds]
         return {
             "rounds": len(rounds),
             "device_rounds": devices,
             "failures": sum(sum(r.failures.values()) for r in rounds),
             "bytes_up": float(sum(r.bytes_up * r.clients for r in rounds)),
-            "bytes_down": float(sum(r.bytes_down * r.clients for r in rounds)),
+            "bytes_down": float(sum(r.bytes_down * n for r, n in zip(rounds, reached, strict=True))),
             "bytes_up_per_device": float(np.mean([r.bytes_up for r in rounds])) if rounds else 0.0,
             "bytes_down_per_device": float(np.mean([r.bytes_down for r in rounds])) if rounds else 0.0,
             "examples": float(sum(r.examples for r in rounds)),
@@ -207,13 +226,32 @@ class StudyResult:
 
         Raises:
             NoExamplesError: no user has test examples.
-            UnknownNameError: the task does not measure that metric.
+            UnknownNameError: the task does not measure that metric; there is no such user.
+            ConfigError: the result is closed.
         """
         who = self._who(users)
         key = (tuple(who), metric)
         if key not in self._found:
+            self._check_open()
             self._found[key] = self._evaluate(who, metric)
         return self._found[key]
+
+    def compared(
+        self,
+        users: int | Sequence[int] | None = None,
+        *,
+        metric: str | None = None,
+        on_progress: Report | None = None,
+    ) -> Evaluation:
+        """As ``evaluate``, against a shared model that is trained.
+
+        Where parts of the model are personal, that is another one (``baseline``), which is trained first.
+        """
+        found = self.evaluate(users, metric=metric)
+        if self.has_shared_model:
+            return found
+        other = self.baseline(on_progress).evaluate(users, metric=found.metric)
+        return replace(found, shared=other.shared, shared_is_trained=True)
 
     @property
     def has_shared_model(self) -> bool:
@@ -224,10 +262,15 @@ class StudyResult:
         """One model for all, by federated averaging of everything in as many rounds; run once.
 
         Where parts of the model are personal, the server's values with untrained personal ones are no fair shared
-        model. This one is.
+        model. This one is. It is kept in the folder ``baseline`` of the run's.
         """
         if self._baseline is None:
-            self._baseline = self.study.baseline().run(len(self.history), on_progress=on_progress)
+            self._check_open()
+            study = self.study.baseline()
+            if self.study.folder is not None:
+                study = study.replace(folder=self.study.folder / "baseline")
+            resume = study.folder is not None
+            self._baseline = study.run(len(self.history), resume=resume, on_progress=on_progress)
         return self._baseline
 
     def recommend(
@@ -237,10 +280,7 @@ class StudyResult:
 
         Where parts of the model are personal, the shared model to compare with is trained first (``baseline``).
         """
-        found = self.evaluate(users)
-        if not self.has_shared_model:
-            other = self.baseline(on_progress).evaluate(users, metric=found.metric)
-            found = replace(found, shared=other.shared, shared_is_trained=True)
+        found = self.compared(users, on_progress=on_progress)
         index = {self.study.data.id(i): i for i in self._who(users)}
         return recommend(found, self._label_divergence([index[u] for u in found.users]))
 
@@ -301,23 +341,27 @@ class StudyResult:
         return text_parts(data.encoder, data.data.texts(data.id(0))[0], len(self.study.batch["weight"]))
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``result.json`` (costs, history, evaluation of every user, recommendation) into a folder."""
+        """Write ``result.json`` (costs, history, evaluation of every user, recommendation) into a folder.
+
+        The evaluation is that of ``compared``.
+        """
         path = Path(folder) / "result.json"
         found = {
             "study": self.study.effective(),
             "costs": self.costs(),
             "fairness": self.fairness,
-            "evaluation": self.evaluate().to_json(users=True),
+            "evaluation": self.compared().to_json(users=True),
             "recommendation": self.recommend().to_json(),
             "history": [asdict(r) for r in self.history],
         }
         with disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, json.dumps(found, indent=1).encode())
+            atomic_write(path, json_text(found, indent=1).encode())
         return path
 
     def close(self) -> None:
-        """End the engine's processes and let go of the folder."""
+        """End the engine's processes and let go of the folder; what was measured before can still be asked for."""
+        self._closed = True
         if self._baseline is not None:
             self._baseline.close()
         _close(self._rounds)
@@ -330,14 +374,26 @@ class StudyResult:
     ) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConfigError(
+                "the result is closed, so nothing more can be measured",
+                mend="ask inside of `with study.run(...) as result:`, or open the run again with study.result()",
+            )
+
     def _who(self, users: int | Sequence[int] | None) -> list[int]:
         count = len(self.study.data)
-        if users is None or isinstance(users, int):
-            most = min(count, MOST_USERS if users is None else users)
-            if most < 1:
+        if users is None or isinstance(users, int | np.integer):
+            most = min(count, MOST_USERS) if users is None else users
+            if not is_whole(most, 1):
                 raise ConfigError(f"{users} users are to be measured", mend="give 1 or more")
-            return sorted(int(i) for i in permutation(self.study.seed, count)[:most])
-        return [int(i) for i in users]
+            return sorted(int(i) for i in permutation(self.study.seed, count)[: min(count, int(most))])
+        for user in users:
+            if not is_whole(user, 0, count - 1):
+                raise UnknownNameError(f"there is no user {user!r}", mend=f"give indexes, 0 to {count - 1}")
+        if not len(users):
+            raise ConfigError("no users are to be measured", mend="give at least one index")
+        return list(dict.fromkeys(int(i) for i in users))
 
     def _evaluate(self, who: Sequence[int], metric: str | None) -> Evaluation:
         measured = self._rounds.evaluate(who)
@@ -353,7 +409,7 @@ class StudyResult:
             name,
             [data.id(m.client) for m in counted],
             [self._rounds.group(m.client) for m in counted] if self.study.groups else [],
-            np.array([count_examples(data.train(m.client)) for m in counted], np.int64),
+            np.array([self._train_examples(m.client) for m in counted], np.int64),
             np.array([m.examples for m in counted], np.int64),
             scale * shared,
             scale * personal,
@@ -362,6 +418,17 @@ class StudyResult:
             shared_is_trained=self.has_shared_model,
             has_own=any(m.personal is not None or m.failure is not None for m in counted),
         )
+
+    def _train_rows(self, user: int) -> Rows | None:
+        """None where they are unusable, which is told as the user's failure in the rounds."""
+        try:
+            return self.study.data.train(user)
+        except DataError:
+            return None
+
+    def _train_examples(self, user: int) -> int:
+        rows = self._train_rows(user)
+        return 0 if rows is None else count_examples(rows)
 
     def _forgetting(
         self, found: Sequence[Measured], name: str, scale: float
@@ -375,16 +442,18 @@ class StudyResult:
 
     def _label_divergence(self, who: Sequence[int]) -> np.ndarray | None:
         """Of each user's training labels; None for real values."""
-        data = self.study.data
-        if data.train(who[0])["labels"].dtype != np.int64:
-            return None
+        name = next(iter(self.study.task.labels), "labels")
         own = []
-        for i in who:
-            rows = data.train(i)
-            own.append(rows["labels"][rows["weight"] > 0])
+        for rows in map(self._train_rows, who):
+            if rows is not None and name in rows:
+                if rows[name].dtype != np.int64:
+                    return None
+                own.append(rows[name][rows["weight"] > 0])
+        if not own:
+            return None
         labels, counts = np.unique(np.concatenate(own), return_counts=True)
         kept = np.sort(labels[np.argsort(-counts, kind="stable")[:MOST_LABELS]])
-        table = np.zeros((len(who), len(kept) + 1))
+        table = np.zeros((len(own), len(kept) + 1))
         for row, values in zip(table, own, strict=True):
             place = np.searchsorted(kept, values).clip(max=len(kept) - 1)
             np.add.at(row, np.where(kept[place] == values, place, len(kept)), 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,11 @@ def note_source(folder: Path, model: str, settings: Mapping[str, Any], changes: 
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / _SOURCE, text.encode())
+
+
+def is_started(place: str | Path) -> bool:
+    """Whether a path is the folder of a run that has a checkpoint, so that its note must stay as it is."""
+    return is_run(place) and (Path(place) / "checkpoint").exists()
 
 
 def is_run(place: str | Path) -> bool:
@@ -67,15 +73,21 @@ def changed_study(model: str, settings: Mapping[str, Any], changes: Mapping[str,
     Args:
         model: as the user named it.
         settings: given to its function.
-        changes: settings in place of the study's own.
+        changes: settings in place of the study's own; ``parameters`` beside those it gives the same strategy;
+            ``local_epochs`` as ``Study.run`` takes them.
     """
     from pfl_mobile.study.compare import for_strategy
     from pfl_mobile.user_code import load_study
 
-    study = load_study(model, **settings)
+    study, changes = load_study(model, **settings), dict(changes)
     other = changes.get("strategy", study.strategy_name)
     if other != study.strategy_name:
         study = for_strategy(study, other)
+    if "parameters" in changes:
+        changes["parameters"] = {**study.parameters, **changes["parameters"]}
+    epochs = changes.pop("local_epochs", None)
+    if epochs is not None:
+        changes["local"] = replace(study.local, epochs=epochs, steps=None)
     return study.replace(**changes)
 
 

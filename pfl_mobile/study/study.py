@@ -183,6 +183,11 @@ class Study:
         return not isinstance(made, PersonalizedModel) and bool((strategy or self.strategy).modules(made))
 
     @property
+    def parameters(self) -> dict[str, Any]:
+        """The hyper-parameters that a strategy given by name was given."""
+        return dict(self._given["parameters"] or {})
+
+    @property
     def personal_from_scratch(self) -> bool:
         """Whether layers of a plain model are only trained on devices, so that the shared model's are untrained.
 
@@ -295,6 +300,12 @@ class Study:
             "cohort": self.cohort,
             "dropout": self.dropout,
             "seed": self.seed,
+            "personal": list(self.personal or ()),
+            "engine": describe(self.engine),
+            "device": self.device,
+            "processes": self.processes,
+            "lanes": self.lanes,
+            "folder": None if self.folder is None else str(self.folder),
         }
 
 

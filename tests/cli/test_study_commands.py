@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     Run = Callable[..., Ran]
 
 SMALL = "tests.study.small:study"
+PERSONAL = "tests.study.small:personal"
+TUNED = "tests.study.small:tuned"
 
 
 def test_strategies_are_listed(pfl: Run) -> None:
@@ -68,6 +70,62 @@ def test_train_then_recommend_then_resume(pfl: Run, tmp_path: Path) -> None:
     assert other.json["error"]["type"] == "OtherSettingsError"
 
 
+def test_a_run_is_recommended_as_it_was_trained(pfl: Run, tmp_path: Path) -> None:
+    """With epochs of its own; another command in its folder is refused and changes nothing."""
+    run = tmp_path / "run"
+    given = ["train", SMALL, "--strategy", "ditto", "--rounds", 2, "--local-epochs", 3, "--out", run]
+    ran = pfl(*given, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["study"]["local"]["epochs"] == 3
+    note = (run / "source.json").read_text()
+    assert pfl("train", SMALL, "--rounds", 2, "--out", run, "--json").code == 2
+    assert pfl("train", SMALL, "--rounds", 2, "--out", run, "--resume", "--json").code == 2
+    assert (run / "source.json").read_text() == note
+    again = pfl("recommend", run, "--json")
+    assert again.code == 0, again.err
+    saved = json.loads((run / "result.json").read_text())
+    assert again.json == saved["recommendation"]
+
+
+def test_resuming_what_never_began_begins_it(pfl: Run, tmp_path: Path) -> None:
+    ran = pfl("train", SMALL, "--rounds", 1, "--out", tmp_path / "run", "--resume", "--json")
+    assert ran.code == 0, ran.err
+    assert pfl("recommend", tmp_path / "run", "--json").code == 0
+
+
+def test_personal_layers_are_compared_with_a_model_for_all(pfl: Run, tmp_path: Path) -> None:
+    ran = pfl("train", PERSONAL, "--rounds", 2, "--out", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    assert "fedavg: rounds" in ran.err
+    assert "users better / worse" in ran.out
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert saved["evaluation"]["global_is_trained"]
+    ran = pfl("recommend", tmp_path / "run", "--json")
+    assert ran.json == saved["recommendation"]
+    assert "rounds" not in ran.err
+
+
+def test_hyper_parameters_stand_beside_those_of_the_study(pfl: Run, tmp_path: Path) -> None:
+    given = ["train", TUNED, "--set", "spread=0.2", "--rounds", 1, "--out", tmp_path / "run", "--json"]
+    parameters = pfl(*given).json["study"]["parameters"]
+    assert (parameters["clusters"], parameters["spread"]) == (3, 0.2)
+
+
+def test_a_run_is_called_by_its_model(pfl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert pfl("train", SMALL, "--rounds", 1, "--json").json["run"] == "runs/small-fedavg"
+
+
+def test_an_interrupt_says_how_to_go_on(pfl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pfl_mobile.simulation.rounds.Rounds.step", interrupted)
+    ran = pfl("train", SMALL, "--rounds", 1, "--out", tmp_path / "run")
+    assert ran.code == 130
+    assert "--resume" in ran.err
+
+
 def test_train_prints_the_configuration_first(pfl: Run, tmp_path: Path) -> None:
     groups = tmp_path / "groups.json"
     groups.write_text(json.dumps({f"u{i}": "low" if i < 4 else "high" for i in range(8)}))
@@ -84,6 +142,8 @@ def test_train_prints_the_configuration_first(pfl: Run, tmp_path: Path) -> None:
     ran = pfl("train", SMALL, *options)
     assert ran.code == 0, ran.err
     assert ran.out.startswith("effective configuration")
+    for setting in ("rounds", "engine", "processes", "lanes", "folder", "local.epochs"):
+        assert f"\n{setting}" in ran.out
     assert "group low (4 users)" in ran.out
     assert "bound" in ran.out
 

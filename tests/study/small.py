@@ -42,3 +42,11 @@ def study(strategy="fedavg", data=None, **settings):
         "lanes": 2,
     }
     return Study(Net, data or population(), strategy, **(fixed | settings))
+
+
+def personal():
+    return study("fedper", personal=["head"])
+
+
+def tuned():
+    return study("ifca", parameters={"clusters": 3})

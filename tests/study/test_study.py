@@ -4,12 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from pfl_mobile.errors import ConfigError, DataError, OtherSettingsError, UnknownNameError
-from pfl_mobile.simulation.population import ArrayPopulation
+from pfl_mobile.simulation.population import ArrayPopulation, GeneratedPopulation
 from pfl_mobile.strategies import Local, Strategy
 from pfl_mobile.strategies.bounded_group_loss import BoundedGroupLoss
 from pfl_mobile.strategies.tilted import Tilted
+from pfl_mobile.study import Study
+from pfl_mobile.tasks import CustomTask
 from tests.study.small import Net, population, study
 
 
@@ -86,6 +89,101 @@ def test_a_run_is_kept_in_its_folder_and_resumed(tmp_path):
         assert np.array_equal(again.evaluate().personal, found.personal)
     with pytest.raises(OtherSettingsError, match="seed"):
         study("fedper", personal=["head"], folder=tmp_path / "run", seed=3).run(rounds=4, resume=True)
+
+
+def test_epochs_given_to_a_run_are_those_of_its_result(tmp_path):
+    one = study("ditto", folder=tmp_path)
+    with one.run(rounds=1, local_epochs=3) as result:
+        steps = result.costs()["steps"]
+    with one.result() as again:
+        assert again.study.local.epochs == 3
+        assert again.costs()["steps"] == steps
+
+
+def test_what_is_compared_is_a_trained_model_and_is_kept(tmp_path):
+    one = study("fedper", personal=["head"], folder=tmp_path)
+    with one.run(rounds=4) as result:
+        assert not result.evaluate().shared_is_trained
+        found = result.compared()
+        alone = one.baseline().run(rounds=4)
+        assert np.array_equal(found.shared, alone.evaluate().shared)
+        assert np.array_equal(found.personal, result.evaluate().personal)
+        saved = json.loads(result.save(tmp_path).read_text())
+        assert saved["evaluation"]["global_is_trained"]
+        assert saved["evaluation"]["global_acc"] == found.global_acc
+    said = []
+    with one.result() as again:
+        compared = again.compared(on_progress=lambda what, _fraction: said.append(what))
+    assert np.array_equal(compared.shared, found.shared)
+    assert said == []
+    with study("ditto").run(rounds=1) as shared:
+        assert shared.compared() is shared.evaluate()
+
+
+def test_a_closed_result_says_so_and_keeps_what_was_measured():
+    with study("ditto").run(rounds=1) as result:
+        found = result.evaluate()
+    assert result.evaluate() is found
+    assert result.recommend().verdict
+    for ask in (lambda: result.evaluate(3), result.baseline, lambda: result.evaluate(metric="loss")):
+        with pytest.raises(ConfigError, match="closed"):
+            ask()
+
+
+def test_users_to_measure_are_checked():
+    with study().run(rounds=1) as result:
+        assert result.evaluate([1, 3, 1]).users == ["u1", "u3"]
+        assert len(result.evaluate(np.int64(3)).users) == 3
+        for users in ([99], [-1], ["u1"], [1.5]):
+            with pytest.raises(UnknownNameError, match="no user"):
+                result.evaluate(users)
+        for users in ([], True, 0):
+            with pytest.raises(ConfigError, match="measured"):
+                result.evaluate(users)
+
+
+def test_users_with_damaged_rows_are_told_and_stop_nothing():
+    parts = population()
+
+    def generate(index):
+        train, test = ({n: v.copy() for n, v in part.items()} for part in parts.parts[index])
+        for damaged, rows in ((2, train), (5, test)):
+            if index == damaged:
+                rows["x"][0, 0] = np.nan
+        return train, test
+
+    data = GeneratedPopulation("damaged", 8, generate)
+    with study("ditto", data, cohort=8).run(rounds=1) as result:
+        assert result.history[0].failures == {"DataError": 1}
+        found = result.evaluate()
+        assert set(found.failed) == {"user-2", "user-5"}
+        assert "user-5" not in found.users
+        assert found.train_examples[found.users.index("user-2")] == 0
+        assert np.isfinite(found.personal).all()
+        assert np.isfinite(found.forgetting)
+        assert result.recommend().heterogeneity["label_divergence"] >= 0
+
+
+def test_targets_of_any_name_are_measured():
+    rows = {
+        u: {"x": np.ones((9, 4)), "goal": np.full((9, 3), float(i)), "weight": np.ones(9)}
+        for i, u in enumerate("ab")
+    }
+    task = CustomTask(lambda output, batch: (output - batch["goal"]).abs().sum(-1), labels=("goal",))
+    with study("ditto", ArrayPopulation.of("goals", rows), task=task, cohort=2).run(rounds=1) as result:
+        assert result.recommend().heterogeneity["label_divergence"] is None
+
+
+def test_labels_are_counted_where_a_row_has_several():
+    rows = {"tokens": np.ones((9, 5), np.int64), "labels": np.full((9, 5), 4), "weight": np.ones((9, 5))}
+    rows["weight"][:, 3:] = 0
+    data = ArrayPopulation.of("words", {"a": rows, "b": rows})
+    model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9))
+    with Study(model, data, shared=["1"], batch=4, processes=0, lanes=1).run(rounds=1) as result:
+        found = result.evaluate()
+    assert found.metric == "top1"
+    assert found.train_examples.tolist() == [7, 7]
+    assert found.test_examples.tolist() == [6, 6]
 
 
 def test_a_result_needs_a_finished_run(tmp_path):
@@ -180,8 +278,6 @@ def test_a_bound_on_groups_needs_groups_from_the_start():
 
 
 def test_wrong_data_is_refused():
-    from pfl_mobile.study import Study
-
     with pytest.raises(ConfigError, match="list"):
         Study(Net, [1, 2])
     with pytest.raises(UnknownNameError, match="smal"):
@@ -214,8 +310,6 @@ class Nameless:
 
 
 def test_a_population_of_one_s_own_works_and_is_checked():
-    from pfl_mobile.study import Study
-
     with Study(Net, Own(), batch=8, processes=0, lanes=1).run(rounds=1) as result:
         assert result.evaluate().users == ["own-0", "own-1", "own-2"]
     with pytest.raises(ConfigError, match="lacks name, groups"):
@@ -262,8 +356,6 @@ def test_a_diverging_client_is_told_and_not_merged():
     train, test = parts[3]
     parts[3] = ({**train, "weight": np.full_like(train["weight"], 3e38)}, test)
     wild = ArrayPopulation("wild", good.ids, tuple(parts), good.groups)
-    from pfl_mobile.study import Study
-
     one = Study(Net, wild, cohort=8, batch=8, processes=0, lanes=2, local=Local(steps=3))
     with one.run(rounds=2) as result:
         assert sum(result.history[0].failures.values()) == 1
