@@ -232,7 +232,7 @@ def compare(
     gain_high, users_better, users_worse, worst_decile, std_over_users, worst_group, worst_group_improvement,
     forgetting, bytes_up, bytes_down, bytes_up_per_device, steps, failures, seconds), files.
     """
-    from pfl_mobile.atomic import atomic_write
+    from pfl_mobile.atomic import atomic_write, disk_errors
     from pfl_mobile.strategies import entry
     from pfl_mobile.strategies import names as all_names
     from pfl_mobile.study.compare import compare as run_comparison
@@ -248,6 +248,8 @@ def compare(
     }
     study = changed_study(data, {}, {name: value for name, value in wanted.items() if value is not None})
     folder = out or Path("runs") / f"compare-{_stem(data)}"
+    with disk_errors(folder):  # before anything runs
+        folder.mkdir(parents=True, exist_ok=True)
     with Reporter() as report:
         found = run_comparison(
             study,

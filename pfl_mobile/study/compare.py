@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfl_mobile.errors import ConfigError
+from pfl_mobile.errors import ConfigError, TrainingError
 from pfl_mobile.strategies import create, entry
 from pfl_mobile.study import plots
-from pfl_mobile.study.statistics import interval
+from pfl_mobile.study.statistics import interval, student_interval
 
 if TYPE_CHECKING:
     from pfl_mobile.study.evaluation import Evaluation
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 #: ``on_progress(what, fraction done)``.
 Report = Callable[[str, float | None], None]
-
-#: Two-sided 95 % quantiles of Student's t by degrees of freedom, 1 to 10; beyond, the normal one is near.
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 #: The strategy that gains are measured from: one model for all.
 BASELINE = "fedavg"
@@ -143,7 +140,7 @@ class Comparison:
 
     def misfits(self) -> list[str]:
         """A line for each strategy that did not run, with the reason."""
-        return [f"{f.name} does not fit: {f.error}" for f in self.results.values() if f.error is not None]
+        return [f"{f.name} did not run: {f.error}" for f in self.results.values() if f.error is not None]
 
     def markdown(self) -> str:
         """The table as a page."""
@@ -198,7 +195,7 @@ def compare(
 
     A strategy that needs personal layers gets the study's, every other one shares them too, so that each runs
     as its paper means it. One that inserts modules into a frozen model gets the model that the baseline ended with.
-    One that does not fit the model or the data is listed with the reason.
+    One that does not fit the model or the data, or whose training diverges, is listed with the reason.
 
     Args:
         study: whose strategy does not matter.
@@ -212,6 +209,7 @@ def compare(
     Raises:
         UnknownNameError: no such strategy.
         ConfigError: no seed, or a strategy needs personal layers and the study has none.
+        TrainingError: the baseline diverges.
     """
     say = on_progress or (lambda _what, _fraction: None)
     if not seeds or len(set(seeds)) != len(seeds):
@@ -238,7 +236,7 @@ def compare(
     for number, name in enumerate(ordered):
         try:
             run(name, number)
-        except ConfigError as error:
+        except (ConfigError, TrainingError) as error:
             if len(names) == 1 or name == BASELINE:
                 raise
             found[name] = Compared(name, error=f"{error.code}: {error.message}")
@@ -264,7 +262,5 @@ def _gain_interval(gains: Sequence[Evaluation]) -> tuple[float, float]:
     if len(gains) == 1:
         found = interval(gains[0].gains)
         return found.low, found.high
-    means = np.array([e.gains.mean() for e in gains])
-    t = _STUDENT[len(means) - 2] if len(means) - 2 < len(_STUDENT) else 2.0
-    half = t * means.std(ddof=1) / math.sqrt(len(means))
-    return float(means.mean() - half), float(means.mean() + half)
+    found = student_interval(np.array([e.gains.mean() for e in gains]))
+    return found.low, found.high

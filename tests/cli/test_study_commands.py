@@ -185,6 +185,14 @@ def test_compare_puts_strategies_side_by_side(pfl: Run, tmp_path: Path) -> None:
     assert "worst tenth" in shown.out
 
 
+def test_a_place_that_cannot_be_written_is_told_before_anything_runs(pfl: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    given = ["--data", SMALL, "--rounds", 1, "--out", tmp_path / "file", "--json"]
+    ran = pfl("compare", "ditto", *given)
+    assert (ran.code, ran.json["error"]["type"]) == (2, "UnwritableError")
+    assert "ditto" not in ran.err
+
+
 def test_recommend_needs_a_run(pfl: Run, tmp_path: Path) -> None:
     ran = pfl("recommend", tmp_path, "--json")
     assert ran.code == 2

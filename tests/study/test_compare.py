@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from pfl_mobile.errors import ConfigError, UnknownNameError
+from pfl_mobile.errors import ConfigError, NonFiniteError, UnknownNameError
+from pfl_mobile.strategies.fedprox import FedProx
 from pfl_mobile.study.compare import compare, for_strategy
 from tests.study.small import population, study
 
@@ -66,6 +67,18 @@ def test_a_strategy_that_does_not_fit_is_listed_with_the_reason():
     rows = {r["strategy"]: r for r in found.rows()}
     assert rows["bounded_group_loss"]["error"].startswith("ConfigError: ")
     assert rows["fedprox"]["error"] is None
-    assert "bounded_group_loss does not fit" in found.markdown()
+    assert "bounded_group_loss did not run" in found.markdown()
     with pytest.raises(ConfigError, match="no groups"):
         compare(one, ["bounded_group_loss"], rounds=1)
+
+
+def test_a_strategy_that_diverges_is_listed_and_the_others_are_kept(monkeypatch):
+    def diverged(*_args):
+        raise NonFiniteError("the merged tensor is NaN", mend="lower the learning rate")
+
+    monkeypatch.setattr(FedProx, "merge", diverged)
+    found = compare(study(), ["fedprox", "ditto"], rounds=1)
+    rows = {r["strategy"]: r for r in found.rows()}
+    assert rows["fedprox"]["error"] == "NonFiniteError: the merged tensor is NaN"
+    assert rows["ditto"]["error"] is None
+    assert "fedprox did not run" in found.markdown()
