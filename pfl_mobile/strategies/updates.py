@@ -96,8 +96,9 @@ class Updates:
         Args:
             weights: float [n].
         """
-        # One matrix-vector product: BLAS reads the stack once, at the speed of memory.
-        return self.layout.unpack(np.asarray(weights, np.float32) @ self.changes)
+        # Not a product by BLAS: its threads would go on spinning on the cores that train, and the last bits would
+        # depend on how many there are.
+        return self.layout.unpack(np.einsum("n,np->p", np.asarray(weights, np.float32), self.changes))
 
     def select(self, rows: np.ndarray) -> Updates:
         """Only some of the devices.
