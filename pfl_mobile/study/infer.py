@@ -26,8 +26,14 @@ def example_batch(rows: Rows, size: int) -> Batch:
     return {name: torch.from_numpy(np.ascontiguousarray(value[index])) for name, value in rows.items()}
 
 
-def infer_task(model: nn.Module, batch: Batch) -> Task:
+def infer_task(model: nn.Module, batch: Batch, *, specials: int = 0) -> Task:
     """The task that fits the data: tokens, classes or real values.
+
+    Args:
+        model: gives outputs for the batch.
+        batch: examples with ``labels`` and ``weight``.
+        specials: first ids of tokens that stand for no word (padding, unknown): those of the text encoder, where
+            one made the tokens.
 
     Raises:
         ConfigError: it cannot be told, or the model does not take the batch.
@@ -37,7 +43,8 @@ def infer_task(model: nn.Module, batch: Batch) -> Task:
     inputs = tuple(name for name in batch if name not in ("labels", "weight"))
     labels, output = batch["labels"], _output(model, batch, inputs)
     if inputs == ("tokens",) and labels.dtype == torch.int64:
-        return TokenTask(int(output.shape[-1]))
+        vocabulary = int(output.shape[-1])
+        return TokenTask(vocabulary, specials=specials, top_k=min(3, vocabulary - specials))
     if labels.dtype == torch.int64 and labels.dim() == 1 and output.dim() == 2:
         return ClassificationTask(int(output.shape[-1]), inputs=inputs)
     if labels.dtype == torch.float32 and labels.shape == output.shape:

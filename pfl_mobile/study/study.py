@@ -38,6 +38,7 @@ from pfl_mobile.study.checks import (
 )
 from pfl_mobile.study.infer import example_batch, infer_task, personalized
 from pfl_mobile.tasks import Task
+from pfl_mobile.text import SPECIALS
 
 if TYPE_CHECKING:
     from pfl_mobile.simulation.engine import Engine
@@ -149,7 +150,8 @@ class Study:
         self.seed = int(seed)
         self.batch = example_batch(first_rows(self.data), batch)
         made = _make(model, self.seed)
-        self.task = infer_task(made, self.batch) if task is None else task
+        specials = len(SPECIALS) if hasattr(self.data, "encoder") else 0
+        self.task = infer_task(made, self.batch, specials=specials) if task is None else task
         self.model: PersonalizedModel = self._personalized(made, shared, self.personal)
         self.local = local or Local()
         self.dropout, self.lanes, self.processes = dropout, lanes, processes

@@ -115,3 +115,10 @@ def test_models_and_labels_that_fit_no_task_are_told_how_to():
     with pytest.raises(ConfigError, match="fit no known task") as error:
         infer_task(nn.Linear(4, 1), {"x": x, "labels": torch.zeros(2), "weight": weight})
     assert "labels.reshape(-1, 1)" in error.value.mend
+
+
+def test_ids_of_a_users_own_tokens_are_all_words():
+    net = nn.Embedding(5, 5)
+    tokens = torch.tensor([[0, 1, 2]])
+    batch = {"tokens": tokens, "labels": tokens, "weight": torch.ones(1, 3)}
+    assert (infer_task(net, batch).specials, infer_task(net, batch, specials=4).top_k) == (0, 1)
