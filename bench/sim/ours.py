@@ -3,7 +3,7 @@
 Rows are asked for by index from the mapped arrays; the shuffles are computed here, in every round. Nobody is told of
 single client updates, so ``startup_s`` ends with the first merged round.
 
-Settings: ``lanes``: clients trained at once in a process; None lets the engine measure it, within the start-up time.
+Settings: ``lanes``: clients trained at once in a process; None takes the trainer's usual number.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ class Users:
     def id(self, index: int) -> str:
         """The index as text."""
         return str(index)
+
+    def size(self, index: int) -> int:
+        """How many rows a client has."""
+        return int(self.data.sizes[index])
 
     def train(self, index: int) -> Rows:
         """All rows of a client."""

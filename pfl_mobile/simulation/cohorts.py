@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pfl_mobile.local.random import outputs, permutation
@@ -22,3 +24,24 @@ def sample(seed: int, count: int, size: int) -> np.ndarray:
         _, first = np.unique(values, return_index=True)
         if len(first) >= size:
             return values[np.sort(first)[:size]].astype(np.int64)
+
+
+def balanced(clients: Sequence[int], sizes: Sequence[int], piece: int) -> list[int]:
+    """The clients in an order in which pieces of equal length have about equally many examples.
+
+    The largest client left goes to the piece with the fewest examples that has room (Graham 1969, longest processing
+    time first).
+
+    Args:
+        clients: of a cohort.
+        sizes: how many examples each has.
+        piece: clients in a piece; the last one may have fewer.
+    """
+    room = [min(piece, len(clients) - first) for first in range(0, len(clients), piece)]
+    pieces: list[list[int]] = [[] for _ in room]
+    load = [0] * len(room)
+    for k in sorted(range(len(clients)), key=lambda k: (-sizes[k], k)):
+        into = min((i for i in range(len(room)) if len(pieces[i]) < room[i]), key=lambda i: (load[i], i))
+        pieces[into].append(clients[k])
+        load[into] += sizes[k]
+    return [client for one in pieces for client in one]

@@ -37,6 +37,8 @@ class Population(Protocol):
     ``train`` and ``test`` give the same rows at every call: a dict of arrays with the same first axis, oldest
     first, ``weight`` float32 among them. ``test`` may have no rows; what it has is never trained on.
     ``groups`` maps a group's name to the indexes of its users; every user is in exactly one, or there are none.
+    A population may also have ``size(index)``, how many training rows a user has, where that is known without making
+    them: work is shared out more evenly then.
     """
 
     @property
@@ -142,6 +144,10 @@ class ArrayPopulation:
     def id(self, index: int) -> str:
         """The name of a user."""
         return self.ids[checked_index(self, index)]
+
+    def size(self, index: int) -> int:
+        """How many training rows a user has."""
+        return len(self.parts[index][0]["weight"])
 
     def train(self, index: int) -> Rows:
         """A user's older rows."""

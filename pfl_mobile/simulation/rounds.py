@@ -18,7 +18,7 @@ from pfl_mobile.local.plan import Plan
 from pfl_mobile.local.random import derive, uniform
 from pfl_mobile.local.upload import update_shapes
 from pfl_mobile.simulation.checkpoint import RunFolder
-from pfl_mobile.simulation.cohorts import sample
+from pfl_mobile.simulation.cohorts import balanced, sample
 from pfl_mobile.simulation.engine import Engine, LocalEngine
 from pfl_mobile.simulation.groups import Groups
 from pfl_mobile.simulation.records import RoundRecord, all_failed, summary
@@ -154,6 +154,11 @@ class Rounds:
         number = self.server.round
         chosen = self.cohort(number)
         cohort = self._answering(number, chosen)
+        if hasattr(
+            self.setup.population, "size"
+        ):  # so that no process waits for the one with the largest clients
+            sizes = [self.setup.population.size(client) for client in cohort]
+            cohort = balanced(cohort, sizes, self.effective_job_size())
         plan = self.plan(number)
         self._check_kept(plan, number)
         plan = _keeping_what_it_sends(plan)

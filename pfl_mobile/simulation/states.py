@@ -9,7 +9,6 @@ checkpoint as they were.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from pfl_mobile.atomic import disk_errors
 from pfl_mobile.errors import CheckpointError
 from pfl_mobile.local.groups import select
 from pfl_mobile.local.plan import CombinePhase, MovePhase, Plan, TrainPhase
 from pfl_mobile.local.upload import copy_key
+from pfl_mobile.simulation.finite import finite
 from pfl_mobile.simulation.shared import SharedFile
 from pfl_mobile.strategies.updates import Layout
 
@@ -125,16 +124,6 @@ class RowFormat:
             if not finite(row[place]):
                 return name if copy is None else f"{name} of the copy {copy}"
         return None
-
-
-def finite(values: np.ndarray) -> bool:
-    """Whether all values are finite; a finite sum says so at once, an overflowing one does not."""
-    if values.flags.writeable:  # PyTorch warns of others; its sum is four times as fast as numpy's
-        total = float(torch.from_numpy(values).sum())
-    else:
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = float(values.sum())
-    return math.isfinite(total) or bool(np.isfinite(values).all())
 
 
 def row(number: int, stride: int, size: int, data: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pfl_mobile.errors import DataError, UnknownNameError
 from pfl_mobile.local.batches import Rows, check_rows
-from pfl_mobile.simulation.states import finite
+from pfl_mobile.simulation.finite import finite
 
 if TYPE_CHECKING:
     from pfl_mobile.simulation.population import Population

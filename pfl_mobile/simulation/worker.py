@@ -17,8 +17,9 @@ from pfl_mobile.errors import DataError, NoExamplesError, NonFiniteError, PflErr
 from pfl_mobile.local.batches import Rows
 from pfl_mobile.local.phases import Work, served
 from pfl_mobile.simulation.cohort import Client, CohortTrainer, Outcome
+from pfl_mobile.simulation.finite import finite
 from pfl_mobile.simulation.pool import Refs, views
-from pfl_mobile.simulation.states import RowFormat, finite
+from pfl_mobile.simulation.states import RowFormat
 from pfl_mobile.simulation.user_rows import RowCheck
 from pfl_mobile.strategies.updates import Layout
 

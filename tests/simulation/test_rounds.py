@@ -23,7 +23,7 @@ from pfl_mobile.errors import (
 from pfl_mobile.local.plan import CombinePhase, CopyStart, Momentum, Sgd, Term
 from pfl_mobile.local.random import derive
 from pfl_mobile.simulation.cohort import Client
-from pfl_mobile.simulation.cohorts import sample
+from pfl_mobile.simulation.cohorts import balanced, sample
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.rounds import Rounds, default_job_size
 from pfl_mobile.simulation.worker import Setup
@@ -532,3 +532,20 @@ def test_rounds_of_real_networks_give_what_the_reference_gives(engine):
             assert study.effective()["job_size"] == 3
     assert same(found[0][0], found[1][0])
     assert found[0][1] == found[1][1]
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=40), st.integers(1, 12))
+def test_pieces_of_a_cohort_are_balanced(sizes: list[int], piece: int) -> None:
+    clients = [100 + i for i in range(len(sizes))]
+    order = balanced(clients, sizes, piece)
+    assert sorted(order) == clients
+
+
+def test_no_piece_has_far_more_examples_than_the_others() -> None:
+    sizes = [int(x) for x in np.random.default_rng(0).lognormal(4.4, 0.7, 50)]
+
+    def spread(order: list[int]) -> float:
+        loads = [sum(sizes[c] for c in order[i : i + 13]) for i in range(0, 39, 13)]
+        return max(loads) / min(loads)
+
+    assert spread(balanced(range(50), sizes, 13)) < 1.05 < 1.1 < spread(list(range(50)))

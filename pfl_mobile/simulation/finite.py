@@ -1,0 +1,19 @@
+"""A quick look for NaN and infinity."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def finite(values: np.ndarray) -> bool:
+    """Whether all values are finite; a finite sum says so at once, an overflowing one does not."""
+    import torch  # here, as data can be imported without it
+
+    if values.flags.writeable:  # PyTorch warns of others; its sum is four times as fast as numpy's
+        total = float(torch.from_numpy(values).sum())
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = float(values.sum())
+    return math.isfinite(total) or bool(np.isfinite(values).all())
