@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -13,6 +14,8 @@ import numpy as np
 
 MARK = "PFL_BENCH_RUN"
 _TICKS = os.sysconf("SC_CLK_TCK")
+#: Time between two looks at the memory of a run: each takes some ten milliseconds, and stops the process meanwhile.
+_MEMORY_SECONDS = 1.0
 
 
 def marked(token: str) -> set[int]:
@@ -39,6 +42,7 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self.token, self.interval, self.peak_mb = token, interval, 0.0
         self._cpu: dict[int, float] = {}
+        self._looked = -math.inf
         self._samples: list[tuple[float, float]] = []
         self._stopped = threading.Event()
 
@@ -49,15 +53,18 @@ class Watch(threading.Thread):
             self._stopped.wait(self.interval)
 
     def sample(self) -> None:
-        """One look at all processes."""
-        total = 0
+        """One look at all processes; at their memory only now and then, as the kernel walks all pages for it."""
+        total, memory = 0, time.monotonic() - self._looked >= _MEMORY_SECONDS
         for pid in marked(self.token):
             # it may have ended meanwhile
             with contextlib.suppress(OSError, ValueError, IndexError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 self._cpu[pid] = (int(fields[11]) + int(fields[12])) / _TICKS
-                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-                total += int(rollup.split("\nPss:")[1].split()[0])
+                if memory:
+                    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                    total += int(rollup.split("\nPss:")[1].split()[0])
+        if memory:
+            self._looked = time.monotonic()
         self.peak_mb = max(self.peak_mb, total / 1024)
         self._samples.append((time.monotonic(), sum(self._cpu.values())))
 
