@@ -91,7 +91,7 @@ def summarize(results: Sequence[UserResult]) -> dict[str, Any]:
         metric = next((r.guard["metric"] for r in results if r.guard), "loss")
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     gains = sorted(
-        sign * _scale(metric) * (r.after[metric] - r.before[metric]) for r in results if metric in r.before
+        sign * scale(metric) * (r.after[metric] - r.before[metric]) for r in results if metric in r.before
     )
     worst = gains[: max(1, -(-len(gains) // 10))]
     out |= {
@@ -115,10 +115,16 @@ def peak_mb() -> float | None:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def _scale(metric: str) -> float:
-    return 100.0 if metric.startswith("top") and metric[3:].isdecimal() else 1.0
+def is_recall(metric: str) -> bool:
+    """Whether a metric is a recall (``top1``, ``top3``, ...), which is shown in percent."""
+    return metric.startswith("top") and metric[3:].isdecimal()
+
+
+def scale(metric: str) -> float:
+    """What a metric is multiplied by to be shown: 100 for recalls, else 1."""
+    return 100.0 if is_recall(metric) else 1.0
 
 
 def _mean(name: str, metrics: Sequence[Mapping[str, float] | None]) -> float | None:
     values = [m[name] for m in metrics if m is not None and name in m]
-    return _scale(name) * statistics.fmean(values) if values else None
+    return scale(name) * statistics.fmean(values) if values else None

@@ -208,7 +208,9 @@ def percent(metrics: Mapping[str, float], name: str) -> str:
     if name not in metrics:
         return "-"
     value = metrics[name]
-    return f"{100 * value:.1f} %" if name.startswith("top") else f"{value:.4f}"
+    from pfl_mobile.results import is_recall
+
+    return f"{100 * value:.1f} %" if is_recall(name) else f"{value:.4f}"
 
 
 def missing_package(error: ModuleNotFoundError, what: str) -> MissingDependencyError | None:

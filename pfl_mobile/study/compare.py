@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,10 @@ class Comparison:
         over users (then over seeds) of each user's own model, ``gain`` that minus the same with the baseline, with a
         95 % interval: over users with one seed (bootstrap), over seeds with more (Student's t).
         """
+        return self._rows
+
+    @cached_property
+    def _rows(self) -> list[dict[str, Any]]:
         base = self.results[BASELINE].evaluations
         return [self._row(found, base) for found in self.results.values()]
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from pfl_mobile.atomic import atomic_write, disk_errors
 from pfl_mobile.errors import MissingDependencyError
+from pfl_mobile.results import is_recall
 
 if TYPE_CHECKING:
     from pfl_mobile.study.evaluation import Evaluation
@@ -42,12 +43,12 @@ def _save(figure: Any, path: Path) -> Path:
 
 def unit(metric: str) -> str:
     """The metric's name with its unit."""
-    return f"{metric} (%)" if metric.startswith("top") else metric
+    return f"{metric} (%)" if is_recall(metric) else metric
 
 
 def number(metric: str, value: float, sign: str = "") -> str:
     """A figure for people: recalls in percent with two decimals, others with four digits."""
-    return f"{value:{sign}.2f}" if metric.startswith("top") else f"{value:{sign}.4g}"
+    return f"{value:{sign}.2f}" if is_recall(metric) else f"{value:{sign}.4g}"
 
 
 def draw_users(found: Evaluation, path: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pfl_mobile.results import is_recall
 from pfl_mobile.study.evaluation import Evaluation
 from pfl_mobile.study.statistics import Interval, interval
 
@@ -144,14 +145,14 @@ def _rule(found: Evaluation) -> tuple[int, int, Interval] | None:
 
 def _sampling_spread(found: Evaluation) -> float | None:
     """Standard deviation over users that recalls on test sets of their sizes show if all users are alike."""
-    if not found.metric.startswith("top"):
+    if not is_recall(found.metric):
         return None
     p = float(np.average(found.shared, weights=found.test_examples)) / 100
     return float(100 * np.sqrt(p * (1 - p) * np.mean(1 / found.test_examples)))
 
 
 def _gain_sentence(found: Evaluation, gain: Interval) -> str:
-    unit = "points of " if found.metric.startswith("top") else ""
+    unit = "points of " if is_recall(found.metric) else ""
     return (
         f"Over {len(found.users)} users personalization gains {gain} {unit}{found.metric}; "
         f"{found.users_better} better, {found.users_worse} worse."

@@ -18,6 +18,7 @@ from pfl_mobile.errors import ConfigError, DataError, UnknownNameError, near
 from pfl_mobile.local.plan import LOWER_IS_BETTER
 from pfl_mobile.local.random import derive, permutation
 from pfl_mobile.plain_json import json_text
+from pfl_mobile.results import scale
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.population import TextPopulation
 from pfl_mobile.simulation.records import RoundRecord
@@ -402,7 +403,7 @@ class StudyResult:
         missing = next((m for m in counted if name not in m.shared), None)
         if missing is not None:
             raise UnknownNameError(f"the task does not measure {name!r}", mend=near(name, missing.shared))
-        data, scale = self.study.data, 100.0 if name.startswith("top") else 1.0
+        data, shown = self.study.data, scale(name)
         shared = np.array([m.shared[name] for m in counted], np.float64)
         personal = np.array([(m.personal or m.shared)[name] for m in counted], np.float64)
         return Evaluation(
@@ -411,9 +412,9 @@ class StudyResult:
             [self._rounds.group(m.client) for m in counted] if self.study.groups else [],
             np.array([self._train_examples(m.client) for m in counted], np.int64),
             np.array([m.examples for m in counted], np.int64),
-            scale * shared,
-            scale * personal,
-            *self._forgetting(counted, name, scale),
+            shown * shared,
+            shown * personal,
+            *self._forgetting(counted, name),
             failed={data.id(m.client): m.failure for m in measured if m.failure is not None},
             shared_is_trained=self.has_shared_model,
             has_own=any(m.personal is not None or m.failure is not None for m in counted),
@@ -430,15 +431,14 @@ class StudyResult:
         rows = self._train_rows(user)
         return 0 if rows is None else count_examples(rows)
 
-    def _forgetting(
-        self, found: Sequence[Measured], name: str, scale: float
-    ) -> tuple[float | None, np.ndarray | None]:
+    def _forgetting(self, found: Sequence[Measured], name: str) -> tuple[float | None, np.ndarray | None]:
         """The metric on the general examples: of the shared model, and of those users' that have their own."""
         own = [m for m in found if m.general and m.general_shared]
         if not own or not self.has_shared_model:
             return None, None
         shared = (own[0].general_shared or {})[name]
-        return scale * shared, scale * np.array([(m.general or {})[name] for m in own], np.float64)
+        personal = np.array([(m.general or {})[name] for m in own], np.float64)
+        return scale(name) * shared, scale(name) * personal
 
     def _label_divergence(self, who: Sequence[int]) -> np.ndarray | None:
         """Of each user's training labels; None for real values."""

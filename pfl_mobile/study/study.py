@@ -149,7 +149,7 @@ class Study:
         self.personal = split if personal is None and needs_personal(self.strategy) else personal
         self.seed = int(seed)
         self.batch = example_batch(first_rows(self.data), batch)
-        made = _make(model, self.seed)
+        made = self._made = _make(model, self.seed)
         specials = len(SPECIALS) if hasattr(self.data, "encoder") else 0
         self.task = infer_task(made, self.batch, specials=specials) if task is None else task
         self.model: PersonalizedModel = self._personalized(made, shared, self.personal)
@@ -181,8 +181,12 @@ class Study:
         Raises:
             ConfigError: it would, but they do not fit the model.
         """
-        made = _make(self._given["model"], self.seed)
-        return not isinstance(made, PersonalizedModel) and bool((strategy or self.strategy).modules(made))
+        return self._plain and bool((strategy or self.strategy).modules(self._made))
+
+    @property
+    def _plain(self) -> bool:
+        """Whether nothing had been put into the model that was given."""
+        return not isinstance(self._made, PersonalizedModel)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -197,8 +201,7 @@ class Study:
         """
         if self.personal:
             return True
-        plain = not isinstance(_make(self._given["model"], self.seed), PersonalizedModel)
-        return plain and not self.inserts() and not self.plan().upload
+        return self._plain and not self.inserts() and not self.plan().upload
 
     def replace(self, **changes: Any) -> Study:
         """The same study with other settings, named as in the constructor."""
@@ -216,7 +219,7 @@ class Study:
         )
         if shared is not None:
             shared = [*shared, *(personal or split or ())]
-        if isinstance(_make(model, self.seed), PersonalizedModel):
+        if not self._plain:
             model = _AllShared(model)
         fixed = {"parameters": None, "shared": shared, "personal": None, "model": model, "strategy": strategy}
         return self.replace(**{**fixed, **changes})
