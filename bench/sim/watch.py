@@ -49,12 +49,12 @@ class Watch(threading.Thread):
     def run(self) -> None:
         """Sample."""
         while not self._stopped.is_set():
-            self.sample()
+            self.sample(memory=time.monotonic() - self._looked >= _MEMORY_SECONDS)
             self._stopped.wait(self.interval)
 
-    def sample(self) -> None:
-        """One look at all processes; at their memory only now and then, as the kernel walks all pages for it."""
-        total, memory = 0, time.monotonic() - self._looked >= _MEMORY_SECONDS
+    def sample(self, *, memory: bool = True) -> None:
+        """One look at all processes, and at their memory, for which the kernel walks all pages."""
+        total = 0
         for pid in marked(self.token):
             # it may have ended meanwhile
             with contextlib.suppress(OSError, ValueError, IndexError):
