@@ -1,0 +1,147 @@
+"""What a federation is: strategy, rounds, privacy. One JSON file, ``federation.json``, which ``pfl serve`` takes."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.local.plan import Optimizer
+from pfl_mobile.privacy import PrivacyConfig
+
+Name = Annotated[str, Field(min_length=1, max_length=100)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class StrategyConfig(_Frozen):
+    """A strategy by name (``pfl strategies``).
+
+    Attributes:
+        name: ``bundle`` is the bundle's own plan, merged by federated averaging.
+        parameters: hyper-parameters of the strategy.
+        fairness: a weighting by name, and its parameters; None: by number of examples.
+        epochs, steps, optimizer, clip: local training; not with ``bundle``, whose plan says it.
+    """
+
+    name: Name = "bundle"
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    fairness: Name | None = None
+    fairness_parameters: dict[str, Any] = Field(default_factory=dict)
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    optimizer: Optimizer | None = None
+    clip: Positive | None = None
+
+
+class RuleConfig(_Frozen):
+    """How the mean of a round is taken (``pfl_mobile.strategies.robust``)."""
+
+    name: Name = "average"
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class RoundsConfig(_Frozen):
+    """When a round begins and ends.
+
+    Attributes:
+        mode: ``synchronous``, or ``buffered``: asynchronous, merged whenever ``cohort`` updates are there
+            (FedBuff, Nguyen et al. 2022).
+        total: rounds after which training is finished; None for no end.
+        cohort: updates that close a round.
+        minimum: updates that a round needs at its deadline, else it is abandoned.
+        over_selection: devices assigned for each update that is wanted.
+        deadline_s: seconds after which a round closes; a buffered one has none.
+        task_s: seconds after which a device's task is over; None: the deadline.
+        max_staleness: buffered: versions that an update may lie behind.
+        staleness_exponent: buffered: weight (1 + staleness) ** -exponent.
+        min_separation: rounds between two tasks of one device; at least what the privacy mechanism needs.
+        min_examples: training examples that a device must have.
+        pause_s: seconds between two rounds.
+        retry_s: seconds after which a device that gets no task is told to ask again, give or take a fifth.
+    """
+
+    mode: Literal["synchronous", "buffered"] = "synchronous"
+    total: Annotated[int, Field(ge=1)] | None = 100
+    cohort: Annotated[int, Field(ge=1)] = 50
+    minimum: Annotated[int, Field(ge=1)] = 20
+    over_selection: Annotated[float, Field(ge=1, le=10)] = 1.3
+    deadline_s: Positive = 600.0
+    task_s: Positive | None = None
+    max_staleness: Annotated[int, Field(ge=0)] = 10
+    staleness_exponent: Annotated[float, Field(ge=0, le=10)] = 0.5
+    min_separation: Annotated[int, Field(ge=1)] = 1
+    min_examples: Annotated[int, Field(ge=1)] = 1
+    pause_s: Annotated[float, Field(ge=0)] = 0.0
+    retry_s: Positive = 60.0
+
+    @model_validator(mode="after")
+    def _possible(self) -> RoundsConfig:
+        if self.minimum > self.cohort:
+            raise ValueError(f"minimum is {self.minimum}, more than the cohort of {self.cohort}")
+        return self
+
+
+class EvaluationConfig(_Frozen):
+    """Reports of quality, as sums over devices.
+
+    Attributes:
+        enabled: whether devices are asked for them.
+        min_devices: figures over fewer devices are not shown.
+    """
+
+    enabled: bool = True
+    min_devices: Annotated[int, Field(ge=1)] = 3
+
+
+class FederationConfig(_Frozen):
+    """Everything that decides what a federation computes; kept in the database from its first start on.
+
+    Attributes:
+        groups: names that devices may give as theirs; empty: there are none.
+        max_norm: updates with a larger L2 norm are refused, as no device can have trained so far; None: 1e6.
+        versions_kept: model versions whose tensors stay for roll-back.
+    """
+
+    schema_version: Literal[1] = 1
+    strategy: StrategyConfig = StrategyConfig()
+    rule: RuleConfig = RuleConfig()
+    rounds: RoundsConfig = RoundsConfig()
+    privacy: PrivacyConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    groups: tuple[Name, ...] = ()
+    max_norm: Positive = 1e6
+    versions_kept: Annotated[int, Field(ge=2)] = 20
+
+    @classmethod
+    def load(cls, text: str | bytes) -> FederationConfig:
+        """Parse federation.json.
+
+        Raises:
+            ConfigError: not JSON, an unknown field, a value out of range.
+        """
+        try:
+            raw = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"the federation's settings are not valid JSON: {error}",
+                mend="compare them with the example in server/PROTOCOL.md",
+            ) from error
+        try:
+            return cls.model_validate_json(json.dumps(raw), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "federation"
+            raise ConfigError(
+                f"the federation's settings are invalid: {where}: {first['msg']}",
+                mend="correct that field",
+            ) from error
+
+    def dump(self) -> str:
+        """JSON with every field, defaults too."""
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
