@@ -129,6 +129,14 @@ class TensorFileError(PflError):
     """Bytes are not a valid safetensors file, or tensors cannot be stored in one."""
 
 
+class UpdateFileError(TensorFileError):
+    """Bytes are not a canonical update file."""
+
+
+class UpdateTensorsError(UpdateFileError):
+    """An update file holds other tensors than the task asks for."""
+
+
 class UnwritableError(PflError):
     """A place on the disk cannot be written."""
 
@@ -167,6 +175,10 @@ class CohortFailedError(TrainingError):
     """No device of a round gave an update that can be merged; the server is as it was before."""
 
 
+class TooFewUpdatesError(TrainingError):
+    """A round has fewer updates than its merge rule needs."""
+
+
 class StateError(PflError):
     """A saved personal state is damaged or belongs to another model."""
 
@@ -189,6 +201,20 @@ class CheckpointError(SimulationError):
 
 class OtherSettingsError(ConfigError):
     """A checkpoint belongs to a run with other settings."""
+
+
+class PrivacyError(PflError):
+    """Something would read more of single updates than the private merge lets out."""
+
+
+class PrivacyBudgetError(PflError):
+    """One more round would spend more privacy than the budget allows; training ends here."""
+
+    exit_code = 1
+
+
+class LedgerError(PflError):
+    """A privacy ledger is damaged, or belongs to another configuration."""
 
 
 def near(name: str, known: Iterable[str], limit: int = 3) -> str:

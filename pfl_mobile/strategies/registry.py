@@ -79,6 +79,21 @@ def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any, Param]]:
     return found
 
 
+def described(target: Callable[..., Any]) -> list[dict[str, Any]]:
+    """The hyper-parameters of a class or function as plain values."""
+    return [
+        {
+            "name": name,
+            "type": getattr(kind, "__name__", str(kind)),
+            "default": default,
+            "range": param.range if param.low is not None or param.high is not None else None,
+            "choices": list(param.choices) or None,
+            "meaning": param.text,
+        }
+        for name, (kind, default, param) in parameters(target).items()
+    ]
+
+
 def check_ranges(what: str, target: Callable[..., Any], values: Mapping[str, Any]) -> None:
     """Refuse hyper-parameters outside their range.
 
@@ -127,17 +142,7 @@ class Entry:
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``pfl strategies --json``."""
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "make"}
-        out["parameters"] = [
-            {
-                "name": name,
-                "type": getattr(kind, "__name__", str(kind)),
-                "default": default,
-                "range": param.range if param.low is not None or param.high is not None else None,
-                "choices": list(param.choices) or None,
-                "meaning": param.text,
-            }
-            for name, (kind, default, param) in parameters(self.make).items()
-        ]
+        out["parameters"] = described(self.make)
         return out
 
 
