@@ -42,7 +42,9 @@ class FederationInfo(Body):
     server: Text
     bundle: BundleId
     enrolment: Literal["open", "token"]
-    attestation: tuple[str, ...] = Field((), description="Kinds of attestation, one of which is needed; empty: none.")
+    attestation: tuple[str, ...] = Field(
+        (), description="Kinds of attestation, one of which is needed; empty: none."
+    )
     privacy: dict[str, Any] = Field(description="The privacy statement, see PROTOCOL.md.")
     groups: tuple[str, ...] = ()
     max_update_bytes: Count
@@ -122,8 +124,12 @@ class TaskPrivacy(Body):
     """What protects the update. A device that asks for protection uploads nothing where ``mechanism`` is none."""
 
     mechanism: Literal["gaussian", "matrix", "local", "none"]
-    clip_norm: float | None = Field(description="L2 norm that the device clips its whole update to; null: none.")
-    noise_multiplier: float = Field(description="Of the noise that the aggregator adds, relative to clip_norm.")
+    clip_norm: float | None = Field(
+        description="L2 norm that the device clips its whole update to; null: none."
+    )
+    noise_multiplier: float = Field(
+        description="Of the noise that the aggregator adds, relative to clip_norm."
+    )
     local_noise_multiplier: float = Field(0.0, description="Of the noise that the device adds itself.")
     statement: dict[str, Any] = Field(default_factory=dict)
 
@@ -135,7 +141,9 @@ class Task(Body):
     round: Count
     version: Count
     plan: dict[str, Any] = Field(description="The plan of this round (plan.schema.json), with its seed.")
-    sets: dict[str, Download] = Field(description="Values that the plan names; `global` is always among them.")
+    sets: dict[str, Download] = Field(
+        description="Values that the plan names; `global` is always among them."
+    )
     layout: tuple[TensorLayout, ...] = Field(
         description="The tensors of the update, float32, in this order: sorted by the bytes of their UTF-8 names."
     )
@@ -189,7 +197,15 @@ class Decline(Body):
     """Body of ``POST /v1/tasks/{id}/decline``: the device will not send an update."""
 
     reason: Literal[
-        "no_examples", "diverged", "cancelled", "privacy", "engine", "storage", "plan", "out_of_memory", "too_slow"
+        "no_examples",
+        "diverged",
+        "cancelled",
+        "privacy",
+        "engine",
+        "storage",
+        "plan",
+        "out_of_memory",
+        "too_slow",
     ]
 
 
