@@ -1,0 +1,185 @@
+"""Where noise comes from round by round: independent, or correlated so that it cancels in sums of rounds.
+
+`GaussianMechanism` (Dwork and Roth 2014; DP-FedAvg, McMahan et al. 2018) adds fresh noise to every round.
+
+`MatrixMechanism` factors the lower-triangular matrix of ones, which turns the rounds' sums into the model, into
+B C, and releases C^-1 Z as noise, so that the noise of the model is B Z (DP-FTRL, Kairouz et al. 2021; Denisov et al.
+2022; banded: Choquette-Choo et al., "(Amplified) banded matrix factorization", 2023). C is the banded Toeplitz
+square root of Kalinin and Lampert, "Banded square root matrix factorization for differentially private model
+training", 2024: the first b coefficients of 1 / sqrt(1 - x), scaled to columns of norm 1. Columns b apart have no row
+in common, so a device that takes part at most k times, always b rounds apart, moves C x by at most sqrt(k) times the
+clip norm: no sampling is assumed, only the separation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+
+from pfl_mobile.errors import ConfigError, StateError
+from pfl_mobile.privacy.config import PrivacyConfig
+from pfl_mobile.privacy.noise import BLOCK, Noise
+
+
+class Mechanism(Protocol):
+    """Noise for the sum of one round after another."""
+
+    def noise(self, size: int, sensitivity: float) -> np.ndarray:
+        """Noise of the next round, float64 [size].
+
+        Args:
+            size: number of values, P.
+            sensitivity: clip norm times the largest weight.
+        """
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What the next rounds depend on; save it together with the model that this round made."""
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from a saved state."""
+
+
+class GaussianMechanism:
+    """Independent N(0, (z * sensitivity)^2) in every round.
+
+    Args:
+        noise_multiplier: z; 0 gives no noise.
+        source: of standard Gaussian values.
+    """
+
+    def __init__(self, noise_multiplier: float, source: Noise) -> None:
+        self.noise_multiplier, self.source = noise_multiplier, source
+
+    def noise(self, size: int, sensitivity: float) -> np.ndarray:
+        """Noise of the next round, float64 [size]."""
+        if self.noise_multiplier == 0:
+            return np.zeros(size)
+        values = self.source.normal(size)
+        values *= self.noise_multiplier * sensitivity
+        return values
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Nothing: rounds are independent."""
+        return {}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Refuse a state that is not of this mechanism (StateError)."""
+        if state:
+            raise StateError(
+                f"independent noise has no state, but {sorted(state)} was saved",
+                mend="go on with the privacy configuration that the state was saved with",
+            )
+
+
+class MatrixMechanism:
+    """Noise C^-1 Z: y_t = (z * sensitivity * N_t - sum_j c_j y_(t-j)) / c_0, j from 1 to b - 1.
+
+    Needs memory for b - 1 vectors of noise in float64.
+
+    Args:
+        noise_multiplier: z, relative to the sensitivity with one participation.
+        band: b, the separation of two participations; 1 gives independent noise.
+        source: of standard Gaussian values.
+    """
+
+    def __init__(self, noise_multiplier: float, band: int, source: Noise) -> None:
+        if band < 1:
+            raise ConfigError(f"the band is {band}", mend="give a separation of 1 round or more")
+        self.noise_multiplier, self.band, self.source = noise_multiplier, band, source
+        self.coefficients = root_coefficients(band)
+        self._past = np.empty((0, 0))  # [at most b - 1, P], a ring
+        self._rounds = 0
+        self._scale = 0.0
+
+    def noise(self, size: int, sensitivity: float) -> np.ndarray:
+        """Noise of the next round, float64 [size].
+
+        Raises:
+            ConfigError: size or sensitivity are not those of the rounds before.
+        """
+        scale = self.noise_multiplier * sensitivity
+        kept = self.band - 1
+        if self._rounds == 0:
+            self._past, self._scale = np.zeros((kept, size)), scale
+        if self._past.shape[1] != size or self._scale != scale:
+            raise ConfigError(
+                f"the matrix mechanism began with {self._past.shape[1]} values and noise of {self._scale:g}, "
+                f"and shall go on with {size} values and {scale:g}",
+                mend="keep the model's shape and the clip norm for all rounds, or begin anew",
+            )
+        c = self.coefficients
+        out = np.empty(size)
+        for start in range(0, size, BLOCK):  # pieces that stay in the cache
+            part = out[start : start + BLOCK]
+            np.multiply(self.source.normal(len(part)), scale / c[0], out=part)
+            for j in range(1, min(self.band, self._rounds + 1)):
+                part -= self._past[(self._rounds - j) % kept, start : start + BLOCK] * (c[j] / c[0])
+        if kept:
+            self._past[self._rounds % kept] = out
+        self._rounds += 1
+        return out
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What the next rounds depend on.
+
+        ``noise`` float64 [at most b - 1, P]: the last vectors, the oldest first; ``size``, ``rounds``, ``scale`` [1].
+        """
+        kept = min(self.band - 1, self._rounds)
+        order = [(self._rounds - j) % (self.band - 1) for j in range(kept, 0, -1)]
+        return {
+            "noise": self._past[order],
+            "size": np.array([self._past.shape[1]], np.int64),
+            "rounds": np.array([self._rounds], np.int64),
+            "scale": np.array([self._scale]),
+        }
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from what ``state`` returned.
+
+        Raises:
+            StateError: something is missing, or it is of another band or noise.
+        """
+        try:
+            noise, size = state["noise"], int(state["size"][0])
+            rounds, scale = int(state["rounds"][0]), float(state["scale"][0])
+        except (KeyError, IndexError) as error:
+            raise StateError(
+                f"the saved noise lacks {error}", mend="restore it from the state saved with the model"
+            ) from error
+        kept = min(self.band - 1, rounds)
+        whole = noise.dtype == np.float64 and (noise.shape == (kept, size) or kept == len(noise) == 0)
+        if not (whole and np.isfinite(noise).all() and rounds >= 0 and math.isfinite(scale)):
+            raise StateError(
+                f"the saved noise is {noise.dtype} {list(noise.shape)} after {rounds} rounds; a band of {self.band} "
+                f"with {size} values keeps float64 {[kept, size]}",
+                mend="go on with the privacy configuration that the state was saved with",
+            )
+        self._rounds, self._scale = rounds, scale
+        self._past = np.zeros((self.band - 1, size))
+        for j in range(1, kept + 1):
+            self._past[(rounds - j) % (self.band - 1)] = noise[kept - j]
+
+
+def root_coefficients(band: int) -> np.ndarray:
+    """The first ``band`` coefficients of 1 / sqrt(1 - x), scaled to norm 1, float64 [band].
+
+    They are the first column of the banded matrix C, which is lower triangular and Toeplitz.
+    """
+    c = np.ones(band)
+    for j in range(1, band):
+        c[j] = c[j - 1] * (2 * j - 1) / (2 * j)
+    return c / math.sqrt(float(np.einsum("p,p->", c, c)))
+
+
+def mechanism_for(config: PrivacyConfig, source: Noise) -> Mechanism:
+    """The mechanism that a configuration names, at its beginning.
+
+    Args:
+        config: with ``local`` and ``none`` the aggregator adds nothing.
+        source: ``SecureNoise()`` for real devices.
+    """
+    if config.mechanism == "matrix":
+        return MatrixMechanism(config.noise_multiplier, config.min_separation, source)
+    return GaussianMechanism(config.update_noise_multiplier, source)

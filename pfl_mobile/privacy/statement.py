@@ -1,0 +1,129 @@
+"""What a privacy guarantee says and assumes, in sentences for those who were not there."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from pfl_mobile.privacy.events import relation
+
+if TYPE_CHECKING:
+    from pfl_mobile.privacy.config import PrivacyConfig
+
+_ALIKE = {
+    "add_or_remove_one": "add-or-remove-one: a device takes part in the federation or is not there at all",
+    "replace_one": "replace-one: a device has its own data or any other; the number of devices is public",
+    "zero_out": "zero-out: a device's updates are its own or zeros; all other devices are unchanged",
+}
+
+_NOT_COVERED = (
+    "evaluation reports and other measurements that devices send beside their updates",
+    "that a device is enrolled, when it checks in, how many devices took part, and network traffic",
+    "what tensors that stay on a device reveal to those who hold the device",
+    "several devices of one person, which are protected one by one",
+    "floating point: noise is drawn and added in float64 with defences against known attacks, but the guarantee is "
+    "that of real numbers",
+)
+
+
+def statement(
+    config: PrivacyConfig,
+    rounds_done: int,
+    epsilon: float,
+    accountant: str,
+    *,
+    local_epsilon: float | None = None,
+) -> dict[str, Any]:
+    """The guarantee after some rounds, as JSON values.
+
+    Args:
+        config: of the federation.
+        rounds_done: that were released.
+        epsilon: of all of them; infinite where nothing is guaranteed.
+        accountant: what computed it.
+        local_epsilon: of the devices' own noise.
+    """
+    private = math.isfinite(epsilon)
+    return {
+        "private": private,
+        "epsilon": epsilon if private else None,
+        "delta": config.delta if private else None,
+        "rounds": rounds_done,
+        "unit": "device: all updates of a device in all rounds together",
+        "relation": _ALIKE[relation(config)] if config.mechanism != "none" else None,
+        "mechanism": _mechanism(config),
+        "noise_multiplier": config.local_noise_multiplier
+        if config.mechanism == "local"
+        else config.noise_multiplier,
+        "clip_norm": config.clip_norm,
+        "accountant": accountant,
+        "local_epsilon": local_epsilon,
+        "budget_epsilon": config.budget_epsilon,
+        "guarantee": _guarantee(config, epsilon, private),
+        "assumptions": _assumptions(config) if private else [],
+        "not_covered": list(_NOT_COVERED) if private else ["everything: no noise is added"],
+    }
+
+
+def _guarantee(config: PrivacyConfig, epsilon: float, private: bool) -> str:
+    if not private:
+        return "There is no guarantee of differential privacy."
+    return (
+        f"All model versions so far together are ({epsilon:.4g}, {config.delta:g})-differentially private for each "
+        "device: whatever they are used for, any outcome is at most "
+        f"{math.exp(min(epsilon, 700)):.3g} times as probable with the device's data as without it, except with "
+        f"probability {config.delta:g}."
+    )
+
+
+def _mechanism(config: PrivacyConfig) -> str:
+    if config.mechanism == "none":
+        return "none"
+    if config.mechanism == "local":
+        return "local: every device adds Gaussian noise to its clipped update"
+    kind = (
+        f"matrix: noise correlated over {config.min_separation} rounds (banded square root)"
+        if config.mechanism == "matrix"
+        else "gaussian: independent noise on the sum of each round"
+    )
+    return kind + (", with a private adaptive clip norm" if config.adaptive else "")
+
+
+def _assumptions(config: PrivacyConfig) -> list[str]:
+    if config.mechanism == "local":
+        found = [
+            "Nobody is trusted but the device itself, which clips and adds noise before anything leaves it."
+        ]
+    else:
+        found = [
+            "The aggregator is trusted to clip, to add the noise, and to show nobody the updates it receives; the "
+            "guarantee is against everybody who sees the models.",
+        ]
+    if config.sampling == "poisson":
+        found.append(
+            f"Every device of at least {config.population} is in a round by a coin of its own, with probability "
+            f"{config.sampling_rate:.4g}, and who is in a round is kept secret."
+        )
+    elif config.sampling == "fixed":
+        found.append(
+            f"Every round has {config.cohort} devices drawn uniformly without replacement from {config.population} "
+            "that could all have been drawn, and who is in a round is kept secret."
+        )
+    else:
+        found.append("Nothing is assumed about how devices are chosen or when they are available.")
+        limits = []
+        if config.min_separation > 1:
+            limits.append(f"rounds of one device are at least {config.min_separation} apart")
+        if config.max_participations is not None:
+            limits.append(f"a device takes part at most {config.max_participations} times")
+        if limits:
+            found.append("The aggregator enforces that " + " and ".join(limits) + ".")
+    if config.mechanism != "local":
+        found.append(
+            "Sums are divided by a number fixed in advance, and a device's weight is at most 1, so one device moves a "
+            "sum by at most the clip norm."
+        )
+        found.append("The noise is secret and unpredictable, and every release is drawn anew.")
+    if config.local_noise_multiplier and config.mechanism != "local":
+        found.append("The devices' own noise is not counted here; local_epsilon is what it alone guarantees.")
+    return found
