@@ -39,6 +39,16 @@ EXTRAS = {
     "onnxruntime": "onnx",
     "peft": "peft",
     "matplotlib": "report",
+    "dp_accounting": "privacy",
+    "alembic": "server",
+    "fastapi": "server",
+    "jinja2": "server",
+    "prometheus_client": "server",
+    "sqlalchemy": "server",
+    "uvicorn": "server",
+    "psycopg": "postgres",
+    "boto3": "s3",
+    "httpx2": "device",
 }
 
 Json = Annotated[

@@ -92,6 +92,14 @@ class EnrolmentToken(Base):
     created: Mapped[float] = mapped_column(Float)
 
 
+class UsedChallenge(Base):
+    """An attestation challenge that was answered, kept until it would have expired: each is good for one use."""
+
+    __tablename__ = "used_challenges"
+    nonce: Mapped[str] = mapped_column(String(32), primary_key=True)
+    expires: Mapped[float] = mapped_column(Float, index=True)
+
+
 class Round(Base):
     """One round; of buffered asynchronous training, one buffer.
 
