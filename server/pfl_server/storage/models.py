@@ -57,7 +57,7 @@ class Device(Base):
         group: name of its group; empty for none.
         facts: last eligibility facts, as checked in (engine, SDK, platform; no identifiers).
         attestation: kind of the verdict that was checked; empty for none.
-        last_round: round it was last assigned to; -1 for none.
+        last_round: round that its update was last merged in; -1 for none.
     """
 
     __tablename__ = "devices"
@@ -152,6 +152,7 @@ class Assignment(Base):
         base: model version that it started from.
         sets: sets of this device alone: {"name": {"sha256", "bytes"}}.
         key: idempotency key of the accepted update.
+        digest: of its bytes, so that the same update sent again is known for the same.
         blob: where the update is stored; None once merged or discarded.
         offset: where the tensor bytes begin in it.
         examples, steps, reports, clipped: as the device reported them.
@@ -180,6 +181,7 @@ class Assignment(Base):
     downloaded: Mapped[float | None] = mapped_column(Float)
     finished: Mapped[float | None] = mapped_column(Float)
     key: Mapped[str | None] = mapped_column(String(100))
+    digest: Mapped[str | None] = mapped_column(String(64))
     blob: Mapped[str | None] = mapped_column(String(200))
     offset: Mapped[int | None] = mapped_column(Integer)
     bytes: Mapped[int | None] = mapped_column(BigInteger)

@@ -163,6 +163,7 @@ def upgrade() -> None:
         sa.Column("downloaded", sa.Float(), nullable=True),
         sa.Column("finished", sa.Float(), nullable=True),
         sa.Column("key", sa.String(length=100), nullable=True),
+        sa.Column("digest", sa.String(length=64), nullable=True),
         sa.Column("blob", sa.String(length=200), nullable=True),
         sa.Column("offset", sa.Integer(), nullable=True),
         sa.Column("bytes", sa.BigInteger(), nullable=True),
