@@ -19,15 +19,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pfl_mobile.data.split import split_texts
-from pfl_mobile.errors import ConfigError, NoExamplesError
-from pfl_mobile.local.batches import holdout_size
+from pfl_mobile.local.measure import metric_sums
+from pfl_mobile.local.parts import count_examples, parts
 from pfl_mobile.local.phases import Work, served
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore
 from pfl_mobile.local.trainer import LocalTrainer
 from pfl_mobile.results import UserResult, peak_mb, summarize
-from pfl_mobile.text import UNK, TextEncoder, WordTokenizer
+from pfl_mobile.text import TextEncoder, WordTokenizer
 from pfl_mobile.verification import GoldenReport, golden_check
 
 if TYPE_CHECKING:
@@ -117,21 +116,12 @@ class Evaluator:
             NoExamplesError: nothing in the examples counts.
         """
         words = () if state is None else state.words
-        rows = self._rows(examples, words)
         work = Work(dict(self.trainer.initial)) if state is None else Work.of(state, self.trainer.initial)
         tensors = served(self.plan, work, self.trainer.sets)
-        metrics = self.trainer.programs.evaluate(rows, tensors)
-        if not isinstance(examples, Mapping):
-            labels = rows["labels"] if known is None else self._rows(examples, known)["labels"]
-            unknown = rows["weight"] * (labels == UNK)
-            touched = unknown.sum(axis=1) > 0
-            if touched.any():  # the same sum without those labels, by measuring only the rows that have any
-                total, part = float(rows["weight"].sum()), float(unknown.sum())
-                only = {name: value[touched] for name, value in {**rows, "weight": unknown}.items()}
-                lost = self.trainer.programs.evaluate(only, tensors)["loss"] * part
-                loss = metrics.pop("loss") * total - lost
-                metrics |= {"loss": loss / (total - part)} if total > part else {}
-        return metrics
+        sums = metric_sums(
+            self.trainer.programs, tensors, examples, encoder=self.encoder, words=words, known=known
+        )
+        return {name: total / weight for name, (total, weight) in sums.items()}
 
     def personalize(
         self,
@@ -145,15 +135,18 @@ class Evaluator:
     ) -> UserResult:
         """Personalize one user; see :func:`personalize_user`."""
         began = time.perf_counter()
-        learn, tested = self._split(user, examples, test)
-        train, holdout = _cut(learn, _count(learn) - holdout_size(_count(learn), self.plan.holdout))
-        counts = {"all": _count(examples), "train": _count(train), "holdout": _count(holdout)}
-        counts["test"] = _count(tested)
+        most = self.bundle.manifest.limits.max_examples
+        cut = parts(examples, test=test, holdout=self.plan.holdout, most=most, what=f"user {user!r}")
+        tested = cut.test
+        counts = {"all": count_examples(examples), "train": count_examples(cut.train)}
+        counts |= {"holdout": count_examples(cut.holdout), "test": count_examples(tested)}
         old = state.load().state if isinstance(state, PersonalStateStore) else state
         known = () if old is None else old.words
         before = self.measure(tested, old)
         general = self._general(old, known)
-        report = self.trainer.personalize(train, holdout, state, on_progress=on_progress, cancel=cancel)
+        report = self.trainer.personalize(
+            cut.train, cut.holdout, state, on_progress=on_progress, cancel=cancel
+        )
         changed = report.adopted
         return UserResult(
             user=user,
@@ -179,40 +172,6 @@ class Evaluator:
         if self._general_shipped is None:  # the same for every user who starts from the shipped values
             self._general_shipped = self.measure(self.general, None)
         return self._general_shipped
-
-    def _rows(self, examples: Examples, words: tuple[str, ...]) -> dict[str, np.ndarray]:
-        if isinstance(examples, Mapping):
-            rows = dict(examples)
-        else:
-            rows = dict(self._text_encoder().with_words(words).encode(examples))
-        self.trainer.programs.check(rows)
-        return rows
-
-    def _text_encoder(self) -> TextEncoder:
-        if self.encoder is None:
-            raise ConfigError(
-                f"bundle {self.bundle.manifest.name!r} takes arrays, not texts",
-                mend=f"give arrays by name: {', '.join(sorted(self.trainer.programs.shapes))}",
-            )
-        return self.encoder
-
-    def _split(self, user: str, examples: Examples, test: float) -> tuple[Examples, Examples]:
-        count = _count(examples)
-        if count < 2:
-            raise NoExamplesError(
-                f"user {user!r} has {count} example{'s' * (count != 1)}",
-                mend="give at least 3: one to learn from, one for the guard, one to test on",
-            )
-        if not 0.0 < test < 1.0:
-            raise ConfigError(
-                f"the test part is {test:g}", mend="give a share between 0 and 1, for instance 0.2"
-            )
-        cut = len(split_texts([""] * count, 1 - test).history)
-        learn, tested = _cut(examples, cut)
-        most = self.bundle.manifest.limits.max_examples
-        if most is not None and cut > most:  # the newest ones, as a device keeps
-            learn = _cut(learn, cut - most)[1]
-        return learn, tested
 
 
 def personalize_user(
@@ -251,15 +210,3 @@ def personalize_user(
     """
     evaluator = Evaluator(bundle, session, general=general, sets=sets, checkpoint_every=checkpoint_every)
     return evaluator.personalize(user, texts, test=test, state=state, on_progress=on_progress, cancel=cancel)
-
-
-def _count(examples: Examples) -> int:
-    if isinstance(examples, Mapping):
-        return len(next(iter(examples.values()))) if examples else 0
-    return len(examples)
-
-
-def _cut(examples: Examples, at: int) -> tuple[Examples, Examples]:
-    if isinstance(examples, Mapping):
-        return {n: v[:at] for n, v in examples.items()}, {n: v[at:] for n, v in examples.items()}
-    return examples[:at], examples[at:]

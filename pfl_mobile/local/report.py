@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
+
     from pfl_mobile.local.guard import GuardReport
     from pfl_mobile.local.state import PersonalState, StateWarning
 
@@ -37,6 +39,21 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What training gave, whatever the guard decided; a device sends its change.
+
+    Attributes:
+        tensors: device tensors after training.
+        copies: copies after training, also those that the personal state does not keep.
+        copies_before: copies before it; those that were not there are missing.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    copies: Mapping[str, Mapping[str, np.ndarray]]
+    copies_before: Mapping[str, Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
 class TrainReport:
     """The result of ``LocalTrainer.personalize``.
 
@@ -45,7 +62,8 @@ class TrainReport:
             ``cancelled``.
         guard: the decision; None when cancelled before it.
         state: what serves now; None = the shipped values.
-        version: its number in the store; None without a store.
+        version: its number in the store; None without a store. With ``publish=False`` an adopted state is written
+            but does not serve before ``PersonalStateStore.adopt``.
         before, after: metrics on the held-out examples.
         steps: optimizer steps of this job, those before a resume included.
         losses: of each step.
@@ -56,6 +74,7 @@ class TrainReport:
         resumed_at: steps that a checkpoint had already done; None when training began afresh.
         warnings: what loading the state had to repair.
         notes: other things worth knowing, in plain words.
+        trained: what training gave; None when it was skipped or cancelled.
     """
 
     status: Literal["adopted", "kept", "skipped", "cancelled"]
@@ -73,6 +92,7 @@ class TrainReport:
     resumed_at: int | None = None
     warnings: tuple[StateWarning, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    trained: Trained | None = field(default=None, repr=False, compare=False)
 
     @property
     def adopted(self) -> bool:

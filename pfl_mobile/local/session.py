@@ -96,6 +96,15 @@ class Programs:
     def evaluate(self, rows: Rows, tensors: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Metrics over all rows: ``loss`` and every ``<metric>_sum`` output, each divided by the weight.
 
+        Raises:
+            NoExamplesError: the rows have no weight.
+        """
+        totals, weight = self.sums(rows, tensors)
+        return {name: total / weight for name, total in totals.items()}
+
+    def sums(self, rows: Rows, tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, float], float]:
+        """What ``evaluate`` divides: every metric's sum by name, and the weight.
+
         Sums are added in float64 in batch order.
 
         Raises:
@@ -109,7 +118,7 @@ class Programs:
         weight = totals.pop("weight_sum", 0.0)
         if weight <= 0:
             raise NoExamplesError("the held-out examples have no weight", mend="hold out more examples")
-        return {name.removesuffix("_sum"): total / weight for name, total in totals.items()}
+        return {name.removesuffix("_sum"): total for name, total in totals.items()}, weight
 
     def _run(
         self, program: str, batch: Mapping[str, np.ndarray], tensors: Mapping[str, np.ndarray]

@@ -202,6 +202,17 @@ class PersonalStateStore:
         atomic_write(self._path(version), self._encode(state, self.current), mode=0o600)
         return version
 
+    def adopt(self, version: int) -> None:
+        """Make a version current that ``write`` made.
+
+        Raises:
+            StateError: there is no such version; nothing changes.
+        """
+        if version not in self._numbers():
+            raise StateError(f"there is no version {version} to adopt", mend="write it first")
+        self._point_to(version)
+        self._prune(version)
+
     def load(self) -> Loaded:
         """The current state.
 

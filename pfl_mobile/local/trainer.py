@@ -19,7 +19,7 @@ from pfl_mobile.local import checkpoint, guard
 from pfl_mobile.local.batches import Rows, check_rows
 from pfl_mobile.local.phases import Context, Work, check_plan, kept_copies, memorize_rows, run_phases, served
 from pfl_mobile.local.plan import MemorizePhase
-from pfl_mobile.local.report import Cancel, Progress, TrainReport
+from pfl_mobile.local.report import Cancel, Progress, Trained, TrainReport
 from pfl_mobile.local.session import Encoder, Programs, Session
 from pfl_mobile.local.state import Loaded, PersonalState, PersonalStateStore, digest
 
@@ -98,6 +98,7 @@ class LocalTrainer:
         *,
         on_progress: Callable[[Progress], None] | None = None,
         cancel: Cancel | None = None,
+        publish: bool = True,
     ) -> TrainReport:
         """Train, measure, and adopt the result if it is better.
 
@@ -108,6 +109,8 @@ class LocalTrainer:
                 in memory; or None for the shipped values.
             on_progress: called after each step.
             cancel: asked after each step.
+            publish: False writes an adopted state into the store, but leaves the old one current until
+                ``store.adopt(report.version)``.
 
         Raises:
             NonFiniteError: training diverged; the old state stays.
@@ -116,7 +119,7 @@ class LocalTrainer:
         """
         store = state if isinstance(state, PersonalStateStore) else None
         loaded = store.load() if store else Loaded(state if isinstance(state, PersonalState) else None, 0)
-        return _Run(self, train, holdout, store, loaded, on_progress, cancel).run()
+        return _Run(self, train, holdout, store, loaded, on_progress, cancel, publish).run()
 
     def _work(self, state: PersonalState | None) -> Work:
         return Work(dict(self.initial)) if state is None else Work.of(state, self.initial)
@@ -153,7 +156,9 @@ class _Run:
         loaded: Loaded,
         on_progress: Callable[[Progress], None] | None,
         cancel: Cancel | None,
+        publish: bool,
     ) -> None:
+        self.publish = publish
         self.trainer, self.train, self.store, self.loaded = trainer, train, store, loaded
         self.on_progress, self.cancel, self.holdout_examples = on_progress, cancel, holdout
         self.plan = trainer.plan
@@ -189,13 +194,20 @@ class _Run:
             plan.guard, self.before[plan.guard.metric], self._metric(self.after), examples
         )
         version, state = self.loaded.version, self.loaded.state
+        tensors = dict(work.tensors)
         if decision.adopted:
             self._remember_holdout(work)
             state = PersonalState(work.tensors, kept_copies(plan, work), work.words, self.after)
-            version = self.store.save(state) if self.store else 0
+            version = 0
+            if self.store:
+                version = self.store.save(state) if self.publish else self.store.write(state)
         if self.store:
             checkpoint.discard(self.store.checkpoint_path())
-        return self._report("adopted" if decision.adopted else "kept", decision, work, state, version)
+        before = {} if self.loaded.state is None else self.loaded.state.copies
+        trained = Trained(tensors, work.copies, before)
+        return self._report(
+            "adopted" if decision.adopted else "kept", decision, work, state, version, trained
+        )
 
     def _train(self, old: Work) -> tuple[bool, Work]:
         """Whether training ran to its end (False: cancelled), and what it gave."""
@@ -295,6 +307,7 @@ class _Run:
         work: Work | None,
         state: PersonalState | None = None,
         version: int | None = None,
+        trained: Trained | None = None,
     ) -> TrainReport:
         kept = status != "adopted"
         state = self.loaded.state if kept else state
@@ -314,4 +327,5 @@ class _Run:
             resumed_at=self.resumed_at,
             warnings=self.loaded.warnings,
             notes=tuple(self.notes),
+            trained=trained,
         )

@@ -12,6 +12,7 @@ from pfl_mobile.errors import (
     DataError,
     NoExamplesError,
     NonFiniteError,
+    StateError,
     TensorMismatchError,
     UnknownNameError,
 )
@@ -374,3 +375,33 @@ def test_state_in_memory_is_gone_on_from():
     assert isinstance(second.state, PersonalState)
     assert second.before == first.after
     assert sum(len(b["weight"]) for b in padded_batches(HELD, 5)) == 15
+
+
+def test_what_was_trained_is_told_although_the_guard_keeps_the_old_state():
+    t = trainer(plan(sgd(steps=5, lr=0.1)))
+    held = {**HELD, "labels": (HELD["labels"] + 1) % 3}  # whatever is learned is wrong here
+    report = t.personalize(TRAIN, held)
+    assert report.status == "kept"
+    assert report.state is None
+    assert report.trained is not None
+    assert np.abs(report.trained.tensors["head.weight"]).max() > 0
+    assert report.trained.copies_before == {}
+
+
+def test_a_skipped_or_cancelled_job_has_trained_nothing():
+    skipped = trainer(plan(sgd(), guard={"min_examples": 10_000})).personalize(TRAIN, HELD)
+    stop = threading.Event()
+    stop.set()
+    cancelled = trainer(plan(sgd())).personalize(TRAIN, HELD, cancel=stop)
+    assert (skipped.status, skipped.trained) == ("skipped", None)
+    assert (cancelled.status, cancelled.trained) == ("cancelled", None)
+
+
+def test_a_state_that_is_not_published_serves_only_once_it_is_adopted(tmp_path):
+    store = PersonalStateStore(tmp_path, ModelId.of("m", "1", Linear.tensors))
+    report = trainer(plan(sgd())).personalize(TRAIN, HELD, store, publish=False)
+    assert (report.status, report.version, store.current) == ("adopted", 1, 0)
+    store.adopt(report.version)
+    assert store.current == 1
+    with pytest.raises(StateError, match="no version 7"):
+        store.adopt(7)
