@@ -11,6 +11,7 @@ Importing this needs numpy only; epsilon needs dp-accounting (`pip install 'pfl-
 """
 
 from pfl_mobile.privacy.accounting import Bound, Ledger
+from pfl_mobile.privacy.calibration import required_noise, with_noise
 from pfl_mobile.privacy.clipping import AdaptiveClip, clip_factor, clip_factors, l2_norm
 from pfl_mobile.privacy.config import MAX_WEIGHT, AdaptiveClipping, PrivacyConfig
 from pfl_mobile.privacy.mechanisms import GaussianMechanism, MatrixMechanism, Mechanism, mechanism_for
@@ -38,4 +39,6 @@ __all__ = [
     "l2_norm",
     "mechanism_for",
     "require_secure",
+    "required_noise",
+    "with_noise",
 ]

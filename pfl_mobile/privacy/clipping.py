@@ -42,8 +42,8 @@ def clip_factor(norm: float, clip_norm: float) -> float:
 def clip_factors(norms: np.ndarray, clip_norm: float) -> np.ndarray:
     """min(1, C / norm), float64 [n], rounded down so that the clipped norm is never above C.
 
-    This holds where the factor is rounded to float32 before it is used, and the product to float32 after it, unless
-    C lies near the smallest float32 numbers (below 1e-30), where rounding is not relative.
+    This holds where the product is rounded to float32, and where the factor is too if it is above 1e-37 (below,
+    rounding to float32 is not relative).
 
     Args:
         norms: float64 [n].

@@ -1,0 +1,123 @@
+"""How much noise a budget needs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.privacy import events
+from pfl_mobile.privacy.accounting import Ledger
+
+if TYPE_CHECKING:
+    from pfl_mobile.privacy.config import PrivacyConfig
+
+#: Noise multipliers are found to this share of their size, and never too small.
+_RELATIVE = 1e-4
+
+
+def required_noise(config: PrivacyConfig, epsilon: float, rounds: int | None = None) -> float:
+    """The smallest noise multiplier with which so many rounds cost at most epsilon.
+
+    Args:
+        config: everything else; its own noise multiplier (of ``local`` the local one) does not matter.
+        epsilon: at the configuration's delta.
+        rounds: by default the configuration's.
+
+    Returns:
+        z, for ``with_noise``; relative to the clip norm.
+
+    Raises:
+        ConfigError: the mechanism has no noise; rounds are neither given nor planned; epsilon is out of range.
+        MissingDependencyError: dp-accounting is not installed.
+    """
+    count = config.rounds if rounds is None else rounds
+    if config.mechanism == "none":
+        raise ConfigError("the mechanism 'none' has no noise", mend="choose gaussian, matrix or local")
+    if count is None or count < 1:
+        raise ConfigError(f"noise for {count} rounds", mend="say how many rounds there shall be, 1 or more")
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise ConfigError(f"epsilon is {epsilon}", mend="give a positive number, for instance 2")
+    taken = config.participations(count)
+    # what a plain Gaussian needs is exact without sampling, and enough with it
+    plain = events.dp_accounting().get_sigma_gaussian(epsilon, config.delta) * math.sqrt(taken)
+    doubled = 2.0 if events.relation(config) == "replace_one" else 1.0
+    found = plain * doubled * (1 + 1e-9)
+    if config.sampling == "poisson":
+        found = min(found, _poisson(config, epsilon, count))
+    elif config.sampling == "fixed":
+        found = min(found, 2 * _fixed(config, epsilon, count))
+    return _enough(config, found, epsilon, count)
+
+
+def with_noise(config: PrivacyConfig, noise_multiplier: float) -> PrivacyConfig:
+    """The configuration with a noise multiplier, of ``local`` the local one; checked anew.
+
+    Raises:
+        pydantic.ValidationError: they do not fit together.
+    """
+    name = "local_noise_multiplier" if config.mechanism == "local" else "noise_multiplier"
+    return type(config).model_validate(config.model_dump() | {name: noise_multiplier})
+
+
+def _poisson(config: PrivacyConfig, epsilon: float, rounds: int) -> float:
+    """By RDP first, which is fast and gives too much noise, then by PLD below that."""
+    dp = events.dp_accounting()
+
+    def event(z: float) -> Any:
+        sampled = dp.PoissonSampledDpEvent(config.sampling_rate, dp.GaussianDpEvent(z))
+        return dp.SelfComposedDpEvent(sampled, rounds)
+
+    upper = _calibrated(dp.rdp.RdpAccountant, event, epsilon, config.delta)
+    lower = upper
+    while dp.pld.PLDAccountant().compose(event(lower)).get_epsilon(config.delta) <= epsilon:
+        lower *= 0.8
+    bracket = dp.ExplicitBracketInterval(lower, upper)
+    return _calibrated(dp.pld.PLDAccountant, event, epsilon, config.delta, bracket)
+
+
+def _fixed(config: PrivacyConfig, epsilon: float, rounds: int) -> float:
+    dp = events.dp_accounting()
+
+    def event(z: float) -> Any:
+        sampled = dp.SampledWithoutReplacementDpEvent(config.population, config.cohort, dp.GaussianDpEvent(z))
+        return dp.SelfComposedDpEvent(sampled, rounds)
+
+    def accountant() -> Any:
+        return dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
+
+    return _calibrated(accountant, event, epsilon, config.delta)
+
+
+def _calibrated(
+    accountant: Any, event: Any, epsilon: float, delta: float, bracket: Any | None = None
+) -> float:
+    dp = events.dp_accounting()
+    if bracket is None:
+        # below 0.2 nothing useful is guaranteed, and accountants are slow
+        bracket = dp.LowerEndpointAndGuess(0.2, 1.0)
+        if accountant().compose(event(0.2)).get_epsilon(delta) <= epsilon:
+            return 0.2
+    tolerance = _RELATIVE * (bracket.endpoint_1 if hasattr(bracket, "endpoint_1") else 1.0)
+    return float(
+        dp.calibrate_dp_mechanism(accountant, event, epsilon, delta, bracket_interval=bracket, tol=tolerance)
+    )
+
+
+def _enough(config: PrivacyConfig, found: float, epsilon: float, rounds: int) -> float:
+    """A little more where the ledger, which decides, would still be above epsilon."""
+    for _ in range(100):
+        ledger = Ledger(_noised(config, found))
+        ledger.record(rounds)
+        if ledger.epsilon() <= epsilon:
+            return found
+        found *= 1 + _RELATIVE
+    raise ConfigError(
+        f"no noise was found that keeps epsilon at {epsilon:g} for {rounds} rounds",
+        mend="allow a larger epsilon or fewer rounds",
+    )
+
+
+def _noised(config: PrivacyConfig, noise_multiplier: float) -> PrivacyConfig:
+    """As ``with_noise``, without the checks of an adaptive clip norm, whose noise is chosen afterwards."""
+    return with_noise(config.model_copy(update={"adaptive": None}), noise_multiplier)

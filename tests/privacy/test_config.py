@@ -1,0 +1,122 @@
+"""The privacy configuration: what fits together, and its file."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.privacy import AdaptiveClipping, PrivacyConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BASE: dict[str, Any] = {"clip_norm": 0.5, "noise_multiplier": 1.0, "cohort": 100}
+POISSON: dict[str, Any] = BASE | {"sampling": "poisson", "population": 10_000}
+ADAPTIVE = {"noise_multiplier": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (BASE | {"noise_multiplier": 0}, "needs a noise_multiplier"),
+        (POISSON | {"mechanism": "matrix"}, "no sampling"),
+        (POISSON | {"population": None}, "needs the population"),
+        (POISSON | {"sampling": "fixed", "population": None}, "needs the population"),
+        (POISSON | {"population": 50}, "larger than the population"),
+        (POISSON | {"delta": 1e-4}, "not below 1 / population"),
+        (POISSON | {"min_separation": 5}, "min_separation"),
+        (POISSON | {"max_participations": 5}, "max_participations"),
+        (BASE | {"mechanism": "matrix", "adaptive": ADAPTIVE}, "adaptive"),
+        (BASE | {"mechanism": "local", "noise_multiplier": 0}, "local_noise_multiplier above 0"),
+        (BASE | {"mechanism": "local", "local_noise_multiplier": 1}, "noise_multiplier 0"),
+        (BASE | {"adaptive": ADAPTIVE, "local_noise_multiplier": 1.0}, "clip norm"),
+        (BASE | {"adaptive": {"noise_multiplier": 0.5}}, "above half"),
+        (BASE | {"mechanism": "none"}, "adds no noise"),
+        (BASE | {"mechanism": "none", "noise_multiplier": 0, "budget_epsilon": 1}, "guarantees nothing"),
+        (BASE | {"clip_norm": 0}, "greater than"),
+        (BASE | {"clip_norm": float("nan")}, "clip_norm"),
+        (BASE | {"noise_multiplier": float("inf")}, "finite"),
+        (BASE | {"clipnorm": 1}, "clipnorm"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        PrivacyConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PrivacyConfig(**POISSON, rounds=10, budget_epsilon=2.0, example_cap=50, denominator=40.0),
+        PrivacyConfig(**BASE, adaptive=AdaptiveClipping(noise_multiplier=5.0)),
+        PrivacyConfig(**BASE, mechanism="matrix", min_separation=7, max_participations=3),
+        PrivacyConfig(mechanism="local", clip_norm=1.0, cohort=3, local_noise_multiplier=4.0),
+    ],
+)
+def test_a_file_gives_the_same_configuration(config: PrivacyConfig, tmp_path: Path) -> None:
+    config.dump(tmp_path / "privacy.json")
+    assert PrivacyConfig.load(tmp_path / "privacy.json") == config
+
+
+def test_an_invalid_file_names_the_field(tmp_path: Path) -> None:
+    path = tmp_path / "privacy.json"
+    path.write_text(json.dumps({"clip_norm": -1, "cohort": 3}))
+    with pytest.raises(ConfigError, match="clip_norm"):
+        PrivacyConfig.load(path)
+    path.write_text("not json")
+    with pytest.raises(ConfigError):
+        PrivacyConfig.load(path)
+    with pytest.raises(ConfigError, match="absent"):
+        PrivacyConfig.load(tmp_path / "absent.json")
+
+
+def test_weights_are_bounded_by_one() -> None:
+    capped = PrivacyConfig(**BASE, example_cap=10)
+    assert capped.weights(np.array([0, 5, 10, 1_000_000])).tolist() == [0.0, 0.5, 1.0, 1.0]
+    assert PrivacyConfig(**BASE).weights(np.array([0, 5])).tolist() == [1.0, 1.0]
+
+
+def test_noise_of_updates_and_count_together_is_the_configured_one() -> None:
+    config = PrivacyConfig(**BASE, adaptive=AdaptiveClipping(noise_multiplier=2.0))
+    updates, count = config.update_noise_multiplier, 2 * 2.0
+    assert (updates**-2 + count**-2) ** -0.5 == pytest.approx(1.0, rel=1e-12)
+    assert PrivacyConfig(**BASE).update_noise_multiplier == 1.0
+
+
+def test_participations_follow_separation_and_limit() -> None:
+    config = PrivacyConfig(**BASE, mechanism="matrix", min_separation=10, max_participations=3)
+    assert [config.participations(n) for n in (0, 1, 10, 11, 21, 500)] == [0, 1, 1, 2, 3, 3]
+
+
+def test_devices_do_not_clip_where_the_aggregator_must_see_norms() -> None:
+    assert PrivacyConfig(**BASE).device_clip_norm() == 0.5
+    assert PrivacyConfig(**BASE, adaptive=AdaptiveClipping(noise_multiplier=5.0)).device_clip_norm() is None
+
+
+def test_a_statement_says_who_is_trusted_and_what_is_assumed() -> None:
+    said = PrivacyConfig(**POISSON).statement(10)
+    assert said["private"]
+    assert said["epsilon"] > 0
+    assert said["unit"].startswith("device")
+    assert "add-or-remove" in said["relation"]
+    text = " ".join(said["assumptions"])
+    assert "trusted" in text
+    assert "0.01" in text
+    assert any("evaluation reports" in s for s in said["not_covered"])
+    local = PrivacyConfig(mechanism="local", clip_norm=1.0, cohort=3, local_noise_multiplier=4.0).statement(2)
+    assert "Nobody is trusted" in local["assumptions"][0]
+    assert local["local_epsilon"] == local["epsilon"]
+    json.dumps([said, local], allow_nan=False)
+
+
+def test_without_noise_the_statement_promises_nothing() -> None:
+    said = PrivacyConfig(mechanism="none", clip_norm=1.0, cohort=3).statement(2)
+    assert not said["private"]
+    assert said["epsilon"] is None
+    assert "no guarantee" in said["guarantee"]
+    json.dumps(said, allow_nan=False)
