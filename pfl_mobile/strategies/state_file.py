@@ -1,0 +1,142 @@
+"""What a server keeps between rounds, as the bytes of one safetensors file.
+
+Tensors are numbered; their names stand in the head, in order: they may hold anything, and where a strategy sums over
+them their order counts. `pack` and `unpack` are the part that checkpoints of simulated rounds have too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pfl_mobile.bundle.tensors import metadata_from_bytes, tensors_from_bytes, tensors_to_bytes
+from pfl_mobile.errors import ConfigError, StateError, TensorFileError
+from pfl_mobile.local.state import digest
+from pfl_mobile.strategies.strategy import Server
+
+if TYPE_CHECKING:
+    from pfl_mobile.modules.roles import DeviceTensorInfo
+
+FORMAT = "pfl-server-state"
+SCHEMA_VERSION = 1
+_AGAIN = "restore the store of files from a backup, or roll back to another version"
+
+Names = dict[str, list[list[Any]]]
+Sets = dict[str, dict[str, np.ndarray]]
+
+
+def pack(server: Server) -> tuple[dict[str, np.ndarray], Names]:
+    """Values, groups and sets as numbered tensors, and the names that belong to them."""
+    tensors: dict[str, np.ndarray] = {}
+    names: Names = {}
+    kinds: dict[str, Mapping[str, Mapping[str, np.ndarray]]] = {
+        "values": {"": server.values},
+        "groups": server.groups,
+        "sets": server.sets,
+    }
+    for kind, found in kinds.items():
+        names[kind] = []
+        for i, (key, values) in enumerate(found.items()):
+            names[kind].append([key, list(values)])
+            tensors |= {f"{kind}.{i}.{j}": np.asarray(value) for j, value in enumerate(values.values())}
+    return tensors, names
+
+
+def unpack(tensors: Mapping[str, np.ndarray], names: Names) -> dict[str, Sets]:
+    """Sets by kind (``values`` under the key ``""``), from what `pack` made."""
+    return {
+        kind: {
+            key: {name: tensors[f"{kind}.{i}.{j}"] for j, name in enumerate(listed)}
+            for i, (key, listed) in enumerate(found)
+        }
+        for kind, found in names.items()
+    }
+
+
+def plain_numbers(numbers: Mapping[str, Any], strategy: object) -> dict[str, Any]:
+    """A server's numbers as JSON gives them back, so that one that was saved is the same as one that was not.
+
+    Raises:
+        ConfigError: the strategy keeps something else than numbers, texts, and lists and dicts of them.
+    """
+    try:
+        found: dict[str, Any] = json.loads(json.dumps(numbers, default=_plain))
+    except TypeError as error:
+        raise ConfigError(
+            f"{type(strategy).__name__} keeps what is no number: {error}",
+            mend="keep arrays in server.sets and numbers in server.numbers",
+        ) from error
+    return found
+
+
+def encode(server: Server, extra: Mapping[str, np.ndarray] | None = None) -> bytes:
+    """A server as bytes: the same for the same content.
+
+    Args:
+        server: its numbers are plain (`plain_numbers`).
+        extra: further arrays to keep with it, by name.
+    """
+    tensors, names = pack(server)
+    further = dict(extra or {})
+    tensors |= {f"extra.{i}": value for i, value in enumerate(further.values())}
+    head = {
+        "schema_version": SCHEMA_VERSION,
+        "round": server.round,
+        "numbers": server.numbers,
+        "names": names,
+        "extra": list(further),
+    }
+    text = json.dumps(head)
+    metadata = {"format": FORMAT, "head": text, "sha256": digest(tensors, text)}
+    return tensors_to_bytes(tensors, metadata=metadata)
+
+
+def decode(
+    data: bytes, table: Sequence[DeviceTensorInfo], population: int, what: str = "the server's state"
+) -> tuple[Server, dict[str, np.ndarray]]:
+    """A server from the bytes of `encode`, and what was kept with it.
+
+    Args:
+        data: the bytes.
+        table: the device tensors.
+        population: devices in all.
+        what: named in errors.
+
+    Raises:
+        StateError: damaged, or of a newer version.
+    """
+    try:
+        tensors, metadata = tensors_from_bytes(data, what=what), metadata_from_bytes(data)
+    except TensorFileError as error:
+        raise StateError(f"{what} cannot be read: {error.message}", mend=_AGAIN) from error
+    text = metadata.get("head", "")
+    if metadata.get("format") != FORMAT or metadata.get("sha256") != digest(tensors, text):
+        raise StateError(f"{what} does not match its digest", mend=_AGAIN)
+    head = json.loads(text)
+    if head["schema_version"] > SCHEMA_VERSION:
+        raise StateError(
+            f"{what} has schema {head['schema_version']}, newer than {SCHEMA_VERSION}",
+            mend="update pfl-mobile",
+        )
+    found = unpack(tensors, head["names"])
+    server = Server(
+        table,
+        population,
+        found["values"][""],
+        found["groups"],
+        found["sets"],
+        head["numbers"],
+        head["round"],
+    )
+    return server, {name: tensors[f"extra.{i}"] for i, name in enumerate(head["extra"])}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be kept as a number")
