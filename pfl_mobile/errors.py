@@ -217,6 +217,50 @@ class LedgerError(PflError):
     """A privacy ledger is damaged, or belongs to another configuration."""
 
 
+class DeviceError(PflError):
+    """A device cannot take part in a federation, or no longer."""
+
+
+class DeviceFolderError(DeviceError):
+    """A device's folder is in use, damaged, or belongs to another federation or model."""
+
+
+class UnreachableError(DeviceError):
+    """The aggregator could not be reached, or the connection broke; trying again may help."""
+
+
+class ProtocolError(DeviceError):
+    """The aggregator's answer is not one of the protocol."""
+
+
+class ServerProblem(DeviceError):
+    """A problem that the aggregator answered with (RFC 9457).
+
+    Args:
+        code: of the problem, for instance ``round-closed``.
+        status: of the answer.
+        message: what is wrong.
+        mend: what can be done.
+        retry_after_s: seconds after which the aggregator asks to try again; None where it does not say.
+    """
+
+    def __init__(
+        self, code: str, status: int, message: str, *, mend: str, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, mend=mend)
+        self.problem, self.status, self.retry_after_s = code, status, retry_after_s
+
+    @property
+    def code(self) -> str:
+        """The problem's code."""
+        return self.problem
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same request may work later."""
+        return self.status in (408, 425, 429, 500, 502, 503, 504)
+
+
 def near(name: str, known: Iterable[str], limit: int = 3) -> str:
     """Words for a mend: the known names nearest to ``name``, or all when none is near."""
     names = sorted(set(known))
