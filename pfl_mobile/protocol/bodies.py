@@ -198,6 +198,7 @@ class Decline(Body):
 
     reason: Literal[
         "no_examples",
+        "good_enough",
         "diverged",
         "cancelled",
         "privacy",
