@@ -96,7 +96,7 @@ class Database:
         with self._turn(write), _typed(self.url), Session(engine, expire_on_commit=False) as session:
             try:
                 yield session
-                session.commit() if write else session.rollback()
+                session.commit() if write else session.close()  # rows that were read stay readable
             except BaseException:
                 session.rollback()
                 raise

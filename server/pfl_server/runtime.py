@@ -1,0 +1,312 @@
+"""What a federation is at run time: its model, configuration and strategy, the same in all processes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+
+from pfl_mobile.errors import ConfigError, OtherSettingsError
+from pfl_mobile.local.phases import check_plan, named_sets
+from pfl_mobile.local.plan import ChoosePhase, MeasurePhase, Plan
+from pfl_mobile.local.state import ModelId
+from pfl_mobile.privacy import Ledger, PrivateRounds, SecureNoise
+from pfl_mobile.protocol.bodies import BundleId
+from pfl_mobile.protocol.update_file import layout_of, size_limit
+from pfl_mobile.simulation.settings import differences
+from pfl_mobile.strategies.state_file import plain_numbers
+from pfl_mobile.strategies.strategy import Context, Server, Strategy, Values
+from pfl_server.config import FederationConfig
+from pfl_server.credentials import new_secrets
+from pfl_server.state_file import get_state, put_set, put_state
+from pfl_server.storage.models import Device, Federation, LedgerEntry, Version
+from pfl_server.strategy import check_config, make_strategy
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from pfl_mobile.bundle import Bundle
+    from pfl_mobile.privacy import Noise
+    from pfl_mobile.strategies.updates import Layout
+    from pfl_server.storage.blobs import Blobs
+    from pfl_server.storage.database import Database
+
+#: Rounds whose plans a process keeps parsed, and states of versions that it keeps in memory.
+_ROUNDS, _STATES = 64, 1
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What every upload of a round is checked against.
+
+    Attributes:
+        plan: of the round's devices.
+        layout: of their updates.
+        reports: names of the numbers that come with an update.
+    """
+
+    plan: Plan
+    layout: Layout
+    reports: frozenset[str]
+
+
+class Runtime:
+    """A federation at run time. Safe to share between threads; made by `open`.
+
+    Attributes:
+        bundle: which model devices must have.
+        table: the device tensors.
+        metrics: names that evaluation reports may hold.
+        initial: shipped values of the tensors that gradients train, float32.
+        config: of the federation, as it was when it began.
+        strategy: plan and merge.
+        noise: source of the aggregator's noise.
+        max_update_bytes: of an update file.
+    """
+
+    def __init__(
+        self, blobs: Blobs, bundle: Bundle, config: FederationConfig, noise: Noise | None = None
+    ) -> None:
+        """For `open`, which also compares with what is stored.
+
+        Raises:
+            ConfigError, UnknownNameError: the configuration does not fit together, or not to the bundle.
+        """
+        manifest = bundle.manifest
+        self.blobs, self.config = blobs, config
+        model = ModelId.of(manifest.name, manifest.version, manifest.tensors, manifest.frozen_sha256)
+        self.bundle = BundleId(name=model.name, version=model.version, fingerprint=model.fingerprint)
+        self.table: Sequence[Any] = tuple(manifest.tensors)
+        self.metrics = frozenset({"loss", *manifest.task.metrics})
+        trained = {t.name for t in self.table if t.update == "gradient"}
+        self.initial = {name: value for name, value in bundle.values().items() if name in trained}
+        self.strategy, self.local = make_strategy(config.strategy, bundle.plan_json())
+        check_config(config, self.strategy, self.table)
+        self.noise: Noise = SecureNoise() if noise is None else noise
+        self._lock = threading.Lock()
+        self._rounds: OrderedDict[int, RoundPlan] = OrderedDict()
+        self._states: OrderedDict[str, Server] = OrderedDict()
+        server = self.beginning()
+        plan = self.plan(server, 0)
+        names = {"initial", "global", *self.strategy.sets(server), *self.strategy.sets_for(server, 0, "")}
+        check_plan(plan, self.table, {name: {} for name in names}, ())
+        self.max_update_bytes = size_limit(layout_of(plan, self.table))
+
+    @classmethod
+    def open(
+        cls,
+        database: Database,
+        blobs: Blobs,
+        bundle: Bundle,
+        config: FederationConfig | None,
+        clock: Callable[[], float],
+        *,
+        noise: Noise | None = None,
+    ) -> Self:
+        """The federation of a database; where there is none yet, it begins here with version 0.
+
+        Args:
+            database: migrated.
+            blobs: store of tensor files.
+            bundle: the model.
+            config: None takes the stored one.
+            clock: seconds since 1970.
+            noise: for tests alone; None: `SecureNoise`.
+
+        Raises:
+            OtherSettingsError: the database holds a federation of another bundle or configuration.
+            ConfigError: none is stored and none is given, or it is invalid.
+        """
+        stored = _stored(database)
+        if stored is None:
+            if config is None:
+                raise ConfigError("there is no federation yet", mend="give its configuration")
+            made = cls(blobs, bundle, config, noise)
+            try:
+                made._begin(database, clock())
+                return made
+            except IntegrityError:  # another process began it at the same time
+                stored = _stored(database)
+                if stored is None:
+                    raise
+        before = FederationConfig.load(json.dumps(stored.config))
+        if config is not None and config != before:
+            old, new = before.model_dump(mode="json"), config.model_dump(mode="json")
+            path, was, now = next(differences(old, new))
+            raise OtherSettingsError(
+                f"the federation in the database began with other settings: {path} was {was!r} and is {now!r}",
+                mend="start without settings to take the stored ones, or take another database",
+            )
+        runtime = cls(blobs, bundle, before, noise)
+        own = runtime.bundle
+        if (own.name, own.version, own.fingerprint) != (
+            stored.bundle_name,
+            stored.bundle_version,
+            stored.fingerprint,
+        ):
+            raise OtherSettingsError(
+                f"the federation in the database trains the bundle {stored.bundle_name!r} {stored.bundle_version} "
+                f"({stored.fingerprint[:12]}), not {own.name!r} {own.version} ({own.fingerprint[:12]})",
+                mend="start it with that bundle, or take another database",
+            )
+        return runtime
+
+    # -- what a round is
+
+    def plan(self, server: Server, seed: int) -> Plan:
+        """What devices do in the round that follows on a state of the server."""
+        return self.strategy.plan(Context(self.table, self.local, server.round, seed))
+
+    def common_sets(self, server: Server, plan: Plan) -> dict[str, Values]:
+        """The sets that go to every device of a round: those that its plan reads, and ``global``."""
+        return self._sent(self.strategy.sets(server), plan)
+
+    def own_sets(self, server: Server, plan: Plan, index: int, group: str) -> dict[str, Values]:
+        """The sets that go to one device alone, in place of common ones."""
+        return self._sent(self.strategy.sets_for(server, index, group), plan)
+
+    @property
+    def has_own_sets(self) -> bool:
+        """Whether devices may get sets of their own."""
+        return type(self.strategy).sets_for is not Strategy.sets_for or any(
+            t.role == "group" for t in self.table
+        )
+
+    def round_plan(self, number: int, plan: Mapping[str, Any]) -> RoundPlan:
+        """The parsed plan of a round; it never changes, so each process parses it once."""
+        with self._lock:
+            found = self._rounds.get(number)
+            if found is None:
+                parsed = Plan.load(json.dumps(plan))
+                phases = (p for p in parsed.steps() if isinstance(p, MeasurePhase | ChoosePhase))
+                found = RoundPlan(parsed, layout_of(parsed, self.table), frozenset(p.report for p in phases))
+                self._rounds[number] = found
+                while len(self._rounds) > _ROUNDS:
+                    self._rounds.popitem(last=False)
+            return found
+
+    # -- states
+
+    def beginning(self) -> Server:
+        """The server before the first round."""
+        population = self.config.privacy.population or self.config.rounds.cohort
+        server = Server(self.table, population, dict(self.initial))
+        self.strategy.begin(server)
+        server.numbers = plain_numbers(server.numbers, self.strategy)
+        return server
+
+    def population(self, session: Session) -> int:
+        """Devices in all: as configured, which is public; else those that take part now."""
+        if self.config.privacy.population is not None:
+            return self.config.privacy.population
+        active = session.scalar(select(func.count()).select_from(Device).where(Device.state == "active"))
+        return max(int(active or 0), 1)
+
+    def state(self, key: str) -> Server:
+        """The server's state under a key, to read and not to change; the newest stays in memory."""
+        with self._lock:
+            found = self._states.get(key)
+            if found is None:
+                found = self._states[key] = get_state(self.blobs, key, self.table, 0)[0]
+                while len(self._states) > _STATES:
+                    self._states.popitem(last=False)
+            return found
+
+    # -- privacy
+
+    @property
+    def central(self) -> bool:
+        """Whether the aggregator adds noise."""
+        return self.config.privacy.noise_multiplier > 0
+
+    def private_rounds(self, session: Session, state: dict[str, np.ndarray] | None = None) -> PrivateRounds:
+        """Clip norm, noise and ledger as they are after the rounds so far.
+
+        Args:
+            session: to read the ledger.
+            state: saved with the newest version; None leaves clip norm and noise at their beginning.
+
+        Raises:
+            LedgerError, StateError: what is stored is damaged, or of another configuration.
+        """
+        private = PrivateRounds(self.config.privacy, self.noise)
+        ledger = self._ledger(session)
+        if state is None:
+            private.ledger = ledger
+        else:
+            private.restore(state, ledger)
+        return private
+
+    def statement(self, ledger: Ledger) -> dict[str, Any]:
+        """What a version with this ledger guarantees."""
+        if self.config.privacy.mechanism == "none" and not ledger.rounds:
+            ledger = Ledger(self.config.privacy)
+            ledger.record()
+        return ledger.statement()
+
+    def _ledger(self, session: Session) -> Ledger:
+        events = session.scalars(select(LedgerEntry.event).order_by(LedgerEntry.id))
+        entries = [{"event": event, "count": 1} for event in events]
+        config = self.config.privacy.model_dump(mode="json")
+        return Ledger.from_json(json.dumps({"version": 1, "config": config, "entries": entries}))
+
+    # -- parts
+
+    def _sent(self, sets: Mapping[str, Values], plan: Plan) -> dict[str, Values]:
+        """As they travel: of the global values only those that are merged, as a device has the others."""
+        read = {*named_sets(plan), "global"} - {"initial"}
+        traveling = {t.name for t in self.table if t.role != "personal" and t.update == "gradient"}
+        return {
+            name: {n: v for n, v in values.items() if name != "global" or n in traveling}
+            for name, values in sets.items()
+            if name in read
+        }
+
+    def _begin(self, database: Database, now: float) -> None:
+        server = self.beginning()
+        private = PrivateRounds(self.config.privacy, self.noise)
+        key = put_state(self.blobs, 0, server, private.state())
+        values = put_set(self.blobs, self._sent({"global": server.values}, self.plan(server, 0))["global"])
+        with database.write() as session:
+            session.add(
+                Federation(
+                    id=1,
+                    bundle_name=self.bundle.name,
+                    bundle_version=self.bundle.version,
+                    fingerprint=self.bundle.fingerprint,
+                    config=self.config.model_dump(mode="json"),
+                    state="running",
+                    version=0,
+                    next_round=0,
+                    next_index=0,
+                    clip_norm=private.clip_norm,
+                    secrets=new_secrets(),
+                    lease_owner=None,
+                    lease_until=0.0,
+                    created=now,
+                )
+            )
+            session.add(
+                Version(
+                    number=0,
+                    round=None,
+                    parent=None,
+                    state_blob=key,
+                    values_sha256=values["sha256"],
+                    values_bytes=values["bytes"],
+                    privacy=self.statement(private.ledger),
+                    created=now,
+                )
+            )
+
+
+def _stored(database: Database) -> Federation | None:
+    with database.read() as session:
+        return session.get(Federation, 1)

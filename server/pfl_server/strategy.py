@@ -1,0 +1,151 @@
+"""The strategy that a federation's configuration names, and what does not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.local.plan import MovePhase, Plan
+from pfl_mobile.strategies import create
+from pfl_mobile.strategies.inserted import Inserted
+from pfl_mobile.strategies.rules import create_rule
+from pfl_mobile.strategies.scaffold import Scaffold
+from pfl_mobile.strategies.strategy import Context, Local, Strategy, take_over
+from pfl_mobile.strategies.weighting import Weighting
+
+if TYPE_CHECKING:
+    from pfl_mobile.modules.roles import DeviceTensorInfo
+    from pfl_server.config import FederationConfig, StrategyConfig
+
+#: The strategy that is the bundle's own plan.
+BUNDLE = "bundle"
+#: Merges that are a sum of changes, whichever version a change starts from.
+_STALE_MERGES = (Strategy.merge, Inserted.merge, Scaffold.merge)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundlePlan(Strategy):
+    """The bundle's own plan, merged by federated averaging.
+
+    Every round gives it a seed of its own. It takes the aggregator's values over first, where it does not do so itself,
+    and sends what it uploads, or all shared tensors where it names none.
+
+    Attributes:
+        text: the plan, JSON.
+    """
+
+    text: str = field(repr=False)
+
+    def plan(self, at: Context) -> Plan:
+        """The device's part of a round.
+
+        Raises:
+            ConfigError: the plan is invalid, or the model shares nothing.
+        """
+        own = Plan.load(self.text)
+        if not at.traveling:
+            raise ConfigError(
+                "no tensor of the bundle is shared, so there is nothing to merge",
+                mend="export it with tensors of the role 'shared'",
+            )
+        takes_over = any(
+            isinstance(p, MovePhase) and (p.moves, p.toward, p.rate) == ("theta", "global", 1.0)
+            for p in own.steps()
+        )
+        before = () if takes_over else take_over(at)
+        changes: dict[str, Any] = {
+            "phases": (*before, *self.weighting.measures(at), *own.phases),
+            "upload": own.upload or at.traveling,
+            "seed": at.seed % 2**63,
+        }
+        return own.model_copy(update=changes)
+
+
+def make_strategy(config: StrategyConfig, plan: str) -> tuple[Strategy, Local]:
+    """The strategy and the local training of a configuration.
+
+    Args:
+        config: names it.
+        plan: the bundle's own plan, JSON.
+
+    Raises:
+        UnknownNameError, ConfigError: no such strategy or hyper-parameter, or it is out of range; local training where
+            the bundle's plan says how to train.
+    """
+    given = {
+        name: value
+        for name in ("epochs", "steps", "optimizer", "clip")
+        if (value := getattr(config, name)) is not None
+    }
+    strategy: Strategy
+    if config.name == BUNDLE:
+        extra = sorted({**given, **config.parameters})
+        if extra:
+            raise ConfigError(
+                f"the bundle's own plan says how to train, so {extra[0]!r} cannot be set",
+                mend="leave it out, or name a strategy (`pfl strategies`)",
+            )
+        strategy = BundlePlan(text=plan)
+    else:
+        strategy = create(config.name, **config.parameters)
+    if config.fairness is not None:
+        strategy = replace(strategy, weighting=_weighting(config))
+    elif config.fairness_parameters:
+        raise ConfigError(
+            "fairness_parameters are set, but no fairness", mend="name a fairness, or leave them out"
+        )
+    return strategy, Local(**given)
+
+
+def _weighting(config: StrategyConfig) -> Weighting:
+    found = create(str(config.fairness), **config.fairness_parameters).weighting
+    if found == Strategy().weighting:
+        raise ConfigError(
+            f"{config.fairness!r} does not weight devices, so it is no kind of fairness",
+            mend="choose for instance 'tilted', 'qffl' or 'bounded_group_loss'",
+        )
+    return found
+
+
+def check_config(config: FederationConfig, strategy: Strategy, table: Sequence[DeviceTensorInfo]) -> None:
+    """Refuse settings that do not go together.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    rounds, privacy = config.rounds, config.privacy
+    if not config.groups:
+        what = (
+            "the model has tensors of groups"
+            if any(t.role == "group" for t in table)
+            else f"{type(strategy.weighting).__name__} weights groups"
+            if strategy.weighting.needs_groups
+            else ""
+        )
+        if what:
+            raise ConfigError(f"{what}, but the federation has none", mend="name them: groups")
+    rule = create_rule(config.rule.name, **config.rule.parameters)
+    if privacy.noise_multiplier > 0 and not rule.additive:
+        raise ConfigError(
+            f"the merge rule {config.rule.name!r} is no bounded sum, so no noise hides a device in it",
+            mend="use the rule 'average', or the mechanism 'local' or 'none'",
+        )
+    if privacy.sampling != "none" and privacy.mechanism != "none" and rounds.mode == "buffered":
+        raise ConfigError(
+            f"a buffered federation takes devices as they come, which is not the sampling {privacy.sampling!r}",
+            mend="use synchronous rounds, or the sampling 'none'",
+        )
+    if privacy.noise_multiplier > 0 and privacy.cohort != rounds.cohort:
+        raise ConfigError(
+            f"privacy is computed for cohorts of {privacy.cohort}, rounds have {rounds.cohort}",
+            mend="give both the same cohort",
+        )
+    if rounds.mode == "buffered" and (
+        type(strategy).merge not in _STALE_MERGES or type(strategy).sets_for is not Strategy.sets_for
+    ):
+        raise ConfigError(
+            f"{type(strategy).__name__} merges changes of one version only, a buffered federation has those of several",
+            mend="use synchronous rounds, or a strategy like 'fedavg'",
+        )
