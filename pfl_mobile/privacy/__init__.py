@@ -14,6 +14,7 @@ from pfl_mobile.privacy.accounting import Bound, Ledger
 from pfl_mobile.privacy.calibration import required_noise, with_noise
 from pfl_mobile.privacy.clipping import AdaptiveClip, clip_factor, clip_factors, l2_norm
 from pfl_mobile.privacy.config import MAX_WEIGHT, AdaptiveClipping, PrivacyConfig
+from pfl_mobile.privacy.local import private_update
 from pfl_mobile.privacy.mechanisms import GaussianMechanism, MatrixMechanism, Mechanism, mechanism_for
 from pfl_mobile.privacy.noise import Noise, SecureNoise, SimulatedNoise, require_secure
 from pfl_mobile.privacy.rounds import PrivateRounds
@@ -38,6 +39,7 @@ __all__ = [
     "clip_factors",
     "l2_norm",
     "mechanism_for",
+    "private_update",
     "require_secure",
     "required_noise",
     "with_noise",

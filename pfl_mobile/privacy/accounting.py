@@ -267,11 +267,21 @@ def _epsilon(counts: tuple[tuple[str, int], ...], relation: Relation, delta: flo
     return min(bounds)
 
 
-def _rdp(pairs: list[tuple[Event, int]], relation: Relation, delta: float) -> float:
+def rdp_accountant(relation: Relation) -> Any:
+    """A fresh RDP accountant of dp-accounting.
+
+    Poisson sampling is computed at whole orders only, which give an upper bound too: the series of others may not
+    converge, and PLD gives less anyway.
+    """
     dp = events.dp_accounting()
     relations = dp.NeighboringRelation
-    chosen = relations.REPLACE_ONE if relation == "replace_one" else relations.ADD_OR_REMOVE_ONE
-    accountant = dp.rdp.RdpAccountant(neighboring_relation=chosen)
+    if relation == "replace_one":
+        return dp.rdp.RdpAccountant(neighboring_relation=relations.REPLACE_ONE)
+    return dp.rdp.RdpAccountant([*range(2, 64), 128, 256, 512, 1024], relations.ADD_OR_REMOVE_ONE)
+
+
+def _rdp(pairs: list[tuple[Event, int]], relation: Relation, delta: float) -> float:
+    accountant = rdp_accountant(relation)
     for event, count in pairs:
         accountant.compose(events.to_dp_event(event), count)
     return float(accountant.get_epsilon(delta))

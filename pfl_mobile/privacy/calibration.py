@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import events
-from pfl_mobile.privacy.accounting import Ledger
+from pfl_mobile.privacy.accounting import Ledger, rdp_accountant
 
 if TYPE_CHECKING:
     from pfl_mobile.privacy.config import PrivacyConfig
@@ -68,7 +68,7 @@ def _poisson(config: PrivacyConfig, epsilon: float, rounds: int) -> float:
         sampled = dp.PoissonSampledDpEvent(config.sampling_rate, dp.GaussianDpEvent(z))
         return dp.SelfComposedDpEvent(sampled, rounds)
 
-    upper = _calibrated(dp.rdp.RdpAccountant, event, epsilon, config.delta)
+    upper = _calibrated(lambda: rdp_accountant("add_or_remove_one"), event, epsilon, config.delta)
     lower = upper
     while dp.pld.PLDAccountant().compose(event(lower)).get_epsilon(config.delta) <= epsilon:
         lower *= 0.8
@@ -83,10 +83,7 @@ def _fixed(config: PrivacyConfig, epsilon: float, rounds: int) -> float:
         sampled = dp.SampledWithoutReplacementDpEvent(config.population, config.cohort, dp.GaussianDpEvent(z))
         return dp.SelfComposedDpEvent(sampled, rounds)
 
-    def accountant() -> Any:
-        return dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
-
-    return _calibrated(accountant, event, epsilon, config.delta)
+    return _calibrated(lambda: rdp_accountant("replace_one"), event, epsilon, config.delta)
 
 
 def _calibrated(

@@ -80,7 +80,7 @@ class PrivacyConfig(_Frozen):
         example_cap: a device with n examples has the weight min(n / example_cap, 1); None: all weigh 1.
         denominator: what the weighted sum is divided by, fixed in advance: the expected total weight of a round;
             None: ``cohort``.
-        local_noise_multiplier: standard deviation of the noise that a device adds to its update, over C.
+        local_noise_multiplier: standard deviation of the noise that a device adds to its clipped update, over C.
     """
 
     version: Literal[1] = 1
@@ -115,6 +115,11 @@ class PrivacyConfig(_Frozen):
             return "the mechanism 'local' needs local_noise_multiplier above 0 and noise_multiplier 0"
         if self.mechanism == "none" and (central or local):
             return "the mechanism 'none' adds no noise: set both noise multipliers to 0"
+        if local and self.sampling == "poisson":
+            return (
+                "with Poisson sampling it is hidden who takes part, but noise that devices add themselves would "
+                "show it; set local_noise_multiplier to 0, or sampling to 'fixed' or 'none'"
+            )
         if self.mechanism == "none" and self.budget_epsilon is not None:
             return "the mechanism 'none' guarantees nothing, so budget_epsilon cannot be kept; remove it"
         return ""
@@ -210,6 +215,22 @@ class PrivacyConfig(_Frozen):
         None where clipping is adaptive: the aggregator must see which norms are above C, and clips itself.
         """
         return None if self.adaptive else self.clip_norm if clip_norm is None else clip_norm
+
+    def accepted_norm(self, width: int, clip_norm: float | None = None) -> float:
+        """What the aggregator clips updates to: C, or with the devices' own noise what an honest update stays below.
+
+        Such an update is C long at most before its noise, whose norm is z C sqrt(P) and hardly ever 8 z C more.
+
+        Args:
+            width: values of an update, P.
+            clip_norm: C of the round; by default the configuration's.
+        """
+        bound = self.clip_norm if clip_norm is None else clip_norm
+        return (
+            bound * (1 + self.local_noise_multiplier * (math.sqrt(width) + 8))
+            if self.local_noise_multiplier
+            else bound
+        )
 
     def statement(self, rounds_done: int) -> dict[str, Any]:
         """What is guaranteed after so many rounds, as JSON values; see ``Ledger.statement``.

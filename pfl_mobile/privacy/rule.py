@@ -20,6 +20,8 @@ class PrivateMean:
     """sum_i w_i clip(change_i, C) / denominator + noise (DP-FedAvg, McMahan et al. 2018, with fixed denominator).
 
     One device moves the sum by at most C * 1, whatever it sends: weights are clamped to 0..1, changes clipped to C.
+    (Devices that add noise themselves have clipped to C before it; see ``PrivacyConfig.accepted_norm``.)
+
     The denominator does not depend on who takes part, as that would depend on the device too. Where fewer devices
     answer than were expected the mean is smaller, and with none at all it is noise.
 
@@ -63,7 +65,8 @@ class PrivateMean:
             raise ConfigError(
                 f"{len(found)} norms for {len(used)} updates", mend="give one norm for each update"
             )
-        return float64_sum(rows, used * clip_factors(found, self.clip_norm))
+        limit = self.config.accepted_norm(rows.width, self.clip_norm)
+        return float64_sum(rows, used * clip_factors(found, limit))
 
 
 def bounded_weights(weights: np.ndarray, count: int) -> np.ndarray:

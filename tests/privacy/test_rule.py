@@ -18,7 +18,9 @@ from pfl_mobile.privacy import (
     PrivateMean,
     SecureNoise,
     SimulatedNoise,
+    l2_norm,
     mechanism_for,
+    private_update,
 )
 from pfl_mobile.privacy.rule import float64_sum
 from pfl_mobile.strategies.rows import COLUMNS, GROUP, MatrixRows
@@ -159,3 +161,28 @@ def test_what_is_not_finite_is_refused_before_noise_is_drawn() -> None:
 def test_sums_are_those_of_float64() -> None:
     rows = np.array([[1e8], [1.0], [-1e8]], np.float32)
     assert float64_sum(MatrixRows(rows), np.ones(3)).tolist() == [1.0]
+
+
+def test_updates_with_noise_of_the_devices_are_not_clipped_again() -> None:
+    """Else the noise would be all that is left of them."""
+    config = PrivacyConfig(
+        mechanism="local", clip_norm=0.5, cohort=50, local_noise_multiplier=2.0, delta=1e-5
+    )
+    rng, source = np.random.default_rng(0), SecureNoise()
+    raw = rng.normal(size=(50, 400)).astype(np.float32) + np.float32(1)
+    rows = np.stack([private_update(row, 0.5, 2.0, source) for row in raw])
+    assert (np.linalg.norm(rows, axis=1) > 10).all()
+    found = PrivateMean(config, mechanism_for(config, source)).mean(MatrixRows(rows), np.ones(50))
+    assert found == pytest.approx(rows.astype(np.float64).mean(axis=0), rel=1e-5, abs=1e-6)
+    rows[0] *= 1e6  # but a device that sends much more than noise explains is
+    limited = PrivateMean(config, mechanism_for(config, source)).mean(MatrixRows(rows), np.ones(50))
+    assert np.linalg.norm(limited) < 2 * config.accepted_norm(400) / 50 + np.linalg.norm(found)
+
+
+def test_noise_of_a_device_has_the_claimed_variance() -> None:
+    width = 100_000
+    clipped = private_update(np.ones(width, np.float32), 0.5, 0.0, SecureNoise())
+    assert l2_norm(clipped) <= 0.5
+    noise = private_update(np.ones(width, np.float32), 0.5, 3.0, SecureNoise()) - clipped
+    low, high = stats.chi2.ppf([1e-9, 1 - 1e-9], width)
+    assert low < float((noise.astype(np.float64) ** 2).sum()) / 1.5**2 < high
