@@ -63,7 +63,10 @@ BodyTooSlow = _problem(408, "body-too-slow", "The body arrives too slowly")
 UnsupportedMedia = _problem(415, "unsupported-media-type", "The body has another type")
 BadRange = _problem(416, "bad-range", "The range lies outside the content")
 UnsupportedProtocol = _problem(400, "unsupported-protocol", "This version of the protocol is not spoken here")
+Conflict = _problem(409, "conflict", "The present state does not allow this")
 Unavailable = _problem(503, "unavailable", "The aggregator cannot do this now")
+BadRequest = _problem(400, "bad-request", "The request is invalid")
+Internal = _problem(500, "internal", "The aggregator failed")
 
 # Credentials
 Unauthorized = _problem(401, "unauthorized", "A valid credential is needed")

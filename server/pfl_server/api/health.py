@@ -1,0 +1,61 @@
+"""Whether the server is alive and ready, and its metrics."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from pfl_server.answers import responses
+from pfl_server.auth import is_admin
+from pfl_server.metrics import CONTENT_TYPE
+from pfl_server.problems import AdminDisabled, AdminRequired
+from pfl_server.services import Services, services
+
+router = APIRouter(tags=["operations"])
+_Services = Annotated[Services, Depends(services)]
+
+
+class Health(BaseModel):
+    """``ok``."""
+
+    status: Literal["ok"] = "ok"
+
+
+@router.get("/healthz", summary="Whether the process is alive", responses=responses())
+async def alive() -> Health:
+    """Answers as long as the process does."""
+    return Health()
+
+
+@router.get("/readyz", summary="Whether the server can serve", responses=responses())
+def ready(services: _Services) -> Health:
+    """Whether the database answers and has this version's tables, and whether the store of files can be written."""
+    services.database.check()
+    services.blobs.check()
+    return Health()
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "Prometheus' text format.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        }
+    }
+    | responses(AdminRequired, AdminDisabled),
+)
+def metrics(request: Request, services: _Services) -> Response:
+    """Of all processes of this server. Needs the admin token as a bearer token, unless the operator made them public."""
+    access = services.settings.access("metrics", admin=services.admin_token is not None)
+    if access == "off":
+        raise AdminDisabled("this server shows no metrics", mend="start it with --metrics or an admin token")
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if access == "admin" and not (scheme.lower() == "bearer" and is_admin(services, token)):
+        raise AdminRequired("this needs the admin token", mend="send it as Authorization: Bearer ...")
+    return Response(services.metrics.render(services.database), media_type=CONTENT_TYPE)

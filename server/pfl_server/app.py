@@ -1,0 +1,119 @@
+"""The application: endpoints, the layers around them, and what runs beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.concurrency import run_in_threadpool
+
+from pfl_mobile.errors import PflError
+from pfl_server.answers import PROBLEM_SCHEMA, add_handlers
+from pfl_server.api import enrolment, federation, health, sets
+from pfl_server.middleware import Guard, Observe
+from pfl_server.refusals import FLUSH_S
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from pfl_server.services import Services
+
+log = logging.getLogger("pfl_server")
+
+#: The endpoints, in the order of the documentation.
+ROUTERS = (federation.router, enrolment.router, sets.router, health.router)
+
+_TEXT = """Federated training of on-device models: devices enrol, check in, train on their own data, and upload clipped
+updates of the shared tensors, which are merged with privacy that is accounted for.
+
+Errors are RFC 9457 problems (`application/problem+json`); their `code` is stable. `server/PROTOCOL.md` says what the
+fields mean and in which order things happen."""
+
+
+def create_app(services: Services, *, coordinate: bool = True) -> FastAPI:
+    """The ASGI application on ``services``, which it closes when it ends.
+
+    Args:
+        services: opened.
+        coordinate: whether this process may open, close and merge rounds.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with _beside(services, coordinate=coordinate):
+            yield
+        await run_in_threadpool(services.close)
+
+    app = FastAPI(
+        title="pfl-mobile aggregator",
+        version="1",
+        description=_TEXT,
+        lifespan=lifespan,
+        openapi_tags=_TAGS,
+    )
+    app.state.services = services
+    add_handlers(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    # the one added last is outside
+    app.add_middleware(Guard, services=services)
+    app.add_middleware(Observe, services=services)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+_TAGS = [
+    {"name": "federation", "description": "What is trained."},
+    {"name": "enrolment", "description": "Devices join and leave."},
+    {"name": "rounds", "description": "Check-in, tasks and uploads."},
+    {"name": "values", "description": "Sets of tensors and model versions."},
+    {"name": "admin", "description": "For the operator of the federation."},
+    {"name": "operations", "description": "For the machines around the server."},
+]
+
+
+@contextlib.asynccontextmanager
+async def _beside(services: Services, *, coordinate: bool) -> AsyncIterator[None]:
+    """The coordinator, and the writing of what is counted, while the application runs."""
+    coordinator = None
+    if coordinate:
+        from pfl_server.coordinator import Coordinator
+
+        coordinator = Coordinator(services)
+        coordinator.start()
+    flushing = asyncio.create_task(_flush_for_ever(services))
+    try:
+        yield
+    finally:
+        flushing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await flushing
+        if coordinator is not None:
+            await run_in_threadpool(coordinator.stop, services.settings.shutdown_s)
+
+
+async def _flush_for_ever(services: Services) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_S)
+        try:
+            await run_in_threadpool(services.refusals.flush)
+        except PflError as error:  # counted again with the next flush
+            log.error("refusals could not be counted: %s", error.message)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            tags=app.openapi_tags,
+        )
+        schema.setdefault("components", {}).setdefault("schemas", {})["ProblemBody"] = PROBLEM_SCHEMA
+        app.openapi_schema = schema
+    return app.openapi_schema

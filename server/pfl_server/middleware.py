@@ -1,0 +1,232 @@
+"""The layers around all endpoints, as plain ASGI so that they cost little.
+
+`Observe` is outside: it names the request, measures it, logs it, and answers what nobody foresaw. `Guard` is inside it:
+rate limits, the length of bodies before they are read, and their pace while they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from math import ceil
+from typing import TYPE_CHECKING
+
+from pfl_mobile.protocol.bodies import PROBLEM_JSON
+from pfl_server import problems
+from pfl_server.answers import encode, problem_of
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from pfl_server.problems import Problem
+    from pfl_server.services import Services
+
+log = logging.getLogger("pfl_server.requests")
+
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+#: Answered however often they are asked: load balancers ask them.
+_UNLIMITED = {"/healthz", "/readyz"}
+_ENROLLING = {("POST", "/v1/devices"), ("POST", "/v1/challenges")}
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
+#: Seconds and bytes for which a refused body is still read, so that the client sees the answer before the connection
+#: ends (a connection that is closed with unread bytes is reset, and the answer may be lost).
+_LINGER_S, _LINGER_BYTES = 2.0, 4 << 20
+
+
+class Observe:
+    """Request id, metrics, log line, and an answer to what nobody foresaw."""
+
+    def __init__(self, app: ASGIApp, services: Services) -> None:
+        self._app, self._services = app, services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begin, number = time.perf_counter(), secrets.token_hex(8)
+        status, sent, received = 0, 0, 0
+
+        async def counting_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message
+
+        async def naming_send(message: Message) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                given = {name for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *(header for header in _HEADERS if header[0] not in given),
+                    (b"x-request-id", number.encode()),
+                ]
+            else:
+                sent += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, counting_receive, naming_send)
+        except Exception as error:
+            problem = problem_of(error)
+            self._services.refusals.count(problem.code)
+            if status:  # too late for an answer: the broken connection tells the client
+                raise
+            await send_problem(naming_send, problem)
+        finally:
+            self._note(scope, number, status, time.perf_counter() - begin, received, sent)
+
+    def _note(self, scope: Scope, number: str, status: int, seconds: float, received: int, sent: int) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        metrics = self._services.metrics
+        metrics.requests.labels(method=method, route=route, status=str(status)).inc()
+        metrics.seconds.labels(route=route).observe(seconds)
+        if received:
+            metrics.body_bytes.labels(route=route, direction="in").inc(received)
+        if sent:
+            metrics.body_bytes.labels(route=route, direction="out").inc(sent)
+        if scope["path"] not in _UNLIMITED:
+            fields = {
+                "request": number,
+                "method": method,
+                "route": route,
+                "status": status,
+                "ms": round(1000 * seconds, 2),
+                "bytes_in": received,
+                "bytes_out": sent,
+            }
+            log.info("request", extra=fields)
+
+
+class Guard:
+    """Refuses requests that come too often, and bodies that are too long or too slow.
+
+    A body that turns out too long or too slow while it is read raises the problem out of ``receive``, so that an
+    endpoint can keep what has arrived.
+    """
+
+    def __init__(self, app: ASGIApp, services: Services) -> None:
+        self._app, self._services = app, services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        body = _Body(self._services, scope, headers, receive)
+        problem = self._too_often(scope, headers) or body.refused()
+        if problem is not None:
+            self._services.refusals.count(problem.code)
+            await send_problem(body.closing(send), problem)
+        else:
+            await self._app(scope, body.receive, body.closing(send))
+
+    def _too_often(self, scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
+        if scope["path"] in _UNLIMITED:
+            return None
+        client = scope.get("client")
+        wait = self._services.limits.wait(
+            headers.get(b"authorization"),
+            client[0] if client else None,
+            enrolling=(scope["method"], scope["path"]) in _ENROLLING,
+        )
+        if not wait:
+            return None
+        return problems.RateLimited(
+            "too many requests came from here", mend="wait", headers={"Retry-After": str(max(1, ceil(wait)))}
+        )
+
+
+class _Body:
+    """The body of one request: how long it may be, how fast it must come, how much of it was read."""
+
+    def __init__(
+        self, services: Services, scope: Scope, headers: dict[bytes, bytes], receive: Receive
+    ) -> None:
+        self._receive = receive
+        self._limits = services.limits.config
+        update = scope["method"] == "PUT" and scope["path"].endswith("/update")
+        self._most = services.runtime.max_update_bytes if update else self._limits.json_bytes
+        length = headers.get(b"content-length")
+        self._length = int(length) if length is not None and length.isdigit() else None
+        self._left = bool(self._length) or b"transfer-encoding" in headers
+        self._received = 0
+        self._begin = 0.0
+        self._closes = False
+
+    def refused(self) -> Problem | None:
+        """The problem of a body whose head says already that it is too long."""
+        return self._too_large() if self._length is not None and self._length > self._most else None
+
+    async def receive(self) -> Message:
+        """The next part of the body.
+
+        Raises:
+            BodyTooLarge, BodyTooSlow: it is.
+        """
+        if not self._left:
+            return await self._receive()
+        loop = asyncio.get_running_loop()
+        if not self._begin:
+            self._begin = loop.time()
+        latest = self._begin + self._limits.grace_s + self._received / self._limits.min_rate
+        try:
+            async with asyncio.timeout_at(latest):
+                message = await self._receive()
+        except TimeoutError:
+            raise problems.BodyTooSlow(
+                f"less than {self._limits.min_rate:.0f} bytes a second arrived",
+                mend="send it again, or go on later",
+            ) from None
+        self._received += len(message.get("body", b""))
+        self._left = bool(message.get("more_body", False))
+        if self._received > self._most:
+            raise self._too_large()
+        return message
+
+    def closing(self, send: Send) -> Send:
+        """``send`` that announces the end of the connection when much of the body was not read."""
+
+        async def announcing(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._left:
+                unread = _LINGER_BYTES if self._length is None else self._length - self._received
+                if unread > self._limits.json_bytes:
+                    self._closes = True
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            if self._closes and message["type"] == "http.response.body" and not message.get("more_body"):
+                await send({**message, "more_body": True})
+                await self._linger()
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        return announcing
+
+    async def _linger(self) -> None:
+        """Read a part of what the client still sends, and drop it."""
+        read = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while self._left and read < _LINGER_BYTES:
+                    message = await self._receive()
+                    read += len(message.get("body", b""))
+                    self._left = bool(message.get("more_body", False))
+
+    def _too_large(self) -> Problem:
+        return problems.BodyTooLarge(f"the body may have {self._most} bytes", mend="send less")
+
+
+async def send_problem(send: Send, problem: Problem) -> None:
+    """Answer with a problem, outside of FastAPI."""
+    content, headers = encode(problem)
+    raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    raw += [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", str(len(content)).encode())]
+    await send({"type": "http.response.start", "status": problem.status, "headers": raw})
+    await send({"type": "http.response.body", "body": content})

@@ -1,0 +1,117 @@
+"""What the endpoints and the coordinator of one process share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fastapi import Request
+from sqlalchemy import select
+
+from pfl_server import credentials
+from pfl_server.attestation import load_verifier
+from pfl_server.limits import Limits
+from pfl_server.metrics import Metrics
+from pfl_server.refusals import Refusals
+from pfl_server.storage.blobs import open_blobs
+from pfl_server.storage.database import Database
+from pfl_server.storage.models import Federation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pfl_mobile.bundle import Bundle
+    from pfl_server.attestation import AttestationVerifier
+    from pfl_server.config import FederationConfig
+    from pfl_server.runtime import Runtime
+    from pfl_server.settings import ServerSettings
+    from pfl_server.storage.blobs import Blobs
+
+
+@dataclass
+class Services:
+    """Everything that one process works with.
+
+    Attributes:
+        secrets: keys of the federation (``credentials.key``), the same in all processes.
+        clock: seconds since 1970.
+        admin_token: None where admin actions are not set up.
+        attestation: None where devices need none.
+    """
+
+    settings: ServerSettings
+    database: Database
+    blobs: Blobs
+    runtime: Runtime
+    metrics: Metrics
+    limits: Limits
+    refusals: Refusals
+    secrets: Mapping[str, Any] = field(repr=False)
+    clock: Callable[[], float] = time.time
+    admin_token: str | None = field(default=None, repr=False)
+    attestation: AttestationVerifier | None = None
+
+    @classmethod
+    def open(
+        cls,
+        settings: ServerSettings,
+        bundle: Bundle,
+        config: FederationConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        admin_token: str | None = None,
+    ) -> Services:
+        """Open the places that ``settings`` name; the database is migrated.
+
+        Args:
+            settings: of this server.
+            bundle: opened and checked.
+            config: of the federation; None: the one that is stored.
+            clock: seconds since 1970.
+            admin_token: None: from the environment (``credentials.admin_token``).
+
+        Raises:
+            ConfigError, DatabaseError, BlobError: something cannot be opened, or belongs to another federation.
+        """
+        from pfl_server.runtime import Runtime
+
+        token = credentials.admin_token() if admin_token is None else admin_token
+        verifier = load_verifier(settings.attestation) if settings.attestation else None
+        database = Database(settings.database_url)
+        try:
+            database.migrate()
+            blobs = open_blobs(settings.blobs_place, scratch=settings.data.absolute() / "scratch")
+            runtime = Runtime.open(database, blobs, bundle, config, clock)
+            with database.read() as session:
+                secrets = session.scalars(select(Federation.secrets)).one()
+        except BaseException:
+            database.close()
+            raise
+        metrics = Metrics()
+        return cls(
+            settings=settings,
+            database=database,
+            blobs=blobs,
+            runtime=runtime,
+            metrics=metrics,
+            limits=Limits(settings.limits),
+            refusals=Refusals(database, metrics),
+            secrets=secrets,
+            clock=clock,
+            admin_token=token,
+            attestation=verifier,
+        )
+
+    def close(self) -> None:
+        """Write what is counted, and close the database."""
+        try:
+            self.refusals.flush()
+        finally:
+            self.database.close()
+
+
+async def services(request: Request) -> Services:
+    """Dependency of the endpoints: the services of this process."""
+    found: Services = request.app.state.services
+    return found

@@ -1,0 +1,326 @@
+"""Servers for tests: in the process with a clock that stands still, and real ones on a port."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import torch
+import uvicorn
+from starlette.testclient import TestClient
+
+from pfl_exporters.export import export_bundle
+from pfl_mobile.bundle import Bundle
+from pfl_mobile.deployment import Deployment
+from pfl_mobile.local.plan import SGD, Plan, TrainPhase
+from pfl_mobile.modules import LoRA
+from pfl_mobile.personalization import personalize
+from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.tasks import ClassificationTask
+from pfl_server import credentials
+from pfl_server.app import create_app
+from pfl_server.config import FederationConfig, RoundsConfig
+from pfl_server.services import Services
+from pfl_server.settings import LimitsConfig, ServerSettings
+from pfl_server.storage.database import Database
+from pfl_server.storage.models import EnrolmentToken
+from tests.backbones import MLP
+
+ADMIN_TOKEN = "pfl_admin_" + "0123456789abcdef" * 4
+#: Limits that no ordinary test meets.
+GENEROUS = LimitsConfig(
+    device_rate=1e6,
+    device_burst=10**6,
+    address_rate=1e6,
+    address_burst=10**6,
+    enrol_rate=1e6,
+    enrol_burst=10**6,
+)
+#: Tests that need a service of the system fail, instead of being skipped, where it is missing.
+REQUIRED = os.environ.get("PFL_REQUIRE_SERVICES") == "1"
+
+
+def missing(what: str) -> None:
+    """Skip the test because ``what`` is not there; fail where all services must be."""
+    if REQUIRED:
+        pytest.fail(f"{what} is missing, and PFL_REQUIRE_SERVICES=1")
+    pytest.skip(f"{what} is missing")
+
+
+class Clock:
+    """Seconds since 1970 that pass only when a test says so."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@dataclass
+class Server:
+    """An application in this process, and a client of it.
+
+    The coordinator does not run by itself: tests call its ``step``.
+    """
+
+    services: Services
+    client: TestClient
+    clock: Clock
+    admin: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {ADMIN_TOKEN}"})
+
+    @property
+    def bundle_id(self) -> dict[str, str]:
+        return dict(self.client.get("/v1/federation").json()["bundle"])
+
+    def enrol(self, group: str = "", **more: Any) -> dict[str, str]:
+        """A new device: its headers, with its id under ``device``."""
+        answer = self.client.post("/v1/devices", json={"bundle": self.bundle_id, "group": group} | more)
+        assert answer.status_code == 201, answer.text
+        return {"Authorization": f"Bearer {answer.json()['credential']}"}
+
+    def token(self, **values: Any) -> str:
+        """A new enrolment token."""
+        token, digest = credentials.new_enrolment_token()
+        values = {"id": credentials.new_id(), "sha256": digest, "created": self.clock()} | values
+        with self.services.database.write() as session:
+            session.add(EnrolmentToken(**values))
+        return token
+
+
+def device_of(headers: dict[str, str]) -> str:
+    """The id of the device that these headers are of."""
+    found = credentials.parse_credential(headers["Authorization"].removeprefix("Bearer "))
+    assert found is not None
+    return found[0]
+
+
+def federated() -> Deployment:
+    """A classifier of arrays whose LoRA factors are shared."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    batch = {"x": torch.randn(4, 6), "labels": torch.tensor([0, 1, 2, 3]), "weight": torch.ones(4)}
+    model = personalize(
+        MLP().eval(), [LoRA("hidden.[02]", rank=2)], roles={"lora": "shared"}, example=(batch["x"],)
+    )
+    return Deployment(
+        name="tiny-federated",
+        model=model,
+        task=ClassificationTask(4),
+        batch=batch,
+        plan=Plan(phases=(TrainPhase(group=("*",), epochs=2, optimizer=SGD(lr=0.1)),)),
+    )
+
+
+@pytest.fixture(scope="session")
+def federated_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for the torch engine with shared tensors; do not change it."""
+    out = tmp_path_factory.mktemp("bundles") / "federated"
+    export_bundle(federated(), ["torch"], out)
+    return out
+
+
+@pytest.fixture
+def federated_bundle(federated_folder: Path) -> Iterator[Bundle]:
+    with Bundle.open(federated_folder) as bundle:
+        yield bundle
+
+
+def config_of(**changes: Any) -> FederationConfig:
+    """Rounds of two devices without noise."""
+    values: dict[str, Any] = {
+        "rounds": RoundsConfig(cohort=2, minimum=1, total=10),
+        "privacy": PrivacyConfig(mechanism="none", clip_norm=10.0, cohort=2, rounds=10),
+    }
+    return FederationConfig(**(values | changes))
+
+
+@pytest.fixture
+def federation_config() -> FederationConfig:
+    """Of the servers in tests; override it in a module or class for another one."""
+    return config_of()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, federated_folder: Path) -> ServerSettings:
+    """Of the servers in tests; override it for other ones."""
+    return ServerSettings(
+        bundle=federated_folder, data=tmp_path / "data", enrolment="open", limits=GENEROUS, dashboard="admin"
+    )
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def opened(
+    settings: ServerSettings, federated_bundle: Bundle, federation_config: FederationConfig, clock: Clock
+) -> Iterator[Services]:
+    """Services without an application."""
+    found = Services.open(settings, federated_bundle, federation_config, clock=clock, admin_token=ADMIN_TOKEN)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def server(opened: Services, clock: Clock) -> Iterator[Server]:
+    """An application with SQLite and local files; errors become answers, as they do for a real client."""
+    client = TestClient(create_app(opened, coordinate=False), raise_server_exceptions=False)
+    with client:
+        yield Server(opened, client, clock)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(services: Services, *, coordinate: bool = True) -> Iterator[str]:
+    """A real HTTP server in a thread; its URL."""
+    port = free_port()
+    running = uvicorn.Server(
+        uvicorn.Config(
+            create_app(services, coordinate=coordinate),
+            host="127.0.0.1",
+            port=port,
+            log_config=None,
+            access_log=False,
+        )
+    )
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    give_up = time.monotonic() + 30
+    while not running.started:
+        assert thread.is_alive(), "the server did not start"
+        assert time.monotonic() < give_up, "the server took too long to start"
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        running.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture
+def live_server(
+    settings: ServerSettings, federated_bundle: Bundle, federation_config: FederationConfig
+) -> Iterator[str]:
+    """The URL of a real server with a running coordinator and the real clock."""
+    services = Services.open(settings, federated_bundle, federation_config, admin_token=ADMIN_TOKEN)
+    with serving(services) as url:
+        yield url
+
+
+# PostgreSQL
+
+
+def _postgres_bin() -> Path | None:
+    """The folder with PostgreSQL's programs: the newest that Debian has, or the one on the path."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
+    if versions:
+        return versions[-1].parent
+    found = shutil.which("initdb")
+    return Path(found).resolve().parent if found else None
+
+
+@pytest.fixture(scope="session")
+def postgres_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server of this test run; the URL up to the name of a database."""
+    programs = _postgres_bin()
+    if programs is None:
+        missing("PostgreSQL")
+    assert programs is not None
+    folder = Path("/tmp") / f"pfl-pg-{secrets.token_hex(4)}"  # short, for the socket's name
+    folder.mkdir()
+    prefix: list[str] = []
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        import pwd
+
+        user = next((n for n in ("postgres", "nobody") if _is_user(pwd, n)), None)
+        setpriv = shutil.which("setpriv")
+        if user is None or setpriv is None:
+            missing("a user for PostgreSQL")
+        entry = pwd.getpwnam(str(user))
+        os.chown(folder, entry.pw_uid, entry.pw_gid)
+        prefix = [str(setpriv), f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups"]
+    data, port = folder / "data", free_port()
+
+    def run(program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [*prefix, str(programs / program), *arguments],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=120,
+            check=False,
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+        )
+        assert done.returncode == 0, done.stdout.decode()
+
+    try:
+        run("initdb", "-D", str(data), "-U", "pfl", "--auth=trust", "-E", "UTF8", "--no-sync")
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c max_connections=300"
+        run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
+        try:
+            yield f"postgresql://pfl@127.0.0.1:{port}/"
+        finally:
+            run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_user(pwd: Any, name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+@pytest.fixture
+def postgres_url(postgres_cluster: str) -> Iterator[str]:
+    """The URL of a new, empty PostgreSQL database."""
+    import psycopg
+
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(postgres_cluster + "postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield postgres_cluster + quote(name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'test.db'}"
+    found: str = request.getfixturevalue("postgres_url")
+    return found
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A migrated database of each kind."""
+    found = Database(database_url)
+    found.migrate()
+    yield found
+    found.close()
