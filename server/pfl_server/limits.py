@@ -47,8 +47,8 @@ class Limits:
     """All rate limits of one process.
 
     A request with a credential that was seen to be valid counts for its device, whatever the address: many phones
-    share one. Any other request counts for its address; so guessing credentials is limited, and a stranger cannot use up
-    a device's allowance without its credential.
+    share one. Any other request counts for its address; so guessing credentials is limited, and a stranger cannot
+    use up a device's allowance without its credential.
     """
 
     def __init__(self, config: LimitsConfig, clock: Callable[[], float] = time.monotonic) -> None:

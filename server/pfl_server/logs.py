@@ -1,7 +1,7 @@
 """Logs as JSON lines on standard error, without personal data.
 
-What is logged names no device, address, path or credential: requests appear by route (``/v1/tasks/{task}/update``) with a
-random request id. As a second line of defence, anything that looks like a credential or an id is blotted out.
+What is logged names no device, address, path or credential: requests appear by route
+(``/v1/tasks/{task}/update``) with a random request id. As a second line of defence, anything that looks like a credential or an id is blotted out.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class JsonLines(logging.Formatter):
     """One JSON object a record: ``time`` (UTC), ``level``, ``logger``, ``event`` and the fields given as ``extra``."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, Any] = {
             "time": f"{moment}.{int(record.msecs):03d}Z",

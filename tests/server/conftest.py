@@ -24,7 +24,7 @@ from starlette.testclient import TestClient
 from pfl_exporters.export import export_bundle
 from pfl_mobile.bundle import Bundle
 from pfl_mobile.deployment import Deployment
-from pfl_mobile.local.plan import SGD, Plan, TrainPhase
+from pfl_mobile.local.plan import Plan, Sgd, TrainPhase
 from pfl_mobile.modules import LoRA
 from pfl_mobile.personalization import personalize
 from pfl_mobile.privacy import PrivacyConfig
@@ -123,7 +123,7 @@ def federated() -> Deployment:
         model=model,
         task=ClassificationTask(4),
         batch=batch,
-        plan=Plan(phases=(TrainPhase(group=("*",), epochs=2, optimizer=SGD(lr=0.1)),)),
+        plan=Plan(phases=(TrainPhase(group=("*",), epochs=2, optimizer=Sgd(lr=0.1)),)),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
@@ -16,6 +16,10 @@ from pfl_server.services import Services, services
 
 router = APIRouter(tags=["operations"])
 _Services = Annotated[Services, Depends(services)]
+_TEXT: dict[str, Any] = {
+    "description": "Prometheus' text format.",
+    "content": {"text/plain": {"schema": {"type": "string"}}},
+}
 
 
 class Health(BaseModel):
@@ -42,16 +46,10 @@ def ready(services: _Services) -> Health:
     "/metrics",
     summary="Metrics for Prometheus",
     response_class=Response,
-    responses={
-        200: {
-            "description": "Prometheus' text format.",
-            "content": {"text/plain": {"schema": {"type": "string"}}},
-        }
-    }
-    | responses(AdminRequired, AdminDisabled),
+    responses={200: _TEXT} | responses(AdminRequired, AdminDisabled),
 )
 def metrics(request: Request, services: _Services) -> Response:
-    """Of all processes of this server. Needs the admin token as a bearer token, unless the operator made them public."""
+    """Of all processes of this server. Needs the admin token, unless the operator made them public."""
     access = services.settings.access("metrics", admin=services.admin_token is not None)
     if access == "off":
         raise AdminDisabled("this server shows no metrics", mend="start it with --metrics or an admin token")

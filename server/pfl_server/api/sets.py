@@ -121,8 +121,8 @@ def download(
     conditions: Annotated[Conditions, Depends(_conditions)],
     services: Annotated[Services, Depends(services)],
 ) -> Response:
-    """Tensors as safetensors. The address is the content: it can be kept for ever, and a download that broke off goes on
-    with `Range` and `If-Range`. Of the sets that are made for one device, only that device is told the address.
+    """Tensors as safetensors. The address is the content: it can be kept for ever, and a download that broke off
+    goes on with `Range` and `If-Range`. Of a set that is made for one device, only that device is told the address.
     """
     key = f"sets/{sha256}"
     size = services.blobs.size(key)
