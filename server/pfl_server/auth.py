@@ -10,7 +10,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import select
 
 from pfl_server import credentials
-from pfl_server.problems import AdminDisabled, AdminRequired, DeviceRevoked, Unauthorized
+from pfl_server.problems import AdminDisabled, AdminRequired, DeviceRevoked, Problem, Unauthorized
 from pfl_server.services import Services, services
 from pfl_server.storage.models import Device
 
@@ -58,7 +58,9 @@ def identify(services: Services, credential: str) -> DeviceIdentity:
     device, digest = parsed
     with services.database.read() as session:
         found = session.execute(
-            select(Device.index, Device.group, Device.state, Device.secret_sha256).where(Device.id == device)
+            select(Device.index.label("place"), Device.group, Device.state, Device.secret_sha256).where(
+                Device.id == device
+            )
         ).one_or_none()
     matches = credentials.same(found.secret_sha256 if found else _NOBODY, digest)
     if found is None or not matches or found.state == "left":
@@ -67,7 +69,7 @@ def identify(services: Services, credential: str) -> DeviceIdentity:
         services.limits.seen_invalid(f"Bearer {credential}")
         raise DeviceRevoked("this device was excluded from the federation", mend="stop taking part")
     services.limits.seen_valid(f"Bearer {credential}")
-    return DeviceIdentity(device, found.index, found.group)
+    return DeviceIdentity(device, found.place, found.group)
 
 
 def device(bearer: _DeviceBearer, services: _Services) -> DeviceIdentity:
@@ -109,7 +111,7 @@ def device_or_admin(bearer: _DeviceBearer, services: _Services) -> DeviceIdentit
     return device(bearer, services)
 
 
-def _unauthorized() -> Unauthorized:
+def _unauthorized() -> Problem:
     return Unauthorized(
         "there is no valid device credential with the request",
         mend="enrol, and send the credential as Authorization: Bearer ...",

@@ -1,7 +1,8 @@
 """Logs as JSON lines on standard error, without personal data.
 
 What is logged names no device, address, path or credential: requests appear by route
-(``/v1/tasks/{task}/update``) with a random request id. As a second line of defence, anything that looks like a credential or an id is blotted out.
+(``/v1/tasks/{task}/update``) with a random request id. As a second line of defence, anything that looks like a
+credential or an id is blotted out.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 from fastapi import APIRouter, Depends
 from sqlalchemy import select
@@ -34,5 +34,5 @@ def federation(services: Annotated[Services, Depends(services)]) -> FederationIn
         privacy=privacy or {},
         groups=services.runtime.config.groups,
         max_update_bytes=services.runtime.max_update_bytes,
-        state=row.state,
+        state=cast("Literal['running', 'paused', 'finished', 'spent']", row.state),
     )

@@ -16,9 +16,11 @@ from pfl_server.services import Services, services
 
 router = APIRouter(tags=["operations"])
 _Services = Annotated[Services, Depends(services)]
-_TEXT: dict[str, Any] = {
-    "description": "Prometheus' text format.",
-    "content": {"text/plain": {"schema": {"type": "string"}}},
+_TEXT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Prometheus' text format.",
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+    }
 }
 
 
@@ -46,7 +48,7 @@ def ready(services: _Services) -> Health:
     "/metrics",
     summary="Metrics for Prometheus",
     response_class=Response,
-    responses={200: _TEXT} | responses(AdminRequired, AdminDisabled),
+    responses=_TEXT | responses(AdminRequired, AdminDisabled),
 )
 def metrics(request: Request, services: _Services) -> Response:
     """Of all processes of this server. Needs the admin token, unless the operator made them public."""

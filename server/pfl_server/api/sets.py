@@ -14,7 +14,7 @@ from pfl_mobile.protocol.bodies import SAFETENSORS
 from pfl_server.answers import responses
 from pfl_server.auth import DeviceIdentity, device_or_admin
 from pfl_server.errors import BlobMissingError
-from pfl_server.problems import BadRange, DeviceRevoked, NotFound, Unauthorized
+from pfl_server.problems import BadRange, DeviceRevoked, NotFound, Problem, Unauthorized
 from pfl_server.services import Services, services
 from pfl_server.storage.models import Assignment
 
@@ -37,7 +37,7 @@ _HEADERS = {
     "Accept-Ranges": _header("`bytes`"),
     "Cache-Control": _header("The content of an address never changes."),
 }
-_RESPONSES: dict[int | str, dict[str, Any]] = {
+_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The whole set.", "content": _BINARY, "headers": _HEADERS},
     206: {
         "description": "The part that was asked for.",
@@ -45,7 +45,8 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "headers": _HEADERS | {"Content-Range": _header("`bytes first-last/size`")},
     },
     304: {"description": "The client has it.", "headers": _HEADERS},
-} | responses(Unauthorized, DeviceRevoked, NotFound, BadRange)
+}
+_RESPONSES = _ANSWERS | responses(Unauthorized, DeviceRevoked, NotFound, BadRange)
 
 
 @dataclass(frozen=True)
@@ -165,5 +166,5 @@ def _note(services: Services, client: DeviceIdentity) -> None:
             session.execute(update(Assignment).where(*waiting).values(downloaded=services.clock()))
 
 
-def _absent() -> NotFound:
+def _absent() -> Problem:
     return NotFound("there is no such set of values, or no longer", mend="check in again")

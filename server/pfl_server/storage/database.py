@@ -67,6 +67,8 @@ class Database:
             self._engine = _sqlite(self.url) if self.is_sqlite else _postgresql(self.url)
         except ModuleNotFoundError as error:
             raise missing_package(error, "PostgreSQL") or error from error
+        self._reader: Engine
+        self._writer: Engine
         if self.is_sqlite:
             self._reader = self._engine
             self._writer = self._engine.execution_options(**{_IMMEDIATE: True})
