@@ -81,7 +81,10 @@ class Ledger:
         same = (
             events.relation(old) == events.relation(new)
             and (old.mechanism == "matrix") == (new.mechanism == "matrix")
-            and (old.mechanism != "matrix" or old.min_separation == new.min_separation)
+            and (
+                old.mechanism != "matrix"
+                or (old.min_separation, old.noise_band) == (new.min_separation, new.noise_band)
+            )
         )
         if self._entries and not same:
             raise LedgerError(

@@ -212,7 +212,7 @@ class _Stage:
             return np.ones(self.count)
         if self.rules.mechanism != "matrix" or self.config.mechanism == "none":
             return self.present
-        c = root_coefficients(self.rules.min_separation)
+        c = root_coefficients(self.rules.noise_band)
         sent = np.convolve(self.present, c)[: self.count]
         return np.convolve(sent[::-1], c)[: self.count][::-1]
 

@@ -28,6 +28,8 @@ Whole = Annotated[int, Field(ge=1)]
 
 #: The largest weight of a device, so that the sensitivity of the weighted sum is the clip norm.
 MAX_WEIGHT = 1.0
+#: Where the clip norm adapts, devices clip to so many times it.
+HEADROOM = 4.0
 
 
 class _Frozen(BaseModel):
@@ -72,8 +74,9 @@ class PrivacyConfig(_Frozen):
         population: number of devices that a cohort is drawn from.
         cohort: devices in a round; expected devices with Poisson sampling.
         rounds: planned; None for no end.
-        min_separation: a device that takes part in round t may again in round t + min_separation. The band of
-            the matrix mechanism.
+        min_separation: a device that takes part in round t may again in round t + min_separation.
+        band: rounds over which the matrix mechanism's noise is correlated, at most min_separation; None: just that.
+            The aggregator keeps band - 1 vectors of noise.
         max_participations: in how many rounds a device may take part; None: in as many as the rest allows.
         delta: probability with which the guarantee may fail.
         budget_epsilon: training stops before a round that would exceed it; None: it does not stop.
@@ -93,6 +96,7 @@ class PrivacyConfig(_Frozen):
     cohort: Whole
     rounds: Whole | None = None
     min_separation: Whole = 1
+    band: Whole | None = None
     max_participations: Whole | None = None
     delta: Inside = 1e-6
     budget_epsilon: Positive | None = None
@@ -102,7 +106,12 @@ class PrivacyConfig(_Frozen):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        for problem in (self._noise_problem(), self._sampling_problem(), self._adaptive_problem()):
+        for problem in (
+            self._noise_problem(),
+            self._band_problem(),
+            self._sampling_problem(),
+            self._adaptive_problem(),
+        ):
             if problem:
                 raise ValueError(problem)
         return self
@@ -122,6 +131,18 @@ class PrivacyConfig(_Frozen):
             )
         if self.mechanism == "none" and self.budget_epsilon is not None:
             return "the mechanism 'none' guarantees nothing, so budget_epsilon cannot be kept; remove it"
+        return ""
+
+    def _band_problem(self) -> str:
+        if self.band is None:
+            return ""
+        if self.mechanism != "matrix":
+            return f"the mechanism {self.mechanism!r} has independent noise; remove band"
+        if self.band > self.min_separation:
+            return (
+                f"the band of {self.band} rounds is wider than min_separation {self.min_separation}: noise would be "
+                "correlated between two participations of a device"
+            )
         return ""
 
     def _sampling_problem(self) -> str:
@@ -185,6 +206,13 @@ class PrivacyConfig(_Frozen):
             return z
         return 1 / math.sqrt(z**-2 - (2 * self.adaptive.noise_multiplier) ** -2)
 
+    @property
+    def noise_band(self) -> int:
+        """Rounds over which the noise is correlated; 1 where it is independent."""
+        if self.mechanism != "matrix":
+            return 1
+        return self.min_separation if self.band is None else self.band
+
     def sensitivity(self, clip_norm: float | None = None) -> float:
         """How far one device can move the weighted sum of a round: C times the largest weight."""
         return (self.clip_norm if clip_norm is None else clip_norm) * MAX_WEIGHT
@@ -209,12 +237,17 @@ class PrivacyConfig(_Frozen):
         possible = math.ceil(rounds / self.min_separation)
         return possible if self.max_participations is None else min(possible, self.max_participations)
 
-    def device_clip_norm(self, clip_norm: float | None = None) -> float | None:
+    def device_clip_norm(self, clip_norm: float | None = None) -> float:
         """What a device clips its update to before it sends it.
 
-        None where clipping is adaptive: the aggregator must see which norms are above C, and clips itself.
+        Where clipping is adaptive it is ``HEADROOM`` times C: the aggregator must see which norms are above C, and
+        clips to C itself.
+
+        Args:
+            clip_norm: C of the round; by default the configuration's.
         """
-        return None if self.adaptive else self.clip_norm if clip_norm is None else clip_norm
+        bound = self.clip_norm if clip_norm is None else clip_norm
+        return HEADROOM * bound if self.adaptive else bound
 
     def accepted_norm(self, width: int, clip_norm: float | None = None) -> float:
         """What the aggregator clips updates to: C, or with the devices' own noise what an honest update stays below.

@@ -80,7 +80,7 @@ class MatrixMechanism:
 
     Args:
         noise_multiplier: z, relative to the sensitivity with one participation.
-        band: b, the separation of two participations; 1 gives independent noise.
+        band: b, at most the separation of two participations; 1 gives independent noise.
         source: of standard Gaussian values.
     """
 
@@ -173,6 +173,27 @@ def root_coefficients(band: int) -> np.ndarray:
     return c / math.sqrt(float(np.einsum("p,p->", c, c)))
 
 
+def prefix_noise(config: PrivacyConfig, rounds: int) -> np.ndarray:
+    """How much noise is in the model after each round, float64 [rounds].
+
+    The standard deviation of each coordinate of the sum of the rounds' means so far, over the clip norm: what
+    mechanisms can be compared by, as correlated noise cancels in it. Devices' own noise is left out.
+
+    Args:
+        config: of the federation, with a fixed clip norm.
+        rounds: how many.
+    """
+    band = min(config.noise_band, rounds)
+    c = root_coefficients(config.noise_band)[:band]
+    inverse = np.zeros(rounds)  # the first column of C^-1, which is Toeplitz too
+    inverse[0] = 1 / c[0]
+    for t in range(1, rounds):
+        back = min(band - 1, t)
+        inverse[t] = -float((c[1 : back + 1] * inverse[t - back : t][::-1]).sum()) / c[0]
+    spread = np.sqrt(np.cumsum(np.cumsum(inverse) ** 2))
+    return config.noise_std(1.0) * spread
+
+
 def mechanism_for(config: PrivacyConfig, source: Noise) -> Mechanism:
     """The mechanism that a configuration names, at its beginning.
 
@@ -181,5 +202,5 @@ def mechanism_for(config: PrivacyConfig, source: Noise) -> Mechanism:
         source: ``SecureNoise()`` for real devices.
     """
     if config.mechanism == "matrix":
-        return MatrixMechanism(config.noise_multiplier, config.min_separation, source)
+        return MatrixMechanism(config.noise_multiplier, config.noise_band, source)
     return GaussianMechanism(config.update_noise_multiplier, source)

@@ -82,7 +82,7 @@ def _mechanism(config: PrivacyConfig) -> str:
     if config.mechanism == "local":
         return "local: every device adds Gaussian noise to its clipped update"
     kind = (
-        f"matrix: noise correlated over {config.min_separation} rounds (banded square root)"
+        f"matrix: noise correlated over {config.noise_band} rounds (banded square root)"
         if config.mechanism == "matrix"
         else "gaussian: independent noise on the sum of each round"
     )

@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfl_mobile.atomic import atomic_write, disk_errors
-from pfl_mobile.errors import MissingDependencyError
+from pfl_mobile.figures import BAD, PERSONAL, SHARED, save
+from pfl_mobile.figures import axes as new_axes
 from pfl_mobile.results import is_recall
 
 if TYPE_CHECKING:
     from pfl_mobile.study.evaluation import Evaluation
-
-_SHARED, _PERSONAL, _BAD = "#8a8f98", "#1f6feb", "#cf222e"
-
-
-def _axes(width: float, height: float) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "plots need the package 'matplotlib'", mend="pip install 'pfl-mobile[report]'"
-        ) from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: Any, path: Path) -> Path:
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=130)
-    with disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, picture.getvalue())
-    return path
 
 
 def unit(metric: str) -> str:
@@ -53,21 +28,21 @@ def number(metric: str, value: float, sign: str = "") -> str:
 
 def draw_users(found: Evaluation, path: Path) -> Path:
     """Each user with the shared model and with the user's own; above the diagonal the own one is better."""
-    figure, axes = _axes(5.4, 5.0)
+    figure, axes = new_axes(5.4, 5.0)
     worse = found.gains < 0
     low = float(min(found.shared.min(), found.personal.min()))
     high = float(max(found.shared.max(), found.personal.max()))
-    axes.plot([low, high], [low, high], color=_SHARED, lw=1)
+    axes.plot([low, high], [low, high], color=SHARED, lw=1)
     size = 12 + 48 * found.train_examples / max(1, int(found.train_examples.max()))
-    axes.scatter(found.shared[~worse], found.personal[~worse], size[~worse], _PERSONAL, alpha=0.65, lw=0)
-    axes.scatter(found.shared[worse], found.personal[worse], size[worse], _BAD, alpha=0.65, lw=0)
+    axes.scatter(found.shared[~worse], found.personal[~worse], size[~worse], PERSONAL, alpha=0.65, lw=0)
+    axes.scatter(found.shared[worse], found.personal[worse], size[worse], BAD, alpha=0.65, lw=0)
     untrained = "" if found.shared_is_trained else ", personal layers untrained"
     axes.set_xlabel(f"shared model{untrained}: {unit(found.metric)}")
     axes.set_ylabel(f"own model: {unit(found.metric)}")
     axes.set_title(
         f"{len(found.users)} users: {found.users_better} better, {found.users_worse} worse", fontsize=10
     )
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw_distributions(found: Mapping[str, Sequence[Evaluation]], path: Path) -> Path:
@@ -79,7 +54,7 @@ def draw_distributions(found: Mapping[str, Sequence[Evaluation]], path: Path) ->
     """
     names = list(found)
     metric = found[names[0]][0].metric
-    figure, axes = _axes(6.4, 0.42 * len(names) + 1.1)
+    figure, axes = new_axes(6.4, 0.42 * len(names) + 1.1)
     values = [np.concatenate([e.personal for e in found[name]]) for name in names]
     parts = axes.boxplot(
         values[::-1],
@@ -90,24 +65,24 @@ def draw_distributions(found: Mapping[str, Sequence[Evaluation]], path: Path) ->
         flierprops={"markersize": 2},
     )
     for box in parts["boxes"]:
-        box.set(facecolor=_PERSONAL, alpha=0.35, linewidth=0.8)
+        box.set(facecolor=PERSONAL, alpha=0.35, linewidth=0.8)
     means = [float(v.mean()) for v in values][::-1]
     axes.plot(means, range(1, len(names) + 1), "|", color="black", ms=10)
     axes.set_yticks(range(1, len(names) + 1), names[::-1])
     axes.set_xlabel(f"{unit(metric)} over users: box = middle half, whiskers = 10 % and 90 %, bar = mean")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw_history(rounds: Sequence[int], losses: Mapping[str, Sequence[float]], path: Path) -> Path:
     """Mean training loss by round, a line for each strategy."""
-    figure, axes = _axes(6.4, 3.2)
+    figure, axes = new_axes(6.4, 3.2)
     for name, values in losses.items():
         axes.plot(list(rounds)[: len(values)], list(values), lw=1.2, label=name)
     axes.set_xlabel("round")
     axes.set_ylabel("mean training loss of the cohort")
     if 1 < len(losses) <= 12:
         axes.legend(fontsize=7, frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw_costs(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
@@ -117,15 +92,15 @@ def draw_costs(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
         rows: ``Comparison.rows()`` of the strategies that ran.
         path: of the PNG file.
     """
-    figure, axes = _axes(6.4, 4.2)
+    figure, axes = new_axes(6.4, 4.2)
     sent = [(r["bytes_up"] + r["bytes_down"]) / 1e6 for r in rows]
     steps = np.array([r["steps"] for r in rows], np.float64)
     size = 20 + 180 * steps / max(1.0, float(steps.max()))
-    axes.scatter(sent, [r["personalized_acc"] for r in rows], size, _PERSONAL, alpha=0.45, lw=0)
+    axes.scatter(sent, [r["personalized_acc"] for r in rows], size, PERSONAL, alpha=0.45, lw=0)
     for r, x in zip(rows, sent, strict=True):
         axes.annotate(
             r["strategy"], (x, r["personalized_acc"]), fontsize=7, xytext=(4, 3), textcoords="offset points"
         )
     axes.set_xlabel("sent up and down in all rounds (MB); area = optimizer steps")
     axes.set_ylabel(f"{unit(rows[0]['metric'])}, mean over users")
-    return _save(figure, path)
+    return save(figure, path)

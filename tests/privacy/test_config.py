@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +40,9 @@ ADAPTIVE = {"noise_multiplier": 5.0}
         (BASE | {"adaptive": {"noise_multiplier": 0.5}}, "above half"),
         (BASE | {"mechanism": "none"}, "adds no noise"),
         (BASE | {"mechanism": "none", "noise_multiplier": 0, "budget_epsilon": 1}, "guarantees nothing"),
+        (BASE | {"band": 1}, "independent noise"),
+        (BASE | {"mechanism": "matrix", "min_separation": 4, "band": 5}, "wider than min_separation"),
+        (POISSON | {"local_noise_multiplier": 1.0}, "would show it"),
         (BASE | {"clip_norm": 0}, "greater than"),
         (BASE | {"clip_norm": float("nan")}, "clip_norm"),
         (BASE | {"noise_multiplier": float("inf")}, "finite"),
@@ -54,7 +59,7 @@ def test_what_does_not_fit_together_is_refused(fields: dict[str, Any], says: str
     [
         PrivacyConfig(**POISSON, rounds=10, budget_epsilon=2.0, example_cap=50, denominator=40.0),
         PrivacyConfig(**BASE, adaptive=AdaptiveClipping(noise_multiplier=5.0)),
-        PrivacyConfig(**BASE, mechanism="matrix", min_separation=7, max_participations=3),
+        PrivacyConfig(**BASE, mechanism="matrix", min_separation=7, band=5, max_participations=3),
         PrivacyConfig(mechanism="local", clip_norm=1.0, cohort=3, local_noise_multiplier=4.0),
     ],
 )
@@ -93,9 +98,11 @@ def test_participations_follow_separation_and_limit() -> None:
     assert [config.participations(n) for n in (0, 1, 10, 11, 21, 500)] == [0, 1, 1, 2, 3, 3]
 
 
-def test_devices_do_not_clip_where_the_aggregator_must_see_norms() -> None:
+def test_devices_clip_so_that_the_aggregator_still_sees_which_norms_are_above() -> None:
     assert PrivacyConfig(**BASE).device_clip_norm() == 0.5
-    assert PrivacyConfig(**BASE, adaptive=AdaptiveClipping(noise_multiplier=5.0)).device_clip_norm() is None
+    adaptive = PrivacyConfig(**BASE, adaptive=AdaptiveClipping(noise_multiplier=5.0))
+    assert adaptive.device_clip_norm(2.0) == 8.0
+    assert adaptive.accepted_norm(1000, 2.0) == 2.0
 
 
 def test_a_statement_says_who_is_trusted_and_what_is_assumed() -> None:
@@ -120,3 +127,9 @@ def test_without_noise_the_statement_promises_nothing() -> None:
     assert said["epsilon"] is None
     assert "no guarantee" in said["guarantee"]
     json.dumps(said, allow_nan=False)
+
+
+def test_importing_it_needs_no_accountant_and_no_torch() -> None:
+    code = "import sys, pfl_mobile.privacy; print({'torch', 'dp_accounting', 'scipy'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"

@@ -19,7 +19,7 @@ from pfl_mobile.privacy import (
     SimulatedNoise,
     mechanism_for,
 )
-from pfl_mobile.privacy.mechanisms import root_coefficients
+from pfl_mobile.privacy.mechanisms import prefix_noise, root_coefficients
 
 
 def dense(rounds: int, band: int) -> np.ndarray:
@@ -117,6 +117,18 @@ def test_matrix_noise_needs_one_clip_norm_and_one_shape() -> None:
             mechanism.noise(size, sensitivity)
     with pytest.raises(ConfigError):
         MatrixMechanism(1.0, 0, SimulatedNoise(0))
+
+
+@pytest.mark.parametrize("band", [None, 1, 4])
+def test_noise_in_the_model_is_that_of_the_dense_matrices(band: int | None) -> None:
+    config = PrivacyConfig(
+        mechanism="matrix", clip_norm=3.0, noise_multiplier=2.0, cohort=8, min_separation=6, band=band
+    )
+    prefix = np.tril(np.ones((20, 20)))
+    expected = np.linalg.norm(prefix @ np.linalg.inv(dense(20, band or 6)), axis=1)
+    assert prefix_noise(config, 20) == pytest.approx(2.0 / 8 * expected)
+    plain = PrivacyConfig(clip_norm=3.0, noise_multiplier=2.0, cohort=8)
+    assert prefix_noise(plain, 20) == pytest.approx(2.0 / 8 * np.sqrt(np.arange(1, 21)))
 
 
 def chi_square_holds(values: np.ndarray, std: float) -> bool:
