@@ -62,6 +62,7 @@ class RoundsConfig(_Frozen):
         staleness_exponent: buffered: weight (1 + staleness) ** -exponent.
         min_separation: rounds between two tasks of one device; at least what the privacy mechanism needs.
         min_examples: training examples that a device must have.
+        needs: facts that must be true of a device that is to train.
         pause_s: seconds between two rounds.
         retry_s: seconds after which a device that gets no task is told to ask again, give or take a fifth.
     """
@@ -77,6 +78,7 @@ class RoundsConfig(_Frozen):
     staleness_exponent: Annotated[float, Field(ge=0, le=10)] = 0.5
     min_separation: Annotated[int, Field(ge=1)] = 1
     min_examples: Annotated[int, Field(ge=1)] = 1
+    needs: tuple[Literal["idle", "charging", "unmetered"], ...] = ("idle", "charging", "unmetered")
     pause_s: Annotated[float, Field(ge=0)] = 0.0
     retry_s: Positive = 60.0
 

@@ -1,0 +1,139 @@
+"""Which devices a round may have."""
+
+from __future__ import annotations
+
+import base64
+import heapq
+import hmac
+import math
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, select
+
+from pfl_server.storage.models import Assignment, Device, Federation, Round
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from pfl_mobile.protocol.bodies import CheckIn, Reason
+    from pfl_server.config import FederationConfig, RoundsConfig
+
+_BITS = 128
+_ANY = 2**62
+#: States of an assignment whose task holds a place in its round.
+PLACED = ("assigned", "accepted", "merged")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Who is drawn for a round: devices whose number, HMAC-SHA-256(key, id) cut to 128 bits, is below a threshold.
+
+    The key is random for each round, so the numbers are independent and uniform: a threshold of q * 2^128 is one coin
+    of probability q for each device (Poisson sampling), and one above the k-th smallest number of all is a uniform draw
+    of k of them without replacement. Either is decided when the round opens, whoever asks when.
+
+    Attributes:
+        key: secret, 16 bytes.
+        threshold: 0..2^128.
+        before: devices with this index and larger ones enrolled after the draw.
+    """
+
+    key: bytes
+    threshold: int
+    before: int = _ANY
+
+    @classmethod
+    def poisson(cls, rate: float) -> Draw:
+        """A coin for each device, with probability ``rate``."""
+        return cls(secrets.token_bytes(16), min(math.floor(rate * 2**_BITS), 2**_BITS))
+
+    @classmethod
+    def fixed(cls, devices: Iterable[tuple[str, int]], count: int, before: int) -> Draw:
+        """``count`` of the devices, given as pairs of id and index."""
+        draw = cls(secrets.token_bytes(16), 2**_BITS, before)
+        smallest = heapq.nsmallest(count, (draw._number(device) for device, _ in devices))
+        return cls(draw.key, smallest[-1] + 1 if smallest else 0, before)
+
+    def chosen(self, device: str, index: int) -> bool:
+        """Whether a device is drawn."""
+        return index < self.before and self._number(device) < self.threshold
+
+    def text(self) -> str:
+        """For ``Round.selection``; at most 100 characters."""
+        return f"{base64.b64encode(self.key).decode()}:{self.threshold:x}:{self.before:x}"
+
+    @classmethod
+    def parse(cls, text: str) -> Draw:
+        """The draw that ``text`` gave."""
+        key, threshold, before = text.split(":")
+        return cls(base64.b64decode(key), int(threshold, 16), int(before, 16))
+
+    def _number(self, device: str) -> int:
+        return int.from_bytes(hmac.digest(self.key, device.encode(), "sha256")[: _BITS // 8])
+
+
+def eligible(config: RoundsConfig, body: CheckIn) -> bool:
+    """Whether the device can train now, by its own facts."""
+    return body.examples >= config.min_examples and all(getattr(body.facts, need) for need in config.needs)
+
+
+def separation(config: FederationConfig) -> int:
+    """Rounds from one update of a device in the model to its next."""
+    return max(config.rounds.min_separation, config.privacy.min_separation)
+
+
+def rested(session: Session, config: FederationConfig, device: Device) -> bool:
+    """Whether a device may be in the coming merge: its last one lies far enough back, and it may take part again.
+
+    Both are counted in merged rounds, as it is those that the privacy mechanism knows; a round that was abandoned
+    released nothing.
+    """
+    if device.last_round < 0:
+        return True
+    since = (
+        select(Round.number)
+        .where(Round.state == "merged", Round.number >= device.last_round)
+        .limit(separation(config))
+        .subquery()
+    )
+    if int(session.scalar(select(func.count()).select_from(since)) or 0) < separation(config):
+        return False
+    most = config.privacy.max_participations
+    if most is None:
+        return True
+    merged = select(func.count()).where(Assignment.device == device.id, Assignment.state == "merged")
+    return int(session.scalar(merged) or 0) < most
+
+
+def placed(session: Session, number: int) -> int:
+    """Devices that hold a place in a round."""
+    found = select(func.count()).where(Assignment.round == number, Assignment.state.in_(PLACED))
+    return int(session.scalar(found) or 0)
+
+
+def turned_away(
+    session: Session,
+    config: FederationConfig,
+    federation: Federation,
+    at: Round | None,
+    device: Device,
+    body: CheckIn,
+) -> Reason | None:
+    """Why a device gets no task now; None where it does, if there is still a place when it is assigned."""
+    if federation.state == "paused":
+        return "paused"
+    if not eligible(config.rounds, body):
+        return "not_eligible"
+    if at is None:
+        return "between_rounds"
+    again = select(Assignment.id).where(Assignment.round == at.number, Assignment.device == device.id)
+    if session.scalar(again) is not None or not rested(session, config, device):
+        return "too_soon"
+    if at.selection is not None and not Draw.parse(at.selection).chosen(device.id, device.index):
+        return "not_selected"
+    if at.most is not None and placed(session, at.number) >= at.most:
+        return "full"
+    return None
