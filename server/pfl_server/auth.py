@@ -57,7 +57,7 @@ def identify(services: Services, credential: str) -> DeviceIdentity:
         raise _unauthorized()
     device, digest = parsed
     with services.database.read() as session:
-        found = session.execute(
+        found = session.execute(  # a label, as `index` of a row is the method of tuples
             select(Device.index.label("place"), Device.group, Device.state, Device.secret_sha256).where(
                 Device.id == device
             )

@@ -46,7 +46,7 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a time for each series, which nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a time for each series, which nobody asks for
         self.registry = registry = CollectorRegistry()
         self.requests = Counter(
             "pfl_http_requests", "Answers.", ["method", "route", "status"], registry=registry
