@@ -169,6 +169,16 @@ class CheckedIn(Body):
     reason: Reason | None = None
 
 
+class LatestVersion(Body):
+    """Answer of ``GET /v1/versions/latest``: the model as it is served."""
+
+    version: Count
+    round: Count | None = Field(description="The round that made it; null for version 0 and roll-backs.")
+    sets: dict[str, Download] = Field(description="`global`: the shared values.")
+    privacy: dict[str, Any] = Field(description="What protects those who trained it, see PROTOCOL.md.")
+    created: float = Field(description="Seconds since 1970.")
+
+
 class UpdateHead(Body):
     """``head`` in the metadata of an update file, as JSON.
 

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pfl_mobile.errors import PflError
 from pfl_server.answers import PROBLEM_SCHEMA, add_handlers
-from pfl_server.api import enrolment, federation, health, sets
+from pfl_server.api import check_in, enrolment, federation, health, sets, tasks, versions
 from pfl_server.middleware import Guard, Observe
 from pfl_server.refusals import FLUSH_S
 
@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("pfl_server")
 
 #: The endpoints, in the order of the documentation.
-ROUTERS = (federation.router, enrolment.router, sets.router, health.router)
+ROUTERS = (
+    federation.router,
+    enrolment.router,
+    check_in.router,
+    sets.router,
+    tasks.router,
+    versions.router,
+    health.router,
+)
 
 _TEXT = """Federated training of on-device models: devices enrol, check in, train on their own data, and upload clipped
 updates of the shared tensors, which are merged with privacy that is accounted for.

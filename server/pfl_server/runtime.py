@@ -69,6 +69,7 @@ class Runtime:
         strategy: plan and merge.
         noise: source of the aggregator's noise.
         max_update_bytes: of an update file.
+        wake: set when the coordinator has something to do.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Runtime:
         self.strategy, self.local = make_strategy(config.strategy, bundle.plan_json())
         check_config(config, self.strategy, self.table)
         self.noise: Noise = SecureNoise() if noise is None else noise
+        self.wake = threading.Event()
         self._lock = threading.Lock()
         self._rounds: OrderedDict[int, RoundPlan] = OrderedDict()
         self._states: OrderedDict[str, Server] = OrderedDict()

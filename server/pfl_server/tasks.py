@@ -1,0 +1,109 @@
+"""What a device says about its task beside the update: that there will be none, and how good the models are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Table, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from pfl_mobile.local.plan import LOWER_IS_BETTER
+from pfl_server import problems
+from pfl_server.part import remove_parts
+from pfl_server.receive import changed, over, own_task
+from pfl_server.storage.models import Assignment, EvaluationSum
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from pfl_mobile.protocol.bodies import Decline, EvaluationReport
+    from pfl_server.auth import DeviceIdentity
+    from pfl_server.services import Services
+
+
+def decline(services: Services, me: DeviceIdentity, task: str, body: Decline) -> int:
+    """End a task without an update, so that its round need not wait; returns the round.
+
+    Raises:
+        UnknownTask, TaskExpired, AlreadyUploaded: there is no such task, it is over, or has its update.
+    """
+    with services.database.write() as session:
+        mine = own_task(session, me, task)
+        done = session.execute(
+            update(Assignment)
+            .where(Assignment.id == mine.id, Assignment.state == "assigned")
+            .values(state="declined", reason=body.reason, finished=services.clock())
+        )
+        if not changed(done):
+            session.refresh(mine)
+            if mine.state in ("accepted", "merged"):
+                raise problems.AlreadyUploaded("the task has an update already", mend="check in again")
+            if mine.state != "declined":
+                raise over(mine)
+        number = mine.round
+    remove_parts(services.blobs.scratch, task)
+    services.runtime.wake.set()
+    return number
+
+
+def evaluate(services: Services, me: DeviceIdentity, task: str, body: EvaluationReport) -> int:
+    """Add a device's sums to those of the version it measured, once; returns the round.
+
+    A report may come before or after the update, also when the task is over: it is about the version that was sent.
+
+    Raises:
+        UnknownTask: this device has no such task.
+        BadReport: the metrics are not the bundle's.
+    """
+    names = set(body.global_)
+    if names != set(body.personalized) or not names or names - services.runtime.metrics:
+        raise problems.BadReport(
+            "the report has other metrics than the bundle, or not the same for both models",
+            mend=f"send some of {', '.join(sorted(services.runtime.metrics))}",
+        )
+    with services.database.write() as session:
+        mine = own_task(session, me, task)
+        first = session.execute(
+            update(Assignment)
+            .where(Assignment.id == mine.id, Assignment.evaluated.is_(False))
+            .values(evaluated=True)
+        )
+        if changed(first):
+            groups = sorted({"", me.group})
+            for name in sorted(names):
+                shared, own = body.global_[name], body.personalized[name]
+                change = own.sum / own.weight - shared.sum / shared.weight
+                gain = -change if name in LOWER_IS_BETTER else change
+                _add(
+                    services,
+                    session,
+                    [
+                        {
+                            "version": mine.base,
+                            "kind": kind,
+                            "group": group,
+                            "metric": name,
+                            "total": found.sum,
+                            "weight": found.weight,
+                            "devices": 1,
+                            "better": int(kind == "personalized" and gain > 0),
+                            "worse": int(kind == "personalized" and gain < 0),
+                            "adopted": int(kind == "personalized" and body.adopted),
+                        }
+                        for kind, found in (("global", shared), ("personalized", own))
+                        for group in groups
+                    ],
+                )
+        return mine.round
+
+
+def _add(services: Services, session: Session, rows: list[dict[str, Any]]) -> None:
+    """Add to the sums; rows that are not there yet begin with these."""
+    table = EvaluationSum.__table__
+    assert isinstance(table, Table)
+    insert = sqlite.insert if services.database.is_sqlite else postgresql.insert
+    keys = ("version", "kind", "group", "metric")
+    for row in rows:  # sorted by the caller, so that none waits in a circle
+        statement = insert(table).values(**row)
+        added = {n: table.c[n] + statement.excluded[n] for n in row if n not in keys}
+        session.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=added))
