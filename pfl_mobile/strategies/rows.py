@@ -57,6 +57,9 @@ class Rows(Protocol):
             columns: with start and stop inside 0..P, and no step.
         """
 
+    def pick(self, chosen: Sequence[int]) -> Rows:
+        """Some of the rows, in this order."""
+
 
 class MatrixRows:
     """The rows of a float32 matrix [n, P] in memory."""
@@ -81,6 +84,10 @@ class MatrixRows:
     def block(self, first: int, last: int, columns: slice) -> np.ndarray:
         """A view."""
         return self.matrix[first:last, columns]
+
+    def pick(self, chosen: Sequence[int]) -> MatrixRows:
+        """A copy of some rows."""
+        return MatrixRows(self.matrix[list(chosen)])
 
 
 class RowFile(NamedTuple):
@@ -131,6 +138,10 @@ class FileRows:
             with self._lock:
                 self._all.append(reader)
         return reader.block(first, last, columns)
+
+    def pick(self, chosen: Sequence[int]) -> FileRows:
+        """Some of the files; closed on its own."""
+        return FileRows([self.files[i] for i in chosen], self._width)
 
     def close(self) -> None:
         """Close the files of all threads, which must not be reading any more. The rows can be read again after it."""

@@ -149,8 +149,11 @@ def parts_of(rows: Rows, weights: np.ndarray) -> np.ndarray:
         raise TooFewUpdatesError(
             f"none of {len(rows)} updates has a weight above 0", mend="wait for more devices"
         )
-    weights = weights / weights.max()  # so that no sum overflows
-    return np.asarray(weights / weights.sum(), np.float64)
+    total = weights.sum()
+    if not 1e-300 < total < np.inf:  # at the ends of float64
+        weights = weights / weights.max()
+        total = weights.sum()
+    return np.asarray(weights / total, np.float64)
 
 
 @rule(
