@@ -1,0 +1,223 @@
+"""The pages of the dashboard. Who may see them is decided in ``access.py``; what admins do, in ``forms.py``."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from pfl_server.api.admin import tensors_response
+from pfl_server.dashboard import queries, views
+from pfl_server.dashboard.access import AdminViewer, Gated, HtmlRoute, On, Viewer, answer, sign_in_form
+from pfl_server.dashboard.html import static_file
+from pfl_server.dashboard.status import status
+from pfl_server.problems import NotFound
+
+router = APIRouter(route_class=HtmlRoute, include_in_schema=False)
+
+Before = Annotated[int | None, Query(ge=0, le=2**31 - 1)]
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@router.get("/")
+def overview(request: Request, on: On, viewer: Viewer, metric: str | None = None) -> Response:
+    """The state of the federation on one page."""
+    return answer(request, viewer, "overview.html", **_live(on, metric))
+
+
+@router.get("/live")
+def live(request: Request, on: On, viewer: Viewer, metric: str | None = None) -> Response:
+    """The part of the overview that changes, for the script that refreshes it."""
+    return answer(request, viewer, "_live.html", **_live(on, metric))
+
+
+def _live(on: On, metric: str | None) -> dict[str, object]:
+    now = on.clock()
+    config = on.runtime.config
+    with on.database.read() as session:
+        found = status(session, config, now)
+        newest = found.round.number if found.round else None
+        seen = views.overview(session, config, metric, newest)
+        devices = queries.devices(session, now)
+        versions = queries.versions(session, limit=5)
+    return {
+        "now": now,
+        "status": found,
+        "seen": seen,
+        "devices": devices,
+        "device_rows": views.device_rows(devices),
+        "funnel": views.funnel_rows(found.funnel),
+        "lost_rows": views.lost_rows(found.funnel),
+        "last_funnel": views.funnel_rows(seen.last.funnel) if seen.last else [],
+        "last_lost": views.lost_rows(seen.last.funnel) if seen.last else [],
+        "problems": views.problem_rows(found.problems),
+        "outside": views.problem_rows(found.outside),
+        "budget_bar": views.budget_bar(found.budget),
+        "versions": versions,
+        "min_devices": config.evaluation.min_devices,
+    }
+
+
+@router.get("/rounds")
+def rounds(request: Request, on: On, viewer: Viewer, before: Before = None) -> Response:
+    """The list of rounds."""
+    with on.database.read() as session:
+        rows = queries.rounds(session, before, queries.PAGE + 1)
+    more = rows[queries.PAGE - 1].round.number if len(rows) > queries.PAGE else None
+    return answer(request, viewer, "rounds.html", now=on.clock(), rows=rows[: queries.PAGE], next=more, before=before)
+
+
+@router.get("/rounds/{number}")
+def one_round(request: Request, on: On, viewer: Viewer, number: int) -> Response:
+    """One round: what came of its devices, and of its merge."""
+    with on.database.read() as session:
+        found = queries.round_of(session, number) if 0 <= number < 2**31 else None
+        if found is None:
+            raise NotFound(f"There is no round {number}.", mend="The list of rounds has all there are.")
+        funnel = queries.funnel(session, number)
+        problems = queries.refusals_of(session, number)
+    min_devices = on.runtime.config.evaluation.min_devices
+    return answer(
+        request,
+        viewer,
+        "round.html",
+        now=on.clock(),
+        round=found,
+        funnel=funnel,
+        rows=views.funnel_rows(funnel),
+        lost_rows=views.lost_rows(funnel),
+        problems=views.problem_rows(problems),
+        summary=found.summary if funnel.merged >= min_devices else {},
+        min_devices=min_devices,
+    )
+
+
+@router.get("/versions")
+def versions(request: Request, on: On, viewer: Viewer, before: Before = None) -> Response:
+    """The list of model versions."""
+    with on.database.read() as session:
+        rows = queries.versions(session, before, queries.PAGE + 1)
+        served = queries.federation(session).version
+    more = rows[queries.PAGE - 1].number if len(rows) > queries.PAGE else None
+    kept = {row.number for row in rows[: queries.PAGE] if on.blobs.size(f"sets/{row.values_sha256}") is not None}
+    return answer(
+        request,
+        viewer,
+        "versions.html",
+        now=on.clock(),
+        rows=rows[: queries.PAGE],
+        served=served,
+        kept=kept,
+        next=more,
+        before=before,
+    )
+
+
+@router.get("/versions/{number}/tensors")
+def tensors(on: On, viewer: AdminViewer, number: int) -> Response:
+    """Download the shared values of a version."""
+    with on.database.read() as session:
+        found = queries.version(session, number) if 0 <= number < 2**31 else None
+    if found is None:
+        raise NotFound(f"There is no version {number}.", mend="The list of versions has all there are.")
+    return tensors_response(on, found, None)
+
+
+@router.get("/versions/{number}/roll-back")
+def ask_roll_back(request: Request, on: On, viewer: AdminViewer, number: int) -> Response:
+    """What a roll-back does, and the form that does it."""
+    with on.database.read() as session:
+        found = queries.version(session, number) if 0 <= number < 2**31 else None
+        served = queries.federation(session).version
+        newest = queries.newest_round(session)
+    if found is None:
+        raise NotFound(f"There is no version {number}.", mend="The list of versions has all there are.")
+    unmerged = newest if newest and newest.state in ("open", "closing", "merging") else None
+    return answer(request, viewer, "roll_back.html", now=on.clock(), version=found, served=served, round=unmerged)
+
+
+@router.get("/privacy")
+def privacy(request: Request, on: On, viewer: Viewer) -> Response:
+    """The privacy budget, what it assumes, and the ledger."""
+    with on.database.read() as session:
+        found = status(session, on.runtime.config, on.clock())
+        entries = queries.ledger(session, limit=views.LEDGER_SHOWN)
+    return answer(
+        request,
+        viewer,
+        "privacy.html",
+        now=on.clock(),
+        budget=found.budget,
+        budget_bar=views.budget_bar(found.budget),
+        chart=views.epsilon_chart(entries, found.budget),
+        entries=entries[: queries.PAGE],
+    )
+
+
+@router.get("/devices")
+def devices(request: Request, on: On, viewer: Viewer, device: str = "") -> Response:
+    """Devices by state; for admins, one device by its id."""
+    wanted = device.strip().lower() if viewer.admin else ""
+    with on.database.read() as session:
+        found = queries.devices(session, on.clock())
+        one = queries.device(session, wanted) if _ID.fullmatch(wanted) else None
+        tasks = queries.tasks_of(session, one.id) if one else []
+    return answer(
+        request,
+        viewer,
+        "devices.html",
+        now=on.clock(),
+        devices=found,
+        rows=views.device_rows(found),
+        wanted=wanted,
+        device=one,
+        tasks=tasks,
+    )
+
+
+@router.get("/tokens")
+def tokens(
+    request: Request, on: On, viewer: AdminViewer, offset: Annotated[int, Query(ge=0, le=10**6)] = 0
+) -> Response:
+    """Enrolment tokens."""
+    with on.database.read() as session:
+        rows = queries.tokens(session, offset, queries.PAGE + 1)
+    more = offset + queries.PAGE if len(rows) > queries.PAGE else None
+    return answer(
+        request,
+        viewer,
+        "tokens.html",
+        now=on.clock(),
+        rows=rows[: queries.PAGE],
+        next=more,
+        groups=on.runtime.config.groups,
+        enrolment=on.settings.enrolment,
+        made=None,
+    )
+
+
+@router.get("/audit")
+def audit(
+    request: Request, on: On, viewer: AdminViewer, before: Annotated[int | None, Query(ge=0, le=2**53 - 1)] = None
+) -> Response:
+    """What admins did."""
+    with on.database.read() as session:
+        rows = queries.audit(session, before, queries.PAGE + 1)
+    more = rows[queries.PAGE - 1].id if len(rows) > queries.PAGE else None
+    return answer(request, viewer, "audit.html", now=on.clock(), rows=rows[: queries.PAGE], next=more, before=before)
+
+
+@router.get("/sign-in")
+def ask_sign_in(request: Request, found: Gated, next: str = "/") -> Response:  # noqa: A002 (name of the parameter)
+    """The sign-in form."""
+    return sign_in_form(request, found, next)
+
+
+@router.get("/static/{name}")
+def static(name: str) -> Response:
+    """Style sheet, script, icon."""
+    found = static_file(name)
+    if found is None:
+        raise NotFound("There is no such file.", mend="Go back to the overview.")
+    return found

@@ -1,0 +1,119 @@
+"""The state of the federation in one sentence, and what an overview shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from pfl_server.config import FederationConfig
+from pfl_server.dashboard import queries
+from pfl_server.dashboard.budget import Budget, budget_of
+from pfl_server.dashboard.queries import Funnel, Reason
+from pfl_server.dashboard.words import count, duration, epsilon, many
+from pfl_server.storage.models import Federation, Round, Version
+
+#: Rounds that the overview counts problems over.
+PROBLEM_ROUNDS = 50
+
+
+@dataclass(frozen=True)
+class Status:
+    """The federation now.
+
+    Attributes:
+        federation: its row.
+        config: its settings.
+        round: the newest round; None before the first.
+        funnel: of that round.
+        newest: the newest version.
+        budget: privacy spent and left.
+        problems: answered in the last ``PROBLEM_ROUNDS`` rounds, by code.
+        outside: answered outside rounds since the first start, by code.
+        sentence: all of it in a sentence.
+    """
+
+    federation: Federation
+    config: FederationConfig
+    round: Round | None
+    funnel: Funnel
+    newest: Version
+    budget: Budget
+    problems: Sequence[Reason]
+    outside: Sequence[Reason]
+    sentence: str
+
+
+def status(session: Session, config: FederationConfig, now: float) -> Status:
+    """Read the state of the federation.
+
+    Args:
+        session: to read with.
+        config: of the federation.
+        now: seconds since 1970.
+    """
+    federation = queries.federation(session)
+    newest_round = queries.newest_round(session)
+    number = newest_round.number if newest_round else 0
+    funnel = queries.funnel(session, number) if newest_round else Funnel()
+    newest = queries.newest_version(session)
+    budget = budget_of(newest, config)
+    return Status(
+        federation,
+        config,
+        newest_round,
+        funnel,
+        newest,
+        budget,
+        queries.refusals(session, max(0, number - PROBLEM_ROUNDS + 1)),
+        queries.refusals_outside(session),
+        sentence(federation, config, newest_round, funnel, budget, now),
+    )
+
+
+def sentence(
+    federation: Federation,
+    config: FederationConfig,
+    newest: Round | None,
+    funnel: Funnel,
+    budget: Budget,
+    now: float,
+) -> str:
+    """What is going on, for people."""
+    if federation.state == "finished":
+        return f"Finished: all rounds are done, model version {federation.version} is served."
+    if federation.state == "spent":
+        limit = f" of epsilon {epsilon(budget.budget)}" if budget.budget is not None else ""
+        return (
+            f"Stopped: one more round would exceed the privacy budget{limit}. "
+            f"Model version {federation.version} is served."
+        )
+    now_doing = _round_sentence(config, newest, funnel, now)
+    if federation.state == "paused":
+        return f"Paused: devices get no new tasks until an admin resumes. {now_doing}"
+    return now_doing
+
+
+def _round_sentence(config: FederationConfig, newest: Round | None, funnel: Funnel, now: float) -> str:
+    if newest is None:
+        return "No round has begun yet."
+    name = f"Round {newest.number}"
+    if newest.state == "open":
+        here = f"{count(funnel.uploaded)} of {many(newest.target, 'update')}"
+        if newest.deadline is None:
+            return f"{name} is open: {here}, no deadline."
+        if newest.deadline <= now:
+            return f"{name} is open: {here}, its deadline has just passed."
+        return f"{name} is open: {here}, {duration(newest.deadline - now)} left."
+    if newest.state in ("closing", "merging"):
+        return f"{name} is being merged: {many(funnel.uploaded, 'update')}."
+    ago = f" {duration(now - newest.closed)} ago" if newest.closed is not None else ""
+    ended = {
+        "merged": f"was merged{ago} from {many(funnel.merged, 'update')}",
+        "failed": f"failed{ago}",
+        "abandoned": f"was abandoned{ago}",
+    }[newest.state]
+    total = config.rounds.total
+    last = total is not None and newest.number + 1 >= total
+    return f"{name} {ended}; " + ("it was the last." if last else "the next begins soon.")
