@@ -13,6 +13,7 @@ import base64
 import binascii
 import hmac
 import importlib
+import logging
 import secrets
 import struct
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -21,13 +22,15 @@ from sqlalchemy import delete, insert
 from sqlalchemy.exc import IntegrityError
 
 from pfl_mobile.errors import ConfigError, UserCodeError
-from pfl_server.problems import AttestationFailed
+from pfl_server.problems import AttestationFailed, Unavailable
 from pfl_server.storage.models import UsedChallenge
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from pfl_mobile.protocol.bodies import Attestation
+
+log = logging.getLogger("pfl_server")
 
 #: Seconds that a challenge is good for.
 CHALLENGE_S = 300.0
@@ -113,12 +116,20 @@ def check_verdict(verifier: AttestationVerifier, given: Attestation) -> None:
 
     Raises:
         AttestationFailed: its kind is not accepted, or the verifier refuses it.
+        Unavailable: the verifier failed.
     """
     if given.kind not in verifier.kinds:
         raise AttestationFailed(
             "this kind of attestation is not accepted", mend=f"use {' or '.join(verifier.kinds)}"
         )
-    if verifier.verify(given.kind, given.challenge, given.verdict) is not True:
+    try:
+        accepted = verifier.verify(given.kind, given.challenge, given.verdict)
+    except Exception as error:  # whatever the operator's code raises, the device is not let in
+        log.exception("the attestation verifier failed")
+        raise Unavailable(
+            "the attestation cannot be checked now", mend="enrol again later", headers={"Retry-After": "60"}
+        ) from error
+    if accepted is not True:
         raise AttestationFailed("the verdict is not accepted", mend="attest again with a new challenge")
 
 

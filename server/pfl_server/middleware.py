@@ -33,6 +33,7 @@ _ENROLLING = {("POST", "/v1/devices"), ("POST", "/v1/challenges")}
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
 ]
 #: Seconds and bytes for which a refused body is still read, so that the client sees the answer before the connection
 #: ends (a connection that is closed with unread bytes is reset, and the answer may be lost).
@@ -161,7 +162,7 @@ class _Body:
         self._length = int(length) if length is not None and length.isdigit() else None
         self._left = bool(self._length) or b"transfer-encoding" in headers
         self._received = 0
-        self._begin = 0.0
+        self._waited = 0.0
         self._closes = False
 
     def refused(self) -> Problem | None:
@@ -176,18 +177,18 @@ class _Body:
         """
         if not self._left:
             return await self._receive()
-        loop = asyncio.get_running_loop()
-        if not self._begin:
-            self._begin = loop.time()
-        latest = self._begin + self._limits.grace_s + self._received / self._limits.min_rate
+        now = asyncio.get_running_loop().time
+        begin = now()
+        patience = self._limits.grace_s + self._received / self._limits.min_rate - self._waited
         try:
-            async with asyncio.timeout_at(latest):
+            async with asyncio.timeout_at(begin + patience):
                 message = await self._receive()
         except TimeoutError:
             raise problems.BodyTooSlow(
                 f"less than {self._limits.min_rate:.0f} bytes a second arrived",
                 mend="send it again, or go on later",
             ) from None
+        self._waited += now() - begin  # what the endpoint takes between two parts is not the client's fault
         self._received += len(message.get("body", b""))
         self._left = bool(message.get("more_body", False))
         if self._received > self._most:
