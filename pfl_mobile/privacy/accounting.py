@@ -96,6 +96,10 @@ class Ledger:
         ledger._entries = list(self._entries)
         return ledger
 
+    def at(self, delta: float) -> Ledger:
+        """The same rounds with another delta."""
+        return self.reconfigured(PrivacyConfig.checked(self.config.model_dump() | {"delta": delta}))
+
     def epsilon(self, delta: float | None = None) -> float:
         """Epsilon of all rounds so far; infinite without noise.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -291,9 +292,15 @@ class PrivacyConfig(_Frozen):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise ConfigError(
-                describe(error, what), mend="mend the fields named, or make it anew with `pfl privacy plan`"
-            ) from error
+            raise _invalid(error, what) from error
+
+    @classmethod
+    def checked(cls, fields: Mapping[str, Any], what: str = "the privacy configuration") -> PrivacyConfig:
+        """As the constructor, but what is wrong raises ConfigError."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise _invalid(error, what) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PrivacyConfig:
@@ -322,3 +329,9 @@ class PrivacyConfig(_Frozen):
             StorageFullError, UnwritableError: the file cannot be written.
         """
         atomic_write(path, self.to_json().encode())
+
+
+def _invalid(error: ValidationError, what: str) -> ConfigError:
+    return ConfigError(
+        describe(error, what), mend="mend the fields named, or make it anew with `pfl privacy plan`"
+    )

@@ -1,0 +1,267 @@
+"""``pfl privacy``: plan the noise of a federation, audit it, read its ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pfl_mobile.cli.common import EXIT_CODES, FAILED, Json, Reporter, console, print_json, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pfl_mobile.privacy.audit import Audit
+    from pfl_mobile.privacy.plan import Option
+
+commands = typer.Typer(
+    no_args_is_help=True, help="Differential privacy of a federation: plan it, audit it, account for it."
+)
+
+Delta = Annotated[float, typer.Option("--delta", help="Probability with which the guarantee may fail.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.add_typer(commands, name="privacy")
+
+
+@commands.command(
+    "plan",
+    epilog="Example:  pfl privacy plan --epsilon 2 --delta 1e-6 --population 100000 --rounds 500 --cohort 1000  "
+    + EXIT_CODES,
+)
+def plan(
+    epsilon: Annotated[float, typer.Option("--epsilon", help="Of all rounds together.")],
+    population: Annotated[int, typer.Option("--population", min=1, help="Devices in all.")],
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Merges in all.")],
+    cohort: Annotated[int, typer.Option("--cohort", min=1, help="Devices in a round.")],
+    delta: Delta = 1e-6,
+    sampling: Annotated[
+        str,
+        typer.Option(
+            "--sampling",
+            help="poisson, fixed; or without any assumption on who takes part: matrix (correlated noise), none.",
+        ),
+    ] = "poisson",
+    min_separation: Annotated[
+        int | None,
+        typer.Option(
+            "--min-separation",
+            min=1,
+            help="Rounds between two of one device, with matrix and none; default: half of what is possible.",
+        ),
+    ] = None,
+    clip_norm: Annotated[
+        float, typer.Option("--clip-norm", help="Largest norm of an update; about the median of the norms.")
+    ] = 1.0,
+    width: Annotated[
+        int | None,
+        typer.Option("--width", min=1, help="Values of an update, to compare the noise's norm with it."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Of privacy.json and the plots.")] = Path(
+        "privacy-plan"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Find the noise that a privacy budget needs, and compare ways to spend the budget.
+
+    Writes DIR/privacy.json, which `pfl serve --privacy` takes, and plots: epsilon by round, noise by cohort.
+
+    JSON: sampling, epsilon, delta, population, rounds, cohort, noise_multiplier, epsilon_first_round,
+    round_noise_std_over_clip_norm, model_noise_std_over_clip_norm, noise_norm_over_clip_norm (with --width),
+    epsilon_by_round, alternatives, config, statement, files.
+    """
+    from pfl_mobile.atomic import disk_errors
+    from pfl_mobile.privacy import plan as planning
+    from pfl_mobile.privacy import plots
+
+    kind = _kind(sampling)
+    budget = planning.Budget(epsilon, delta, population, rounds, clip_norm, min_separation)
+    with disk_errors(out):  # before anything runs
+        out.mkdir(parents=True, exist_ok=True)
+    with Reporter() as report:
+        report(f"noise for {kind} sampling", None)
+        chosen = planning.option(budget, kind, cohort)
+        kinds: tuple[planning.Kind, ...] = ("poisson", "fixed", "matrix")
+        kinds = kinds if kind in kinds else (*kinds, kind)
+        found = planning.options(budget, cohort, kinds, known=[chosen], on_progress=report)
+        report("epsilon by round", None)
+        points = list(planning.epsilon_by_round(chosen.config, rounds))
+        chosen.config.dump(out / "privacy.json")
+        files = [
+            out / "privacy.json",
+            plots.draw_epsilon(points, epsilon, delta, out / "epsilon.png"),
+            plots.draw_noise(found, out / "noise.png"),
+        ]
+        statement = chosen.config.statement(rounds)
+    ratio = None if width is None else planning.noise_to_update(chosen.config, width)
+    if as_json:
+        print_json(
+            chosen.to_json()
+            | {
+                "delta": delta,
+                "population": population,
+                "rounds": rounds,
+                "noise_norm_over_clip_norm": ratio,
+                "epsilon_by_round": [{"round": r, "epsilon": e} for r, e in points],
+                "alternatives": [option.to_json() for option in found],
+                "config": chosen.config.model_dump(mode="json"),
+                "statement": statement,
+                "files": [str(file) for file in files],
+            }
+        )
+        return
+    _show_plan(chosen, found, statement, ratio)
+    console().print(
+        f"\nwritten to {out}; next: pfl serve BUNDLE --privacy {out / 'privacy.json'}", markup=False
+    )
+
+
+@commands.command(
+    "audit", epilog="Example:  pfl privacy audit privacy-plan/privacy.json --rounds 20  " + EXIT_CODES
+)
+def audit(
+    config: Annotated[Path, typer.Argument(metavar="PRIVACY.json", help="A privacy configuration.")],
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, help="Rounds to attack; default: those planned.")
+    ] = None,
+    canaries: Annotated[int, typer.Option("--canaries", help="Devices whose presence is guessed.")] = 1000,
+    width: Annotated[int, typer.Option("--width", help="Values of an update.")] = 10_000,
+    confidence: Annotated[float, typer.Option("--confidence", help="With which the bound holds.")] = 0.95,
+    seed: Annotated[int, typer.Option("--seed", help="Of the canaries; the noise is never repeated.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Attack the private merge by membership inference, with its noise and without.
+
+    Canaries take part or not by a coin; an attacker guesses the coins from the released means. What it reaches is a
+    lower bound on epsilon: it must lie below the accounted one (exit code 1 if it does not), and be large without
+    noise.
+
+    JSON: private and without_noise (mechanism, epsilon_lower, epsilon_accounted, guesses, correct, auc), canaries,
+    width, rounds, delta, confidence, holds.
+    """
+    from pfl_mobile.privacy import PrivacyConfig
+    from pfl_mobile.privacy.audit import audit as run_audit
+
+    with Reporter() as report:
+        found = run_audit(
+            PrivacyConfig.load(config),
+            rounds,
+            canaries=canaries,
+            width=width,
+            confidence=confidence,
+            seed=seed,
+            on_progress=report,
+        )
+    print_json(found.to_json()) if as_json else _show_audit(found)
+    if not found.holds:
+        raise typer.Exit(FAILED)
+
+
+@commands.command("account", epilog="Example:  pfl privacy account ledger.json  " + EXIT_CODES)
+def account(
+    ledger: Annotated[Path, typer.Argument(metavar="LEDGER.json", help="A privacy ledger.")],
+    delta: Annotated[
+        float | None, typer.Option("--delta", min=0, max=1, help="Default: the ledger's own.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what the rounds in a ledger have cost, and on which assumptions.
+
+    JSON: the statement (private, epsilon, delta, rounds, unit, relation, mechanism, accountant, guarantee,
+    assumptions, not_covered, local_epsilon, budget_epsilon) and epsilon_after_next_round.
+    """
+    from pfl_mobile.privacy import Ledger
+
+    found = Ledger.load(ledger)
+    if delta is not None:
+        found = found.at(delta)
+    said = found.statement() | {"epsilon_after_next_round": found.epsilon_after()}
+    if as_json:
+        print_json(said)
+        return
+    _show_statement(said)
+
+
+def _kind(sampling: str) -> Any:
+    from pfl_mobile.errors import UnknownNameError, near
+    from pfl_mobile.privacy.plan import KINDS
+
+    if sampling not in KINDS:
+        raise UnknownNameError(f"unknown sampling {sampling!r}", mend=near(sampling, KINDS))
+    return sampling
+
+
+def _show_plan(
+    chosen: Option, found: Sequence[Option], statement: dict[str, Any], ratio: float | None
+) -> None:
+    out = console()
+    config = chosen.config
+    rows: list[tuple[str, object]] = [
+        ("noise multiplier", f"{config.noise_multiplier:.4g}"),
+        ("epsilon after the first round", f"{chosen.epsilon_first:.3g}"),
+        (f"epsilon after {config.rounds} rounds", f"{chosen.epsilon:.4g} at delta {config.delta:g}"),
+        ("noise of a value in a round's mean", f"{chosen.round_noise:.3g} clip norms"),
+        ("noise of a value in the model", f"{chosen.model_noise:.3g} clip norms, after all rounds"),
+    ]
+    if ratio is not None:
+        rows.append(("norm of the noise in a round's mean", f"{ratio:.3g} clip norms"))
+    out.print(table([f"{chosen.kind} sampling, {config.cohort} devices in a round", ""], rows))
+    listed = [
+        (
+            option.kind,
+            option.config.cohort,
+            f"{option.config.noise_multiplier:.3g}",
+            f"{option.round_noise:.2e}",
+            f"{option.model_noise:.2e}",
+            _assumes(option),
+        )
+        for option in found
+    ]
+    columns = ["sampling", "cohort", "noise multiplier", "noise, round", "noise, model", "assumes"]
+    out.print()
+    out.print(table(columns, listed, right=range(1, 5), title="ways to spend the same budget"))
+    out.print()
+    _show_statement(statement)
+
+
+def _assumes(option: Option) -> str:
+    if option.kind == "poisson":
+        return "secret coins"
+    if option.kind == "fixed":
+        return "secret cohorts drawn from all devices"
+    times = option.config.participations(option.config.rounds or 0)
+    return f"at most {times} rounds of a device, {option.config.min_separation} apart"
+
+
+def _show_statement(said: dict[str, Any]) -> None:
+    out = console()
+    out.print(said["guarantee"], markup=False)
+    for key, title in (("relation", "compared"), ("accountant", "accountant")):
+        if said[key]:
+            out.print(f"{title}: {said[key]}", markup=False)
+    if said.get("epsilon_after_next_round") is not None and said["private"]:
+        out.print(f"one more round: epsilon {said['epsilon_after_next_round']:.4g}", markup=False)
+    for title, sentences in (("assumed", said["assumptions"]), ("not covered", said["not_covered"])):
+        if sentences:
+            out.print(f"{title}:", markup=False)
+        for sentence in sentences:
+            out.print(f"- {sentence}", markup=False)
+
+
+def _show_audit(found: Audit) -> None:
+    rows = []
+    for name, attack in (("with noise", found.private), ("without noise", found.without_noise)):
+        accounted = "none" if attack.epsilon_accounted is None else f"{attack.epsilon_accounted:.3f}"
+        right = f"{attack.correct} of {attack.guesses}"
+        rows.append((name, f"{attack.auc:.3f}", right, f"{attack.epsilon_lower:.3f}", accounted))
+    out = console()
+    columns = ["merge", "attacker's AUC", "right guesses", "epsilon at least", "epsilon accounted"]
+    out.print(table(columns, rows, right=range(1, 5)))
+    out.print(
+        f"{found.canaries} canaries, {found.rounds} rounds, {found.confidence:.0%} confidence, delta {found.delta:g}: "
+        + ("the bound holds" if found.holds else "MORE LEAKS THAN WAS ACCOUNTED"),
+        markup=False,
+    )

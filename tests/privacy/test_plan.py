@@ -1,0 +1,70 @@
+"""Plans: every option keeps the budget; simulations get the noise of the federation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.privacy.cost import accuracy_cost, simulated
+from pfl_mobile.privacy.plan import Budget, epsilon_by_round, noise_to_update, option, options
+
+BUDGET = Budget(epsilon=3.0, delta=1e-4, population=1000, rounds=40)
+
+
+def test_larger_cohorts_and_more_assumptions_need_less_noise() -> None:
+    found = {(o.kind, o.config.cohort): o for o in options(BUDGET, 50, ("poisson", "matrix"), (1, 2))}
+    assert len(found) == 4
+    for kind in ("poisson", "matrix"):
+        assert found[kind, 100].model_noise < found[kind, 50].model_noise
+    assert found["poisson", 50].model_noise < found["matrix", 50].model_noise
+    for o in found.values():
+        assert o.epsilon_first < o.epsilon <= 3.0
+        assert o.config.budget_epsilon == 3.0
+
+
+def test_no_cohort_is_larger_than_the_population() -> None:
+    found = options(BUDGET, 600, kinds=("matrix", "none"))
+    assert [(o.kind, o.config.cohort) for o in found] == [("matrix", 600), ("none", 600)]
+
+
+def test_correlated_noise_hurts_less_than_independent_noise() -> None:
+    assert option(BUDGET, "matrix", 20).model_noise < 0.5 * option(BUDGET, "none", 20).model_noise
+
+
+def test_epsilon_grows_up_to_the_plan() -> None:
+    chosen = option(BUDGET, "none", 50)
+    points = list(epsilon_by_round(chosen.config, 40))
+    assert [points[0][0], points[-1][0]] == [1, 40]
+    assert (np.diff([e for _, e in points]) >= 0).all()
+    assert points[-1][1] == chosen.epsilon
+
+
+def test_noise_is_compared_with_the_update() -> None:
+    config = PrivacyConfig(clip_norm=7.0, noise_multiplier=2.0, cohort=100)
+    assert noise_to_update(config, 10_000) == pytest.approx(2.0 / 100 * 100)
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match="poison"):
+        option(BUDGET, "poison", 50)  # type: ignore[arg-type]
+
+
+def test_a_simulation_has_the_noise_of_the_federation() -> None:
+    real = option(BUDGET, "poisson", 50).config
+    small = simulated(real, 5)
+    assert small.noise_std() == pytest.approx(real.noise_std())
+    assert small.cohort == 5
+    assert small.budget_epsilon is None
+    matrix = option(BUDGET, "matrix", 50).config
+    assert simulated(matrix, 5).noise_band == matrix.noise_band
+
+
+def test_costs_are_reported_at_the_federations_epsilon() -> None:
+    real = option(BUDGET, "none", 50)
+    found = accuracy_cost([None, real.config], lambda config: 0.9 if config is None else 0.8)
+    assert [c.accuracy for c in found] == [0.9, 0.8]
+    assert found[0].epsilon is None
+    assert found[1].epsilon == real.epsilon
+    assert found[1].to_json()["noise_multiplier"] == real.config.noise_multiplier
