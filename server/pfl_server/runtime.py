@@ -221,6 +221,10 @@ class Runtime:
                     self._states.popitem(last=False)
             return found
 
+    def published(self, server: Server) -> Values:
+        """The shared values of a version, for download."""
+        return {name: server.values[name] for name in server.names("shared", "group")}
+
     # -- privacy
 
     @property
@@ -264,7 +268,7 @@ class Runtime:
     def _sent(self, sets: Mapping[str, Values], plan: Plan) -> dict[str, Values]:
         """As they travel: of the global values only those that are merged, as a device has the others."""
         read = {*named_sets(plan), "global"} - {"initial"}
-        traveling = {t.name for t in self.table if t.role != "personal" and t.update == "gradient"}
+        traveling = {t.name for t in self.table if t.role in ("shared", "group") and t.update == "gradient"}
         return {
             name: {n: v for n, v in values.items() if name != "global" or n in traveling}
             for name, values in sets.items()
@@ -275,7 +279,7 @@ class Runtime:
         server = self.beginning()
         private = PrivateRounds(self.config.privacy, self.noise)
         key = put_state(self.blobs, 0, server, private.state())
-        values = put_set(self.blobs, self._sent({"global": server.values}, self.plan(server, 0))["global"])
+        values = put_set(self.blobs, self.published(server))
         with database.write() as session:
             session.add(
                 Federation(

@@ -1,0 +1,184 @@
+"""Opens, closes and merges rounds. One process at a time does, by a lease; any may take over when it ends."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sqlalchemy import and_, or_, select, update
+
+from pfl_mobile.errors import PflError
+from pfl_server.garbage import Collector
+from pfl_server.merging import Checkpoint, LostLease, claim, merge
+from pfl_server.receive import changed
+from pfl_server.rounds import close_due, expire_tasks, open_next
+from pfl_server.storage.models import Federation, Round
+
+if TYPE_CHECKING:
+    from pfl_server.services import Services
+
+log = logging.getLogger("pfl_server")
+
+#: Seconds of a lease; it is renewed when a third of it is over.
+LEASE_S = 15.0
+#: Seconds between two looks, unless something wakes the coordinator.
+PERIOD_S = 1.0
+#: Seconds between two collections of garbage.
+COLLECT_S = 600.0
+
+
+class Coordinator:
+    """The coordinator of one process.
+
+    Args:
+        services: of this process.
+        checkpoint: called with the name of each point of a merge that is reached; for tests, which end the process.
+    """
+
+    def __init__(self, services: Services, *, checkpoint: Checkpoint | None = None) -> None:
+        self._services = services
+        self._checkpoint: Checkpoint = checkpoint or (lambda _: None)
+        self._owner = secrets.token_hex(16)
+        self._collector = Collector(services)
+        self._collected: float | None = None
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Work in a thread until `stop`."""
+        self._thread = threading.Thread(target=self._run, name="pfl-coordinator", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Finish what is being done, at most ``timeout`` seconds long, and give the lease back."""
+        self._stopping.set()
+        self._services.runtime.wake.set()
+        if self._thread is None:
+            return
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            log.warning("a merge was still running after %.0f s; the next start does it again", timeout)
+            return
+        try:
+            self._release()
+        except PflError as error:  # it lapses by itself
+            log.warning("the lease could not be given back: %s", error.message)
+
+    def step(self) -> None:
+        """Do all that is to do now, if this process has the lease or gets it.
+
+        Raises:
+            DatabaseError, BlobError, StorageFullError, StateError, LedgerError: storage failed, or is damaged.
+        """
+        if not self._lead():
+            return
+        with self._renewing():
+            expire_tasks(self._services)
+            close_due(self._services)
+            for number in self._to_merge():
+                self._merge(number)
+            if open_next(self._services, self._owner) is not None:
+                log.info("a round was opened")
+        now = self._services.clock()
+        if self._collected is None or now - self._collected >= COLLECT_S:
+            self._collected = now
+            self._collector.collect()
+
+    def _run(self) -> None:
+        wake = self._services.runtime.wake
+        while not self._stopping.is_set():
+            try:
+                self.step()
+            except PflError as error:
+                log.error("the coordinator could not go on, and tries again: %s", error.message)
+            except Exception:
+                log.exception("the coordinator failed, and tries again")
+            wake.wait(PERIOD_S)
+            wake.clear()
+
+    def _to_merge(self) -> list[int]:
+        waiting = or_(
+            Round.state == "closing",
+            and_(Round.state == "merging", Round.lease_until < self._services.clock()),
+        )
+        with self._services.database.read() as session:
+            return list(session.scalars(select(Round.number).where(waiting).order_by(Round.number)))
+
+    def _merge(self, number: int) -> None:
+        owner = claim(self._services, number, LEASE_S)
+        if owner is None:
+            return
+        self._checkpoint("claimed")
+        with self._renewing(number, owner):
+            try:
+                version = merge(self._services, number, owner, self._checkpoint)
+            except LostLease:
+                log.warning("round %d was taken over, or ended, while it was merged here", number)
+                return
+        if version is not None:
+            log.info("a round was merged")
+
+    # -- leases
+
+    def _lead(self) -> bool:
+        """Whether this process has the lease, taken or renewed where that is due."""
+        now = self._services.clock()
+        with self._services.database.read() as session:
+            found = session.get_one(Federation, 1)
+        if found.lease_owner == self._owner and found.lease_until - now > LEASE_S * 2 / 3:
+            return True
+        if found.lease_owner not in (None, self._owner) and found.lease_until >= now:
+            return False
+        free = or_(
+            Federation.lease_owner.is_(None),
+            Federation.lease_owner == self._owner,
+            Federation.lease_until < now,
+        )
+        with self._services.database.write() as session:
+            done = session.execute(
+                update(Federation)
+                .where(Federation.id == 1, free)
+                .values(lease_owner=self._owner, lease_until=now + LEASE_S)
+            )
+        return bool(changed(done))
+
+    @contextmanager
+    def _renewing(self, number: int | None = None, owner: str | None = None) -> Iterator[None]:
+        """Renew the lease of the federation, or of a round, while the block runs."""
+        done = threading.Event()
+
+        def renew() -> None:
+            while not done.wait(LEASE_S / 3):
+                try:
+                    self._renew(number, owner)
+                except PflError as error:  # the lease may lapse; then another process does the same again
+                    log.warning("a lease could not be renewed: %s", error.message)
+
+        thread = threading.Thread(target=renew, name="pfl-lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _renew(self, number: int | None, owner: str | None) -> None:
+        until = self._services.clock() + LEASE_S
+        with self._services.database.write() as session:
+            if number is None:
+                mine = update(Federation).where(Federation.id == 1, Federation.lease_owner == self._owner)
+            else:
+                mine = update(Round).where(Round.number == number, Round.lease_owner == owner)
+            session.execute(mine.values(lease_until=until))
+
+    def _release(self) -> None:
+        with self._services.database.write() as session:
+            session.execute(
+                update(Federation)
+                .where(Federation.id == 1, Federation.lease_owner == self._owner)
+                .values(lease_owner=None, lease_until=0.0)
+            )

@@ -1,0 +1,107 @@
+"""Removes files that nothing needs any more: of crashed merges and uploads, of tasks that are over, of old versions."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from sqlalchemy import or_, select, update
+
+from pfl_server.part import old_parts
+from pfl_server.rounds import ACTIVE, SLACK_S
+from pfl_server.state_file import set_key
+from pfl_server.storage.models import Assignment, Federation, Round, Version
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from pfl_server.services import Services
+
+#: Seconds that a file must have been seen without use. An upload is stored a moment before it is accepted.
+GRACE_S = 3600.0
+
+
+class Collector:
+    """Collects garbage; one for each process, which remembers what it saw.
+
+    Args:
+        services: of this process.
+        grace_s: seconds that a file must have been seen without use.
+    """
+
+    def __init__(self, services: Services, grace_s: float = GRACE_S) -> None:
+        self._services, self._grace = services, grace_s
+        self._seen: dict[str, float] = {}
+        self._cleared = 0
+
+    def collect(self) -> None:
+        """One pass.
+
+        Raises:
+            DatabaseError, BlobError: storage failed.
+        """
+        services, now = self._services, self._services.clock()
+        # First the files, then what is needed: a file that is used from then on is not missed.
+        stored = [key for folder in ("updates/", "sets/", "states/") for key in services.blobs.keys(folder)]
+        with services.database.read() as session:
+            needed = self._needed(session, now)
+        unused = [key for key in stored if key not in needed]
+        self._seen = {key: self._seen.get(key, now) for key in unused}
+        for key in [key for key, since in self._seen.items() if now - since >= self._grace]:
+            services.blobs.delete(key)
+            del self._seen[key]
+        for path in old_parts(services.blobs.scratch, time.time() - self._task_s - SLACK_S):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+        self._forget()
+
+    @property
+    def _task_s(self) -> float:
+        rounds = self._services.runtime.config.rounds
+        return rounds.task_s or rounds.deadline_s
+
+    def _needed(self, session: Session, now: float) -> set[str]:
+        kept = self._services.runtime.config.versions_kept
+        needed: set[str] = set()
+        versions = (
+            select(Version.state_blob, Version.values_sha256).order_by(Version.number.desc()).limit(kept)
+        )
+        for state, values in session.execute(versions).tuples():
+            needed |= {state, set_key(values)}
+        since = now - self._task_s - SLACK_S
+        recent = select(Round).where(or_(Round.state.in_(ACTIVE), Round.closed > since))
+        for at in session.scalars(recent):
+            needed |= {set_key(found["sha256"]) for found in at.sets.values()}
+            mine = select(Assignment.sets, Assignment.blob, Assignment.state).where(
+                Assignment.round == at.number
+            )
+            for sets, blob, state in session.execute(mine.execution_options(yield_per=1000)).tuples():
+                if state == "assigned":
+                    needed |= {set_key(found["sha256"]) for found in sets.values()}
+                if blob:
+                    needed.add(blob)
+        return needed
+
+    def _forget(self) -> None:
+        """Clear the devices of old assignments: their scores need no name any more."""
+        config = self._services.runtime.config
+        if config.privacy.max_participations is not None:
+            return  # that counts them
+        with self._services.database.read() as session:
+            last = session.get_one(Federation, 1).next_round - config.versions_kept
+        if last <= self._cleared:
+            return
+        with self._services.database.write() as session:
+            session.execute(
+                update(Assignment)
+                .where(
+                    Assignment.round >= self._cleared,
+                    Assignment.round < last,
+                    Assignment.device.is_not(None),
+                    Assignment.state.not_in(("assigned", "accepted")),
+                )
+                .values(device=None)
+                .execution_options(synchronize_session=False)
+            )
+        self._cleared = last

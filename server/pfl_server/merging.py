@@ -1,0 +1,410 @@
+"""A merge: the accepted updates of a closed round become a model version, all of them or none.
+
+Updates are streamed from their files in the order of the devices' indexes, through the same strategies as in the
+simulator. Files of the new version are written first; then one transaction makes the version, its ledger entry and
+the state of its updates. A process that is killed before it leaves the round to the next one that claims it; nothing
+was published, so no noise is used twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sqlalchemy import and_, or_, select, update
+
+from pfl_mobile.errors import PflError, StorageFullError
+from pfl_mobile.privacy.clipping import clip_factors
+from pfl_mobile.strategies.rows import FileRows, RowFile, finite_norms, toward_zero, weighted_sum
+from pfl_mobile.strategies.rules import anomaly_scores
+from pfl_mobile.strategies.state_file import plain_numbers
+from pfl_mobile.strategies.updates import Updates
+from pfl_mobile.strategies.weighting import Weighting
+from pfl_server.errors import BlobError, BlobMissingError, DatabaseError
+from pfl_server.receive import changed
+from pfl_server.rounds import ITSELF, LOCK, end_without_merge
+from pfl_server.state_file import get_state, put_set, put_state
+from pfl_server.storage.models import (
+    Assignment,
+    AuditEntry,
+    Device,
+    Federation,
+    LedgerEntry,
+    Round,
+    Version,
+)
+
+if TYPE_CHECKING:
+    from pfl_mobile.privacy import PrivateRounds
+    from pfl_mobile.strategies.rows import Rows
+    from pfl_mobile.strategies.strategy import Server
+    from pfl_server.runtime import RoundPlan, Runtime
+    from pfl_server.services import Services
+
+log = logging.getLogger("pfl_server")
+
+#: Failures in a row after which the federation pauses.
+FAILURES = 3
+#: What has nothing to do with the updates: the merge is tried again.
+_PASSING = (DatabaseError, BlobError, StorageFullError)
+
+#: That split the columns of sums.
+_THREADS = 2
+
+Checkpoint = Callable[[str], None]
+
+
+class LostLease(Exception):
+    """Another process has taken the merge over, or an admin has ended the round."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An accepted update of the round."""
+
+    id: str
+    index: int
+    group: str
+    base: int
+    blob: str
+    offset: int
+    examples: int
+    steps: int
+    reports: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge gives, before it is published."""
+
+    server: Server
+    private: PrivateRounds
+    before: int
+    rows: Sequence[Accepted]
+    weights: np.ndarray
+    scores: np.ndarray
+    staleness: np.ndarray
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stale(Weighting):
+    """Another weighting's weights, times a factor for each update that is at most 1.
+
+    Attributes:
+        inner: the other one.
+        factors: for staleness, float64 [n].
+    """
+
+    inner: Weighting
+    factors: np.ndarray
+
+    def weights(self, updates: Updates, server: Server) -> np.ndarray:
+        """Those of ``inner``, made smaller."""
+        return np.asarray(self.inner.weights(updates, server) * self.factors, np.float64)
+
+
+def claim(services: Services, number: int, seconds: float) -> str | None:
+    """Take a closed round to merge it; the owner's name, or None where another process has it.
+
+    Args:
+        services: of this process.
+        number: of the round.
+        seconds: of the lease, which is renewed while the merge runs.
+    """
+    owner, now = secrets.token_hex(16), services.clock()
+    free = or_(Round.state == "closing", and_(Round.state == "merging", Round.lease_until < now))
+    with services.database.write() as session:
+        done = session.execute(
+            update(Round)
+            .where(Round.number == number, free)
+            .values(state="merging", lease_owner=owner, lease_until=now + seconds)
+        )
+    return owner if changed(done) else None
+
+
+def merge(services: Services, number: int, owner: str, checkpoint: Checkpoint) -> int | None:
+    """Merge a claimed round; the number of the version it made, None where it made none.
+
+    Args:
+        services: of this process.
+        number: of the round.
+        owner: from `claim`.
+        checkpoint: called with the name of each point that is reached; a test ends the process there.
+
+    Raises:
+        DatabaseError, BlobError, StorageFullError: storage failed; the round stays as it is, to be merged again.
+        LostLease: another process merges it now.
+    """
+    began = time.perf_counter()
+    try:
+        made = _compute(services, number, checkpoint)
+    except BlobMissingError as error:
+        _fail(services, number, owner, error.message)
+        return None
+    except _PASSING:
+        raise
+    except PflError as error:
+        _fail(services, number, owner, error.message)
+        return None
+    except Exception as error:
+        # Anything else is a mistake in the strategy or here. Training goes on with the next round, with the model as
+        # it was; the log says what happened.
+        log.exception("the merge of round %d failed", number)
+        _fail(services, number, owner, f"{type(error).__name__}: {error}")
+        return None
+    if made is None:
+        _fail(services, number, owner, "the model was rolled back meanwhile", "abandoned")
+        return None
+    seconds = time.perf_counter() - began
+    version = _publish(services, number, owner, made, seconds, checkpoint)
+    services.metrics.merge_seconds.observe(seconds)
+    services.metrics.merges.labels(outcome="merged").inc()
+    services.metrics.updates.labels(outcome="merged").inc(len(made.rows))
+    for row in made.rows:
+        services.blobs.delete(row.blob)
+        checkpoint("deleted")
+    return version
+
+
+def _compute(services: Services, number: int, checkpoint: Checkpoint) -> Merged | None:
+    runtime = services.runtime
+    synchronous = runtime.config.rounds.mode == "synchronous"
+    with services.database.read() as session:
+        at = session.get_one(Round, number)
+        version = session.get_one(Version, session.get_one(Federation, 1).version)
+        if synchronous and at.base != version.number:
+            return None
+        population = runtime.population(session)
+        known = runtime.round_plan(number, at.plan)
+        found = select(Assignment, Device.index, Device.group).join(Device, Device.id == Assignment.device)
+        mine = (Assignment.round == number, Assignment.state == "accepted")
+        rows = [
+            Accepted(
+                a.id,
+                int(index),
+                group,
+                a.base,
+                str(a.blob),
+                int(a.offset or 0),
+                int(a.examples or 0),
+                int(a.steps or 0),
+                a.reports,
+            )
+            for a, index, group in session.execute(found.where(*mine).order_by(Device.index)).tuples()
+        ]
+        server, noise = get_state(services.blobs, version.state_blob, runtime.table, population)
+        private = runtime.private_rounds(session, noise)
+    checkpoint("loaded")
+    staleness = np.array([version.number - row.base for row in rows], np.int64)
+    factors = (1.0 + staleness) ** -runtime.config.rounds.staleness_exponent
+    strategy = runtime.strategy
+    if staleness.any():
+        strategy = replace(strategy, weighting=Stale(inner=strategy.weighting, factors=factors))
+    with ExitStack() as stack:
+        files = [RowFile(stack.enter_context(services.blobs.local(row.blob)), row.offset) for row in rows]
+        stored = stack.enter_context(FileRows(files, known.layout.size))
+        given = _updates(runtime, private, known, stored, rows, population)
+        with server.undo_on_error():
+            strategy.merge(server, given.updates)
+            server.round += 1
+            server.numbers = plain_numbers(server.numbers, runtime.strategy)
+        weights = given.updates.examples * factors
+        scores = given.scores(weights)
+    if not runtime.central:
+        private.ledger.record()
+    checkpoint("computed")
+    summary = {
+        "updates": len(rows),
+        "weight": float(weights.sum()),
+        "median_norm": float(np.median(given.norms)) if len(rows) else None,
+        "largest_norm": float(given.norms.max()) if len(rows) else None,
+        "clipped": float((given.norms > given.bound).mean()) if len(rows) else None,
+        "mean_staleness": float(staleness.mean()) if len(rows) else None,
+    }
+    return Merged(server, private, version.number, rows, weights, scores, staleness, summary)
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a strategy merges.
+
+    Attributes:
+        updates: bounded, under the federation's rule.
+        rows: the same, as rows.
+        norms: L2 norms before they were bounded, float64 [n].
+        bound: on them.
+    """
+
+    updates: Updates
+    rows: Rows
+    norms: np.ndarray
+    bound: float
+
+    def scores(self, weights: np.ndarray) -> np.ndarray:
+        """How unlike the weighted mean each update is, float64 [n]."""
+        if not (weights > 0).any():
+            return np.zeros(len(weights))
+        parts = weights / weights.sum()
+        return anomaly_scores(self.rows, weighted_sum(self.rows, parts, threads=_THREADS))
+
+
+def _updates(
+    runtime: Runtime,
+    private: PrivateRounds,
+    known: RoundPlan,
+    stored: Rows,
+    rows: Sequence[Accepted],
+    population: int,
+) -> Input:
+    bound = runtime.config.privacy.accepted_norm(known.layout.size, private.clip_norm)
+    found = finite_norms(stored)
+    bounded = Scaled.within(stored, found, bound)
+    updates = Updates(
+        known.layout,
+        bounded.block(0, len(rows), slice(0, bounded.width)).copy(),
+        [row.index for row in rows],
+        np.array([row.examples for row in rows], np.int64),
+        np.array([row.steps for row in rows], np.int64),
+        {
+            name: np.array([row.reports.get(name, np.nan) for row in rows], np.float64)
+            for name in sorted(known.reports)
+        },
+        [row.group for row in rows] if runtime.config.groups else [],
+        population,
+    )
+    return Input(updates, bounded, found, bound)
+
+
+class Scaled:
+    """Rows times a factor each.
+
+    Args:
+        rows: float32 [n, P].
+        factors: float64 [n].
+    """
+
+    def __init__(self, rows: Rows, factors: np.ndarray) -> None:
+        self.rows, self.factors = rows, toward_zero(factors)
+
+    @classmethod
+    def within(cls, rows: Rows, found: np.ndarray, bound: float) -> Rows:
+        """The rows, those of a larger norm than ``bound`` made shorter.
+
+        Args:
+            rows: float32 [n, P].
+            found: their norms, float64 [n].
+            bound: above 0.
+        """
+        return cls(rows, clip_factors(found, bound)) if (found > bound).any() else rows
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self.rows)
+
+    @property
+    def width(self) -> int:
+        """Values of each row."""
+        return self.rows.width
+
+    def block(self, first: int, last: int, columns: slice) -> np.ndarray:
+        """A copy."""
+        return np.asarray(self.rows.block(first, last, columns) * self.factors[first:last, None], np.float32)
+
+    def pick(self, chosen: Sequence[int]) -> Scaled:
+        """Some of the rows."""
+        picked = Scaled(self.rows.pick(chosen), np.empty(0))
+        picked.factors = self.factors[list(chosen)]
+        return picked
+
+
+def _publish(
+    services: Services, number: int, owner: str, made: Merged, seconds: float, checkpoint: Checkpoint
+) -> int:
+    """Write the version's files, then everything else in one transaction."""
+    runtime, version, ledger = services.runtime, made.before + 1, made.private.ledger
+    key = put_state(services.blobs, version, made.server, made.private.state())
+    checkpoint("state stored")
+    values = put_set(services.blobs, runtime.published(made.server))
+    checkpoint("values stored")
+    statement = runtime.statement(ledger)
+    now = services.clock()
+    with services.database.write() as session:
+        federation = session.get_one(Federation, 1, with_for_update=LOCK)
+        at = session.get_one(Round, number, with_for_update=LOCK)
+        if at.state != "merging" or at.lease_owner != owner or federation.version != made.before:
+            raise LostLease
+        session.add(
+            Version(
+                number=version,
+                round=number,
+                parent=made.before,
+                state_blob=key,
+                values_sha256=values["sha256"],
+                values_bytes=values["bytes"],
+                privacy=statement,
+                created=now,
+            )
+        )
+        if runtime.config.privacy.mechanism != "none":
+            event, _ = ledger.entries[-1]
+            session.add(LedgerEntry(round=number, event=event, epsilon=ledger.epsilon(), created=now))
+        federation.version, federation.clip_norm = version, made.private.clip_norm
+        at.state, at.result, at.summary = "merged", version, made.summary | {"seconds": round(seconds, 3)}
+        at.lease_owner, at.lease_until = None, 0.0
+        session.execute(
+            update(Assignment),
+            [
+                {
+                    "id": row.id,
+                    "state": "merged",
+                    "blob": None,
+                    "weight": float(made.weights[i]),
+                    "score": float(made.scores[i]),
+                    "staleness": int(made.staleness[i]),
+                }
+                for i, row in enumerate(made.rows)
+            ],
+        )
+        taking_part = select(Assignment.device).where(
+            Assignment.round == number, Assignment.state == "merged"
+        )
+        session.execute(
+            update(Device)
+            .where(Device.id.in_(taking_part))
+            .values(last_round=number)
+            .execution_options(synchronize_session=False)
+        )
+        session.flush()
+        checkpoint("in the transaction")
+    checkpoint("published")
+    return version
+
+
+def _fail(services: Services, number: int, owner: str, why: str, state: str = "failed") -> None:
+    """End the round without a version; the federation pauses when it fails again and again."""
+    now = services.clock()
+    with services.database.write() as session:
+        federation = session.get_one(Federation, 1, with_for_update=LOCK)
+        at = session.get_one(Round, number, with_for_update=LOCK)
+        if at.state != "merging" or at.lease_owner != owner:
+            raise LostLease
+        blobs = end_without_merge(session, at, state, why, now)
+        last = session.scalars(
+            select(Round.state).where(Round.number <= number).order_by(Round.number.desc())
+        )
+        if list(last.fetchmany(FAILURES)) == ["failed"] * FAILURES and federation.state == "running":
+            federation.state = "paused"
+            note = f"{FAILURES} rounds in a row failed, the last with: {why}"
+            session.add(AuditEntry(at=now, actor=ITSELF, action="pause", detail={"note": note}))
+    log.error("round %d %s: %s", number, state, why)
+    services.metrics.merges.labels(outcome=state).inc()
+    services.metrics.updates.labels(outcome="discarded").inc(len(blobs))
+    for blob in blobs:
+        services.blobs.delete(blob)

@@ -1,0 +1,238 @@
+"""How rounds open and close: each step is one transaction, which does nothing when another process was quicker."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, func, or_, select, update
+
+from pfl_mobile.errors import PrivacyBudgetError
+from pfl_server.selection import Draw
+from pfl_server.state_file import get_state, put_set
+from pfl_server.storage.models import Assignment, AuditEntry, Device, Federation, Round, Version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.orm import Session
+
+    from pfl_server.services import Services
+
+#: States of a round that is not over.
+ACTIVE = ("open", "closing", "merging")
+#: Who acts in the audit log where nobody does.
+ITSELF = "aggregator"
+#: Seconds after the end of a task in which its round still counts as recent.
+SLACK_S = 3600.0
+#: Keys do not change, so rows that refer to a locked one may still be written (PostgreSQL: FOR NO KEY UPDATE).
+LOCK: dict[str, Any] = {"key_share": True}
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Who a round may have.
+
+    Attributes:
+        selection: the draw, as text; None where devices are taken as they come.
+        target: updates, or answers of drawn devices, that close it.
+        most: devices that may be assigned; None for no limit.
+    """
+
+    selection: str | None
+    target: int
+    most: int | None
+
+
+def open_next(services: Services, owner: str) -> int | None:
+    """Open the next round; None where there is none to open now.
+
+    Args:
+        services: of this process.
+        owner: of the federation's lease.
+
+    Raises:
+        DatabaseError, BlobError, StateError, LedgerError: what is stored cannot be read or written.
+    """
+    runtime, now = services.runtime, services.clock()
+    rounds = runtime.config.rounds
+    with services.database.read() as session:
+        federation = session.get_one(Federation, 1)
+        if federation.state != "running" or _too_early(session, rounds.pause_s, now):
+            return None
+        merged = select(func.count()).where(Round.state == "merged")
+        if rounds.total is not None and int(session.scalar(merged) or 0) >= rounds.total:
+            over: tuple[str, str] | None = ("finished", f"all {rounds.total} rounds are done")
+        else:
+            over = None
+        version = session.get_one(Version, federation.version)
+        population = runtime.population(session)
+        server, noise = get_state(services.blobs, version.state_blob, runtime.table, population)
+        private = runtime.private_rounds(session, noise)
+        try:
+            private.check_budget()
+        except PrivacyBudgetError as error:
+            over = over or ("spent", error.message)
+        opening = None if over else _opening(services, session, federation)
+    if over:
+        _end(services, *over)
+    if opening is None:
+        return None
+    seed = secrets.randbits(63)
+    plan = runtime.plan(server, seed)
+    sets = {name: put_set(services.blobs, v) for name, v in runtime.common_sets(server, plan).items()}
+    with services.database.write() as session:
+        current = session.get_one(Federation, 1, with_for_update=LOCK)
+        if (current.version, current.state, current.lease_owner) != (federation.version, "running", owner):
+            return None
+        number = current.next_round
+        session.add(
+            Round(
+                number=number,
+                state="open",
+                base=version.number,
+                plan=plan.model_dump(mode="json"),
+                seed=seed,
+                sets=sets,
+                clip_norm=private.clip_norm,
+                selection=opening.selection,
+                target=opening.target,
+                minimum=rounds.minimum,
+                most=opening.most,
+                opened=now,
+                deadline=None if rounds.mode == "buffered" else now + rounds.deadline_s,
+                lease_until=0.0,
+                summary={},
+            )
+        )
+        current.next_round = number + 1
+        current.clip_norm = private.clip_norm
+    return number
+
+
+def _too_early(session: Session, pause_s: float, now: float) -> bool:
+    if session.scalar(select(Round.number).where(Round.state.in_(ACTIVE)).limit(1)) is not None:
+        return True
+    last = session.scalar(select(Round.closed).order_by(Round.number.desc()).limit(1))
+    return last is not None and now < last + pause_s
+
+
+def _opening(services: Services, session: Session, federation: Federation) -> Opening | None:
+    """Who the round may have; None where there are too few devices for the sampling that privacy rests on."""
+    config = services.runtime.config
+    rounds, privacy = config.rounds, config.privacy
+    if privacy.sampling == "none" or privacy.mechanism == "none":
+        return Opening(None, rounds.cohort, math.ceil(rounds.cohort * rounds.over_selection))
+    active = int(session.scalar(select(func.count()).where(Device.state == "active")) or 0)
+    if privacy.sampling == "poisson":
+        if active * privacy.sampling_rate < rounds.minimum:
+            return None
+        draw = Draw.poisson(privacy.sampling_rate)
+        drawn = sum(draw.chosen(device, index) for device, index in _devices(session))
+        # With fewer than the minimum it stays open to the deadline, so that small draws do not come in haste.
+        return Opening(draw.text(), max(drawn, rounds.minimum), None)
+    if active < (privacy.population or 0):
+        return None  # a part of fewer devices is a larger part of them than was accounted for
+    draw = Draw.fixed(_devices(session), privacy.cohort, federation.next_index)
+    return Opening(draw.text(), privacy.cohort, None)
+
+
+def _devices(session: Session) -> Iterator[tuple[str, int]]:
+    found = (
+        select(Device.id, Device.index).where(Device.state == "active").execution_options(yield_per=10_000)
+    )
+    return ((device, index) for device, index in session.execute(found))
+
+
+def _end(services: Services, state: str, why: str) -> None:
+    """No more rounds."""
+    with services.database.write() as session:
+        federation = session.get_one(Federation, 1, with_for_update=LOCK)
+        if federation.state == "running":
+            federation.state = state
+            session.add(AuditEntry(at=services.clock(), actor=ITSELF, action=state, detail={"note": why}))
+
+
+# -- closing
+
+
+def close_due(services: Services) -> None:
+    """Close the open rounds that have all they wait for, or whose time is over; abandon those with too few updates."""
+    with services.database.read() as session:
+        numbers = list(session.scalars(select(Round.number).where(Round.state == "open")))
+        due = [n for n in numbers if _due(session, session.get_one(Round, n), services.clock()) is not None]
+    for number in due:
+        with services.database.write() as session:
+            at = session.get_one(Round, number, with_for_update=LOCK)
+            state = _due(session, at, services.clock()) if at.state == "open" else None
+            if state == "closing":
+                at.state, at.closed = "closing", services.clock()
+                if services.runtime.config.rounds.mode == "synchronous":
+                    _expire(session, services.clock(), Assignment.round == number)
+                blobs: list[str] = []
+            elif state == "abandoned":
+                why = f"at its deadline it had fewer than {at.minimum} updates"
+                blobs = end_without_merge(session, at, "abandoned", why, services.clock())
+                services.metrics.merges.labels(outcome="abandoned").inc()
+            else:
+                continue
+        for blob in blobs:
+            services.blobs.delete(blob)
+
+
+def _due(session: Session, at: Round, now: float) -> str | None:
+    """What becomes of an open round now: ``closing``, ``abandoned``, or None, when it stays open."""
+    found = (
+        select(Assignment.state, func.count()).where(Assignment.round == at.number).group_by(Assignment.state)
+    )
+    counts = Counter(dict(session.execute(found).tuples()))
+    accepted, answered = counts["accepted"], counts.total() - counts["assigned"]
+    over = at.deadline is not None and at.deadline <= now
+    if not (over or accepted >= at.target or (at.selection is not None and answered >= at.target)):
+        return None
+    return "closing" if accepted >= at.minimum else "abandoned"
+
+
+def end_without_merge(session: Session, at: Round, state: str, why: str, now: float) -> list[str]:
+    """End a locked round; returns the blobs of its updates, to delete once this is committed."""
+    mine = Assignment.round == at.number
+    blobs = [
+        blob
+        for blob in session.scalars(select(Assignment.blob).where(mine, Assignment.blob.is_not(None)))
+        if blob
+    ]
+    at.state, at.closed, at.error = state, at.closed or now, why
+    at.lease_owner, at.lease_until = None, 0.0
+    _expire(session, now, mine)
+    session.execute(
+        update(Assignment)
+        .where(mine, Assignment.state == "accepted")
+        .values(state="discarded", blob=None)
+        .execution_options(synchronize_session=False)
+    )
+    return blobs
+
+
+def expire_tasks(services: Services) -> None:
+    """End the tasks whose time is over."""
+    now, config = services.clock(), services.runtime.config.rounds
+    since = now - (config.task_s or config.deadline_s) - SLACK_S
+    recent = select(Round.number).where(or_(Round.closed.is_(None), Round.closed > since))
+    late = and_(Assignment.round.in_(recent), Assignment.state == "assigned", Assignment.expires <= now)
+    with services.database.read() as session:
+        if session.scalar(select(Assignment.id).where(late).limit(1)) is None:
+            return
+    with services.database.write() as session:
+        _expire(session, now, late)
+
+
+def _expire(session: Session, now: float, *which: Any) -> None:
+    session.execute(
+        update(Assignment)
+        .where(*which, Assignment.state == "assigned")
+        .values(state="expired", finished=now)
+        .execution_options(synchronize_session=False)
+    )
