@@ -150,7 +150,7 @@ def train(
     settings: dict[str, Any] = {} if data is None else {"data": data}
     wanted = {
         "strategy": strategy,
-        "parameters": _parameters(set_) if set_ else None,
+        "parameters": parameters(set_) if set_ else None,
         "fairness": fairness,
         "groups": None if groups is None else str(groups.expanduser().resolve()),
         "cohort": cohort,
@@ -315,7 +315,8 @@ def _stem(model: str) -> str:
     return Path(source).stem if source.endswith(".py") else source.rpartition(".")[2]
 
 
-def _parameters(given: list[str] | tuple[()]) -> dict[str, Any]:
+def parameters(given: list[str] | tuple[()]) -> dict[str, Any]:
+    """Hyper-parameters given as ``NAME=VALUE``; values are JSON where they can be, else text."""
     found: dict[str, Any] = {}
     for item in given:
         name, equals, text = item.partition("=")

@@ -20,6 +20,8 @@ from pfl_server.refusals import FLUSH_S
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from starlette.types import Lifespan
+
     from pfl_server.services import Services
 
 log = logging.getLogger("pfl_server")
@@ -56,20 +58,26 @@ def create_app(services: Services, *, coordinate: bool = True) -> FastAPI:
             yield
         await run_in_threadpool(services.close)
 
-    app = FastAPI(
-        title="pfl-mobile aggregator",
-        version="1",
-        description=_TEXT,
-        lifespan=lifespan,
-        openapi_tags=_TAGS,
-    )
+    app = _documented(lifespan)
     app.state.services = services
     add_handlers(app)
-    for router in ROUTERS:
-        app.include_router(router)
     # the one added last is outside
     app.add_middleware(Guard, services=services)
     app.add_middleware(Observe, services=services)
+    return app
+
+
+def openapi_document() -> dict[str, Any]:
+    """The OpenAPI document of the aggregator, without a server."""
+    return _documented().openapi()
+
+
+def _documented(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
+    app = FastAPI(
+        title="pfl-mobile aggregator", version="1", description=_TEXT, lifespan=lifespan, openapi_tags=_TAGS
+    )
+    for router in ROUTERS:
+        app.include_router(router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

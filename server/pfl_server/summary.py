@@ -1,0 +1,67 @@
+"""What a server does, in words for who starts it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from pfl_server.storage.database import shown
+from pfl_server.storage.models import Federation, Version
+
+if TYPE_CHECKING:
+    from pfl_mobile.privacy import PrivacyConfig
+    from pfl_server.services import Services
+
+
+def summary(services: Services, url: str) -> dict[str, Any]:
+    """The effective settings by name: what is trained, by which rules, where everything lies, who may do what.
+
+    Args:
+        services: of the server.
+        url: where it answers.
+    """
+    settings, config = services.settings, services.runtime.config
+    admin = services.admin_token is not None
+    with services.database.read() as session:
+        row = session.get_one(Federation, 1)
+        statement = session.get_one(Version, row.version).privacy
+    rounds = config.rounds
+    return {
+        "url": url,
+        "bundle": f"{row.bundle_name} {row.bundle_version} ({row.fingerprint[:12]})",
+        "state": f"{row.state}, model version {row.version}, next round {row.next_round}",
+        "strategy": _named(config.strategy.name, config.strategy.parameters),
+        "merge rule": _named(config.rule.name, config.rule.parameters),
+        "rounds": f"{rounds.mode}, {rounds.total or 'without end'}, cohort {rounds.cohort} (at least {rounds.minimum}), "
+        f"{rounds.deadline_s:g} s",
+        "privacy": _protection(config.privacy, statement),
+        "database": shown(services.database.url),
+        "files": services.blobs.place.partition("?")[0],
+        "processes": settings.processes,
+        "enrolment": "open to any device"
+        if settings.enrolment == "open"
+        else "with a token that an admin issues",
+        "attestation": ", ".join(services.attestation.kinds) if services.attestation else "none",
+        "admin": "token set" if admin else "off: no PFL_ADMIN_TOKEN",
+        "dashboard": settings.access("dashboard", admin=admin),
+        "metrics": settings.access("metrics", admin=admin),
+    }
+
+
+def _protection(privacy: PrivacyConfig, statement: dict[str, Any]) -> str:
+    if privacy.mechanism == "none":
+        return f"no noise; updates are clipped to {privacy.clip_norm:g}"
+    stop = f"at most epsilon {privacy.budget_epsilon:g}" if privacy.budget_epsilon else "no budget"
+    spent = statement.get("epsilon")
+    return "; ".join(
+        (
+            str(statement.get("mechanism", privacy.mechanism)),
+            f"{stop} at delta {privacy.delta:g}, {f'{spent:.3g}' if spent else 'nothing'} spent",
+            f"sampling {privacy.sampling}",
+            f"clip norm {privacy.clip_norm:g}, noise multiplier {privacy.noise_multiplier:.3g}",
+        )
+    )
+
+
+def _named(name: str, values: dict[str, Any]) -> str:
+    return f"{name} {json.dumps(values)}" if values else name
