@@ -7,16 +7,17 @@ assignments.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from pfl_server import credentials
-from pfl_server.problems import Conflict, InvalidRequest, NotFound
+from pfl_server.problems import Conflict, DeviceRevoked, InvalidRequest, NotFound, Problem
+from pfl_server.rounds import ACTIVE, LOCK, end_without_merge
 from pfl_server.state_file import rolled_back_state
 from pfl_server.storage.models import (
     Assignment,
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 
 #: Longest note of an action.
 NOTE_LENGTH = 300
-_UNMERGED = ("open", "closing", "merging")
-#: Keys do not change, so rows that refer to a locked one may still be written (PostgreSQL: FOR NO KEY UPDATE).
-_LOCK: dict[str, Any] = {"key_share": True}
 
 
 @dataclass(frozen=True)
@@ -82,13 +80,14 @@ class Actions:
             Conflict: the round is over, or is being merged.
         """
         with self._writing() as (session, _):
-            found = session.get(Round, number, with_for_update=_LOCK)
+            found = session.get(Round, number, with_for_update=LOCK)
             if found is None:
                 raise _no("round", number)
-            if found.state not in _UNMERGED:
+            if found.state not in ACTIVE:
                 raise Conflict(f"round {number} is {found.state} already", mend="look at the newest round")
-            self._abandon(session, found, f"ended by an admin{_colon(note)}")
+            blobs = self._abandon(session, found, f"ended by an admin{_colon(note)}")
             self._log(session, "abandon-round", round=number, note=note)
+        self._delete(blobs)
 
     def roll_back(self, number: int, note: str = "") -> int:
         """Serve an earlier version's tensors again, as a new version; an open round is abandoned.
@@ -120,10 +119,10 @@ class Actions:
         with self._writing() as (session, federation):
             if _newest(session).number != newest.number:
                 raise Conflict("a new version was made meanwhile", mend="look at it, then roll back again")
-            unmerged = select(Round).where(Round.state.in_(_UNMERGED)).with_for_update(**_LOCK)
+            unmerged = select(Round).where(Round.state.in_(ACTIVE)).with_for_update(**LOCK)
             abandoned = list(session.scalars(unmerged))
-            for found in abandoned:
-                self._abandon(session, found, f"rolled back to version {number}")
+            why = f"rolled back to version {number}"
+            blobs = [blob for found in abandoned for blob in self._abandon(session, found, why)]
             session.add(
                 Version(
                     number=made,
@@ -140,6 +139,7 @@ class Actions:
             federation.version = made
             rounds = [found.number for found in abandoned]
             self._log(session, "roll-back", to=number, version=made, abandoned_rounds=rounds, note=note)
+        self._delete(blobs)
         return made
 
     def revoke(self, device_id: str, note: str = "") -> None:
@@ -151,15 +151,16 @@ class Actions:
         """
         with self._writing() as (session, _):
             unmerged = select(Round.number).where(Round.state.in_(("open", "closing")))
-            numbers = list(session.scalars(unmerged.with_for_update(**_LOCK)))
-            device = session.get(Device, device_id, with_for_update=_LOCK)
+            numbers = list(session.scalars(unmerged.with_for_update(**LOCK)))
+            device = session.get(Device, device_id, with_for_update=LOCK)
             if device is None:
                 raise _no("device", device_id)
             if device.state != "active":
                 raise Conflict(f"the device is {device.state} already", mend="nothing is left to do")
             device.state = "revoked"
-            self._end_tasks(session, Assignment.device == device_id, Assignment.round.in_(numbers))
+            blobs = self._end_tasks(session, device_id, numbers)
             self._log(session, "revoke-device", device=device_id, note=note)
+        self._delete(blobs)
 
     def create_token(
         self,
@@ -212,7 +213,7 @@ class Actions:
             NotFound: there is no such token.
         """
         with self._writing() as (session, _):
-            found = session.get(EnrolmentToken, token_id, with_for_update=_LOCK)
+            found = session.get(EnrolmentToken, token_id, with_for_update=LOCK)
             if found is None:
                 raise _no("token", token_id)
             session.delete(found)
@@ -227,7 +228,7 @@ class Actions:
     def _writing(self) -> Iterator[tuple[Session, Federation]]:
         """A write transaction that holds the federation's row, so that actions come one after another."""
         with self.services.database.write() as session:
-            yield session, session.get_one(Federation, 1, with_for_update=_LOCK)
+            yield session, session.get_one(Federation, 1, with_for_update=LOCK)
 
     def _turn(self, before: str, after: str, action: str, note: str) -> None:
         with self._writing() as (session, federation):
@@ -239,27 +240,33 @@ class Actions:
             federation.state = after
             self._log(session, action, note=note)
 
-    def _abandon(self, session: Session, found: Round, why: str) -> None:
-        """End a locked round without a merge."""
+    def _abandon(self, session: Session, found: Round, why: str) -> list[str]:
+        """End a locked round without a merge; returns the blobs to delete."""
         now = self.services.clock()
         if found.state == "merging" and found.lease_until > now:
             raise Conflict(
-                f"round {found.number} is being merged", mend="wait until it is merged, then roll back if you must"
+                f"round {found.number} is being merged",
+                mend="wait until it is merged, then roll back if you must",
             )
-        found.state, found.closed, found.error = "abandoned", now, why
-        found.lease_owner, found.lease_until = None, 0.0
-        self._end_tasks(session, Assignment.round == found.number)
+        return end_without_merge(session, found, "abandoned", why, now)
 
-    def _end_tasks(self, session: Session, *which: Any) -> None:
-        """Tasks without an answer expire, accepted updates are discarded; the collector removes their blobs."""
-        now = self.services.clock()
-        for state, over in (("assigned", "expired"), ("accepted", "discarded")):
-            session.execute(
-                update(Assignment)
-                .where(*which, Assignment.state == state)
-                .values(state=over, blob=None, finished=func.coalesce(Assignment.finished, now))
-                .execution_options(synchronize_session=False)
-            )
+    def _end_tasks(self, session: Session, device_id: str, rounds: Sequence[int]) -> list[str]:
+        """End what a device does in locked rounds; returns the blobs to delete."""
+        now, blobs = self.services.clock(), []
+        mine = select(Assignment).where(Assignment.device == device_id, Assignment.round.in_(rounds))
+        for task in session.scalars(mine.where(Assignment.state.in_(("assigned", "accepted")))):
+            if task.state == "assigned":
+                task.state, task.finished = "expired", now
+            else:
+                task.state, task.reason = "discarded", DeviceRevoked.code
+                blobs += [task.blob] if task.blob else []
+                task.blob = None
+        return blobs
+
+    def _delete(self, blobs: Sequence[str]) -> None:
+        """Delete what no row names any more; after a crash before it, the collector does."""
+        for blob in blobs:
+            self.services.blobs.delete(blob)
 
     def _log(self, session: Session, action: str, **detail: Any) -> None:
         kept = {name: value for name, value in detail.items() if value not in (None, "", [])}
@@ -270,7 +277,7 @@ def _newest(session: Session) -> Version:
     return session.scalars(select(Version).order_by(Version.number.desc()).limit(1)).one()
 
 
-def _no(kind: str, name: object) -> NotFound:
+def _no(kind: str, name: object) -> Problem:
     return NotFound(f"there is no {kind} {name}", mend=f"list them to see each {kind} there is")
 
 

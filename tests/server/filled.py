@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from pfl_mobile.privacy import AdaptiveClipping, PrivacyConfig
+from pfl_mobile.privacy import PrivacyConfig
 from pfl_mobile.privacy.statement import statement
 from pfl_server.config import EvaluationConfig, FederationConfig, RoundsConfig
 from pfl_server.services import Services
@@ -28,25 +28,28 @@ from pfl_server.storage.models import (
 )
 
 #: Groups by their share of the devices, and how much worse they fare.
-GROUPS = {"english": (0.55, 0.0), "deutsch": (0.25, 0.02), "français": (0.15, 0.035), "føroyskt": (0.05, 0.08)}
+GROUPS = {
+    "english": (0.55, 0.0),
+    "deutsch": (0.25, 0.02),
+    "français": (0.15, 0.035),
+    "føroyskt": (0.05, 0.08),
+}
 COHORT, ROUND_S = 50, 640.0
 _REFUSED = ("update-not-finite", "update-too-large", "wrong-tensors")
 _DECLINED = ("no_examples", "too_slow", "out_of_memory", "diverged")
 
 
 def filled_config(**changes: Any) -> FederationConfig:
-    """Groups and Gaussian noise on Poisson cohorts, with a budget."""
+    """Groups, and noise that assumes nothing about sampling, with a budget."""
     values: dict[str, Any] = {
         "rounds": RoundsConfig(cohort=COHORT, minimum=20, total=100),
         "privacy": PrivacyConfig(
-            mechanism="gaussian",
+            mechanism="matrix",
             clip_norm=1.0,
-            noise_multiplier=0.9,
-            adaptive=AdaptiveClipping(noise_multiplier=2.5),
-            sampling="poisson",
-            population=2000,
+            noise_multiplier=4.0,
             cohort=COHORT,
             rounds=100,
+            min_separation=8,
             delta=1e-6,
             budget_epsilon=8.0,
         ),
@@ -56,7 +59,9 @@ def filled_config(**changes: Any) -> FederationConfig:
     return FederationConfig(**(values | changes))
 
 
-def fill(services: Services, rounds: int = 30, devices: int = 600, *, cohort: int = COHORT, seed: int = 0) -> None:
+def fill(
+    services: Services, rounds: int = 30, devices: int = 600, *, cohort: int = COHORT, seed: int = 0
+) -> None:
     """Write ``rounds`` merged, failed and abandoned rounds, and one that is open.
 
     The state of version 0 stands for the state of every version.
@@ -75,12 +80,19 @@ def fill(services: Services, rounds: int = 30, devices: int = 600, *, cohort: in
         _open_round(session, rng, rounds, version, now, ids, cohort)
         session.flush()
         federation.version, federation.next_round, federation.next_index = version, rounds + 1, devices
-        for code, count in (("rate-limited", 112), ("unauthorized", 9), ("other-bundle", 41), ("enrolment-refused", 3)):
+        for code, count in (
+            ("rate-limited", 112),
+            ("unauthorized", 9),
+            ("other-bundle", 41),
+            ("enrolment-refused", 3),
+        ):
             session.add(Refusal(round=-1, code=code, count=count))
         _tokens(session, now)
 
 
-def _devices(session: Session, rng: random.Random, count: int, start: float, now: float) -> list[tuple[str, str]]:
+def _devices(
+    session: Session, rng: random.Random, count: int, start: float, now: float
+) -> list[tuple[str, str]]:
     rows = []
     for index in range(count):
         state = "active" if rng.random() < 0.93 else rng.choice(["left", "left", "revoked"])
@@ -105,7 +117,14 @@ def _devices(session: Session, rng: random.Random, count: int, start: float, now
 
 
 def _assign(
-    rng: random.Random, number: int, base: int, opened: float, ids: list[tuple[str, str]], accepted: int, *, over: bool
+    rng: random.Random,
+    number: int,
+    base: int,
+    opened: float,
+    ids: list[tuple[str, str]],
+    accepted: int,
+    *,
+    over: bool,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of a round's tasks, and the groups of the devices whose update was accepted."""
     invited = rng.sample(ids, min(len(ids), int(accepted * 1.3) + 4))
@@ -179,7 +198,7 @@ def _round(
             plan={},
             seed=number,
             sets={},
-            clip_norm=1.0 + 0.01 * number,
+            clip_norm=1.0,
             selection=None,
             target=cohort,
             minimum=20,
@@ -211,11 +230,11 @@ def _round(
             state_blob=newest.state_blob,
             values_sha256=newest.values_sha256,
             values_bytes=newest.values_bytes,
-            privacy=statement(config, result, epsilon, "dp-accounting PLD"),
+            privacy=statement(config, result, epsilon, "dp-accounting"),
             created=opened + 602,
         )
     )
-    session.add(LedgerEntry(round=number, event={"kind": "gaussian"}, epsilon=epsilon, created=opened + 602))
+    session.add(LedgerEntry(round=number, event={"kind": "matrix"}, epsilon=epsilon, created=opened + 602))
     _evaluations(session, rng, base, number, groups)
     session.flush()
     return result
@@ -228,7 +247,7 @@ def _evaluations(session: Session, rng: random.Random, version: int, number: int
         for metric, shift in (("top3", 0.0), ("top1", -0.13), ("loss", 0.0)):
             weight = rng.randint(40, 160)
             shared = quality + shift - GROUPS[group][1] + rng.gauss(0, 0.03)
-            own = shared + 0.05 + rng.gauss(0, 0.02)
+            own = shared + 0.05 + rng.gauss(0, 0.05)
             if metric == "loss":
                 shared, own = 4.2 - 3 * shared, 4.2 - 3 * own
             for place in ("", group):
@@ -321,7 +340,7 @@ def _open_round(
             plan={},
             seed=number,
             sets={},
-            clip_norm=1.3,
+            clip_norm=1.0,
             selection=None,
             target=cohort,
             minimum=20,

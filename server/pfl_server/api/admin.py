@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -20,7 +18,7 @@ from pfl_server.dashboard.budget import budget_of
 from pfl_server.dashboard.status import status as status_of
 from pfl_server.problems import AdminDisabled, AdminRequired, Conflict, NotFound, Problem
 from pfl_server.services import Services, services
-from pfl_server.storage.models import Round, Version
+from pfl_server.storage.models import Version
 
 
 def _problems(*kinds: type[Problem], body: bool = False) -> dict[int | str, dict[str, Any]]:
@@ -45,14 +43,14 @@ def get_status(on: On, _: Actor) -> bodies.StatusBody:
         found = status_of(session, config_of(on), now)
         devices = queries.devices(session, now)
     return bodies.StatusBody(
-        state=found.federation.state,
+        state=cast(bodies.State, found.federation.state),
         summary=found.sentence,
         version=found.federation.version,
-        round=None if found.round is None else _round(found.round, found.funnel.states),
-        devices=_devices(devices),
+        round=None if found.round is None else bodies.RoundBody.of(found.round, found.funnel.states),
+        devices=bodies.DevicesBody.of(devices),
         spent=found.budget.spent,
         budget=found.budget.budget,
-        problems=_reasons([*found.problems, *found.outside]),
+        problems=bodies.reasons([*found.problems, *found.outside]),
     )
 
 
@@ -63,7 +61,7 @@ def get_rounds(on: On, _: Actor, before: Before = None, limit: Limit = queries.P
         rows = queries.rounds(session, before, limit + 1)
     page = rows[:limit]
     return bodies.RoundsPage(
-        rounds=tuple(_round(row.round, row.funnel.states) for row in page),
+        rounds=tuple(bodies.RoundBody.of(row.round, row.funnel.states) for row in page),
         next=page[-1].round.number if len(rows) > limit else None,
     )
 
@@ -79,24 +77,18 @@ def get_round(on: On, _: Actor, number: Number) -> bodies.RoundDetail:
         problems = queries.refusals_of(session, number)
     few = funnel.merged < config_of(on).evaluation.min_devices
     return bodies.RoundDetail(
-        **_round(found, funnel.states).model_dump(),
-        funnel=bodies.FunnelBody(
-            invited=funnel.invited,
-            downloaded=funnel.downloaded,
-            uploaded=funnel.uploaded,
-            merged=funnel.merged,
-            working=funnel.working,
-            expired=funnel.states["expired"],
-            discarded=funnel.states["discarded"],
-            refused=_reasons(funnel.refused),
-            declined=_reasons(funnel.declined),
-        ),
-        problems=_reasons(problems),
+        **bodies.RoundBody.of(found, funnel.states).model_dump(),
+        funnel=bodies.FunnelBody.of(funnel),
+        problems=bodies.reasons(problems),
         summary={} if few else found.summary,
     )
 
 
-@router.post("/rounds/{number}/abandon", summary="End a round without a merge", responses=_problems(NotFound, Conflict, body=True))
+@router.post(
+    "/rounds/{number}/abandon",
+    summary="End a round without a merge",
+    responses=_problems(NotFound, Conflict, body=True),
+)
 def abandon_round(on: On, actor: Actor, number: Number, body: bodies.NoteBody) -> bodies.Done:
     """Its updates are thrown away and its tasks are over; nothing is published, so it costs no privacy."""
     Actions(on, actor).abandon(number, body.note)
@@ -111,7 +103,7 @@ def get_versions(on: On, _: Actor, before: Before = None, limit: Limit = queries
         served = queries.federation(session).version
     page = rows[:limit]
     return bodies.VersionsPage(
-        versions=tuple(_version(row, served) for row in page),
+        versions=tuple(bodies.VersionBody.of(row, served) for row in page),
         next=page[-1].number if len(rows) > limit else None,
     )
 
@@ -120,7 +112,9 @@ def get_versions(on: On, _: Actor, before: Before = None, limit: Limit = queries
 def get_version(on: On, _: Actor, number: Number) -> bodies.VersionBody:
     """The version with its privacy statement."""
     with on.database.read() as session:
-        return _version(_found(queries.version(session, number), number), queries.federation(session).version)
+        return bodies.VersionBody.of(
+            _found(queries.version(session, number), number), queries.federation(session).version
+        )
 
 
 @router.get(
@@ -147,7 +141,7 @@ def get_tensors(on: On, _: Actor, request: Request, number: Number) -> Response:
 def get_devices(on: On, _: Actor) -> bodies.DevicesBody:
     """Devices by state, and those heard of lately. There is no list of devices: nobody needs to browse them."""
     with on.database.read() as session:
-        return _devices(queries.devices(session, on.clock()))
+        return bodies.DevicesBody.of(queries.devices(session, on.clock()))
 
 
 @router.get("/devices/{device_id}", summary="One device", responses=_problems(NotFound))
@@ -157,19 +151,14 @@ def get_device(on: On, _: Actor, device_id: HexId) -> bodies.DeviceBody:
         found = queries.device(session, device_id)
     if found is None:
         raise NotFound(f"there is no device {device_id}", mend="compare the id with the one the device shows")
-    return bodies.DeviceBody(
-        id=found.id,
-        state=found.state,
-        group=found.group,
-        facts=found.facts,
-        attestation=found.attestation,
-        enrolled=found.enrolled,
-        seen=found.seen,
-        last_round=found.last_round,
-    )
+    return bodies.DeviceBody.of(found)
 
 
-@router.post("/devices/{device_id}/revoke", summary="End a device's part", responses=_problems(NotFound, Conflict, body=True))
+@router.post(
+    "/devices/{device_id}/revoke",
+    summary="End a device's part",
+    responses=_problems(NotFound, Conflict, body=True),
+)
 def revoke_device(on: On, actor: Actor, device_id: HexId, body: bodies.NoteBody) -> bodies.Done:
     """Its credential is refused from now on, and its update that is not merged yet is thrown away."""
     Actions(on, actor).revoke(device_id, body.note)
@@ -215,14 +204,17 @@ def delete_token(on: On, actor: Actor, token_id: HexId) -> None:
 def get_audit(
     on: On,
     _: Actor,
-    before: Annotated[int | None, Query(ge=0, le=2**53 - 1, description="Only smaller ids; from `next`.")] = None,
+    before: Annotated[
+        int | None, Query(ge=0, le=2**53 - 1, description="Only smaller ids; from `next`.")
+    ] = None,
     limit: Limit = queries.PAGE,
 ) -> bodies.AuditPage:
     """Who did what and when, also through the dashboard."""
     with on.database.read() as session:
         rows = queries.audit(session, before, limit + 1)
     page = tuple(
-        bodies.AuditBody(id=e.id, at=e.at, actor=e.actor, action=e.action, detail=e.detail) for e in rows[:limit]
+        bodies.AuditBody(id=e.id, at=e.at, actor=e.actor, action=e.action, detail=e.detail)
+        for e in rows[:limit]
     )
     return bodies.AuditPage(entries=page, next=page[-1].id if len(rows) > limit else None)
 
@@ -234,7 +226,8 @@ def get_privacy(on: On, _: Actor, before: Before = None, limit: Limit = queries.
         budget = budget_of(queries.newest_version(session), config_of(on))
         rows = queries.ledger(session, before, limit + 1)
     page = tuple(
-        bodies.LedgerBody(round=e.round, epsilon=e.epsilon, event=e.event, created=e.created) for e in rows[:limit]
+        bodies.LedgerBody(round=e.round, epsilon=e.epsilon, event=e.event, created=e.created)
+        for e in rows[:limit]
     )
     return bodies.PrivacyBody(
         spent=budget.spent,
@@ -261,7 +254,9 @@ def resume(on: On, actor: Actor, body: bodies.NoteBody) -> bodies.Done:
     return _done(on)
 
 
-@router.post("/rollback", summary="Serve an earlier version again", responses=_problems(NotFound, Conflict, body=True))
+@router.post(
+    "/rollback", summary="Serve an earlier version again", responses=_problems(NotFound, Conflict, body=True)
+)
 def roll_back(on: On, actor: Actor, body: bodies.RollbackRequest) -> bodies.RolledBack:
     """Makes a new version with the tensors of an earlier one; an open round is abandoned.
 
@@ -300,55 +295,10 @@ def tensors_response(on: Services, version: Version, if_none_match: str | None) 
 
 def _done(on: Services) -> bodies.Done:
     with on.database.read() as session:
-        return bodies.Done(state=queries.federation(session).state)
+        return bodies.Done(state=cast(bodies.State, queries.federation(session).state))
 
 
 def _found(version: Version | None, number: int) -> Version:
     if version is None:
         raise NotFound(f"there is no version {number}", mend="GET /v1/admin/versions lists them")
     return version
-
-
-def _reasons(found: Sequence[queries.Reason]) -> tuple[bodies.ReasonCount, ...]:
-    return tuple(bodies.ReasonCount(code=r.code, count=r.count) for r in found)
-
-
-def _round(found: Round, states: Counter[str]) -> bodies.RoundBody:
-    return bodies.RoundBody(
-        number=found.number,
-        state=found.state,
-        base=found.base,
-        result=found.result,
-        opened=found.opened,
-        deadline=found.deadline,
-        closed=found.closed,
-        target=found.target,
-        minimum=found.minimum,
-        clip_norm=found.clip_norm,
-        states=dict(states),
-        error=found.error,
-    )
-
-
-def _version(found: Version, served: int) -> bodies.VersionBody:
-    return bodies.VersionBody(
-        number=found.number,
-        round=found.round,
-        parent=found.parent,
-        sha256=found.values_sha256,
-        bytes=found.values_bytes,
-        privacy=found.privacy,
-        created=found.created,
-        note=found.note,
-        served=found.number == served,
-    )
-
-
-def _devices(found: queries.Devices) -> bodies.DevicesBody:
-    return bodies.DevicesBody(
-        total=found.total,
-        states=dict(found.states),
-        seen_last_hour=found.hour,
-        seen_last_day=found.day,
-        seen_last_30_days=found.month,
-    )

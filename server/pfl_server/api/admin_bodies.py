@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field
 
 from pfl_mobile.protocol.bodies import Body, Count, Hex64, Id
 from pfl_server.actions import NOTE_LENGTH
+from pfl_server.dashboard.queries import Devices, Funnel, Reason
+from pfl_server.storage.models import Device, Round, Version
 
 Note = Annotated[str, Field(max_length=NOTE_LENGTH, description="Why; kept in the audit log.")]
 State = Literal["running", "paused", "finished", "spent"]
+DeviceState = Literal["active", "revoked", "left"]
 RoundState = Literal["open", "closing", "merging", "merged", "failed", "abandoned"]
-Next = Annotated[Count | None, Field(description="Give it as `before` for the next page; null: this is the last.")]
+Next = Annotated[
+    Count | None, Field(description="Give it as `before` for the next page; null: this is the last.")
+]
 
 
 class NoteBody(Body):
@@ -28,6 +34,11 @@ class ReasonCount(Body):
     count: Count
 
 
+def reasons(found: Sequence[Reason]) -> tuple[ReasonCount, ...]:
+    """Counts by reason."""
+    return tuple(ReasonCount(code=r.code, count=r.count) for r in found)
+
+
 class FunnelBody(Body):
     """What came of the devices of a round."""
 
@@ -40,6 +51,21 @@ class FunnelBody(Body):
     discarded: Count = Field(description="Accepted updates that were thrown away with their round.")
     refused: tuple[ReasonCount, ...]
     declined: tuple[ReasonCount, ...]
+
+    @classmethod
+    def of(cls, found: Funnel) -> Self:
+        """From what was counted."""
+        return cls(
+            invited=found.invited,
+            downloaded=found.downloaded,
+            uploaded=found.uploaded,
+            merged=found.merged,
+            working=found.working,
+            expired=found.states["expired"],
+            discarded=found.states["discarded"],
+            refused=reasons(found.refused),
+            declined=reasons(found.declined),
+        )
 
 
 class RoundBody(Body):
@@ -58,6 +84,24 @@ class RoundBody(Body):
     states: dict[str, Count] = Field(description="Number of devices by state of their task.")
     error: str | None = Field(description="Why it failed or was abandoned.")
 
+    @classmethod
+    def of(cls, found: Round, states: Mapping[str, int]) -> RoundBody:
+        """From its row and the number of tasks by state."""
+        return RoundBody(
+            number=found.number,
+            state=cast(RoundState, found.state),
+            base=found.base,
+            result=found.result,
+            opened=found.opened,
+            deadline=found.deadline,
+            closed=found.closed,
+            target=found.target,
+            minimum=found.minimum,
+            clip_norm=found.clip_norm,
+            states=dict(states),
+            error=found.error,
+        )
+
 
 class RoundsPage(Body):
     """Rounds, newest first."""
@@ -71,7 +115,9 @@ class RoundDetail(RoundBody):
 
     funnel: FunnelBody
     problems: tuple[ReasonCount, ...] = Field(description="Problems answered in this round, by code.")
-    summary: dict[str, Any] = Field(description="Numbers of the merge; empty over fewer devices than are shown.")
+    summary: dict[str, Any] = Field(
+        description="Numbers of the merge; empty over fewer devices than are shown."
+    )
 
 
 class VersionBody(Body):
@@ -86,6 +132,21 @@ class VersionBody(Body):
     created: float
     note: str
     served: bool = Field(description="Whether devices get it now.")
+
+    @classmethod
+    def of(cls, found: Version, served: int) -> Self:
+        """From its row and the number of the served version."""
+        return cls(
+            number=found.number,
+            round=found.round,
+            parent=found.parent,
+            sha256=found.values_sha256,
+            bytes=found.values_bytes,
+            privacy=found.privacy,
+            created=found.created,
+            note=found.note,
+            served=found.number == served,
+        )
 
 
 class VersionsPage(Body):
@@ -104,18 +165,43 @@ class DevicesBody(Body):
     seen_last_day: Count
     seen_last_30_days: Count
 
+    @classmethod
+    def of(cls, found: Devices) -> Self:
+        """From what was counted."""
+        return cls(
+            total=found.total,
+            states=dict(found.states),
+            seen_last_hour=found.hour,
+            seen_last_day=found.day,
+            seen_last_30_days=found.month,
+        )
+
 
 class DeviceBody(Body):
     """One device. Nothing says whose it is."""
 
     id: Id
-    state: Literal["active", "revoked", "left"]
+    state: DeviceState
     group: str
     facts: dict[str, Any]
     attestation: str
     enrolled: float
     seen: float
-    last_round: int = Field(description="Round it was last assigned to; -1: none.")
+    last_round: int = Field(description="Round that it was last merged in; -1: none.")
+
+    @classmethod
+    def of(cls, found: Device) -> Self:
+        """From its row."""
+        return cls(
+            id=found.id,
+            state=cast(DeviceState, found.state),
+            group=found.group,
+            facts=found.facts,
+            attestation=found.attestation,
+            enrolled=found.enrolled,
+            seen=found.seen,
+            last_round=found.last_round,
+        )
 
 
 class TokenRequest(Body):
@@ -123,11 +209,15 @@ class TokenRequest(Body):
 
     note: Annotated[str, Field(max_length=200, description="What it is for.")] = ""
     group: Annotated[str, Field(max_length=100, description="Group of the devices that use it.")] = ""
-    uses: Annotated[int, Field(ge=1, le=2**31 - 1, description="Devices that may use it; null: any number.")] | None = (
-        None
-    )
+    uses: (
+        Annotated[int, Field(ge=1, le=2**31 - 1, description="Devices that may use it; null: any number.")]
+        | None
+    ) = None
     valid_s: (
-        Annotated[float, Field(gt=0, le=3.2e9, allow_inf_nan=False, description="Seconds; null: until deleted.")] | None
+        Annotated[
+            float, Field(gt=0, le=3.2e9, allow_inf_nan=False, description="Seconds; null: until deleted.")
+        ]
+        | None
     ) = None
 
 
@@ -153,7 +243,9 @@ class TokensPage(Body):
     """Enrolment tokens, newest first."""
 
     tokens: tuple[TokenBody, ...]
-    next_offset: Count | None = Field(description="Give it as `offset` for the next page; null: this is the last.")
+    next_offset: Count | None = Field(
+        description="Give it as `offset` for the next page; null: this is the last."
+    )
 
 
 class AuditBody(Body):
@@ -204,7 +296,9 @@ class StatusBody(Body):
     devices: DevicesBody
     spent: float | None
     budget: float | None
-    problems: tuple[ReasonCount, ...] = Field(description="Problems answered in the last 50 rounds and outside rounds.")
+    problems: tuple[ReasonCount, ...] = Field(
+        description="Problems answered in the last 50 rounds and outside rounds."
+    )
 
 
 class RollbackRequest(Body):

@@ -72,7 +72,9 @@ def gate(request: Request, on: On) -> Gate:
         NotFound: the dashboard is switched off.
     """
     if _access(on) == "off":
-        raise NotFound("The dashboard is switched off.", mend="Start the server with an admin token to see it.")
+        raise NotFound(
+            "The dashboard is switched off.", mend="Start the server with an admin token to see it."
+        )
     found: Gate | None = getattr(request.app.state, "dashboard_gate", None)
     if found is None:
         found = request.app.state.dashboard_gate = Gate(on)
@@ -103,7 +105,7 @@ def viewer(request: Request, on: On, found: Gated) -> View:
     return View(signed is not None, found.sessions is not None, signed.csrf if signed else "")
 
 
-def admin_viewer(request: Request, seen: Annotated[View, Depends(viewer)]) -> View:
+def admin_viewer(seen: Annotated[View, Depends(viewer)]) -> View:
     """Dependency of pages for admins.
 
     Raises:
@@ -119,7 +121,9 @@ def admin_viewer(request: Request, seen: Annotated[View, Depends(viewer)]) -> Vi
     )
 
 
-def acting(request: Request, seen: Annotated[View, Depends(admin_viewer)], csrf: Annotated[str, Form()] = "") -> View:
+def acting(
+    request: Request, seen: Annotated[View, Depends(admin_viewer)], csrf: Annotated[str, Form()] = ""
+) -> View:
     """Dependency of actions: an admin who sent the form of a page made for this session.
 
     Raises:
@@ -127,7 +131,9 @@ def acting(request: Request, seen: Annotated[View, Depends(admin_viewer)], csrf:
     """
     refuse_foreign(request)
     if not credentials.same(csrf, seen.csrf):
-        raise AdminRequired("The form does not belong to your session.", mend="Open the page again and repeat.")
+        raise AdminRequired(
+            "The form does not belong to your session.", mend="Open the page again and repeat."
+        )
     return seen
 
 
@@ -237,7 +243,9 @@ class HtmlRoute(APIRoute):
 def problem_page(request: Request, problem: Problem) -> Response:
     """A problem as a page; it is counted as in the API."""
     request.app.state.services.refusals.count(problem.code)
-    made = page("problem.html", problem.status, viewer=View(False, False), path=request.url.path, problem=problem)
+    made = page(
+        "problem.html", problem.status, viewer=View(False, False), path=request.url.path, problem=problem
+    )
     made.headers.update(problem.headers)
     return made
 

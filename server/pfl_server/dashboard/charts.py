@@ -151,9 +151,9 @@ def _draw(
     out.append(_segment("axis", _LEFT, bottom, width - _RIGHT, bottom))
     out.append(_text((_LEFT + width - _RIGHT) / 2, height - 6, x_label, "middle", "label"))
     out.append(
-        Markup('<text class="label" text-anchor="middle" transform="translate(13 {:.1f}) rotate(-90)">{}</text>').format(
-            (_TOP + bottom) / 2, y_label
-        )
+        Markup(
+            '<text class="label" text-anchor="middle" transform="translate(13 {:.1f}) rotate(-90)">{}</text>'
+        ).format((_TOP + bottom) / 2, y_label)
     )
     for mark in marks:
         if frame[0] <= mark.x <= frame[1]:
@@ -221,7 +221,9 @@ def bar(parts: Sequence[Part], whole: float, label: str) -> Markup:
     for part in parts:
         wide = min(part.value / whole, 1 - done) if whole > 0 else 0.0
         if wide > 0:
-            rect = Markup('<rect class="{}" x="{:.3f}%" width="{:.3f}%" height="100%"><title>{}</title></rect>')
+            rect = Markup(
+                '<rect class="{}" x="{:.3f}%" width="{:.3f}%" height="100%"><title>{}</title></rect>'
+            )
             out.append(rect.format(part.kind, 100 * done, 100 * wide, part.title))
             done += wide
     out.append(Markup("</svg>"))

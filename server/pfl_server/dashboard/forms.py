@@ -49,7 +49,9 @@ def sign_in(
     refuse_foreign(request)
     form = found.sessions.read("form", request.cookies.get(FORM_COOKIE))
     if form is None or not credentials.same(csrf, form.csrf):
-        raise AdminRequired("The sign-in form is too old.", mend="Open it again; your browser must allow cookies.")
+        raise AdminRequired(
+            "The sign-in form is too old.", mend="Open it again; your browser must allow cookies."
+        )
     wait = found.attempts.take(network(request.client.host if request.client else None), on.clock())
     wait = wait or found.attempts_of_all.take("", on.clock())
     if wait:

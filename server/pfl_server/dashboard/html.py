@@ -54,11 +54,25 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("count", "many", "share", "duration", "moment", "iso", "size", "figure", "metric_name", "reason"):
+    for name in (
+        "count",
+        "many",
+        "share",
+        "duration",
+        "moment",
+        "iso",
+        "size",
+        "figure",
+        "metric_name",
+        "reason",
+    ):
         made.filters[name] = getattr(words, name)
-    made.filters["epsilon"] = words.epsilon
+    made.filters.update(epsilon=words.epsilon, left=words.epsilon_left, power=words.power)
     made.globals.update(
-        static=_address, round_states=words.ROUND_STATES, device_states=words.DEVICE_STATES, actions=words.ACTIONS
+        static=_address,
+        round_states=words.ROUND_STATES,
+        device_states=words.DEVICE_STATES,
+        actions=words.ACTIONS,
     )
     return made
 

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from pfl_mobile.local.plan import LOWER_IS_BETTER
 from pfl_mobile.results import is_recall
+from pfl_server.rounds import ACTIVE
 from pfl_server.storage.models import EvaluationSum, Round
 
 #: Versions that a chart goes back.
@@ -123,9 +124,7 @@ def history(
         return None
     metrics = _metrics(session, newest)
     chosen = metric if metric in metrics else metrics[0]
-    counting = session.scalar(
-        select(func.min(Round.base)).where(Round.state.in_(("open", "closing", "merging")))
-    )
+    counting = session.scalar(select(func.min(Round.base)).where(Round.state.in_(ACTIVE)))
     lower = chosen in LOWER_IS_BETTER
     rows = session.scalars(
         select(EvaluationSum).where(

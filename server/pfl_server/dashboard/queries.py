@@ -121,7 +121,9 @@ def round_of(session: Session, number: int) -> Round | None:
 
 def funnel(session: Session, number: int) -> Funnel:
     """What came of one round's devices, with reasons."""
-    arrived = case((Assignment.downloaded.is_not(None) | Assignment.state.in_((*_TAKEN, "refused")), 1), else_=0)
+    arrived = case(
+        (Assignment.downloaded.is_not(None) | Assignment.state.in_((*_TAKEN, "refused")), 1), else_=0
+    )
     rows = session.execute(
         select(Assignment.state, Assignment.reason, func.count(), func.sum(arrived))
         .where(Assignment.round == number)
@@ -164,8 +166,9 @@ def rounds(session: Session, before: int | None = None, limit: int = PAGE) -> li
 
 def devices(session: Session, now: float) -> Devices:
     """Devices by state, and those heard of in the last hour, day and 30 days."""
-    states = session.execute(select(Device.state, func.count()).group_by(Device.state))
-    found = Counter({state: count for state, count in states})
+    found: Counter[str] = Counter()
+    for state, count in session.execute(select(Device.state, func.count()).group_by(Device.state)):
+        found[state] = count
 
     def since(seconds: float) -> int:
         return session.scalar(select(func.count()).where(Device.seen >= now - seconds)) or 0
@@ -249,6 +252,6 @@ def refusals_of(session: Session, number: int) -> list[Reason]:
     return sorted((Reason(code, n) for code, n in rows), key=lambda r: (-r.count, r.code or ""))
 
 
-def _rounds() -> Select[tuple[Round]]:
+def _rounds() -> Select[Round]:
     """Rounds without their long columns."""
     return select(Round).options(defer(Round.plan), defer(Round.sets))

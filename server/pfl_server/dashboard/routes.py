@@ -13,6 +13,7 @@ from pfl_server.dashboard.access import AdminViewer, Gated, HtmlRoute, On, Viewe
 from pfl_server.dashboard.html import static_file
 from pfl_server.dashboard.status import status
 from pfl_server.problems import NotFound
+from pfl_server.rounds import ACTIVE
 
 router = APIRouter(route_class=HtmlRoute, include_in_schema=False)
 
@@ -47,9 +48,9 @@ def _live(on: On, metric: str | None) -> dict[str, object]:
         "seen": seen,
         "devices": devices,
         "device_rows": views.device_rows(devices),
-        "funnel": views.funnel_rows(found.funnel),
+        "funnel": views.funnel_rows(found.funnel, over=found.over),
         "lost_rows": views.lost_rows(found.funnel),
-        "last_funnel": views.funnel_rows(seen.last.funnel) if seen.last else [],
+        "last_funnel": views.funnel_rows(seen.last.funnel, over=True) if seen.last else [],
         "last_lost": views.lost_rows(seen.last.funnel) if seen.last else [],
         "problems": views.problem_rows(found.problems),
         "outside": views.problem_rows(found.outside),
@@ -65,7 +66,9 @@ def rounds(request: Request, on: On, viewer: Viewer, before: Before = None) -> R
     with on.database.read() as session:
         rows = queries.rounds(session, before, queries.PAGE + 1)
     more = rows[queries.PAGE - 1].round.number if len(rows) > queries.PAGE else None
-    return answer(request, viewer, "rounds.html", now=on.clock(), rows=rows[: queries.PAGE], next=more, before=before)
+    return answer(
+        request, viewer, "rounds.html", now=on.clock(), rows=rows[: queries.PAGE], next=more, before=before
+    )
 
 
 @router.get("/rounds/{number}")
@@ -84,8 +87,9 @@ def one_round(request: Request, on: On, viewer: Viewer, number: int) -> Response
         "round.html",
         now=on.clock(),
         round=found,
+        over=found.state not in ACTIVE,
         funnel=funnel,
-        rows=views.funnel_rows(funnel),
+        rows=views.funnel_rows(funnel, over=found.state not in ACTIVE),
         lost_rows=views.lost_rows(funnel),
         problems=views.problem_rows(problems),
         summary=found.summary if funnel.merged >= min_devices else {},
@@ -100,7 +104,9 @@ def versions(request: Request, on: On, viewer: Viewer, before: Before = None) ->
         rows = queries.versions(session, before, queries.PAGE + 1)
         served = queries.federation(session).version
     more = rows[queries.PAGE - 1].number if len(rows) > queries.PAGE else None
-    kept = {row.number for row in rows[: queries.PAGE] if on.blobs.size(f"sets/{row.values_sha256}") is not None}
+    kept = {
+        row.number for row in rows[: queries.PAGE] if on.blobs.size(f"sets/{row.values_sha256}") is not None
+    }
     return answer(
         request,
         viewer,
@@ -115,7 +121,7 @@ def versions(request: Request, on: On, viewer: Viewer, before: Before = None) ->
 
 
 @router.get("/versions/{number}/tensors")
-def tensors(on: On, viewer: AdminViewer, number: int) -> Response:
+def tensors(on: On, _: AdminViewer, number: int) -> Response:
     """Download the shared values of a version."""
     with on.database.read() as session:
         found = queries.version(session, number) if 0 <= number < 2**31 else None
@@ -133,8 +139,10 @@ def ask_roll_back(request: Request, on: On, viewer: AdminViewer, number: int) ->
         newest = queries.newest_round(session)
     if found is None:
         raise NotFound(f"There is no version {number}.", mend="The list of versions has all there are.")
-    unmerged = newest if newest and newest.state in ("open", "closing", "merging") else None
-    return answer(request, viewer, "roll_back.html", now=on.clock(), version=found, served=served, round=unmerged)
+    unmerged = newest if newest and newest.state in ACTIVE else None
+    return answer(
+        request, viewer, "roll_back.html", now=on.clock(), version=found, served=served, round=unmerged
+    )
 
 
 @router.get("/privacy")
@@ -199,13 +207,18 @@ def tokens(
 
 @router.get("/audit")
 def audit(
-    request: Request, on: On, viewer: AdminViewer, before: Annotated[int | None, Query(ge=0, le=2**53 - 1)] = None
+    request: Request,
+    on: On,
+    viewer: AdminViewer,
+    before: Annotated[int | None, Query(ge=0, le=2**53 - 1)] = None,
 ) -> Response:
     """What admins did."""
     with on.database.read() as session:
         rows = queries.audit(session, before, queries.PAGE + 1)
     more = rows[queries.PAGE - 1].id if len(rows) > queries.PAGE else None
-    return answer(request, viewer, "audit.html", now=on.clock(), rows=rows[: queries.PAGE], next=more, before=before)
+    return answer(
+        request, viewer, "audit.html", now=on.clock(), rows=rows[: queries.PAGE], next=more, before=before
+    )
 
 
 @router.get("/sign-in")

@@ -12,6 +12,7 @@ from pfl_server.dashboard import queries
 from pfl_server.dashboard.budget import Budget, budget_of
 from pfl_server.dashboard.queries import Funnel, Reason
 from pfl_server.dashboard.words import count, duration, epsilon, many
+from pfl_server.rounds import ACTIVE
 from pfl_server.storage.models import Federation, Round, Version
 
 #: Rounds that the overview counts problems over.
@@ -44,6 +45,11 @@ class Status:
     outside: Sequence[Reason]
     sentence: str
 
+    @property
+    def over(self) -> bool:
+        """Whether no round is open or being merged."""
+        return self.round is None or self.round.state not in ACTIVE
+
 
 def status(session: Session, config: FederationConfig, now: float) -> Status:
     """Read the state of the federation.
@@ -68,13 +74,12 @@ def status(session: Session, config: FederationConfig, now: float) -> Status:
         budget,
         queries.refusals(session, max(0, number - PROBLEM_ROUNDS + 1)),
         queries.refusals_outside(session),
-        sentence(federation, config, newest_round, funnel, budget, now),
+        sentence(federation, newest_round, funnel, budget, now),
     )
 
 
 def sentence(
     federation: Federation,
-    config: FederationConfig,
     newest: Round | None,
     funnel: Funnel,
     budget: Budget,
@@ -89,18 +94,20 @@ def sentence(
             f"Stopped: one more round would exceed the privacy budget{limit}. "
             f"Model version {federation.version} is served."
         )
-    now_doing = _round_sentence(config, newest, funnel, now)
+    now_doing = _round_sentence(newest, funnel, now)
     if federation.state == "paused":
         return f"Paused: devices get no new tasks until an admin resumes. {now_doing}"
     return now_doing
 
 
-def _round_sentence(config: FederationConfig, newest: Round | None, funnel: Funnel, now: float) -> str:
+def _round_sentence(newest: Round | None, funnel: Funnel, now: float) -> str:
     if newest is None:
         return "No round has begun yet."
     name = f"Round {newest.number}"
     if newest.state == "open":
         here = f"{count(funnel.uploaded)} of {many(newest.target, 'update')}"
+        if newest.selection is not None:  # a draw: it waits for the devices that were drawn
+            here = f"{many(funnel.uploaded, 'update')} from {many(newest.target, 'drawn device')}"
         if newest.deadline is None:
             return f"{name} is open: {here}, no deadline."
         if newest.deadline <= now:
@@ -114,6 +121,4 @@ def _round_sentence(config: FederationConfig, newest: Round | None, funnel: Funn
         "failed": f"failed{ago}",
         "abandoned": f"was abandoned{ago}",
     }[newest.state]
-    total = config.rounds.total
-    last = total is not None and newest.number + 1 >= total
-    return f"{name} {ended}; " + ("it was the last." if last else "the next begins soon.")
+    return f"{name} {ended}; the next has not begun yet."

@@ -9,8 +9,9 @@ from functools import partial
 from markupsafe import Markup
 from sqlalchemy.orm import Session
 
+from pfl_mobile.results import is_recall
 from pfl_server.config import FederationConfig
-from pfl_server.dashboard import queries, quality
+from pfl_server.dashboard import quality, queries
 from pfl_server.dashboard.budget import Budget
 from pfl_server.dashboard.charts import Level, Line, Mark, Part, Point, bar, legend, line_chart
 from pfl_server.dashboard.quality import Figure, History
@@ -52,20 +53,32 @@ class Chart:
     rows: Sequence[Sequence[str]] = ()
 
 
-def funnel_rows(funnel: Funnel) -> list[Row]:
-    """The steps that a round's devices take, each as a part of those invited."""
+def funnel_rows(funnel: Funnel, *, over: bool) -> list[Row]:
+    """The steps that a round's devices take, each as a part of those invited.
+
+    Args:
+        funnel: of the round.
+        over: whether the round has ended.
+    """
+    merged = "are part of the new model version" if over else "comes when the round closes"
     steps = (
         ("Invited", funnel.invited, "devices that got a task", "soft"),
         ("Downloaded", funnel.downloaded, "fetched the model", "soft"),
         ("Uploaded", funnel.uploaded, "trained and sent an update that was accepted", "main"),
-        ("Merged", funnel.merged, "are part of the new model version", "good"),
+        ("Merged", funnel.merged, merged, "good"),
     )
     return [
         Row(
             name,
             count(number),
-            f"{note}{_of(number, funnel.invited) if name != 'Invited' else ''}",
-            bar([Part(number, kind, f"{name}: {number}")], funnel.invited, f"{name}: {number} of {funnel.invited}"),
+            note
+            if name == "Invited" or (name == "Merged" and not over)
+            else _of(number, funnel.invited) + note,
+            bar(
+                [Part(number, kind, f"{name}: {number}")],
+                funnel.invited,
+                f"{name}: {number} of {funnel.invited}",
+            ),
         )
         for name, number, note, kind in steps
     ]
@@ -78,7 +91,11 @@ def lost_rows(funnel: Funnel) -> list[tuple[str, str, str]]:
     for state, what, why in (
         ("assigned", "Working", "They have not answered yet"),
         ("expired", "Vanished", "They did not answer in time; this costs nothing"),
-        ("discarded", "Discarded", "Their updates were accepted, but their round gave no model or they were revoked"),
+        (
+            "discarded",
+            "Discarded",
+            "Their updates were accepted, but their round gave no model or they were revoked",
+        ),
     ):
         if funnel.states[state]:
             found.append((count(funnel.states[state]), what, why))
@@ -89,7 +106,12 @@ def problem_rows(found: Sequence[Reason]) -> list[Row]:
     """Problems by code, with a bar relative to the most frequent one."""
     most = max((r.count for r in found), default=0)
     return [
-        Row(r.code or "", count(r.count), reason(r.code), bar([Part(r.count, "bad", str(r.count))], most, str(r.count)))
+        Row(
+            r.code or "",
+            count(r.count),
+            reason(r.code),
+            bar([Part(r.count, "bad", str(r.count))], most, str(r.count)),
+        )
         for r in found
     ]
 
@@ -118,16 +140,21 @@ def budget_bar(budget: Budget) -> Markup:
     part = budget.spent / budget.budget
     kind = "main" if part < 0.8 else "warn" if part < 0.95 else "bad"
     spent, whole = epsilon(budget.spent), epsilon(budget.budget)
-    return bar([Part(budget.spent, kind, f"Spent: epsilon {spent}")], budget.budget, f"{spent} of {whole} spent")
+    return bar(
+        [Part(budget.spent, kind, f"Spent: epsilon {spent}")], budget.budget, f"{spent} of {whole} spent"
+    )
 
 
 def epsilon_chart(entries: Sequence[LedgerEntry], budget: Budget) -> Chart:
     """Privacy loss after each round, below the budget. ``entries`` newest first."""
     points = [
-        Point(e.round, e.epsilon, f"After round {e.round}: epsilon {epsilon(e.epsilon)}") for e in reversed(entries)
+        Point(e.round, e.epsilon, f"After round {e.round}: epsilon {epsilon(e.epsilon)}")
+        for e in reversed(entries)
     ]
     line = Line("epsilon spent", "personalized", points)
-    levels = [] if budget.budget is None else [Level(budget.budget, f"Budget: epsilon {epsilon(budget.budget)}")]
+    levels = (
+        [] if budget.budget is None else [Level(budget.budget, f"Budget: epsilon {epsilon(budget.budget)}")]
+    )
     drawn = line_chart(
         [line],
         title="Privacy loss epsilon after each round",
@@ -148,16 +175,22 @@ def quality_chart(history: History, rolled_back: Sequence[Version]) -> Chart:
     ]
     if any(q.worst for q in history.versions):
         picks.append(
-            ("worst group, personalized", "worst", "worst group", lambda q: q.worst.personalized if q.worst else None)
+            (
+                "worst group shown, personalized",
+                "worst",
+                "worst group",
+                lambda q: q.worst.personalized if q.worst else None,
+            )
         )
     lines = [
-        Line(name, kind, [_point(q, pick(q), short, say) for q in history.versions]) for name, kind, short, pick in picks
+        Line(name, kind, [_point(q, pick(q), short, say) for q in history.versions])
+        for name, kind, short, pick in picks
     ]
     drawn = line_chart(
         lines,
         title=f"Quality over model versions: {metric_name(history.metric)}",
         x_label="model version",
-        y_label=f"{metric_name(history.metric)}{' (%)' if say(0.5).endswith('%') else ''}",
+        y_label=f"{metric_name(history.metric)}{' (%)' if is_recall(history.metric) else ''}",
         y_text=lambda value: say(value).replace("\N{NO-BREAK SPACE}%", ""),
         marks=[Mark(v.number, f"Version {v.number}: {v.note}, {moment(v.created)}") for v in rolled_back],
     )
@@ -191,7 +224,13 @@ def group_rows(history: History) -> list[Row]:
                 say(own.value),
                 f"{many(own.devices, 'device')}{gain}",
                 bar(
-                    [Part(abs(own.value), "worst" if place == 0 else "main", f"{group.name}: {say(own.value)}")],
+                    [
+                        Part(
+                            abs(own.value),
+                            "worst" if place == 0 else "main",
+                            f"{group.name}: {say(own.value)}",
+                        )
+                    ],
                     most,
                     f"{group.name}: {say(own.value)}",
                 ),
@@ -238,10 +277,7 @@ def _gain(history: History) -> str | None:
         return None
     change = latest.personalized.value - latest.shared.value
     better = -change if history.lower_is_better else change
-    if figure(history.metric, 0.5).endswith("%"):
-        amount = f"{abs(100 * change):.1f} points"
-    else:
-        amount = f"{abs(change):.3g}"
+    amount = f"{100 * abs(change):.1f} points" if is_recall(history.metric) else f"{abs(change):.3g}"
     return f"{amount} {'better' if better >= 0 else 'worse'} than the global model"
 
 
@@ -256,4 +292,4 @@ def _point(found: quality.Quality, value: Figure | None, name: str, say: Callabl
 
 def _of(number: int, whole: int) -> str:
     part = share(number, whole)
-    return f" ({part} of those invited)" if part else ""
+    return f"{part}, " if part else ""

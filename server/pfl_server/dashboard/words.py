@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from pfl_mobile.results import is_recall
@@ -113,10 +114,31 @@ def metric_name(metric: str) -> str:
 
 def epsilon(value: float) -> str:
     """A privacy loss with three digits, rounded up so that it never looks smaller than it is."""
-    if value == 0:
+    return _three_digits(value, math.ceil)
+
+
+def epsilon_left(value: float) -> str:
+    """What is left of a privacy budget with three digits, rounded down so that it never looks larger than it is."""
+    return _three_digits(value, math.floor)
+
+
+def _three_digits(value: float, whole: Callable[[float], int]) -> str:
+    if value <= 0:
         return "0"
-    step = 10 ** (math.floor(math.log10(abs(value))) - 2)
-    return f"{math.ceil(value / step - 1e-9) * step:.3g}"
+    step = 10 ** (math.floor(math.log10(value)) - 2)
+    exact = round(value / step)
+    # what is a round number but for its last bits stays it
+    number = exact if math.isclose(value / step, exact, rel_tol=1e-9) else whole(value / step)
+    return f"{number * step:.3g}"
+
+
+def power(value: float) -> str:
+    """A small probability: powers of ten as such."""
+    exponent = round(math.log10(value))
+    if not math.isclose(value, 10.0**exponent, rel_tol=1e-9):
+        return f"{value:.3g}"
+    digits = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    return f"10{str(exponent).translate(digits)}"
 
 
 #: Admin actions of the audit log in words.
@@ -129,4 +151,6 @@ ACTIONS = {
     "create-token": "Made an enrolment token",
     "delete-token": "Deleted an enrolment token",
     "sign-in": "Signed in to the dashboard",
+    "finished": "Training is finished",
+    "spent": "The privacy budget is spent",
 }
