@@ -12,8 +12,9 @@ from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
 
 from pfl_mobile.errors import PflError
+from pfl_server import dashboard
 from pfl_server.answers import PROBLEM_SCHEMA, add_handlers
-from pfl_server.api import check_in, enrolment, federation, health, sets, tasks, versions
+from pfl_server.api import admin, check_in, enrolment, federation, health, sets, tasks, versions
 from pfl_server.middleware import Guard, Observe
 from pfl_server.refusals import FLUSH_S
 
@@ -34,6 +35,7 @@ ROUTERS = (
     sets.router,
     tasks.router,
     versions.router,
+    admin.router,
     health.router,
 )
 
@@ -61,6 +63,7 @@ def create_app(services: Services, *, coordinate: bool = True) -> FastAPI:
     app = _documented(lifespan)
     app.state.services = services
     add_handlers(app)
+    dashboard.mount(app)
     # the one added last is outside
     app.add_middleware(Guard, services=services)
     app.add_middleware(Observe, services=services)
