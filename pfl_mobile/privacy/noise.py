@@ -39,6 +39,9 @@ class Noise(Protocol):
     def secure(self) -> bool:
         """Whether the noise is fit for real devices: unpredictable, and never repeated."""
 
+    def begin(self, round: int) -> None:  # noqa: A002
+        """Called before the first value of a round, so that a simulation that resumes draws what it would have."""
+
     def normal(self, size: int) -> np.ndarray:
         """Independent N(0, 1) values, float64 [size]."""
 
@@ -50,6 +53,9 @@ class SecureNoise:
     """
 
     secure = True
+
+    def begin(self, round: int) -> None:  # noqa: A002
+        """Nothing: every value is new."""
 
     def normal(self, size: int) -> np.ndarray:
         """Independent N(0, 1) values, float64 [size].
@@ -71,13 +77,18 @@ class SimulatedNoise:
     """N(0, 1) values that repeat with their seed: for tests and simulations, where there is no real device.
 
     Args:
-        seed: of numpy's PCG64; a sequence of whole numbers, for instance ``(seed, round)``, is a seed too.
+        seed: of numpy's PCG64, 0 or more.
     """
 
     secure = False
 
-    def __init__(self, seed: int | tuple[int, ...]) -> None:
-        self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.begin(0)
+
+    def begin(self, round: int) -> None:  # noqa: A002
+        """From here on the values are those of this seed and round, whatever was drawn before."""
+        self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, round])))
 
     def normal(self, size: int) -> np.ndarray:
         """The next N(0, 1) values, float64 [size]."""

@@ -81,6 +81,7 @@ class PrivateRounds:
         self.check_budget()
         found = norms(rows) if row_norms is None else np.asarray(row_norms, np.float64)
         clip_factors(found, self.clip_norm)  # fails before anything changes
+        self.source.begin(self.ledger.rounds)
         mean = PrivateMean(self.config, self.mechanism, self.clip_norm).mean(rows, weights, row_norms=found)
         if self._adaptive is not None:
             self.last_share = self._adaptive.noisy_share(found, self.source)

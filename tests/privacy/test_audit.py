@@ -15,12 +15,12 @@ from pfl_mobile.privacy.audit import audit, best_bound, epsilon_lower_bound, gue
 
 BASE: dict[str, Any] = {"clip_norm": 1.0, "cohort": 100, "delta": 1e-5}
 CONFIGS = {
-    "gaussian": (PrivacyConfig(**BASE, noise_multiplier=1.0), 2),
+    "gaussian": (PrivacyConfig(**BASE, noise_multiplier=1.5), 2),
     "poisson": (PrivacyConfig(**BASE, noise_multiplier=0.7, sampling="poisson", population=500), 8),
     "fixed": (PrivacyConfig(**BASE, noise_multiplier=2.0, sampling="fixed", population=500), 8),
     "matrix": (PrivacyConfig(**BASE, mechanism="matrix", noise_multiplier=1.0, min_separation=4), 8),
     "adaptive": (
-        PrivacyConfig(**BASE, noise_multiplier=1.0, adaptive=AdaptiveClipping(noise_multiplier=2.0)),
+        PrivacyConfig(**BASE, noise_multiplier=2.0, adaptive=AdaptiveClipping(noise_multiplier=2.0)),
         3,
     ),
     "local": (PrivacyConfig(**BASE, mechanism="local", local_noise_multiplier=1.0), 1),

@@ -87,6 +87,8 @@ def test_one_device_moves_the_count_by_one_half(norms: list[float], more: float)
     class Silent:
         secure = False
 
+        def begin(self, round: int) -> None: ...  # noqa: A002
+
         def normal(self, size: int) -> np.ndarray:
             return np.zeros(size)
 

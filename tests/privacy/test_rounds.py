@@ -76,11 +76,11 @@ def test_the_clip_norm_adapts_and_is_told() -> None:
 def test_restored_rounds_go_on_as_if_they_had_not_stopped(config: PrivacyConfig) -> None:
     whole = PrivateRounds(config, SimulatedNoise(3))
     means = [whole.merge(ROWS, ONES) for _ in range(8)]
-    source = SimulatedNoise(3)
-    first = PrivateRounds(config, source)
+    assert not np.array_equal(means[0], means[1])
+    first = PrivateRounds(config, SimulatedNoise(3))
     for _ in range(5):
         first.merge(ROWS, ONES)
-    second = PrivateRounds(config, source)
+    second = PrivateRounds(config, SimulatedNoise(3))
     second.restore(first.state(), Ledger.from_json(first.ledger.to_json()))
     rest = [second.merge(ROWS, ONES) for _ in range(3)]
     assert all(np.array_equal(a, b) for a, b in zip(means[5:], rest, strict=True))
