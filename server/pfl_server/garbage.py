@@ -67,7 +67,7 @@ class Collector:
         versions = (
             select(Version.state_blob, Version.values_sha256).order_by(Version.number.desc()).limit(kept)
         )
-        for state, values in session.execute(versions).tuples():
+        for state, values in session.execute(versions):
             needed |= {state, set_key(values)}
         since = now - self._task_s - SLACK_S
         recent = select(Round).where(or_(Round.state.in_(ACTIVE), Round.closed > since))
@@ -76,7 +76,7 @@ class Collector:
             mine = select(Assignment.sets, Assignment.blob, Assignment.state).where(
                 Assignment.round == at.number
             )
-            for sets, blob, state in session.execute(mine.execution_options(yield_per=1000)).tuples():
+            for sets, blob, state in session.execute(mine.execution_options(yield_per=1000)):
                 if state == "assigned":
                     needed |= {set_key(found["sha256"]) for found in sets.values()}
                 if blob:

@@ -197,7 +197,7 @@ def _compute(services: Services, number: int, checkpoint: Checkpoint) -> Merged 
                 int(a.steps or 0),
                 a.reports,
             )
-            for a, index, group in session.execute(found.where(*mine).order_by(Device.index)).tuples()
+            for a, index, group in session.execute(found.where(*mine).order_by(Device.index))
         ]
         server, noise = get_state(services.blobs, version.state_blob, runtime.table, population)
         private = runtime.private_rounds(session, noise)
@@ -395,7 +395,7 @@ def _fail(services: Services, number: int, owner: str, why: str, state: str = "f
         at = session.get_one(Round, number, with_for_update=LOCK)
         if at.state != "merging" or at.lease_owner != owner:
             raise LostLease
-        blobs = end_without_merge(session, at, state, why, now)
+        blobs = end_without_merge(services, session, at, state, why)
         last = session.scalars(
             select(Round.state).where(Round.number <= number).order_by(Round.number.desc())
         )

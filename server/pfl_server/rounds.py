@@ -170,12 +170,11 @@ def close_due(services: Services) -> None:
             state = _due(session, at, services.clock()) if at.state == "open" else None
             if state == "closing":
                 at.state, at.closed = "closing", services.clock()
-                if services.runtime.config.rounds.mode == "synchronous":
-                    _expire(session, services.clock(), Assignment.round == number)
+                _end_tasks(services, session, at)
                 blobs: list[str] = []
             elif state == "abandoned":
                 why = f"at its deadline it had fewer than {at.minimum} updates"
-                blobs = end_without_merge(session, at, "abandoned", why, services.clock())
+                blobs = end_without_merge(services, session, at, "abandoned", why)
                 services.metrics.merges.labels(outcome="abandoned").inc()
             else:
                 continue
@@ -188,7 +187,7 @@ def _due(session: Session, at: Round, now: float) -> str | None:
     found = (
         select(Assignment.state, func.count()).where(Assignment.round == at.number).group_by(Assignment.state)
     )
-    counts = Counter(dict(session.execute(found).tuples()))
+    counts = Counter({str(state): int(count) for state, count in session.execute(found).all()})
     accepted, answered = counts["accepted"], counts.total() - counts["assigned"]
     over = at.deadline is not None and at.deadline <= now
     if not (over or accepted >= at.target or (at.selection is not None and answered >= at.target)):
@@ -196,8 +195,9 @@ def _due(session: Session, at: Round, now: float) -> str | None:
     return "closing" if accepted >= at.minimum else "abandoned"
 
 
-def end_without_merge(session: Session, at: Round, state: str, why: str, now: float) -> list[str]:
+def end_without_merge(services: Services, session: Session, at: Round, state: str, why: str) -> list[str]:
     """End a locked round; returns the blobs of its updates, to delete once this is committed."""
+    now = services.clock()
     mine = Assignment.round == at.number
     blobs = [
         blob
@@ -206,7 +206,7 @@ def end_without_merge(session: Session, at: Round, state: str, why: str, now: fl
     ]
     at.state, at.closed, at.error = state, at.closed or now, why
     at.lease_owner, at.lease_until = None, 0.0
-    _expire(session, now, mine)
+    _end_tasks(services, session, at)
     session.execute(
         update(Assignment)
         .where(mine, Assignment.state == "accepted")
@@ -214,6 +214,12 @@ def end_without_merge(session: Session, at: Round, state: str, why: str, now: fl
         .execution_options(synchronize_session=False)
     )
     return blobs
+
+
+def _end_tasks(services: Services, session: Session, at: Round) -> None:
+    """End the tasks of a round that takes no more updates; in buffered training a later one takes them."""
+    if services.runtime.config.rounds.mode == "synchronous":
+        _expire(session, services.clock(), Assignment.round == at.number)
 
 
 def expire_tasks(services: Services) -> None:

@@ -1,15 +1,31 @@
-"""A small federation without HTTP: a bundle of a few tensors, a database, a clock that stands still, devices."""
+"""A small federation: a bundle of a few tensors, devices that send what a test says, a clock that stands still."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sqlalchemy import select
+from starlette.testclient import TestClient
 
 from pfl_mobile.bundle import Bundle, tensors_to_bytes, write_bundle
+from pfl_mobile.protocol.bodies import UpdateHead
+from pfl_mobile.protocol.update_file import encode
+from pfl_mobile.strategies.strategy import Server as Model
+from pfl_mobile.strategies.updates import Layout
+from pfl_server.app import create_app
 from pfl_server.config import FederationConfig
+from pfl_server.coordinator import Coordinator
+from pfl_server.services import Services
+from pfl_server.settings import ServerSettings
+from pfl_server.state_file import get_state
+from pfl_server.storage.models import Assignment, Federation, Round, Version
+from tests.server.conftest import ADMIN_TOKEN, GENEROUS, Clock
 
 #: Tensors of the small model: name, role, shape.
 TENSORS = (("a", "shared", (4,)), ("b", "shared", (2, 3)), ("p", "personal", (2,)))
@@ -19,19 +35,6 @@ PLAN: dict[str, Any] = {
     ],
     "upload": ["role:shared"],
 }
-
-
-class Clock:
-    """Seconds since 1970 that pass when a test says so."""
-
-    def __init__(self, now: float = 1_700_000_000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-    def forward(self, seconds: float) -> None:
-        self.now += seconds
 
 
 def write_small_bundle(folder: Path, tensors=TENSORS, plan=PLAN, version: str = "1") -> Path:
@@ -89,3 +92,146 @@ def federation_config(**changes: Any) -> FederationConfig:
 
 def open_bundle(folder: Path, **arguments: Any) -> Bundle:
     return Bundle.open(write_small_bundle(folder, **arguments))
+
+
+@dataclass
+class Small:
+    """A federation on the small bundle. The coordinator acts when a test calls ``step``.
+
+    Attributes:
+        devices: headers of the devices, in the order they enrolled.
+    """
+
+    services: Services
+    client: TestClient
+    clock: Clock
+    coordinator: Coordinator
+    devices: list[dict[str, str]]
+
+    # -- devices
+
+    def enrol(self, count: int, group: str = "") -> list[dict[str, str]]:
+        """More devices."""
+        bundle = self.services.runtime.bundle.model_dump()
+        for _ in range(count):
+            answer = self.client.post("/v1/devices", json={"bundle": bundle, "group": group})
+            assert answer.status_code == 201, answer.text
+            self.devices.append({"Authorization": f"Bearer {answer.json()['credential']}"})
+        return self.devices[-count:]
+
+    def check_in(self, device: Mapping[str, str], examples: int = 10, **facts: Any) -> dict[str, Any]:
+        body = {"bundle": self.services.runtime.bundle.model_dump(), "examples": examples, "facts": facts}
+        answer = self.client.post("/v1/check-in", json=body, headers=dict(device))
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def task(self, device: Mapping[str, str], **more: Any) -> dict[str, Any]:
+        """The task of a device, which gets one."""
+        found = self.check_in(device, **more)
+        assert found["status"] == "task", found
+        return dict(found["task"])
+
+    def put(self, device: Mapping[str, str], task: Mapping[str, Any], data: bytes, **headers: str) -> Any:
+        """Upload bytes as the update of a task."""
+        own = {"Idempotency-Key": "key", **{k.replace("_", "-"): v for k, v in headers.items()}}
+        return self.client.put(task["update_url"], content=data, headers={**device, **own})
+
+    def send(self, device: Mapping[str, str], value: Any = 0.1, **head: Any) -> dict[str, Any]:
+        """Check in and upload an update whose values are ``value``; the task."""
+        task = self.task(device)
+        answer = self.put(device, task, update_of(task, value, **head))
+        assert answer.status_code == 200, answer.text
+        return task
+
+    # -- the aggregator
+
+    def step(self) -> None:
+        self.coordinator.step()
+
+    def round(self, number: int = -1) -> Round:
+        """A round; the newest by default."""
+        with self.services.database.read() as session:
+            if number < 0:
+                return session.scalars(select(Round).order_by(Round.number.desc()).limit(1)).one()
+            return session.get_one(Round, number)
+
+    def assignment(self, task: Mapping[str, Any]) -> Assignment:
+        with self.services.database.read() as session:
+            return session.get_one(Assignment, task["id"])
+
+    def federation(self) -> Federation:
+        with self.services.database.read() as session:
+            return session.get_one(Federation, 1)
+
+    def version(self) -> Version:
+        """The version that is served."""
+        with self.services.database.read() as session:
+            return session.get_one(Version, session.get_one(Federation, 1).version)
+
+    def model(self) -> Model:
+        """The server's state of the version that is served."""
+        runtime = self.services.runtime
+        return get_state(self.services.blobs, self.version().state_blob, runtime.table, 1)[0]
+
+
+def layout(task: Mapping[str, Any]) -> Layout:
+    return Layout({t["name"]: tuple(t["shape"]) for t in task["layout"]})
+
+
+def update_of(task: Mapping[str, Any], value: Any = 0.1, **head: Any) -> bytes:
+    """An update: every value is ``value``, or a flat vector."""
+    form = layout(task)
+    flat = np.broadcast_to(np.asarray(value, np.float32), (form.size,)).copy()
+    fields = {
+        "task": task["id"],
+        "round": task["round"],
+        "version": task["version"],
+        "examples": 10,
+        "steps": 3,
+    }
+    fields["reports"] = dict.fromkeys(task["reports"], 0.5)
+    return encode(UpdateHead(**(fields | head)), form.unpack(flat), form)
+
+
+@contextlib.contextmanager
+def small(
+    folder: Path,
+    config: FederationConfig | None = None,
+    *,
+    clock: Clock | None = None,
+    devices: int = 0,
+    noise: Any = None,
+    database: str | None = None,
+    **bundle: Any,
+) -> Iterator[Small]:
+    """A federation whose files lie in a folder; opened again there, it goes on.
+
+    Args:
+        folder: may hold a federation.
+        config: of a new one.
+        clock: in place of a new one.
+        devices: that enrol.
+        noise: in place of secure noise.
+        database: URL in place of a file in the folder.
+        bundle: tensors, plan, version.
+    """
+    where = folder / "bundle"
+    if not where.exists():
+        write_small_bundle(where, **bundle)
+    settings = ServerSettings(
+        bundle=where,
+        data=folder / "data",
+        enrolment="open",
+        limits=GENEROUS,
+        dashboard="off",
+        database=database,
+    )
+    clock = clock or Clock()
+    services = Services.open(settings, Bundle.open(where), config, clock=clock, admin_token=ADMIN_TOKEN)
+    if noise is not None:
+        services.runtime.noise = noise
+    with TestClient(create_app(services, coordinate=False), raise_server_exceptions=False) as client:
+        found = Small(services, client, clock, Coordinator(services), [])
+        found.step()
+        found.enrol(devices)
+        yield found
