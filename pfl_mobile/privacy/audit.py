@@ -6,7 +6,7 @@ released means, by the inner product with each direction (Andrew et al., "One-sh
 federated learning", 2023), and abstains where it is unsure. Under (epsilon, delta)-differential privacy the number of
 right guesses is hardly above a binomial number of probability e^epsilon / (1 + e^epsilon), so many right guesses
 prove that epsilon is at least so much, in one run (Steinke, Nasr, Jagielski, "Privacy auditing with one (1)
-training run", 2023, Theorem 5.2; without delta it is the interval of Clopper and Pearson for the accuracy).
+training run", 2023, Corollary 5.4; without delta it is the interval of Clopper and Pearson for the accuracy).
 
 The bound says what this attack found, so it must lie below the accounted epsilon, up to the confidence. If it does
 not, the merge or the accounting is wrong. That it is far below proves nothing.
@@ -253,7 +253,7 @@ def best_bound(
 
 
 def epsilon_lower_bound(canaries: int, guesses: int, correct: int, delta: float, beta: float) -> float:
-    """The largest epsilon that so many right guesses refute (Steinke, Nasr and Jagielski 2023, Algorithm 1).
+    """The largest epsilon that so many right guesses refute (Steinke, Nasr and Jagielski 2023, appendix D).
 
     Args:
         canaries: coins in all.

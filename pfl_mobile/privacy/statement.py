@@ -19,6 +19,7 @@ _ALIKE = {
 _NOT_COVERED = (
     "evaluation reports and other measurements that devices send beside their updates",
     "that a device is enrolled, when it checks in, how many devices took part, and network traffic",
+    "what the aggregator shows its operators beside the models, such as norms and anomaly scores of updates",
     "what tensors that stay on a device reveal to those who hold the device",
     "several devices of one person, which are protected one by one",
     "floating point: noise is drawn and added in float64 with defences against known attacks, but the guarantee is "
