@@ -32,6 +32,9 @@ GROUP = 16
 COLUMNS = 8192
 #: Bytes of a block that holds some columns of all rows (`by_columns`).
 SCRATCH = 64 << 20
+#: Rows and columns of a piece of the matrix product in `gram`: so small that BLAS uses one thread. More would spin
+#: on cores where others work, which took a hundred times as long when a machine was busy.
+TILE = (32, 256)
 #: Files that a thread keeps open.
 OPEN = 32
 
@@ -314,11 +317,17 @@ def gram(rows: Rows, *, scratch: int = SCRATCH) -> np.ndarray:
     Args:
         scratch: bytes of memory for a block.
     """
-    total = np.zeros((len(rows), len(rows)))
-    for _, block in by_columns(rows, scratch=scratch // 3):
-        wide = block.astype(np.float64)
-        total += wide @ wide.T
-    return total
+    count = len(rows)
+    upper = np.zeros((count, count))
+    for _, block in by_columns(rows, scratch=scratch):
+        for start in range(0, block.shape[1], TILE[1]):
+            wide = block[:, start : start + TILE[1]].astype(np.float64)
+            across = np.ascontiguousarray(wide.T)
+            for i in range(0, count, TILE[0]):
+                for j in range(i, count, TILE[0]):
+                    part = wide[i : i + TILE[0]] @ across[:, j : j + TILE[0]]
+                    upper[i : i + TILE[0], j : j + TILE[0]] += part
+    return np.triu(upper) + np.triu(upper, 1).T
 
 
 def by_columns(rows: Rows, *, scratch: int = SCRATCH) -> Iterator[tuple[slice, np.ndarray]]:
