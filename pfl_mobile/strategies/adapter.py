@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from pfl_mobile.modules.adapter import Adapter
 from pfl_mobile.strategies.inserted import Inserted, inner_layers
 from pfl_mobile.strategies.registry import Param, register
 
@@ -43,6 +42,8 @@ class Adapters(Inserted):
 
     def modules(self, backbone: nn.Module) -> tuple[ModuleConfig, ...]:
         """The adapters."""
+        from pfl_mobile.modules.adapter import Adapter
+
         return (Adapter(self.targets or inner_layers(backbone), size=self.size),)
 
     def roles(self) -> dict[str, str]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.strategies.strategy import Context, Server, Strategy, local_plan
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pfl_mobile.strategies.updates import Updates
 
 #: What attention layers are called that LoRA's paper adapts: queries and values.
@@ -55,6 +54,8 @@ def inner_layers(backbone: nn.Module) -> tuple[str, ...]:
 
 def token_embedding(backbone: nn.Module) -> str | None:
     """The first embedding; None where there is none."""
+    from torch import nn  # here, so that the aggregator, which only merges, needs no torch
+
     return next(
         (str(path) for path, layer in backbone.named_modules() if isinstance(layer, nn.Embedding)), None
     )
@@ -76,6 +77,9 @@ def first_layer(backbone: nn.Module) -> str:
 
 
 def _linear(backbone: nn.Module) -> list[str]:
+    from torch import nn
+    from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
     return [
         str(path)
         for path, layer in backbone.named_modules()

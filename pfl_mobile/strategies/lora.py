@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from pfl_mobile.modules.lora import LoRA
 from pfl_mobile.strategies.inserted import Inserted, attention_layers
 from pfl_mobile.strategies.registry import Param, register
 
@@ -46,6 +45,8 @@ class LowRank(Inserted):
 
     def modules(self, backbone: nn.Module) -> tuple[ModuleConfig, ...]:
         """The LoRA."""
+        from pfl_mobile.modules.lora import LoRA
+
         return (LoRA(self.targets or attention_layers(backbone), rank=self.rank),)
 
     def roles(self) -> dict[str, str]:

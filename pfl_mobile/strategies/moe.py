@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from pfl_mobile.modules.experts import PERSONAL_GATE, Experts
 from pfl_mobile.strategies.inserted import inner_layers
 from pfl_mobile.strategies.registry import Param, register
 from pfl_mobile.strategies.strategy import Context, Strategy
@@ -60,9 +59,13 @@ class MixtureOfExperts(Strategy):
 
     def modules(self, backbone: nn.Module) -> tuple[ModuleConfig, ...]:
         """The experts with their gate."""
+        from pfl_mobile.modules.experts import Experts
+
         targets = self.targets or inner_layers(backbone)
         return (Experts(targets, count=self.count, rank=self.rank, top_k=self.top_k),)
 
     def roles(self) -> dict[str, str]:
         """Experts are shared, the gate is personal."""
+        from pfl_mobile.modules.experts import PERSONAL_GATE
+
         return dict(PERSONAL_GATE)

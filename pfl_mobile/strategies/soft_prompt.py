@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from torch import nn
-
-from pfl_mobile.modules.head import Head
-from pfl_mobile.modules.prompt import SoftPrompt
 from pfl_mobile.strategies.inserted import Inserted, first_layer, token_embedding
 from pfl_mobile.strategies.registry import Param, register
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pfl_mobile.modules.registry import ModuleConfig
 
 
@@ -51,6 +49,11 @@ class PromptTuning(Inserted):
 
     def modules(self, backbone: nn.Module) -> tuple[ModuleConfig, ...]:
         """The prompt."""
+        from torch import nn
+
+        from pfl_mobile.modules.head import Head
+        from pfl_mobile.modules.prompt import SoftPrompt
+
         target = self.target or token_embedding(backbone) or first_layer(backbone)
         if isinstance(backbone.get_submodule(target), nn.Linear):
             return (Head(target, only="bias", name="prompt"),)
