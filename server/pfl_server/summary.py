@@ -32,8 +32,8 @@ def summary(services: Services, url: str) -> dict[str, Any]:
         "state": f"{row.state}, model version {row.version}, next round {row.next_round}",
         "strategy": _named(config.strategy.name, config.strategy.parameters),
         "merge rule": _named(config.rule.name, config.rule.parameters),
-        "rounds": f"{rounds.mode}, {rounds.total or 'without end'}, cohort {rounds.cohort} (at least {rounds.minimum}), "
-        f"{rounds.deadline_s:g} s",
+        "rounds": f"{rounds.mode}, {rounds.total or 'without end'}, {rounds.deadline_s:g} s each",
+        "cohort": f"{rounds.cohort}, at least {rounds.minimum}",
         "privacy": _protection(config.privacy, statement),
         "database": shown(services.database.url),
         "files": services.blobs.place.partition("?")[0],
