@@ -1,0 +1,219 @@
+"""Who gets a task, which one, and what the others are told."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pfl_mobile.local.plan import Plan
+from pfl_server.selection import Draw
+from pfl_server.storage.models import Device, Federation
+from tests.server.federation import federation_config, small, update_of
+
+POISSON = {"mechanism": "gaussian", "noise_multiplier": 1.0, "clip_norm": 1.0, "sampling": "poisson"}
+
+
+def test_a_task_says_all_that_a_device_needs(tmp_path):
+    with small(tmp_path, federation_config(), devices=1) as f:
+        task = f.task(f.devices[0])
+        assert (task["round"], task["version"], task["reports"]) == (0, 0, [])
+        assert task["layout"] == [{"name": "a", "shape": [4]}, {"name": "b", "shape": [2, 3]}]
+        assert Plan.model_validate(task["plan"]).seed == f.round().seed
+        assert task["expires_in_s"] == 100
+        assert task["update_url"] == f"/v1/tasks/{task['id']}/update"
+        assert task["privacy"]["mechanism"] == "none"
+        answer = f.client.get(task["sets"]["global"]["url"], headers=f.devices[0])
+        assert len(answer.content) == task["sets"]["global"]["bytes"]
+
+
+def test_who_asks_again_gets_the_same_task(tmp_path):
+    with small(tmp_path, federation_config(), devices=2) as f:
+        first = f.task(f.devices[0])
+        f.clock.pass_time(10)
+        again = f.task(f.devices[0])
+        assert again.pop("expires_in_s") == first.pop("expires_in_s") - 10
+        assert again == first
+        assert f.task(f.devices[1])["id"] != first["id"]
+
+
+def test_another_model_is_refused(tmp_path):
+    with small(tmp_path, federation_config(), devices=1) as f:
+        bundle = f.services.runtime.bundle.model_dump() | {"version": "2"}
+        answer = f.client.post("/v1/check-in", json={"bundle": bundle, "examples": 9}, headers=f.devices[0])
+        assert (answer.status_code, answer.json()["code"]) == (409, "other-bundle")
+
+
+def test_devices_that_cannot_train_now_wait(tmp_path):
+    with small(tmp_path, federation_config(rounds={"min_examples": 5}), devices=1) as f:
+        for answer in (f.check_in(f.devices[0], 4), f.check_in(f.devices[0], 9, charging=False)):
+            assert (answer["status"], answer["reason"]) == ("wait", "not_eligible")
+            assert 48 <= answer["retry_after_s"] <= 72
+        assert f.check_in(f.devices[0], 9)["status"] == "task"
+
+
+def test_a_round_takes_so_many_devices_and_a_place_that_is_given_up_is_given_on(tmp_path):
+    with small(tmp_path, federation_config(rounds={"over_selection": 1.3}), devices=6) as f:
+        tasks = [f.task(device) for device in f.devices[:4]]  # ceil(3 * 1.3)
+        assert f.check_in(f.devices[4])["reason"] == "full"
+        url = f"/v1/tasks/{tasks[0]['id']}/decline"
+        for _ in range(2):
+            assert f.client.post(url, json={"reason": "storage"}, headers=f.devices[0]).status_code == 204
+        assert f.assignment(tasks[0]).reason == "storage"
+        assert f.check_in(f.devices[0])["reason"] == "too_soon"
+        assert f.check_in(f.devices[4])["status"] == "task"
+
+
+def test_between_rounds_devices_wait(tmp_path):
+    with small(
+        tmp_path, federation_config(rounds={"pause_s": 50.0, "cohort": 1, "minimum": 1}), devices=2
+    ) as f:
+        f.send(f.devices[0])
+        f.step()
+        answer = f.client.post(
+            "/v1/check-in",
+            json={"bundle": f.services.runtime.bundle.model_dump(), "examples": 9},
+            headers=f.devices[1],
+        )
+        assert answer.json()["reason"] == "between_rounds"
+        assert 48 <= int(answer.headers["Retry-After"]) <= 72
+        f.clock.pass_time(51)
+        f.step()
+        assert f.check_in(f.devices[1])["status"] == "task"
+
+
+def test_a_paused_federation_lets_wait_and_an_ended_one_says_so(tmp_path):
+    with small(tmp_path, federation_config(), devices=2) as f:
+        task = f.task(f.devices[0])
+
+        def become(state):
+            with f.services.database.write() as session:
+                session.get_one(Federation, 1).state = state
+
+        become("paused")
+        assert f.check_in(f.devices[1])["reason"] == "paused"
+        assert f.task(f.devices[0])["id"] == task["id"]
+        for state in ("finished", "spent"):
+            become(state)
+            answer = f.check_in(f.devices[1])
+            assert (answer["status"], answer["reason"]) == ("done", state)
+
+
+def test_training_ends_after_its_rounds(tmp_path):
+    with small(tmp_path, federation_config(rounds={"total": 2, "cohort": 1, "minimum": 1}), devices=2) as f:
+        for device in f.devices:
+            f.send(device)
+            f.step()
+        assert f.federation().state == "finished"
+        assert f.check_in(f.devices[0])["status"] == "done"
+
+
+def test_a_device_rests_for_so_many_merged_rounds(tmp_path):
+    rounds = {"cohort": 1, "minimum": 1, "min_separation": 3}
+    with small(tmp_path, federation_config(rounds=rounds), devices=5) as f:
+        f.send(f.devices[0])
+        f.step()
+        for other in f.devices[1:3]:
+            assert f.check_in(f.devices[0])["reason"] == "too_soon"
+            f.send(other)
+            f.step()
+        # A round that is abandoned does not count.
+        f.clock.pass_time(200)
+        f.step()
+        assert (f.round(3).state, f.round().number) == ("abandoned", 4)
+        assert f.check_in(f.devices[1])["reason"] == "too_soon"
+        assert f.check_in(f.devices[0])["status"] == "task"
+
+
+def test_a_device_takes_part_at_most_so_often(tmp_path):
+    privacy = {"max_participations": 2}
+    rounds = {"cohort": 1, "minimum": 1}
+    with small(tmp_path, federation_config(rounds=rounds, privacy=privacy), devices=1) as f:
+        for _ in range(2):
+            f.send(f.devices[0])
+            f.step()
+        assert f.check_in(f.devices[0])["reason"] == "too_soon"
+
+
+def test_a_task_expires_and_its_device_gets_one_of_a_later_round(tmp_path):
+    with small(tmp_path, federation_config(rounds={"task_s": 30.0}), devices=1) as f:
+        task = f.task(f.devices[0])
+        f.clock.pass_time(31)
+        answer = f.put(f.devices[0], task, update_of(task))
+        assert (answer.status_code, answer.json()["code"]) == (410, "task-expired")
+        assert f.check_in(f.devices[0])["reason"] == "too_soon"
+        f.step()
+        assert f.assignment(task).state == "expired"
+        f.clock.pass_time(70)
+        f.step()
+        assert f.task(f.devices[0])["round"] == 1
+
+
+# -- draws
+
+
+@given(st.floats(0, 1), st.integers(0, 50))
+def test_a_draw_survives_being_written(rate, index):
+    draw = Draw.poisson(rate)
+    assert Draw.parse(draw.text()) == draw
+    assert len(draw.text()) <= 100
+    assert draw.chosen("ab" * 16, index) == Draw.parse(draw.text()).chosen("ab" * 16, index)
+
+
+def test_coins_fall_with_their_probability():
+    draws = [Draw.poisson(0.3) for _ in range(20)]
+    found = sum(draw.chosen(f"{i:032x}", i) for draw in draws for i in range(1000))
+    assert abs(found / 20_000 - 0.3) < 6 * (0.3 * 0.7 / 20_000) ** 0.5
+    assert all(Draw.poisson(1.0).chosen(f"{i:032x}", i) for i in range(100))
+    assert not any(Draw.poisson(0.0).chosen(f"{i:032x}", i) for i in range(100))
+
+
+@given(st.integers(0, 30), st.integers(0, 40))
+def test_a_fixed_draw_has_just_so_many_devices(count, size):
+    devices = [(f"{i:032x}", i) for i in range(size)]
+    draw = Draw.fixed(devices, count, size)
+    assert sum(draw.chosen(*device) for device in devices) == min(count, size)
+    assert not draw.chosen("f" * 32, size)  # enrolled later
+
+
+def test_all_subsets_are_drawn_alike():
+    devices = [(f"{i:032x}", i) for i in range(4)]
+    subsets = Counter(
+        tuple(index for device, index in devices if draw.chosen(device, index))
+        for draw in (Draw.fixed(devices, 2, 4) for _ in range(3000))
+    )
+    assert len(subsets) == 6
+    assert all(abs(count - 500) < 6 * 500**0.5 for count in subsets.values())
+
+
+def test_a_poisson_round_takes_who_is_drawn_and_ends_when_all_have_answered(tmp_path):
+    privacy = POISSON | {"population": 20, "cohort": 10}
+    rounds = {"cohort": 10, "minimum": 2}
+    with small(tmp_path, federation_config(rounds=rounds, privacy=privacy), devices=20) as f:
+        f.step()
+        draw = Draw.parse(f.round().selection)
+        with f.services.database.read() as session:
+            drawn = {d.index for d in session.query(Device) if draw.chosen(d.id, d.index)}
+        for index, device in enumerate(f.devices):
+            if index in drawn:
+                f.send(device)
+            else:
+                assert f.check_in(device)["reason"] == "not_selected"
+        assert f.round(0).target == max(len(drawn), 2)
+        if len(drawn) >= 2:
+            f.step()
+            assert f.round(0).state != "open"
+
+
+def test_a_fixed_round_waits_until_the_population_is_there(tmp_path):
+    privacy = POISSON | {"sampling": "fixed", "population": 6, "cohort": 3}
+    with small(tmp_path, federation_config(privacy=privacy), devices=5) as f:
+        f.step()
+        assert f.check_in(f.devices[0])["reason"] == "between_rounds"
+        f.enrol(1)
+        f.step()
+        answers = Counter(f.check_in(device)["status"] for device in f.devices)
+        assert answers == {"task": 3, "wait": 3}
+        f.enrol(1)  # who comes later was not drawn, as the draw is over
+        assert f.check_in(f.devices[-1])["reason"] == "not_selected"
