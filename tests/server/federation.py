@@ -178,18 +178,18 @@ def layout(task: Mapping[str, Any]) -> Layout:
     return Layout({t["name"]: tuple(t["shape"]) for t in task["layout"]})
 
 
-def update_of(task: Mapping[str, Any], value: Any = 0.1, **head: Any) -> bytes:
+def update_of(of: Mapping[str, Any], value: Any = 0.1, **head: Any) -> bytes:
     """An update: every value is ``value``, or a flat vector."""
-    form = layout(task)
+    form = layout(of)
     flat = np.broadcast_to(np.asarray(value, np.float32), (form.size,)).copy()
     fields = {
-        "task": task["id"],
-        "round": task["round"],
-        "version": task["version"],
+        "task": of["id"],
+        "round": of["round"],
+        "version": of["version"],
         "examples": 10,
         "steps": 3,
     }
-    fields["reports"] = dict.fromkeys(task["reports"], 0.5)
+    fields["reports"] = dict.fromkeys(of["reports"], 0.5)
     return encode(UpdateHead(**(fields | head)), form.unpack(flat), form)
 
 
