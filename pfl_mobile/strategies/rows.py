@@ -117,7 +117,7 @@ class FileRows:
             raise ConfigError(f"{width} values, or an offset below 0", mend="give sizes of 0 or more")
         self.files, self._width = [RowFile(*file) for file in files], width
         self._own = threading.local()
-        self._all: list[_Reader] = []
+        self._all: list[_Reader | FileRows] = []
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -143,14 +143,17 @@ class FileRows:
         return reader.block(first, last, columns)
 
     def pick(self, chosen: Sequence[int]) -> FileRows:
-        """Some of the files; closed on its own."""
-        return FileRows([self.files[i] for i in chosen], self._width)
+        """Some of the files; closed with these."""
+        picked = FileRows([self.files[i] for i in chosen], self._width)
+        with self._lock:
+            self._all.append(picked)
+        return picked
 
     def close(self) -> None:
         """Close the files of all threads, which must not be reading any more. The rows can be read again after it."""
         with self._lock:
-            for reader in self._all:
-                reader.close()
+            for opened in self._all:
+                opened.close()
 
     def __enter__(self) -> Self:
         return self

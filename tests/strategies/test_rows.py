@@ -225,6 +225,15 @@ class TestFiles:
             np.testing.assert_array_equal(rows.block(0, 2, slice(3, 9)), matrix[:, 3:9])
             rows.close()
 
+    def test_picked_rows_are_closed_with_the_others(self, tmp_path: Path) -> None:
+        matrix = matrix_of(4, 10)
+        rows = FileRows(on_disk(tmp_path, matrix), 10)
+        picked = rows.pick([3, 1])
+        np.testing.assert_array_equal(picked.block(0, 2, slice(0, 10)), matrix[[3, 1]])
+        file = next(iter(picked._own.reader.open.values()))
+        rows.close()
+        assert file.closed
+
     def test_sizes_below_zero_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="below 0"):
             FileRows([RowFile(tmp_path, -1)], 3)
