@@ -1,0 +1,336 @@
+"""``pfl serve`` as real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from pfl_mobile import cli
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.privacy import Ledger
+from pfl_server.defaults import default_privacy, federation_config
+from tests.server.conftest import ADMIN_TOKEN
+
+
+@dataclass
+class Process:
+    """A running ``pfl serve``."""
+
+    process: subprocess.Popen[str]
+    facts: dict[str, Any]
+    log: Path
+    verify: Any = True
+
+    @property
+    def url(self) -> str:
+        return str(self.facts["url"])
+
+    def client(self) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, verify=self.verify, timeout=30)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start(tmp_path: Path, federated_folder: Path) -> Iterator[Start]:
+    """Start ``pfl serve`` with options; what still runs at the end is killed."""
+    with contextlib.ExitStack() as stack:
+
+        def run(*options: object, verify: Any = True) -> Process:
+            log = tmp_path / f"log-{secrets.token_hex(4)}"
+            program = "import sys; from pfl_mobile.cli import main; sys.exit(main())"
+            command = [sys.executable, "-c", program, "serve", str(federated_folder), "--json", "--port", "0"]
+            command += map(str, options)
+            process = stack.enter_context(
+                subprocess.Popen(
+                    command,
+                    stdout=subprocess.PIPE,
+                    stderr=log.open("w"),
+                    text=True,
+                    cwd=tmp_path,
+                    env=os.environ | {"PFL_ADMIN_TOKEN": ADMIN_TOKEN},
+                )
+            )
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            lines: list[str] = []
+            while not (lines and lines[-1].rstrip() == "}"):
+                line = process.stdout.readline()
+                assert line, log.read_text()
+                lines.append(line)
+            found = Process(process, json.loads("".join(lines)), log, verify)
+            _wait(found)
+            return found
+
+        yield run
+
+
+def _wait(found: Process, seconds: float = 60) -> None:
+    give_up = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(httpx2.TransportError), found.client() as client:
+            if client.get("/readyz").status_code == 200:
+                return
+        assert found.process.poll() is None, found.log.read_text()
+        assert time.monotonic() < give_up, found.log.read_text()
+        time.sleep(0.1)
+
+
+def _enrol(client: httpx2.Client) -> dict[str, str]:
+    bundle = client.get("/v1/federation").json()["bundle"]
+    answer = client.post("/v1/devices", json={"bundle": bundle})
+    assert answer.status_code == 201, answer.text
+    return {"Authorization": f"Bearer {answer.json()['credential']}"}
+
+
+def _check_in(client: httpx2.Client, headers: dict[str, str]) -> dict[str, Any]:
+    bundle = client.get("/v1/federation").json()["bundle"]
+    answer = client.post("/v1/check-in", json={"bundle": bundle, "examples": 10}, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+OPEN = ("--open-enrolment", "--cohort", 4, "--rounds", 10)
+
+
+@pytest.mark.slow
+def test_it_starts_with_nothing_else_set_up_and_ends_well_on_sigterm(start: Start, tmp_path: Path) -> None:
+    server = start("--open-enrolment")
+    with server.client() as client:
+        _enrol(client)
+    assert server.facts["config"]["privacy"]["mechanism"] == "matrix"
+    assert server.facts["config"]["privacy"]["budget_epsilon"] == 8.0
+    assert (tmp_path / "pfl-server-data" / "federation.db").is_file()
+    assert server.stop() == 0
+    for line in server.log.read_text().splitlines():
+        json.loads(line)
+
+
+@pytest.mark.slow
+def test_a_running_request_is_finished_before_the_server_ends(start: Start) -> None:
+    server = start(*OPEN)
+    with server.client() as client:
+        bundle = client.get("/v1/federation").json()["bundle"]
+    body = json.dumps({"bundle": bundle}).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        head = f"POST /v1/devices HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        connection.sendall(head.encode() + b"\r\n\r\n" + body[:10])
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.7)
+        assert server.process.poll() is None
+        connection.sendall(body[10:])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 201")
+    assert server.process.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_a_later_start_goes_on_with_the_same_federation(start: Start) -> None:
+    first = start(*OPEN)
+    with first.client() as client:
+        headers = _enrol(client)
+    assert first.stop() == 0
+    second = start()
+    assert second.facts["config"] == first.facts["config"]
+    with second.client() as client:
+        assert _check_in(client, headers)["status"] in ("task", "wait")
+    assert second.stop() == 0
+
+
+@pytest.mark.slow
+def test_two_servers_and_several_workers_share_one_postgresql(
+    start: Start, postgres_url: str, tmp_path: Path
+) -> None:
+    shared = ("--db", postgres_url, "--blobs", tmp_path / "blobs", *OPEN)
+    one, other = start(*shared, "--processes", 2), start(*shared)
+    with one.client() as here, other.client() as there:
+        devices = [_enrol(here if n % 2 else there) for n in range(8)]
+        answers = [_check_in(there if n % 2 else here, headers) for n, headers in enumerate(devices)]
+        tasks = [a["task"] for a in answers if a["status"] == "task"]
+        assert tasks
+        assert {t["round"] for t in tasks} == {0}
+        digest = tasks[0]["sets"]["global"]["sha256"]
+        assert here.get(f"/v1/sets/{digest}", headers=devices[0]).content == (
+            there.get(f"/v1/sets/{digest}", headers=devices[1]).content
+        )
+    assert one.stop() == 0
+    assert other.stop() == 0
+
+
+@pytest.mark.slow
+def test_workers_on_sqlite_answer_for_all_of_them(start: Start) -> None:
+    server = start(*OPEN, "--processes", 3, "--metrics", "public")
+    for _ in range(12):  # a connection each, so that several workers get some
+        with server.client() as client:
+            _enrol(client)
+    texts = set()
+    for _ in range(6):
+        with server.client() as client:
+            text = client.get("/metrics").text
+        lines = [
+            line for line in text.splitlines() if 'route="/v1/devices"' in line and "requests_total" in line
+        ]
+        texts.add("\n".join(lines))
+        assert 'pfl_devices{state="active"} 12.0' in text
+    assert texts == {'pfl_http_requests_total{method="POST",route="/v1/devices",status="201"} 12.0'}
+    assert server.stop() == 0
+
+
+@pytest.mark.slow
+def test_tls_is_spoken(start: Start, tmp_path: Path) -> None:
+    import datetime
+    import ipaddress
+    import ssl
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    cert, private = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    context = ssl.create_default_context(cafile=str(cert))
+    server = start(*OPEN, "--tls-cert", cert, "--tls-key", private, verify=context)
+    assert server.url.startswith("https://127.0.0.1:")
+    with server.client() as client:
+        _enrol(client)
+
+
+def _error(capsys: pytest.CaptureFixture[str], *options: object) -> dict[str, str]:
+    code = cli.main(["serve", *map(str, options), "--json"])
+    assert code == 2
+    found: dict[str, str] = json.loads(capsys.readouterr().out)["error"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--no-privacy", "--epsilon", 2), "--no-privacy"),
+        (("--cohort", 0), "cohort"),
+        (("--cohort", 5, "--minimum", 6), "minimum"),
+        (("--strategy", "fedmagic"), "fedmagic"),
+        (("--set", "mu"), "NAME=VALUE"),
+        (("--dashboard", "everybody"), "--dashboard"),
+        (("--tls-cert", "x.pem"), "TLS"),
+        (("--config", "nothing.json"), "nothing.json"),
+        (("--limits", "nothing.json"), "nothing.json"),
+        (("--db", "mysql://h/d"), "mysql"),
+        (("--blobs", "gs://bucket"), "gs"),
+        (("--host", "256.0.0.1"), "listen"),
+        (("--attestation", "nothing"), "verifier"),
+        (("--epsilon", 2, "--rounds", 0), "rounds"),
+        (("--rule", "magic"), "magic"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    capsys: pytest.CaptureFixture[str],
+    federated_folder: Path,
+    tmp_path: Path,
+    options: tuple[object, ...],
+    words: str,
+) -> None:
+    error = _error(capsys, federated_folder, "--data", tmp_path / "data", *options)
+    assert words in error["message"] + error["mend"]
+    assert error["mend"]
+
+
+def test_a_short_admin_token_is_refused(
+    capsys: pytest.CaptureFixture[str],
+    federated_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PFL_ADMIN_TOKEN", "admin")
+    error = _error(capsys, federated_folder, "--data", tmp_path / "data")
+    assert error["type"] == "SecretError"
+    assert "32" in error["message"]
+
+
+def test_a_federation_of_other_settings_is_refused(
+    capsys: pytest.CaptureFixture[str], federated_folder: Path, tmp_path: Path
+) -> None:
+    where = (federated_folder, "--data", tmp_path / "data", "--host", "256.0.0.1")
+    assert "listen" in _error(capsys, *where, "--cohort", 5)["message"]
+    assert "listen" in _error(capsys, *where)["message"]
+    assert "listen" in _error(capsys, *where, "--cohort", 5)["message"]
+    assert _error(capsys, *where, "--cohort", 6)["type"] == "OtherSettingsError"
+
+
+def test_a_port_in_use_is_refused(
+    capsys: pytest.CaptureFixture[str], federated_folder: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        error = _error(capsys, federated_folder, "--data", tmp_path / "data", "--port", port)
+    assert str(port) in error["message"]
+
+
+class TestDefaults:
+    def test_the_noise_keeps_the_budget_over_all_rounds_without_assumptions(self) -> None:
+        config = default_privacy(cohort=50, rounds=100, min_separation=10)
+        assert (config.mechanism, config.sampling) == ("matrix", "none")
+        ledger = Ledger(config)
+        ledger.record(100)
+        assert 7.9 < ledger.epsilon() <= 8.0
+
+    def test_devices_that_come_less_often_need_less_noise(self) -> None:
+        often = default_privacy(cohort=50, rounds=100)
+        seldom = default_privacy(cohort=50, rounds=100, min_separation=20)
+        assert seldom.noise_multiplier < often.noise_multiplier
+
+    def test_without_a_last_round_there_is_no_default(self) -> None:
+        with pytest.raises(ConfigError, match="number of rounds"):
+            federation_config({"rounds": {"total": None}})
+
+    def test_no_noise_has_to_be_said(self) -> None:
+        assert federation_config({}, private=False).privacy.mechanism == "none"
+        assert federation_config({}).privacy.mechanism == "matrix"
+
+    def test_options_change_what_a_file_says(self) -> None:
+        base = federation_config({"rounds": {"cohort": 7}}, private=False)
+        changed = federation_config({"rounds": {"deadline_s": 5.0}}, base=base)
+        assert (changed.rounds.cohort, changed.rounds.deadline_s) == (7, 5.0)
+        assert changed.privacy == base.privacy
