@@ -28,8 +28,11 @@ from pfl_mobile.errors import ConfigError, NonFiniteError, TensorFileError
 
 #: Rows that are added up in float32 before the sum goes to float64. Part of what the bits of a sum depend on.
 GROUP = 16
-#: Columns of a block: a group of such rows and their sum fit in a core's own cache (1 MB).
+#: Columns of a block where sums are in float64: a group of such rows fits in a core's own cache (1 MB).
 COLUMNS = 8192
+#: Columns of a block of `weighted_sum`: pieces of files that are large enough to be read at the speed of memory, and
+#: small enough for a group of them (4 MB) to stay in the shared cache.
+WIDE = 65_536
 #: Bytes of a block that holds some columns of all rows (`by_columns`).
 SCRATCH = 64 << 20
 #: Rows and columns of a piece of the matrix product in `gram`: so small that BLAS uses one thread. More would spin
@@ -258,7 +261,7 @@ def weighted_sum(
     total = np.zeros(rows.width, np.float64)
 
     def add(part: slice) -> None:
-        blocks = list(_column_blocks(part, COLUMNS))
+        blocks = list(_column_blocks(part, WIDE))
         small = np.empty(max((b.stop - b.start for b in blocks), default=0), np.float32)
         # Rows outside, columns inside: so that a file is opened once, and read from its beginning to its end.
         for first in range(0, len(rows), GROUP):
@@ -358,7 +361,7 @@ def _column_blocks(part: slice, size: int) -> Iterator[slice]:
 
 def _split(width: int, parts: int) -> list[slice]:
     """At most ``parts`` ranges of whole blocks."""
-    blocks = max(width // COLUMNS, 1)
+    blocks = max(width // WIDE, 1)
     count = max(1, min(parts, blocks))
-    edges = [COLUMNS * (blocks * k // count) for k in range(count)] + [width]
+    edges = [WIDE * (blocks * k // count) for k in range(count)] + [width]
     return [slice(a, b) for a, b in pairwise(edges)]

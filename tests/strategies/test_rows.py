@@ -17,7 +17,9 @@ from pfl_mobile.errors import ConfigError, NonFiniteError, TensorFileError
 from pfl_mobile.strategies import rows as module
 from pfl_mobile.strategies.rows import (
     COLUMNS,
+    GROUP,
     OPEN,
+    WIDE,
     FileRows,
     MatrixRows,
     RowFile,
@@ -76,11 +78,11 @@ def test_weighted_sum_agrees_with_the_simulators_product() -> None:
     assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
 
 
-@pytest.mark.parametrize("width", [1, 7, COLUMNS - 1, COLUMNS + 1, 3 * COLUMNS + 5])
+@pytest.mark.parametrize("width", [1, 7, COLUMNS - 1, COLUMNS + 1, WIDE + 3, 3 * WIDE + 5])
 def test_bits_do_not_depend_on_threads_place_or_block_size(
     tmp_path: Path, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    matrix, weights = matrix_of(37, width), np.random.default_rng(2).random(37)
+    matrix, weights = matrix_of(19, width), np.random.default_rng(2).random(19)
     expected = weighted_sum(MatrixRows(matrix), weights)
     with FileRows(on_disk(tmp_path, matrix), width) as files:
         for threads in (1, 2, 3):
@@ -91,12 +93,12 @@ def test_bits_do_not_depend_on_threads_place_or_block_size(
         np.testing.assert_array_equal(norms(files), norms(MatrixRows(matrix)))
         np.testing.assert_array_equal(gram(files), gram(MatrixRows(matrix)))
     for size in (64, 1000, 10**6):
-        monkeypatch.setattr(module, "COLUMNS", size)
+        monkeypatch.setattr(module, "WIDE", size)
         np.testing.assert_array_equal(weighted_sum(MatrixRows(matrix), weights, threads=2), expected)
 
 
 def test_each_value_is_read_once() -> None:
-    rows = Narrow(matrix_of(40, 3 * COLUMNS))
+    rows = Narrow(matrix_of(40, 3 * WIDE))
     weighted_sum(rows, np.ones(40), threads=2)
     assert rows.read == rows.matrix.size
 
@@ -192,7 +194,7 @@ class TestFiles:
                 peaks.append(tracemalloc.get_traced_memory()[1])
                 tracemalloc.stop()
         assert peaks[1] < 1.2 * peaks[0]
-        assert peaks[1] < 8 * width + 4 * 2 * COLUMNS * (OPEN + 1) + (1 << 20)
+        assert peaks[1] < 8 * width + 4 * 2 * WIDE * (GROUP + 1) + (1 << 20)
 
     @pytest.mark.parametrize(
         ("spoil", "says"),
