@@ -211,7 +211,8 @@ def _compute(services: Services, number: int, checkpoint: Checkpoint) -> Merged 
         files = [RowFile(stack.enter_context(services.blobs.local(row.blob)), row.offset) for row in rows]
         stored = stack.enter_context(FileRows(files, known.layout.size))
         given = _updates(runtime, private, known, stored, rows, population)
-        with server.undo_on_error():
+        # Overflow is found by the strategy, which refuses values that are not finite.
+        with server.undo_on_error(), np.errstate(over="ignore", invalid="ignore"):
             strategy.merge(server, given.updates)
             server.round += 1
             server.numbers = plain_numbers(server.numbers, runtime.strategy)
