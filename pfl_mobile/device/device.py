@@ -1,0 +1,460 @@
+"""A device that takes part in a federation: enrol, send what waits, check in, train, repeat.
+
+    with DeviceFolder("ann", model.id) as folder, Client("https://pfl.example.org") as client:
+        Device(model, texts, folder, client).run(rounds=3)
+
+A process may be killed and the network may be lost at any moment: a task that was begun is given out again and
+trained again from the same state, an update that is finished waits in the folder, and sending it twice counts once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pfl_mobile.device import events
+from pfl_mobile.device.pipeline import DeclineTask, Done, Pipeline
+from pfl_mobile.device.store import Pending
+from pfl_mobile.device.transfer import download, upload
+from pfl_mobile.errors import (
+    DeviceError,
+    DeviceFolderError,
+    EngineError,
+    NonFiniteError,
+    PflError,
+    ProtocolError,
+    ServerProblem,
+    StorageFullError,
+    TensorFileError,
+    UnreachableError,
+)
+from pfl_mobile.protocol.bodies import CheckIn, Decline, Enrolment, EvaluationReport, Facts
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pfl_mobile.device.client import Client
+    from pfl_mobile.device.model import Model
+    from pfl_mobile.device.privacy import PrivacyPolicy
+    from pfl_mobile.device.store import DeviceFolder
+    from pfl_mobile.local.report import Progress
+    from pfl_mobile.local.trainer import Examples
+    from pfl_mobile.privacy import Noise
+    from pfl_mobile.protocol.bodies import Attestation, CheckedIn, FederationInfo, Task
+
+#: Makes a verdict of the platform, of one of these kinds, bound to the challenge.
+Attest = Callable[[str, tuple[str, ...]], "Attestation"]
+
+Ended = Literal["rounds", "done", "once", "until", "privacy", "cancelled"]
+
+#: Problems after which a task is over for this device, which goes on with the next.
+OVER = frozenset(
+    {
+        "unknown-task",
+        "task-expired",
+        "round-closed",
+        "too-stale",
+        "not-found",
+        "idempotency-key-reused",
+        "already-uploaded",
+        "update-of-another-task",
+    }
+)
+#: Problems with what this device made: a bug or a model that diverged. The update is dropped.
+REFUSED = frozenset(
+    {
+        "malformed-update",
+        "wrong-tensors",
+        "update-not-finite",
+        "update-too-large",
+        "bad-report",
+        "body-too-large",
+        "invalid-request",
+    }
+)
+
+
+@dataclass
+class Summary:
+    """What a run of a device did.
+
+    Attributes:
+        ended: ``rounds`` (as many as asked for), ``done`` (the federation trains no more), ``once``, ``until``,
+            ``privacy`` (the federation protects updates less than the policy asks for), ``cancelled``.
+        rounds: updates that the aggregator accepted.
+        declined: tasks without an update, by reason.
+        dropped: updates that could not be sent or were refused.
+        bytes_up, bytes_down: of bodies, failed tries included.
+    """
+
+    ended: Ended = "cancelled"
+    rounds: int = 0
+    declined: dict[str, int] = field(default_factory=dict)
+    dropped: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class Device:
+    """One device of a federation.
+
+    Args:
+        model: checked programs.
+        examples: of the user, oldest first.
+        folder: what the device keeps.
+        client: the aggregator.
+        policy: what must protect updates; by default something must.
+        test: share of the examples, the newest, for evaluation reports; never trained on.
+        facts: told at check-in.
+        group: the device's group, where the federation has groups.
+        token: for enrolment, where one is needed.
+        attest: makes the platform's verdict, where one is needed.
+        on_event: told what happens.
+        clock: seconds, for deadlines.
+        patience_s: how long the aggregator may be out of reach; None: for ever.
+        noise: of the device; None for the secure source.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        examples: Examples,
+        folder: DeviceFolder,
+        client: Client,
+        *,
+        policy: PrivacyPolicy | None = None,
+        test: float = 0.2,
+        facts: Facts | None = None,
+        group: str = "",
+        token: str | None = None,
+        attest: Attest | None = None,
+        on_event: events.OnEvent = lambda _event: None,
+        clock: Callable[[], float] = time.time,
+        patience_s: float | None = None,
+        noise: Noise | None = None,
+    ) -> None:
+        """Nothing is sent yet."""
+        self.model, self.folder, self.client = model, folder, client
+        self.pipeline = Pipeline(model, examples, folder.personal, policy=policy, test=test, noise=noise)
+        self.facts = facts or Facts(engine=model.engine)
+        self.group, self.token, self.attest = group, token, attest
+        self.tell, self.clock, self.patience_s = on_event, clock, patience_s
+        self.cancel = client.cancel
+        self.summary = Summary()
+        self._offline: tuple[int, float] | None = None  # failures in a row, and when they began
+        self._fresh: set[str] = set()  # tasks of which nothing was sent yet
+
+    def run(
+        self, rounds: int | None = None, *, until: Callable[[], bool] = lambda: False, once: bool = False
+    ) -> Summary:
+        """Take part.
+
+        Args:
+            rounds: end after so many accepted updates; None: when the federation trains no more.
+            until: asked between tasks; True ends.
+            once: check in once; do the task if there is one.
+
+        Raises:
+            ServerProblem: the aggregator will not have this device (revoked, enrolment refused, another model).
+            UnreachableError: out of reach for longer than ``patience_s``; what is finished waits in the folder.
+            EngineError: this device cannot train.
+            ProtocolError: what answers is no aggregator of this protocol.
+        """
+        self._go_on()
+        joined = asked = False
+        while not self.cancel.is_set():
+            try:
+                if not joined:
+                    self._join()
+                    joined = True
+                self._flush()
+                if rounds is not None and self.summary.rounds >= rounds:
+                    return self._end("rounds")
+                if once and asked:
+                    return self._end("once")
+                if until():
+                    return self._end("until")
+                ended = self._step()
+                asked, self._offline = True, None
+                if ended is not None:
+                    return self._end(ended)
+            except (UnreachableError, ServerProblem) as error:
+                if isinstance(error, ServerProblem) and not error.passing:
+                    raise
+                self._wait_offline(error)
+        return self._end("cancelled")
+
+    def leave(self) -> None:
+        """Give the credential back; the personal state stays."""
+        if self.folder.membership is not None:
+            self.client.credential = self.folder.membership.credential
+            self.client.leave()
+            self.folder.forget()
+
+    # -- joining
+
+    def _join(self) -> None:
+        info = self.client.federation()
+        if info.bundle != self.model.bundle:
+            raise DeviceError(
+                f"the federation trains {info.bundle.name} {info.bundle.version}, this device has "
+                f"{self.model.id.name} {self.model.id.version}"
+                + (" (its tensors differ)" if info.bundle.name == self.model.id.name else ""),
+                mend="give the device the federation's bundle",
+            )
+        membership = self.folder.membership
+        again = membership is not None
+        if membership is None:
+            enrolment = Enrolment(
+                bundle=self.model.bundle, token=self.token, group=self.group, attestation=self._attested(info)
+            )
+            membership = self.folder.join(self.client.server, self.client.enrol(enrolment))
+        elif membership.server != self.client.server:
+            raise DeviceFolderError(
+                f"{self.folder.directory} belongs to a device of {membership.server}",
+                mend="give another folder for another server; the credential goes to its own only",
+            )
+        self.client.credential = membership.credential
+        self.tell(events.Joined(membership.device, again))
+
+    def _attested(self, info: FederationInfo) -> Attestation | None:
+        if not info.attestation:
+            return None
+        if self.attest is None:
+            raise DeviceError(
+                f"the federation asks for an attestation ({', '.join(info.attestation)})",
+                mend="run on a platform that gives one, or ask the operator for a federation without",
+            )
+        return self.attest(self.client.challenge().challenge, info.attestation)
+
+    # -- a task
+
+    def _step(self) -> Ended | None:
+        """Check in, and do what the answer says; why this was the last time, if it was."""
+        facts = CheckIn(
+            bundle=self.model.bundle, examples=self.pipeline.training_examples(), facts=self.facts
+        )
+        asked = self.clock()
+        answer = self.client.check_in(facts)
+        if answer.status == "done":
+            return "done"
+        if answer.status == "wait":
+            self._wait(answer)
+            return None
+        if answer.task is None:
+            raise ProtocolError("the check-in gave a task that is missing", mend="update the aggregator")
+        self._offline = None
+        return self._do(answer.task, asked + answer.task.expires_in_s)
+
+    def _do(self, task: Task, deadline: float) -> Ended | None:
+        self.tell(events.Assigned(task.round, task.version))
+        if any(p.task == task.id for p in self.folder.pending()[0]):
+            self.cancel.wait(1.0)  # it is finished; only sending is left
+            return None
+        try:
+            self.pipeline.accept(task)
+            sets = self._sets(task)
+            stop = _Deadline(self.cancel, self.clock, deadline)
+            done = self.pipeline.carry_out(task, sets, on_progress=self._progress, cancel=stop)
+            if done is not None:
+                self._finish(task, deadline, done)
+            elif not self.cancel.is_set():
+                raise DeclineTask("too_slow", "the task's time is over")
+            # Cancelled by the user: the task stays ours until its deadline, and its checkpoint too.
+        except DeclineTask as declined:
+            self._decline(task, declined.reason, declined.why)
+            if declined.reason == "privacy":  # the next task would be no better
+                return "privacy"
+        except StorageFullError as error:
+            self._decline(task, "storage", error.message)
+        except ServerProblem as problem:
+            if problem.code not in OVER:
+                raise
+            self._drop(task.id, "task", problem.message)
+        except EngineError as error:
+            self._decline(task, "engine", error.message)
+            raise
+        return None
+
+    def _sets(self, task: Task) -> dict[str, dict[str, np.ndarray]]:
+        """Download what the plan reads, each digest once."""
+        if "global" not in task.sets:
+            raise ProtocolError("the task names no set 'global'", mend="update the aggregator")
+        self.folder.keep_sets(what.sha256 for what in task.sets.values())
+        found = {}
+        for name, what in task.sets.items():
+            if what.bytes > self.model.most_set_bytes():
+                raise DeclineTask("plan", f"the set {name!r} has {what.bytes} bytes, more than the model can")
+            try:
+                values = self.folder.load_set(what.sha256)
+                cached = values is not None
+                if values is None:
+                    download(self.client, what, self.folder.set_path(what.sha256))
+                    values = self.folder.load_set(what.sha256)
+                if values is None:
+                    raise StorageFullError(f"the set {name!r} vanished", mend="check the disk")
+                self.model.check_set(name, values)
+            except (TensorFileError, NonFiniteError) as error:
+                raise DeclineTask("plan", error.message) from error
+            self.tell(events.Downloaded(name, what.bytes, cached))
+            found[name] = values
+        return found
+
+    def _finish(self, task: Task, deadline: float, done: Done) -> None:
+        """Make the update safe first; then let the new personal state serve."""
+        pending = Pending(
+            task=task.id,
+            round=task.round,
+            url=task.update_url,
+            key=secrets.token_hex(16),
+            deadline=deadline,
+            sha256=hashlib.sha256(done.update).hexdigest(),
+            bytes=len(done.update),
+            evaluation=None
+            if done.evaluation is None
+            else done.evaluation.model_dump(mode="json", by_alias=True),
+            adopts=done.adopts,
+            instead_of=self.folder.personal.current,
+        )
+        self.folder.put(pending, done.update)
+        self._fresh.add(task.id)
+        self._adopt(pending)
+        report, norm = done.report, done.protected.norm
+        self.tell(
+            events.Finished(
+                task.round,
+                report.status,
+                report.steps,
+                report.seconds,
+                report.before,
+                report.after,
+                norm,
+                done.protected.clipped,
+            )
+        )
+
+    def _adopt(self, pending: Pending) -> None:
+        store = self.folder.personal
+        if pending.adopts is not None:
+            if store.current == pending.instead_of:  # else somebody reverted it meanwhile
+                store.adopt(pending.adopts)
+            self.folder.change(pending, adopts=None)
+
+    def _decline(self, task: Task, reason: str, why: str) -> None:
+        self.tell(events.Declined(task.round, reason, why))
+        self.summary.declined[reason] = self.summary.declined.get(reason, 0) + 1
+        try:
+            self.client.decline(task.id, Decline.model_validate({"reason": reason}))
+        except ServerProblem as problem:
+            if problem.code not in OVER:
+                raise
+
+    # -- the queue
+
+    def _go_on(self) -> None:
+        """Finish what a killed process left."""
+        found, damaged = self.folder.pending()
+        for task in damaged:
+            self._drop(task, "update", "its file in the queue is damaged")
+        for pending in found:
+            self._adopt(pending)
+
+    def _flush(self) -> None:
+        """Send everything that waits.
+
+        Raises:
+            UnreachableError: it goes on waiting.
+        """
+        for pending in self.folder.pending()[0]:
+            if self.clock() >= pending.deadline:
+                what = "evaluation" if pending.uploaded else "update"
+                self._drop(pending.task, what, "its task has expired")
+            elif self._upload(pending):
+                self._report(pending)
+
+    def _upload(self, pending: Pending) -> bool:
+        """Send an update; whether it is accepted."""
+        if pending.uploaded:
+            return True
+        resume = pending.task not in self._fresh
+        self._fresh.discard(pending.task)
+        file = self.folder.update_path(pending.task)
+        try:
+            state = upload(self.client, pending.url, file, pending.key, resume=resume)
+        except ServerProblem as problem:
+            if problem.code not in OVER | REFUSED:
+                raise
+            self._drop(pending.task, "update", f"{problem.code}: {problem.message}")
+            return False
+        self.summary.rounds += 1
+        self.folder.change(pending, uploaded=True)
+        self.tell(events.Uploaded(pending.round, pending.bytes, state.duplicate))
+        return True
+
+    def _report(self, pending: Pending) -> None:
+        if pending.evaluation is not None:
+            report = EvaluationReport.model_validate(pending.evaluation)
+            try:
+                self.client.report(pending.task, report)
+            except ServerProblem as problem:
+                if problem.code not in OVER | REFUSED:
+                    raise
+                self._drop(pending.task, "evaluation", f"{problem.code}: {problem.message}")
+                return
+            self.tell(_reported(pending.round, report))
+        self.folder.remove(pending.task)
+
+    def _drop(self, task: str, what: str, why: str) -> None:
+        self.folder.remove(task)
+        self.summary.dropped += 1
+        self.tell(events.Dropped(task, what, why))
+
+    # -- waiting
+
+    def _wait(self, answer: CheckedIn) -> None:
+        seconds = max(answer.retry_after_s or 0.0, 0.05)
+        self.tell(events.Waiting(seconds, answer.reason or ""))
+        self.cancel.wait(seconds)
+
+    def _wait_offline(self, error: PflError) -> None:
+        failures, since = self._offline or (0, self.clock())
+        if self.patience_s is not None and self.clock() - since >= self.patience_s:
+            raise error
+        self._offline = failures + 1, since
+        seconds = self.client.pause(failures + 1)
+        self.tell(events.Offline(seconds, error.message))
+        self.cancel.wait(seconds)
+
+    def _progress(self, at: Progress) -> None:
+        self.tell(events.Stepped(at.step, at.of, at.loss))
+
+    def _end(self, why: Ended) -> Summary:
+        self.summary.ended = why
+        self.summary.bytes_up, self.summary.bytes_down = self.client.traffic.up, self.client.traffic.down
+        return self.summary
+
+
+class _Deadline:
+    """Stops training when the user wants it, or when the task is over."""
+
+    def __init__(self, cancel: threading.Event, clock: Callable[[], float], at: float) -> None:
+        self.cancel, self.clock, self.at = cancel, clock, at
+
+    def is_set(self) -> bool:
+        return self.cancel.is_set() or self.clock() >= self.at
+
+
+def _reported(number: int, report: EvaluationReport) -> events.Reported:
+    sums = report.global_, report.personalized
+    means = [{name: m.sum / m.weight for name, m in one.items()} for one in sums]
+    weight = max(m.weight for m in report.personalized.values())
+    return events.Reported(number, means[0], means[1], weight)

@@ -1,0 +1,98 @@
+"""What a device asks for before anything leaves it, and what it does to its update itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pfl_mobile.privacy import Noise, SecureNoise, clip_factor, l2_norm
+
+if TYPE_CHECKING:
+    from pfl_mobile.protocol.bodies import Task, TaskPrivacy
+
+
+@dataclass(frozen=True)
+class PrivacyPolicy:
+    """Fail closed: without protection nothing is sent.
+
+    Attributes:
+        require: False sends updates also where nothing protects them; only the device's user can say so.
+        max_epsilon: largest epsilon that the task's statement may name; None for any.
+        report: whether evaluation reports (sums, without noise) may be sent.
+    """
+
+    require: bool = True
+    max_epsilon: float | None = None
+    report: bool = True
+
+    def refusal(self, task: Task) -> str | None:
+        """Why this task must not be done; None when it may."""
+        if not self.require:
+            return None
+        privacy = task.privacy
+        if privacy.mechanism == "none":
+            return "nothing protects the updates (mechanism 'none')"
+        if privacy.clip_norm is None or not privacy.clip_norm > 0:
+            return "updates are not clipped, so noise could not hide one"
+        central, local = privacy.noise_multiplier > 0, privacy.local_noise_multiplier > 0
+        if not local and (privacy.mechanism == "local" or not central):
+            return f"the mechanism {privacy.mechanism!r} adds no noise"
+        if privacy.mechanism == "local" and task.reports:
+            return f"the numbers {', '.join(task.reports)} are asked for, which no noise protects from the aggregator"
+        return self._too_much(privacy)
+
+    def _too_much(self, privacy: TaskPrivacy) -> str | None:
+        if self.max_epsilon is None:
+            return None
+        epsilon = privacy.statement.get("epsilon")
+        if not isinstance(epsilon, int | float) or isinstance(epsilon, bool) or not math.isfinite(epsilon):
+            return "the statement names no epsilon"
+        if epsilon > self.max_epsilon:
+            return f"epsilon is {epsilon:.4g}, the most that is accepted here is {self.max_epsilon:.4g}"
+        return None
+
+    def may_report(self, task: Task) -> bool:
+        """Whether the evaluation report may be sent: not to an aggregator that is not trusted with updates either."""
+        return self.report and not (self.require and task.privacy.mechanism == "local")
+
+
+@dataclass(frozen=True)
+class Protected:
+    """An update as it may leave the device.
+
+    Attributes:
+        flat: float32 [P].
+        norm: L2 norm before clipping.
+        clipped: whether clipping shortened it.
+    """
+
+    flat: np.ndarray
+    norm: float
+    clipped: bool
+
+
+def protect(flat: np.ndarray, privacy: TaskPrivacy, noise: Noise | None = None) -> Protected:
+    """Clip a whole update, all tensors together, and add the device's own noise where the task asks for it.
+
+    Args:
+        flat: the change, float32 [P].
+        privacy: of the task.
+        noise: None for the secure source.
+
+    Raises:
+        NonFiniteError: a value is NaN or infinite.
+    """
+    norm = l2_norm(flat)
+    clipped = False
+    if privacy.clip_norm is not None:
+        factor = clip_factor(norm, privacy.clip_norm)
+        clipped = factor < 1.0
+        flat = flat * np.float32(factor) if clipped else flat
+        if privacy.local_noise_multiplier > 0:
+            source = noise or SecureNoise()
+            scale = privacy.local_noise_multiplier * privacy.clip_norm
+            flat = (flat + scale * source.normal(flat.size)).astype(np.float32)
+    return Protected(flat, norm, clipped)
