@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pfl_mobile.cli import bundles, data, demo, init, keys, privacy, serve, state, studies, users
+from pfl_mobile.cli import bundles, data, demo, device, init, keys, privacy, serve, state, studies, users
 from pfl_mobile.cli.common import EXIT_CODES, run
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ data.add_to(app)
 state.add_to(app)
 keys.add_to(app)
 demo.add_to(app)
+device.add_to(app)
 init.add_to(app)
 studies.add_to(app)
 privacy.add_to(app)

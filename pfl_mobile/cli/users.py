@@ -90,7 +90,7 @@ def personalize(
     from pfl_mobile.local.state import PersonalStateStore
 
     with Reporter() as report, open_bundle(bundle, public_key) as opened:
-        examples = _examples(opened, data, user, report)
+        examples = user_examples(opened, data, user, report)
         others = None if general is None else _general(opened, general, user, report)
         store = None if state is None else PersonalStateStore(state, model_id(opened))
         report("load the programs")
@@ -120,7 +120,8 @@ def personalize(
     return INTERRUPTED if result.status == "cancelled" else OK
 
 
-def _examples(bundle: Bundle, source: str, user: str, report: Reporter) -> Examples:
+def user_examples(bundle: Bundle, source: str, user: str, report: Reporter) -> Examples:
+    """The examples of a user, oldest first: texts, or arrays for a bundle that takes them."""
     from pfl_mobile import data
     from pfl_mobile.cli.rows import rows_of_user
 

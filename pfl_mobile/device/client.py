@@ -34,6 +34,7 @@ from pfl_mobile.protocol.bodies import (
     Enrolment,
     EvaluationReport,
     FederationInfo,
+    LatestVersion,
 )
 
 if TYPE_CHECKING:
@@ -147,6 +148,10 @@ class Client:
     def report(self, task: str, report: EvaluationReport) -> None:
         """Send sums of metrics; counted once."""
         self._tell("POST", f"/v1/tasks/{task}/evaluation", report)
+
+    def latest(self) -> LatestVersion:
+        """The version that is served now."""
+        return self._ask(LatestVersion, "GET", "/v1/versions/latest")
 
     def leave(self) -> None:
         """Take part no more: the aggregator forgets the credential."""

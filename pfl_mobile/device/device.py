@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from pfl_mobile.local.report import Progress
     from pfl_mobile.local.trainer import Examples
     from pfl_mobile.privacy import Noise
-    from pfl_mobile.protocol.bodies import Attestation, CheckedIn, FederationInfo, Task
+    from pfl_mobile.protocol.bodies import Attestation, CheckedIn, Download, FederationInfo, Task
 
 #: Makes a verdict of the platform, of one of these kinds, bound to the challenge.
 Attest = Callable[[str, tuple[str, ...]], "Attestation"]
@@ -73,6 +73,7 @@ REFUSED = frozenset(
         "update-not-finite",
         "update-too-large",
         "bad-report",
+        "bad-request",
         "body-too-large",
         "invalid-request",
     }
@@ -193,6 +194,24 @@ class Device:
                 self._wait_offline(error)
         return self._end("cancelled")
 
+    def measure(self) -> events.Measured:
+        """Fetch the newest shared values and measure them on the test part; nothing of it is sent.
+
+        Raises:
+            UnreachableError, ServerProblem: they could not be fetched.
+            NoExamplesError: there is nothing to measure on.
+        """
+        self._join()
+        latest = self.client.latest()
+        sums = self.pipeline.measure_shared(self._fetch("global", latest.sets["global"]))
+        found = events.Measured(
+            latest.version,
+            {name: total / weight for name, (total, weight) in sums.items()},
+            max(weight for _, weight in sums.values()),
+        )
+        self.tell(found)
+        return found
+
     def leave(self) -> None:
         """Give the credential back; the personal state stays."""
         if self.folder.membership is not None:
@@ -295,19 +314,22 @@ class Device:
             if what.bytes > self.model.most_set_bytes():
                 raise DeclineTask("plan", f"the set {name!r} has {what.bytes} bytes, more than the model can")
             try:
-                values = self.folder.load_set(what.sha256)
-                cached = values is not None
-                if values is None:
-                    download(self.client, what, self.folder.set_path(what.sha256))
-                    values = self.folder.load_set(what.sha256)
-                if values is None:
-                    raise StorageFullError(f"the set {name!r} vanished", mend="check the disk")
-                self.model.check_set(name, values)
+                found[name] = self._fetch(name, what)
             except (TensorFileError, NonFiniteError) as error:
                 raise DeclineTask("plan", error.message) from error
-            self.tell(events.Downloaded(name, what.bytes, cached))
-            found[name] = values
         return found
+
+    def _fetch(self, name: str, what: Download) -> dict[str, np.ndarray]:
+        values = self.folder.load_set(what.sha256)
+        cached = values is not None
+        if values is None:
+            download(self.client, what, self.folder.set_path(what.sha256))
+            values = self.folder.load_set(what.sha256)
+        if values is None:
+            raise StorageFullError(f"the set {name!r} vanished from the disk", mend="check the disk")
+        self.model.check_set(name, values)
+        self.tell(events.Downloaded(name, what.bytes, cached))
+        return values
 
     def _finish(self, task: Task, deadline: float, done: Done) -> None:
         """Make the update safe first; then let the new personal state serve."""

@@ -131,11 +131,10 @@ class Offline(Event):
 
 @dataclass(frozen=True)
 class Measured(Event):
-    """How good the newest shared values are on the device's test part, and what serves here; not sent."""
+    """How good the newest shared values are on the device's test part, as means; not sent."""
 
     version: int
     shared: Mapping[str, float]
-    personalized: Mapping[str, float]
     weight: float
 
 

@@ -28,6 +28,7 @@ from pfl_mobile.local.measure import metric_sums
 from pfl_mobile.local.parts import Parts, count_examples, parts
 from pfl_mobile.local.phases import Work, served
 from pfl_mobile.local.plan import Plan
+from pfl_mobile.local.session import Programs
 from pfl_mobile.local.state import PersonalState
 from pfl_mobile.local.trainer import LocalTrainer
 from pfl_mobile.local.upload import change
@@ -231,6 +232,18 @@ class Pipeline:
         old = old or PersonalState({})
         copies = {**old.copies, **{copy: trained.copies[copy] for copy in sent}}
         return self.store.write(PersonalState(old.tensors, copies, old.words, old.metrics))
+
+    def measure_shared(self, values: Mapping[str, np.ndarray]) -> Sums:
+        """Sums of the aggregator's values on the test part.
+
+        Raises:
+            NoExamplesError: there is nothing to measure on.
+        """
+        programs = Programs(self.model.session, [t.name for t in self.model.tensors])
+        test = parts(self.examples, test=self.test, most=self.model.most).test
+        return metric_sums(
+            programs, {**self.model.initial, **values}, test, encoder=self.model.encoder, known=()
+        )
 
     def measure(
         self, plan: Plan, trainer: LocalTrainer, test: Examples, state: PersonalState | None

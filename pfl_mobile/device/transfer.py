@@ -111,7 +111,7 @@ def upload(client: Client, url: str, file: Path, key: str, *, resume: bool = Fal
     def once() -> UploadState:
         nonlocal sent, sure
         if not sure:
-            sent, complete = _received(client, url, size)
+            sent, complete = _received(client, url, key, size)
             if complete:
                 return UploadState(status="accepted", task=url.split("/")[-2], received=size, duplicate=True)
         sure = False  # until the answer is here
@@ -138,13 +138,13 @@ def upload(client: Client, url: str, file: Path, key: str, *, resume: bool = Fal
     return client.retrying(once, lambda: sent)
 
 
-def _received(client: Client, url: str, size: int) -> tuple[int, bool]:
+def _received(client: Client, url: str, key: str, size: int) -> tuple[int, bool]:
     """How many bytes of the update the aggregator has, and whether that is all.
 
     A task that is over answers an error without a body; the upload is then tried from the beginning, which tells why.
     """
     try:
-        with client.exchange("HEAD", url) as response:
+        with client.exchange("HEAD", url, {"Idempotency-Key": key}) as response:
             offset = response.headers.get("Upload-Offset", "0")
             complete = response.headers.get("Upload-Complete") == "?1"
     except ServerProblem as problem:

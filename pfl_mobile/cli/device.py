@@ -1,0 +1,241 @@
+"""``pfl device``: one real device that takes part in a federation."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pfl_mobile.cli.bundles import Engine, Key, open_bundle
+from pfl_mobile.cli.common import (
+    EXIT_CODES,
+    FAILED,
+    INTERRUPTED,
+    OK,
+    Json,
+    Reporter,
+    console,
+    interruptible,
+    percent,
+    print_json,
+    size,
+)
+from pfl_mobile.cli.users import Source, user_examples
+from pfl_mobile.errors import ConfigError, NoExamplesError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pfl_mobile.device.device import Summary
+    from pfl_mobile.device.events import Event
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command(
+        "device",
+        epilog="Example:  pfl device --server http://127.0.0.1:8800 --bundle keyboard-bundle --data nus-sms "
+        "--user 51 --state ann --rounds 3  " + EXIT_CODES,
+    )(device)
+
+
+def device(
+    server: Annotated[str, typer.Option("--server", metavar="URL", help="Address of the aggregator.")],
+    bundle: Annotated[
+        Path, typer.Option("--bundle", metavar="B", help="The federation's bundle: folder or .pflb file.")
+    ],
+    data: Source,
+    user: Annotated[
+        str, typer.Option("--user", metavar="ID", help="A user of the data: whose device this is.")
+    ],
+    state: Annotated[
+        Path,
+        typer.Option(
+            "--state", metavar="DIR", help="What the device keeps: credential, personal state, queue."
+        ),
+    ] = Path("pfl-device"),
+    engine: Engine = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, metavar="N", help="End after N accepted updates.")
+    ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Check in once, do the task if there is one, and end.")
+    ] = False,
+    token: Annotated[
+        str | None,
+        typer.Option("--token", metavar="T", envvar="PFL_ENROLMENT_TOKEN", help="For enrolment."),
+    ] = None,
+    group: Annotated[str, typer.Option("--group", metavar="NAME", help="The device's group.")] = "",
+    allow_no_privacy: Annotated[
+        bool,
+        typer.Option(
+            "--allow-no-privacy", help="Send updates also where no clipping and noise protect them."
+        ),
+    ] = False,
+    max_epsilon: Annotated[
+        float | None,
+        typer.Option(
+            "--max-epsilon", metavar="E", help="Decline where the statement names a larger epsilon."
+        ),
+    ] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Send no evaluation reports.")] = False,
+    test: Annotated[
+        float,
+        typer.Option("--test", min=0.01, max=0.99, help="Share of the examples, the newest, to test on."),
+    ] = 0.2,
+    patience: Annotated[
+        float,
+        typer.Option("--patience", metavar="S", help="Seconds that the aggregator may be out of reach."),
+    ] = 600.0,
+    ca: Annotated[
+        Path | None, typer.Option("--ca", metavar="PEM", help="Trust only these authorities for HTTPS.")
+    ] = None,
+    allow_http: Annotated[
+        bool, typer.Option("--allow-http", help="Permit plain HTTP to another machine.")
+    ] = False,
+    events: Annotated[
+        Path | None,
+        typer.Option("--events", metavar="FILE", help="Append what happens, one JSON object a line."),
+    ] = None,
+    public_key: Key = None,
+    as_json: Json = False,
+) -> int:
+    """Take part in a federation as one device: enrol, check in, train by the plan, send the clipped change.
+
+    The newest part of the examples (--test) is never trained on; how good the models are on it is reported as sums.
+    The personal state stays here, and the guard adopts it only where it is better. Nothing is sent where nothing
+    protects it (exit code 1). Killed or cut off at any moment, the same command goes on.
+
+    JSON: ended, rounds, declined (by reason), dropped, bytes_up, bytes_down, version, shared (metrics of the newest
+    shared values on the test part, when the federation is finished).
+    """
+    if rounds is not None and once:
+        raise ConfigError("--rounds and --once contradict each other", mend="give one of them")
+    from pfl_mobile.device.client import Client
+    from pfl_mobile.device.device import Device
+    from pfl_mobile.device.model import Model
+    from pfl_mobile.device.privacy import PrivacyPolicy
+    from pfl_mobile.device.store import DeviceFolder
+    from pfl_mobile.engines import open_session
+
+    policy = PrivacyPolicy(require=not allow_no_privacy, max_epsilon=max_epsilon, report=not no_report)
+    with contextlib.ExitStack() as stack:
+        report = stack.enter_context(Reporter())
+        opened = stack.enter_context(open_bundle(bundle, public_key))
+        examples = user_examples(opened, data, user, report)
+        report("load the programs and run the golden batch")
+        session = stack.enter_context(open_session(opened, engine))
+        model = Model.open(opened, session)
+        folder = stack.enter_context(DeviceFolder(state, model.id))
+        log = None if events is None else stack.enter_context(open(events, "a", encoding="utf-8"))
+        cancel = stack.enter_context(interruptible(report))
+        client = stack.enter_context(
+            Client(server, ca=None if ca is None else str(ca), allow_http=allow_http, cancel=cancel)
+        )
+        taking_part = Device(
+            model,
+            examples,
+            folder,
+            client,
+            policy=policy,
+            test=test,
+            group=group,
+            token=token,
+            on_event=_teller(report, log),
+            patience_s=patience,
+        )
+        summary = taking_part.run(rounds, once=once)
+        newest = _newest(taking_part.measure) if summary.ended == "done" else {}
+    _show(summary, newest, as_json)
+    return {"cancelled": INTERRUPTED, "privacy": FAILED}.get(summary.ended, OK)
+
+
+def _newest(measure: Callable[[], Any]) -> dict[str, Any]:
+    """The newest shared values, measured; nothing where this user has nothing to measure on."""
+    try:
+        found = measure()
+    except NoExamplesError:
+        return {}
+    return {"version": found.version, "shared": dict(found.shared)}
+
+
+def _teller(report: Reporter, log: IO[str] | None) -> Callable[[Event], None]:
+    """Shows events, and writes those that matter to the log."""
+    from pfl_mobile.device import events as kinds
+
+    def tell(event: Event) -> None:
+        if log is not None and not isinstance(event, kinds.Stepped):
+            log.write(json.dumps(event.to_json()) + "\n")
+            log.flush()
+        if isinstance(event, kinds.Stepped):
+            report(
+                f"train, step {event.step}/{event.of}, loss {event.loss:.3f}", event.step / max(event.of, 1)
+            )
+        elif isinstance(event, kinds.Waiting):
+            report(f"wait, {event.seconds:.0f} s, {event.reason.replace('_', ' ')}")
+        elif isinstance(event, kinds.Offline):
+            report(f"offline: {event.why}")
+        else:
+            report.note(_words(event))
+
+    return tell
+
+
+def _words(event: Event) -> str:
+    from pfl_mobile.device import events as kinds
+
+    match event:
+        case kinds.Joined(again=again):
+            return "the device is enrolled" + (" (it was before)" if again else "")
+        case kinds.Assigned(round=number, version=version):
+            return f"round {number}: a task, from version {version}"
+        case kinds.Downloaded(name=name, bytes=count, cached=cached):
+            return f"  {name}: {size(count)}" + (", here already" if cached else "")
+        case kinds.Finished():
+            clipped = ", clipped" if event.clipped else ""
+            return (
+                f"  {event.steps} steps in {event.seconds:.1f} s, personal state {event.status}, change of norm "
+                f"{event.norm:.3g}{clipped}"
+            )
+        case kinds.Uploaded(bytes=count):
+            return f"  sent {size(count)}"
+        case kinds.Reported():
+            name = _main(event.shared)
+            return f"  {name} on the test part: shared {percent(event.shared, name)}, own " + percent(
+                event.personalized, name
+            )
+        case kinds.Declined():
+            return f"  declined ({event.reason}): {event.why}"
+        case kinds.Dropped():
+            return f"  {event.what} dropped: {event.why}"
+        case kinds.Measured():
+            name = _main(event.shared)
+            return f"version {event.version}: {name} {percent(event.shared, name)} on the test part"
+    return json.dumps(event.to_json())
+
+
+def _main(metrics: Mapping[str, float]) -> str:
+    return next((name for name in ("top3", "top1", "loss") if name in metrics), next(iter(metrics)))
+
+
+def _show(summary: Summary, newest: dict[str, Any], as_json: bool) -> None:
+    found = summary.to_json() | newest
+    if as_json:
+        print_json(found)
+        return
+    ended = {
+        "rounds": "as many rounds as asked for",
+        "done": "the federation trains no more",
+        "once": "checked in once",
+        "until": "ended",
+        "privacy": "the federation protects updates less than this device asks for; nothing was sent",
+        "cancelled": "stopped; the same command goes on",
+    }[summary.ended]
+    console().print(
+        f"{ended}: {summary.rounds} updates accepted, {sum(summary.declined.values())} tasks declined, "
+        f"{summary.dropped} updates dropped, {size(summary.bytes_up)} up, {size(summary.bytes_down)} down",
+        markup=False,
+    )
