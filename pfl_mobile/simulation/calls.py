@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pfl_mobile.simulation.compiled import SCALE
-from pfl_mobile.simulation.deferred import MOST_ROWS, Deferral, Segment
+from pfl_mobile.simulation.deferred import LateWeight
 from pfl_mobile.simulation.feed import Chunk
 from pfl_mobile.simulation.lanes import Lanes
-from pfl_mobile.simulation.steps import Steps
+from pfl_mobile.simulation.steps import DeferredStep, Steps
 
 
 class Call:
@@ -79,7 +79,7 @@ class Call:
 
 
 class DeferredCall:
-    """Steps of plain SGD with some weights changed at the end of each segment only."""
+    """Steps of plain SGD in which some weights are changed later."""
 
     def __init__(
         self,
@@ -87,59 +87,83 @@ class DeferredCall:
         lanes: Lanes,
         flat: Tensor,
         group: Sequence[str],
-        function: Callable[..., Any],
-        inputs: Sequence[str],
-        deferrals: Sequence[Deferral],
+        late: dict[str, LateWeight],
+        sizes: Sequence[int],
     ) -> None:
-        self.function, self.device = function, steps.device
-        self.lanes, self.size = len(lanes.clients), steps.size
-        self.before: list[str] = []
-        self.tensors: list[Tensor] = []
-        for name in inputs:
-            if name == SCALE or name in steps.batch:
-                self.before.append(name)
-            elif name in lanes.layout.places:
-                source = flat if name in group else lanes.theta
-                self.tensors.append(lanes.layout.view(source, name, single=self.lanes == 1))
-            elif name in lanes.others:
-                value = lanes.others[name]
-                self.tensors.append(value[0] if self.lanes == 1 else value)
-        self.weights = [(lanes.layout.view(flat, d.weight), d.entry) for d in deferrals]
+        self.steps, self.lanes, self.flat, self.group, self.sizes = steps, lanes, flat, group, sizes
+        self.deferrals = _found(steps, len(lanes.clients), group).deferrals
+        for deferral in self.deferrals:
+            if deferral.weight not in late:
+                late[deferral.weight] = LateWeight(lanes.layout.view(flat, deferral.weight), None)
+        lanes.settle({deferral.weight for deferral in self.deferrals} if late is lanes.late else ())
+        self.late = [late[d.weight] for d in self.deferrals]
+        self._known: dict[int, tuple[Callable[..., Any], list[str], list[Tensor]]] = {}
+
+    @property
+    def entries(self) -> set[str]:
+        """The entries of the batch that are wanted by lane."""
+        return {deferral.entry for deferral in self.deferrals}
 
     def descend(self, chunk: Chunk, counts: np.ndarray, rates: np.ndarray) -> np.ndarray:
-        """All steps of a chunk; the sums of the mean losses, float64 [lanes].
+        """All steps of a chunk, as one segment; the sums of the mean losses, float64 [lanes].
 
         Args:
             chunk: helpings of one batch each.
-            counts: steps that each lane has left.
+            counts: steps that each lane has in it, not increasing.
             rates: learning rates, float64 [helpings, lanes].
         """
-        w = chunk.weights
-        scales = _quotient(rates, w, self.device)
-        single = self.lanes == 1
-        columns: list[Sequence[Tensor]] = []
-        for name in self.before:
-            value = scales if name == SCALE else chunk.entries[name][:, 0]
-            columns.append((value[:, 0] if single else value).unbind(0))
-        arguments = list(zip(*columns, strict=True))
-        losses: list[Tensor] = []
-        parts = -(-len(w) * self.size // MOST_ROWS)
-        ends = [len(w) * (k + 1) // parts for k in range(parts)]
-        for begin, end in zip([0, *ends], ends, strict=False):
-            own = np.clip(counts - begin, 0, end - begin).tolist()
-            rows = slice(begin * self.size, end * self.size)
-            segments = [
-                Segment(chunk.entries[e][:, rows], weight, self.size, own) for weight, e in self.weights
-            ]
-            for step in range(end - begin):
-                products = [segment.before(step) for segment in segments]
-                loss, *gradients = self.function(*arguments[begin + step], *self.tensors, *products)
-                losses.append(loss)
-                for segment, gradient in zip(segments, gradients, strict=True):
-                    segment.after(step, gradient)
-            for segment in segments:
-                segment.finish()
-        return _mean_losses(losses, w)
+        batch = self.steps.size
+        rows = (counts[: self._fit(int(np.count_nonzero(counts)))] * batch).tolist()
+        segments = [
+            late.begin(chunk.by_lane[deferral.entry], rows, batch)
+            for late, deferral in zip(self.late, self.deferrals, strict=True)
+        ]
+        scales = _quotient(rates, chunk.weights, self.steps.device)
+        columns = {n: value[:, 0].unbind(0) for n, value in chunk.entries.items()} | {SCALE: scales.unbind(0)}
+        total = np.zeros(len(counts))
+        losses: dict[int, list[Tensor]] = {}
+        for step, live in enumerate((counts > np.arange(len(scales))[:, None]).sum(1).tolist()):
+            lanes = self._fit(live)
+            function, before, tensors = self._program(lanes)
+            arguments = [columns[n][step][0] if lanes == 1 else columns[n][step][:lanes] for n in before]
+            products = [segment.before(step, lanes) for segment in segments]
+            loss, *gradients = function(*arguments, *tensors, *products)
+            losses.setdefault(lanes, []).append(loss)
+            for segment, gradient in zip(segments, gradients, strict=True):
+                segment.after(step, gradient, lanes)
+        step = 0
+        for lanes, found in losses.items():
+            total[:lanes] += _mean_losses(found, chunk.weights[step : step + len(found), :lanes])
+            step += len(found)
+        return total
+
+    def _fit(self, live: int) -> int:
+        """The smallest compiled number of lanes that holds so many."""
+        return next(size for size in self.sizes if size >= live)
+
+    def _program(self, size: int) -> tuple[Callable[..., Any], list[str], list[Tensor]]:
+        """The function for so many lanes, the names of its first arguments, and the tensors that follow."""
+        if size not in self._known:
+            found = _found(self.steps, size, self.group)
+            before: list[str] = []
+            tensors: list[Tensor] = []
+            for name in found.inputs:
+                if name == SCALE or name in self.steps.batch:
+                    before.append(name)
+                elif name in self.lanes.layout.places:
+                    source = self.flat if name in self.group else self.lanes.rows
+                    tensors.append(self.lanes.layout.view(source[:size], name, single=size == 1))
+                elif name in self.lanes.others:
+                    value = self.lanes.others[name]
+                    tensors.append(value[0] if size == 1 else value[:size])
+            self._known[size] = found.function, before, tensors
+        return self._known[size]
+
+
+def _found(steps: Steps, lanes: int, group: Sequence[str]) -> DeferredStep:
+    found = steps.deferred(lanes, group)
+    assert found is not None  # a layer that is wide for one number of lanes is so for all
+    return found
 
 
 def _quotient(rates: np.ndarray, weights: np.ndarray, device: torch.device) -> Tensor:

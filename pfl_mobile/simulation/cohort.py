@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,17 +11,16 @@ import torch
 
 from pfl_mobile.errors import ConfigError, ExportError, NoExamplesError, TensorMismatchError, near
 from pfl_mobile.local.batches import Rows, check_rows, weighted_rows
+from pfl_mobile.local.groups import select
 from pfl_mobile.local.phases import check_plan
-from pfl_mobile.local.plan import ChoosePhase, MeasurePhase, Plan, Sgd, TrainPhase
+from pfl_mobile.local.plan import ChoosePhase, MeasurePhase, MovePhase, Plan, TrainPhase
 from pfl_mobile.modules.model import PersonalizedModel
+from pfl_mobile.simulation.deferred import LateWeight
 from pfl_mobile.simulation.feed import Feed
 from pfl_mobile.simulation.lanes import Arrays, FlatSet, Flattened, Lanes
 from pfl_mobile.simulation.phases import measured, run_plan
 from pfl_mobile.simulation.steps import Steps
 from pfl_mobile.tasks import Batch, Task
-
-#: The most lanes that ``calibrate`` tries.
-MOST_LANES = {"cpu": 16, "cuda": 1024}
 
 
 @dataclass
@@ -62,6 +59,29 @@ class Outcome:
     reports: dict[str, float]
     steps: int
     failure: str | None = None
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What all clients begin with.
+
+    Attributes:
+        row: the gradient-trained tensors, float32 [size].
+        moved: those that stand for what clients have of their own.
+        phases: as many phases of the plan are done with it.
+    """
+
+    row: np.ndarray
+    moved: frozenset[str]
+    phases: int
+
+
+@dataclass(frozen=True)
+class _Total:
+    """A weighted sum of changes, float32 [size], and the weight of each client."""
+
+    values: torch.Tensor
+    weights: Sequence[float]
 
 
 class CohortTrainer:
@@ -112,7 +132,7 @@ class CohortTrainer:
         """A number that suits most models, the same on every machine: results depend on it in the last bits.
 
         One where convolutions are trained through, as a client's products fill a core there, or where an operator
-        cannot be batched; else 16, or 256 on a GPU. ``calibrate`` measures what is best for one model.
+        cannot be batched; else 16, or 256 on a GPU.
         """
         nodes = self._steps.graph("step").module.graph.nodes
         if self.device.type == "cpu" and any("convolution" in str(node.target) for node in nodes):
@@ -149,6 +169,38 @@ class CohortTrainer:
             ConfigError: the plan has a phase that a cohort cannot run, or names what is not there.
             TensorMismatchError: rows or tensors do not fit the model.
         """
+        return self._run(plan, clients, start, sets, None)
+
+    def run_summed(
+        self,
+        plan: Plan,
+        clients: Sequence[Client],
+        start: Arrays,
+        sets: Mapping[str, Mapping[str, np.ndarray]],
+        weights: Sequence[float],
+    ) -> tuple[list[Outcome], dict[str, np.ndarray]]:
+        """Train every client, and add up what comes of it: faster than one change after the other.
+
+        Args:
+            plan, clients, start, sets: as for ``run``; no client has a set ``global`` of its own.
+            weights: of each client.
+
+        Returns:
+            The outcomes, without tensors and copies; and by name the sum of weight * (tensor - its value in
+            ``global``) over the clients that have not failed, float32. The sum may be infinite where a change is.
+        """
+        total = _Total(torch.zeros(self._steps.layout.size, device=self.device), weights)
+        outcomes = self._run(plan, clients, start, sets, total)
+        return outcomes, self._steps.layout.read(total.values.cpu().numpy())
+
+    def _run(
+        self,
+        plan: Plan,
+        clients: Sequence[Client],
+        start: Arrays,
+        sets: Mapping[str, Mapping[str, np.ndarray]],
+        total: _Total | None,
+    ) -> list[Outcome]:
         check_plan(plan, self._steps.table, {**sets, **_own_sets(clients)}, _names(c.copies for c in clients))
         first = self._start_row(start)
         rows: dict[int, Rows] = {}
@@ -163,20 +215,29 @@ class CohortTrainer:
                 if not needs_rows:
                     rows[k] = client.rows
                     continue
-                outcomes[k] = Outcome(self._before(client, first), {}, {}, 0, error.message)
+                before = {} if total is not None else self._before(client, first)
+                outcomes[k] = Outcome(before, {}, {}, 0, error.message)
         order = sorted(rows, key=lambda k: -len(rows[k]["weight"]))
         with torch.inference_mode():
             common = Flattened(sets, self._flat)
             kinds = ["step"] if any(isinstance(p, TrainPhase) for p in phases) else []
             kinds += ["evaluate"] if any(isinstance(p, MeasurePhase | ChoosePhase) for p in phases) else []
+            begun = self._begun(plan, clients, first, common)
             matrix = self._matrix(len(order))
-            for part, theta in self._groups(order, matrix):
-                theta[:] = first
+            # where much is done for all lanes together, a group need not be as large as one of the programs
+            sizes = [min(self.lanes, max(len(order), 1))] if self._steps.wide else self._sizes()
+            for part, theta in self._groups(order, matrix, sizes):
                 group = [clients[k] for k in part]
-                lanes = self._group(group, [rows[k] for k in part], kinds, start, theta, common)
-                run_plan(plan, lanes, self._steps, self._sizes())
+                lanes = self._group(group, [rows[k] for k in part], kinds, start, theta, common, begun)
+                run_plan(plan, lanes, self._steps, self._sizes(len(part)), begun.phases)
+                if total is not None:
+                    weights = [
+                        0.0 if failure else total.weights[k]
+                        for k, failure in zip(part, lanes.failures, strict=True)
+                    ]
+                    lanes.add_changes(total.values, common["global"].flat[0], weights)
                 for lane, k in enumerate(part):
-                    outcomes[k] = self._outcome(plan, lanes, lane, first)
+                    outcomes[k] = self._outcome(plan, lanes, lane, first, summed=total is not None)
         return [outcomes[k] for k in range(len(clients))]
 
     def evaluate(
@@ -199,71 +260,24 @@ class CohortTrainer:
         with torch.inference_mode():
             first = self._start_row(start)
             common = not any(tensors[k] for k in order)
-            for part, theta in self._groups(order, self._matrix(len(order))):
+            for part, theta in self._groups(order, self._matrix(len(order)), self._sizes()):
                 theta[: 1 if common else len(part)] = first
                 group = [Client(kept[k], 0, tensors[k]) for k in part]
-                lanes = self._group(group, [kept[k] for k in part], ["evaluate"], start, theta, {})
+                lanes = self._group(group, [kept[k] for k in part], ["evaluate"], start, theta, {}, None)
                 metrics = measured(lanes, self._steps, self._sizes(), common=common)
                 for lane, k in enumerate(part):
                     results[k] = {name: float(values[lane]) for name, values in metrics.items()}
         return results
 
-    def calibrate(self, most: int | None = None, seconds: float = 0.2) -> tuple[int, dict[int, float]]:
-        """Measure SGD with 1, 4, 16, ... lanes: the choice, and seconds per client and step of each.
-
-        It stops where four times as many lanes are no faster. The choice is the least number that comes within a
-        twentieth of the best: programs for fewer lanes are made sooner.
-
-        Args:
-            most: the most lanes to try.
-            seconds: time for each number of lanes.
-        """
-        most = MOST_LANES.get(self.device.type, 64) if most is None else most
-        found: dict[int, float] = {}
-        size, before = 1, self._lanes
-        try:
-            while size <= most:
-                self._lanes = size
-                try:
-                    found[size] = self._time(size, seconds)
-                except ExportError:
-                    if size == 1:
-                        raise
-                    break  # an operator that cannot be batched
-                if size > 1 and found[size] > 0.95 * min(t for k, t in found.items() if k < size):
-                    break
-                size *= 4
-        finally:
-            self._lanes = before
-        best = min(found.values())
-        return min(k for k, t in found.items() if t <= 1.05 * best), found
-
-    def _time(self, lanes: int, seconds: float) -> float:
-        """Shortest time of a client's step, in runs over as many copies of the example batch as there are lanes."""
-        repeats = 8
-        batch = {k: np.concatenate([v.cpu().numpy()] * repeats) for k, v in self._steps.batch.items()}
-        batch["weight"] = np.ones_like(batch["weight"])
-        plan = Plan(phases=(TrainPhase(epochs=1, optimizer=Sgd(lr=1e-9)),))
-        clients = [Client(batch, k) for k in range(lanes)]
-        # other processes do not count, where one thread does all the work
-        alone = self.device.type == "cpu" and torch.get_num_threads() == 1
-        clock = time.thread_time if alone else time.perf_counter
-        self.run(plan, clients, {}, {})  # compiles
-        shortest, end = math.inf, time.perf_counter() + seconds
-        while time.perf_counter() < end or math.isinf(shortest):
-            began = clock()
-            self.run(plan, clients, {}, {})
-            shortest = min(shortest, clock() - began)
-        return shortest / (lanes * repeats)
-
     # -- parts of a run --------------------------------------------------------------------------------------
 
-    def _sizes(self) -> list[int]:
+    def _sizes(self, most: int | None = None) -> list[int]:
+        """Numbers of lanes to compile for, increasing; ``most`` is the last where it is given."""
         sizes, size = [self.lanes], self.lanes
         while size > 1:
             size = -(-size // 2)
             sizes.append(size)
-        return sizes[::-1]
+        return sizes[::-1] if most is None else [*(s for s in sizes[::-1] if s < most), most]
 
     def _matrix(self, rows: int) -> np.ndarray:
         """A row for each client. The outcomes are views of it; it is used again when none is left.
@@ -275,13 +289,18 @@ class CohortTrainer:
             self._space = np.empty((rows, self._steps.layout.size), np.float32)
         return self._space[:rows]
 
-    def _groups(self, order: Sequence[int], matrix: np.ndarray) -> Iterator[tuple[Sequence[int], np.ndarray]]:
-        """Clients in groups for whose sizes there is a program, each with its rows of ``matrix``."""
+    @staticmethod
+    def _groups(
+        order: Sequence[int], matrix: np.ndarray, sizes: Sequence[int]
+    ) -> Iterator[tuple[Sequence[int], np.ndarray]]:
+        """Clients in groups of these sizes, large ones first, each with its rows of ``matrix``."""
         begin = 0
-        for size in self._sizes()[::-1]:
+        for size in sizes[::-1]:
             while len(order) - begin >= size:
                 yield order[begin : begin + size], matrix[begin : begin + size]
                 begin += size
+        if begin < len(order):
+            yield order[begin:], matrix[begin:]
 
     def _check(self, rows: Mapping[str, np.ndarray]) -> None:
         for name, like in self._steps.batch.items():
@@ -310,11 +329,22 @@ class CohortTrainer:
         start: Arrays,
         theta: np.ndarray,
         sets: Mapping[str, FlatSet],
+        begun: _Begun | None,
     ) -> Lanes:
         steps = self._steps
-        for row, client in zip(theta, clients, strict=True):
+        moved = begun.moved if begun else frozenset()
+        kept = [{n: v for n, v in client.tensors.items() if n not in moved} for client in clients]
+        wide = [n for n in steps.wide if begun and not any(n in tensors for tensors in kept)]
+        if begun:
+            end = 0
+            for name in wide:
+                place = steps.layout.places[name]
+                theta[:, end : place.start] = begun.row[end : place.start]
+                end = place.stop
+            theta[:, end:] = begun.row[end:]
+        for row, client, tensors in zip(theta, clients, kept, strict=True):
             self._known(client.tensors)
-            steps.layout.write(row, client.tensors, "the client's tensor")
+            steps.layout.write(row, tensors, "the client's tensor")
         used = {"weight"}.union(*(steps.inputs(kind) for kind in kinds))
         entries = [name for name in steps.batch if name in used]
         feed = Feed(rows, [c.seed for c in clients], steps.size, entries, self.device)
@@ -324,9 +354,34 @@ class CohortTrainer:
                 common = start.get(info.name, self._values[info.name])
                 own = [np.asarray(c.tensors.get(info.name, common)) for c in clients]
                 others[info.name] = torch.from_numpy(np.stack(own)).to(self.device)
-        lanes = Lanes(clients, feed, steps.layout, torch.from_numpy(theta).to(self.device), others, sets)
+        values = torch.from_numpy(theta).to(self.device)
+        lanes = Lanes(clients, feed, steps.layout, values, others, sets)
+        if begun:
+            common = torch.from_numpy(begun.row).to(self.device)
+            for name in wide:
+                view = steps.layout.view(values, name)
+                lanes.late[name] = LateWeight(view, steps.layout.view(common[None], name, single=True))
         lanes.load_copies()
         return lanes
+
+    def _begun(
+        self, plan: Plan, clients: Sequence[Client], first: np.ndarray, common: Mapping[str, FlatSet]
+    ) -> _Begun:
+        """Do once what the plan's first phases do for all: most plans begin by taking the server's values over."""
+        row, moved, done = first, frozenset[str](), 0
+        own = {*_names(c.copies for c in clients), *_own_sets(clients)}
+        for phase in plan.steps():
+            if plan.copies or not isinstance(phase, MovePhase) or phase.moves != "theta" or phase.rate != 1:
+                break
+            if phase.toward in own or phase.toward not in common:
+                break
+            group, toward = select(phase.group, self._steps.table), common[phase.toward]
+            toward.need(group, f"the set {phase.toward!r}")
+            row = row.copy() if done == 0 else row
+            for r in self._steps.layout.ranges(group):
+                row[r] = toward.flat[0, r].cpu().numpy()
+            moved, done = moved.union(group), done + 1
+        return _Begun(row, moved, done)
 
     def _start_row(self, start: Arrays) -> np.ndarray:
         self._known(start)
@@ -344,12 +399,16 @@ class CohortTrainer:
         self._steps.layout.write(row, client.tensors, "the client's tensor")
         return self._steps.layout.read(row)
 
-    def _outcome(self, plan: Plan, lanes: Lanes, lane: int, first: np.ndarray) -> Outcome:
+    def _outcome(
+        self, plan: Plan, lanes: Lanes, lane: int, first: np.ndarray, *, summed: bool = False
+    ) -> Outcome:
         steps = int(lanes.done[lane])
         reports = dict(lanes.reports[lane])
         if steps:
             reports.setdefault("loss", float(lanes.losses[lane] / steps))
         failure = lanes.failures[lane]
+        if summed:
+            return Outcome({}, {}, reports, steps, failure)
         if failure is not None:
             client = lanes.clients[lane]
             copies = {c: dict(v) for c, v in client.copies.items()}

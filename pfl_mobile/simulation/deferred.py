@@ -9,6 +9,9 @@ All x of a client are known beforehand: X W_0^T and X X^T are two large products
 needs only small ones, and W <- W_0 - G^T X is a third large product at the end. That is exact, and the same in
 floating point but for the order of the sums. A step of ten rows reads and writes a weight matrix three times to
 do little with it; here it is read twice in a dozen steps, at the speed of large products.
+
+The third product can wait until somebody reads W, and need not be made for a client alone: where only the weighted
+sum of the changes of many clients is wanted, sum_k w_k G_k^T X_k is one product over the rows of all of them.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ _aten = torch.ops.aten
 #: Elements of a weight, and inputs of its layer, from which it pays.
 LEAST_WEIGHT, LEAST_INPUTS = 1 << 16, 256
 #: Rows of one segment: X X^T grows with their square, small products are slow.
-MOST_ROWS = 128
+MOST_ROWS = 160
 #: With fewer steps the ordinary way is as fast.
 LEAST_STEPS = 4
 
@@ -135,50 +138,133 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Segment:
-    """One deferred weight over some steps.
+    """The deferred weights of one layer over some steps.
 
     Args:
-        x: the entry's rows [lanes, steps * batch, inputs].
-        weight: [lanes, outputs, inputs]; changed by ``finish``.
+        x: the rows of all lanes one after the other [rows, inputs].
+        counts: how many of the rows each lane has, not increasing; the last ones may have none.
+        weight: W_0 of all lanes [outputs, inputs], or of each [lanes, outputs, inputs].
         batch: rows of a step.
-        counts: how many of the steps each lane takes.
+
+    Attributes:
+        settled: as many lanes, the first ones, have their weight; for the others ``change`` is still to be made.
     """
 
-    def __init__(self, x: Tensor, weight: Tensor, batch: int, counts: Sequence[int]) -> None:
-        lanes, rows, _ = x.shape
-        self.batch, self.weight, self.lanes = batch, weight, lanes
-        self.x = [own[: count * batch] for own, count in zip(x.unbind(0), counts, strict=True)]
-        self.base = weight.new_zeros(lanes, rows, weight.shape[1])
+    def __init__(self, x: Tensor, counts: Sequence[int], weight: Tensor, batch: int) -> None:
+        lanes, rows = len(counts), max(counts)
+        self.batch, self.all_x, self.settled = batch, x, 0
+        self.x = list(x.split(list(counts)))
+        self.base = weight.new_zeros(lanes, rows, weight.shape[-2])
         self.gram = weight.new_zeros(lanes, rows, rows)
-        self.g = weight.new_empty(lanes, rows, weight.shape[1])
-        for own, base, gram, w in zip(self.x, self.base, self.gram, weight, strict=True):
-            if not len(own):
-                continue
-            base[: len(own)] = _product(own, w)
+        self.g = torch.empty_like(self.base)
+        products = (
+            _product(x, weight).split(list(counts))  # one large product is faster than several
+            if weight.dim() == 2
+            else [_product(own, w) for own, w in zip(self.x, weight, strict=True) if len(own)]
+        )
+        for own, base, gram, product in zip(self.x, self.base, self.gram, products, strict=False):
+            base[: len(own)] = product
             # a step reads what lies left of its own rows; halves leave out most of the rest
             half, end = -(-len(own) // (2 * batch)) * batch, len(own)
             for begin, stop in ((batch, half), (max(half, batch), end)):
                 if begin < stop:
                     gram[begin:stop, : stop - batch] = _product(own[begin:stop], own[: stop - batch])
 
-    def before(self, step: int) -> Tensor:
-        """x W^T of this step [lanes, batch, outputs], [batch, outputs] for one lane."""
-        rows = slice(step * self.batch, (step + 1) * self.batch)
-        return self.base[0, rows] if self.lanes == 1 else self.base[:, rows]
-
-    def after(self, step: int, gradient: Tensor) -> None:
-        """Take the gradient at that product, times the learning rate, off the later steps' products."""
+    def before(self, step: int, lanes: int) -> Tensor:
+        """x W^T of this step for the first lanes [lanes, batch, outputs], or [batch, outputs] for one."""
         begin, end = step * self.batch, (step + 1) * self.batch
-        self.g[:, begin:end] = gradient
-        if end == self.base.shape[1]:
-            return
-        if self.lanes == 1:
-            self.base[0, end:].addmm_(self.gram[0, end:, begin:end], gradient, alpha=-1)
-        else:
-            self.base[:, end:].baddbmm_(self.gram[:, end:, begin:end], gradient, alpha=-1)
+        base = self.base[:lanes, begin:end]
+        if step:
+            base = torch.baddbmm(base, self.gram[:lanes, begin:end, :begin], self.g[:lanes, :begin], alpha=-1)
+        return base[0] if lanes == 1 else base
 
-    def finish(self) -> None:
-        """Change the weight."""
-        for k, own in enumerate(self.x):
-            if len(own):
-                self.weight[k].sub_(_product(self.g[k, : len(own)].t(), own.t()))
+    def after(self, step: int, gradient: Tensor, lanes: int) -> None:
+        """Keep the gradient at that product, times the learning rate."""
+        self.g[:lanes, step * self.batch : (step + 1) * self.batch] = gradient
+
+    def change(self, lane: int) -> Tensor:
+        """G^T X of one lane [outputs, inputs]: what its weight is to be less."""
+        own = self.x[lane]
+        return _product(self.g[lane, : len(own)].t(), own.t())
+
+    def finite(self) -> Tensor:
+        """Whether all gradients of a lane are finite, bool [lanes]."""
+        return torch.stack([g[: len(x)].sum() for g, x in zip(self.g, self.x, strict=True)]).isfinite()
+
+    def weighted_change(self, weights: Sequence[float]) -> Tensor | None:
+        """The weighted sum of the changes that are still to be made [outputs, inputs], as one product.
+
+        Args:
+            weights: of each lane; one of weight 0 may have NaN.
+        """
+        lanes = [k for k in range(self.settled, len(self.x)) if weights[k] and len(self.x[k])]
+        if not lanes:
+            return None
+        parts = [self.x[k] for k in lanes]
+        # those of several lanes lie one after the other, unless one is left out
+        whole = len(lanes) == lanes[-1] - lanes[0] + 1
+        begin = sum(len(own) for own in self.x[: lanes[0]])
+        rows = sum(len(part) for part in parts)
+        x = self.all_x[begin : begin + rows] if whole else torch.cat(parts)
+        g = self.g.new_empty(rows, self.g.shape[2])
+        for k, part in zip(lanes, g.split([len(part) for part in parts]), strict=True):
+            torch.mul(self.g[k, : len(part)], weights[k], out=part)
+        return _product(g.t(), x.t())
+
+
+class LateWeight:
+    """A weight of every lane that is written only when it is asked for.
+
+    Args:
+        rows: where it belongs, [lanes, outputs, inputs].
+        common: the value [outputs, inputs] that all lanes begin with; None where it stands in ``rows``.
+    """
+
+    def __init__(self, rows: Tensor, common: Tensor | None) -> None:
+        self.rows, self.common = rows, common
+        self.written = [common is None] * len(rows)
+        self.segments: list[Segment] = []
+
+    def begin(self, x: Tensor, counts: Sequence[int], batch: int) -> Segment:
+        """The next segment, of the first ``len(counts)`` lanes."""
+        if self.common is None or self.segments:
+            self.settle(sum(count > 0 for count in counts))
+            weight = self.rows[: len(counts)]
+        else:
+            weight = self.common
+        self.segments.append(Segment(x, counts, weight, batch))
+        return self.segments[-1]
+
+    def settle(self, lanes: int | None = None) -> None:
+        """Write the weight of the first lanes, or of all."""
+        lanes = len(self.rows) if lanes is None else lanes
+        for segment in self.segments:
+            for lane in range(segment.settled, min(lanes, len(segment.x))):
+                if not len(segment.x[lane]):
+                    break
+                before = self.rows[lane] if self.written[lane] else self.common
+                torch.sub(before, segment.change(lane), out=self.rows[lane])
+                self.written[lane] = True
+            segment.settled = max(segment.settled, min(lanes, len(segment.x)))
+        for lane in range(lanes):
+            if not self.written[lane]:
+                self.rows[lane] = self.common
+                self.written[lane] = True
+
+    def add_changes(self, total: Tensor, sent: Tensor, weights: Sequence[float]) -> None:
+        """total += the sum of weight * (this - sent) over the lanes.
+
+        Args:
+            total, sent: [outputs, inputs].
+            weights: of each lane; one of weight 0 may have NaN.
+        """
+        late = sum(w for w, written in zip(weights, self.written, strict=True) if not written)
+        if late and self.common is not None and not torch.equal(self.common, sent):
+            total.add_(self.common - sent, alpha=late)
+        for row, weight, written in zip(self.rows, weights, self.written, strict=True):
+            if written and weight:
+                total.add_(row - sent, alpha=weight)
+        for segment in self.segments:
+            change = segment.weighted_change(weights)
+            if change is not None:
+                total.sub_(change)

@@ -47,7 +47,7 @@ class Engine(Protocol):
     def run(
         self, task: TrainTask | EvaluateTask, jobs: Sequence[Job], pool: Pool, states: States
     ) -> tuple[list[Any], np.ndarray]:
-        """Records or evaluations, one a client; and changes float32 [clients, P], valid until the next call.
+        """Records or evaluations, one a client; and the jobs' rows of changes, float32, valid until the next call.
 
         New states are in the rows of ``states`` that the jobs name.
 
@@ -125,10 +125,10 @@ class LocalEngine:
             raise ConfigError("the engine was not started", mend="call start(setup) first")
         self.start(self._setup)
         size = task.changes.size if isinstance(task, TrainTask) else 0
-        clients = sum(len(job.clients) for job in jobs)
+        rows = max((job.rows.stop for job in jobs), default=0)
         self._pool.reserve(pool.size)
         pool.write(self._pool.bytes())
-        self._changes.reserve(clients * size * 4)
+        self._changes.reserve(rows * size * 4)
         files = Files(self._pool, self._changes, states.file, states.form.stride, size)
         try:
             if self._children:
@@ -139,7 +139,7 @@ class LocalEngine:
             # Workers may be in the middle of jobs: end them, the next call starts new ones.
             self._end_children()
             raise
-        changes = self._changes.bytes()[: clients * size * 4].view(np.float32).reshape(clients, size)
+        changes = self._changes.bytes()[: rows * size * 4].view(np.float32).reshape(rows, size)
         return [item for part in done for item in part], changes
 
     def close(self) -> None:

@@ -36,11 +36,14 @@ class Chunk:
     """Several helpings in a row.
 
     Attributes:
-        entries: entry name to tensor [helpings, batches, lanes, batch, ...], unless asked for by lane.
+        entries: entry name to tensor [helpings, batches, lanes, batch, ...].
+        by_lane: those that were asked for by lane: only the rows of helpings that a lane has, lane after lane,
+            [rows, ...].
         weights: total weight of each helping, float64 [helpings, lanes].
     """
 
     entries: dict[str, Tensor]
+    by_lane: dict[str, Tensor]
     weights: np.ndarray
 
     def helpings(self) -> Iterator[Helping]:
@@ -91,13 +94,16 @@ class Feed:
         for chunk in self.chunks(phase, index):
             yield from chunk.helpings()
 
-    def chunks(self, phase: TrainPhase, index: int, by_lane: Collection[str] = ()) -> Iterator[Chunk]:
+    def chunks(
+        self, phase: TrainPhase, index: int, by_lane: Collection[str] = (), most: int | None = None
+    ) -> Iterator[Chunk]:
         """The helpings of a train phase, many at a time.
 
         Args:
             phase: the phase.
             index: its place among the plan's unrolled phases.
-            by_lane: entries that are wanted as [lanes, helpings * batches * batch, ...].
+            by_lane: entries that are wanted by lane.
+            most: helpings in a chunk, at most.
         """
         used = 2 if isinstance(phase.evaluate_at, Lookahead) else 1
         lanes = []
@@ -112,31 +118,40 @@ class Feed:
             for _ in range(max(totals) // used):
                 yield from first
         else:
-            yield from self._gather(lanes, totals, used, by_lane)
+            yield from self._gather(lanes, totals, used, by_lane, most)
 
     def _lanes(self) -> list[tuple[int, int]]:
         return [(count, int(base)) for count, base in zip(self.counts, self.bases, strict=True)]
 
     def _gather(
-        self, lanes: list[_Lane], totals: list[int], used: int, by_lane: Collection[str] = ()
+        self,
+        lanes: list[_Lane],
+        totals: list[int],
+        used: int,
+        by_lane: Collection[str] = (),
+        most: int | None = None,
     ) -> Iterator[Chunk]:
         deep = max(lane.each for lane in lanes)
         row_bytes = sum(own[0][0].numel() * own[0].element_size() for own in self.parts.values())
         chunk = max(CHUNK_BYTES // (row_bytes * self.size * len(lanes) * deep) // used, 1) * used
+        chunk = chunk if most is None else min(chunk, most)
         for begin in range(0, max(totals), chunk):
             end = min(begin + chunk, max(totals))
             index = np.empty((end - begin, deep, len(lanes), self.size), np.int64)
             valid = np.zeros(index.shape, bool)
             for k, (lane, total) in enumerate(zip(lanes, totals, strict=True)):
                 lane.write(index[:, :, k], valid[:, :, k], begin, min(end, total))
-            yield self._take(index, valid, by_lane)
+            own = [max(min(end, total) - begin, 0) for total in totals]
+            yield self._take(index, valid, by_lane, own)
 
-    def _take(self, index: np.ndarray, valid: np.ndarray, by_lane: Collection[str]) -> Chunk:
+    def _take(
+        self, index: np.ndarray, valid: np.ndarray, by_lane: Collection[str], helpings: list[int]
+    ) -> Chunk:
         flat = torch.from_numpy(index.reshape(-1)).to(self.device)
-        entries = {}
+        entries, apart = {}, {}
         for name, own in self.parts.items():
             if name in by_lane:
-                entries[name] = self._take_by_lane(own, index)
+                apart[name] = self._take_by_lane(own, index, helpings)
                 continue
             if name not in self._joined:
                 self._joined[name] = (own[0] if len(own) == 1 else torch.cat(own)).to(self.device)
@@ -145,14 +160,14 @@ class Feed:
                 rows[torch.from_numpy(np.flatnonzero(~valid.reshape(-1))).to(self.device)] = 0
             entries[name] = rows.view(*index.shape, *own[0].shape[1:])
         weights = entries["weight"].cpu().numpy().reshape(*index.shape[:3], -1).sum((1, 3), dtype=np.float64)
-        return Chunk(entries, weights)
+        return Chunk(entries, apart, weights)
 
-    def _take_by_lane(self, own: list[Tensor], index: np.ndarray) -> Tensor:
-        rows = index.shape[0] * index.shape[1] * index.shape[3]
-        taken = torch.empty(len(own), rows, *own[0].shape[1:], dtype=own[0].dtype)
-        for k, part in enumerate(own):
-            local = torch.from_numpy(index[:, :, k].reshape(-1) - self.bases[k])
-            torch.index_select(part, 0, local, out=taken[k])
+    def _take_by_lane(self, own: list[Tensor], index: np.ndarray, helpings: list[int]) -> Tensor:
+        counts = [n * index.shape[1] * index.shape[3] for n in helpings]
+        taken = torch.empty(sum(counts), *own[0].shape[1:], dtype=own[0].dtype)
+        for k, (part, place) in enumerate(zip(own, taken.split(counts), strict=True)):
+            local = torch.from_numpy(index[: helpings[k], :, k].reshape(-1) - self.bases[k])
+            torch.index_select(part, 0, local, out=place)
         return taken.to(self.device)
 
 

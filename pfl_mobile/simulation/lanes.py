@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from pfl_mobile.errors import TensorMismatchError, UnknownNameError, near
-from pfl_mobile.simulation.layout import Layout
+from pfl_mobile.simulation.deferred import LateWeight
+from pfl_mobile.simulation.layout import Layout, non_finite
 
 if TYPE_CHECKING:
     from pfl_mobile.simulation.cohort import Client
     from pfl_mobile.simulation.feed import Feed
 
 Arrays = Mapping[str, np.ndarray]
+#: Floats of all lanes that are worked on at a time, so that what is made in between stays in the cache.
+_BLOCK = 1 << 17
 
 
 @dataclass
@@ -76,9 +79,10 @@ class Lanes:
         clients: one for each lane.
         feed: their rows.
         layout: places of the tensors in a row.
-        theta: gradient-trained tensors, float32 [lanes, size].
+        rows: the gradient-trained tensors, float32 [lanes, size], but for those that are ``late``.
         others: the device tensors that no gradient trains, by name, with a first axis of lanes.
         sets: common sets, already flat.
+        late: weights that are not in ``rows`` yet, by name.
         copies: copies by name.
         losses: sum of the mean losses of all steps, float64 [lanes].
         done: steps of each lane.
@@ -89,12 +93,13 @@ class Lanes:
     clients: Sequence[Client]
     feed: Feed
     layout: Layout
-    theta: Tensor
+    rows: Tensor
     others: dict[str, Tensor]
     sets: Mapping[str, FlatSet]
     copies: dict[str, FlatSet] = field(default_factory=dict)
     start: FlatSet | None = None
     own: dict[str, FlatSet] = field(default_factory=dict)
+    late: dict[str, LateWeight] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Counters at zero."""
@@ -105,6 +110,46 @@ class Lanes:
         self.failures: list[str | None] = [None] * count
         self.reports: list[dict[str, float]] = [{} for _ in range(count)]
         self.all_names = frozenset(self.layout.places)
+
+    @property
+    def theta(self) -> Tensor:
+        """The gradient-trained tensors, float32 [lanes, size], all written."""
+        self.settle()
+        return self.rows
+
+    def settle(self, but: Collection[str] = ()) -> None:
+        """Write the late weights, but for some."""
+        for name in self.late.keys() - set(but):
+            self.late.pop(name).settle()
+
+    def add_changes(self, total: Tensor, sent: Tensor, weights: Sequence[float]) -> None:
+        """total += the sum of weight * (theta - sent) over the lanes.
+
+        Args:
+            total, sent: float32 [size].
+            weights: of each lane; one of weight 0 may have NaN.
+        """
+        for name, late in self.late.items():
+            place, shape = self.layout.places[name], self.layout.shapes[name]
+            late.add_changes(total[place].view(shape), sent[place].view(shape), weights)
+        good = [lane for lane, weight in enumerate(weights) if weight]
+        if not good:
+            return
+        rows = self.rows if len(good) == len(self.rows) else self.rows[good]
+        column = torch.tensor([[weights[lane]] for lane in good], device=rows.device)
+        width = max(_BLOCK // len(good), 1)
+        for r in self.layout.ranges(self.all_names - self.late.keys()):
+            for begin in range(r.start, r.stop, width):
+                block = slice(begin, min(begin + width, r.stop))
+                total[block] += (rows[:, block] - sent[block]).mul_(column).sum(0)
+
+    def non_finite(self, flat: Tensor, late: Mapping[str, LateWeight], group: Sequence[str]) -> np.ndarray:
+        """Which lanes hold a NaN or an infinity in the tensors of ``group`` in ``flat``, bool [lanes]."""
+        bad: np.ndarray = non_finite(flat, self.layout.ranges(set(group) - late.keys())).cpu().numpy()
+        for name in late.keys() & set(group):
+            for segment in late[name].segments:
+                bad[: len(segment.x)] |= ~segment.finite().numpy()
+        return bad
 
     def named(self, name: str) -> FlatSet:
         """The set that a plan calls ``name``.
@@ -117,7 +162,7 @@ class Lanes:
         if name == "start" and self.start is not None:
             return self.start
         if name == "zero":
-            return FlatSet(torch.zeros(1, self.layout.size, device=self.theta.device), [self.all_names])
+            return FlatSet(torch.zeros(1, self.layout.size, device=self.rows.device), [self.all_names])
         if name in self.copies:
             return self.copies[name]
         if name not in self.own and any(name in client.sets for client in self.clients):
@@ -145,7 +190,7 @@ class Lanes:
             elif common is not None:
                 row[:] = common.flat[0].cpu().numpy()
                 held.append(common.names[0])
-        return FlatSet(torch.from_numpy(rows).to(self.theta.device), held)
+        return FlatSet(torch.from_numpy(rows).to(self.rows.device), held)
 
     def load_copies(self) -> None:
         """The copies that the clients bring along."""
@@ -155,7 +200,7 @@ class Lanes:
                 self.layout.write(row, client.copies.get(name, {}), f"copy {name!r}")
                 for row, client in zip(rows, self.clients, strict=True)
             ]
-            self.copies[name] = FlatSet(torch.from_numpy(rows).to(self.theta.device), held)
+            self.copies[name] = FlatSet(torch.from_numpy(rows).to(self.rows.device), held)
 
     def writable(self, name: str, names: Sequence[str], source: FlatSet, *, keep: bool) -> Tensor:
         """The flat rows of theta or a copy, where the tensors ``names`` hold ``source``'s values.
@@ -174,7 +219,7 @@ class Lanes:
             return self.theta
         if name not in self.copies:
             lanes = len(self.clients)
-            flat = torch.zeros(lanes, self.layout.size, device=self.theta.device)
+            flat = torch.zeros(lanes, self.layout.size, device=self.rows.device)
             self.copies[name] = FlatSet(flat, [frozenset()] * lanes)
         copy = self.copies[name]
         if not keep or not any(held.intersection(names) for held in copy.names):

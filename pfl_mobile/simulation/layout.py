@@ -86,6 +86,8 @@ class Layout:
 
 def non_finite(flat: Tensor, ranges: Sequence[slice]) -> Tensor:
     """Which lanes hold a NaN or an infinity in these ranges, bool [lanes]."""
+    if not ranges:
+        return torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
     bad = ~torch.stack([flat[:, r].sum(1) for r in ranges]).isfinite().all(0)
     if bad.any():  # or a sum of finite numbers overflows
         bad = ~torch.stack([flat[:, r].isfinite().all(1) for r in ranges]).all(0)

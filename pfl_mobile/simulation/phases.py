@@ -29,7 +29,7 @@ from pfl_mobile.local.plan import (
     TrainPhase,
 )
 from pfl_mobile.simulation.calls import Call, DeferredCall
-from pfl_mobile.simulation.deferred import LEAST_STEPS
+from pfl_mobile.simulation.deferred import LEAST_STEPS, MOST_ROWS, LateWeight
 from pfl_mobile.simulation.feed import Helping
 from pfl_mobile.simulation.lanes import FlatSet, Lanes
 from pfl_mobile.simulation.layout import non_finite
@@ -37,7 +37,7 @@ from pfl_mobile.simulation.rule import Rule, lane_column
 from pfl_mobile.simulation.steps import Steps
 
 
-def run_plan(plan: Plan, lanes: Lanes, steps: Steps, sizes: Sequence[int]) -> None:
+def run_plan(plan: Plan, lanes: Lanes, steps: Steps, sizes: Sequence[int], done: int = 0) -> None:
     """All phases in order, for all lanes.
 
     Args:
@@ -45,6 +45,7 @@ def run_plan(plan: Plan, lanes: Lanes, steps: Steps, sizes: Sequence[int]) -> No
         lanes: clients, those with the most rows first.
         steps: compiled functions.
         sizes: numbers of lanes to compile for, increasing; the last is at least the number of clients.
+        done: as many phases, the first ones, are done already.
 
     Raises:
         ConfigError: the plan has a phase that only :class:`pfl_mobile.local.trainer.LocalTrainer` runs.
@@ -55,8 +56,9 @@ def run_plan(plan: Plan, lanes: Lanes, steps: Steps, sizes: Sequence[int]) -> No
         lanes.writable(name, group, lanes.named(start.of), keep=True)
     runner = _Runner(lanes, steps, sizes)
     for index, phase in enumerate(plan.steps()):
-        runner.run(phase, index)
-        lanes.start = None
+        if index >= done:
+            runner.run(phase, index)
+            lanes.start = None
 
 
 class _Runner:
@@ -90,23 +92,37 @@ class _Runner:
 
     def _train(self, phase: TrainPhase, index: int) -> None:
         lanes, group = self.lanes, select(phase.group, self.steps.table)
-        source = lanes.named("theta" if phase.start_from is None else phase.start_from)
-        source.need(group, f"the set {phase.start_from!r}")
-        flat = lanes.writable(phase.trains, group, source, keep=phase.start_from is None)
+        in_place = phase.trains == "theta" and phase.start_from is None
+        if in_place:
+            flat = lanes.theta if _uses_start(phase) else lanes.rows
+        else:
+            source = lanes.named("theta" if phase.start_from is None else phase.start_from)
+            source.need(group, f"the set {phase.start_from!r}")
+            flat = lanes.writable(phase.trains, group, source, keep=phase.start_from is None)
         lanes.start = FlatSet(flat.clone(), [frozenset(group)]) if _uses_start(phase) else None
         counts = np.array(lanes.feed.steps(phase))
         rates = _rates(phase, counts)
         lanes.rate = rates.sum(0)
         rule = Rule(phase, lanes, group, flat)
-        loop = (
-            self._sgd
-            if rule.plain and phase.batches_per_step == 1 and phase.evaluate_at == "theta"
-            else self._general
-        )
-        losses = loop(phase, index, flat, group, rule, counts, rates)
+        late: dict[str, LateWeight] = lanes.late if in_place else {}
+        if not (rule.plain and phase.batches_per_step == 1 and phase.evaluate_at == "theta"):
+            lanes.settle()
+            losses = self._general(phase, index, flat, group, rule, counts, rates)
+        elif (
+            counts.max() >= LEAST_STEPS
+            and not phase.hold_batch
+            and self.steps.deferred(len(counts), group) is not None
+        ):
+            losses = self._deferred(phase, index, flat, group, late, counts, rates)
+        else:
+            lanes.settle()
+            losses = self._sgd(phase, index, flat, group, counts, rates)
         lanes.losses += losses
         lanes.done += counts
-        bad = non_finite(flat, lanes.layout.ranges(group)).cpu().numpy() | ~np.isfinite(losses)
+        bad = lanes.non_finite(flat, late, group) | ~np.isfinite(losses)
+        if not in_place:
+            for weight in late.values():
+                weight.settle()
         lanes.fail(np.flatnonzero(bad), "the loss, a gradient or a tensor became NaN or infinite in training")
 
     def _sgd(
@@ -115,21 +131,11 @@ class _Runner:
         index: int,
         flat: Tensor,
         group: list[str],
-        rule: Rule,
         counts: np.ndarray,
         rates: np.ndarray,
     ) -> np.ndarray:
         """Plain SGD: the compiled function subtracts lr times the mean gradient itself."""
         total = np.zeros(len(counts))
-        found = self.steps.deferred(len(counts), group)
-        if found is not None and counts.max() >= LEAST_STEPS and not phase.hold_batch:
-            call = DeferredCall(self.steps, self.lanes, flat, group, *found)
-            step = 0
-            for chunk in self.lanes.feed.chunks(phase, index, {entry for _, entry in call.weights}):
-                stop = step + len(chunk.weights)
-                total += call.descend(chunk, np.clip(counts - step, 0, None), rates[step:stop])
-                step = stop
-            return total
         sizes = np.array([self._fit(n) for n in (counts > np.arange(counts.max())[:, None]).sum(1).tolist()])
         calls: dict[int, Call] = {}
         step = 0
@@ -143,6 +149,26 @@ class _Runner:
                     calls[size] = Call(self.steps, self.lanes, size, flat, group, sgd=True)
                 total[:size] += calls[size].descend(chunk, slice(step - begin, end - begin), rates[step:end])
                 step = end
+        return total
+
+    def _deferred(
+        self,
+        phase: TrainPhase,
+        index: int,
+        flat: Tensor,
+        group: list[str],
+        late: dict[str, LateWeight],
+        counts: np.ndarray,
+        rates: np.ndarray,
+    ) -> np.ndarray:
+        """Plain SGD where the weights of wide first layers are left to ``late``."""
+        call = DeferredCall(self.steps, self.lanes, flat, group, late, self.sizes)
+        total = np.zeros(len(counts))
+        step = 0
+        for chunk in self.lanes.feed.chunks(phase, index, call.entries, max(MOST_ROWS // self.steps.size, 1)):
+            stop = step + len(chunk.weights)
+            total += call.descend(chunk, np.clip(counts - step, 0, stop - step), rates[step:stop])
+            step = stop
         return total
 
     def _general(
@@ -228,7 +254,7 @@ class _Runner:
 
     def _combine(self, phase: CombinePhase) -> None:
         group = select(phase.group, self.steps.table)
-        total = torch.zeros_like(self.lanes.theta)
+        total = torch.zeros_like(self.lanes.rows)
         for k, term in enumerate(phase.terms):
             values = self.lanes.named(term.of)
             values.need(group, "a combined set")

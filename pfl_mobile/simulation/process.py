@@ -64,13 +64,14 @@ def memory(
     job: Job, pool: np.ndarray, changes: np.ndarray, states: np.ndarray, stride: int, width: int
 ) -> Memory:
     """A job's rows in the bytes of the three files."""
-    count = len(job.clients)
-    start = job.first * width * 4
+    rows = job.rows
     return Memory(
         pool,
         [row(r, stride, stride, states) if r >= 0 else None for r in job.reads],
         [row(w, stride, stride, states) for w in job.writes if w >= 0],
-        changes[start : start + count * width * 4].view(np.float32).reshape(count, width),
+        changes[rows.start * width * 4 : rows.stop * width * 4].view(np.float32).reshape(-1, width)
+        if width
+        else np.zeros((rows.stop - rows.start, 0), np.float32),
     )
 
 

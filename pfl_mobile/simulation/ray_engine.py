@@ -102,7 +102,7 @@ class RayEngine:
         pool.write(data)
         width = task.changes.size if isinstance(task, TrainTask) else 0
         common = (self._name, task.key, [self._setup_ref, ray.put((task, data))])
-        shape = (sum(len(job.clients) for job in jobs), width)
+        shape = (max((job.rows.stop for job in jobs), default=0), width)
         if self._changes.shape != shape:
             self._changes = np.zeros(shape, np.float32)
         remote = ray.remote(**{"max_retries": RETRIES, **self.options})(_job)
@@ -155,7 +155,7 @@ class RayEngine:
             raise_again(answer)
         records, changes, after = answer
         if changes.size:
-            self._changes[job.first : job.first + len(job.clients)] = changes
+            self._changes[job.rows] = changes
         for number, row in zip(job.writes, after, strict=False):
             states.row(number)[...] = row
         return list(records)
@@ -178,7 +178,7 @@ def _job(name: str, key: int, references: list[Any], job: Job, before: list[np.n
         width = task.changes.size if isinstance(task, TrainTask) else 0
         kept = sum(int(np.prod(shape)) for shape in task.states.values())
         keeps = any(w >= 0 for w in job.writes)
-        changes = np.zeros((count, width), np.float32)
+        changes = np.zeros((job.rows.stop - job.rows.start, width), np.float32)
         after = np.zeros((count if keeps else 0, kept), np.float32)
         own = [None if row is None else row.copy() for row in before]
         records = worker.run(task, job, Memory(_HERE["pool"], own, list(after), changes))

@@ -27,7 +27,8 @@ from pfl_mobile.simulation.settings import decisive, effective
 from pfl_mobile.simulation.states import RowFormat, kept_shapes
 from pfl_mobile.simulation.worker import EvaluateTask, Evaluation, Job, Record, Setup, TrainTask
 from pfl_mobile.strategies.strategy import Context, Local, Server, Strategy
-from pfl_mobile.strategies.updates import Layout, Updates
+from pfl_mobile.strategies.updates import Layout, Sums, Updates
+from pfl_mobile.strategies.weighting import SummedBy, weights_of
 
 #: What each of the draws of a round is for, as a key of ``derive``.
 _COHORT, _DROPOUT, _CLIENT, _EVALUATION = range(4)
@@ -169,12 +170,15 @@ class Rounds:
         down, up = np.mean(traffic or [(0, 0)], axis=0).round().astype(int).tolist()
         records: list[Record] = []
         if cohort:
-            task = TrainTask(plan, changes, self.states.form.layout.shapes, sent.start, sent.sets)
+            by = self._summed_by(plan, sent) if changes.size else None
+            task = TrainTask(plan, changes, self.states.form.layout.shapes, sent.start, sent.sets, by)
             writes = self.states.take(len(cohort))
-            jobs = self._jobs(cohort, sent, writes, self.client_seed or self._seed_of)
+            jobs = self._jobs(
+                cohort, sent, writes, self.client_seed or self._seed_of, numbered=by is not None
+            )
             try:
                 records, matrix = self.engine.run(task, jobs, sent.pool, self.states)
-                self._merge(changes, matrix, records)
+                self._merge(changes, matrix, records, by)
             except BaseException:
                 self.states.give_back(writes)
                 raise
@@ -303,11 +307,22 @@ class Rounds:
         draws = uniform(derive(self.seed, number, _DROPOUT), len(chosen))
         return [client for client, draw in zip(chosen, draws, strict=True) if draw >= self.dropout]
 
+    def _summed_by(self, plan: Plan, sent: Sent) -> SummedBy | None:
+        """How devices count, where a job may add up the changes of its clients; None where each is needed."""
+        alone = bool(sent.own or plan.upload_copies or self.states.form.size)
+        return None if alone else self.strategy.summed_by(self.server)
+
     def _jobs(
-        self, clients: Sequence[int], sent: Sent, writes: Sequence[int], seed_of: Callable[[int, int], int]
+        self,
+        clients: Sequence[int],
+        sent: Sent,
+        writes: Sequence[int],
+        seed_of: Callable[[int, int], int],
+        *,
+        numbered: bool = False,
     ) -> list[Job]:
         reads = self.states.of(clients) if self.states.form.size else [-1] * len(clients)
-        jobs = []
+        jobs: list[Job] = []
         size = self.effective_job_size()
         for first in range(0, len(clients), size):
             piece = slice(first, first + size)
@@ -320,11 +335,14 @@ class Rounds:
                     tuple(sent.own[piece]),
                     tuple(reads[piece]),
                     tuple(writes[piece]),
+                    len(jobs) if numbered else None,
                 )
             )
         return jobs
 
-    def _merge(self, layout: Layout, matrix: np.ndarray, records: Sequence[Record]) -> None:
+    def _merge(
+        self, layout: Layout, matrix: np.ndarray, records: Sequence[Record], by: SummedBy | None
+    ) -> None:
         good = [i for i, r in enumerate(records) if r.failure is None]
         if not good:
             raise all_failed(self.server.round, records)
@@ -332,16 +350,19 @@ class Rounds:
             return
         told = [records[i] for i in good]
         names = dict.fromkeys(name for r in told for name in r.reports)
+        examples = np.array([r.examples for r in told], np.int64)
         updates = Updates(
             layout,
-            matrix if len(good) == len(records) else matrix[good],
+            matrix if by or len(good) == len(records) else matrix[good],
             [r.client for r in told],
-            np.array([r.examples for r in told], np.int64),
+            examples,
             np.array([r.steps for r in told], np.int64),
             {name: np.array([r.reports.get(name, np.nan) for r in told], np.float64) for name in names},
             [self.group(r.client) for r in told] if self._labels is not None else [],
             len(self.setup.population),
         )
+        if by is not None:
+            updates = Sums(**vars(updates), weights=weights_of(examples, by))
         with self.server.undo_on_error():
             self.strategy.merge(self.server, updates)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,21 @@ from pfl_mobile.tasks import Batch, Task
 
 #: Arguments of a compiled function: batch entries and device tensors by name.
 Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class DeferredStep:
+    """A step of SGD that leaves the weights of wide first layers for later.
+
+    Attributes:
+        function: returns the loss and the gradient at the product of each deferral.
+        inputs: its inputs in order.
+        deferrals: the weights that are left.
+    """
+
+    function: Callable[..., Any]
+    inputs: list[str]
+    deferrals: list[Deferral]
 
 
 class Steps:
@@ -40,9 +56,7 @@ class Steps:
         shapes = {info.name: tuple(info.shape) for info in self.table}
         self.layout = Layout({name: shapes[name] for name in self.names})
         self._graphs: dict[tuple[str, int, bool], Graph] = {}
-        self._deferred: dict[
-            tuple[Any, ...], tuple[Callable[..., Any], list[str], list[Deferral]] | None
-        ] = {}
+        self._deferred: dict[tuple[Any, ...], DeferredStep | None] = {}
         self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def graph(self, kind: str, lanes: int = 1, *, common: bool = False) -> Graph:
@@ -78,14 +92,14 @@ class Steps:
             self._functions[key] = emit(graph, device=self.device, names=names, sgd=sgd)
         return self._functions[key]
 
-    def deferred(
-        self, lanes: int, names: Sequence[str]
-    ) -> tuple[Callable[..., Any], list[str], list[Deferral]] | None:
-        """A step of SGD that leaves the weights of wide first layers to :class:`Segment`; None where there is none.
+    @property
+    def wide(self) -> list[str]:
+        """The weights that plain SGD on all tensors leaves for later."""
+        found = self.deferred(1, self.names)
+        return [] if found is None else [deferral.weight for deferral in found.deferrals]
 
-        Returns:
-            The function, its inputs in order, the deferrals. It returns the loss and the gradient of each.
-        """
+    def deferred(self, lanes: int, names: Sequence[str]) -> DeferredStep | None:
+        """A step of SGD that leaves the weights of wide first layers to ``LateWeight``; None where there is none."""
         key = (lanes, tuple(names))
         if key not in self._deferred:
             self._deferred[key] = None
@@ -95,5 +109,5 @@ class Steps:
                 graph, deferrals = found
                 kept = [n for n in graph.outputs[1:] if n in names or n.startswith("at.")]
                 function = emit(graph, device=self.device, names=kept, sgd=True)
-                self._deferred[key] = (function, list(graph.inputs), deferrals)
+                self._deferred[key] = DeferredStep(function, list(graph.inputs), deferrals)
         return self._deferred[key]

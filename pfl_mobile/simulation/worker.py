@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from pfl_mobile.simulation.pool import Refs, views
 from pfl_mobile.simulation.states import RowFormat
 from pfl_mobile.simulation.user_rows import RowCheck
 from pfl_mobile.strategies.updates import Layout
+from pfl_mobile.strategies.weighting import SummedBy, weights_of
 
 if TYPE_CHECKING:
     from pfl_mobile.local.plan import Plan
@@ -48,6 +49,21 @@ class Trainer(Protocol):
         start: Mapping[str, np.ndarray],
     ) -> list[dict[str, float]]:
         """Metrics of every client."""
+
+
+@runtime_checkable
+class SummingTrainer(Trainer, Protocol):
+    """A trainer that can add up changes while it trains."""
+
+    def run_summed(
+        self,
+        plan: Plan,
+        clients: Sequence[Client],
+        start: Mapping[str, np.ndarray],
+        sets: Mapping[str, Any],
+        weights: Sequence[float],
+    ) -> tuple[list[Outcome], dict[str, np.ndarray]]:
+        """Train every client; by name the sum of weight * (tensor - its value in the set ``global``)."""
 
 
 def cohort_trainer(setup: Setup) -> Trainer:
@@ -97,6 +113,8 @@ class TrainTask:
         states: shapes of what a device keeps.
         start: the tensors that a device without a state starts from.
         sets: the sets sent to all, ``global`` among them.
+        summed_by: None gives a row of changes for each client. Otherwise each job has one row, the weighted sum
+            over its clients that are well; weights are the numbers of ``examples``, or one for all ``devices``.
         key: different for every task of this process.
     """
 
@@ -105,6 +123,7 @@ class TrainTask:
     states: Mapping[str, tuple[int, ...]]
     start: Refs
     sets: Mapping[str, Refs]
+    summed_by: SummedBy | None = None
     key: int = field(default_factory=lambda: next(_KEYS))
 
 
@@ -139,6 +158,7 @@ class Job:
         sets: of each client alone; empty where no client has any.
         reads: row of each client's state; -1 for none.
         writes: row for each client's new state; -1 where nothing is kept.
+        number: its place among the jobs, where each has one row for the sum of its changes; else None.
     """
 
     first: int
@@ -147,6 +167,13 @@ class Job:
     sets: tuple[Mapping[str, Refs], ...]
     reads: tuple[int, ...]
     writes: tuple[int, ...]
+    number: int | None = None
+
+    @property
+    def rows(self) -> slice:
+        """Its rows of changes among those of all jobs."""
+        first = self.first if self.number is None else self.number
+        return slice(first, first + (len(self.clients) if self.number is None else 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +227,7 @@ class Memory:
         pool: bytes that the task's references point into, uint8.
         before: state row of each client, float32; None for none.
         after: rows for the new states, float32; empty where nothing is kept.
-        changes: rows for the changes, float32 [clients, P].
+        changes: the job's rows of changes, float32 [clients, P], or [1, P] for their sum.
     """
 
     pool: np.ndarray
@@ -251,11 +278,14 @@ class Worker:
             ready.append(self._client(task.plan, rows, job.seeds[i], memory.before[i], form, own))
             places.append(i)
             records[i] = Record(index, examples)
-        outcomes = self.trainer.run(task.plan, ready, start, sets) if ready else []
-        for i, client, outcome in zip(places, ready, outcomes, strict=True):
-            problem = _diverged(outcome.failure)
-            if problem is None and task.changes.size:
-                problem = _write_change(task.changes, client, outcome, sets["global"], memory.changes[i])
+        if task.summed_by is None:
+            trained = self._trained(task, ready, start, sets, [memory.changes[i] for i in places])
+        else:
+            weights = weights_of(
+                [told.examples for told in records if told and not told.failure], task.summed_by
+            )
+            trained = self._summed(task, ready, start, sets, weights.tolist(), memory.changes[0])
+        for i, (outcome, problem) in zip(places, trained, strict=True):
             if problem is None and form.size:
                 bad = form.pack(memory.after[i], outcome.tensors, outcome.copies)
                 problem = bad and _diverged(f"{bad} is not finite after training")
@@ -263,6 +293,48 @@ class Worker:
             assert told is not None
             records[i] = Record(told.client, told.examples, outcome.steps, outcome.reports, problem)
         return [record for record in records if record is not None]
+
+    def _trained(
+        self,
+        task: TrainTask,
+        clients: Sequence[Client],
+        start: dict[str, np.ndarray],
+        sets: Sets,
+        rows: Sequence[np.ndarray],
+    ) -> list[tuple[Outcome, str | None]]:
+        """Write each client's change into its row; the outcomes, and why one must not be merged."""
+        outcomes = self.trainer.run(task.plan, clients, start, sets) if clients else []
+        trained = []
+        for client, outcome, row in zip(clients, outcomes, rows, strict=True):
+            problem = _diverged(outcome.failure)
+            if problem is None and task.changes.size:
+                problem = _write_change(task.changes, client, outcome, sets["global"], row)
+            trained.append((outcome, problem))
+        return trained
+
+    def _summed(
+        self,
+        task: TrainTask,
+        clients: Sequence[Client],
+        start: dict[str, np.ndarray],
+        sets: Sets,
+        weights: Sequence[float],
+        total: np.ndarray,
+    ) -> list[tuple[Outcome, str | None]]:
+        """As ``_trained``, with the weighted sum of the changes alone."""
+        if clients and isinstance(self.trainer, SummingTrainer):
+            outcomes, changes = self.trainer.run_summed(task.plan, clients, start, sets, weights)
+            task.changes.pack(changes, total)
+            if finite(total):
+                return [(outcome, _diverged(outcome.failure)) for outcome in outcomes]
+        # One by one, as the trainer cannot add up, or to find out whose change has overflowed.
+        rows = np.empty((len(clients), len(total)), np.float32)
+        trained = self._trained(task, clients, start, sets, list(rows))
+        total[:] = 0
+        for row, weight, (_, problem) in zip(rows, weights, trained, strict=True):
+            if problem is None:
+                total += row * np.float32(weight)
+        return trained
 
     def evaluate(self, task: EvaluateTask, job: Job, memory: Memory) -> list[Evaluation]:
         """Measure the values of the server and each device's own on its rows."""

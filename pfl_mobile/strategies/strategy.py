@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from pfl_mobile.errors import ConfigError, NonFiniteError
 from pfl_mobile.local.plan import CopyStart, Guard, MovePhase, Optimizer, Phase, Plan, Sgd, TrainPhase
 from pfl_mobile.strategies.registry import check_ranges
-from pfl_mobile.strategies.weighting import ByExamples, Weighting
+from pfl_mobile.strategies.weighting import ByExamples, SummedBy, Weighting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -296,6 +296,15 @@ class Strategy:
         None, the default, where whole tensors travel.
         """
         return None
+
+    def summed_by(self, server: Server) -> SummedBy | None:
+        """How devices count, where ``merge`` needs no change of a single device; changes are added up early then.
+
+        None where a subclass merges in its own way or a weight needs more than a number of examples.
+        """
+        own = type(self)
+        usual = own.merge is Strategy.merge and own.merge_groups is Strategy.merge_groups
+        return self.weighting.summed_by if usual and not server.names("group") else None
 
     def merge(self, server: Server, updates: Updates) -> None:
         """Merge a round. Called with at least one update.

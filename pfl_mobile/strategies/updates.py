@@ -118,3 +118,41 @@ class Updates:
             [self.groups[i] for i in chosen] if self.groups else [],
             self.population,
         )
+
+
+@dataclass(frozen=True)
+class Sums(Updates):
+    """Updates whose changes were added up where the devices trained: there are none of single devices.
+
+    Attributes:
+        changes: float32 [jobs, P], the sums of weight * change over the devices of a job.
+        weights: of each device in them, float64 [n].
+    """
+
+    weights: np.ndarray
+
+    def of(self, name: str) -> np.ndarray:
+        """Refused (ConfigError)."""
+        raise _only_sums()
+
+    def weighted_sum(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """As of other updates, for weights in proportion to those of the sums.
+
+        Raises:
+            ConfigError: the weights are others.
+        """
+        factor = float(np.sum(weights)) / float(np.sum(self.weights))
+        if not np.allclose(weights, self.weights * factor):
+            raise _only_sums()
+        return self.layout.unpack(self.changes.sum(axis=0) * np.float32(factor))
+
+    def select(self, rows: np.ndarray) -> Updates:
+        """Refused (ConfigError)."""
+        raise _only_sums()
+
+
+def _only_sums() -> ConfigError:
+    return ConfigError(
+        "the changes of single devices are not there: they were added up where the devices trained",
+        mend="let summed_by() of the strategy return None",
+    )

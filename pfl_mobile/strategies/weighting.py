@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pfl_mobile.strategies.strategy import Context, Server
     from pfl_mobile.strategies.updates import Updates
 
+#: What a device counts by: its ``examples``, or all ``devices`` alike.
+SummedBy = Literal["examples", "devices"]
 #: Report of each device's mean training loss with the values that it was sent.
 SENT_LOSS = "sent_loss"
 
@@ -30,6 +32,11 @@ class Weighting:
     def __post_init__(self) -> None:
         """Refuse hyper-parameters outside their range (ConfigError)."""
         check_ranges(type(self).__name__, type(self), vars(self))
+
+    @property
+    def summed_by(self) -> SummedBy | None:
+        """What a device's weight is where it depends on nothing but its examples; None for other weights."""
+        return _SUMMED_BY.get(type(self).weights)
 
     def measures(self, at: Context) -> tuple[Phase, ...]:
         """What each device measures before it trains, with the values that it was sent."""
@@ -49,7 +56,7 @@ class ByExamples(Weighting):
 
     def weights(self, updates: Updates, server: Server) -> np.ndarray:
         """The numbers of examples."""
-        return updates.examples.astype(np.float64)
+        return weights_of(updates.examples, "examples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +65,16 @@ class Equally(Weighting):
 
     def weights(self, updates: Updates, server: Server) -> np.ndarray:
         """Ones."""
-        return np.ones(len(updates))
+        return weights_of(updates.examples, "devices")
+
+
+#: By the method, so that a subclass with one of its own is not among them.
+_SUMMED_BY: dict[object, SummedBy] = {ByExamples.weights: "examples", Equally.weights: "devices"}
+
+
+def weights_of(examples: Sequence[int] | np.ndarray, by: SummedBy) -> np.ndarray:
+    """The weights of devices with so many examples, float64 [n]."""
+    return np.asarray(examples, np.float64) if by == "examples" else np.ones(len(examples))
 
 
 @dataclass(frozen=True, kw_only=True)

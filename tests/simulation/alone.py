@@ -138,3 +138,27 @@ def assert_same(
         assert reports.keys() == work.reports.keys()
         for name, number in work.reports.items():
             np.testing.assert_allclose(reports[name], number, rtol=1e-4)
+
+
+def assert_sum_is_of_the_changes(
+    trainer: CohortTrainer,
+    plan: Plan,
+    clients: Sequence[Client],
+    start: Mapping[str, np.ndarray],
+    sets: Mapping[str, Mapping[str, np.ndarray]],
+    weights: Sequence[float],
+) -> None:
+    """``run_summed`` adds up the changes that ``run`` gives for each client that is well."""
+    alone = trainer.run(plan, clients, start, sets)
+    outcomes, total = trainer.run_summed(plan, clients, start, sets, weights)
+    for one, other in zip(outcomes, alone, strict=True):
+        np.testing.assert_equal(
+            (one.steps, one.failure, one.reports), (other.steps, other.failure, other.reports)
+        )
+    assert not any(o.tensors or o.copies for o in outcomes)
+    for name, value in total.items():
+        expected = np.zeros(value.shape)
+        for weight, outcome in zip(weights, alone, strict=True):
+            if outcome.failure is None:
+                expected += weight * (outcome.tensors[name].astype(float) - sets["global"][name])
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=2e-6 * sum(weights), err_msg=name)

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +171,15 @@ def rounds(strategy: Strategy, given: Setup, engine: Any = None, **settings: Any
 def same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
     """The same bits."""
     return one.keys() == other.keys() and all(one[n].tobytes() == other[n].tobytes() for n in one)
+
+
+class SharedModel(Model):
+    """The same, all of it shared: devices keep nothing."""
+
+    def device_tensors(self) -> list[Any]:
+        return [replace(tensor, role="shared") for tensor in Linear.tensors]
+
+
+def shared_setup(**users: Any) -> Setup:
+    """A study in which jobs may add up the changes of their clients."""
+    return replace(setup(**users), model=SharedModel())  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from pfl_mobile import ClassificationTask, Head, personalize
 from pfl_mobile.errors import ConfigError, TensorMismatchError, UnknownNameError
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.simulation.cohort import Client, CohortTrainer
-from tests.simulation.alone import Alone, assert_same, classifier, rows
+from tests.simulation.alone import Alone, assert_same, assert_sum_is_of_the_changes, classifier, rows
 
 #: Rows of each client: below one batch, one batch, several, a part of one left over.
 SIZES = (9, 1, 4, 14, 3, 8)
@@ -211,6 +211,31 @@ def test_diverging_client_is_told_and_disturbs_nobody(model: Any, trainers: dict
             assert all(np.array_equal(other.tensors[n], start[n]) for n in start)
 
 
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_a_sum_is_that_of_the_clients_that_are_well(
+    lanes: int, model: Any, trainers: dict[int, CohortTrainer]
+) -> None:
+    plan = Plan.model_validate({"phases": [{"kind": "move", "toward": "global", "rate": 1.0}, sgd()]})
+    cohort = clients()
+    cohort[3].rows["x"][2] = np.nan
+    cohort[4].rows["weight"][:] = 0
+    weights = [1.0 + k for k in range(len(cohort))]
+    assert_sum_is_of_the_changes(trainers[lanes], plan, cohort, near_values(model, 4), sets(model), weights)
+
+
+def test_a_first_move_leaves_what_a_client_has_of_its_own_beside(
+    model: Any, alone: Alone, trainers: dict[int, CohortTrainer]
+) -> None:
+    move = {"kind": "move", "group": ["head.weight"], "toward": "global", "rate": 1.0}
+    plan = Plan.model_validate({"phases": [move, sgd(epochs=1)]})
+    cohort = clients()
+    cohort[1].tensors = near_values(model, 7)
+    cohort[2].tensors = {"head.bias": near_values(model, 8)["head.bias"]}
+    assert_same(trainers[4], alone, plan, cohort, near_values(model, 4), sets(model))
+    cohort[0].sets = {"global": near_values(model, 9)}
+    assert_same(trainers[4], alone, plan, cohort, near_values(model, 4), sets(model))
+
+
 def test_client_without_examples_is_a_failure_of_its_own(
     model: Any, trainers: dict[int, CohortTrainer]
 ) -> None:
@@ -270,18 +295,9 @@ def test_evaluate_equals_each_client_alone(
             assert metrics == pytest.approx(expected, rel=1e-5)
 
 
-def test_calibrate_measures_until_more_lanes_are_no_faster(model: Any) -> None:
-    trainer = CohortTrainer(*model)
-    best, seconds = trainer.calibrate(most=16, seconds=0.01)
-    assert best in seconds
-    assert list(seconds) == [1, 4, 16][: len(seconds)]
-    assert len(seconds) >= 2
-    assert seconds[best] <= 1.05 * min(seconds.values())
-    assert CohortTrainer(*model, lanes=3).lanes == 3
-
-
 def test_lanes_follow_from_the_model_alone(model: Any) -> None:
     assert CohortTrainer(*model).lanes == 16
+    assert CohortTrainer(*model, lanes=3).lanes == 3
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
     batch = {"x": torch.randn(2, 1, 4, 4), "labels": torch.tensor([0, 1]), "weight": torch.ones(2)}
     trainer = CohortTrainer(personalize(net, [Head(["0", "2"])]), ClassificationTask(2), batch)
