@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from pfl_server import credentials
 from pfl_server.problems import Conflict, DeviceRevoked, InvalidRequest, NotFound, Problem
-from pfl_server.rounds import ACTIVE, LOCK, end_without_merge
+from pfl_server.rounds import ACTIVE, LOCK, SLACK_S, end_without_merge
 from pfl_server.state_file import rolled_back_state
 from pfl_server.storage.models import (
     Assignment,
@@ -30,6 +30,7 @@ from pfl_server.storage.models import (
 )
 
 if TYPE_CHECKING:
+    from pfl_server.config import FederationConfig
     from pfl_server.services import Services
 
 #: Longest note of an action.
@@ -90,7 +91,9 @@ class Actions:
         self._delete(blobs)
 
     def roll_back(self, number: int, note: str = "") -> int:
-        """Serve an earlier version's tensors again, as a new version; an open round is abandoned.
+        """Serve an earlier version's tensors again, as a new version.
+
+        An open round is abandoned and all tasks are over, as their updates are changes of what is given up.
 
         What the rounds since then cost in privacy stays spent, as their models were published: the new version
         carries the newest privacy statement. Publishing old tensors again costs nothing.
@@ -112,6 +115,11 @@ class Actions:
             served = session.get_one(Federation, 1).version
         if old is None:
             raise _no("version", number)
+        if not is_kept(services.runtime.config, number, newest.number):
+            raise NotFound(
+                f"the tensors of version {number} are no longer kept",
+                mend="choose one of the newest versions; versions_kept says how many are kept",
+            )
         if number == served:
             raise Conflict(f"version {number} is served now", mend="choose an earlier version")
         made = newest.number + 1
@@ -123,6 +131,7 @@ class Actions:
             abandoned = list(session.scalars(unmerged))
             why = f"rolled back to version {number}"
             blobs = [blob for found in abandoned for blob in self._abandon(session, found, why)]
+            self._expire_tasks(session)
             session.add(
                 Version(
                     number=made,
@@ -196,7 +205,7 @@ class Actions:
                 EnrolmentToken(
                     id=made.id,
                     sha256=digest,
-                    note=note[:200],
+                    note=_clean(note)[:200],
                     group=group,
                     uses_left=uses,
                     expires=None if valid_s is None else now + valid_s,
@@ -248,7 +257,7 @@ class Actions:
                 f"round {found.number} is being merged",
                 mend="wait until it is merged, then roll back if you must",
             )
-        return end_without_merge(session, found, "abandoned", why, now)
+        return end_without_merge(self.services, session, found, "abandoned", why)
 
     def _end_tasks(self, session: Session, device_id: str, rounds: Sequence[int]) -> list[str]:
         """End what a device does in locked rounds; returns the blobs to delete."""
@@ -263,14 +272,33 @@ class Actions:
                 task.blob = None
         return blobs
 
+    def _expire_tasks(self, session: Session) -> None:
+        """End all tasks: what comes back would be a change of versions that were given up."""
+        now, config = self.services.clock(), self.services.runtime.config.rounds
+        since = now - (config.task_s or config.deadline_s) - SLACK_S
+        recent = select(Round.number).where(or_(Round.closed.is_(None), Round.closed > since))
+        session.execute(
+            update(Assignment)
+            .where(Assignment.round.in_(recent), Assignment.state == "assigned")
+            .values(state="expired", finished=now)
+            .execution_options(synchronize_session=False)
+        )
+
     def _delete(self, blobs: Sequence[str]) -> None:
         """Delete what no row names any more; after a crash before it, the collector does."""
         for blob in blobs:
             self.services.blobs.delete(blob)
 
     def _log(self, session: Session, action: str, **detail: Any) -> None:
+        if "note" in detail:
+            detail["note"] = _clean(detail["note"])
         kept = {name: value for name, value in detail.items() if value not in (None, "", [])}
         session.add(AuditEntry(at=self.services.clock(), actor=self.actor, action=action, detail=kept))
+
+
+def is_kept(config: FederationConfig, number: int, newest: int) -> bool:
+    """Whether the tensors of a version are kept for roll-back."""
+    return number > newest - config.versions_kept
 
 
 def _newest(session: Session) -> Version:
@@ -282,4 +310,9 @@ def _no(kind: str, name: object) -> Problem:
 
 
 def _colon(note: str) -> str:
-    return f": {note[:NOTE_LENGTH]}" if note else ""
+    return f": {_clean(note)}" if _clean(note) else ""
+
+
+def _clean(note: str) -> str:
+    """A note in one line, without characters that databases or terminals take for something else."""
+    return "".join(c if c.isprintable() else " " for c in note)[:NOTE_LENGTH].strip()

@@ -75,7 +75,7 @@ def fill(
         for number in range(rounds):
             opened = start + number * ROUND_S
             version = _round(session, services, rng, number, version, opened, ids, cohort)
-            if number == rounds // 2:
+            if number == rounds // 2 and version > 3:
                 version = _roll_back(session, version, version - 3, opened + ROUND_S - 20)
         _open_round(session, rng, rounds, version, now, ids, cohort)
         session.flush()
@@ -188,7 +188,13 @@ def _round(
         "abandoned": "14 updates by the deadline, 20 are needed",
         "failed": "the mean of the updates is not finite",
     }.get(state)
-    summary = {"weight": float(accepted), "median_norm": 0.97, "clipped_share": 0.48, "seconds": 0.31}
+    summary = {
+        "updates": accepted,
+        "weight": float(accepted),
+        "median_norm": 0.97,
+        "largest_norm": 3.1,
+        "clipped": 0.48,
+    }
     session.add(
         Round(
             number=number,

@@ -16,13 +16,13 @@ from pfl_server.config import FederationConfig
 from pfl_server.dashboard import queries
 from pfl_server.dashboard.budget import budget_of
 from pfl_server.dashboard.status import status as status_of
-from pfl_server.problems import AdminDisabled, AdminRequired, Conflict, NotFound, Problem
+from pfl_server.problems import AdminDisabled, AdminRequired, Conflict, NotFound, Problem, Unauthorized
 from pfl_server.services import Services, services
 from pfl_server.storage.models import Version
 
 
 def _problems(*kinds: type[Problem], body: bool = False) -> dict[int | str, dict[str, Any]]:
-    return responses(AdminRequired, AdminDisabled, *kinds, body=body)
+    return responses(Unauthorized, AdminRequired, AdminDisabled, *kinds, body=body)
 
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"], responses=_problems())

@@ -64,7 +64,11 @@ class Level:
 
 def ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
     """Round values that cover [low, high], at most ``most`` + 1 steps apart by 1, 2 or 5 times a power of ten."""
-    span = high - low or abs(high) or 1.0
+    span = high - low
+    if span <= 1e-9 * max(abs(low), abs(high)):  # all the same, but for rounding
+        span = abs(high)
+    if span < 1e-300:
+        span = 1.0
     rough = span / max(1, most)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough * (1 - 1e-9))

@@ -9,6 +9,7 @@ from fastapi.responses import RedirectResponse
 
 from pfl_server import credentials
 from pfl_server.actions import NOTE_LENGTH, Actions
+from pfl_server.api.admin import HexId, Number
 from pfl_server.dashboard import queries
 from pfl_server.dashboard.access import (
     ACTOR,
@@ -92,7 +93,7 @@ def resume(on: On, _: Acting, note: Note = "") -> Response:
 
 
 @router.post("/rounds/{number}/abandon")
-def abandon(on: On, _: Acting, number: int, note: Note = "", sure: Sure = False) -> Response:
+def abandon(on: On, _: Acting, number: Number, note: Note = "", sure: Sure = False) -> Response:
     """End a round without a merge."""
     _need(sure)
     Actions(on, ACTOR).abandon(number, note)
@@ -100,7 +101,7 @@ def abandon(on: On, _: Acting, number: int, note: Note = "", sure: Sure = False)
 
 
 @router.post("/versions/{number}/roll-back")
-def roll_back(on: On, _: Acting, number: int, note: Note = "", sure: Sure = False) -> Response:
+def roll_back(on: On, _: Acting, number: Number, note: Note = "", sure: Sure = False) -> Response:
     """Serve an earlier version again."""
     _need(sure)
     Actions(on, ACTOR).roll_back(number, note)
@@ -108,7 +109,7 @@ def roll_back(on: On, _: Acting, number: int, note: Note = "", sure: Sure = Fals
 
 
 @router.post("/devices/{device_id}/revoke")
-def revoke(on: On, _: Acting, device_id: str, note: Note = "", sure: Sure = False) -> Response:
+def revoke(on: On, _: Acting, device_id: HexId, note: Note = "", sure: Sure = False) -> Response:
     """End a device's part."""
     _need(sure)
     Actions(on, ACTOR).revoke(device_id, note)
@@ -147,7 +148,7 @@ def create_token(
 
 
 @router.post("/tokens/{token_id}/delete")
-def delete_token(on: On, _: Acting, token_id: str) -> Response:
+def delete_token(on: On, _: Acting, token_id: HexId) -> Response:
     """Let no more devices enrol with a token."""
     Actions(on, ACTOR).delete_token(token_id)
     return RedirectResponse("/tokens", 303)

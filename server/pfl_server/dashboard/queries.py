@@ -227,6 +227,12 @@ def audit(session: Session, before: int | None = None, limit: int = PAGE) -> lis
     return list(session.scalars(query))
 
 
+def last_pause(session: Session) -> AuditEntry | None:
+    """The newest entry of the audit log that paused the federation."""
+    paused = select(AuditEntry).where(AuditEntry.action == "pause").order_by(AuditEntry.id.desc()).limit(1)
+    return session.scalars(paused).one_or_none()
+
+
 def tokens(session: Session, offset: int = 0, limit: int = PAGE) -> list[EnrolmentToken]:
     """Enrolment tokens, newest first; their secret is not kept."""
     newest = select(EnrolmentToken).order_by(EnrolmentToken.created.desc(), EnrolmentToken.id)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from pfl_server.api.admin import tensors_response
+from pfl_server.actions import is_kept
+from pfl_server.api.admin import Number, tensors_response
 from pfl_server.dashboard import queries, views
 from pfl_server.dashboard.access import AdminViewer, Gated, HtmlRoute, On, Viewer, answer, sign_in_form
 from pfl_server.dashboard.html import static_file
@@ -72,10 +73,10 @@ def rounds(request: Request, on: On, viewer: Viewer, before: Before = None) -> R
 
 
 @router.get("/rounds/{number}")
-def one_round(request: Request, on: On, viewer: Viewer, number: int) -> Response:
+def one_round(request: Request, on: On, viewer: Viewer, number: Number) -> Response:
     """One round: what came of its devices, and of its merge."""
     with on.database.read() as session:
-        found = queries.round_of(session, number) if 0 <= number < 2**31 else None
+        found = queries.round_of(session, number)
         if found is None:
             raise NotFound(f"There is no round {number}.", mend="The list of rounds has all there are.")
         funnel = queries.funnel(session, number)
@@ -92,7 +93,7 @@ def one_round(request: Request, on: On, viewer: Viewer, number: int) -> Response
         rows=views.funnel_rows(funnel, over=found.state not in ACTIVE),
         lost_rows=views.lost_rows(funnel),
         problems=views.problem_rows(problems),
-        summary=found.summary if funnel.merged >= min_devices else {},
+        summary=views.merge_rows(found.summary) if funnel.merged >= min_devices else [],
         min_devices=min_devices,
     )
 
@@ -103,10 +104,9 @@ def versions(request: Request, on: On, viewer: Viewer, before: Before = None) ->
     with on.database.read() as session:
         rows = queries.versions(session, before, queries.PAGE + 1)
         served = queries.federation(session).version
+        newest = queries.newest_version(session).number
     more = rows[queries.PAGE - 1].number if len(rows) > queries.PAGE else None
-    kept = {
-        row.number for row in rows[: queries.PAGE] if on.blobs.size(f"sets/{row.values_sha256}") is not None
-    }
+    kept = {row.number for row in rows if is_kept(on.runtime.config, row.number, newest)}
     return answer(
         request,
         viewer,
@@ -121,20 +121,20 @@ def versions(request: Request, on: On, viewer: Viewer, before: Before = None) ->
 
 
 @router.get("/versions/{number}/tensors")
-def tensors(on: On, _: AdminViewer, number: int) -> Response:
+def tensors(on: On, _: AdminViewer, number: Number) -> Response:
     """Download the shared values of a version."""
     with on.database.read() as session:
-        found = queries.version(session, number) if 0 <= number < 2**31 else None
+        found = queries.version(session, number)
     if found is None:
         raise NotFound(f"There is no version {number}.", mend="The list of versions has all there are.")
     return tensors_response(on, found, None)
 
 
 @router.get("/versions/{number}/roll-back")
-def ask_roll_back(request: Request, on: On, viewer: AdminViewer, number: int) -> Response:
+def ask_roll_back(request: Request, on: On, viewer: AdminViewer, number: Number) -> Response:
     """What a roll-back does, and the form that does it."""
     with on.database.read() as session:
-        found = queries.version(session, number) if 0 <= number < 2**31 else None
+        found = queries.version(session, number)
         served = queries.federation(session).version
         newest = queries.newest_round(session)
     if found is None:

@@ -12,7 +12,7 @@ from pfl_server.dashboard import queries
 from pfl_server.dashboard.budget import Budget, budget_of
 from pfl_server.dashboard.queries import Funnel, Reason
 from pfl_server.dashboard.words import count, duration, epsilon, many
-from pfl_server.rounds import ACTIVE
+from pfl_server.rounds import ACTIVE, ITSELF
 from pfl_server.storage.models import Federation, Round, Version
 
 #: Rounds that the overview counts problems over.
@@ -33,6 +33,7 @@ class Status:
         problems: answered in the last ``PROBLEM_ROUNDS`` rounds, by code.
         outside: answered outside rounds since the first start, by code.
         sentence: all of it in a sentence.
+        why: the reason of a pause that no admin asked for; empty otherwise.
     """
 
     federation: Federation
@@ -44,6 +45,7 @@ class Status:
     problems: Sequence[Reason]
     outside: Sequence[Reason]
     sentence: str
+    why: str = ""
 
     @property
     def over(self) -> bool:
@@ -75,7 +77,14 @@ def status(session: Session, config: FederationConfig, now: float) -> Status:
         queries.refusals(session, max(0, number - PROBLEM_ROUNDS + 1)),
         queries.refusals_outside(session),
         sentence(federation, newest_round, funnel, budget, now),
+        _why_paused(session) if federation.state == "paused" else "",
     )
+
+
+def _why_paused(session: Session) -> str:
+    """Why the federation paused itself; empty where an admin did it."""
+    found = queries.last_pause(session)
+    return str(found.detail.get("note", "")) if found is not None and found.actor == ITSELF else ""
 
 
 def sentence(

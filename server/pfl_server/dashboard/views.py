@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from markupsafe import Markup
 from sqlalchemy.orm import Session
@@ -18,6 +19,7 @@ from pfl_server.dashboard.quality import Figure, History
 from pfl_server.dashboard.queries import Devices, Funnel, Reason
 from pfl_server.dashboard.words import (
     DEVICE_STATES,
+    MERGE,
     count,
     epsilon,
     figure,
@@ -99,6 +101,17 @@ def lost_rows(funnel: Funnel) -> list[tuple[str, str, str]]:
     ):
         if funnel.states[state]:
             found.append((count(funnel.states[state]), what, why))
+    return found
+
+
+def merge_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Numbers of a merge: name, explanation, value."""
+    found = []
+    for name, (label, meaning) in MERGE.items():
+        value = summary.get(name)
+        if value is not None:
+            text = f"{100 * value:.0f}\N{NO-BREAK SPACE}%" if name == "clipped" else f"{value:.4g}"
+            found.append((label, meaning, text))
     return found
 
 

@@ -12,6 +12,7 @@ from pfl_server.problems import PROBLEMS
 #: What a device says when it declines a task (``pfl_mobile.protocol.bodies.Decline``).
 DECLINED = {
     "no_examples": "It has too few examples to train on",
+    "good_enough": "The shared model is good enough for it",
     "diverged": "Its training diverged",
     "cancelled": "Its user or system stopped it",
     "privacy": "It asks for more privacy than the round gives",
@@ -139,6 +140,17 @@ def power(value: float) -> str:
         return f"{value:.3g}"
     digits = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
     return f"10{str(exponent).translate(digits)}"
+
+
+#: Numbers of a merge: name, explanation. Those of a single device, such as the largest norm, are not shown.
+MERGE = {
+    "updates": ("Updates", "devices whose update was merged"),
+    "weight": ("Total weight", "sum of the devices' weights, each at most 1 where noise is added"),
+    "median_norm": ("Median norm", "half of the updates were shorter, as L2 norm before clipping"),
+    "clipped": ("Clipped", "share of the updates that were shortened to the clipping bound"),
+    "mean_staleness": ("Mean staleness", "versions between an update's start and this merge"),
+    "seconds": ("Seconds", "time that the merge took"),
+}
 
 
 #: Admin actions of the audit log in words.
