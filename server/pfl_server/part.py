@@ -1,13 +1,15 @@
-"""An upload as it arrives: a file that grows, and what is computed of it on the way."""
+"""An upload as it arrives: a file that grows, and is looked at once it is whole."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import hashlib
-import math
+import mmap
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,74 +22,49 @@ if TYPE_CHECKING:
     from pfl_mobile.protocol.bodies import UpdateHead
     from pfl_mobile.strategies.updates import Layout
 
-#: Bytes that are handed to a thread at once, and read again from a part that is gone on with.
-CHUNK = 256 << 10
 _FOLDER, _SUFFIX = "parts", ".part"
+#: Pieces that one call writes (IOV_MAX of Linux).
+_PIECES = 1024
 
 
 class Busy(Exception):
     """Another request is writing the part."""
 
 
+@dataclass(frozen=True)
 class Scan:
-    """What an update is checked by, computed while it streams: its digest, its head, the L2 norm of its values.
+    """What a whole update is checked by.
 
-    Args:
-        layout: of the task.
-        total: bytes of the whole update.
-
-    Raises:
-        UpdateTensorsError: no update of this layout has this length.
+    Attributes:
+        total: bytes.
+        digest: CRC-32 of all bytes, in hex. It tells a repeated upload from another one under the same key, which is a
+            client's mistake, not an attack: whoever has the credential can send what it likes anyway. SHA-256 would
+            take more than half of the time that an upload costs.
+        squares: sum of the squares of the values in float64; NaN or infinite where one of them is.
     """
 
-    def __init__(self, layout: Layout, total: int) -> None:
-        self.layout, self.total = layout, total
-        self.offset = payload_offset(layout, total)
-        self.seen = 0
-        self.head: UpdateHead | None = None
-        self._digest = hashlib.sha256()
-        self._prefix = bytearray()
-        self._rest = b""
-        self._squares = 0.0
-
-    def add(self, data: memoryview) -> None:
-        """Take in the next bytes.
-
-        Raises:
-            UpdateFileError, UpdateTensorsError: the header is complete now, and not that of such an update.
-        """
-        self._digest.update(data)
-        values = data[max(self.offset - self.seen, 0) :]
-        if self.head is None:
-            self._prefix += data[: len(data) - len(values)]
-            if len(self._prefix) == self.offset:
-                self.head, _ = parse_prefix(self._prefix, self.layout, self.total)
-        self.seen += len(data)
-        if self._rest:  # a value that was cut in two
-            missing = 4 - len(self._rest)
-            self._rest += values[:missing]
-            values = values[missing:]
-            if len(self._rest) == 4:
-                self._add(memoryview(self._rest))
-                self._rest = b""
-        whole = len(values) - len(values) % 4
-        self._add(values[:whole])
-        self._rest += values[whole:]
-
-    def _add(self, data: memoryview) -> None:
-        # float64 before the squares: those of float32 overflow at 1e19. Not by BLAS, whose threads would spin.
-        wide = np.frombuffer(data, "<f4").astype(np.float64)
-        self._squares += float(np.einsum("p,p->", wide, wide))
+    total: int
+    digest: str
+    squares: float
 
     @property
     def norm(self) -> float:
-        """L2 norm of the values so far; NaN or infinite where one of them is."""
-        return math.sqrt(self._squares) if math.isfinite(self._squares) else math.nan
+        """L2 norm of the values."""
+        return float(np.sqrt(self.squares))
 
-    @property
-    def sha256(self) -> str:
-        """Digest of the bytes so far, in hex."""
-        return self._digest.hexdigest()
+
+def scan(data: memoryview, offset: int) -> Scan:
+    """Look at a whole update: few long calls, which let other threads run meanwhile.
+
+    Args:
+        data: all of it.
+        offset: of the values in it.
+    """
+    values = np.frombuffer(data, "<f4", offset=offset) if len(data) > offset else np.empty(0, "<f4")
+    # In float64, as squares in float32 overflow at 1e19. Not by BLAS, whose threads would spin.
+    with np.errstate(invalid="ignore"):
+        squares = float(np.einsum("p,p->", values, values, dtype=np.float64))
+    return Scan(len(data), f"{zlib.crc32(data):08x}", squares)
 
 
 class Part:
@@ -108,23 +85,37 @@ class Part:
         os.ftruncate(self._fd, 0)
         self.size = 0
 
-    def rescan(self, scan: Scan) -> None:
-        """Give all that is there to ``scan``; errors as its ``add``."""
-        at = 0
-        while at < self.size:
-            data = os.pread(self._fd, CHUNK, at)
-            if not data:
-                break
-            scan.add(memoryview(data))
-            at += len(data)
+    def write(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Append.
 
-    def write(self, data: memoryview) -> None:
-        """Append."""
+        Raises:
+            StorageFullError, UnwritableError: it cannot be written.
+        """
+        left = [memoryview(piece) for piece in pieces]
         with disk_errors(self.path):
-            while data:
-                done = os.pwrite(self._fd, data, self.size)
+            while left:
+                done = os.pwritev(self._fd, left[:_PIECES], self.size)
                 self.size += done
-                data = data[done:]
+                while left and done >= len(left[0]):
+                    done -= len(left.pop(0))
+                if done:
+                    left[0] = left[0][done:]
+
+    def head(self, layout: Layout, total: int) -> UpdateHead | None:
+        """What the update says of itself; None while its header is not whole.
+
+        Raises:
+            UpdateFileError, UpdateTensorsError: it is not the header of such an update.
+        """
+        offset = payload_offset(layout, total)
+        if self.size < offset:
+            return None
+        return parse_prefix(os.pread(self._fd, offset, 0), layout, total)[0]
+
+    def scan(self, offset: int) -> Scan:
+        """Look at all of it."""
+        with mmap.mmap(self._fd, self.size, prot=mmap.PROT_READ) as found, memoryview(found) as data:
+            return scan(data, offset)
 
     def current(self) -> bool:
         """Whether the file still has its name: a newer upload takes it away, as does the garbage collector."""
@@ -132,11 +123,6 @@ class Part:
             return os.path.samestat(os.fstat(self._fd), os.stat(self.path))
         except FileNotFoundError:
             return False
-
-    def remove(self) -> None:
-        """Take the file away."""
-        if self.current():
-            self.path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

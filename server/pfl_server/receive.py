@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import secrets
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,10 @@ from sqlalchemy import func, select, update
 
 from pfl_mobile.errors import UpdateFileError, UpdateTensorsError
 from pfl_mobile.protocol.bodies import UploadState
-from pfl_mobile.protocol.update_file import size_limit
+from pfl_mobile.protocol.update_file import payload_offset, size_limit
 from pfl_server import problems
 from pfl_server.check_in import open_round
-from pfl_server.part import CHUNK, Busy, Part, Scan, find_part, open_part, remove_parts
+from pfl_server.part import Busy, Part, Scan, find_part, open_part, remove_parts
 from pfl_server.problems import Problem
 from pfl_server.storage.models import Assignment, Device, Federation, Round
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from pfl_mobile.protocol.bodies import UpdateHead
     from pfl_server.auth import DeviceIdentity
     from pfl_server.runtime import RoundPlan
     from pfl_server.services import Services
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
 STORED = ("accepted", "merged", "discarded")
 #: Seconds after which a client whose upload collides with another one asks again.
 _AGAIN_S = "2"
-#: Threads that scan and write pieces: as many as cores, as more would only wait for each other. Those that store a
-#: finished update wait for the disk and the database.
-_PIECES = ThreadPoolExecutor(max_workers=os.cpu_count() or 2, thread_name_prefix="pfl-piece")
+#: Bytes of a body that are written at once: each time costs a change of threads.
+CHUNK = 1 << 20
+#: Threads that write to files; and those that look at a finished update, and wait for the disk and the database.
+_WRITES = ThreadPoolExecutor(max_workers=4, thread_name_prefix="pfl-write")
 _STORES = ThreadPoolExecutor(max_workers=16, thread_name_prefix="pfl-store")
 
 
@@ -225,27 +227,26 @@ def check_open(services: Services, session: Session, mine: Assignment, at: Round
 async def _receive(
     services: Services, head: Incoming, found: Accepting, body: AsyncIterator[bytes]
 ) -> UploadState:
-    scan = Scan(found.known.layout, head.total)
+    layout = found.known.layout
+    payload_offset(layout, head.total)  # whether there is an update of this length
     with open_part(services.blobs.scratch, head.task, head.key, head.total) as part:
-        await _in(_PIECES, _position, part, scan, head)
+        _position(part, head)
+        said: UpdateHead | None = None
 
-        def take(data: memoryview) -> None:
-            known = scan.head is not None
-            scan.add(data)
-            if scan.head is not None and not known:
-                check_head(scan, found)
-            part.write(data)
+        def take(pieces: list[bytes]) -> None:
+            nonlocal said
+            part.write(pieces)
+            if said is None and (said := part.head(layout, head.total)) is not None:
+                check_head(said, found)
 
-        if scan.head is not None:
-            check_head(scan, found)
         await _pieces(body, head.total - part.size, take)
         if part.size < head.total:
             return UploadState(status="partial", task=head.task, received=part.size)
-        await _in(_STORES, _store, services, head, found, part, scan)
+        await _in(_STORES, _store, services, head, found, part)
     return UploadState(status="accepted", task=head.task, received=head.total)
 
 
-def _position(part: Part, scan: Scan, head: Incoming) -> None:
+def _position(part: Part, head: Incoming) -> None:
     """Bring the part to where the request goes on."""
     if head.offset == 0:
         part.restart()
@@ -255,44 +256,41 @@ def _position(part: Part, scan: Scan, head: Incoming) -> None:
             mend="go on at Upload-Offset",
             headers={"Upload-Offset": str(part.size)},
         )
-    part.rescan(scan)
 
 
-async def _pieces(body: AsyncIterator[bytes], most: int, take: Callable[[memoryview], None]) -> None:
-    """Give the body to ``take`` in larger pieces, off the event loop.
+async def _pieces(body: AsyncIterator[bytes], most: int, take: Callable[[list[bytes]], None]) -> None:
+    """Give the body to ``take``, many pieces at a time, off the event loop.
 
     What was read reaches ``take`` also when the connection breaks.
 
     Raises:
         BodyTooLarge: more than ``most`` bytes came.
     """
-    buffer = bytearray(min(CHUNK, most))
-    used = total = 0
+    pieces: list[bytes] = []
+    waiting = total = 0
     source = aiter(body)
     while True:
         try:
             data = await anext(source, None)
         except BaseException:
-            if used:  # here and now: nobody may be left to wait for a thread
-                take(memoryview(buffer)[:used])
+            if pieces:  # here and now: nobody may be left to wait for a thread
+                take(pieces)
             raise
         if data is None:
             break
         total += len(data)
         if total > most:
             raise problems.BodyTooLarge(
-                "the body is longer than its headers say", mend="send lengths that fit"
+                "the body is longer than its headers say", mend="send lengths that fit together"
             )
-        view = memoryview(data)
-        while view:
-            count = min(len(view), len(buffer) - used)
-            buffer[used : used + count] = view[:count]
-            used, view = used + count, view[count:]
-            if used == len(buffer):
-                await _in(_PIECES, take, memoryview(buffer))
-                used = 0
-    if used:
-        await _in(_PIECES, take, memoryview(buffer)[:used])
+        if data:
+            pieces.append(data)
+            waiting += len(data)
+        if waiting >= CHUNK:
+            await _in(_WRITES, take, pieces)
+            pieces, waiting = [], 0
+    if pieces:
+        await _in(_WRITES, take, pieces)
 
 
 async def _again(found: Accepting, head: Incoming, body: AsyncIterator[bytes]) -> UploadState:
@@ -300,12 +298,15 @@ async def _again(found: Accepting, head: Incoming, body: AsyncIterator[bytes]) -
     total = found.mine.bytes or 0
     same = head.total == total
     if head.offset == 0 and same:
-        scan = Scan(found.known.layout, head.total)
-        try:
-            await _pieces(body, head.total, scan.add)
-        except UpdateFileError:
-            same = False
-        same = same and scan.seen == total and scan.sha256 == found.mine.digest
+        seen = crc = 0
+
+        def take(pieces: list[bytes]) -> None:
+            nonlocal seen, crc
+            for piece in pieces:
+                seen, crc = seen + len(piece), zlib.crc32(piece, crc)
+
+        await _pieces(body, total, take)
+        same = seen == total and f"{crc:08x}" == found.mine.digest
     if not same:
         raise problems.KeyReused(
             "the key was used with another update of this task", mend="drop the update and check in again"
@@ -313,15 +314,15 @@ async def _again(found: Accepting, head: Incoming, body: AsyncIterator[bytes]) -
     return UploadState(status="accepted", task=head.task, received=total, duplicate=True)
 
 
-def check_head(scan: Scan, found: Accepting) -> None:
+def check_head(head: UpdateHead, found: Accepting) -> None:
     """Compare what the update says of itself with its task.
 
     Raises:
         WrongTask: it is another task's.
         BadReport: other numbers than the plan measures, or none of examples.
     """
-    mine, head = found.mine, scan.head
-    if head is None or (head.task, head.round, head.version) != (mine.id, mine.round, mine.base):
+    mine = found.mine
+    if (head.task, head.round, head.version) != (mine.id, mine.round, mine.base):
         raise problems.WrongTask("the update says that it is of another task", mend="send it to its own task")
     if head.reports.keys() != found.known.reports:
         raise problems.BadReport(
@@ -337,25 +338,29 @@ def check_head(scan: Scan, found: Accepting) -> None:
 # -- the end
 
 
-def _store(services: Services, head: Incoming, found: Accepting, part: Part, scan: Scan) -> None:
+def _store(services: Services, head: Incoming, found: Accepting, part: Part) -> None:
     """Check what can be checked now, store the update, accept it."""
-    norm, most = scan.norm, services.runtime.config.max_norm
-    if not math.isfinite(norm):
+    layout, most = found.known.layout, services.runtime.config.max_norm
+    said = part.head(layout, head.total)
+    assert said is not None
+    check_head(said, found)
+    seen = part.scan(payload_offset(layout, head.total))
+    if not math.isfinite(seen.squares):
         raise problems.NotFinite(
             "the update has values that are NaN or infinite", mend="decline with 'diverged'"
         )
-    if norm > most:
+    if seen.norm > most:
         raise problems.NormTooLarge(f"the update's norm is above {most:g}", mend="decline with 'diverged'")
     # A name of its own for every attempt, so that none replaces what another one had accepted.
     blob = f"updates/{head.task}-{secrets.token_hex(4)}"
     if not part.current():
         raise Busy
     services.blobs.put_file(blob, part.path)
-    if not accept(services, found, head.key, blob, scan):
+    if not accept(services, found, head.key, said, blob, seen):
         services.blobs.delete(blob)
 
 
-def accept(services: Services, found: Accepting, key: str, blob: str, scan: Scan) -> bool:
+def accept(services: Services, found: Accepting, key: str, head: UpdateHead, blob: str, seen: Scan) -> bool:
     """Make a stored update part of its round, in one transaction.
 
     Where this fails the garbage collector removes what was stored.
@@ -367,8 +372,6 @@ def accept(services: Services, found: Accepting, key: str, blob: str, scan: Scan
         RoundClosed, TaskExpired, TooStale, AlreadyUploaded, DeviceRevoked: something happened meanwhile.
         Unavailable: the round to come is about to open (buffered training).
     """
-    head = scan.head
-    assert head is not None
     with services.database.write() as session:
         # The round is locked so that it does not close before this update is in it.
         at = session.get_one(Round, found.mine.round, with_for_update={"read": True})
@@ -395,22 +398,22 @@ def accept(services: Services, found: Accepting, key: str, blob: str, scan: Scan
                 round=current.number,
                 finished=services.clock(),
                 key=key,
-                digest=scan.sha256,
+                digest=seen.digest,
                 blob=blob,
-                offset=scan.offset,
-                bytes=scan.total,
+                offset=payload_offset(found.known.layout, seen.total),
+                bytes=seen.total,
                 examples=head.examples,
                 steps=head.steps,
                 reports=dict(head.reports),
                 clipped=head.clipped,
-                norm=scan.norm,
+                norm=seen.norm,
             )
         )
         if not changed(done):
             mine = session.get_one(Assignment, found.mine.id, populate_existing=True)
             if mine.state not in STORED:
                 raise over(mine)
-            if (mine.key, mine.digest) == (key, scan.sha256):
+            if (mine.key, mine.digest) == (key, seen.digest):
                 return False
             raise problems.AlreadyUploaded("the task has an update already", mend="check in again")
         count = select(func.count()).where(Assignment.round == current.number, Assignment.state == "accepted")

@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import time
+import zlib
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
@@ -16,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfl_mobile.local.state import ModelId
-from pfl_mobile.protocol.update_file import canonical
-from pfl_server.part import CHUNK, Scan, find_part, open_part
+from pfl_server.part import find_part, open_part, scan
 from pfl_server.problems import PROBLEMS
+from pfl_server.receive import CHUNK
 from pfl_server.storage.models import Device, Refusal, Round
 from tests.server.federation import federation_config, layout, small, update_of
 
@@ -271,23 +272,21 @@ def test_a_large_update_is_streamed(tmp_path):
         )
 
 
-FORM = canonical({"a": (13,), "b": (2, 2)})
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 40), st.integers(0, 2**32 - 1), st.floats(0, 1e30))
+def test_a_scan_tells_norm_and_digest(size, seed, scale):
+    values = (np.random.default_rng(seed).standard_normal(size) * scale).astype("<f4")
+    data = b"header--" + values.tobytes()
+    found = scan(memoryview(data), 8)
+    assert found.norm == pytest.approx(float(np.linalg.norm(values.astype(np.float64))), rel=1e-12)
+    assert found.digest == f"{zlib.crc32(data):08x}"
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, 500), max_size=8), st.integers(0, 2**32 - 1))
-def test_a_scan_does_not_depend_on_how_the_bytes_are_cut(cuts, seed):
-    task = {"id": "ab" * 16, "round": 1, "version": 0, "reports": []}
-    task["layout"] = [{"name": n, "shape": s} for n, s in FORM.shapes.items()]
-    values = np.random.default_rng(seed).standard_normal(FORM.size).astype(np.float32)
-    data = update_of(task, values)
-    scan = Scan(FORM, len(data))
-    edges = sorted(min(cut, len(data)) for cut in cuts)
-    for first, last in zip([0, *edges], [*edges, len(data)], strict=True):
-        scan.add(memoryview(data)[first:last])
-    assert scan.head is not None
-    assert scan.head.task == task["id"]
-    assert scan.norm == pytest.approx(float(np.linalg.norm(values.astype(np.float64))), rel=1e-12)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_scan_finds_what_is_not_finite(value):
+    values = np.ones(9, np.float32)
+    values[4] = value
+    assert not np.isfinite(scan(memoryview(values).cast("B"), 0).squares)
 
 
 def test_what_arrived_before_the_connection_broke_is_kept(live_server, federated_bundle):
@@ -348,6 +347,6 @@ def test_uploads_at_once_are_each_accepted_once(tmp_path):
 
 def test_a_part_that_was_taken_away_is_not_used(tmp_path):
     with open_part(tmp_path, "ab" * 16, "one", 100) as part:
-        part.write(memoryview(b"x" * 10))
+        part.write([b"x" * 10, memoryview(b"y")])
         with open_part(tmp_path, "ab" * 16, "two", 100):
             assert not part.current()
