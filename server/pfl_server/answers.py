@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import compile_path
 
 from pfl_mobile.errors import StorageFullError
 from pfl_mobile.protocol.bodies import PROBLEM_JSON, ProblemBody
@@ -109,10 +110,24 @@ def add_handlers(app: FastAPI) -> None:
     """Answer every error of the endpoints with a problem."""
 
     async def handle(request: Request, error: Exception) -> Response:
-        return respond(request, problem_of(error))
+        problem = problem_of(error)
+        if isinstance(problem, problems.MethodNotAllowed):
+            allowed = _allowed(app, request.url.path) or problem.headers.get("Allow", "")
+            problem = problems.MethodNotAllowed(
+                problem.detail, mend=f"use {allowed}", headers={"Allow": allowed}
+            )
+        return respond(request, problem)
 
     for kind in (Problem, RequestValidationError, HTTPException, DatabaseError, BlobError, StorageFullError):
         app.add_exception_handler(kind, handle)
+
+
+def _allowed(app: FastAPI, path: str) -> str:
+    """The methods of an address: of all endpoints there, where the framework knows those of the first only."""
+    for pattern, methods in app.openapi()["paths"].items():
+        if compile_path(pattern)[0].match(path):
+            return ", ".join(sorted(name.upper() for name in methods))
+    return ""
 
 
 def _invalid(error: RequestValidationError) -> Problem:
@@ -128,12 +143,11 @@ def _invalid(error: RequestValidationError) -> Problem:
 
 
 def _of_status(status: int, headers: Mapping[str, str]) -> Problem:
-    kept = dict(headers)
+    kept = {name.title(): value for name, value in headers.items()}
     if status == HTTPStatus.NOT_FOUND:
         return problems.NotFound("there is nothing at this address", mend="see /openapi.json", headers=kept)
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = next((v for k, v in kept.items() if k.lower() == "allow"), "others")
         return problems.MethodNotAllowed(
-            "this address does not take that method", mend=f"use {allowed}", headers=kept
+            "this address does not take that method", mend="use another", headers=kept
         )
     return problems.BadRequest("the request cannot be read", mend="send HTTP and JSON as in /openapi.json")

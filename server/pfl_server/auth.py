@@ -24,7 +24,9 @@ _admin_scheme = HTTPBearer(
     scheme_name="admin", auto_error=False, description="The admin token of the server."
 )
 _DeviceBearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_device_scheme)]
-_AdminBearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_admin_scheme)]
+#: The admin token, if one was sent.
+#: The admin token, if one was sent.
+AdminBearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_admin_scheme)]
 _Services = Annotated[Services, Depends(services)]
 #: Compared with for devices that are not there, so that these take as long.
 _NOBODY = "0" * 64
@@ -85,19 +87,22 @@ def is_admin(services: Services, token: str) -> bool:
     return expected is not None and credentials.same(expected, token)
 
 
-def admin(bearer: _AdminBearer, services: _Services) -> str:
+def admin(bearer: AdminBearer, services: _Services) -> str:
     """Dependency of endpoints for admins: the actor's name for the audit log.
 
     Raises:
         AdminDisabled: the server was started without an admin token.
-        AdminRequired: the token is missing or another.
+        Unauthorized: there is no token.
+        AdminRequired: it is another.
     """
     if services.admin_token is None:
         raise AdminDisabled(
             "this server has no admin token",
             mend=f"start it with {credentials.ADMIN_TOKEN} or {credentials.ADMIN_TOKEN_FILE}",
         )
-    if bearer is None or not is_admin(services, bearer.credentials):
+    if bearer is None:
+        raise _unauthorized("admin")
+    if not is_admin(services, bearer.credentials):
         raise AdminRequired("this needs the admin token", mend="send it as Authorization: Bearer ...")
     services.limits.seen_valid(f"Bearer {bearer.credentials}")
     return ADMIN
@@ -111,9 +116,11 @@ def device_or_admin(bearer: _DeviceBearer, services: _Services) -> DeviceIdentit
     return device(bearer, services)
 
 
-def _unauthorized() -> Problem:
+def _unauthorized(whose: str = "device") -> Problem:
     return Unauthorized(
-        "there is no valid device credential with the request",
-        mend="enrol, and send the credential as Authorization: Bearer ...",
+        f"there is no valid {whose} credential with the request",
+        mend="enrol, and send the credential as Authorization: Bearer ..."
+        if whose == "device"
+        else "send the admin token as Authorization: Bearer ...",
         headers={"WWW-Authenticate": "Bearer"},
     )

@@ -41,6 +41,8 @@ class TestProblems:
         answer = server.client.post("/v1/federation")
         _problem(answer, 405, "method-not-allowed")
         assert answer.headers["allow"] == "GET"
+        answer = server.client.post(f"/v1/sets/{'0' * 64}")
+        assert answer.headers["allow"] == "GET, HEAD"
 
     def test_what_nobody_foresaw_is_logged_and_tells_nothing(
         self, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -161,7 +163,7 @@ class TestMetrics:
         assert "BREW" not in text
 
     def test_they_need_the_admin_where_there_is_one(self, server: Server) -> None:
-        _problem(server.client.get("/metrics"), 403, "admin-required")
+        _problem(server.client.get("/metrics"), 401, "unauthorized")
         _problem(server.client.get("/metrics", headers={"Authorization": "Bearer x"}), 403, "admin-required")
 
     @pytest.mark.parametrize(

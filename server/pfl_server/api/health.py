@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from pfl_server.answers import responses
-from pfl_server.auth import is_admin
+from pfl_server.auth import AdminBearer, admin
 from pfl_server.metrics import CONTENT_TYPE
-from pfl_server.problems import AdminDisabled, AdminRequired
+from pfl_server.problems import AdminDisabled, AdminRequired, Unauthorized
 from pfl_server.services import Services, services
 
 router = APIRouter(tags=["operations"])
@@ -48,14 +48,13 @@ def ready(services: _Services) -> Health:
     "/metrics",
     summary="Metrics for Prometheus",
     response_class=Response,
-    responses=_TEXT | responses(AdminRequired, AdminDisabled),
+    responses=_TEXT | responses(Unauthorized, AdminRequired, AdminDisabled),
 )
-def metrics(request: Request, services: _Services) -> Response:
+def metrics(services: _Services, bearer: AdminBearer) -> Response:
     """Of all processes of this server. Needs the admin token, unless the operator made them public."""
     access = services.settings.access("metrics", admin=services.admin_token is not None)
     if access == "off":
         raise AdminDisabled("this server shows no metrics", mend="start it with --metrics or an admin token")
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if access == "admin" and not (scheme.lower() == "bearer" and is_admin(services, token)):
-        raise AdminRequired("this needs the admin token", mend="send it as Authorization: Bearer ...")
+    if access == "admin":
+        admin(bearer, services)
     return Response(services.metrics.render(services.database), media_type=CONTENT_TYPE)

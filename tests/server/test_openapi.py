@@ -1,0 +1,56 @@
+"""The OpenAPI document against a running server: schemathesis makes requests, valid and invalid, and checks answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import hypothesis
+import pytest
+import schemathesis
+from schemathesis.specs.openapi import checks
+
+from pfl_mobile.bundle import Bundle
+from pfl_server.app import openapi_document
+from pfl_server.services import Services
+from pfl_server.settings import ServerSettings
+from tests.server.conftest import ADMIN_TOKEN, GENEROUS, config_of, serving
+
+#: Not reasonable here: a task, a device or a token has to exist, and an update is a file whose content follows from its
+#: task, so that data of the right form is refused with a documented problem all the same.
+EXCLUDED = [checks.positive_data_acceptance]
+
+schema = schemathesis.openapi.from_dict(openapi_document())
+
+
+@pytest.fixture(scope="module")
+def url(federated_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    settings = ServerSettings(
+        bundle=federated_folder, data=tmp_path_factory.mktemp("openapi"), enrolment="open", limits=GENEROUS
+    )
+    with Bundle.open(federated_folder) as bundle:
+        services = Services.open(settings, bundle, config_of(), admin_token=ADMIN_TOKEN)
+        with serving(services) as found:
+            yield found
+
+
+def _credential(url: str, case: schemathesis.Case) -> str:
+    """The admin's where it is needed, else that of a new device, as some cases make a device leave."""
+    if "/admin/" in case.path or case.path == "/metrics":
+        return ADMIN_TOKEN
+    bundle = httpx2.get(f"{url}/v1/federation").json()["bundle"]
+    return str(httpx2.post(f"{url}/v1/devices", json={"bundle": bundle}).json()["credential"])
+
+
+@schema.parametrize()
+@hypothesis.settings(
+    max_examples=12, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+def test_every_answer_is_one_that_the_document_names(case: schemathesis.Case, url: str) -> None:
+    headers = {"Authorization": f"Bearer {_credential(url, case)}"}
+    case.call_and_validate(base_url=url, headers=headers, excluded_checks=EXCLUDED)
+
+
+def test_the_running_server_has_this_document(url: str) -> None:
+    assert httpx2.get(f"{url}/openapi.json").json() == openapi_document()
