@@ -59,6 +59,9 @@ def add_to(app: typer.Typer) -> None:
     app.command("recommend", epilog="Example:  pfl recommend runs/activity-fedrep.  " + EXIT_CODES)(recommend)
 
 
+_YES_NO = {True: "yes", False: "no", None: "depends on its hyper-parameters"}
+
+
 def strategies(
     name: Annotated[str | None, typer.Argument(help="One strategy, with its hyper-parameters.")] = None,
     as_json: Json = False,
@@ -89,6 +92,11 @@ def _one(found: dict[str, Any]) -> None:
     out.print(found["paper"], markup=False)
     out.print(f"shared: {found['shares']}", markup=False)
     out.print(f"personal: {found['keeps'] or 'nothing'}", markup=False)
+    for name, meaning in (
+        ("private", "rounds can be differentially private"),
+        ("streams", "updates stay on disk while they are merged"),
+    ):
+        out.print(f"{meaning}: {_YES_NO[found[name]]}", markup=False)
     rows = [
         (p["name"], p["default"], p["range"] or ", ".join(p["choices"] or ()) or p["type"], p["meaning"])
         for p in found["parameters"]

@@ -33,6 +33,7 @@ class RoundRecord:
         bytes_down: sent to each device, mean, without what it has from the bundle.
         bytes_up: sent by each device, mean.
         seconds: from the choice of the cohort to the merge.
+        epsilon: of all rounds so far, where they are private.
     """
 
     round: int
@@ -47,6 +48,7 @@ class RoundRecord:
     bytes_down: int
     bytes_up: int
     seconds: float
+    epsilon: float | None = None
 
     @classmethod
     def load(cls, line: Mapping[str, Any]) -> RoundRecord:
@@ -55,7 +57,14 @@ class RoundRecord:
 
 
 def summary(
-    number: int, records: Sequence[Record], *, dropped: int, bytes_down: int, bytes_up: int, seconds: float
+    number: int,
+    records: Sequence[Record],
+    *,
+    dropped: int,
+    bytes_down: int,
+    bytes_up: int,
+    seconds: float,
+    epsilon: float | None = None,
 ) -> RoundRecord:
     """The record of a round from those of its devices."""
     good = [r for r in records if r.failure is None]
@@ -76,6 +85,7 @@ def summary(
         bytes_down,
         bytes_up,
         seconds,
+        epsilon,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -21,14 +21,20 @@ from pfl_mobile.simulation.checkpoint import RunFolder
 from pfl_mobile.simulation.cohorts import balanced, sample
 from pfl_mobile.simulation.engine import Engine, LocalEngine
 from pfl_mobile.simulation.groups import Groups
+from pfl_mobile.simulation.privacy import SimulatedPrivacy, check_merge
 from pfl_mobile.simulation.records import RoundRecord, all_failed, summary
 from pfl_mobile.simulation.sending import Sent, send
 from pfl_mobile.simulation.settings import decisive, effective
 from pfl_mobile.simulation.states import RowFormat, kept_shapes
 from pfl_mobile.simulation.worker import EvaluateTask, Evaluation, Job, Record, Setup, TrainTask
+from pfl_mobile.strategies.private import PrivateRule
+from pfl_mobile.strategies.rules import Average, Rule
 from pfl_mobile.strategies.strategy import Context, Local, Server, Strategy
 from pfl_mobile.strategies.updates import Layout, Sums, Updates
 from pfl_mobile.strategies.weighting import SummedBy, weights_of
+
+if TYPE_CHECKING:
+    from pfl_mobile.privacy import PrivacyConfig
 
 #: What each of the draws of a round is for, as a key of ``derive``.
 _COHORT, _DROPOUT, _CLIENT, _EVALUATION = range(4)
@@ -58,6 +64,10 @@ class Rounds:
         groups: group name to user indexes; by default the population's.
         checkpoint_every: rounds from one checkpoint to the next.
         choose: the cohort of a round, in place of a random one.
+        rule: how means of updates are taken; by default the weighted mean.
+        privacy: merge under differential privacy, with noise that repeats with ``seed``; cohorts are drawn as it says,
+            and rounds end before its budget is exceeded.
+        tamper: ``(round, updates)`` to the updates that the server gets in their place, to simulate attackers.
         client_seed: ``(round, client)`` to the seed of the client's shuffles, in place of a random one.
         stop: called with each round's record; True ends the run.
         progress: called with each round's record.
@@ -65,6 +75,7 @@ class Rounds:
     Raises:
         ConfigError: a setting is out of range; the folder holds a run and ``resume`` is not set; the strategy does
             not fit the model.
+        PrivacyError: the strategy cannot be private, or a robust rule would read single updates.
         OtherSettingsError: the folder holds a run with other settings.
         CheckpointError: the folder's files are damaged or in use.
     """
@@ -86,6 +97,9 @@ class Rounds:
         groups: Groups | None = None,
         checkpoint_every: int = 1,
         choose: Callable[[int], Sequence[int] | np.ndarray] | None = None,
+        rule: Rule | None = None,
+        privacy: PrivacyConfig | None = None,
+        tamper: Callable[[int, Updates], Updates] | None = None,
         client_seed: Callable[[int, int], int] | None = None,
         stop: Callable[[RoundRecord], bool] | None = None,
         progress: Callable[[RoundRecord], None] | None = None,
@@ -114,6 +128,17 @@ class Rounds:
         self._labels = _labels(self.groups, count)
         self.initial = setup.values()
         self.server = Server(tuple(setup.model.device_tensors()), count, dict(self.initial))
+        check_merge(strategy, self.server.table, rule, privacy is not None)
+        self.rule, self.tamper = Average() if rule is None else rule, tamper
+        self.privacy = None
+        if privacy is not None:
+            if choose is not None and (privacy.sampling != "none" or privacy.min_separation > 1):
+                raise ConfigError(
+                    "choose= gives the cohorts, the privacy configuration says that they are drawn",
+                    mend="leave choose= out, or set sampling to 'none' and min_separation to 1",
+                )
+            self.privacy = SimulatedPrivacy(privacy, seed, count, cohort_size)
+            self.privacy.check_rounds(rounds)
         strategy.begin(self.server)
         self._normalize()
         shapes: dict[str, tuple[int, ...]] = {}
@@ -137,7 +162,7 @@ class Rounds:
     # -- running
 
     def run(self) -> Server:
-        """All rounds that are left.
+        """All rounds that are left, or as many as the privacy budget allows.
 
         Raises:
             CohortFailedError: all devices of a round failed; the server is as it was before that round.
@@ -145,6 +170,10 @@ class Rounds:
             WorkerDiedError: processes died again and again.
         """
         while self.server.round < self.rounds and not self.stopped:
+            if self.privacy is not None and self.privacy.spent(self.server):
+                self.stopped = True
+                self._run.save(self.server, lanes=self.engine.lanes, stopped=True)
+                break
             self.step()
         return self.server
 
@@ -169,6 +198,8 @@ class Rounds:
         traffic = [(sent.bytes_down, 4 * changes.size) if found is None else found for found in wire]
         down, up = np.mean(traffic or [(0, 0)], axis=0).round().astype(int).tolist()
         records: list[Record] = []
+        if not cohort and self.privacy is not None:  # a round that nobody answers is noise alone
+            self._merge(changes, np.empty((0, changes.size), np.float32), records, None)
         if cohort:
             by = self._summed_by(plan, sent) if changes.size else None
             task = TrainTask(plan, changes, self.states.form.layout.shapes, sent.start, sent.sets, by)
@@ -194,6 +225,7 @@ class Rounds:
             bytes_down=down,
             bytes_up=up,
             seconds=time.perf_counter() - began,
+            epsilon=None if self.privacy is None else self.privacy.epsilon(self.server),
         )
         self.history.append(record)
         self._run.history.add(asdict(record))
@@ -259,6 +291,8 @@ class Rounds:
             ConfigError: ``choose`` gave a device twice, none, or one that there is not.
         """
         count = len(self.setup.population)
+        if self.choose is None and self.privacy is not None:
+            return self.privacy.draw(derive(self.seed, number, _COHORT), number)
         if self.choose is None:
             return [int(i) for i in sample(derive(self.seed, number, _COHORT), count, self.cohort_size)]
         chosen = [int(i) for i in self.choose(number)]
@@ -310,6 +344,7 @@ class Rounds:
     def _summed_by(self, plan: Plan, sent: Sent) -> SummedBy | None:
         """How devices count, where a job may add up the changes of its clients; None where each is needed."""
         alone = bool(sent.own or plan.upload_copies or self.states.form.size)
+        alone = alone or self.privacy is not None or self.tamper is not None or not self.rule.additive
         return None if alone else self.strategy.summed_by(self.server)
 
     def _jobs(
@@ -344,14 +379,14 @@ class Rounds:
         self, layout: Layout, matrix: np.ndarray, records: Sequence[Record], by: SummedBy | None
     ) -> None:
         good = [i for i, r in enumerate(records) if r.failure is None]
-        if not good:
+        if not good and self.privacy is None:
             raise all_failed(self.server.round, records)
         if not layout.size:  # the plan sends nothing
             return
         told = [records[i] for i in good]
         names = dict.fromkeys(name for r in told for name in r.reports)
         examples = np.array([r.examples for r in told], np.int64)
-        updates = Updates(
+        told_by = (
             layout,
             matrix if by or len(good) == len(records) else matrix[good],
             [r.client for r in told],
@@ -362,9 +397,20 @@ class Rounds:
             len(self.setup.population),
         )
         if by is not None:
-            updates = Sums(**vars(updates), weights=weights_of(examples, by))
+            updates: Updates = Sums(*told_by, weights_of(examples, by))
+        else:
+            updates = self._as_sent(Updates(*told_by)).under(self._rule())
         with self.server.undo_on_error():
             self.strategy.merge(self.server, updates)
+
+    def _as_sent(self, updates: Updates) -> Updates:
+        """What the server gets of devices that trained: after attackers, and after devices' own noise."""
+        if self.tamper is not None and len(updates):
+            updates = self.tamper(self.server.round, updates)
+        return updates if self.privacy is None else self.privacy.on_devices(self.server, updates)
+
+    def _rule(self) -> Rule | PrivateRule:
+        return self.rule if self.privacy is None else self.privacy.rule(self.server)
 
     def _check_kept(self, plan: Plan, number: int) -> None:
         new = kept_shapes(plan, self.server.table).keys() - self.states.form.layout.shapes.keys()

@@ -11,6 +11,7 @@ import numpy as np
 
 from pfl_mobile.local.state import digest
 from pfl_mobile.local.upload import update_shapes
+from pfl_mobile.strategies.rules import Average
 from pfl_mobile.strategies.updates import Layout
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ def decisive(rounds: Rounds) -> dict[str, Any]:
         "dropout": rounds.dropout,
         "seed": rounds.seed,
         "choose": describe(rounds.choose),
+        "rule": None if rounds.rule == Average() else describe(rounds.rule),
+        "privacy": describe(rounds.privacy and rounds.privacy.config),
+        "tamper": describe(rounds.tamper),
         "client_seed": describe(rounds.client_seed),
     }
 
@@ -96,6 +100,8 @@ def effective(rounds: Rounds) -> dict[str, Any]:
         "rounds_done": rounds.server.round,
         "cohort_size": rounds.cohort_size,
         "dropout": rounds.dropout,
+        "rule": describe(rounds.rule),
+        "privacy": describe(rounds.privacy and rounds.privacy.config),
         "seed": rounds.seed,
         "job_size": rounds.effective_job_size(),
         "lanes": setup.lanes or rounds.engine.lanes,

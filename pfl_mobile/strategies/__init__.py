@@ -3,7 +3,9 @@
 A new strategy is one file here with one ``@register``; nothing else has to know of it.
 """
 
+from pfl_mobile.strategies.private import PrivateRule
 from pfl_mobile.strategies.registry import Entry, Param, create, entries, entry, names, register
+from pfl_mobile.strategies.rules import Rule, RuleEntry, create_rule, rule_entries
 from pfl_mobile.strategies.strategy import Context, Local, Server, Strategy
 from pfl_mobile.strategies.updates import Updates
 from pfl_mobile.strategies.weighting import ByExamples, Equally, Weighting
@@ -15,13 +17,18 @@ __all__ = [
     "Equally",
     "Local",
     "Param",
+    "PrivateRule",
+    "Rule",
+    "RuleEntry",
     "Server",
     "Strategy",
     "Updates",
     "Weighting",
     "create",
+    "create_rule",
     "entries",
     "entry",
     "names",
     "register",
+    "rule_entries",
 ]

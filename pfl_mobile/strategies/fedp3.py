@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
@@ -64,6 +64,9 @@ class FedP3(Strategy):
         by_group: sparsity of the devices of a group (a class of resources), in place of ``sparsity``.
         by_client: sparsity of single devices, in place of both.
     """
+
+    merges_means: ClassVar[bool] = False
+    one_mean: ClassVar[bool] = False
 
     sparsity: Annotated[
         float,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
@@ -40,6 +40,8 @@ class Hierarchical(Strategy):
 
     Limits: one group is FedAvg; groups of one device each with period = 0 are local training; period = 1 is FedAvg.
     """
+
+    one_mean: ClassVar[bool] = False
 
     period: Annotated[int, Param("rounds between merges of the groups; 1 is FedAvg, 0 never", low=0)] = 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
@@ -57,6 +57,9 @@ class Ifca(Strategy):
 
     Limits: one cluster is FedAvg.
     """
+
+    one_mean: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
 
     clusters: Annotated[int, Param("number of models; 1 is FedAvg", low=1)] = 2
     start: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.strategies.registry import register
@@ -26,6 +27,8 @@ class LocalTraining(Strategy):
 
     Limits: with one device it is FedAvg.
     """
+
+    merges_means: ClassVar[bool] = False
 
     def plan(self, at: Context) -> Plan:
         """One train phase, no upload."""

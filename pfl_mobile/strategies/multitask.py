@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
@@ -48,6 +48,9 @@ class MultiTask(Strategy):
     Limits: lam = 0 is local training, lam -> infinity holds all models at their mean. Devices that are alone in
     their group train locally whatever lam is.
     """
+
+    merges_means: ClassVar[bool] = False
+    one_mean: ClassVar[bool] = False
 
     lam: Annotated[float, Param("lambda, the pull to related devices; 0 is local training", low=0.0)] = 0.1
     relation: Annotated[
@@ -107,7 +110,8 @@ class MultiTask(Strategy):
             for i, (client, group) in enumerate(zip(updates.clients, groups, strict=True)):
                 known = server.sets.get(_key(client))
                 own = base if known is None else known
-                model = {n: own[n] + updates.of(n)[i] for n in names}
+                change = updates.one(i)
+                model = {n: own[n] + change[n] for n in names}
                 check_values(model, model)
                 for n in names:
                     if known is not None:

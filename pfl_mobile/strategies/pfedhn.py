@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
@@ -58,6 +58,10 @@ class PFedHN(Strategy):
 
     Limits: lr = lr_embedding = 0 leaves every device with the model it starts with.
     """
+
+    merges_means: ClassVar[bool] = False
+    one_mean: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
 
     lr: Annotated[float, Param("step of the hypernetwork", low=0.0)] = 0.5
     lr_embedding: Annotated[float, Param("step of the embeddings", low=0.0)] = 0.5

@@ -66,11 +66,10 @@ class QFedAvg(Strategy):
             return
         with server.undo_on_error():
             names = server.names("shared")
-            flat = [updates.of(n).reshape(len(updates), -1) for n in names]
-            norms = sum((np.einsum("ij,ij->i", c, c, dtype=np.float64) for c in flat), np.zeros(len(updates)))
+            squares = updates.squares(names)
             # Numerator and denominator over L; what is p_k F_k^q here is scaled so that no power overflows.
             fair = self.weighting.weights(updates, server)
-            steep = self.weighting.q * fair / (updates.report(SENT_LOSS) + TINY) * self.lipschitz * norms
+            steep = self.weighting.q * fair / (updates.report(SENT_LOSS) + TINY) * self.lipschitz * squares
             change = mean_change(updates, fair, names)
             shrink = np.float32(fair.sum() / (fair + steep).sum()) if change else np.float32(0)
             self.apply(server, {name: shrink * delta for name, delta in change.items()})

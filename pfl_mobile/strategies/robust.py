@@ -61,7 +61,7 @@ class NormBound(Rule):
 
     def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates twice."""
-        parts = parts_of(rows, weights)
+        parts = parts_of(len(rows), weights)
         found = finite_norms(rows)
         most = float(np.median(found[parts > 0])) if self.bound is None else self.bound
         used = parts * np.divide(most, found, out=np.ones_like(found), where=found > most)
@@ -77,7 +77,7 @@ class _ByValue(Rule):
 
     def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates once, some columns of all of them at a time."""
-        chosen = parts_of(rows, weights) > 0
+        chosen = parts_of(len(rows), weights) > 0
         count = int(chosen.sum())
         cut = self._cut(count)
         values = np.empty(rows.width, np.float32)
@@ -157,7 +157,7 @@ class Krum(Rule):
 
     def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates once, and what it chose once more."""
-        parts = parts_of(rows, weights)
+        parts = parts_of(len(rows), weights)
         used = np.zeros(len(rows))
         chosen = self._ranked(rows, parts)[: self._kept(int((parts > 0).sum()))]
         used[chosen] = parts[chosen] / parts[chosen].sum()
@@ -235,7 +235,7 @@ class GeometricMedian(Rule):
 
     def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates twice."""
-        parts = parts_of(rows, weights)
+        parts = parts_of(len(rows), weights)
         products = _finite_gram(rows)
         apart = np.sqrt(squared_distances(products))
         start = apart[np.argmin(apart @ parts)]

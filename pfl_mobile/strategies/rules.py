@@ -128,7 +128,7 @@ def create_rule(name: str, **values: Any) -> Rule:
     return known[name].make(**values)
 
 
-def parts_of(rows: Rows, weights: np.ndarray) -> np.ndarray:
+def parts_of(count: int, weights: np.ndarray) -> np.ndarray:
     """The weights over their sum, float64 [n].
 
     Raises:
@@ -137,9 +137,9 @@ def parts_of(rows: Rows, weights: np.ndarray) -> np.ndarray:
         ConfigError: not one for each update.
     """
     weights = np.asarray(weights, np.float64)
-    if weights.shape != (len(rows),):
+    if weights.shape != (count,):
         raise ConfigError(
-            f"{weights.shape} weights for {len(rows)} updates", mend="give one weight for each update"
+            f"{weights.shape} weights for {count} updates", mend="give one weight for each update"
         )
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise NonFiniteError(
@@ -147,7 +147,7 @@ def parts_of(rows: Rows, weights: np.ndarray) -> np.ndarray:
         )
     if not (weights > 0).any():
         raise TooFewUpdatesError(
-            f"none of {len(rows)} updates has a weight above 0", mend="wait for more devices"
+            f"none of {count} updates has a weight above 0", mend="wait for more devices"
         )
     total = weights.sum()
     if not 1e-300 < total < np.inf:  # at the ends of float64
@@ -170,7 +170,7 @@ class Average(Rule):
 
     def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates once; what is not finite shows in the values."""
-        used = parts_of(rows, weights)
+        used = parts_of(len(rows), weights)
         return Mean(weighted_sum(rows, used, out_dtype=np.float32, threads=threads), used)
 
 

@@ -95,7 +95,7 @@ class Scaffold(Strategy):
             weights = self.weighting.weights(updates, server)
             change = mean_change(updates, weights, [*names, *(copy_key("c_i", n) for n in names)])
             self.apply(server, {n: change[n] for n in names if n in change})
-            part = np.float32(len(updates) / server.population)
+            part = np.float32(updates.expected / server.population)
             controls = {
                 n: c + part * change[copy_key("c_i", n)] if copy_key("c_i", n) in change else c
                 for n, c in server.sets["c"].items()

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import ValidationError
 
-from pfl_mobile.errors import ConfigError, NonFiniteError
+from pfl_mobile.errors import ConfigError, NonFiniteError, PrivacyError
 from pfl_mobile.local.plan import CopyStart, Guard, MovePhase, Optimizer, Phase, Plan, Sgd, TrainPhase
+from pfl_mobile.strategies.private import PRIVATE_MEND
 from pfl_mobile.strategies.registry import check_ranges
 from pfl_mobile.strategies.weighting import ByExamples, SummedBy, Weighting
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pfl_mobile.local.plan import ServeMix
     from pfl_mobile.modules.registry import ModuleConfig
     from pfl_mobile.modules.roles import DeviceTensorInfo
+    from pfl_mobile.strategies.rules import Rule
     from pfl_mobile.strategies.updates import Updates
 
 Values = Mapping[str, np.ndarray]
@@ -198,6 +200,13 @@ class Strategy:
         optimizer: what the server does with the mean change.
     """
 
+    #: Whether the merge is by means of updates, so that a robust rule can take their place.
+    merges_means: ClassVar[bool] = True
+    #: Whether it takes one mean over all devices and reads nothing else of their changes, as a private round allows.
+    one_mean: ClassVar[bool] = True
+    #: Whether updates can stay on disk while they are merged: no step needs all of them in memory.
+    streams: ClassVar[bool] = True
+
     weighting: Weighting = field(default_factory=ByExamples)
     optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
 
@@ -210,6 +219,41 @@ class Strategy:
                     mend=f"give a {kind.__name__} object; by name, fairness= takes a weighting",
                 )
         check_ranges(type(self).__name__, type(self), vars(self))
+
+    @property
+    def private(self) -> bool:
+        """Whether its rounds can be private: one mean, and weights that do not come from what devices report.
+
+        Where tensors have the role ``group`` they cannot be, as there is a mean for every group.
+        """
+        return self.one_mean and not self.weighting.by_reports
+
+    def check_rule(self, rule: Rule) -> None:
+        """Refuse a robust rule that the merge would go around (ConfigError); call it before the first round."""
+        if not (self.merges_means or rule.additive):
+            raise ConfigError(
+                f"{type(self).__name__} does not merge by means, so {type(rule).__name__} could not protect it",
+                mend="leave the robust rule out, or choose a strategy that takes a mean",
+            )
+
+    def check_private(self, table: Sequence[DeviceTensorInfo]) -> None:
+        """Refuse private rounds that the merge would fail in; call it before the first.
+
+        Args:
+            table: the device tensors.
+
+        Raises:
+            PrivacyError: the merge needs more of the updates than one mean over all devices.
+        """
+        why = ""
+        if not self.one_mean:
+            why = "its merge reads more of single updates than one mean"
+        elif self.weighting.by_reports:
+            why = f"{type(self.weighting).__name__} weighs devices by losses that they report"
+        elif any(t.role == "group" and t.update == "gradient" for t in table):
+            why = "tensors with the role 'group' need a mean for every group, and a private merge gives one"
+        if why:
+            raise PrivacyError(f"{type(self).__name__} cannot be private: {why}", mend=PRIVATE_MEND)
 
     # -- the model
 
@@ -339,20 +383,21 @@ class Strategy:
 
 
 def mean_change(updates: Updates, weights: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Weighted mean of the changes of these tensors; nothing when the weights sum to 0.
+    """Mean of the changes of these tensors by the updates' rule; nothing when all weights are 0.
 
     Raises:
+        TooFewUpdatesError, PrivacyError: as ``Updates.mean``.
         NonFiniteError: a weight is negative, NaN or infinite.
     """
-    total = float(np.sum(weights))
-    if not np.isfinite(weights).all() or (weights < 0).any():
-        raise NonFiniteError(
-            "a weight of the merge is negative or not finite", mend="check the losses that devices report"
-        )
-    if total == 0:
-        return {}
-    summed = updates.weighted_sum(weights / total)
-    return {name: summed[name] for name in names}
+    if not updates.private:
+        if not np.isfinite(weights).all() or (weights < 0).any():
+            raise NonFiniteError(
+                "a weight of the merge is negative or not finite", mend="check the losses that devices report"
+            )
+        if not (weights > 0).any():
+            return {}
+    merged = updates.mean(weights)
+    return {name: merged[name] for name in names}
 
 
 def check_values(values: Values, names: Values) -> None:

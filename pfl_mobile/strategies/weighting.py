@@ -28,6 +28,8 @@ class Weighting:
 
     #: Whether users must have groups.
     needs_groups: ClassVar[bool] = False
+    #: Whether weights come from what devices report, which no private round lets out.
+    by_reports: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse hyper-parameters outside their range (ConfigError)."""
@@ -80,6 +82,8 @@ def weights_of(examples: Sequence[int] | np.ndarray, by: SummedBy) -> np.ndarray
 @dataclass(frozen=True, kw_only=True)
 class ByLoss(Weighting):
     """Base of the weightings by the loss that each device has with the values that it was sent."""
+
+    by_reports: ClassVar[bool] = True
 
     def measures(self, at: Context) -> tuple[Phase, ...]:
         """The training loss before training, as the report ``sent_loss``."""

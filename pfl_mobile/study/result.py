@@ -82,6 +82,8 @@ def _rounds(
         resume=resume,
         dropout=study.dropout,
         groups=study.groups,
+        rule=study.robust,
+        privacy=study.privacy,
         progress=progress,
     )
 
@@ -196,6 +198,12 @@ class StudyResult:
             return str(status(self._rounds.server))
         except ConfigError as error:  # the strategy sends nothing, or no device answered
             return error.message
+
+    @property
+    def privacy(self) -> dict[str, Any] | None:
+        """What the rounds so far would guarantee with secure noise (``Ledger.statement``); None without privacy."""
+        simulated = self._rounds.privacy
+        return None if simulated is None else simulated.statement(self._rounds.server)
 
     def costs(self) -> dict[str, float]:
         """What the rounds cost: bytes up and down, in all and per device and round; steps, examples, seconds.
@@ -351,6 +359,7 @@ class StudyResult:
             "study": self.study.effective(),
             "costs": self.costs(),
             "fairness": self.fairness,
+            "privacy": self.privacy,
             "evaluation": self.compared().to_json(users=True),
             "recommendation": self.recommend().to_json(),
             "history": [asdict(r) for r in self.history],

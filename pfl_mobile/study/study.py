@@ -22,8 +22,11 @@ from torch import nn
 from pfl_mobile.errors import ConfigError, near
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.personalization import PersonalizedModel, personalize
+from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.simulation.privacy import SimulatedPrivacy, check_merge
 from pfl_mobile.simulation.settings import describe
 from pfl_mobile.strategies import Context, Local, Strategy, Weighting, create, entries, entry
+from pfl_mobile.strategies.rules import Rule, create_rule
 from pfl_mobile.study.checks import (
     first_rows,
     folder_path,
@@ -64,6 +67,9 @@ class Study:
             and shared with every other, so that strategies can be exchanged.
         fairness: how devices are weighted: a ``Weighting``, or the name of a strategy that is one
             (``"term"``); by default the strategy's own.
+        robust: how means of updates are taken: a merge rule or its name (``"median"``); by default the weighted mean.
+        privacy: differential privacy of the rounds. The noise repeats with ``seed``, as results must: a simulation
+            shows what privacy costs, and protects nobody.
         groups: group of every user: group name to user ids, or a JSON or CSV file; by default the data's own.
         task: loss and metrics; by default what labels and outputs suggest.
         local: local training; ``run`` can change epochs or steps.
@@ -96,6 +102,8 @@ class Study:
         personal: Sequence[str] | None = None,
         split: Sequence[str] | None = None,
         fairness: Weighting | str | None = None,
+        robust: Rule | str | None = None,
+        privacy: PrivacyConfig | None = None,
         groups: Groups | Mapping[str, Sequence[str]] | str | Path | None = None,
         task: Task | None = None,
         local: Local | None = None,
@@ -121,6 +129,8 @@ class Study:
             self.strategy = replace(self.strategy, weighting=fair)
             groups = given if groups is None else groups
         self.groups: Groups = user_groups(groups, self.data)
+        self.robust = create_rule(robust) if isinstance(robust, str) else robust
+        self.privacy = privacy
         self.cohort = min(count, COHORT) if cohort is None else cohort
         if not is_whole(self.cohort, 1, count):
             raise ConfigError(
@@ -136,6 +146,8 @@ class Study:
             ("local", local, Local),
             ("task", task, Task),
             ("strategy", self.strategy, Strategy),
+            ("robust", self.robust, Rule),
+            ("privacy", privacy, PrivacyConfig),
         ):
             instance(setting, thing, kind)
         for setting, patterns in (("shared", shared), ("personal", personal), ("split", split)):
@@ -160,6 +172,9 @@ class Study:
         self.folder = folder_path(folder)
         self.name = name or self.data.name
         self.plan()  # fails now rather than after start-up
+        check_merge(self.strategy, self.model.device_tensors(), self.robust, privacy is not None)
+        if privacy is not None:
+            SimulatedPrivacy(privacy, self.seed, count, self.cohort)
 
     def _personalized(
         self, made: nn.Module, shared: Sequence[str] | None, personal: Sequence[str] | None
@@ -304,6 +319,8 @@ class Study:
             "batch": len(self.batch["weight"]),
             "cohort": self.cohort,
             "dropout": self.dropout,
+            "robust": describe(self.robust),
+            "privacy": describe(self.privacy),
             "seed": self.seed,
             "personal": list(self.personal or ()),
             "engine": describe(self.engine),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import re
 
@@ -116,7 +115,7 @@ def test_a_nan_update_is_refused_and_changes_nothing(name: str) -> None:
         changes[1, 0] = np.nan
         before = state(fed.server)
         with pytest.raises(NonFiniteError):
-            fed.strategy.merge(fed.server, dataclasses.replace(updates, changes=changes))
+            fed.strategy.merge(fed.server, updates.replaced(changes=changes))
         assert state(fed.server) == before
         fed.strategy.merge(fed.server, updates)  # and the good round can still be merged
         assert state(fed.server) != before

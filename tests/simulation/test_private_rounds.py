@@ -1,0 +1,250 @@
+"""Rounds that merge by a robust rule, under attack, or under differential privacy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pfl_mobile.errors import ConfigError, OtherSettingsError, PrivacyError
+from pfl_mobile.privacy import Ledger, PrivacyConfig
+from pfl_mobile.simulation.engine import LocalEngine
+from pfl_mobile.simulation.privacy import SimulatedPrivacy
+from pfl_mobile.strategies import Updates, create
+from pfl_mobile.strategies.robust import Median, TrimmedMean
+from pfl_mobile.strategies.rules import Average
+from tests.simulation.small import rounds, same, setup
+
+pytest.importorskip("dp_accounting")
+
+FEDAVG, SCAFFOLD = create("fedavg"), create("scaffold")
+USERS, COHORT = 20, 6
+
+
+def config(**changes: Any) -> PrivacyConfig:
+    fixed: dict[str, Any] = {
+        "clip_norm": 0.5,
+        "noise_multiplier": 0.3,
+        "sampling": "fixed",
+        "population": USERS,
+        "cohort": COHORT,
+        "delta": 1e-3,
+    }
+    return PrivacyConfig(**(fixed | changes))
+
+
+POISSON = {"sampling": "poisson", "noise_multiplier": 1.0}
+MATRIX = {"mechanism": "matrix", "sampling": "none", "min_separation": 3}
+ADAPTIVE = {"adaptive": {"noise_multiplier": 1.0}, "sampling": "poisson", "noise_multiplier": 1.0}
+LOCAL = {"mechanism": "local", "noise_multiplier": 0, "local_noise_multiplier": 0.2, "sampling": "none"}
+NONE = {"mechanism": "none", "noise_multiplier": 0, "sampling": "none"}
+
+
+@dataclass(frozen=True)
+class Worst:
+    """A device that sends something huge."""
+
+    times: float = 1e4
+
+    def __call__(self, number: int, updates: Updates) -> Updates:
+        changes = updates.changes.copy()
+        changes[0] *= np.float32(self.times)
+        return updates.replaced(changes=changes)
+
+
+@pytest.fixture
+def engine():
+    with LocalEngine(0) as engine:
+        yield engine
+
+
+# -- robust
+
+
+def test_the_weighted_mean_is_the_default(engine):
+    one, two = rounds(FEDAVG, setup(), engine).run(), rounds(FEDAVG, setup(), engine, rule=Average()).run()
+    assert same(one.values, two.values)
+
+
+def test_a_rule_takes_the_place_of_the_mean(engine):
+    with rounds(FEDAVG, setup(), engine, rounds=1) as plain:
+        seen: list[Updates] = []
+        plain.tamper = lambda number, updates: seen.append(updates) or updates
+        plain.run()
+    with rounds(FEDAVG, setup(), engine, rounds=1, rule=Median()) as robust:
+        found = robust.run()
+    name = next(iter(found.names("shared")))
+    expected = robust.initial[name] + np.median(seen[0].of(name), axis=0)
+    np.testing.assert_allclose(found.values[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_rule_keeps_what_an_attacker_spoils(engine):
+    def moved(**more: Any) -> float:
+        with rounds(FEDAVG, setup(), engine, rounds=1, tamper=Worst(), **more) as running:
+            found = running.run()
+            return max(float(np.abs(v - running.initial[n]).max()) for n, v in found.values.items())
+
+    assert moved() > 100
+    assert moved(rule=Median()) < 1
+    assert moved(rule=TrimmedMean(attackers=0.2)) < 1
+
+
+@pytest.mark.parametrize("processes", [0, 1, 2])
+def test_robust_and_private_rounds_do_not_depend_on_processes(engine, processes):
+    for more in ({"rule": Median(), "tamper": Worst()}, {"privacy": config()}):
+        expected = rounds(SCAFFOLD, setup(), engine, **more).run()
+        with LocalEngine(processes) as other:
+            found = rounds(SCAFFOLD, setup(), other, **more).run()
+        assert same(expected.values, found.values)
+        assert same(expected.sets["c"], found.sets["c"])
+
+
+def test_a_rule_that_a_strategy_goes_around_is_refused():
+    with pytest.raises(ConfigError, match="MultiTask"):
+        rounds(create("multitask"), setup(), rule=Median())
+
+
+# -- private
+
+
+@pytest.mark.parametrize("more", [{}, POISSON, MATRIX, ADAPTIVE, LOCAL, NONE])
+def test_private_rounds_give_the_same_bits_and_another_seed_others(engine, more):
+    given = config(**more)
+    one, two = (rounds(FEDAVG, setup(), engine, privacy=given).run() for _ in range(2))
+    assert same(one.values, two.values)
+    other = rounds(FEDAVG, setup(), engine, privacy=given, seed=6).run()
+    assert not same(one.values, other.values)
+    assert all(np.isfinite(v).all() for v in one.values.values())
+
+
+@pytest.mark.parametrize("more", [{}, POISSON, MATRIX, ADAPTIVE, LOCAL])
+def test_private_rounds_go_on_after_a_stop_with_the_same_bits(engine, more, tmp_path):
+    given = config(**more)
+    whole = rounds(FEDAVG, setup(), engine, rounds=5, privacy=given)
+    expected = whole.run()
+    with rounds(FEDAVG, setup(), engine, rounds=2, privacy=given, folder=tmp_path) as first:
+        first.run()
+    with rounds(FEDAVG, setup(), engine, rounds=5, privacy=given, folder=tmp_path, resume=True) as second:
+        found = second.run()
+        assert [r.epsilon for r in second.history] == [r.epsilon for r in whole.history]
+    assert same(expected.values, found.values)
+    assert same(expected.sets["privacy"], found.sets["privacy"])
+
+
+def test_other_privacy_or_rule_is_another_run(engine, tmp_path):
+    with rounds(FEDAVG, setup(), engine, rounds=1, privacy=config(), folder=tmp_path) as first:
+        first.run()
+    for more in ({"privacy": config(clip_norm=0.6)}, {}, {"rule": Median()}, {"tamper": Worst()}):
+        with pytest.raises(OtherSettingsError, match=r"privacy|rule|tamper"):
+            rounds(FEDAVG, setup(), engine, rounds=2, folder=tmp_path, resume=True, **more)
+
+
+def test_epsilon_is_the_ledgers_after_every_round(engine):
+    with rounds(FEDAVG, setup(), engine, rounds=4, privacy=config(**POISSON)) as running:
+        running.run()
+        ledger = Ledger(config(**POISSON))
+        for record in running.history:
+            ledger.record()
+            assert record.epsilon == ledger.epsilon()
+        assert running.privacy is not None
+        assert running.privacy.statement(running.server) == ledger.statement()
+
+
+def test_rounds_end_before_the_budget_is_exceeded(engine, tmp_path):
+    ledger = Ledger(config(noise_multiplier=1.0))
+    budget = ledger.epsilon_after(3) * 1.001
+    given = config(noise_multiplier=1.0, budget_epsilon=budget)
+    with rounds(FEDAVG, setup(), engine, rounds=10, privacy=given, folder=tmp_path) as running:
+        running.run()
+        assert running.stopped
+        assert len(running.history) == 3
+        assert running.history[-1].epsilon <= budget
+    with rounds(FEDAVG, setup(), engine, rounds=10, privacy=given, folder=tmp_path, resume=True) as again:
+        again.run()
+        assert (again.stopped, len(again.history)) == (True, 3)
+
+
+def test_huge_updates_move_a_private_model_by_the_clip_norm_at_most(engine):
+    def after(**more: Any) -> dict[str, np.ndarray]:
+        with rounds(FEDAVG, setup(), engine, rounds=1, privacy=config(), **more) as running:
+            return running.run().values
+
+    one, other = after(), after(tamper=Worst(-1e30))
+    distance = np.sqrt(sum(float(((one[n] - other[n]).astype(np.float64) ** 2).sum()) for n in one))
+    assert 0 < distance <= 2 * 0.5 / COHORT * (1 + 1e-5)
+
+
+def test_a_round_without_anybody_is_noise(engine):
+    trouble = dict.fromkeys(range(USERS), "nan")  # every device fails
+    with rounds(FEDAVG, setup(trouble=trouble), engine, rounds=1, privacy=config()) as running:
+        found = running.run()
+        assert running.history[0].clients == 0
+        assert not same(found.values, running.initial)
+
+
+def test_poisson_cohorts_have_the_rate_and_may_be_empty():
+    given = SimulatedPrivacy(config(**POISSON, cohort=1), 3, USERS, 1)
+    sizes = [len(given.draw(seed, 0)) for seed in range(2000)]
+    assert 0 in sizes
+    assert np.mean(sizes) == pytest.approx(1.0, abs=0.1)
+    assert np.var(sizes) == pytest.approx(0.95, abs=0.15)
+
+
+def test_an_empty_poisson_round_is_run(engine):
+    given = config(**POISSON, cohort=1)
+    with rounds(FEDAVG, setup(), engine, rounds=6, cohort_size=1, privacy=given) as running:
+        running.run()
+        assert 0 in [r.clients for r in running.history]
+        assert len({r.epsilon for r in running.history}) == 6
+
+
+def test_participations_are_apart_as_the_matrix_mechanism_needs():
+    given = SimulatedPrivacy(config(**MATRIX), 3, USERS, COHORT)
+    last: dict[int, int] = {}
+    for number in range(30):
+        chosen = given.draw(1000 + number, number)
+        assert len(set(chosen)) == COHORT
+        assert all(number - last.get(c, -3) >= 3 for c in chosen)
+        last |= dict.fromkeys(chosen, number)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "more", "error", "says"),
+    [
+        ("term", {"privacy": config()}, PrivacyError, "Tilted"),
+        ("ifca", {"privacy": config()}, PrivacyError, "Ifca"),
+        ("fedavg", {"privacy": config(), "rule": Median()}, PrivacyError, "Median"),
+        ("fedavg", {"privacy": config(population=21)}, ConfigError, "population of 21"),
+        ("fedavg", {"privacy": config(cohort=5)}, ConfigError, "cohort of 5"),
+        ("fedavg", {"privacy": config(), "choose": lambda number: [1, 2]}, ConfigError, "choose"),
+        ("fedavg", {"privacy": config(**(MATRIX | {"min_separation": 4}))}, ConfigError, "at most 5"),
+        (
+            "fedavg",
+            {"privacy": config(**MATRIX, max_participations=1), "rounds": 4},
+            ConfigError,
+            "part 2 times",
+        ),
+    ],
+)
+def test_what_cannot_be_private_is_refused_before_anything_runs(strategy, more, error, says):
+    with pytest.raises(error, match=says):
+        rounds(create(strategy), setup(), **more)
+
+
+def test_private_runs_leave_nothing_behind_when_a_merge_fails(engine, tmp_path: Path):
+    def spoil(number: int, updates: Updates) -> Updates:
+        changes = updates.changes.copy()
+        changes[0, 0] = np.nan
+        return updates.replaced(changes=changes) if number == 1 else updates
+
+    with rounds(FEDAVG, setup(), engine, privacy=config(**MATRIX), tamper=spoil) as running:
+        running.step()
+        before = {n: v.copy() for n, v in running.server.sets["privacy"].items()}
+        with pytest.raises(Exception, match="NaN"):
+            running.step()
+        assert same(before, running.server.sets["privacy"])
+        assert running.privacy is not None
+        assert running.privacy.epsilon(running.server) == running.history[0].epsilon
