@@ -18,7 +18,15 @@ router = APIRouter(prefix="/v1/tasks/{task}", tags=["rounds"])
 _Services = Annotated[Services, Depends(services)]
 _Me = Annotated[DeviceIdentity, Depends(device)]
 _Task = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="Id of the task.")]
-_Bytes = Annotated[int | None, Header(ge=0, le=2**53 - 1)]
+_MOST = 2**53 - 1
+_Offset = Annotated[
+    int | None, Header(ge=0, le=_MOST, description="Where the body begins in the update; default: 0.")
+]
+_Whole = Annotated[
+    int | None, Header(ge=0, le=_MOST, description="Bytes of the whole update; default: of the body.")
+]
+#: Part of HTTP itself, so no parameter of the document.
+_Length = Annotated[int | None, Header(ge=0, le=_MOST, include_in_schema=False)]
 _Key = Annotated[
     str | None,
     Header(
@@ -87,9 +95,9 @@ async def upload(
     me: _Me,
     services: _Services,
     idempotency_key: _Key = None,
-    upload_offset: _Bytes = None,
-    upload_length: _Bytes = None,
-    content_length: _Bytes = None,
+    upload_offset: _Offset = None,
+    upload_length: _Whole = None,
+    content_length: _Length = None,
 ) -> Any:
     """The body is a canonical safetensors file, whole or from `Upload-Offset` on. What arrives before a connection
     breaks is kept: ask with `HEAD` and go on there, under the same `Idempotency-Key`. The same update sent again is
