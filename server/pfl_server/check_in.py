@@ -158,7 +158,7 @@ def _task(services: Services, session: Session, mine: Assignment) -> CheckedIn:
         reports=tuple(sorted(known.reports)),
         privacy=TaskPrivacy(
             mechanism=privacy.mechanism,
-            clip_norm=at.clip_norm,
+            clip_norm=None if at.clip_norm is None else privacy.device_clip_norm(at.clip_norm),
             noise_multiplier=privacy.noise_multiplier,
             local_noise_multiplier=privacy.local_noise_multiplier,
             statement=session.get_one(Version, mine.base).privacy,

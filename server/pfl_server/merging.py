@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sqlalchemy import and_, or_, select, update
 
 from pfl_mobile.errors import PflError, StorageFullError
 from pfl_mobile.privacy.clipping import clip_factors
+from pfl_mobile.strategies.private import PrivateRule
 from pfl_mobile.strategies.rows import FileRows, RowFile, finite_norms, toward_zero, weighted_sum
 from pfl_mobile.strategies.rules import anomaly_scores
 from pfl_mobile.strategies.state_file import plain_numbers
@@ -77,6 +79,7 @@ class Accepted:
     examples: int
     steps: int
     reports: dict[str, float]
+    norm: float
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,7 @@ def _compute(services: Services, number: int, checkpoint: Checkpoint) -> Merged 
                 int(a.examples or 0),
                 int(a.steps or 0),
                 a.reports,
+                float(a.norm or 0.0),
             )
             for a, index, group in session.execute(found.where(*mine).order_by(Device.index))
         ]
@@ -216,20 +220,14 @@ def _compute(services: Services, number: int, checkpoint: Checkpoint) -> Merged 
             strategy.merge(server, given.updates)
             server.round += 1
             server.numbers = plain_numbers(server.numbers, runtime.strategy)
-        weights = given.updates.examples * factors
+        weights = given.weights(factors)
         scores = given.scores(weights)
     if not runtime.central:
         private.ledger.record()
     checkpoint("computed")
-    summary = {
-        "updates": len(rows),
-        "weight": float(weights.sum()),
-        "median_norm": float(np.median(given.norms)) if len(rows) else None,
-        "largest_norm": float(given.norms.max()) if len(rows) else None,
-        "clipped": float((given.norms > given.bound).mean()) if len(rows) else None,
-        "mean_staleness": float(staleness.mean()) if len(rows) else None,
-    }
-    return Merged(server, private, version.number, rows, weights, scores, staleness, summary)
+    return Merged(
+        server, private, version.number, rows, weights, scores, staleness, given.summary(weights, staleness)
+    )
 
 
 @dataclass(frozen=True)
@@ -237,23 +235,50 @@ class Input:
     """What a strategy merges.
 
     Attributes:
-        updates: bounded, under the federation's rule.
-        rows: the same, as rows.
-        norms: L2 norms before they were bounded, float64 [n].
+        updates: under the federation's rule.
+        bounded: their changes, each no longer than ``bound``.
+        norms: L2 norms of the changes as they came, float64 [n].
         bound: on them.
     """
 
     updates: Updates
-    rows: Rows
+    bounded: Rows
     norms: np.ndarray
     bound: float
 
+    def weights(self, factors: np.ndarray) -> np.ndarray:
+        """How much each update counted, float64 [n]: the parts of a mean, or weights by examples where there is none.
+
+        Args:
+            factors: for staleness, float64 [n].
+        """
+        merged = self.updates.merged
+        if merged is not None and merged.used is not None:
+            return merged.used
+        return np.asarray(self.updates.examples * factors, np.float64)
+
     def scores(self, weights: np.ndarray) -> np.ndarray:
-        """How unlike the weighted mean each update is, float64 [n]."""
+        """How unlike the merged change each update is, float64 [n]."""
+        merged = self.updates.merged
+        if merged is not None:
+            return anomaly_scores(self.bounded, merged.values)
         if not (weights > 0).any():
             return np.zeros(len(weights))
         parts = weights / weights.sum()
-        return anomaly_scores(self.rows, weighted_sum(self.rows, parts, threads=_THREADS))
+        return anomaly_scores(self.bounded, weighted_sum(self.bounded, parts, threads=_THREADS))
+
+    def summary(self, weights: np.ndarray, staleness: np.ndarray) -> dict[str, Any]:
+        """Numbers of the merge, without a device."""
+        if not len(weights):
+            return {"updates": 0}
+        return {
+            "updates": len(weights),
+            "largest_part": float(weights.max() / weights.sum()) if weights.sum() > 0 else None,
+            "median_norm": float(np.median(self.norms)),
+            "largest_norm": float(self.norms.max()),
+            "clipped": float((self.norms > self.bound).mean()),
+            "mean_staleness": float(staleness.mean()),
+        }
 
 
 def _updates(
@@ -264,12 +289,18 @@ def _updates(
     rows: Sequence[Accepted],
     population: int,
 ) -> Input:
-    bound = runtime.config.privacy.accepted_norm(known.layout.size, private.clip_norm)
-    found = finite_norms(stored)
-    bounded = Scaled.within(stored, found, bound)
+    """The updates as a strategy merges them.
+
+    Where the aggregator adds noise, the private rule measures norms anew and clips, as the guarantee rests on them.
+    Else those measured when the updates came are good enough.
+    """
+    config = runtime.config.privacy
+    bound = config.accepted_norm(known.layout.size, private.clip_norm)
+    norms = finite_norms(stored) if runtime.central else np.array([row.norm for row in rows], np.float64)
+    bounded = Scaled.within(stored, norms, bound)
     updates = Updates(
         known.layout,
-        bounded.block(0, len(rows), slice(0, bounded.width)).copy(),
+        stored if runtime.central else bounded,
         [row.index for row in rows],
         np.array([row.examples for row in rows], np.int64),
         np.array([row.steps for row in rows], np.int64),
@@ -279,8 +310,12 @@ def _updates(
         },
         [row.group for row in rows] if runtime.config.groups else [],
         population,
+        rule=PrivateRule(config, partial(private.merge, row_norms=norms))
+        if runtime.central
+        else runtime.rule,
+        threads=_THREADS,
     )
-    return Input(updates, bounded, found, bound)
+    return Input(updates, bounded, norms, bound)
 
 
 class Scaled:

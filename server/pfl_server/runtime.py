@@ -67,6 +67,7 @@ class Runtime:
         initial: shipped values of the tensors that gradients train, float32.
         config: of the federation, as it was when it began.
         strategy: plan and merge.
+        rule: how means are taken where the aggregator adds no noise.
         noise: source of the aggregator's noise.
         max_update_bytes: of an update file.
         wake: set when the coordinator has something to do.
@@ -78,7 +79,7 @@ class Runtime:
         """For `open`, which also compares with what is stored.
 
         Raises:
-            ConfigError, UnknownNameError: the configuration does not fit together, or not to the bundle.
+            ConfigError, UnknownNameError, PrivacyError: the configuration does not fit together, or not to the bundle.
         """
         manifest = bundle.manifest
         self.blobs, self.config = blobs, config
@@ -89,7 +90,7 @@ class Runtime:
         trained = {t.name for t in self.table if t.update == "gradient"}
         self.initial = {name: value for name, value in bundle.values().items() if name in trained}
         self.strategy, self.local = make_strategy(config.strategy, bundle.plan_json())
-        check_config(config, self.strategy, self.table)
+        self.rule = check_config(config, self.strategy, self.table)
         self.noise: Noise = SecureNoise() if noise is None else noise
         self.wake = threading.Event()
         self._lock = threading.Lock()
@@ -99,7 +100,13 @@ class Runtime:
         plan = self.plan(server, 0)
         names = {"initial", "global", *self.strategy.sets(server), *self.strategy.sets_for(server, 0, "")}
         check_plan(plan, self.table, {name: {} for name in names}, ())
-        self.max_update_bytes = size_limit(layout_of(plan, self.table))
+        layout = layout_of(plan, self.table)
+        if not layout.size:
+            raise ConfigError(
+                f"devices send nothing under {config.strategy.name!r}, so there is nothing to merge",
+                mend="choose a strategy that shares tensors (`pfl strategies`)",
+            )
+        self.max_update_bytes = size_limit(layout)
 
     @classmethod
     def open(

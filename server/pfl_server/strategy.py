@@ -17,6 +17,7 @@ from pfl_mobile.strategies.weighting import Weighting
 
 if TYPE_CHECKING:
     from pfl_mobile.modules.roles import DeviceTensorInfo
+    from pfl_mobile.strategies.rules import Rule
     from pfl_server.config import FederationConfig, StrategyConfig
 
 #: The strategy that is the bundle's own plan.
@@ -109,11 +110,15 @@ def _weighting(config: StrategyConfig) -> Weighting:
     return found
 
 
-def check_config(config: FederationConfig, strategy: Strategy, table: Sequence[DeviceTensorInfo]) -> None:
+def check_config(config: FederationConfig, strategy: Strategy, table: Sequence[DeviceTensorInfo]) -> Rule:
     """Refuse settings that do not go together.
 
+    Returns:
+        The merge rule that the configuration names.
+
     Raises:
-        ConfigError: naming them.
+        ConfigError, UnknownNameError: naming them.
+        PrivacyError: the strategy cannot merge with noise of the aggregator.
     """
     rounds, privacy = config.rounds, config.privacy
     if not config.groups:
@@ -127,11 +132,14 @@ def check_config(config: FederationConfig, strategy: Strategy, table: Sequence[D
         if what:
             raise ConfigError(f"{what}, but the federation has none", mend="name them: groups")
     rule = create_rule(config.rule.name, **config.rule.parameters)
-    if privacy.noise_multiplier > 0 and not rule.additive:
-        raise ConfigError(
-            f"the merge rule {config.rule.name!r} is no bounded sum, so no noise hides a device in it",
-            mend="use the rule 'average', or the mechanism 'local' or 'none'",
-        )
+    strategy.check_rule(rule)
+    if privacy.noise_multiplier > 0:
+        strategy.check_private(table)
+        if not rule.additive:
+            raise ConfigError(
+                f"the merge rule {config.rule.name!r} is no bounded sum, so no noise hides a device in it",
+                mend="use the rule 'average', or the mechanism 'local' or 'none'",
+            )
     if privacy.sampling != "none" and privacy.mechanism != "none" and rounds.mode == "buffered":
         raise ConfigError(
             f"a buffered federation takes devices as they come, which is not the sampling {privacy.sampling!r}",
@@ -149,3 +157,4 @@ def check_config(config: FederationConfig, strategy: Strategy, table: Sequence[D
             f"{type(strategy).__name__} merges changes of one version only, a buffered federation has those of several",
             mend="use synchronous rounds, or a strategy like 'fedavg'",
         )
+    return rule
