@@ -379,7 +379,7 @@ class Rounds:
         self, layout: Layout, matrix: np.ndarray, records: Sequence[Record], by: SummedBy | None
     ) -> None:
         good = [i for i, r in enumerate(records) if r.failure is None]
-        if not good and self.privacy is None:
+        if records and not good:
             raise all_failed(self.server.round, records)
         if not layout.size:  # the plan sends nothing
             return

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfl_mobile.errors import ConfigError, OtherSettingsError, PrivacyError
+from pfl_mobile.errors import CohortFailedError, ConfigError, OtherSettingsError, PrivacyError
 from pfl_mobile.privacy import Ledger, PrivacyConfig
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.privacy import SimulatedPrivacy
@@ -177,12 +177,12 @@ def test_huge_updates_move_a_private_model_by_the_clip_norm_at_most(engine):
     assert 0 < distance <= 2 * 0.5 / COHORT * (1 + 1e-5)
 
 
-def test_a_round_without_anybody_is_noise(engine):
-    trouble = dict.fromkeys(range(USERS), "nan")  # every device fails
+def test_a_round_whose_devices_all_fail_is_an_error_though_private(engine):
+    trouble = dict.fromkeys(range(USERS), "nan")
     with rounds(FEDAVG, setup(trouble=trouble), engine, rounds=1, privacy=config()) as running:
-        found = running.run()
-        assert running.history[0].clients == 0
-        assert not same(found.values, running.initial)
+        with pytest.raises(CohortFailedError, match="all 6 devices"):
+            running.run()
+        assert "privacy" not in running.server.numbers
 
 
 def test_poisson_cohorts_have_the_rate_and_may_be_empty():
@@ -197,7 +197,8 @@ def test_an_empty_poisson_round_is_run(engine):
     given = config(**POISSON, cohort=1)
     with rounds(FEDAVG, setup(), engine, rounds=6, cohort_size=1, privacy=given) as running:
         running.run()
-        assert 0 in [r.clients for r in running.history]
+        empty = next(r for r in running.history if r.clients == 0)
+        assert (empty.loss, empty.examples, empty.failures) == (None, 0, {})
         assert len({r.epsilon for r in running.history}) == 6
 
 
