@@ -1,0 +1,172 @@
+"""Rounds with differential privacy: what is added, accounted for, and refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pfl_mobile.errors import PrivacyError
+from pfl_mobile.privacy import Ledger, PrivacyConfig, PrivateRounds, SecureNoise, SimulatedNoise
+from pfl_mobile.strategies.rows import MatrixRows
+from pfl_server.storage.models import LedgerEntry
+from tests.server.federation import federation_config, small
+
+GAUSSIAN = {"mechanism": "gaussian", "noise_multiplier": 0.5, "clip_norm": 0.3, "delta": 1e-5}
+MATRIX = {
+    "mechanism": "matrix",
+    "noise_multiplier": 0.5,
+    "clip_norm": 0.3,
+    "min_separation": 2,
+    "delta": 1e-5,
+}
+ONE = {"cohort": 1, "minimum": 1}
+
+
+def entries(f):
+    with f.services.database.read() as session:
+        return list(session.query(LedgerEntry).order_by(LedgerEntry.id))
+
+
+def flat(values):
+    return np.concatenate([values[name].reshape(-1) for name in ("a", "b")])
+
+
+def test_the_merge_is_the_private_mean_and_nothing_else(tmp_path):
+    config = federation_config(privacy=GAUSSIAN)
+    with small(tmp_path, config, devices=3, noise=SimulatedNoise(5)) as f:
+        before = flat(f.model().values)
+        values = np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)
+        for device, value in zip(f.devices, values, strict=True):
+            task = f.send(device, value, examples=1000)
+        assert task["privacy"]["mechanism"] == "gaussian"
+        assert task["privacy"]["clip_norm"] == 0.3
+        assert task["privacy"]["noise_multiplier"] == 0.5
+        f.step()
+        assert f.round(0).state == "merged", f.round(0).error
+        private = PrivateRounds(config.privacy, SimulatedNoise(5))
+        expected = private.merge(MatrixRows(values), np.ones(3))
+        np.testing.assert_allclose(flat(f.model().values) - before, expected, rtol=1e-5, atol=1e-6)
+        assert f.round(0).summary["clipped"] == 1.0
+
+
+def test_noise_is_secure_unless_a_test_says_otherwise(tmp_path):
+    with small(tmp_path, federation_config(privacy=GAUSSIAN)) as f:
+        assert isinstance(f.services.runtime.noise, SecureNoise)
+
+
+def test_every_version_says_what_it_cost(tmp_path):
+    config = federation_config(rounds=ONE, privacy=GAUSSIAN)
+    with small(tmp_path, config, devices=1) as f:
+        ledger = Ledger(config.privacy)
+        assert f.version().privacy["epsilon"] == 0
+        for number in range(3):
+            f.send(f.devices[0])
+            f.step()
+            ledger.record()
+            assert f.version().privacy == ledger.statement()
+            assert entries(f)[number].epsilon == pytest.approx(ledger.epsilon())
+        assert [e.round for e in entries(f)] == [0, 1, 2]
+        info = f.client.get("/v1/federation").json()
+        assert info["privacy"]["epsilon"] == pytest.approx(ledger.epsilon())
+
+
+def test_training_stops_before_a_round_that_would_exceed_the_budget(tmp_path):
+    ledger = Ledger(PrivacyConfig(**GAUSSIAN, cohort=1))
+    ledger.record(2)
+    config = federation_config(rounds=ONE, privacy=GAUSSIAN | {"budget_epsilon": ledger.epsilon() + 1e-6})
+    with small(tmp_path, config, devices=1) as f:
+        for _ in range(2):
+            f.send(f.devices[0])
+            f.step()
+        assert f.federation().state == "spent"
+        assert f.check_in(f.devices[0])["reason"] == "spent"
+        f.step()
+        assert f.round().number == 1
+
+
+def test_a_round_that_is_abandoned_costs_nothing(tmp_path):
+    with small(tmp_path, federation_config(privacy=GAUSSIAN), devices=1) as f:
+        f.send(f.devices[0])
+        f.clock.pass_time(101)
+        f.step()
+        assert f.round(0).state == "abandoned"
+        assert entries(f) == []
+
+
+def test_correlated_noise_goes_on_after_a_restart(tmp_path):
+    """Three rounds in one process, and in three: the noise of a round takes back a part of the one before."""
+    found = []
+    for restart in (False, True):
+        folder = tmp_path / str(restart)
+        config = federation_config(rounds=ONE, privacy=MATRIX)
+        with small(folder, config, devices=3, noise=SimulatedNoise(0)) as f:
+            devices, clock = f.devices, f.clock
+            if not restart:
+                for number, device in enumerate(devices):
+                    f.services.runtime.noise = SimulatedNoise(number)
+                    f.send(device, 0.0)
+                    f.step()
+        for number, device in enumerate(devices if restart else []):
+            clock.pass_time(60)
+            with small(folder, clock=clock, noise=SimulatedNoise(number)) as f:
+                f.send(device, 0.0)
+                f.step()
+        with small(folder, clock=clock) as f:
+            found.append(flat(f.model().values))
+            state = f.services.runtime
+            assert f.version().number == 3
+            with f.services.database.read() as session:
+                assert state.private_rounds(session).ledger.rounds == 3
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_an_adaptive_clip_norm_moves_and_devices_are_told(tmp_path):
+    adaptive = {"quantile": 0.5, "rate": 1.0, "noise_multiplier": 1.0}
+    config = federation_config(rounds=ONE, privacy=GAUSSIAN | {"adaptive": adaptive})
+    with small(tmp_path, config, devices=1, noise=SimulatedNoise(3)) as f:
+        first = f.send(f.devices[0], 5.0)
+        f.step()
+        clip = f.federation().clip_norm
+        assert clip != 0.3
+        assert f.round().clip_norm == clip
+        again = f.task(f.devices[0])
+        assert again["privacy"]["clip_norm"] / clip == pytest.approx(first["privacy"]["clip_norm"] / 0.3)
+
+
+def test_strategies_that_read_single_updates_are_refused(tmp_path):
+    for name in ("ifca", "term", "pfedhn"):
+        config = federation_config(strategy={"name": name}, privacy=GAUSSIAN)
+        with pytest.raises(PrivacyError), small(tmp_path / name, config):
+            pass
+
+
+def test_local_noise_is_told_to_devices_and_accounted(tmp_path):
+    privacy = {"mechanism": "local", "clip_norm": 0.3, "local_noise_multiplier": 2.0, "delta": 1e-5}
+    config = federation_config(rounds=ONE, privacy=privacy)
+    with small(tmp_path, config, devices=1) as f:
+        before = flat(f.model().values)
+        task = f.send(f.devices[0], 0.5)
+        assert task["privacy"]["local_noise_multiplier"] == 2.0
+        f.step()
+        # Longer than the clip norm, as noise is: what an honest device may send is not cut.
+        np.testing.assert_allclose(flat(f.model().values) - before, 0.5, rtol=1e-5)
+        ledger = Ledger(config.privacy)
+        ledger.record()
+        assert f.version().privacy["epsilon"] == pytest.approx(ledger.epsilon())
+        assert len(entries(f)) == 1
+
+
+def test_robust_rules_bear_an_attacker(tmp_path):
+    for rule in ("median", "trimmed_mean", "krum", "multi_krum", "geometric_median", "norm_bound"):
+        config = federation_config(
+            rounds={"cohort": 9, "minimum": 7}, rule={"name": rule}, strategy={"name": "fedavg"}
+        )
+        with small(tmp_path / rule, config, devices=9) as f:
+            before = flat(f.model().values)
+            values = 0.1 + 0.01 * np.random.default_rng(0).standard_normal((9, 10))
+            values[4] = -1e5
+            for device, value in zip(f.devices, values, strict=True):
+                f.send(device, value)
+            f.step()
+            assert f.round(0).state == "merged", f.round(0).error
+            assert np.abs(flat(f.model().values) - before - 0.1).max() < 0.1, rule
