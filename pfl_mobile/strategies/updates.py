@@ -267,11 +267,12 @@ class Updates:
     # -- made from these
 
     def under(self, rule: Rule | PrivateRule) -> Updates:
-        """The same updates, merged by another rule."""
+        """The same updates, merged by another rule (PrivacyError: this one is private)."""
         return self.replaced(rule=rule)
 
     def replaced(self, **changes: Any) -> Updates:
-        """The same updates with other arguments, named as in the constructor."""
+        """The same updates with other arguments, named as in the constructor (PrivacyError: the rule is private)."""
+        self._allow("the updates in another form")
         now: dict[str, Any] = {
             "layout": self.layout,
             "changes": self._rows,
@@ -335,11 +336,6 @@ class Sums(Updates):
     ) -> None:
         super().__init__(layout, changes, clients, examples, steps, reports, groups, population)
         self.weights, self._sums = weights, changes
-
-    def replaced(self, **changes: Any) -> Updates:
-        """Refused (ConfigError)."""
-        self._allow("other updates")
-        return self
 
     def _allow(self, use: str, *, changes: bool = True) -> None:
         """Refuse what takes the changes of single devices (ConfigError)."""

@@ -200,6 +200,8 @@ READS: dict[str, Callable[[Updates], object]] = {
     "report": lambda u: u.report("loss"),
     "reports": lambda u: u.reports,
     "steps": lambda u: u.steps,
+    "replaced": lambda u: u.replaced(threads=1),
+    "under": lambda u: u.under(Average()),
     "weighted_sum": lambda u: u.weighted_sum(np.ones(5)),
 }
 
