@@ -8,7 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from pfl_mobile.cli.common import EXIT_CODES, Json, Reporter, console, missing_package, print_json, table
+from pfl_mobile.cli.common import (
+    EXIT_CODES,
+    FAILED,
+    OK,
+    Json,
+    Reporter,
+    console,
+    missing_package,
+    print_json,
+    size,
+    table,
+)
+from pfl_mobile.errors import ConfigError
 
 commands = typer.Typer(no_args_is_help=True, help="Complete runs of the recipes.")
 
@@ -16,11 +28,6 @@ commands = typer.Typer(no_args_is_help=True, help="Complete runs of the recipes.
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.add_typer(commands, name="demo")
-
-
-@commands.callback()
-def _group() -> None:
-    """Keep ``keyboard`` a subcommand, although it is the only one."""
 
 
 @commands.command(
@@ -66,3 +73,77 @@ def keyboard(
         if not isinstance(v, dict | list)
     ]
     console().print(table(["", ""], plain, right=[1]))
+
+
+@commands.command(
+    "federated",
+    epilog="Example:  pfl demo federated --devices 40 --rounds 5 --out federated-out  " + EXIT_CODES,
+)
+def federated(
+    devices: Annotated[int, typer.Option("--devices", min=2, help="How many devices.")] = 40,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How many rounds.")] = 5,
+    data: Annotated[
+        str, typer.Option("--data", metavar="SRC", help="Dataset name or JSONL file with user and text.")
+    ] = "sotu",
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="E", help="executorch, onnxruntime or torch.")
+    ] = "executorch",
+    epsilon: Annotated[
+        float | None, typer.Option("--epsilon", help="Privacy budget over all rounds; default: 8.")
+    ] = None,
+    no_privacy: Annotated[
+        bool, typer.Option("--no-privacy", help="No noise; the devices are told to allow that.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for everything that the run makes.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Run a server and devices as real processes over real HTTP: the keyboard, trained in rounds with privacy.
+
+    A small backbone is trained and exported; every device trains the program of its engine on messages of a user whom
+    the backbone never saw. LoRA in the attention is shared, LoRA in the feed-forward layers is each device's own.
+
+    JSON: rounds, global_top3 and personalized_top3 (percent, a number for every round), epsilon, bytes_up, bytes_down,
+    failures, engine, devices, seconds, and more. The exit code is 1 when rounds are missing.
+    """
+    if no_privacy and epsilon is not None:
+        raise ConfigError("--no-privacy and --epsilon contradict each other", mend="give one of them")
+    budget = None if no_privacy else 8.0 if epsilon is None else epsilon
+    try:
+        module = importlib.import_module("pfl_recipes.keyboard.federated")
+    except ModuleNotFoundError as error:
+        missing = missing_package(error, "the federated demo")
+        if missing is None:
+            raise
+        raise missing from error
+    with Reporter() as report:
+
+        def on_round(figures: Any) -> None:
+            report.note(
+                f"round {figures.round + 1}: top-3 {figures.shared:.2f} % with the shared model it began with, "
+                f"{figures.personalized:.2f} % with the own models after it ({figures.devices} devices)"
+            )
+
+        found: dict[str, Any] = module.run(
+            data, devices, rounds, out, engine=engine, epsilon=budget, report=report, on_round=on_round
+        )
+    if as_json:
+        print_json(found)
+    else:
+        rows = [("before", f"{found['shipped_top3']:.2f}", "")]
+        pairs = zip(found["global_top3"], found["personalized_top3"], strict=False)
+        rows += [(str(i + 1), f"{shared:.2f}", f"{own:.2f}") for i, (shared, own) in enumerate(pairs)]
+        title = "top-3 recall in percent"
+        console().print(table(["round", "shared", "own"], rows, title=title, right=[1, 2]))
+        private = (
+            "none"
+            if found["epsilon"] is None
+            else f"epsilon {found['epsilon']:.3g}, delta {found['delta']:g}"
+        )
+        console().print(
+            f"privacy {private}; {size(found['bytes_up'])} up, {size(found['bytes_down'])} down; "
+            f"{found['failures']} failures; {found['seconds']:.0f} s; {found['report']}",
+            markup=False,
+        )
+    return OK if found["rounds"] == rounds else FAILED

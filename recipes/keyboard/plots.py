@@ -51,3 +51,34 @@ def draw(folder: Path, results: Sequence[UserResult], found: Mapping[str, Any]) 
     for axis in (users, means):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(folder / "users.png", dpi=130)
+
+
+def draw_rounds(path: Path, found: Mapping[str, Any]) -> None:
+    """Write a picture of a federation: recall of the shared and of the own models over the rounds.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "plots need the package 'matplotlib'", mend="pip install 'pfl-mobile[report]'"
+        ) from error
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    shared = [found["shipped_top3"], *found["global_top3"]]
+    axes.plot(range(len(shared)), shared, "o-", color=BEFORE, label="shared model")
+    own = found["personalized_top3"]
+    axes.plot(range(1, len(own) + 1), own, "o-", color=AFTER, label="own models")
+    axes.set_xticks(range(max(len(shared), len(own) + 1)))
+    axes.set_xlabel("rounds")
+    axes.set_ylabel("top-3 recall, %")
+    epsilon = found["epsilon"]
+    private = "no privacy" if epsilon is None else f"epsilon {epsilon:.3g}, delta {found['delta']:g}"
+    axes.set_title(
+        f"{found['devices']} devices through {found['engine']}, {private}", loc="left", fontsize=10
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)
