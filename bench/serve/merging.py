@@ -19,6 +19,9 @@ from typing import Any
 
 import numpy as np
 
+#: That the server sums with.
+THREADS = 2
+
 
 def ours(paths: list[Path], weights: list[int]) -> Callable[[], np.ndarray]:
     """The server's: rows that are files, through the strategy's merge."""
@@ -43,6 +46,7 @@ def ours(paths: list[Path], weights: list[int]) -> Callable[[], np.ndarray]:
                 {},
                 [],
                 count,
+                threads=THREADS,
             )
             FedAvg().merge(server, updates)
         return server.values["w"]
