@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from pfl_server.app import create_app
 from pfl_server.config import EvaluationConfig, FederationConfig
 from pfl_server.dashboard import words
-from pfl_server.dashboard.access import FORM_COOKIE, SESSION_COOKIE, safe_next
+from pfl_server.dashboard.access import COUNTED_S, FORM_COOKIE, SESSION_COOKIE, safe_next
 from pfl_server.dashboard.charts import Level, Line, Mark, Part, Point, bar, line_chart, ticks
 from pfl_server.dashboard.quality import history, shown_groups
 from pfl_server.dashboard.session import SESSION_S, Sessions
@@ -117,6 +117,7 @@ class TestPages:
         assert "The update has values that are NaN or infinite" in root.text
         assert "Groups, worst first" in root.text
         assert "rolled back to version 4" in _chart(root).text
+        assert "A dotted line marks a roll-back." in root.text
 
     def test_a_chart_has_lines_axes_and_a_tooltip_for_each_point(self, admin: Server) -> None:
         chart = _chart(page(admin, "/"))
@@ -578,6 +579,18 @@ class TestQueries:
             )
         fill_more(admin, 30)
         assert median() < 3 * few + 0.1
+
+    def test_devices_are_counted_anew_after_some_seconds(self, admin: Server) -> None:
+        def active() -> str:
+            return page(admin, "/").one("ul", "tiles").all("li")[3].all("strong")[0].text
+
+        before = active()
+        with admin.services.database.write() as session:
+            session.execute(text("UPDATE devices SET state = 'left'"))
+        assert active() == before
+        assert page(admin, "/devices").all("ul", "bars")[0].all("li")[0].all("strong")[0].text == "0"
+        admin.clock.pass_time(COUNTED_S)
+        assert active() == "0"
 
 
 class TestCharts:

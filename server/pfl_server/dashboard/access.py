@@ -12,6 +12,7 @@ from fastapi import Depends, Form, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
+from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException
 
 from pfl_mobile.errors import PflError
@@ -25,6 +26,8 @@ from pfl_server.problems import AdminDisabled, AdminRequired, NotFound, Problem
 from pfl_server.services import Services, services
 
 SESSION_COOKIE, FORM_COOKIE = "pfl_session", "pfl_form"
+#: Seconds that the overview's count of devices is good for.
+COUNTED_S = 15.0
 #: Name of an admin who acts through the dashboard, in the audit log.
 ACTOR = "admin (dashboard)"
 
@@ -61,8 +64,16 @@ class Gate:
             with on.database.read() as session:
                 secret = credentials.key(queries.federation(session).secrets, "sessions")
             self.sessions = Sessions(secret, on.admin_token, on.clock)
+        self._devices: tuple[float, queries.Devices] | None = None
         self.attempts = TokenBuckets(1 / 12, 5, 10_000)
         self.attempts_of_all = TokenBuckets(1.0, 30, 1)
+
+    def devices(self, session: Session, now: float) -> queries.Devices:
+        """Devices by state, at most ``COUNTED_S`` seconds old: counting millions for each look would be a load."""
+        found = self._devices
+        if found is None or not 0 <= now - found[0] < COUNTED_S:
+            found = self._devices = (now, queries.devices(session, now))
+        return found[1]
 
 
 def gate(request: Request, on: On) -> Gate:

@@ -23,25 +23,25 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 
 @router.get("/")
-def overview(request: Request, on: On, viewer: Viewer, metric: str | None = None) -> Response:
+def overview(request: Request, on: On, found: Gated, viewer: Viewer, metric: str | None = None) -> Response:
     """The state of the federation on one page."""
-    return answer(request, viewer, "overview.html", **_live(on, metric))
+    return answer(request, viewer, "overview.html", **_live(on, found, metric))
 
 
 @router.get("/live")
-def live(request: Request, on: On, viewer: Viewer, metric: str | None = None) -> Response:
+def live(request: Request, on: On, found: Gated, viewer: Viewer, metric: str | None = None) -> Response:
     """The part of the overview that changes, for the script that refreshes it."""
-    return answer(request, viewer, "_live.html", **_live(on, metric))
+    return answer(request, viewer, "_live.html", **_live(on, found, metric))
 
 
-def _live(on: On, metric: str | None) -> dict[str, object]:
+def _live(on: On, gate: Gated, metric: str | None) -> dict[str, object]:
     now = on.clock()
     config = on.runtime.config
     with on.database.read() as session:
         found = status(session, config, now)
         newest = found.round.number if found.round else None
         seen = views.overview(session, config, metric, newest)
-        devices = queries.devices(session, now)
+        devices = gate.devices(session, now)
         versions = queries.versions(session, limit=5)
     return {
         "now": now,

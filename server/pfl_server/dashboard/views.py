@@ -261,6 +261,7 @@ class Overview:
     groups: Sequence[Row]
     gain: str | None
     last: queries.RoundRow | None
+    rolled_back: bool = False
 
 
 def overview(session: Session, config: FederationConfig, metric: str | None, newest: int | None) -> Overview:
@@ -280,7 +281,9 @@ def overview(session: Session, config: FederationConfig, metric: str | None, new
     if history is None or not history.versions:
         return Overview(history, None, [], None, last)
     back = queries.roll_backs(session, history.versions[0].version)
-    return Overview(history, quality_chart(history, back), group_rows(history), _gain(history), last)
+    return Overview(
+        history, quality_chart(history, back), group_rows(history), _gain(history), last, bool(back)
+    )
 
 
 def _gain(history: History) -> str | None:
