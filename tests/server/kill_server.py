@@ -1,8 +1,10 @@
-"""A process that goes on with a federation and kills itself at a point of a merge: see test_kill.py.
+"""Processes that go on with a federation and kill themselves at a point of a merge: see test_kill.py.
 
-    python -m tests.server.kill_server FOLDER NUMBER NOW
+    python -m tests.server.kill_server
 
-does a step of the coordinator, and ends by SIGKILL when the point of this number, counted from 0, is reached.
+reads lines of ``NUMBER NOW FOLDER``. For each a new process, forked before anything was opened, does a step of the
+coordinator, and ends by SIGKILL when the point of this number, counted from 0, is reached. Answers with the exit
+status and the point.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 from pfl_mobile.bundle import Bundle
@@ -18,26 +21,20 @@ from pfl_server.coordinator import Coordinator
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
 
-
-class Repeating:
-    """Noise that is the same in every process, as only the merge that is published counts."""
-
-    secure = False
-
-    def normal(self, size):
-        return SimulatedNoise((1, size)).normal(size)
+#: The same in every process: it belongs to the round.
+NOISE = SimulatedNoise(1)
 
 
-def main(folder: Path, number: int, now: float, database: str | None = None) -> None:
-    settings = ServerSettings(bundle=folder / "bundle", data=folder / "data", database=database)
+def step(folder: Path, number: int, now: float, pipe: int) -> None:
+    settings = ServerSettings(bundle=folder / "bundle", data=folder / "data")
     services = Services.open(settings, Bundle.open(folder / "bundle"), clock=lambda: now)
-    services.runtime.noise = Repeating()
+    services.runtime.noise = NOISE
     left = number
 
     def die(point: str) -> None:
         nonlocal left
         if left == 0:
-            print(point, flush=True)
+            os.write(pipe, point.encode())
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1
 
@@ -45,5 +42,25 @@ def main(folder: Path, number: int, now: float, database: str | None = None) -> 
     services.close()
 
 
+def main() -> None:
+    for line in sys.stdin:
+        number, now, folder = line.rstrip("\n").split(" ", 2)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reader)
+            try:
+                step(Path(folder), int(number), float(now), writer)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        os.close(writer)
+        with open(reader) as told:
+            point = told.read()
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), point, flush=True)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    main()

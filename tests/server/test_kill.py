@@ -16,7 +16,9 @@ from pfl_server.coordinator import LEASE_S
 from pfl_server.garbage import Collector
 from pfl_server.storage.models import Assignment, LedgerEntry, Version
 from tests.server.federation import federation_config, small
-from tests.server.kill_server import Repeating
+from tests.server.kill_server import NOISE
+
+pytestmark = pytest.mark.slow
 
 CONFIG = federation_config(
     strategy={"name": "fedadam"},
@@ -41,7 +43,7 @@ POINTS = [
 def closed(tmp_path_factory) -> tuple[Path, float]:
     """A federation whose round has all its updates and is not merged yet, and the time in it."""
     folder = tmp_path_factory.mktemp("kill")
-    with small(folder, CONFIG, devices=3, noise=Repeating()) as f:
+    with small(folder, CONFIG, devices=3, noise=NOISE) as f:
         values = np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)
         for device, value in zip(f.devices, values, strict=True):
             f.send(device, value)
@@ -51,7 +53,7 @@ def closed(tmp_path_factory) -> tuple[Path, float]:
 
 def outcome(folder):
     """What a federation came to: tensors and everything that is counted."""
-    with small(folder, noise=Repeating()) as f, f.services.database.read() as session:
+    with small(folder, noise=NOISE) as f, f.services.database.read() as session:
         model = f.model()
         tensors = {n: v.tobytes() for n, v in sorted(model.values.items())}
         tensors |= {f"{s}.{n}": v.tobytes() for s, values in model.sets.items() for n, v in values.items()}
@@ -66,17 +68,27 @@ def outcome(folder):
         }
 
 
-def step(folder, number, now):
-    command = [sys.executable, "-m", "tests.server.kill_server", str(folder), str(number), str(now)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+@pytest.fixture(scope="module")
+def step():
+    """``(folder, number, now)`` to the exit status and the point of a process of `kill_server`."""
+    command = [sys.executable, "-m", "tests.server.kill_server"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as processes:
+
+        def run(folder, number, now):
+            processes.stdin.write(f"{number} {now} {folder}\n")
+            processes.stdin.flush()
+            status, point = processes.stdout.readline().rstrip("\n").split(" ", 1)
+            return int(status), point
+
+        yield run
+        processes.stdin.close()
 
 
 @pytest.fixture(scope="module")
-def undisturbed(closed, tmp_path_factory):
+def undisturbed(closed, step, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "copy"
     shutil.copytree(closed[0], folder)
-    done = step(folder, -1, closed[1])
-    assert done.returncode == 0, done.stderr
+    assert step(folder, -1, closed[1]) == (0, "")
     found = outcome(folder)
     assert found["states"] == ["merged"] * 3
     assert found["round"] == ("merged", 1)
@@ -84,24 +96,21 @@ def undisturbed(closed, tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", range(len(POINTS)))
-def test_a_merge_that_was_killed_is_done_once(closed, undisturbed, tmp_path, number):
+def test_a_merge_that_was_killed_is_done_once(closed, undisturbed, step, tmp_path, number):
     folder, now = tmp_path / "copy", closed[1]
     shutil.copytree(closed[0], folder)
-    killed = step(folder, number, now)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert killed.stdout.split("\n")[0] == POINTS[number]
-    again = step(folder, -1, now + LEASE_S + 1)
-    assert again.returncode == 0, again.stderr
+    assert step(folder, number, now) == (-signal.SIGKILL, POINTS[number])
+    assert step(folder, -1, now + LEASE_S + 1) == (0, "")
     assert outcome(folder) == undisturbed
 
 
-def test_a_merge_that_was_killed_again_and_again_is_done_once(closed, undisturbed, tmp_path):
+def test_a_merge_that_was_killed_again_and_again_is_done_once(closed, undisturbed, step, tmp_path):
     folder, now = tmp_path / "copy", closed[1]
     shutil.copytree(closed[0], folder)
     for number in (3, 0, 5, 4):
-        assert step(folder, number, now).returncode == -signal.SIGKILL
+        assert step(folder, number, now)[0] == -signal.SIGKILL
         now += LEASE_S + 1
-    assert step(folder, -1, now).returncode == 0
+    assert step(folder, -1, now) == (0, "")
     assert outcome(folder) == undisturbed
     with small(folder) as f:
         collector = Collector(f.services, grace_s=1)
