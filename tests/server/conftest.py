@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import Any, LiteralString
 
+import psycopg
 import pytest
 import torch
 import uvicorn
@@ -278,7 +278,10 @@ def postgres_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     try:
         run("initdb", "-D", str(data), "-U", "pfl", "--auth=trust", "-E", "UTF8", "--no-sync")
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c max_connections=300"
+        options = (
+            f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c max_connections=300 "
+            "-c fsync=off -c full_page_writes=off"
+        )
         run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
         try:
             yield f"postgresql://pfl@127.0.0.1:{port}/"
@@ -296,16 +299,50 @@ def _is_user(pwd: Any, name: str) -> bool:
     return True
 
 
-@pytest.fixture
-def postgres_url(postgres_cluster: str) -> Iterator[str]:
-    """The URL of a new, empty PostgreSQL database."""
-    import psycopg
+class Databases:
+    """PostgreSQL databases for tests. A database that was given back is emptied and used again, as making and removing
+    the files of one takes far longer.
+    """
 
-    name = f"test_{secrets.token_hex(6)}"
-    with psycopg.connect(postgres_cluster + "postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-        yield postgres_cluster + quote(name)
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    def __init__(self, cluster: str) -> None:
+        self._cluster = cluster
+        self._free: list[str] = []
+
+    def _execute(self, database: str, statement: LiteralString) -> None:
+        with psycopg.connect(self._cluster + database, autocommit=True) as connection:
+            connection.execute(statement)
+
+    def take(self) -> str:
+        """The URL of an empty database."""
+        if not self._free:
+            name = f"test_{secrets.token_hex(6)}"
+            self._execute("postgres", f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+            self._free.append(name)
+        return self._cluster + self._free.pop()
+
+    def give_back(self, url: str) -> None:
+        name = url.removeprefix(self._cluster)
+        self._execute(
+            name,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        self._execute(name, "DROP SCHEMA public CASCADE")
+        self._execute(name, "CREATE SCHEMA public")
+        self._free.append(name)
+
+
+@pytest.fixture(scope="session")
+def postgres_databases(postgres_cluster: str) -> Databases:
+    return Databases(postgres_cluster)
+
+
+@pytest.fixture
+def postgres_url(postgres_databases: Databases) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database."""
+    found = postgres_databases.take()
+    yield found
+    postgres_databases.give_back(found)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -31,8 +31,8 @@ On = Annotated[Services, Depends(services)]
 Actor = Annotated[str, Depends(admin)]
 Before = Annotated[int | None, Query(ge=0, le=2**31 - 1, description="Only smaller numbers; from `next`.")]
 Limit = Annotated[int, Query(ge=1, le=200, description="Most entries of the page.")]
-Number = Annotated[int, Path(ge=0, le=2**31 - 1)]
-HexId = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
+Number = Annotated[int, Path(ge=0, le=2**31 - 1, description="Number of it.")]
+HexId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="Id of it.")]
 
 
 @router.get("/status", summary="The federation now")
@@ -169,7 +169,7 @@ def revoke_device(on: On, actor: Actor, device_id: HexId, body: bodies.NoteBody)
 def get_tokens(
     on: On,
     _: Actor,
-    offset: Annotated[int, Query(ge=0, le=10**6)] = 0,
+    offset: Annotated[int, Query(ge=0, le=10**6, description="How many to leave out.")] = 0,
     limit: Limit = queries.PAGE,
 ) -> bodies.TokensPage:
     """Tokens with the uses they have left; a token itself is told once, when it is made."""
