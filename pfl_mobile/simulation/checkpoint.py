@@ -24,6 +24,7 @@ from pfl_mobile.errors import CheckpointError, ConfigError, OtherSettingsError, 
 from pfl_mobile.local.state import digest
 from pfl_mobile.simulation.settings import differences
 from pfl_mobile.simulation.states import RowFormat, States
+from pfl_mobile.strategies.state_file import pack, unpack
 
 if TYPE_CHECKING:
     from pfl_mobile.strategies.strategy import Server
@@ -68,14 +69,8 @@ class Checkpoint:
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write it in one step; errors as ``atomic_write``."""
     tensors = {"states.devices": checkpoint.devices, "states.rows": checkpoint.rows}
-    # Names go into the head: they may hold anything, and their order counts where a strategy sums over them.
-    names: dict[str, list[list[Any]]] = {}
-    kinds = {"values": {"": checkpoint.values}, "groups": checkpoint.groups, "sets": checkpoint.sets}
-    for kind, found in kinds.items():
-        names[kind] = []
-        for i, (key, values) in enumerate(found.items()):
-            names[kind].append([key, list(values)])
-            tensors |= {f"{kind}.{i}.{j}": np.asarray(value) for j, value in enumerate(values.values())}
+    packed, names = pack(checkpoint)
+    tensors |= packed
     head = {
         "schema_version": SCHEMA_VERSION,
         "settings": checkpoint.settings,
@@ -113,13 +108,7 @@ def load(path: Path) -> Checkpoint | None:
             f"{path} has schema {head['schema_version']}, newer than {SCHEMA_VERSION}",
             mend="update pfl-mobile",
         )
-    found: dict[str, dict[str, dict[str, np.ndarray]]] = {
-        kind: {
-            key: {name: tensors[f"{kind}.{i}.{j}"] for j, name in enumerate(names)}
-            for i, (key, names) in enumerate(listed)
-        }
-        for kind, listed in head["names"].items()
-    }
+    found = unpack(tensors, head["names"])
     return Checkpoint(
         head["settings"],
         head["lanes"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
@@ -29,6 +28,7 @@ from pfl_mobile.simulation.states import RowFormat, kept_shapes
 from pfl_mobile.simulation.worker import EvaluateTask, Evaluation, Job, Record, Setup, TrainTask
 from pfl_mobile.strategies.private import PrivateRule
 from pfl_mobile.strategies.rules import Average, Rule
+from pfl_mobile.strategies.state_file import plain_numbers
 from pfl_mobile.strategies.strategy import Context, Local, Server, Strategy
 from pfl_mobile.strategies.updates import Layout, Sums, Updates
 from pfl_mobile.strategies.weighting import SummedBy, weights_of
@@ -140,7 +140,7 @@ class Rounds:
             self.privacy = SimulatedPrivacy(privacy, seed, count, cohort_size)
             self.privacy.check_rounds(rounds)
         strategy.begin(self.server)
-        self._normalize()
+        self.server.numbers = plain_numbers(self.server.numbers, strategy)
         shapes: dict[str, tuple[int, ...]] = {}
         for number in range(min(rounds, _PLANS)):
             shapes |= kept_shapes(self.plan(number), self.server.table)
@@ -217,7 +217,7 @@ class Rounds:
             self.states.adopt([cohort[i] for i in good], [writes[i] for i in good])
             self.states.give_back(w for w, r in zip(writes, records, strict=True) if r.failure is not None)
         self.server.round = number + 1
-        self._normalize()
+        self.server.numbers = plain_numbers(self.server.numbers, self.strategy)
         record = summary(
             number,
             records,
@@ -421,20 +421,6 @@ class Rounds:
                 mend="let the strategy keep the same copies in all rounds",
             )
 
-    def _normalize(self) -> None:
-        """The server's numbers as JSON gives them back, so that a resumed run sees what an uninterrupted one does.
-
-        Raises:
-            ConfigError: the strategy keeps something else than numbers, texts and lists of them.
-        """
-        try:
-            self.server.numbers = json.loads(json.dumps(self.server.numbers, default=_plain))
-        except TypeError as error:
-            raise ConfigError(
-                f"{type(self.strategy).__name__} keeps what is no number: {error}",
-                mend="keep arrays in server.sets and numbers in server.numbers",
-            ) from error
-
 
 def default_job_size(cohort_size: int, lanes: int) -> int:
     """Devices in a job: enough to fill the lanes, in an even number of jobs, about 32 where the cohort is large."""
@@ -455,11 +441,3 @@ def _labels(groups: Groups, count: int) -> tuple[list[str], np.ndarray] | None:
     for code, members in enumerate(groups.values()):
         codes[np.asarray(members)] = code
     return list(groups), codes
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be kept as a number")

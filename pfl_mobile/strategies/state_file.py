@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -28,7 +28,15 @@ Names = dict[str, list[list[Any]]]
 Sets = dict[str, dict[str, np.ndarray]]
 
 
-def pack(server: Server) -> tuple[dict[str, np.ndarray], Names]:
+class Kept(Protocol):
+    """What has the tensors of a server."""
+
+    values: dict[str, np.ndarray]
+    groups: Sets
+    sets: Sets
+
+
+def pack(server: Kept) -> tuple[dict[str, np.ndarray], Names]:
     """Values, groups and sets as numbered tensors, and the names that belong to them."""
     tensors: dict[str, np.ndarray] = {}
     names: Names = {}
