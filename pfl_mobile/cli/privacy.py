@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +13,15 @@ from pfl_mobile.cli.common import EXIT_CODES, FAILED, Json, Reporter, console, p
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pfl_mobile.privacy import PrivacyConfig
     from pfl_mobile.privacy.audit import Audit
-    from pfl_mobile.privacy.plan import Option
+    from pfl_mobile.privacy.plan import Budget, Option
+    from pfl_mobile.privacy.simulation import StudyCost
+
+#: Recipe that is simulated where none is named: it needs no download and takes seconds.
+_SMALL = "synthetic"
+#: Budgets that are simulated, in parts of the one that is planned.
+_BUDGETS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 commands = typer.Typer(
     no_args_is_help=True, help="Differential privacy of a federation: plan it, audit it, account for it."
@@ -54,12 +62,27 @@ def plan(
         ),
     ] = None,
     clip_norm: Annotated[
-        float, typer.Option("--clip-norm", help="Largest norm of an update; about the median of the norms.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            "--clip-norm",
+            help="Largest norm of an update; default: the median in the --study that is given, or 1.",
+        ),
+    ] = None,
     width: Annotated[
         int | None,
         typer.Option("--width", min=1, help="Values of an update, to compare the noise's norm with it."),
     ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(
+            "--study",
+            metavar="MODEL",
+            help="Simulate what privacy costs it: file.py:function, package.module:function, or a recipe; default: "
+            "a small one.",
+        ),
+    ] = None,
+    study_rounds: Annotated[int, typer.Option("--study-rounds", min=1, help="Rounds of a simulation.")] = 30,
+    simulate: Annotated[bool, typer.Option("--simulate/--no-simulate", help="Whether to simulate.")] = True,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Of privacy.json and the plots.")] = Path(
         "privacy-plan"
     ),
@@ -67,21 +90,28 @@ def plan(
 ) -> None:
     """Find the noise that a privacy budget needs, and compare ways to spend the budget.
 
-    Writes DIR/privacy.json, which `pfl serve --privacy` takes, and plots: epsilon by round, noise by cohort.
+    Writes DIR/privacy.json, which `pfl serve --privacy` takes, and plots: epsilon by round, noise by cohort, and what
+    a model is worth at several epsilons in simulation, with as much noise in a round's mean as planned.
 
     JSON: sampling, epsilon, delta, population, rounds, cohort, noise_multiplier, epsilon_first_round,
     round_noise_std_over_clip_norm, model_noise_std_over_clip_norm, noise_norm_over_clip_norm (with --width),
-    epsilon_by_round, alternatives, config, statement, files.
+    epsilon_by_round, alternatives, config, statement, files; accuracy (study, metric, rounds, cohort, users, clip_norm,
+    width, noise_scale, points: label, epsilon, noise_multiplier, accuracy), null with --no-simulate.
     """
     from pfl_mobile.atomic import disk_errors
     from pfl_mobile.privacy import plan as planning
     from pfl_mobile.privacy import plots
+    from pfl_mobile.privacy.cost import Cost
 
     kind = _kind(sampling)
-    budget = planning.Budget(epsilon, delta, population, rounds, clip_norm, min_separation)
     with disk_errors(out):  # before anything runs
         out.mkdir(parents=True, exist_ok=True)
     with Reporter() as report:
+        measure = _measure(study, study_rounds, clip_norm, width, report) if simulate else None
+        if study is not None and measure is not None:
+            clip_norm, width = measure.clip_norm, measure.width
+        used = 1.0 if clip_norm is None else clip_norm
+        budget = planning.Budget(epsilon, delta, population, rounds, used, min_separation)
         report(f"noise for {kind} sampling", None)
         chosen = planning.option(budget, kind, cohort)
         kinds: tuple[planning.Kind, ...] = ("poisson", "fixed", "matrix")
@@ -96,6 +126,13 @@ def plan(
             plots.draw_noise(found, out / "noise.png"),
         ]
         statement = chosen.config.statement(rounds)
+        accuracy = None
+        if measure is not None:
+            from pfl_mobile.study.plots import unit
+
+            accuracy = _simulate(study, measure, budget, chosen, report)
+            costs = [Cost(**point) for point in accuracy["points"]]
+            files.append(plots.draw_accuracy(costs, unit(accuracy["metric"]), out / "accuracy.png"))
     ratio = None if width is None else planning.noise_to_update(chosen.config, width)
     if as_json:
         print_json(
@@ -109,11 +146,12 @@ def plan(
                 "alternatives": [option.to_json() for option in found],
                 "config": chosen.config.model_dump(mode="json"),
                 "statement": statement,
+                "accuracy": accuracy,
                 "files": [str(file) for file in files],
             }
         )
         return
-    _show_plan(chosen, found, statement, ratio)
+    _show_plan(chosen, found, statement, ratio, accuracy)
     console().print(
         f"\nwritten to {out}; next: pfl serve BUNDLE --privacy {out / 'privacy.json'}", markup=False
     )
@@ -185,6 +223,50 @@ def account(
     _show_statement(said)
 
 
+def _measure(
+    study: str | None, rounds: int, clip_norm: float | None, width: int | None, report: Reporter
+) -> StudyCost:
+    """The study that shows what privacy costs."""
+    from pfl_mobile.privacy.simulation import StudyCost
+    from pfl_mobile.strategies import Equally
+    from pfl_mobile.user_code import load_study
+
+    report("measure norms of updates", None)
+    if study is not None:
+        return StudyCost(load_study(study), rounds, clip_norm)
+    # the small one stands for the model that is planned for, so that a clip norm of that says nothing here
+    small = load_study(_SMALL).baseline().replace(processes=0, fairness=Equally())
+    return StudyCost(small, rounds, width=width)
+
+
+def _simulate(
+    study: str | None, measure: StudyCost, budget: Budget, chosen: Option, report: Reporter
+) -> dict[str, Any]:
+    """What the study is worth at several budgets."""
+    from pfl_mobile.privacy import plan as planning
+    from pfl_mobile.privacy.cost import accuracy_cost, without_noise
+
+    configs: list[PrivacyConfig | None] = [None, without_noise(chosen.config)]
+    for factor in _BUDGETS:
+        report(f"noise for epsilon {factor * budget.epsilon:g}", None)
+        other = replace(budget, epsilon=factor * budget.epsilon)
+        same = factor == 1
+        found = chosen if same else planning.option(other, chosen.kind, chosen.config.cohort)
+        configs.append(found.config)
+    costs = accuracy_cost(configs, measure.run, on_progress=report)
+    return {
+        "study": study or _SMALL,
+        "metric": measure.metric,
+        "rounds": measure.rounds,
+        "users": len(measure.study.data),
+        "cohort": measure.study.cohort,
+        "clip_norm": measure.clip_norm,
+        "width": measure.width,
+        "noise_scale": measure.scale,
+        "points": [cost.to_json() for cost in costs],
+    }
+
+
 def _kind(sampling: str) -> Any:
     from pfl_mobile.errors import UnknownNameError, near
     from pfl_mobile.privacy.plan import KINDS
@@ -195,7 +277,11 @@ def _kind(sampling: str) -> Any:
 
 
 def _show_plan(
-    chosen: Option, found: Sequence[Option], statement: dict[str, Any], ratio: float | None
+    chosen: Option,
+    found: Sequence[Option],
+    statement: dict[str, Any],
+    ratio: float | None,
+    accuracy: dict[str, Any] | None,
 ) -> None:
     out = console()
     config = chosen.config
@@ -223,8 +309,29 @@ def _show_plan(
     columns = ["sampling", "cohort", "noise multiplier", "noise, round", "noise, model", "assumes"]
     out.print()
     out.print(table(columns, listed, right=range(1, 5), title="ways to spend the same budget"))
+    if accuracy is not None:
+        out.print()
+        _show_accuracy(accuracy)
     out.print()
     _show_statement(statement)
+
+
+def _show_accuracy(accuracy: dict[str, Any]) -> None:
+    from pfl_mobile.study.plots import unit
+
+    rows = []
+    for point in accuracy["points"]:
+        epsilon = "-" if point["epsilon"] is None else f"{point['epsilon']:.3g}"
+        rows.append((point["label"], epsilon, f"{point['noise_multiplier']:.3g}", f"{point['accuracy']:.4g}"))
+    scaled = (
+        "" if accuracy["noise_scale"] == 1 else f", noise times {accuracy['noise_scale']:.3g} for the width"
+    )
+    title = (
+        f"what it costs in simulation: {accuracy['study']}, {accuracy['width']} values, {accuracy['users']} users, "
+        f"{accuracy['rounds']} rounds{scaled}"
+    )
+    columns = ["merge", "epsilon", "noise multiplier", unit(accuracy["metric"])]
+    console().print(table(columns, rows, right=range(1, 4), title=title))
 
 
 def _assumes(option: Option) -> str:

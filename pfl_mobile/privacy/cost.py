@@ -4,17 +4,20 @@ A simulation has hundreds of users where a federation has a million, so it canno
 decides how well a model trains is the noise in each round's mean, so the simulation is given just that noise: its
 noise multiplier is the federation's times its own cohort over the federation's (as McMahan et al., "Learning
 differentially private recurrent language models", 2018, extrapolate). Its own epsilon is therefore meaningless; the
-one reported is the federation's.
+one reported is the federation's. Correlated noise needs more separation than few users allow: it is simulated by
+independent noise that adds up to the same in the model after all planned rounds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pfl_mobile.privacy.accounting import Ledger
 from pfl_mobile.privacy.config import PrivacyConfig
+from pfl_mobile.privacy.mechanisms import prefix_noise
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,14 @@ class Cost:
     """What a model is worth under one configuration.
 
     Attributes:
-        epsilon: of the federation after all its rounds; None without privacy.
-        noise_multiplier: of the federation; 0 without privacy.
+        label: ``private``; ``without noise``: clipped and weighted as the private ones; ``without privacy``: neither,
+            with the study's own weights.
+        epsilon: of the federation after all its rounds; None where nothing is guaranteed.
+        noise_multiplier: of the federation; 0 without noise.
         accuracy: whatever was measured.
     """
 
+    label: str
     epsilon: float | None
     noise_multiplier: float
     accuracy: float
@@ -46,41 +52,55 @@ def accuracy_cost(
 
     Args:
         configs: of the federation, with their planned rounds; None for no privacy.
-        run: trains with a configuration and returns what the model is worth, higher is better.
+        run: trains with a configuration and returns what the model is worth.
         on_progress: ``(what, fraction done)``.
     """
     found = []
     for done, config in enumerate(configs):
-        epsilon = None
+        label, epsilon, noise = "without privacy", None, 0.0
         if config is not None:
             ledger = Ledger(config)
             ledger.record(config.rounds or 0)
-            epsilon = ledger.epsilon()
+            epsilon, noise = ledger.epsilon(), config.noise_multiplier
+            label = "private" if math.isfinite(epsilon) else "without noise"
+            epsilon = epsilon if math.isfinite(epsilon) else None
         if on_progress is not None:
-            name = "without privacy" if epsilon is None else f"at epsilon {epsilon:.3g}"
-            on_progress(f"simulate {name}", done / len(configs))
-        noise = 0.0 if config is None else config.noise_multiplier
-        found.append(Cost(epsilon, noise, run(config)))
+            what = label if epsilon is None else f"at epsilon {epsilon:.3g}"
+            on_progress(f"simulate {what}", done / len(configs))
+        found.append(Cost(label, epsilon, noise, run(config)))
     return found
 
 
-def simulated(config: PrivacyConfig, cohort: int) -> PrivacyConfig:
+def without_noise(config: PrivacyConfig) -> PrivacyConfig:
+    """The same rounds, clipped and weighted alike, without noise: what the noise alone costs is measured from it."""
+    return PrivacyConfig(
+        mechanism="none",
+        clip_norm=config.clip_norm,
+        cohort=config.cohort,
+        rounds=config.rounds,
+        example_cap=config.example_cap,
+        denominator=config.denominator,
+    )
+
+
+def simulated(config: PrivacyConfig, cohort: int, scale: float = 1.0) -> PrivacyConfig:
     """The configuration for a simulation with smaller cohorts, with the same noise in each round's mean.
 
     Args:
-        config: of the federation.
+        config: of the federation, with its planned rounds.
         cohort: devices in a round of the simulation.
+        scale: of the noise; sqrt(P / p) where a model of p values stands for one of P, so that the norm of the noise
+            is the same in clip norms.
     """
-    return PrivacyConfig.checked(
-        config.model_dump()
-        | {
-            "noise_multiplier": config.noise_multiplier * cohort / config.cohort,
-            "adaptive": None,
-            "sampling": "none",
-            "population": None,
-            "cohort": cohort,
-            "denominator": None,
-            "max_participations": None,
-            "budget_epsilon": None,
-        }
+    if config.mechanism == "none":
+        return config.model_copy(update={"cohort": cohort, "denominator": None, "population": None})
+    rounds = config.rounds or 1
+    # per round, as independent noise that adds up to the same after all rounds
+    std = float(prefix_noise(config, rounds)[-1]) / math.sqrt(rounds)
+    return PrivacyConfig(
+        clip_norm=config.clip_norm,
+        noise_multiplier=std * cohort * scale,
+        cohort=cohort,
+        delta=config.delta,
+        example_cap=config.example_cap,
     )

@@ -68,24 +68,16 @@ def draw_noise(options: Sequence[Option], path: Path) -> Path:
 
 
 def draw_accuracy(costs: Sequence[Cost], metric: str, path: Path) -> Path:
-    """What the model is worth against epsilon, with the value without privacy as a line."""
+    """What the model is worth against epsilon, and without noise and privacy as lines."""
     figure, found = axes(6.4, 3.4)
     private = sorted((c.epsilon, c.accuracy) for c in costs if c.epsilon is not None)
     found.plot([e for e, _ in private], [a for _, a in private], "o-", ms=4, lw=1.2, color=PERSONAL)
-    for cost in costs:
-        if cost.epsilon is None:
-            found.axhline(cost.accuracy, color=SHARED, lw=1)
-            found.annotate(
-                "without privacy",
-                (private[0][0], cost.accuracy),
-                xytext=(0, 3),
-                textcoords="offset points",
-                fontsize=8,
-                color=SHARED,
-            )
+    for style, cost in zip(("-", "--"), (c for c in costs if c.epsilon is None), strict=False):
+        found.axhline(cost.accuracy, color=SHARED, lw=1, ls=style, label=cost.label)
     found.set_xscale("log", base=2)
-    found.set_xticks([e for e, _ in private], [f"{e:g}" for e, _ in private])
+    found.set_xticks([e for e, _ in private], [f"{e:.3g}" for e, _ in private])
     found.minorticks_off()
     found.set_xlabel("epsilon of the planned federation")
-    found.set_ylabel(f"{metric}\nin simulation")
+    found.set_ylabel(f"{metric} in simulation")
+    found.legend(fontsize=8, frameon=False)
     return save(figure, path)

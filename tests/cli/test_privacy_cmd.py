@@ -24,11 +24,12 @@ CONFIG: dict[str, Any] = {"clip_norm": 1.0, "noise_multiplier": 1.0, "cohort": 1
 def test_a_plan_keeps_its_budget_and_is_a_configuration(pfl: Run, tmp_path: Path, sampling: str) -> None:
     ran = pfl(
         "privacy", "plan", "--epsilon", 2, *SMALL, "--sampling", sampling, "--width", 400,
-        "--out", tmp_path / "plan", "--json",
+        "--no-simulate", "--out", tmp_path / "plan", "--json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     found = ran.json
     assert found["sampling"] == sampling
+    assert found["accuracy"] is None
     assert 1.9 < found["epsilon"] <= 2
     assert found["epsilon_by_round"][-1] == {"round": 5, "epsilon": found["epsilon"]}
     assert found["noise_norm_over_clip_norm"] == pytest.approx(20 * found["round_noise_std_over_clip_norm"])
@@ -45,10 +46,38 @@ def test_a_plan_keeps_its_budget_and_is_a_configuration(pfl: Run, tmp_path: Path
 
 
 def test_a_plan_is_shown_with_its_alternatives_and_assumptions(pfl: Run, tmp_path: Path) -> None:
-    ran = pfl("privacy", "plan", "--epsilon", 2, *SMALL, "--sampling", "matrix", "--out", tmp_path)
+    ran = pfl(
+        "privacy", "plan", "--epsilon", 2, *SMALL, "--sampling", "matrix", "--no-simulate", "--out", tmp_path
+    )
     assert ran.code == 0, ran.err
     for words in ("noise multiplier", "poisson", "Nothing is assumed", "not covered", "pfl serve"):
         assert words in ran.out
+
+
+def test_a_plan_shows_what_privacy_costs_a_study(pfl: Run, tmp_path: Path) -> None:
+    given = ["privacy", "plan", "--epsilon", 2, *SMALL, "--sampling", "matrix", "--out", tmp_path]
+    ran = pfl(*given, "--study", "tests.study.small:study", "--study-rounds", 2, "--json")
+    assert ran.code == 0, ran.err
+    found = ran.json["accuracy"]
+    assert [p["label"] for p in found["points"]] == ["without privacy", "without noise"] + ["private"] * 5
+    assert [p["epsilon"] for p in found["points"][2:]] == pytest.approx([0.5, 1, 2, 4, 8], rel=1e-3)
+    assert all(0 <= p["accuracy"] <= 100 for p in found["points"])
+    assert found["rounds"] == 2
+    assert found["width"] == 4 * 8 + 8 + 8 * 3 + 3
+    assert found["noise_scale"] == 1
+    config = PrivacyConfig.load(tmp_path / "privacy.json")
+    assert config.clip_norm == found["clip_norm"] != 1  # the study's own
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_plan_without_a_study_simulates_a_small_one(pfl: Run, tmp_path: Path) -> None:
+    given = ["privacy", "plan", "--epsilon", 2, *SMALL, "--sampling", "matrix", "--out", tmp_path]
+    ran = pfl(*given, "--study-rounds", 3, "--width", 143_000, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["accuracy"]["noise_scale"] == pytest.approx(10)
+    assert ran.json["config"]["clip_norm"] == 1
+    assert "what it costs in simulation" in pfl(*given, "--study-rounds", 1).out
 
 
 @pytest.mark.parametrize(
@@ -62,7 +91,9 @@ def test_a_plan_is_shown_with_its_alternatives_and_assumptions(pfl: Run, tmp_pat
     ],
 )
 def test_plans_that_cannot_be_are_refused(pfl: Run, tmp_path: Path, changed: list[Any], says: str) -> None:
-    ran = pfl("privacy", "plan", "--epsilon", 2, *SMALL, *changed, "--out", tmp_path, "--json")
+    ran = pfl(
+        "privacy", "plan", "--epsilon", 2, *SMALL, *changed, "--no-simulate", "--out", tmp_path, "--json"
+    )
     assert ran.code == 2
     assert says in ran.error["message"] + ran.error["mend"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import PrivacyConfig
-from pfl_mobile.privacy.cost import accuracy_cost, simulated
+from pfl_mobile.privacy.cost import accuracy_cost, simulated, without_noise
 from pfl_mobile.privacy.plan import Budget, epsilon_by_round, noise_to_update, option, options
 
 BUDGET = Budget(epsilon=3.0, delta=1e-4, population=1000, rounds=40)
@@ -52,19 +52,32 @@ def test_an_unknown_kind_is_refused() -> None:
 
 
 def test_a_simulation_has_the_noise_of_the_federation() -> None:
-    real = option(BUDGET, "poisson", 50).config
-    small = simulated(real, 5)
-    assert small.noise_std() == pytest.approx(real.noise_std())
+    real = option(BUDGET, "none", 50)
+    small = simulated(real.config, 5)
+    assert small.noise_std() == pytest.approx(real.config.noise_std())
     assert small.cohort == 5
     assert small.budget_epsilon is None
-    matrix = option(BUDGET, "matrix", 50).config
-    assert simulated(matrix, 5).noise_band == matrix.noise_band
+    matrix = option(BUDGET, "matrix", 20)
+    small = simulated(matrix.config, 5)
+    assert small.noise_std() * 40**0.5 == pytest.approx(matrix.model_noise)
+    assert small.noise_std() < matrix.config.noise_std()
+
+
+def test_a_small_model_gets_the_noise_of_a_large_one() -> None:
+    real = option(BUDGET, "none", 50).config
+    assert simulated(real, 5, 3.0).noise_std() == pytest.approx(3 * real.noise_std())
+    silent = simulated(without_noise(real), 5)
+    assert (silent.mechanism, silent.cohort, silent.clip_norm) == ("none", 5, real.clip_norm)
 
 
 def test_costs_are_reported_at_the_federations_epsilon() -> None:
     real = option(BUDGET, "none", 50)
-    found = accuracy_cost([None, real.config], lambda config: 0.9 if config is None else 0.8)
-    assert [c.accuracy for c in found] == [0.9, 0.8]
-    assert found[0].epsilon is None
-    assert found[1].epsilon == real.epsilon
-    assert found[1].to_json()["noise_multiplier"] == real.config.noise_multiplier
+
+    def run(config: PrivacyConfig | None) -> float:
+        return 0.9 if config is None else 0.85 if config.mechanism == "none" else 0.8
+
+    found = accuracy_cost([None, without_noise(real.config), real.config], run)
+    assert [c.accuracy for c in found] == [0.9, 0.85, 0.8]
+    assert [c.label for c in found] == ["without privacy", "without noise", "private"]
+    assert [c.epsilon for c in found] == [None, None, real.epsilon]
+    assert found[2].to_json()["noise_multiplier"] == real.config.noise_multiplier
