@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FOLDER = Path(__file__).parent
+sys.path.insert(0, str(FOLDER))
+
+from protocol_vectors import protocol_files  # noqa: E402 - lies beside this file, wherever that is run from
+
 SEEDS = (0, 1, 42, 2**63, 2**64 - 1)
 
 
@@ -484,12 +488,12 @@ def files() -> dict[str, bytes]:
         "trainer.json": trainer_vectors(),
     }
     out = {name: (json.dumps(value, ensure_ascii=False) + "\n").encode() for name, value in content.items()}
-    return {**out, "state.safetensors": saved}
+    return {**out, "state.safetensors": saved, **protocol_files()}
 
 
 def same(name: str, a: bytes, b: bytes) -> bool:
-    """Whether two contents mean the same."""
-    if name.endswith(".safetensors"):
+    """Whether two contents mean the same; update files have one spelling."""
+    if name.endswith(".safetensors") and not name.startswith("updates/"):
         return tensors_to_bytes(tensors_from_bytes(a)) == tensors_to_bytes(tensors_from_bytes(b))
     return a == b
 
@@ -510,6 +514,7 @@ def main() -> int:
             continue
         stale.append(name)
         if not check:
+            path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
     if stale:
         print(("not current: " if check else "wrote ") + ", ".join(stale))

@@ -40,7 +40,7 @@ class Layout:
     def unpack(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """Views on a flat vector [P], or on a stack of them [n, P], by name."""
         return {
-            name: flat[..., place].reshape(*flat.shape[:-1], *shape) for name, place, shape in self.items()
+            name: flat[..., place].reshape((*flat.shape[:-1], *shape)) for name, place, shape in self.items()
         }
 
     def pack(self, values: Mapping[str, np.ndarray], out: np.ndarray) -> None:
