@@ -66,13 +66,21 @@ def statement(
     }
 
 
+def rounded_up(value: float, digits: int = 4) -> float:
+    """To so many significant digits, never down: a guarantee must not look better than it is."""
+    if value == 0 or not math.isfinite(value):
+        return value
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) - digits + 1)
+    return math.ceil(value / unit * (1 - 1e-12)) * unit
+
+
 def _guarantee(config: PrivacyConfig, epsilon: float, private: bool) -> str:
     if not private:
         return "There is no guarantee of differential privacy."
     return (
-        f"All model versions so far together are ({epsilon:.4g}, {config.delta:g})-differentially private for each "
+        f"All model versions so far together are ({rounded_up(epsilon):.4g}, {config.delta:g})-differentially private for each "
         "device: whatever they are used for, any outcome is at most "
-        f"{math.exp(min(epsilon, 700)):.3g} times as probable with the device's data as without it, except with "
+        f"{rounded_up(math.exp(min(epsilon, 700)), 3):.3g} times as probable with the device's data as without it, except with "
         f"probability {config.delta:g}."
     )
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import AdaptiveClipping, PrivacyConfig
+from pfl_mobile.privacy.statement import rounded_up
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,6 +120,14 @@ def test_a_statement_says_who_is_trusted_and_what_is_assumed() -> None:
     assert "Nobody is trusted" in local["assumptions"][0]
     assert local["local_epsilon"] == local["epsilon"]
     json.dumps([said, local], allow_nan=False)
+
+
+def test_a_guarantee_is_never_rounded_to_a_better_one() -> None:
+    assert rounded_up(2.00001) == pytest.approx(2.001)
+    assert rounded_up(2.0) == 2.0
+    assert rounded_up(0.00012341) == pytest.approx(0.0001235)
+    assert rounded_up(123456.0) == pytest.approx(123500.0)
+    assert rounded_up(0.0) == 0.0
 
 
 def test_without_noise_the_statement_promises_nothing() -> None:
