@@ -77,11 +77,11 @@ def rounded_up(value: float, digits: int = 4) -> float:
 def _guarantee(config: PrivacyConfig, epsilon: float, private: bool) -> str:
     if not private:
         return "There is no guarantee of differential privacy."
+    times = rounded_up(math.exp(min(epsilon, 700)), 3)
     return (
-        f"All model versions so far together are ({rounded_up(epsilon):.4g}, {config.delta:g})-differentially private for each "
-        "device: whatever they are used for, any outcome is at most "
-        f"{rounded_up(math.exp(min(epsilon, 700)), 3):.3g} times as probable with the device's data as without it, except with "
-        f"probability {config.delta:g}."
+        f"All model versions so far together are ({rounded_up(epsilon):.4g}, {config.delta:g})-differentially private "
+        f"for each device: whatever they are used for, any outcome is at most {times:.3g} times as probable with the "
+        f"device's data as without it, except with probability {config.delta:g}."
     )
 
 
