@@ -1,0 +1,22 @@
+"""A short run of each fuzzer."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
+def test_the_parser_of_updates_raises_nothing_but_its_own_errors(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz.update_file", "-max_total_time=10", "-seed=1", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
