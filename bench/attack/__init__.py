@@ -1,0 +1,1 @@
+"""Attacks on federated rounds, and how merge rules bear them."""
