@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 #: States of an assignment whose update was stored once.
 STORED = ("accepted", "merged", "discarded")
+#: Examples and steps that a device can have had.
+MOST = 2**31 - 1
 #: Seconds after which a client whose upload collides with another one asks again.
 _AGAIN_S = "2"
 #: Bytes of a body that are written at once: each time costs a change of threads.

@@ -8,10 +8,14 @@ from sqlalchemy import Table, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pfl_mobile.local.plan import LOWER_IS_BETTER
+from pfl_mobile.results import is_recall
 from pfl_server import problems
 from pfl_server.part import remove_parts
 from pfl_server.receive import changed, over, own_task
 from pfl_server.storage.models import Assignment, EvaluationSum
+
+#: No mean of a metric is larger.
+LARGEST = 1e9
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -61,6 +65,13 @@ def evaluate(services: Services, me: DeviceIdentity, task: str, body: Evaluation
             "the report has other metrics than the bundle, or not the same for both models",
             mend=f"send some of {', '.join(sorted(services.runtime.metrics))}",
         )
+    for name in names:
+        for found in (body.global_[name], body.personalized[name]):
+            mean = found.sum / found.weight
+            if abs(mean) > LARGEST or (is_recall(name) and not 0 <= mean <= 1 + 1e-6):
+                raise problems.BadReport(
+                    f"{name} cannot be {mean:g}", mend="send the sum over labels, and their weight"
+                )
     with services.database.write() as session:
         mine = own_task(session, me, task)
         first = session.execute(

@@ -1,0 +1,109 @@
+"""What devices say beside their updates, and the newest version."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import select
+
+from pfl_mobile.bundle import tensors_from_bytes
+from pfl_server.storage.models import EvaluationSum, Refusal
+from tests.server.federation import federation_config, small
+
+
+def metric(total, weight=10.0):
+    return {"sum": total, "weight": weight}
+
+
+def report(f, device, task, **changes):
+    body = {
+        "global": {"loss": metric(20.0), "accuracy": metric(4.0)},
+        "personalized": {"loss": metric(15.0), "accuracy": metric(4.0)},
+        "adopted": True,
+    } | changes
+    return f.client.post(f"/v1/tasks/{task['id']}/evaluation", json=body, headers=device)
+
+
+def sums(f):
+    with f.services.database.read() as session:
+        return {(s.kind, s.group, s.metric): s for s in session.scalars(select(EvaluationSum))}
+
+
+def test_reports_are_added_up_once_for_all_and_for_the_group(tmp_path):
+    with small(tmp_path, federation_config(groups=["north"])) as f:
+        device = f.enrol(1, "north")[0]
+        task = f.task(device)
+        for _ in range(2):
+            assert report(f, device, task).status_code == 204
+        found = sums(f)
+        assert {key[:2] for key in found} == {
+            (k, g) for k in ("global", "personalized") for g in ("", "north")
+        }
+        loss = found["personalized", "north", "loss"]
+        assert (loss.version, loss.total, loss.weight, loss.devices) == (0, 15.0, 10.0, 1)
+        assert (loss.better, loss.worse, loss.adopted) == (1, 0, 1)
+        assert found["personalized", "", "accuracy"].better == 0
+        assert f.assignment(task).evaluated
+
+
+def test_a_report_may_come_when_the_task_is_over(tmp_path):
+    with small(tmp_path, federation_config(), devices=1) as f:
+        task = f.send(f.devices[0])
+        f.clock.pass_time(1000)
+        f.step()
+        assert f.assignment(task).state == "discarded"
+        assert report(f, f.devices[0], task).status_code == 204
+        assert sums(f)["global", "", "loss"].devices == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"global": {"loss": metric(1.0)}},
+        {"global": {}, "personalized": {}},
+        {"global": {"secret": metric(1.0)}, "personalized": {"secret": metric(1.0)}},
+        {"global": {"loss": metric(1e300)}, "personalized": {"loss": metric(1.0)}},
+    ],
+    ids=["not the same metrics", "none", "not the bundle's", "absurd"],
+)
+def test_reports_that_cannot_be_are_refused_and_counted(tmp_path, changes):
+    with small(tmp_path, federation_config(), devices=1) as f:
+        task = f.task(f.devices[0])
+        answer = report(f, f.devices[0], task, **changes)
+        assert (answer.status_code, answer.json()["code"]) == (422, "bad-report")
+        assert sums(f) == {}
+        f.services.refusals.flush()
+        with f.services.database.read() as session:
+            assert session.scalars(select(Refusal.code)).all() == ["bad-report"]
+
+
+def test_a_task_that_was_declined_is_over(tmp_path):
+    with small(tmp_path, federation_config(), devices=2) as f:
+        task, other = (f.task(device) for device in f.devices)
+
+        def decline(device, of, reason):
+            return f.client.post(f"/v1/tasks/{of['id']}/decline", json={"reason": reason}, headers=device)
+
+        assert decline(f.devices[0], task, "privacy").status_code == 204
+        assert (f.assignment(task).state, f.assignment(task).reason) == ("declined", "privacy")
+        assert f.client.head(task["update_url"], headers=f.devices[0]).status_code == 410
+        assert decline(f.devices[1], task, "privacy").json()["code"] == "unknown-task"
+        f.send(f.devices[1])
+        assert decline(f.devices[1], other, "storage").json()["code"] == "already-uploaded"
+
+
+def test_the_newest_version_is_told_with_its_values(tmp_path):
+    config = federation_config(rounds={"cohort": 1, "minimum": 1})
+    with small(tmp_path, config, devices=1) as f:
+        f.send(f.devices[0])
+        f.step()
+        assert f.client.get("/v1/versions/latest").status_code == 401
+        for headers in (f.devices[0], {"Authorization": f"Bearer {f.services.admin_token}"}):
+            found = f.client.get("/v1/versions/latest", headers=headers).json()
+        assert (found["version"], found["round"], found["created"]) == (1, 0, f.clock())
+        assert found["privacy"] == f.version().privacy
+        values = tensors_from_bytes(
+            f.client.get(found["sets"]["global"]["url"], headers=f.devices[0]).content
+        )
+        assert {n: v.tolist() for n, v in values.items()} == {
+            n: f.model().values[n].tolist() for n in ("a", "b")
+        }
