@@ -11,6 +11,7 @@ from pfl_server.actions import is_kept
 from pfl_server.api.admin import Number, tensors_response
 from pfl_server.dashboard import queries, views
 from pfl_server.dashboard.access import AdminViewer, Gated, HtmlRoute, On, Viewer, answer, sign_in_form
+from pfl_server.dashboard.budget import budget_of
 from pfl_server.dashboard.html import static_file
 from pfl_server.dashboard.status import status
 from pfl_server.problems import NotFound
@@ -149,26 +150,26 @@ def ask_roll_back(request: Request, on: On, viewer: AdminViewer, number: Number)
 def privacy(request: Request, on: On, viewer: Viewer) -> Response:
     """The privacy budget, what it assumes, and the ledger."""
     with on.database.read() as session:
-        found = status(session, on.runtime.config, on.clock())
+        budget = budget_of(queries.newest_version(session), on.runtime.config)
         entries = queries.ledger(session, limit=views.LEDGER_SHOWN)
     return answer(
         request,
         viewer,
         "privacy.html",
         now=on.clock(),
-        budget=found.budget,
-        budget_bar=views.budget_bar(found.budget),
-        chart=views.epsilon_chart(entries, found.budget),
+        budget=budget,
+        budget_bar=views.budget_bar(budget),
+        chart=views.epsilon_chart(entries, budget),
         entries=entries[: queries.PAGE],
     )
 
 
 @router.get("/devices")
-def devices(request: Request, on: On, viewer: Viewer, device: str = "") -> Response:
+def devices(request: Request, on: On, gate: Gated, viewer: Viewer, device: str = "") -> Response:
     """Devices by state; for admins, one device by its id."""
     wanted = device.strip().lower() if viewer.admin else ""
     with on.database.read() as session:
-        found = queries.devices(session, on.clock())
+        found = queries.devices(session, on.clock()) if viewer.admin else gate.devices(session, on.clock())
         one = queries.device(session, wanted) if _ID.fullmatch(wanted) else None
         tasks = queries.tasks_of(session, one.id) if one else []
     return answer(
