@@ -27,8 +27,11 @@ from pfl_mobile.errors import ConfigError
 #: Gaussians that are added up for one value.
 SUMMANDS = 4
 #: Values that one key gives; so many that everything of a block stays in a core's own cache.
-BLOCK = 1 << 14
+BLOCK = 1 << 13
 _HALF = BLOCK // 2
+#: Of x^2 in sin(x) / x and cos(x): the next terms are below 2^-54 up to pi / 4.
+_SINE = tuple((-1) ** k / math.factorial(2 * k + 1) for k in range(8))
+_COSINE = tuple((-1) ** k / math.factorial(2 * k) for k in range(9))
 _ZEROS = bytes(2 * SUMMANDS * _HALF * 8)
 
 
@@ -127,20 +130,49 @@ def _summed_box_muller(words: np.ndarray) -> np.ndarray:
     """Words of 64 random bits [2, SUMMANDS, h], which are overwritten, to N(0, 1) values [2 h].
 
     Box and Muller (1958): r cos(a) and r sin(a) are independent and Gaussian. The two of a pair go to different
-    values, so that every value is a sum over ``SUMMANDS`` independent pairs.
+    values, so that every value is a sum over ``SUMMANDS`` independent pairs. The angle is uniform in one quadrant,
+    and two further bits are the signs.
     """
+    cosine_sign = (words[1] & np.uint64(1)) << np.uint64(63)
+    sine_sign = (words[1] & np.uint64(2)) << np.uint64(62)
     np.right_shift(words, 11, out=words)
     radius, angle = words.astype(np.float64)
     radius += 1.0  # in (0, 1], so that the logarithm is finite
     radius *= 2.0**-53
     np.log(radius, out=radius)
-    radius *= -2.0
-    np.sqrt(radius, out=radius)
-    angle *= 2.0 * math.pi * 2.0**-53
-    sine = np.sin(angle)
-    np.cos(angle, out=angle)
-    angle *= radius
-    sine *= radius
-    values = np.concatenate([angle.sum(axis=0), sine.sum(axis=0)])
+    radius *= -1.0
+    np.sqrt(radius, out=radius)  # r / sqrt(2)
+    angle *= math.pi / 2 * 2.0**-53
+    cosine, sine = _quadrant(angle)
+    for part, sign in ((cosine, cosine_sign), (sine, sine_sign)):
+        part *= radius
+        bits = part.view(np.uint64)
+        bits ^= sign
+    values = np.concatenate([cosine.sum(axis=0), sine.sum(axis=0)])
     values /= math.sqrt(SUMMANDS)
     return values
+
+
+def _quadrant(angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """sqrt(2) times cosine and sine of angles from 0 to pi / 2, to 2^-51; ``angle`` is overwritten.
+
+    By the series around pi / 4, several times as fast as numpy's functions, and in the same time for any angle.
+    """
+    angle -= math.pi / 4
+    square = angle * angle
+    odd = _polynomial(square, _SINE)
+    odd *= angle
+    even = _polynomial(square, _COSINE)
+    np.subtract(even, odd, out=angle)
+    even += odd
+    return angle, even
+
+
+def _polynomial(x: np.ndarray, coefficients: tuple[float, ...]) -> np.ndarray:
+    """The lowest coefficient first."""
+    out: np.ndarray = x * coefficients[-1]
+    for c in coefficients[-2:0:-1]:
+        out += c
+        out *= x
+    out += coefficients[0]
+    return out

@@ -10,7 +10,7 @@ from scipy import stats
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import SecureNoise, SimulatedNoise, require_secure
-from pfl_mobile.privacy.noise import BLOCK, SUMMANDS, _summed_box_muller
+from pfl_mobile.privacy.noise import BLOCK, SUMMANDS, _quadrant, _summed_box_muller
 
 MANY = 400_000
 
@@ -65,11 +65,19 @@ def test_box_muller_is_that_of_the_textbook() -> None:
         cosine = sine = 0.0
         for k in range(SUMMANDS):
             radius = math.sqrt(-2 * math.log((int(u[0, k, i]) + 1) / 2**53))
-            angle = 2 * math.pi * int(u[1, k, i]) / 2**53
-            cosine += radius * math.cos(angle)
-            sine += radius * math.sin(angle)
+            angle = math.pi / 2 * int(u[1, k, i]) / 2**53
+            signs = int(words[1, k, i])
+            cosine += (-1) ** (signs & 1) * radius * math.cos(angle)
+            sine += (-1) ** (signs >> 1 & 1) * radius * math.sin(angle)
         assert found[i] == pytest.approx(cosine / 2, rel=1e-12, abs=1e-14)
         assert found[BLOCK // 2 + i] == pytest.approx(sine / 2, rel=1e-12, abs=1e-14)
+
+
+def test_cosine_and_sine_are_exact_in_the_whole_quadrant() -> None:
+    angle = np.linspace(0, math.pi / 2, 100_001)
+    cosine, sine = _quadrant(angle.copy())
+    assert np.abs(cosine - math.sqrt(2) * np.cos(angle)).max() < 2**-50
+    assert np.abs(sine - math.sqrt(2) * np.sin(angle)).max() < 2**-50
 
 
 @pytest.mark.parametrize("word", [0, 2**64 - 1])
