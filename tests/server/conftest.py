@@ -361,3 +361,42 @@ def database(database_url: str) -> Iterator[Database]:
     found.migrate()
     yield found
     found.close()
+
+
+# S3
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A real HTTP server that speaks S3: moto, or the one that PFL_TEST_S3_ENDPOINT names."""
+    given = os.environ.get("PFL_TEST_S3_ENDPOINT")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            if name not in os.environ:
+                patch.setenv(name, "testing")
+        patch.setenv("AWS_DEFAULT_REGION", os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))
+        if given:
+            yield given
+            return
+        from moto.server import ThreadedMotoServer
+
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=free_port(), verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+        server.stop()
+
+
+def new_bucket(s3_endpoint: str) -> str:
+    """The address of a new bucket, with a prefix."""
+    import boto3
+
+    bucket = f"pfl-{secrets.token_hex(6)}"
+    boto3.client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/some/prefix?endpoint_url={s3_endpoint}&addressing=path"
+
+
+@pytest.fixture
+def s3_place(s3_endpoint: str) -> str:
+    """The address of a new bucket, with a prefix."""
+    return new_bucket(s3_endpoint)
