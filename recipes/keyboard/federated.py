@@ -302,8 +302,8 @@ def _privacy_words(found: dict[str, Any], config: PrivacyConfig | None) -> str:
         return "Nothing protects the updates: this run was made with --no-privacy."
     return (
         f"Privacy: epsilon {found['epsilon']:.3g} at delta {found['delta']:g} for each device over all rounds. "
-        f"Gaussian noise of {config.noise_multiplier:.3g} times the clip norm {config.clip_norm:g} is added to the sum of "
-        "a round; every device takes part in every round, so sampling hides nothing. With so few devices a small "
-        "epsilon costs much accuracy; with thousands the same noise weighs little. The sums in evaluation reports are "
-        "not covered."
+        f"Gaussian noise of {config.noise_multiplier:.3g} times the clip norm {config.clip_norm:g} is added to the "
+        "sum of a round; every device takes part in every round, so sampling hides nothing. With so few devices a "
+        "small epsilon costs much accuracy; with thousands the same noise weighs little. The sums in evaluation "
+        "reports are not covered."
     )
