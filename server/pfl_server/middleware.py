@@ -35,6 +35,8 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 ]
+#: In the scope: bytes of the body that were read.
+_RECEIVED = "pfl_server.received"
 #: Seconds and bytes for which a refused body is still read, so that the client sees the answer before the connection
 #: ends (a connection that is closed with unread bytes is reset, and the answer may be lost).
 _LINGER_S, _LINGER_BYTES = 2.0, 4 << 20
@@ -52,13 +54,7 @@ class Observe:
             await self._app(scope, receive, send)
             return
         begin, number = time.perf_counter(), secrets.token_hex(8)
-        status, sent, received = 0, 0, 0
-
-        async def counting_receive() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            return message
+        status, sent = 0, 0
 
         async def naming_send(message: Message) -> None:
             nonlocal status, sent
@@ -75,7 +71,7 @@ class Observe:
             await send(message)
 
         try:
-            await self._app(scope, counting_receive, naming_send)
+            await self._app(scope, receive, naming_send)
         except Exception as error:
             problem = problem_of(error)
             self._services.refusals.count(problem.code)
@@ -83,9 +79,10 @@ class Observe:
                 raise
             await send_problem(naming_send, problem)
         finally:
-            self._note(scope, number, status, time.perf_counter() - begin, received, sent)
+            self._note(scope, number, status, time.perf_counter() - begin, sent)
 
-    def _note(self, scope: Scope, number: str, status: int, seconds: float, received: int, sent: int) -> None:
+    def _note(self, scope: Scope, number: str, status: int, seconds: float, sent: int) -> None:
+        received = scope.get(_RECEIVED, 0)
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         metrics = self._services.metrics
@@ -129,8 +126,14 @@ class Guard:
         if problem is not None:
             self._services.refusals.count(problem.code)
             await send_problem(body.closing(send), problem)
+        elif not body.expected:
+            await self._app(scope, receive, send)
         else:
-            await self._app(scope, body.receive, body.closing(send))
+            try:
+                await self._app(scope, body.receive, body.closing(send))
+            finally:
+                scope[_RECEIVED] = body.received
+                body.stop_watching()
 
     def _too_often(self, scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
         if scope["path"] in _UNLIMITED:
@@ -158,12 +161,17 @@ class _Body:
         self._limits = services.limits.config
         update = scope["method"] == "PUT" and scope["path"].endswith("/update")
         self._most = services.runtime.max_update_bytes if update else self._limits.json_bytes
-        length = headers.get(b"content-length")
-        self._length = int(length) if length is not None and length.isdigit() else None
-        self._left = bool(self._length) or b"transfer-encoding" in headers
-        self._received = 0
-        self._waited = 0.0
+        self._length = _length(headers.get(b"content-length"))
+        self.expected = bool(self._length) or b"transfer-encoding" in headers
+        self.received = 0
+        self._left = self.expected
         self._closes = False
+        # one timer for the whole body: one for every part would cost more than the part
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting: asyncio.Task[object] | None = None
+        self._since = 0.0
+        self._waited = 0.0
+        self._too_slow = False
 
     def refused(self) -> Problem | None:
         """The problem of a body whose head says already that it is too long."""
@@ -177,30 +185,56 @@ class _Body:
         """
         if not self._left:
             return await self._receive()
-        now = asyncio.get_running_loop().time
-        begin = now()
-        patience = self._limits.grace_s + self._received / self._limits.min_rate - self._waited
+        loop = asyncio.get_running_loop()
+        self._since, self._waiting = loop.time(), asyncio.current_task()
+        if self._timer is None:
+            self._timer = loop.call_at(self._latest(), self._watch)
         try:
-            async with asyncio.timeout_at(begin + patience):
-                message = await self._receive()
-        except TimeoutError:
+            message = await self._receive()
+        except asyncio.CancelledError:
+            if not self._too_slow or (self._waiting is not None and self._waiting.uncancel() > 0):
+                raise
             raise problems.BodyTooSlow(
                 f"less than {self._limits.min_rate:.0f} bytes a second arrived",
                 mend="send it again, or go on later",
             ) from None
-        self._waited += now() - begin  # what the endpoint takes between two parts is not the client's fault
-        self._received += len(message.get("body", b""))
+        finally:
+            self._waiting = None
+        self._waited += loop.time() - self._since
+        self.received += len(message.get("body", b""))
         self._left = bool(message.get("more_body", False))
-        if self._received > self._most:
+        if not self._left:
+            self.stop_watching()
+        if self.received > self._most:
             raise self._too_large()
         return message
+
+    def stop_watching(self) -> None:
+        """Watch the pace no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _latest(self) -> float:
+        """When the part that is waited for has to be there; what the endpoint takes between parts does not count."""
+        return self._since + self._limits.grace_s + self.received / self._limits.min_rate - self._waited
+
+    def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if self._waiting is None:  # the endpoint is at work
+            self._timer = loop.call_at(now + self._limits.grace_s, self._watch)
+        elif now < self._latest():
+            self._timer = loop.call_at(self._latest(), self._watch)
+        else:
+            self._too_slow = True
+            self._waiting.cancel()
 
     def closing(self, send: Send) -> Send:
         """``send`` that announces the end of the connection when much of the body was not read."""
 
         async def announcing(message: Message) -> None:
             if message["type"] == "http.response.start" and self._left:
-                unread = _LINGER_BYTES if self._length is None else self._length - self._received
+                unread = _LINGER_BYTES if self._length is None else self._length - self.received
                 if unread > self._limits.json_bytes:
                     self._closes = True
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
@@ -224,6 +258,13 @@ class _Body:
 
     def _too_large(self) -> Problem:
         return problems.BodyTooLarge(f"the body may have {self._most} bytes", mend="send less")
+
+
+def _length(header: bytes | None) -> int | None:
+    """The length that a header tells; far too long where it has more digits than any length."""
+    if header is None or not header.isdigit():
+        return None
+    return int(header[:20])
 
 
 async def send_problem(send: Send, problem: Problem) -> None:
