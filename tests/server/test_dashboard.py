@@ -24,6 +24,7 @@ from pfl_server.dashboard.session import SESSION_S, Sessions
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
 from pfl_server.storage.models import (
+    Assignment,
     AuditEntry,
     Device,
     EnrolmentToken,
@@ -239,6 +240,16 @@ class TestHiding:
         assert found is not None
         assert found.counting == 12
         assert max(v.version for v in found.versions) == 11
+
+    def test_versions_that_slow_devices_still_work_on_are_not_shown(self, filled: Server) -> None:
+        with filled.services.database.write() as session:
+            task = session.scalars(select(Assignment).where(Assignment.round == 10).limit(1)).one()
+            task.state, task.base = "assigned", 9
+        with filled.services.database.read() as session:
+            found = history(session, "top3", (), 3, behind=5)
+        assert found is not None
+        assert found.counting == 9
+        assert max(v.version for v in found.versions) == 8
 
     def test_the_page_says_why_nothing_is_shown(self, opened: Services) -> None:
         config = filled_config(evaluation=EvaluationConfig(min_devices=200))

@@ -5,7 +5,9 @@ What is shown must not give away one device's figures:
 - sums over fewer than ``min_devices`` devices are hidden;
 - where hidden groups together have fewer than ``min_devices`` devices, they would follow from the total less the
   groups shown, so the smallest shown group is hidden as well (complementary suppression, as statistical offices do);
-- a version whose round is still open is hidden, as two looks at a running sum give the reports in between.
+- a version that devices are still at work on is hidden, as two looks at a running sum give the reports in between.
+  A report that comes after that still moves the sum: whoever looks before and after it learns that report, which is
+  why the privacy statement does not cover reports.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from sqlalchemy.orm import Session
 from pfl_mobile.local.plan import LOWER_IS_BETTER
 from pfl_mobile.results import is_recall
 from pfl_server.rounds import ACTIVE
-from pfl_server.storage.models import EvaluationSum, Round
+from pfl_server.storage.models import Assignment, EvaluationSum, Round
 
 #: Versions that a chart goes back.
 VERSIONS_SHOWN = 100
@@ -105,7 +107,13 @@ class History:
 
 
 def history(
-    session: Session, metric: str | None, groups: Sequence[str], min_devices: int, limit: int = VERSIONS_SHOWN
+    session: Session,
+    metric: str | None,
+    groups: Sequence[str],
+    min_devices: int,
+    limit: int = VERSIONS_SHOWN,
+    *,
+    behind: int = 0,
 ) -> History | None:
     """Quality of the newest versions.
 
@@ -115,6 +123,7 @@ def history(
         groups: names of the federation's groups.
         min_devices: figures over fewer devices are hidden.
         limit: versions to go back from the newest that was measured.
+        behind: rounds after its own that a task may still be worked on (buffered training).
 
     Returns:
         None when nothing was reported yet.
@@ -124,7 +133,7 @@ def history(
         return None
     metrics = _metrics(session, newest)
     chosen = metric if metric in metrics else metrics[0]
-    counting = session.scalar(select(func.min(Round.base)).where(Round.state.in_(ACTIVE)))
+    counting = _counting(session, behind)
     lower = chosen in LOWER_IS_BETTER
     rows = session.scalars(
         select(EvaluationSum).where(
@@ -140,6 +149,21 @@ def history(
             by_version[row.version].append(row)
     found = [_quality(n, by_version[n], min_devices, lower) for n in sorted(by_version)]
     return History(chosen, metrics, lower, found, counting)
+
+
+def _counting(session: Session, behind: int) -> int | None:
+    """The oldest version that devices still report on; None between rounds."""
+    active = session.execute(
+        select(func.min(Round.base), func.max(Round.number)).where(Round.state.in_(ACTIVE))
+    ).one()
+    base, number = active.tuple()
+    if base is None or not behind:
+        return base
+    working = select(func.min(Assignment.base)).where(
+        Assignment.round >= number - behind, Assignment.state == "assigned"
+    )
+    oldest = session.scalar(working)
+    return base if oldest is None else min(base, oldest)
 
 
 def _metrics(session: Session, newest: int) -> list[str]:

@@ -273,7 +273,8 @@ def overview(session: Session, config: FederationConfig, metric: str | None, new
         metric: to show; None for the default.
         newest: number of the newest round.
     """
-    history = quality.history(session, metric, config.groups, config.evaluation.min_devices)
+    behind = config.rounds.max_staleness if config.rounds.mode == "buffered" else 0
+    history = quality.history(session, metric, config.groups, config.evaluation.min_devices, behind=behind)
     merged = queries.last_merged(session)
     last = None
     if merged is not None and merged.number != newest:
