@@ -153,10 +153,9 @@ def history(
 
 def _counting(session: Session, behind: int) -> int | None:
     """The oldest version that devices still report on; None between rounds."""
-    active = session.execute(
+    base, number = session.execute(
         select(func.min(Round.base), func.max(Round.number)).where(Round.state.in_(ACTIVE))
     ).one()
-    base, number = active.tuple()
     if base is None or not behind:
         return base
     working = select(func.min(Assignment.base)).where(
