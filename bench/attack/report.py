@@ -68,11 +68,15 @@ def page(result: dict[str, Any], command: str) -> str:
     )
     return f"""# Attacks, and how merge rules bear them
 
-Accuracy in percent on clean test images after {settings["rounds"]} rounds, mean of {settings["seeds"]} seeds; of the
-backdoor also its success: how many test images of other classes the trigger turns into the target. Smaller is better
-there. {settings["dataset"]}, {settings["examples"]} images, {settings["users"]} users whose classes differ (Dirichlet,
-alpha = {settings["alpha"]:g}), all of them in every round; {settings["hidden"]} hidden units, one local epoch of SGD
-with rate {settings["lr"]:g}.
+Accuracy in percent on clean test images after {settings["rounds"]} rounds, mean of {settings["seeds"]} seeds. Of the
+backdoor also its success: how many test images of other classes the trigger turns into the target; smaller is better.
+
+{settings["dataset"]}, {settings["examples"]} images shared out to {settings["users"]} users by a Dirichlet
+distribution with alpha = {settings["alpha"]:g}, all of them in every round; a network with {settings["hidden"]} hidden
+units, one local epoch of SGD with rate {settings["lr"]:g} in a round.
+
+The attackers know nothing of the rule. Attacks that are made against one do more harm (Baruch and others 2019, arXiv
+1902.06156; Fang and others 2020, arXiv 1911.11815), and so do these where users differ more (`--alpha 0.1`).
 
 {table(result)}
 
