@@ -94,29 +94,29 @@ def uploads(size_mb: float, count: int, repeats: int) -> dict[str, Any]:
             found = json.loads((folder / "tasks.json").read_text())
             payload = payload or np.random.default_rng(0).normal(size=found["values"]).astype("<f4").tobytes()
             ours = [_upload(task, payload) for task in found["tasks"]]
-            raw = [load.Upload("/raw", {}, upload.parts) for upload in ours]
+            raw = [load.Call("/raw", {}, upload.parts) for upload in ours]
             for system, sent, server in (
                 ("raw", raw, Serving("serve/raw.py")),
                 ("ours", ours, Serving("-m", "serve.ours", "run", name)),
             ):
                 with server as port:
-                    load.run("127.0.0.1", port, [load.Upload("/healthz", {}, [b""])], 1)  # warm up
+                    load.run("127.0.0.1", port, [load.Call("/healthz", {}, [b""])], 1)  # warm up
                     began = _cpu_s(server.pid)
                     got = load.run("127.0.0.1", port, sent, CONNECTIONS)
                     got["cpu_ms"] = 1000 * (_cpu_s(server.pid) - began) / count
                 if got["statuses"] != {"200": count}:
                     raise SystemExit(f"{system} answered {got['statuses']}, not {count} times 200")
                 say(
-                    f"  {system}: {got['mb_per_s']:.0f} MB/s, {got['uploads_per_s']:.0f} uploads/s, "
+                    f"  {system}: {got['mb_per_s']:.0f} MB/s, {got['per_s']:.0f} uploads/s, "
                     f"{got['cpu_ms']:.1f} ms of a core each"
                 )
                 if system not in best or got["mb_per_s"] > best[system]["mb_per_s"]:
                     best[system] = got
     return {
         "mb_per_s": best["ours"]["mb_per_s"],
-        "uploads_per_s": best["ours"]["uploads_per_s"],
+        "uploads_per_s": best["ours"]["per_s"],
         "raw_mb_per_s": best["raw"]["mb_per_s"],
-        "raw_uploads_per_s": best["raw"]["uploads_per_s"],
+        "raw_uploads_per_s": best["raw"]["per_s"],
         "ratio": best["ours"]["mb_per_s"] / best["raw"]["mb_per_s"],
         "cpu_ms_per_upload": best["ours"]["cpu_ms"],
         "raw_cpu_ms_per_upload": best["raw"]["cpu_ms"],
@@ -130,13 +130,34 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _upload(task: dict[str, str], payload: bytes) -> load.Upload:
+def _upload(task: dict[str, str], payload: bytes) -> load.Call:
     headers = {
         "Authorization": f"Bearer {task['credential']}",
         "Idempotency-Key": str(uuid.uuid4()),
         "Content-Type": "application/vnd.safetensors",
     }
-    return load.Upload(task["url"], headers, [task["header"].encode(), payload])
+    return load.Call(task["url"], headers, [task["header"].encode(), payload])
+
+
+def check_ins(repeats: int, devices: int = 400) -> dict[str, Any]:
+    """Devices that ask again for the task that they have: a credential, a row of the device, one of the round."""
+    with tempfile.TemporaryDirectory(prefix="pfl-bench-") as name:
+        say(f"check-in of {devices} devices")
+        _python("-m", "serve.ours", "prepare", name, "0.1", str(devices))
+        found = json.loads((Path(name) / "tasks.json").read_text())
+        body = [json.dumps(found["check_in"]).encode()]
+        json_type = {"Content-Type": "application/json"}
+        calls = [
+            load.Call(
+                "/v1/check-in", {"Authorization": f"Bearer {t['credential']}"} | json_type, body, "POST"
+            )
+            for t in found["tasks"]
+        ]
+        with Serving("-m", "serve.ours", "run", name) as port:
+            runs = [load.run("127.0.0.1", port, calls * 5, CONNECTIONS) for _ in range(repeats)]
+    if any(run["statuses"] != {"200": 5 * devices} for run in runs):
+        raise SystemExit(f"check-ins were answered by {[run['statuses'] for run in runs]}")
+    return {"per_s": max(run["per_s"] for run in runs)}
 
 
 def merge(repeats: int) -> dict[str, Any]:
@@ -210,7 +231,7 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON value on standard output")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side, in turns; the best counts")
-    parser.add_argument("--only", choices=("upload", "merge", "memory"), help="one part")
+    parser.add_argument("--only", choices=("upload", "check_in", "merge", "memory"), help="one part")
     parser.add_argument(
         "--sizes", type=float, nargs="+", default=list(UPLOADS), help="sizes of uploads in MB"
     )
@@ -220,6 +241,8 @@ def main() -> None:
         found["merge"] = merge(options.repeats)
     if options.only in (None, "memory"):
         found["peak_mb_by_cohort"] = cohorts()
+    if options.only in (None, "check_in"):
+        found["check_in"] = check_ins(options.repeats)
     if options.only in (None, "upload"):
         found["upload"] = {
             f"{size:g}": uploads(size, UPLOADS.get(size, max(200, round(1000 / size))), options.repeats)

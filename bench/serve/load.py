@@ -1,4 +1,4 @@
-"""Many devices that upload at the same time: one process, one connection for each device.
+"""Many devices that ask at the same time: one process, one connection for each device.
 
 Raw sockets rather than an HTTP library, so that it takes as little of the machine as possible away from the server.
 """
@@ -13,26 +13,26 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Upload:
+class Call:
     """One request.
 
     Attributes:
-        target: path of the PUT.
+        target: path.
         headers: beside Host and Content-Length.
         parts: the body, sent one after another; shared by requests where it can be.
+        method: of HTTP.
     """
 
     target: str
     headers: Mapping[str, str]
     parts: Sequence[bytes]
+    method: str = "PUT"
 
 
 class _Client(asyncio.Protocol):
-    """Sends uploads from a queue over one connection, and counts the answers."""
+    """Sends calls from a queue over one connection, and counts the answers."""
 
-    def __init__(
-        self, queue: list[Upload], host: str, done: asyncio.Future[None], statuses: list[int]
-    ) -> None:
+    def __init__(self, queue: list[Call], host: str, done: asyncio.Future[None], statuses: list[int]) -> None:
         self.queue, self.host, self.done, self.statuses = queue, host, done, statuses
         self.transport: Any = None
         self.received = b""
@@ -45,12 +45,12 @@ class _Client(asyncio.Protocol):
         if not self.queue:
             self.transport.close()
             return
-        upload = self.queue.pop()
-        length = sum(len(part) for part in upload.parts)
-        lines = [f"PUT {upload.target} HTTP/1.1", f"Host: {self.host}", f"Content-Length: {length}"]
-        lines += [f"{name}: {value}" for name, value in upload.headers.items()]
+        call = self.queue.pop()
+        length = sum(len(part) for part in call.parts)
+        lines = [f"{call.method} {call.target} HTTP/1.1", f"Host: {self.host}", f"Content-Length: {length}"]
+        lines += [f"{name}: {value}" for name, value in call.headers.items()]
         # The transport sends what the socket takes at once and keeps a reference to the rest, no copy.
-        self.transport.writelines([("\r\n".join(lines) + "\r\n\r\n").encode(), *upload.parts])
+        self.transport.writelines([("\r\n".join(lines) + "\r\n\r\n").encode(), *call.parts])
 
     def data_received(self, data: bytes) -> None:
         self.received += data
@@ -72,12 +72,12 @@ class _Client(asyncio.Protocol):
                 self.done.set_exception(error)
 
 
-async def _run(host: str, port: int, uploads: list[Upload], connections: int) -> dict[str, Any]:
+async def _run(host: str, port: int, calls: list[Call], connections: int) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
-    queue, statuses = list(reversed(uploads)), list[int]()
+    queue, statuses = list(reversed(calls)), list[int]()
     waiting = []
     began = time.perf_counter()
-    for _ in range(min(connections, len(uploads))):
+    for _ in range(min(connections, len(calls))):
         done: asyncio.Future[None] = loop.create_future()
         waiting.append(done)
         await loop.create_connection(
@@ -87,20 +87,20 @@ async def _run(host: str, port: int, uploads: list[Upload], connections: int) ->
         )
     await asyncio.gather(*waiting)
     seconds = time.perf_counter() - began
-    size = sum(len(part) for upload in uploads for part in upload.parts)
+    size = sum(len(part) for call in calls for part in call.parts)
     return {
         "seconds": seconds,
-        "uploads_per_s": len(statuses) / seconds,
+        "per_s": len(statuses) / seconds,
         "mb_per_s": size / seconds / 1e6,
         "statuses": {str(s): statuses.count(s) for s in sorted(set(statuses))},
     }
 
 
-def run(host: str, port: int, uploads: list[Upload], connections: int) -> dict[str, Any]:
-    """Send all uploads over so many connections.
+def run(host: str, port: int, calls: list[Call], connections: int) -> dict[str, Any]:
+    """Send all calls over so many connections.
 
     Returns:
-        ``seconds``, ``uploads_per_s``, ``mb_per_s`` (10^6 bytes of body), ``statuses`` (how many of each).
+        ``seconds``, ``per_s``, ``mb_per_s`` (10^6 bytes of body), ``statuses`` (how many of each).
 
     Raises:
         OSError: a connection failed.
@@ -108,4 +108,4 @@ def run(host: str, port: int, uploads: list[Upload], connections: int) -> dict[s
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(host, port, uploads, connections))
+        return runner.run(_run(host, port, calls, connections))
