@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -33,21 +32,12 @@ from pfl_server import credentials
 from pfl_server.app import create_app
 from pfl_server.config import FederationConfig, RoundsConfig
 from pfl_server.services import Services
-from pfl_server.settings import LimitsConfig, ServerSettings
+from pfl_server.settings import ServerSettings
 from pfl_server.storage.database import Database
 from pfl_server.storage.models import EnrolmentToken
 from tests.backbones import MLP
+from tests.server.basics import ADMIN_TOKEN, GENEROUS, Clock, free_port
 
-ADMIN_TOKEN = "pfl_admin_" + "0123456789abcdef" * 4
-#: Limits that no ordinary test meets.
-GENEROUS = LimitsConfig(
-    device_rate=1e6,
-    device_burst=10**6,
-    address_rate=1e6,
-    address_burst=10**6,
-    enrol_rate=1e6,
-    enrol_burst=10**6,
-)
 #: Tests that need a service of the system fail, instead of being skipped, where it is missing.
 REQUIRED = os.environ.get("PFL_REQUIRE_SERVICES") == "1"
 
@@ -57,19 +47,6 @@ def missing(what: str) -> None:
     if REQUIRED:
         pytest.fail(f"{what} is missing, and PFL_REQUIRE_SERVICES=1")
     pytest.skip(f"{what} is missing")
-
-
-class Clock:
-    """Seconds since 1970 that pass only when a test says so."""
-
-    def __init__(self, now: float = 1_800_000_000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-    def pass_time(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @dataclass
@@ -185,12 +162,6 @@ def server(opened: Services, clock: Clock) -> Iterator[Server]:
     client = TestClient(create_app(opened, coordinate=False), raise_server_exceptions=False)
     with client:
         yield Server(opened, client, clock)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @contextlib.contextmanager

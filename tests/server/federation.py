@@ -25,7 +25,7 @@ from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
 from pfl_server.state_file import get_state
 from pfl_server.storage.models import Assignment, Federation, Round, Version
-from tests.server.conftest import ADMIN_TOKEN, GENEROUS, Clock
+from tests.server.basics import ADMIN_TOKEN, GENEROUS, Clock
 
 #: Tensors of the small model: name, role, shape.
 TENSORS = (("a", "shared", (4,)), ("b", "shared", (2, 3)), ("p", "personal", (2,)))
