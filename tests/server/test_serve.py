@@ -22,7 +22,9 @@ import pytest
 from pfl_mobile import cli
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import Ledger
+from pfl_server import launch
 from pfl_server.defaults import default_privacy, federation_config
+from pfl_server.settings import ServerSettings
 from tests.server.conftest import ADMIN_TOKEN
 
 
@@ -306,6 +308,16 @@ def test_a_port_in_use_is_refused(
         port = taken.getsockname()[1]
         error = _error(capsys, federated_folder, "--data", tmp_path / "data", "--port", port)
     assert str(port) in error["message"]
+
+
+def test_headers_of_proxies_are_believed_only_where_they_are_named(tmp_path: Path) -> None:
+    settings = ServerSettings(bundle=tmp_path)
+    assert not launch._config(settings, "x:y").proxy_headers
+    behind = launch._config(settings.model_copy(update={"trust_proxy": ("10.0.0.7",)}), "x:y")
+    assert behind.proxy_headers
+    assert behind.forwarded_allow_ips == ["10.0.0.7"]
+    assert settings.on_loopback
+    assert not settings.model_copy(update={"trust_proxy": ("10.0.0.7",)}).on_loopback
 
 
 class TestDefaults:

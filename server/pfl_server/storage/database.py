@@ -29,8 +29,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from pfl_mobile.cli.common import missing_package
-from pfl_mobile.errors import ConfigError
+from pfl_mobile.errors import ConfigError, MissingDependencyError
 from pfl_server.errors import DatabaseError, SchemaTooNewError
 
 if TYPE_CHECKING:
@@ -40,8 +39,8 @@ if TYPE_CHECKING:
 MIGRATIONS = Path(__file__).with_name("migrations")
 #: Seconds that a transaction waits for another to end.
 LOCK_TIMEOUT_S = 30.0
-#: Connections of one process: its worker threads, the coordinator and some to spare.
-POOL_SIZE = 48
+#: Connections of one process that are kept open, and those that are opened besides when all its threads are busy.
+POOL_SIZE, OVERFLOW = 16, 28
 #: Any number that no other program on the same PostgreSQL database uses.
 _MIGRATION_LOCK = 0x70666C6D
 _IMMEDIATE = "pfl_immediate"
@@ -56,6 +55,7 @@ class Database:
 
     Raises:
         ConfigError: not the URL of a database that is supported; an SQLite database in memory.
+        MissingDependencyError: the driver is not installed.
         DatabaseError: the folder of an SQLite database cannot be made.
     """
 
@@ -65,8 +65,10 @@ class Database:
         self._writing = threading.Lock()
         try:
             self._engine = _sqlite(self.url) if self.is_sqlite else _postgresql(self.url)
-        except ModuleNotFoundError as error:
-            raise missing_package(error, "PostgreSQL") or error from error
+        except ImportError as error:  # also where psycopg is there, but not PostgreSQL's own library
+            raise MissingDependencyError(
+                f"PostgreSQL needs psycopg: {error}", mend="pip install 'pfl-mobile[postgres]'"
+            ) from error
         self._reader: Engine
         self._writer: Engine
         if self.is_sqlite:
@@ -214,7 +216,7 @@ def _sqlite(url: URL) -> Engine:
         url,
         hide_parameters=True,
         pool_size=POOL_SIZE,
-        max_overflow=0,
+        max_overflow=OVERFLOW,
         connect_args={"timeout": LOCK_TIMEOUT_S},
     )
 
@@ -240,7 +242,7 @@ def _postgresql(url: URL) -> Engine:
         url,
         hide_parameters=True,
         pool_size=POOL_SIZE,
-        max_overflow=0,
+        max_overflow=OVERFLOW,
         pool_timeout=LOCK_TIMEOUT_S,
         pool_pre_ping=True,  # a connection that the server closed is replaced, not used
         isolation_level="READ COMMITTED",
