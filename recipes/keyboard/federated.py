@@ -73,11 +73,11 @@ def people(text: UserText, devices: int) -> tuple[list[str], dict[str, list[str]
     most = max(len(text.users[user]) for user in parts.test)
     for turn in range(-(-most // MESSAGES)):
         for user in parts.test:
-            messages = text.users[user]
+            messages = text.texts(user)
             end = len(messages) - turn * MESSAGES
             mine = messages[max(end - MESSAGES, 0) : max(end, 0)]
             if len(mine) >= FEWEST and len(found) < devices:
-                found[f"{user}-{turn + 1}"] = [str(message) for message in mine]
+                found[f"{user}-{turn + 1}"] = mine
     if len(found) < devices:
         raise DataError(
             f"{text.name} has messages of held-out users for {len(found)} devices, not for {devices}",

@@ -1,0 +1,116 @@
+"""The federated demo: real processes, on text that is made up and a backbone that is hardly trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from pfl_mobile.cli import main
+from pfl_mobile.data import UserText
+from pfl_mobile.data.usertext import Message
+from pfl_mobile.errors import ConfigError, DataError
+from pfl_mobile.local.plan import Plan
+from pfl_recipes.keyboard import federated, study
+from pfl_recipes.keyboard.processes import Seen
+
+WORDS = ["see", "you", "at", "the", "bus", "tonight", "cat", "is", "late", "ok", "feed", "now"]
+
+
+def messages(user, count):
+    """No two are equal, and each user has a favourite word."""
+    own = WORDS[user % len(WORDS)]
+    return [
+        f"{own} {WORDS[i % 12]} {own} {WORDS[i // 12 % 12]} {WORDS[i // 144 % 12]} {own}"
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    monkeypatch.setenv("PFL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(study, "TRAIN", replace(study.TRAIN, epochs=1, max_steps=10))
+    path = tmp_path / "messages.jsonl"
+    lines = [
+        json.dumps({"user": f"u{user}", "text": text, "time": i})
+        for user in range(6)
+        for i, text in enumerate(messages(user, 260))
+    ]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def made_up():
+    found = {f"u{u}": [Message(m, float(i)) for i, m in enumerate(messages(u, 260))] for u in range(6)}
+    return UserText("made up", found)
+
+
+def test_devices_have_stretches_of_held_out_users():
+    text = made_up()
+    known, mine = federated.people(text, 5)
+    assert len(mine) == 5
+    assert len(known) == 3 * 260
+    assert all(len(found) == 120 for found in list(mine.values())[:3])
+    newest = messages(int(next(iter(mine))[1]), 260)[-120:]
+    assert next(iter(mine.values())) == newest
+    sentences = [sentence for found in mine.values() for sentence in found]
+    assert not set(sentences) & set(known)
+    with pytest.raises(DataError, match="6 devices"):
+        federated.people(text, 7)
+
+
+def test_privacy_costs_what_is_asked_for():
+    config = federated.privacy(40, 5, 8.0)
+    assert (config.max_participations, config.budget_epsilon, config.delta) == (5, 8.0, 1e-3)
+    assert config.noise_multiplier > 0.9
+
+
+def test_figures_are_over_all_labels():
+    seen = Seen()
+    for device, recall, weight in (("a", 0.5, 30.0), ("b", 0.2, 10.0)):
+        seen.add(device, {"event": "assigned", "round": 3, "version": 2})
+        report = {"event": "reported", "round": 3, "weight": weight}
+        seen.add(device, report | {"shared": {"top3": 0.1}, "personalized": {"top3": recall}})
+    assert not seen.over(3, 3)
+    assert seen.over(3, 2)
+    found = seen.figures(3)
+    assert (found.devices, found.personalized) == (2, pytest.approx(42.5))
+    assert found.shared == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"), [({"engine": "coreml"}, "engine"), ({"devices": 1}, "1 devices")]
+)
+def test_settings_that_make_no_sense_are_refused(settings, what):
+    with pytest.raises(ConfigError, match=what):
+        federated.run("sotu", **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("private", [True, False])
+def test_server_and_devices_run_as_processes(source, tmp_path, capfd, private):
+    arguments = [
+        "demo",
+        "federated",
+        "--devices",
+        "3",
+        "--rounds",
+        "2",
+        "--data",
+        source,
+        "--out",
+        tmp_path / "out",
+    ]
+    arguments += ["--engine", "onnxruntime", "--json"] + ([] if private else ["--no-privacy"])
+    assert main([str(a) for a in arguments]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert list(found)[: len(federated.FIELDS)] == list(federated.FIELDS)
+    assert (found["rounds"], found["failures"], found["updates"]) == (2, 0, 6)
+    assert len(found["global_top3"]) == len(found["personalized_top3"]) == 2
+    assert found["epsilon"] == (pytest.approx(8.0, abs=0.1) if private else None)
+    assert found["bytes_up"] > 6 * 4 * 2048
+    plan = Plan.load((tmp_path / "out" / "bundle" / "plan.json").read_text())
+    assert plan.upload == ("role:shared",)
+    for name in ("report.md", "rounds.png", "report.json"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
