@@ -18,6 +18,7 @@ from pfl_mobile.local.phases import check_plan, named_sets
 from pfl_mobile.local.plan import ChoosePhase, MeasurePhase, Plan
 from pfl_mobile.local.state import ModelId
 from pfl_mobile.privacy import Ledger, PrivateRounds, SecureNoise
+from pfl_mobile.privacy.events import dp_accounting
 from pfl_mobile.protocol.bodies import BundleId
 from pfl_mobile.protocol.update_file import layout_of, size_limit
 from pfl_mobile.simulation.settings import differences
@@ -73,13 +74,12 @@ class Runtime:
         wake: set when the coordinator has something to do.
     """
 
-    def __init__(
-        self, blobs: Blobs, bundle: Bundle, config: FederationConfig, noise: Noise | None = None
-    ) -> None:
+    def __init__(self, blobs: Blobs, bundle: Bundle, config: FederationConfig) -> None:
         """For `open`, which also compares with what is stored.
 
         Raises:
             ConfigError, UnknownNameError, PrivacyError: the configuration does not fit together, or not to the bundle.
+            MissingDependencyError: privacy needs a package that is not installed.
         """
         manifest = bundle.manifest
         self.blobs, self.config = blobs, config
@@ -91,7 +91,11 @@ class Runtime:
         self.initial = {name: value for name, value in bundle.values().items() if name in trained}
         self.strategy, self.local = make_strategy(config.strategy, bundle.plan_json())
         self.rule = check_config(config, self.strategy, self.table)
-        self.noise: Noise = SecureNoise() if noise is None else noise
+        self.noise: Noise = SecureNoise()  # tests replace it
+        if config.privacy.mechanism != "none":  # what it needs is missed now, not at the first merge
+            dp_accounting()
+        if self.central:
+            self.noise.normal(1)
         self.wake = threading.Event()
         self._lock = threading.Lock()
         self._rounds: OrderedDict[int, RoundPlan] = OrderedDict()
@@ -116,8 +120,6 @@ class Runtime:
         bundle: Bundle,
         config: FederationConfig | None,
         clock: Callable[[], float],
-        *,
-        noise: Noise | None = None,
     ) -> Self:
         """The federation of a database; where there is none yet, it begins here with version 0.
 
@@ -127,7 +129,6 @@ class Runtime:
             bundle: the model.
             config: None takes the stored one.
             clock: seconds since 1970.
-            noise: for tests alone; None: `SecureNoise`.
 
         Raises:
             OtherSettingsError: the database holds a federation of another bundle or configuration.
@@ -137,7 +138,7 @@ class Runtime:
         if stored is None:
             if config is None:
                 raise ConfigError("there is no federation yet", mend="give its configuration")
-            made = cls(blobs, bundle, config, noise)
+            made = cls(blobs, bundle, config)
             try:
                 made._begin(database, clock())
                 return made
@@ -153,7 +154,7 @@ class Runtime:
                 f"the federation in the database began with other settings: {path} was {was!r} and is {now!r}",
                 mend="start without settings to take the stored ones, or take another database",
             )
-        runtime = cls(blobs, bundle, before, noise)
+        runtime = cls(blobs, bundle, before)
         own = runtime.bundle
         if (own.name, own.version, own.fingerprint) != (
             stored.bundle_name,
