@@ -10,7 +10,9 @@ trained again from the same state, an update that is finished waits in the folde
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -146,7 +148,7 @@ class Device:
         """Nothing is sent yet."""
         self.model, self.folder, self.client = model, folder, client
         self.pipeline = Pipeline(model, examples, folder.personal, policy=policy, test=test, noise=noise)
-        self.facts = facts or Facts(engine=model.engine)
+        self.facts = facts or Facts(engine=model.engine, platform=sys.platform, sdk=_sdk())
         self.group, self.token, self.attest = group, token, attest
         self.tell, self.clock, self.patience_s = on_event, clock, patience_s
         self.cancel = client.cancel
@@ -345,6 +347,7 @@ class Device:
             if done.evaluation is None
             else done.evaluation.model_dump(mode="json", by_alias=True),
             adopts=done.adopts,
+            copies=done.copies,
             instead_of=self.folder.personal.current,
         )
         self.folder.put(pending, done.update)
@@ -399,7 +402,7 @@ class Device:
         for pending in self.folder.pending()[0]:
             if self.clock() >= pending.deadline:
                 what = "evaluation" if pending.uploaded else "update"
-                self._drop(pending.task, what, "its task has expired")
+                self._drop(pending.task, what, "its task has expired", pending)
             elif self._upload(pending):
                 self._report(pending)
 
@@ -415,7 +418,7 @@ class Device:
         except ServerProblem as problem:
             if problem.code not in OVER | REFUSED:
                 raise
-            self._drop(pending.task, "update", f"{problem.code}: {problem.message}")
+            self._drop(pending.task, "update", f"{problem.code}: {problem.message}", pending)
             return False
         self.summary.rounds += 1
         self.folder.change(pending, uploaded=True)
@@ -435,7 +438,9 @@ class Device:
             self.tell(_reported(pending.round, report))
         self.folder.remove(pending.task)
 
-    def _drop(self, task: str, what: str, why: str) -> None:
+    def _drop(self, task: str, what: str, why: str, pending: Pending | None = None) -> None:
+        if pending is not None and not pending.uploaded:
+            self.pipeline.take_back(pending.copies, pending.instead_of)
         self.folder.remove(task)
         self.summary.dropped += 1
         self.tell(events.Dropped(task, what, why))
@@ -473,6 +478,14 @@ class _Deadline:
 
     def is_set(self) -> bool:
         return self.cancel.is_set() or self.clock() >= self.at
+
+
+def _sdk() -> str:
+    """Name and version of this client."""
+    try:
+        return f"pfl-mobile-python/{importlib.metadata.version('pfl-mobile')}"
+    except importlib.metadata.PackageNotFoundError:  # run from its source
+        return "pfl-mobile-python"
 
 
 def _reported(number: int, report: EvaluationReport) -> events.Reported:

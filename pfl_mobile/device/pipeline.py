@@ -59,6 +59,7 @@ class Done:
         protected: its values, norm, and whether they were clipped.
         evaluation: the report; None where none is asked for or may be sent.
         adopts: the version of the personal state that is to serve now; None where the old one stays.
+        copies: names of the copies whose change is in the update.
         report: of the trainer.
     """
 
@@ -66,6 +67,7 @@ class Done:
     protected: Protected
     evaluation: EvaluationReport | None
     adopts: int | None
+    copies: tuple[str, ...]
     report: TrainReport
 
 
@@ -214,13 +216,14 @@ class Pipeline:
             evaluation = evaluation_report(
                 *self.measure(plan, trainer, cut.test, report.state), report.adopted
             )
-        return Done(update, protected, evaluation, self._adopts(plan, report), report)
+        adopts = self._adopts(plan, report)
+        return Done(update, protected, evaluation, adopts, plan.upload_copies, report)
 
     def _adopts(self, plan: Plan, report: TrainReport) -> int | None:
         """The version that is to serve.
 
         Copies that are sent (control variates) are kept also where the guard keeps the old state: the aggregator
-        counts on them. They do not serve, or they would be the guard's business.
+        counts on them. They do not serve, or they would be the guard's business. ``take_back`` undoes it.
         """
         if report.adopted:
             return report.version
@@ -232,6 +235,21 @@ class Pipeline:
         old = old or PersonalState({})
         copies = {**old.copies, **{copy: trained.copies[copy] for copy in sent}}
         return self.store.write(PersonalState(old.tensors, copies, old.words, old.metrics))
+
+    def take_back(self, copies: tuple[str, ...], before: int) -> None:
+        """Give copies the values of an earlier version again, as the aggregator did not get their change.
+
+        Args:
+            copies: their names; the rest of the personal state stays.
+            before: the version; 0 where there was none.
+        """
+        now = self.store.load().state
+        if now is None or not copies:
+            return
+        old = self.store.read(before).copies if before else {}
+        kept = {name: values for name, values in now.copies.items() if name not in copies}
+        kept |= {name: old[name] for name in copies if name in old}
+        self.store.save(PersonalState(now.tensors, kept, now.words, now.metrics))
 
     def measure_shared(self, values: Mapping[str, np.ndarray]) -> Sums:
         """Sums of the aggregator's values on the test part.

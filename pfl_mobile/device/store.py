@@ -53,6 +53,7 @@ class Pending:
         evaluation: the report that goes after it, as JSON; None for none.
         adopts: version of the personal state that this task wrote and that is to serve; None for none.
         instead_of: the version that served before.
+        copies: names of the copies whose change is sent; taken back where the update is not accepted.
         uploaded: whether the update is accepted, so that only the evaluation is left.
     """
 
@@ -66,6 +67,7 @@ class Pending:
     evaluation: dict[str, Any] | None = None
     adopts: int | None = None
     instead_of: int = 0
+    copies: tuple[str, ...] = ()
     uploaded: bool = False
 
 
@@ -239,7 +241,7 @@ class DeviceFolder:
                 raw = json.loads(path.read_bytes())
                 if raw.pop("schema_version") != SCHEMA_VERSION:
                     raise ValueError("another schema")
-                entry = Pending(**raw)
+                entry = Pending(**{**raw, "copies": tuple(raw["copies"])})
                 if not entry.uploaded and not self._intact(entry):
                     raise ValueError("the update is damaged")
             except (ValueError, TypeError, KeyError, AttributeError):

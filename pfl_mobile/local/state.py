@@ -213,6 +213,14 @@ class PersonalStateStore:
         self._point_to(version)
         self._prune(version)
 
+    def read(self, version: int) -> PersonalState:
+        """A saved version, current or not.
+
+        Raises:
+            StateError: there is no such version, or it is damaged or of another model.
+        """
+        return self._read(version)[0]
+
     def load(self) -> Loaded:
         """The current state.
 

@@ -389,16 +389,19 @@ def test_offline_devices_wait_and_go_on(fake, tmp_path):
     assert "Offline" in names(found)
 
 
+CONTROLLED = plan(
+    {"kind": "move", "group": ["role:shared"], "toward": "global", "rate": 1.0},
+    sgd(lr=0.3, steps=6, group=["role:shared"]),
+    {"kind": "combine", "group": ["role:shared"], "makes": "c_i", "terms": [{"of": "theta"}]},
+    upload=["role:shared"],
+    upload_copies=["c_i"],
+    copies={"c_i": {"of": "zero", "group": ["role:shared"]}},
+    keep=["c_i"],
+)
+
+
 def test_control_variates_are_kept_although_the_guard_keeps_the_old_state(fake, address, tmp_path):
-    fake.plan = plan(
-        {"kind": "move", "group": ["role:shared"], "toward": "global", "rate": 1.0},
-        sgd(lr=0.3, steps=6, group=["role:shared"]),
-        {"kind": "combine", "group": ["role:shared"], "makes": "c_i", "terms": [{"of": "theta"}]},
-        upload=["role:shared"],
-        upload_copies=["c_i"],
-        copies={"c_i": {"of": "zero", "group": ["role:shared"]}},
-        keep=["c_i"],
-    )
+    fake.plan = CONTROLLED
     rows = linear_rows(60)
     rows["labels"][38:] = (rows["labels"][38:] + 1) % 3
     with device(tmp_path, address, examples=rows) as found:
@@ -409,3 +412,26 @@ def test_control_variates_are_kept_although_the_guard_keeps_the_old_state(fake, 
     assert list(state.copies) == ["c_i"]
     _, tensors = fake.update_of(fake.accepted[0])
     assert sorted(tensors) == ["copy:c_i:head.weight", "head.weight"]
+
+
+def test_control_variates_are_taken_back_when_the_update_is_refused(fake, address, tmp_path):
+    fake.plan, fake.rounds = CONTROLLED, 2
+    with device(tmp_path, address) as found:
+        found.run(rounds=1)
+        first = found.folder.personal.load()
+        original = fake.update
+
+        def refuse(method, task, headers, body):
+            if method == "PUT":
+                b"".join(body)
+                fake.round += 1
+                return problem(410, "round-closed")
+            return original(method, task, headers, body)
+
+        fake.values = {"head.weight": np.full((3, 4), -0.3, np.float32)}
+        fake.update = refuse
+        found.run()
+        second = found.folder.personal.load()
+    assert second.version > first.version
+    assert np.array_equal(second.state.copies["c_i"]["head.weight"], first.state.copies["c_i"]["head.weight"])
+    assert found.summary.dropped == 1
