@@ -209,13 +209,16 @@ def check_open(services: Services, session: Session, mine: Assignment, at: Round
         if at.state != "open":
             raise problems.RoundClosed(f"round {at.number} takes no more updates", mend="check in again")
         return at
-    staleness = session.get_one(Federation, 1).version - mine.base
+    federation = session.get_one(Federation, 1)
+    staleness = federation.version - mine.base
     if staleness > config.max_staleness:
         raise problems.TooStale(
             f"the update starts {staleness} versions back, {config.max_staleness} are allowed",
             mend="check in again",
         )
     current = at if at.state == "open" else open_round(session)
+    if current is None and federation.state in ("finished", "spent"):
+        raise problems.RoundClosed(f"training is {federation.state}", mend="check in again")
     if current is None:
         raise problems.Unavailable(
             "updates are being merged", mend="send the update again", headers={"Retry-After": _AGAIN_S}
@@ -358,14 +361,17 @@ def _store(services: Services, head: Incoming, found: Accepting, part: Part) -> 
     if not part.current():
         raise Busy
     services.blobs.put_file(blob, part.path)
-    if not accept(services, found, head.key, said, blob, seen):
+    try:
+        needed = accept(services, found, head.key, said, blob, seen)
+    except Problem:  # the transaction was rolled back, so nothing refers to what was stored
+        services.blobs.delete(blob)
+        raise
+    if not needed:
         services.blobs.delete(blob)
 
 
 def accept(services: Services, found: Accepting, key: str, head: UpdateHead, blob: str, seen: Scan) -> bool:
     """Make a stored update part of its round, in one transaction.
-
-    Where this fails the garbage collector removes what was stored.
 
     Returns:
         False where the same update was accepted over another connection meanwhile, so that this one is not needed.

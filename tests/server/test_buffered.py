@@ -82,3 +82,12 @@ def test_a_device_with_an_update_in_the_buffer_waits(tmp_path):
     with small(tmp_path, config(), devices=2) as f:
         f.send(f.devices[0])
         assert f.check_in(f.devices[0])["reason"] == "too_soon"
+
+
+def test_uploads_after_the_last_buffer_are_refused(tmp_path):
+    with small(tmp_path, config(total=1), devices=3) as f:
+        slow = f.task(f.devices[0])
+        merge(f, *f.devices[1:])
+        assert f.federation().state == "finished"
+        answer = f.put(f.devices[0], slow, update_of(slow))
+        assert (answer.status_code, answer.json()["code"]) == (410, "round-closed")

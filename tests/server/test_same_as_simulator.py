@@ -12,6 +12,8 @@ from pfl_mobile.strategies.strategy import Context, Local, Server
 from pfl_mobile.strategies.updates import Updates
 from tests.server.federation import federation_config, layout, small, update_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:EWC without fisher")
+
 GROUPS = ("north", "south")
 TENSORS = (("a", "shared", (4,)), ("b.w", "shared", (2, 3)), ("g", "group", (3,)), ("p", "personal", (2,)))
 DEVICES, ROUNDS = 4, 3
