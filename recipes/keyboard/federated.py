@@ -30,7 +30,7 @@ from pfl_mobile.tasks import TokenTask
 from pfl_mobile.text import TextEncoder, WordTokenizer
 
 from .plots import draw_rounds
-from .processes import Devices, Figures, Report, Seen, percent, serving
+from .processes import Devices, Figures, Report, Seen, ended_in_order, percent, serving
 from .study import CONFIG, MESSAGES, Adapted, backbone
 
 #: Engine -> target of the export, and what a device imports for it.
@@ -182,7 +182,7 @@ def run(
     config = None if epsilon is None else privacy(devices, rounds, epsilon)
     _write_settings(folder, mine, devices, rounds, config)
     say("start the server", None)
-    with serving(folder) as server:
+    with ended_in_order(), serving(folder) as server:
         with Devices(folder, server.url, engine, runtime, private=config is not None) as fleet:
             fleet.start_all(list(mine), say)
             lap("start")
