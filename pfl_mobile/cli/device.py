@@ -29,8 +29,8 @@ from pfl_mobile.errors import ConfigError, NoExamplesError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from pfl_mobile.device.device import Summary
     from pfl_mobile.device.events import Event
+    from pfl_mobile.device.outbox import Summary
 
 
 def add_to(app: typer.Typer) -> None:

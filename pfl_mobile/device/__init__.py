@@ -6,12 +6,13 @@
             Device(model, texts, folder, client).run(rounds=3)
 
 ``client`` and ``transfer`` speak the protocol, ``store`` keeps what must survive, ``pipeline`` makes an update of a
-task, ``privacy`` says what must protect it, ``device`` puts them together.
+task, ``privacy`` says what must protect it, ``outbox`` sends it, ``device`` puts them together.
 """
 
 from pfl_mobile.device.client import Client
-from pfl_mobile.device.device import Device, Summary
+from pfl_mobile.device.device import Device
 from pfl_mobile.device.model import Model
+from pfl_mobile.device.outbox import Summary
 from pfl_mobile.device.privacy import PrivacyPolicy
 from pfl_mobile.device.store import DeviceFolder
 

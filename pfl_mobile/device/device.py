@@ -9,20 +9,17 @@ trained again from the same state, an update that is finished waits in the folde
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from pfl_mobile.device import events
-from pfl_mobile.device.pipeline import DeclineTask, Done, Pipeline
-from pfl_mobile.device.store import Pending
-from pfl_mobile.device.transfer import download, upload
+from pfl_mobile.device.outbox import OVER, Ended, Outbox, Summary
+from pfl_mobile.device.pipeline import DeclineTask, Pipeline
+from pfl_mobile.device.transfer import download
 from pfl_mobile.errors import (
     DeviceError,
     DeviceFolderError,
@@ -35,7 +32,7 @@ from pfl_mobile.errors import (
     TensorFileError,
     UnreachableError,
 )
-from pfl_mobile.protocol.bodies import CheckIn, Decline, Enrolment, EvaluationReport, Facts
+from pfl_mobile.protocol.bodies import CheckIn, Decline, Enrolment, Facts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,60 +48,6 @@ if TYPE_CHECKING:
 
 #: Makes a verdict of the platform, of one of these kinds, bound to the challenge.
 Attest = Callable[[str, tuple[str, ...]], "Attestation"]
-
-Ended = Literal["rounds", "done", "once", "until", "privacy", "cancelled"]
-
-#: Problems after which a task is over for this device, which goes on with the next.
-OVER = frozenset(
-    {
-        "unknown-task",
-        "task-expired",
-        "round-closed",
-        "too-stale",
-        "not-found",
-        "idempotency-key-reused",
-        "already-uploaded",
-        "update-of-another-task",
-    }
-)
-#: Problems with what this device made: a bug or a model that diverged. The update is dropped.
-REFUSED = frozenset(
-    {
-        "malformed-update",
-        "wrong-tensors",
-        "update-not-finite",
-        "update-too-large",
-        "bad-report",
-        "bad-request",
-        "body-too-large",
-        "invalid-request",
-    }
-)
-
-
-@dataclass
-class Summary:
-    """What a run of a device did.
-
-    Attributes:
-        ended: ``rounds`` (as many as asked for), ``done`` (the federation trains no more), ``once``, ``until``,
-            ``privacy`` (the federation protects updates less than the policy asks for), ``cancelled``.
-        rounds: updates that the aggregator accepted.
-        declined: tasks without an update, by reason.
-        dropped: updates that could not be sent or were refused.
-        bytes_up, bytes_down: of bodies, failed tries included.
-    """
-
-    ended: Ended = "cancelled"
-    rounds: int = 0
-    declined: dict[str, int] = field(default_factory=dict)
-    dropped: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 class Device:
@@ -153,8 +96,10 @@ class Device:
         self.tell, self.clock, self.patience_s = on_event, clock, patience_s
         self.cancel = client.cancel
         self.summary = Summary()
+        self.outbox = Outbox(
+            folder, client, self.pipeline, self.summary, lambda event: self.tell(event), lambda: self.clock()
+        )
         self._offline: tuple[int, float] | None = None  # failures in a row, and when they began
-        self._fresh: set[str] = set()  # tasks of which nothing was sent yet
 
     def run(
         self, rounds: int | None = None, *, until: Callable[[], bool] = lambda: False, once: bool = False
@@ -172,14 +117,14 @@ class Device:
             EngineError: this device cannot train.
             ProtocolError: what answers is no aggregator of this protocol.
         """
-        self._go_on()
+        self.outbox.go_on()
         joined = asked = False
         while not self.cancel.is_set():
             try:
                 if not joined:
                     self._join()
                     joined = True
-                self._flush()
+                self.outbox.flush()
                 if rounds is not None and self.summary.rounds >= rounds:
                     return self._end("rounds")
                 if once and asked:
@@ -278,7 +223,7 @@ class Device:
 
     def _do(self, task: Task, deadline: float) -> Ended | None:
         self.tell(events.Assigned(task.round, task.version))
-        if any(p.task == task.id for p in self.folder.pending()[0]):
+        if self.outbox.holds(task.id):
             self.cancel.wait(1.0)  # it is finished; only sending is left
             return None
         try:
@@ -287,7 +232,7 @@ class Device:
             stop = _Deadline(self.cancel, self.clock, deadline)
             done = self.pipeline.carry_out(task, sets, on_progress=self._progress, cancel=stop)
             if done is not None:
-                self._finish(task, deadline, done)
+                self.outbox.put(task, deadline, done)
             elif not self.cancel.is_set():
                 raise DeclineTask("too_slow", "the task's time is over")
             # Cancelled by the user: the task stays ours until its deadline, and its checkpoint too.
@@ -300,7 +245,7 @@ class Device:
         except ServerProblem as problem:
             if problem.code not in OVER:
                 raise
-            self._drop(task.id, "task", problem.message)
+            self.outbox.drop(task.id, "task", problem.message)
         except EngineError as error:
             self._decline(task, "engine", error.message)
             raise
@@ -333,47 +278,6 @@ class Device:
         self.tell(events.Downloaded(name, what.bytes, cached))
         return values
 
-    def _finish(self, task: Task, deadline: float, done: Done) -> None:
-        """Make the update safe first; then let the new personal state serve."""
-        pending = Pending(
-            task=task.id,
-            round=task.round,
-            url=task.update_url,
-            key=secrets.token_hex(16),
-            deadline=deadline,
-            sha256=hashlib.sha256(done.update).hexdigest(),
-            bytes=len(done.update),
-            evaluation=None
-            if done.evaluation is None
-            else done.evaluation.model_dump(mode="json", by_alias=True),
-            adopts=done.adopts,
-            copies=done.copies,
-            instead_of=self.folder.personal.current,
-        )
-        self.folder.put(pending, done.update)
-        self._fresh.add(task.id)
-        self._adopt(pending)
-        report, norm = done.report, done.protected.norm
-        self.tell(
-            events.Finished(
-                task.round,
-                report.status,
-                report.steps,
-                report.seconds,
-                report.before,
-                report.after,
-                norm,
-                done.protected.clipped,
-            )
-        )
-
-    def _adopt(self, pending: Pending) -> None:
-        store = self.folder.personal
-        if pending.adopts is not None:
-            if store.current == pending.instead_of:  # else somebody reverted it meanwhile
-                store.adopt(pending.adopts)
-            self.folder.change(pending, adopts=None)
-
     def _decline(self, task: Task, reason: str, why: str) -> None:
         self.tell(events.Declined(task.round, reason, why))
         self.summary.declined[reason] = self.summary.declined.get(reason, 0) + 1
@@ -382,68 +286,6 @@ class Device:
         except ServerProblem as problem:
             if problem.code not in OVER:
                 raise
-
-    # -- the queue
-
-    def _go_on(self) -> None:
-        """Finish what a killed process left."""
-        found, damaged = self.folder.pending()
-        for task in damaged:
-            self._drop(task, "update", "its file in the queue is damaged")
-        for pending in found:
-            self._adopt(pending)
-
-    def _flush(self) -> None:
-        """Send everything that waits.
-
-        Raises:
-            UnreachableError: it goes on waiting.
-        """
-        for pending in self.folder.pending()[0]:
-            if self.clock() >= pending.deadline:
-                what = "evaluation" if pending.uploaded else "update"
-                self._drop(pending.task, what, "its task has expired", pending)
-            elif self._upload(pending):
-                self._report(pending)
-
-    def _upload(self, pending: Pending) -> bool:
-        """Send an update; whether it is accepted."""
-        if pending.uploaded:
-            return True
-        resume = pending.task not in self._fresh
-        self._fresh.discard(pending.task)
-        file = self.folder.update_path(pending.task)
-        try:
-            state = upload(self.client, pending.url, file, pending.key, resume=resume)
-        except ServerProblem as problem:
-            if problem.code not in OVER | REFUSED:
-                raise
-            self._drop(pending.task, "update", f"{problem.code}: {problem.message}", pending)
-            return False
-        self.summary.rounds += 1
-        self.folder.change(pending, uploaded=True)
-        self.tell(events.Uploaded(pending.round, pending.bytes, state.duplicate))
-        return True
-
-    def _report(self, pending: Pending) -> None:
-        if pending.evaluation is not None:
-            report = EvaluationReport.model_validate(pending.evaluation)
-            try:
-                self.client.report(pending.task, report)
-            except ServerProblem as problem:
-                if problem.code not in OVER | REFUSED:
-                    raise
-                self._drop(pending.task, "evaluation", f"{problem.code}: {problem.message}")
-                return
-            self.tell(_reported(pending.round, report))
-        self.folder.remove(pending.task)
-
-    def _drop(self, task: str, what: str, why: str, pending: Pending | None = None) -> None:
-        if pending is not None and not pending.uploaded:
-            self.pipeline.take_back(pending.copies, pending.instead_of)
-        self.folder.remove(task)
-        self.summary.dropped += 1
-        self.tell(events.Dropped(task, what, why))
 
     # -- waiting
 
@@ -486,10 +328,3 @@ def _sdk() -> str:
         return f"pfl-mobile-python/{importlib.metadata.version('pfl-mobile')}"
     except importlib.metadata.PackageNotFoundError:  # run from its source
         return "pfl-mobile-python"
-
-
-def _reported(number: int, report: EvaluationReport) -> events.Reported:
-    sums = report.global_, report.personalized
-    means = [{name: m.sum / m.weight for name, m in one.items()} for one in sums]
-    weight = max(m.weight for m in report.personalized.values())
-    return events.Reported(number, means[0], means[1], weight)

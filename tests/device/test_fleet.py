@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pfl_mobile.device.fleet import Fleet
+
+
+def wait(fleet, count):
+    ended, give_up = {}, time.monotonic() + 60
+    while len(ended) < count:
+        ended |= dict(fleet.ended())
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    return ended
+
+
+def test_devices_are_processes_whose_output_and_exit_code_are_kept(tmp_path):
+    fleet = Fleet(fork=False)
+    fleet.start(["data", "list", "--json"], tmp_path / "good.json")
+    fleet.start(["device", "--once"], tmp_path / "bad.json")
+    assert wait(fleet, 2) == {0: 0, 1: 2}
+    assert json.loads((tmp_path / "good.json").read_text())
+    assert "--server" in (tmp_path / "bad.log").read_text()
+
+
+def fleet_process():
+    return subprocess.Popen(
+        [sys.executable, "-m", "pfl_mobile.device.fleet", "pfl_mobile.cli"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def order(*arguments, output):
+    return json.dumps({"arguments": [*arguments], "output": str(output)}) + "\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
+def test_forked_devices_do_the_same(tmp_path):
+    with fleet_process() as process:
+        process.stdin.write(order("data", "list", "--json", output=tmp_path / "good.json"))
+        process.stdin.write(order("device", "--once", output=tmp_path / "bad.json"))
+        process.stdin.flush()
+        said = [json.loads(process.stdout.readline()) for _ in range(4)]
+        process.stdin.close()
+    assert {s["ended"]: s["code"] for s in said if "ended" in s} == {0: 0, 1: 2}
+    assert json.loads((tmp_path / "good.json").read_text())
+    assert "--server" in (tmp_path / "bad.log").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_no_device_outlives_who_started_the_fleet(tmp_path):
+    arguments = ["device", "--server", "http://127.0.0.1:9", "--bundle", "b", "--data", "d", "--user", "u"]
+    sleeping = tmp_path / "sleeping.py"
+    sleeping.write_text(
+        "import pfl_mobile.cli\npfl_mobile.cli.main = lambda a: __import__('time').sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "pfl_mobile.device.fleet", "sleeping"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    ) as process:
+        process.stdin.write(order(*arguments, output=tmp_path / "out.json"))
+        process.stdin.flush()
+        pid = json.loads(process.stdout.readline())["pid"]
+        assert Path(f"/proc/{pid}").exists()
+        process.stdin.close()
+    give_up = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
