@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import PrivacyConfig
 from pfl_mobile.privacy.calibration import required_noise, with_noise
+from pfl_mobile.privacy.plan import BAND
 from pfl_server.config import FederationConfig
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def default_privacy(
             "noise is calibrated for a number of rounds, and there is none",
             mend="say --rounds R, or give --privacy FILE",
         )
+    separation = min(min_separation, rounds)
     config = PrivacyConfig.checked(
         {
             "mechanism": "matrix",
@@ -56,7 +58,8 @@ def default_privacy(
             "noise_multiplier": 1.0,
             "cohort": cohort,
             "rounds": rounds,
-            "min_separation": min(min_separation, rounds),
+            "min_separation": separation,
+            "band": min(separation, BAND),
             "delta": delta,
             "budget_epsilon": epsilon,
         }
