@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -52,11 +53,13 @@ def device(
         str, typer.Option("--user", metavar="ID", help="A user of the data: whose device this is.")
     ],
     state: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--state", metavar="DIR", help="What the device keeps: credential, personal state, queue."
+            "--state",
+            metavar="DIR",
+            help="What the device keeps: credential, personal state, queue; default: ./pfl-device-USER.",
         ),
-    ] = Path("pfl-device"),
+    ] = None,
     engine: Engine = None,
     rounds: Annotated[
         int | None, typer.Option("--rounds", min=1, metavar="N", help="End after N accepted updates.")
@@ -129,7 +132,8 @@ def device(
         report("load the programs and run the golden batch")
         session = stack.enter_context(open_session(opened, engine))
         model = Model.open(opened, session)
-        folder = stack.enter_context(DeviceFolder(state, model.id))
+        place = state or Path("pfl-device-" + re.sub(r"[^\w.-]", "_", user))
+        folder = stack.enter_context(DeviceFolder(place, model.id))
         log = None if events is None else stack.enter_context(open(events, "a", encoding="utf-8"))
         cancel = stack.enter_context(interruptible(report))
         client = stack.enter_context(

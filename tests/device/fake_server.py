@@ -37,7 +37,7 @@ class Fake:
     reports: tuple = ()
     extra_sets: dict = field(default_factory=dict)
     expires_in_s: float = 60.0
-    wait_s: float = 0.05
+    attestation: tuple = ()
     values: dict = field(default_factory=lambda: {"head.weight": np.full((3, 4), 0.1, np.float32)})
 
     def __post_init__(self):
@@ -82,13 +82,20 @@ class Fake:
                     "server": "fake",
                     "bundle": self.bundle,
                     "enrolment": "open",
+                    "attestation": self.attestation,
                     "privacy": {},
                     "max_update_bytes": 1 << 20,
                     "state": "running",
                     "a_later_field": 1,
                 }
             )
+        if path == "/v1/challenges":
+            return answer({"challenge": "prove it", "expires": time.time() + 60})
+        if (method, path) == ("DELETE", "/v1/devices/me"):
+            self.devices.clear()
+            return 204, {}, b""
         if path == "/v1/devices":
+            self.enrolled = sent
             device = uuid.uuid4().hex
             self.devices[device] = f"pfl_device_{device}_{uuid.uuid4().hex}"
             return answer({"device": device, "credential": self.devices[device]}, 201)

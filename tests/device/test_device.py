@@ -17,6 +17,7 @@ from pfl_mobile.errors import (
     UnreachableError,
 )
 from pfl_mobile.local.state import ModelId
+from pfl_mobile.protocol.bodies import Attestation
 from tests.device.conftest import ID, device, names
 from tests.device.fake_server import PLAN, answer, problem
 from tests.local.fake import Linear, linear_rows, plan, sgd
@@ -435,3 +436,45 @@ def test_control_variates_are_taken_back_when_the_update_is_refused(fake, addres
     assert second.version > first.version
     assert np.array_equal(second.state.copies["c_i"]["head.weight"], first.state.copies["c_i"]["head.weight"])
     assert found.summary.dropped == 1
+
+
+def test_a_device_proves_itself_where_the_federation_asks_for_it(fake, address, tmp_path):
+    fake.attestation = ("play_integrity",)
+    with device(tmp_path, address) as found, pytest.raises(DeviceError, match="attestation"):
+        found.run()
+
+    def attest(challenge, kinds):
+        return Attestation(kind=kinds[0], challenge=challenge, verdict="yes")
+
+    with device(tmp_path, address, attest=attest, group="north", token="t") as found:
+        found.run()
+    sent = fake.enrolled
+    assert sent["attestation"] == {"kind": "play_integrity", "challenge": "prove it", "verdict": "yes"}
+    assert (sent["group"], sent["token"]) == ("north", "t")
+
+
+def test_a_device_that_leaves_forgets_its_credential_and_keeps_its_state(fake, address, tmp_path):
+    with device(tmp_path, address) as found:
+        found.run()
+        found.leave()
+        assert found.folder.membership is None
+        assert found.folder.personal.current == 1
+    assert fake.devices == {}
+    assert not (tmp_path / "device.json").exists()
+
+
+def test_facts_name_the_engine_and_the_sdk_and_examples_are_rounded(fake, address, tmp_path):
+    seen = []
+    original = fake.json
+
+    def listening(method, path, headers, sent):
+        seen.append((path, sent))
+        return original(method, path, headers, sent)
+
+    fake.json = listening
+    with device(tmp_path, address, examples=linear_rows(400)) as found:
+        found.run()
+    sent = next(body for path, body in seen if path == "/v1/check-in")
+    assert sent["examples"] == 250  # 256 of 400
+    assert sent["facts"]["engine"] == "fake"
+    assert sent["facts"]["sdk"].startswith("pfl-mobile-python")
