@@ -1,9 +1,10 @@
 """One merge of n updates, alone in its process, so that its peak memory is its own.
 
     python -m serve.merging ours FOLDER REPEATS       from files, as the server merges them
-    python serve/merging.py flower FOLDER REPEATS     Flower's numpy FedAvg, in Flower's environment, from memory
+    python serve/merging.py flower FOLDER REPEATS     Flower's FedAvg, in Flower's environment, from bytes in memory
+    python serve/merging.py flower_arrays ...         the sum in it alone, from arrays in memory
 
-Both read ``updates/*.bin`` (float32) and weigh by ``weights.json``. Prints JSON: ``seconds`` (best), ``gb_per_s``
+All read ``updates/*.bin`` (float32) and weigh by ``weights.json``. Prints JSON: ``seconds`` (best), ``gb_per_s``
 (bytes of updates), ``peak_mb``, and writes the mean for comparison.
 """
 
@@ -64,7 +65,25 @@ class _Tensor:
 
 
 def flower(paths: list[Path], weights: list[int]) -> Callable[[], np.ndarray]:
-    """``flwr.server.strategy.aggregate.aggregate`` on arrays that are in memory already."""
+    """Flower's ``FedAvg.aggregate_fit``, its defaults, on what its server holds: the updates as bytes in memory."""
+    from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
+    from flwr.server.strategy import FedAvg
+
+    def result(path: Path, weight: int) -> Any:
+        parameters = ndarrays_to_parameters([np.fromfile(path, np.float32)])
+        return None, FitRes(Status(Code.OK, ""), parameters, weight, {})
+
+    strategy, results = FedAvg(), [result(p, w) for p, w in zip(paths, weights, strict=True)]
+
+    def merge() -> np.ndarray:
+        parameters, _ = strategy.aggregate_fit(2, results, [])
+        return parameters_to_ndarrays(parameters)[0]
+
+    return merge
+
+
+def flower_arrays(paths: list[Path], weights: list[int]) -> Callable[[], np.ndarray]:
+    """Flower's ``aggregate`` alone, on arrays that are in memory already."""
     from flwr.server.strategy.aggregate import aggregate
 
     results = [([np.fromfile(p, np.float32)], w) for p, w in zip(paths, weights, strict=True)]
@@ -92,7 +111,7 @@ def main(system: str, folder: Path, repeats: int) -> dict[str, Any]:
     """Run one system."""
     paths = sorted((folder / "updates").glob("*.bin"))
     weights = json.loads((folder / "weights.json").read_text())[: len(paths)]
-    merge = {"ours": ours, "flower": flower}[system](paths, weights)
+    merge = {"ours": ours, "flower": flower, "flower_arrays": flower_arrays}[system](paths, weights)
     before, times = peak_mb(), []
     for _ in range(repeats):
         began = time.perf_counter()
