@@ -134,7 +134,7 @@ def device(
         model = Model.open(opened, session)
         place = state or Path("pfl-device-" + re.sub(r"[^\w.-]", "_", user))
         folder = stack.enter_context(DeviceFolder(place, model.id))
-        log = None if events is None else stack.enter_context(open(events, "a", encoding="utf-8"))
+        log = None if events is None else stack.enter_context(_opened(events))
         cancel = stack.enter_context(interruptible(report))
         client = stack.enter_context(
             Client(server, ca=None if ca is None else str(ca), allow_http=allow_http, cancel=cancel)
@@ -155,6 +155,13 @@ def device(
         newest = _newest(taking_part.measure) if summary.ended == "done" else {}
     _show(summary, newest, as_json)
     return {"cancelled": INTERRUPTED, "privacy": FAILED}.get(summary.ended, OK)
+
+
+def _opened(path: Path) -> IO[str]:
+    from pfl_mobile.atomic import disk_errors
+
+    with disk_errors(path):
+        return open(path, "a", encoding="utf-8")
 
 
 def _newest(measure: Callable[[], Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from pfl_mobile.tasks import TokenTask
 from pfl_mobile.text import TextEncoder, WordTokenizer
 
 from .plots import draw_rounds
-from .processes import Devices, Figures, Report, Seen, ended_in_order, percent, serving
+from .processes import Devices, Figures, Report, Seen, ended_in_order, loss, serving, top3
 from .study import CONFIG, MESSAGES, Adapted, backbone
 
 #: Engine -> target of the export, and what a device imports for it.
@@ -40,10 +40,12 @@ ENGINES = {
     "torch": ("torch", "torch"),
 }
 BATCH = 16
+#: Passes over a device's messages in a round.
+EPOCHS = 2
 #: Fewest messages that make a device.
 FEWEST = 40
 #: L2 norm that updates are clipped to.
-CLIP_NORM = 0.25
+CLIP_NORM = 0.5
 #: What the command prints as JSON first, in this order.
 FIELDS = (
     "rounds",
@@ -92,7 +94,7 @@ def deployment(known: list[str]) -> Deployment:
     model = Adapted(backbone(encoder, known))()
     rows = encoder.encode(known[: 8 * BATCH], drop_unknown=True)
     batch = {name: torch.from_numpy(np.ascontiguousarray(value[:BATCH])) for name, value in rows.items()}
-    local = Local(epochs=1, optimizer=AdamW(lr=2e-3, weight_decay=0.0), clip=1.0)
+    local = Local(epochs=EPOCHS, optimizer=AdamW(lr=2e-3, weight_decay=0.0), clip=1.0)
     return Deployment(
         name="keyboard-federated",
         model=model,
@@ -246,13 +248,16 @@ def _summary(
     dropped = sum(r.get("dropped", 0) for r in results)
     return {
         "rounds": latest["version"],
-        "global_top3": [percent(seen.shared[v]) for v in made if v in seen.shared],
-        "personalized_top3": [percent(seen.personalized[n]) for n in sorted(seen.personalized)],
+        "global_top3": [top3(seen.shared[v]) for v in made if v in seen.shared],
+        "personalized_top3": [top3(seen.personalized[n]) for n in sorted(seen.personalized)],
+        "global_loss": [loss(seen.shared[v]) for v in made if v in seen.shared],
+        "personalized_loss": [loss(seen.personalized[n]) for n in sorted(seen.personalized)],
         "epsilon": latest["privacy"].get("epsilon"),
         "bytes_up": sum(r.get("bytes_up", 0) for r in results),
         "bytes_down": sum(r.get("bytes_down", 0) for r in results),
         "failures": ended_badly + declined + dropped + rounds - latest["version"],
-        "shipped_top3": percent(seen.shared.get(0, {})),
+        "shipped_top3": top3(seen.shared.get(0, {})),
+        "shipped_loss": loss(seen.shared.get(0, {})),
         "delta": latest["privacy"].get("delta"),
         "privacy": latest["privacy"],
         "updates": sum(r.get("rounds", 0) for r in results),
@@ -273,16 +278,16 @@ def _page(folder: Path, found: dict[str, Any], config: PrivacyConfig | None) -> 
         f"whom the backbone never saw; each has at most {MESSAGES} consecutive messages of one of them, the newest "
         "fifth of which is only tested on. Recall in percent, over all test labels of all devices.",
         "",
-        f"Before the first round: top-3 {found['shipped_top3']:.2f}.",
+        f"Before the first round: top-3 {found['shipped_top3']:.2f}, loss {found['shipped_loss']:.3f} (mean over "
+        "devices).",
         "",
-        "| round | shared model after it | own models after it |",
-        "| --- | ---: | ---: |",
+        "| round | shared model after it: top-3 | loss | own models after it: top-3 | loss |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
+    columns = [found[f"{what}_{name}"] for what in ("global", "personalized") for name in ("top3", "loss")]
     lines += [
-        f"| {number + 1} | {shared:.2f} | {own:.2f} |"
-        for number, (shared, own) in enumerate(
-            zip(found["global_top3"], found["personalized_top3"], strict=False)
-        )
+        f"| {number} | {a:.2f} | {b:.3f} | {c:.2f} | {d:.3f} |"
+        for number, (a, b, c, d) in enumerate(zip(*columns, strict=False), 1)
     ]
     lines += ["", "![recall over the rounds](rounds.png)", "", _privacy_words(found, config), ""]
     lines += [

@@ -65,20 +65,20 @@ def draw_rounds(path: Path, found: Mapping[str, Any]) -> None:
         raise MissingDependencyError(
             "plots need the package 'matplotlib'", mend="pip install 'pfl-mobile[report]'"
         ) from error
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    shared = [found["shipped_top3"], *found["global_top3"]]
-    axes.plot(range(len(shared)), shared, "o-", color=BEFORE, label="shared model")
-    own = found["personalized_top3"]
-    axes.plot(range(1, len(own) + 1), own, "o-", color=AFTER, label="own models")
-    axes.set_xticks(range(max(len(shared), len(own) + 1)))
-    axes.set_xlabel("rounds")
-    axes.set_ylabel("top-3 recall, %")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, name, label in zip(
+        figure.subplots(1, 2), ("top3", "loss"), ("top-3 recall, %", "loss, mean over devices"), strict=True
+    ):
+        shared = [found[f"shipped_{name}"], *found[f"global_{name}"]]
+        own = found[f"personalized_{name}"]
+        axes.plot(range(len(shared)), shared, "o-", color=BEFORE, label="shared model")
+        axes.plot(range(1, len(own) + 1), own, "o-", color=AFTER, label="own models")
+        axes.set_xticks(range(max(len(shared), len(own) + 1)))
+        axes.set_xlabel("rounds")
+        axes.set_ylabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
     epsilon = found["epsilon"]
     private = "no privacy" if epsilon is None else f"epsilon {epsilon:.3g}, delta {found['delta']:g}"
-    axes.set_title(
-        f"{found['devices']} devices through {found['engine']}, {private}", loc="left", fontsize=10
-    )
-    axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{found['devices']} devices through {found['engine']}, {private}", fontsize=10)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=130)

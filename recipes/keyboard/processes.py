@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import signal
+import statistics
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,19 +43,33 @@ class Figures:
     devices: int
 
 
+@dataclass(frozen=True)
+class Metrics:
+    """What a device measured on its test part: top-3 recall from 0 to 1, the labels' weight, and the loss."""
+
+    top3: float
+    weight: float
+    loss: float
+
+    @classmethod
+    def of(cls, event: Mapping[str, Any], what: str) -> Metrics:
+        """Of an event's ``shared`` or ``personalized`` metrics."""
+        return cls(event[what]["top3"], event["weight"], event[what].get("loss", math.nan))
+
+
 @dataclass
 class Seen:
     """What the devices told.
 
     Attributes:
-        shared: recall of the shared values and its weight, by version and device.
+        shared: metrics of the shared values, by version and device.
         personalized: of what serves after a round, by round and device.
         declined: devices by round.
         base: the version that a round began with.
     """
 
-    shared: dict[int, dict[str, tuple[float, float]]] = field(default_factory=dict)
-    personalized: dict[int, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    shared: dict[int, dict[str, Metrics]] = field(default_factory=dict)
+    personalized: dict[int, dict[str, Metrics]] = field(default_factory=dict)
     declined: dict[int, set[str]] = field(default_factory=dict)
     base: dict[int, int] = field(default_factory=dict)
 
@@ -65,11 +81,10 @@ class Seen:
         elif kind == "declined":
             self.declined.setdefault(event["round"], set()).add(device)
         elif kind == "measured" and "top3" in event["shared"]:
-            self.shared.setdefault(event["version"], {})[device] = event["shared"]["top3"], event["weight"]
+            self.shared.setdefault(event["version"], {})[device] = Metrics.of(event, "shared")
         elif kind == "reported" and "top3" in event["shared"]:
-            weight = event["weight"]
-            self.shared.setdefault(self.base[event["round"]], {})[device] = event["shared"]["top3"], weight
-            self.personalized.setdefault(event["round"], {})[device] = event["personalized"]["top3"], weight
+            self.shared.setdefault(self.base[event["round"]], {})[device] = Metrics.of(event, "shared")
+            self.personalized.setdefault(event["round"], {})[device] = Metrics.of(event, "personalized")
 
     def over(self, number: int, devices: int) -> bool:
         """Whether a round is over: all devices have answered, or there are answers in a later one."""
@@ -80,13 +95,18 @@ class Seen:
         """The figures of a round."""
         found = self.personalized.get(number, {})
         shared = self.shared.get(self.base.get(number, -1), {})
-        return Figures(number, percent(shared), percent(found), len(found))
+        return Figures(number, top3(shared), top3(found), len(found))
 
 
-def percent(found: dict[str, tuple[float, float]]) -> float:
+def top3(found: Mapping[str, Metrics]) -> float:
     """Recall over all labels of these devices, in percent."""
-    weight = sum(w for _, w in found.values())
-    return 100.0 * sum(recall * w for recall, w in found.values()) / weight if weight else float("nan")
+    weight = sum(m.weight for m in found.values())
+    return 100.0 * sum(m.top3 * m.weight for m in found.values()) / weight if weight else math.nan
+
+
+def loss(found: Mapping[str, Metrics]) -> float:
+    """Mean over these devices, each counting the same."""
+    return statistics.fmean(m.loss for m in found.values()) if found else math.nan
 
 
 @dataclass(frozen=True)

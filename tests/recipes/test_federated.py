@@ -71,7 +71,10 @@ def test_figures_are_over_all_labels():
     for device, recall, weight in (("a", 0.5, 30.0), ("b", 0.2, 10.0)):
         seen.add(device, {"event": "assigned", "round": 3, "version": 2})
         report = {"event": "reported", "round": 3, "weight": weight}
-        seen.add(device, report | {"shared": {"top3": 0.1}, "personalized": {"top3": recall}})
+        seen.add(
+            device,
+            report | {"shared": {"top3": 0.1, "loss": 4.0}, "personalized": {"top3": recall, "loss": 3.0}},
+        )
     assert not seen.over(3, 3)
     assert seen.over(3, 2)
     found = seen.figures(3)
