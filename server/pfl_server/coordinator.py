@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, or_, select, update
 
 from pfl_mobile.errors import PflError
+from pfl_server.accepting import changed
 from pfl_server.garbage import Collector
 from pfl_server.merging import Checkpoint, LostLease, claim, merge
-from pfl_server.receive import changed
 from pfl_server.rounds import close_due, expire_tasks, open_next
 from pfl_server.storage.models import Federation, Round
 

@@ -28,8 +28,8 @@ from pfl_mobile.strategies.rules import anomaly_scores
 from pfl_mobile.strategies.state_file import plain_numbers
 from pfl_mobile.strategies.updates import Updates
 from pfl_mobile.strategies.weighting import Weighting
+from pfl_server.accepting import changed
 from pfl_server.errors import BlobError, BlobMissingError, DatabaseError
-from pfl_server.receive import changed
 from pfl_server.rounds import ITSELF, LOCK, end_without_merge
 from pfl_server.state_file import get_state, put_set, put_state
 from pfl_server.storage.models import (

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import secrets
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pfl_mobile.protocol.bodies import UpdateHead
     from pfl_mobile.strategies.updates import Layout
 
-_FOLDER, _SUFFIX = "parts", ".part"
+_FOLDER, _SUFFIX, _WHOLE = "parts", ".part", ".whole"
 #: Pieces that one call writes (IOV_MAX of Linux).
 _PIECES = 1024
 
@@ -117,12 +118,24 @@ class Part:
         with mmap.mmap(self._fd, self.size, prot=mmap.PROT_READ) as found, memoryview(found) as data:
             return scan(data, offset)
 
-    def current(self) -> bool:
-        """Whether the file still has its name: a newer upload takes it away, as does the garbage collector."""
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[Path]:
+        """The file under a name of its own, which no other request knows; gone at the end unless it was moved.
+
+        Raises:
+            Busy: another upload of the task took the file away.
+        """
+        path = self.path.with_name(f"{self.path.name.split('.')[0]}.{secrets.token_hex(16)}{_WHOLE}")
         try:
-            return os.path.samestat(os.fstat(self._fd), os.stat(self.path))
-        except FileNotFoundError:
-            return False
+            os.rename(self.path, path)
+        except FileNotFoundError as error:
+            raise Busy from error
+        try:
+            if not os.path.samestat(os.fstat(self._fd), os.stat(path)):
+                raise Busy
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -188,7 +201,7 @@ def old_parts(scratch: Path, before: float) -> list[Path]:
     """Parts that were last written before a time (seconds since 1970)."""
     found = []
     for folder in sorted((scratch / _FOLDER).glob("??")):
-        for path in _parts(scratch, folder.name):
+        for path in _parts(scratch, folder.name, (_SUFFIX, _WHOLE)):
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < before:
                     found.append(path)
@@ -200,11 +213,11 @@ def _folder(scratch: Path, task: str) -> Path:
     return scratch / _FOLDER / task[:2]
 
 
-def _parts(scratch: Path, task: str) -> list[Path]:
+def _parts(scratch: Path, task: str, kinds: tuple[str, ...] = (_SUFFIX,)) -> list[Path]:
     """The parts of the tasks whose id begins so."""
     folder = _folder(scratch, task)
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    return [folder / name for name in names if name.startswith(task) and name.endswith(_SUFFIX)]
+    return [folder / name for name in names if name.startswith(task) and name.endswith(kinds)]

@@ -10,22 +10,29 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select, update
-
 from pfl_mobile.errors import UpdateFileError, UpdateTensorsError
 from pfl_mobile.protocol.bodies import UploadState
 from pfl_mobile.protocol.update_file import payload_offset, size_limit
 from pfl_server import problems
-from pfl_server.check_in import open_round
-from pfl_server.part import Busy, Part, Scan, find_part, open_part, remove_parts
+from pfl_server.accepting import (
+    AGAIN_S,
+    STORED,
+    Accepting,
+    accept,
+    check_head,
+    check_open,
+    over,
+    own_task,
+    refuse,
+)
+from pfl_server.part import Busy, Part, find_part, open_part
 from pfl_server.problems import Problem
-from pfl_server.storage.models import Assignment, Device, Federation, Round
+from pfl_server.storage.models import Round
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
     from typing import TypeVar
-
-    from sqlalchemy.orm import Session
 
     from pfl_mobile.protocol.bodies import UpdateHead
     from pfl_server.auth import DeviceIdentity
@@ -34,12 +41,6 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-#: States of an assignment whose update was stored once.
-STORED = ("accepted", "merged", "discarded")
-#: Examples and steps that a device can have had.
-MOST = 2**31 - 1
-#: Seconds after which a client whose upload collides with another one asks again.
-_AGAIN_S = "2"
 #: Bytes of a body that are written at once: each time costs a change of threads.
 CHUNK = 1 << 20
 #: Threads that write to files; and those that look at a finished update, and wait for the disk and the database.
@@ -64,14 +65,6 @@ class Incoming:
     offset: int
     length: int | None
     total: int
-
-
-@dataclass(frozen=True)
-class Accepting:
-    """The task that an upload belongs to, as it was when the upload began."""
-
-    mine: Assignment
-    known: RoundPlan
 
 
 def incoming(task: str, key: str | None, offset: int, length: int | None, total: int | None) -> Incoming:
@@ -126,7 +119,7 @@ async def receive(
         return await _receive(services, head, found, body)
     except Busy:
         raise problems.Unavailable(
-            "another request is sending this update", mend="ask again", headers={"Retry-After": _AGAIN_S}
+            "another request is sending this update", mend="ask again", headers={"Retry-After": AGAIN_S}
         ) from None
     except (
         UpdateFileError,
@@ -136,7 +129,7 @@ async def receive(
         problems.BadReport,
     ) as error:
         problem = _problem(error, head, found.known)
-        await _in(_STORES, _refuse, services, found.mine, problem.code)
+        await _in(_STORES, refuse, services, found.mine, problem.code)
         raise problem from error
 
 
@@ -156,23 +149,6 @@ def progress(
         raise over(mine)
     part = find_part(services.blobs.scratch, task, key)
     return (0, None, False) if part is None else (*part, False)
-
-
-def own_task(session: Session, me: DeviceIdentity, task: str) -> Assignment:
-    """The task of this id, if it is this device's.
-
-    Raises:
-        UnknownTask: it is not.
-    """
-    mine = session.get(Assignment, task)
-    if mine is None or mine.device != me.id:
-        raise problems.UnknownTask("this device has no such task", mend="check in again")
-    return mine
-
-
-def over(mine: Assignment) -> Problem:
-    """The problem of a task that is over."""
-    return problems.TaskExpired(f"the task is {mine.state}", mend="check in again")
 
 
 # -- the beginning
@@ -195,35 +171,6 @@ def _begin(services: Services, me: DeviceIdentity, head: Incoming, note: Callabl
             raise problems.TaskExpired("the task has expired", mend="check in again")
         check_open(services, session, mine, at)
     return Accepting(mine, known)
-
-
-def check_open(services: Services, session: Session, mine: Assignment, at: Round) -> Round:
-    """The round that an update of this task goes into.
-
-    Raises:
-        RoundClosed, TooStale: it comes too late.
-        Unavailable: the round to come is about to open (buffered training).
-    """
-    config = services.runtime.config.rounds
-    if config.mode == "synchronous":
-        if at.state != "open":
-            raise problems.RoundClosed(f"round {at.number} takes no more updates", mend="check in again")
-        return at
-    federation = session.get_one(Federation, 1)
-    staleness = federation.version - mine.base
-    if staleness > config.max_staleness:
-        raise problems.TooStale(
-            f"the update starts {staleness} versions back, {config.max_staleness} are allowed",
-            mend="check in again",
-        )
-    current = at if at.state == "open" else open_round(session)
-    if current is None and federation.state in ("finished", "spent"):
-        raise problems.RoundClosed(f"training is {federation.state}", mend="check in again")
-    if current is None:
-        raise problems.Unavailable(
-            "updates are being merged", mend="send the update again", headers={"Retry-After": _AGAIN_S}
-        )
-    return current
 
 
 # -- the body
@@ -319,32 +266,19 @@ async def _again(found: Accepting, head: Incoming, body: AsyncIterator[bytes]) -
     return UploadState(status="accepted", task=head.task, received=total, duplicate=True)
 
 
-def check_head(head: UpdateHead, found: Accepting) -> None:
-    """Compare what the update says of itself with its task.
-
-    Raises:
-        WrongTask: it is another task's.
-        BadReport: other numbers than the plan measures, or none of examples.
-    """
-    mine = found.mine
-    if (head.task, head.round, head.version) != (mine.id, mine.round, mine.base):
-        raise problems.WrongTask("the update says that it is of another task", mend="send it to its own task")
-    if head.reports.keys() != found.known.reports:
-        raise problems.BadReport(
-            f"the update reports {len(head.reports)} numbers, other ones than the task's",
-            mend="report as the task says",
-        )
-    if head.examples < 1:
-        raise problems.BadReport(
-            "the update was trained on no examples", mend="decline the task in that case"
-        )
-
-
 # -- the end
 
 
 def _store(services: Services, head: Incoming, found: Accepting, part: Part) -> None:
-    """Check what can be checked now, store the update, accept it."""
+    """Check what can be checked now, store the update, accept it.
+
+    Under a name that no other request knows, so that what is checked is what is stored.
+    """
+    with part.whole() as whole:
+        _check_and_store(services, head, found, part, whole)
+
+
+def _check_and_store(services: Services, head: Incoming, found: Accepting, part: Part, whole: Path) -> None:
     layout, most = found.known.layout, services.runtime.config.max_norm
     said = part.head(layout, head.total)
     assert said is not None
@@ -358,9 +292,7 @@ def _store(services: Services, head: Incoming, found: Accepting, part: Part) -> 
         raise problems.NormTooLarge(f"the update's norm is above {most:g}", mend="decline with 'diverged'")
     # A name of its own for every attempt, so that none replaces what another one had accepted.
     blob = f"updates/{head.task}-{secrets.token_hex(4)}"
-    if not part.current():
-        raise Busy
-    services.blobs.put_file(blob, part.path)
+    services.blobs.put_file(blob, whole)
     try:
         needed = accept(services, found, head.key, said, blob, seen)
     except Problem:  # the transaction was rolled back, so nothing refers to what was stored
@@ -368,79 +300,6 @@ def _store(services: Services, head: Incoming, found: Accepting, part: Part) -> 
         raise
     if not needed:
         services.blobs.delete(blob)
-
-
-def accept(services: Services, found: Accepting, key: str, head: UpdateHead, blob: str, seen: Scan) -> bool:
-    """Make a stored update part of its round, in one transaction.
-
-    Returns:
-        False where the same update was accepted over another connection meanwhile, so that this one is not needed.
-
-    Raises:
-        RoundClosed, TaskExpired, TooStale, AlreadyUploaded, DeviceRevoked: something happened meanwhile.
-        Unavailable: the round to come is about to open (buffered training).
-    """
-    with services.database.write() as session:
-        # The round is locked so that it does not close before this update is in it.
-        at = session.get_one(Round, found.mine.round, with_for_update={"read": True})
-        current = check_open(services, session, found.mine, at)
-        if current is not at:
-            current = session.get_one(
-                Round, current.number, with_for_update={"read": True}, populate_existing=True
-            )
-            if current.state != "open":
-                raise problems.Unavailable(
-                    "updates are being merged",
-                    mend="send the update again",
-                    headers={"Retry-After": _AGAIN_S},
-                )
-        if session.scalar(select(Device.state).where(Device.id == found.mine.device)) != "active":
-            raise problems.DeviceRevoked(
-                "this device was excluded from the federation", mend="stop taking part"
-            )
-        done = session.execute(
-            update(Assignment)
-            .where(Assignment.id == found.mine.id, Assignment.state == "assigned")
-            .values(
-                state="accepted",
-                round=current.number,
-                finished=services.clock(),
-                key=key,
-                digest=seen.digest,
-                blob=blob,
-                offset=payload_offset(found.known.layout, seen.total),
-                bytes=seen.total,
-                examples=head.examples,
-                steps=head.steps,
-                reports=dict(head.reports),
-                clipped=head.clipped,
-                norm=seen.norm,
-            )
-        )
-        if not changed(done):
-            mine = session.get_one(Assignment, found.mine.id, populate_existing=True)
-            if mine.state not in STORED:
-                raise over(mine)
-            if (mine.key, mine.digest) == (key, seen.digest):
-                return False
-            raise problems.AlreadyUploaded("the task has an update already", mend="check in again")
-        count = select(func.count()).where(Assignment.round == current.number, Assignment.state == "accepted")
-        full = int(session.scalar(count) or 0) >= current.target
-    services.metrics.updates.labels(outcome="accepted").inc()
-    if full:
-        services.runtime.wake.set()
-    return True
-
-
-def _refuse(services: Services, mine: Assignment, code: str) -> None:
-    with services.database.write() as session:
-        session.execute(
-            update(Assignment)
-            .where(Assignment.id == mine.id, Assignment.state == "assigned")
-            .values(state="refused", reason=code, finished=services.clock())
-        )
-    remove_parts(services.blobs.scratch, mine.id)
-    services.runtime.wake.set()
 
 
 def _problem(error: Exception, head: Incoming, known: RoundPlan) -> Problem:
@@ -454,11 +313,6 @@ def _problem(error: Exception, head: Incoming, known: RoundPlan) -> Problem:
         )
     kind = problems.WrongTensors if isinstance(error, UpdateTensorsError) else problems.BadUpdate
     return kind(error.message, mend=error.mend)
-
-
-def changed(result: Any) -> int:
-    """Rows that an UPDATE changed."""
-    return int(result.rowcount)
 
 
 async def _in(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:

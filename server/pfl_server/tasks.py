@@ -10,8 +10,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from pfl_mobile.local.plan import LOWER_IS_BETTER
 from pfl_mobile.results import is_recall
 from pfl_server import problems
+from pfl_server.accepting import changed, over, own_task
 from pfl_server.part import remove_parts
-from pfl_server.receive import changed, over, own_task
 from pfl_server.storage.models import Assignment, EvaluationSum
 
 #: No mean of a metric is larger.

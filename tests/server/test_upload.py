@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfl_mobile.local.state import ModelId
-from pfl_server.part import find_part, open_part, scan
+from pfl_server.part import Busy, find_part, open_part, scan
 from pfl_server.problems import PROBLEMS
 from pfl_server.receive import CHUNK
 from pfl_server.storage.models import Device, Refusal, Round
@@ -345,8 +345,27 @@ def test_uploads_at_once_are_each_accepted_once(tmp_path):
         assert f.round(0).summary["updates"] == 30
 
 
-def test_a_part_that_was_taken_away_is_not_used(tmp_path):
+def test_a_part_that_another_upload_took_away_is_not_used(tmp_path):
     with open_part(tmp_path, "ab" * 16, "one", 100) as part:
         part.write([b"x" * 10, memoryview(b"y")])
-        with open_part(tmp_path, "ab" * 16, "two", 100):
-            assert not part.current()
+        with open_part(tmp_path, "ab" * 16, "two", 100), pytest.raises(Busy), part.whole():
+            pass
+        # A file of the same name is not the one that was looked at.
+        with open_part(tmp_path, "ab" * 16, "one", 100), pytest.raises(Busy), part.whole():
+            pass
+
+
+def test_what_is_looked_at_is_what_is_stored(tmp_path):
+    with open_part(tmp_path, "ab" * 16, "one", 100) as part:
+        part.write([b"honest"])
+        with part.whole() as path:
+            with open_part(tmp_path, "ab" * 16, "one", 100) as other:
+                other.write([b"attack"])
+            assert path.read_bytes() == b"honest"
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("head", [{"examples": 2**31}, {"steps": 2**40}])
+def test_numbers_that_no_device_has_are_refused(f, head):
+    task = f.task(f.devices[0])
+    assert code(f.put(f.devices[0], task, update_of(task, **head))) == "bad-report"

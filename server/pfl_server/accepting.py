@@ -1,0 +1,185 @@
+"""Which updates are taken, and into which round: checked against the task, accepted in one transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, select, update
+
+from pfl_mobile.protocol.update_file import payload_offset
+from pfl_server import problems
+from pfl_server.check_in import open_round
+from pfl_server.part import Scan, remove_parts
+from pfl_server.problems import Problem
+from pfl_server.storage.models import Assignment, Device, Federation, Round
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from pfl_mobile.protocol.bodies import UpdateHead
+    from pfl_server.auth import DeviceIdentity
+    from pfl_server.runtime import RoundPlan
+    from pfl_server.services import Services
+
+#: States of an assignment whose update was stored once.
+STORED = ("accepted", "merged", "discarded")
+#: Examples and steps that a device can have had.
+MOST = 2**31 - 1
+#: Seconds after which a client asks again.
+AGAIN_S = "2"
+
+
+@dataclass(frozen=True)
+class Accepting:
+    """The task that an upload belongs to, as it was when the upload began."""
+
+    mine: Assignment
+    known: RoundPlan
+
+
+def own_task(session: Session, me: DeviceIdentity, task: str) -> Assignment:
+    """The task of this id, if it is this device's.
+
+    Raises:
+        UnknownTask: it is not.
+    """
+    mine = session.get(Assignment, task)
+    if mine is None or mine.device != me.id:
+        raise problems.UnknownTask("this device has no such task", mend="check in again")
+    return mine
+
+
+def over(mine: Assignment) -> Problem:
+    """The problem of a task that is over."""
+    return problems.TaskExpired(f"the task is {mine.state}", mend="check in again")
+
+
+def check_open(services: Services, session: Session, mine: Assignment, at: Round) -> Round:
+    """The round that an update of this task goes into.
+
+    Raises:
+        RoundClosed, TooStale: it comes too late.
+        Unavailable: the round to come is about to open (buffered training).
+    """
+    config = services.runtime.config.rounds
+    if config.mode == "synchronous":
+        if at.state != "open":
+            raise problems.RoundClosed(f"round {at.number} takes no more updates", mend="check in again")
+        return at
+    federation = session.get_one(Federation, 1)
+    staleness = federation.version - mine.base
+    if staleness > config.max_staleness:
+        raise problems.TooStale(
+            f"the update starts {staleness} versions back, {config.max_staleness} are allowed",
+            mend="check in again",
+        )
+    current = at if at.state == "open" else open_round(session)
+    if current is None and federation.state in ("finished", "spent"):
+        raise problems.RoundClosed(f"training is {federation.state}", mend="check in again")
+    if current is None:
+        raise problems.Unavailable(
+            "updates are being merged", mend="send the update again", headers={"Retry-After": AGAIN_S}
+        )
+    return current
+
+
+def check_head(head: UpdateHead, found: Accepting) -> None:
+    """Compare what the update says of itself with its task.
+
+    Raises:
+        WrongTask: it is another task's.
+        BadReport: other numbers than the plan measures, or none of examples.
+    """
+    mine = found.mine
+    if (head.task, head.round, head.version) != (mine.id, mine.round, mine.base):
+        raise problems.WrongTask("the update says that it is of another task", mend="send it to its own task")
+    if head.reports.keys() != found.known.reports:
+        raise problems.BadReport(
+            f"the update reports {len(head.reports)} numbers, other ones than the task's",
+            mend="report as the task says",
+        )
+    if not 1 <= head.examples <= MOST or head.steps > MOST:
+        raise problems.BadReport(
+            f"the update was trained on {head.examples} examples in {head.steps} steps",
+            mend="decline the task where there are none",
+        )
+
+
+def accept(services: Services, found: Accepting, key: str, head: UpdateHead, blob: str, seen: Scan) -> bool:
+    """Make a stored update part of its round, in one transaction.
+
+    Returns:
+        False where the same update was accepted over another connection meanwhile, so that this one is not needed.
+
+    Raises:
+        RoundClosed, TaskExpired, TooStale, AlreadyUploaded, DeviceRevoked: something happened meanwhile.
+        Unavailable: the round to come is about to open (buffered training).
+    """
+    with services.database.write() as session:
+        # The round is locked so that it does not close before this update is in it.
+        at = session.get_one(Round, found.mine.round, with_for_update={"read": True})
+        current = check_open(services, session, found.mine, at)
+        if current is not at:
+            current = session.get_one(
+                Round, current.number, with_for_update={"read": True}, populate_existing=True
+            )
+            if current.state != "open":
+                raise problems.Unavailable(
+                    "updates are being merged",
+                    mend="send the update again",
+                    headers={"Retry-After": AGAIN_S},
+                )
+        if session.scalar(select(Device.state).where(Device.id == found.mine.device)) != "active":
+            raise problems.DeviceRevoked(
+                "this device was excluded from the federation", mend="stop taking part"
+            )
+        done = session.execute(
+            update(Assignment)
+            .where(Assignment.id == found.mine.id, Assignment.state == "assigned")
+            .values(
+                state="accepted",
+                round=current.number,
+                finished=services.clock(),
+                key=key,
+                digest=seen.digest,
+                blob=blob,
+                offset=payload_offset(found.known.layout, seen.total),
+                bytes=seen.total,
+                examples=head.examples,
+                steps=head.steps,
+                reports=dict(head.reports),
+                clipped=head.clipped,
+                norm=seen.norm,
+            )
+        )
+        if not changed(done):
+            mine = session.get_one(Assignment, found.mine.id, populate_existing=True)
+            if mine.state not in STORED:
+                raise over(mine)
+            if (mine.key, mine.digest) == (key, seen.digest):
+                return False
+            raise problems.AlreadyUploaded("the task has an update already", mend="check in again")
+        count = select(func.count()).where(Assignment.round == current.number, Assignment.state == "accepted")
+        full = int(session.scalar(count) or 0) >= current.target
+    services.metrics.updates.labels(outcome="accepted").inc()
+    if full:
+        services.runtime.wake.set()
+    return True
+
+
+def refuse(services: Services, mine: Assignment, code: str) -> None:
+    """End a task whose update was refused."""
+    with services.database.write() as session:
+        session.execute(
+            update(Assignment)
+            .where(Assignment.id == mine.id, Assignment.state == "assigned")
+            .values(state="refused", reason=code, finished=services.clock())
+        )
+    remove_parts(services.blobs.scratch, mine.id)
+    services.runtime.wake.set()
+
+
+def changed(result: Any) -> int:
+    """Rows that an UPDATE changed."""
+    return int(result.rowcount)
