@@ -14,22 +14,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sqlalchemy import and_, or_, select, update
 
 from pfl_mobile.errors import PflError, StorageFullError
-from pfl_mobile.privacy.clipping import clip_factors
-from pfl_mobile.strategies.private import PrivateRule
-from pfl_mobile.strategies.rows import FileRows, RowFile, finite_norms, toward_zero, weighted_sum
-from pfl_mobile.strategies.rules import anomaly_scores
+from pfl_mobile.strategies.rows import FileRows, RowFile
 from pfl_mobile.strategies.state_file import plain_numbers
-from pfl_mobile.strategies.updates import Updates
-from pfl_mobile.strategies.weighting import Weighting
 from pfl_server.accepting import changed
 from pfl_server.errors import BlobError, BlobMissingError, DatabaseError
+from pfl_server.merge_input import Accepted, Stale, merge_input
 from pfl_server.rounds import ITSELF, LOCK, end_without_merge
 from pfl_server.state_file import get_state, put_set, put_state
 from pfl_server.storage.models import (
@@ -44,9 +39,7 @@ from pfl_server.storage.models import (
 
 if TYPE_CHECKING:
     from pfl_mobile.privacy import PrivateRounds
-    from pfl_mobile.strategies.rows import Rows
     from pfl_mobile.strategies.strategy import Server
-    from pfl_server.runtime import RoundPlan, Runtime
     from pfl_server.services import Services
 
 log = logging.getLogger("pfl_server")
@@ -56,30 +49,11 @@ FAILURES = 3
 #: What has nothing to do with the updates: the merge is tried again.
 _PASSING = (DatabaseError, BlobError, StorageFullError)
 
-#: That split the columns of sums.
-_THREADS = 2
-
 Checkpoint = Callable[[str], None]
 
 
 class LostLease(Exception):
     """Another process has taken the merge over, or an admin has ended the round."""
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """An accepted update of the round."""
-
-    id: str
-    index: int
-    group: str
-    base: int
-    blob: str
-    offset: int
-    examples: int
-    steps: int
-    reports: dict[str, float]
-    norm: float
 
 
 @dataclass(frozen=True)
@@ -94,23 +68,6 @@ class Merged:
     scores: np.ndarray
     staleness: np.ndarray
     summary: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stale(Weighting):
-    """Another weighting's weights, times a factor for each update that is at most 1.
-
-    Attributes:
-        inner: the other one.
-        factors: for staleness, float64 [n].
-    """
-
-    inner: Weighting
-    factors: np.ndarray
-
-    def weights(self, updates: Updates, server: Server) -> np.ndarray:
-        """Those of ``inner``, made smaller."""
-        return np.asarray(self.inner.weights(updates, server) * self.factors, np.float64)
 
 
 def claim(services: Services, number: int, seconds: float) -> str | None:
@@ -214,7 +171,7 @@ def _compute(services: Services, number: int, checkpoint: Checkpoint) -> Merged 
     with ExitStack() as stack:
         files = [RowFile(stack.enter_context(services.blobs.local(row.blob)), row.offset) for row in rows]
         stored = stack.enter_context(FileRows(files, known.layout.size))
-        given = _updates(runtime, private, known, stored, rows, population)
+        given = merge_input(runtime, private, known, stored, rows, population)
         # Overflow is found by the strategy, which refuses values that are not finite.
         with server.undo_on_error(), np.errstate(over="ignore", invalid="ignore"):
             strategy.merge(server, given.updates)
@@ -228,136 +185,6 @@ def _compute(services: Services, number: int, checkpoint: Checkpoint) -> Merged 
     return Merged(
         server, private, version.number, rows, weights, scores, staleness, given.summary(weights, staleness)
     )
-
-
-@dataclass(frozen=True)
-class Input:
-    """What a strategy merges.
-
-    Attributes:
-        updates: under the federation's rule.
-        bounded: their changes, each no longer than ``bound``.
-        norms: L2 norms of the changes as they came, float64 [n].
-        bound: on them.
-    """
-
-    updates: Updates
-    bounded: Rows
-    norms: np.ndarray
-    bound: float
-
-    def weights(self, factors: np.ndarray) -> np.ndarray:
-        """How much each update counted, float64 [n]: the parts of a mean, or weights by examples where there is none.
-
-        Args:
-            factors: for staleness, float64 [n].
-        """
-        merged = self.updates.merged
-        if merged is not None and merged.used is not None:
-            return merged.used
-        return np.asarray(self.updates.examples * factors, np.float64)
-
-    def scores(self, weights: np.ndarray) -> np.ndarray:
-        """How unlike the merged change each update is, float64 [n]."""
-        merged = self.updates.merged
-        if merged is not None:
-            return anomaly_scores(self.bounded, merged.values)
-        if not (weights > 0).any():
-            return np.zeros(len(weights))
-        parts = weights / weights.sum()
-        return anomaly_scores(self.bounded, weighted_sum(self.bounded, parts, threads=_THREADS))
-
-    def summary(self, weights: np.ndarray, staleness: np.ndarray) -> dict[str, Any]:
-        """Numbers of the merge, without a device."""
-        if not len(weights):
-            return {"updates": 0}
-        return {
-            "updates": len(weights),
-            "largest_part": float(weights.max() / weights.sum()) if weights.sum() > 0 else None,
-            "median_norm": float(np.median(self.norms)),
-            "largest_norm": float(self.norms.max()),
-            "clipped": float((self.norms > self.bound).mean()),
-            "mean_staleness": float(staleness.mean()),
-        }
-
-
-def _updates(
-    runtime: Runtime,
-    private: PrivateRounds,
-    known: RoundPlan,
-    stored: Rows,
-    rows: Sequence[Accepted],
-    population: int,
-) -> Input:
-    """The updates as a strategy merges them.
-
-    Where the aggregator adds noise, the private rule measures norms anew and clips, as the guarantee rests on them.
-    Else those measured when the updates came are good enough.
-    """
-    config = runtime.config.privacy
-    bound = config.accepted_norm(known.layout.size, private.clip_norm)
-    norms = finite_norms(stored) if runtime.central else np.array([row.norm for row in rows], np.float64)
-    bounded = Scaled.within(stored, norms, bound)
-    updates = Updates(
-        known.layout,
-        stored if runtime.central else bounded,
-        [row.index for row in rows],
-        np.array([row.examples for row in rows], np.int64),
-        np.array([row.steps for row in rows], np.int64),
-        {
-            name: np.array([row.reports.get(name, np.nan) for row in rows], np.float64)
-            for name in sorted(known.reports)
-        },
-        [row.group for row in rows] if runtime.config.groups else [],
-        population,
-        rule=PrivateRule(config, partial(private.merge, row_norms=norms))
-        if runtime.central
-        else runtime.rule,
-        threads=_THREADS,
-    )
-    return Input(updates, bounded, norms, bound)
-
-
-class Scaled:
-    """Rows times a factor each.
-
-    Args:
-        rows: float32 [n, P].
-        factors: float64 [n].
-    """
-
-    def __init__(self, rows: Rows, factors: np.ndarray) -> None:
-        self.rows, self.factors = rows, toward_zero(factors)
-
-    @classmethod
-    def within(cls, rows: Rows, found: np.ndarray, bound: float) -> Rows:
-        """The rows, those of a larger norm than ``bound`` made shorter.
-
-        Args:
-            rows: float32 [n, P].
-            found: their norms, float64 [n].
-            bound: above 0.
-        """
-        return cls(rows, clip_factors(found, bound)) if (found > bound).any() else rows
-
-    def __len__(self) -> int:
-        """How many rows."""
-        return len(self.rows)
-
-    @property
-    def width(self) -> int:
-        """Values of each row."""
-        return self.rows.width
-
-    def block(self, first: int, last: int, columns: slice) -> np.ndarray:
-        """A copy."""
-        return np.asarray(self.rows.block(first, last, columns) * self.factors[first:last, None], np.float32)
-
-    def pick(self, chosen: Sequence[int]) -> Scaled:
-        """Some of the rows."""
-        picked = Scaled(self.rows.pick(chosen), np.empty(0))
-        picked.factors = self.factors[list(chosen)]
-        return picked
 
 
 def _publish(
