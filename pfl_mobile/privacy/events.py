@@ -47,7 +47,7 @@ def relation(config: PrivacyConfig) -> Relation:
 
     ``add_or_remove_one``: one device more or less (Poisson sampling). ``replace_one``: one device has other data,
     and the number of devices is public (fixed cohorts, local noise). ``zero_out``: the updates of one device are
-    zeros, and all others are as they were (no sampling).
+    zeros, and all others are as they were (no sampling); with an adaptive clip norm it is not counted either.
     """
     if config.mechanism == "local" or config.sampling == "fixed":
         return "replace_one"

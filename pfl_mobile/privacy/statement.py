@@ -21,7 +21,8 @@ _NOT_COVERED = (
     "that a device is enrolled, when it checks in, how many devices took part, and network traffic",
     "what the aggregator shows its operators beside the models, such as norms and anomaly scores of updates",
     "what tensors that stay on a device reveal to those who hold the device",
-    "several devices of one person, which are protected one by one",
+    "several devices of one person, which are protected one by one; a device that enrols anew is another one",
+    "other federations of these devices, also one that begins anew, and the data that the bundle was made from",
     "floating point: noise is drawn and added in float64 with defences against known attacks, but the guarantee is "
     "that of real numbers",
 )
@@ -51,7 +52,7 @@ def statement(
         "delta": config.delta if private else None,
         "rounds": rounds_done,
         "unit": "device: all updates of a device in all rounds together",
-        "relation": _ALIKE[relation(config)] if config.mechanism != "none" else None,
+        "relation": _alike(config) if config.mechanism != "none" else None,
         "mechanism": _mechanism(config),
         "noise_multiplier": config.local_noise_multiplier
         if config.mechanism == "local"
@@ -64,6 +65,17 @@ def statement(
         "assumptions": _assumptions(config) if private else [],
         "not_covered": list(_NOT_COVERED) if private else ["everything: no noise is added"],
     }
+
+
+def _alike(config: PrivacyConfig) -> str:
+    """The relation in words.
+
+    An update of zeros is below any clip norm, so it would be counted, and the count moves by 1 and not by the 1/2 that
+    is accounted for. What is guaranteed with an adaptive clip norm is that a device is there or left out.
+    """
+    if relation(config) == "zero_out" and config.adaptive is not None:
+        return "zero-out: a device's updates are in all sums and counts or in none; all other devices are unchanged"
+    return _ALIKE[relation(config)]
 
 
 def rounded_up(value: float, digits: int = 4) -> float:
@@ -101,7 +113,9 @@ def _mechanism(config: PrivacyConfig) -> str:
 def _assumptions(config: PrivacyConfig) -> list[str]:
     if config.mechanism == "local":
         found = [
-            "Nobody is trusted but the device itself, which clips and adds noise before anything leaves it."
+            "Nobody is trusted but the device itself, which clips and adds noise before anything leaves it.",
+            "A device sends at most one update for a task. Every round that gave out tasks is counted, also one that "
+            "was not merged, as the aggregator saw what was sent.",
         ]
     else:
         found = [
@@ -134,5 +148,8 @@ def _assumptions(config: PrivacyConfig) -> list[str]:
         )
         found.append("The noise is secret and unpredictable, and every release is drawn anew.")
     if config.local_noise_multiplier and config.mechanism != "local":
-        found.append("The devices' own noise is not counted here; local_epsilon is what it alone guarantees.")
+        found.append(
+            "The devices' own noise is not counted here; local_epsilon is what it alone guarantees against the "
+            "aggregator for the merged rounds. Updates sent in rounds that were not merged come on top of that."
+        )
     return found

@@ -13,7 +13,15 @@ from sqlalchemy import and_, func, or_, select, update
 from pfl_mobile.errors import PrivacyBudgetError
 from pfl_server.selection import Draw
 from pfl_server.state_file import get_state, put_set
-from pfl_server.storage.models import Assignment, AuditEntry, Device, Federation, Round, Version
+from pfl_server.storage.models import (
+    Assignment,
+    AuditEntry,
+    Device,
+    Federation,
+    LedgerEntry,
+    Round,
+    Version,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,6 +178,7 @@ def close_due(services: Services) -> None:
             state = _due(session, at, services.clock()) if at.state == "open" else None
             if state == "closing":
                 at.state, at.closed = "closing", services.clock()
+                _note_participation(services, session, at)
                 _end_tasks(services, session, at)
                 blobs: list[str] = []
             elif state == "abandoned":
@@ -206,6 +215,8 @@ def end_without_merge(services: Services, session: Session, at: Round, state: st
     ]
     at.state, at.closed, at.error = state, at.closed or now, why
     at.lease_owner, at.lease_until = None, 0.0
+    _note_participation(services, session, at)
+    account_unmerged(services, session, at)
     _end_tasks(services, session, at)
     session.execute(
         update(Assignment)
@@ -214,6 +225,40 @@ def end_without_merge(services: Services, session: Session, at: Round, state: st
         .execution_options(synchronize_session=False)
     )
     return blobs
+
+
+def account_unmerged(services: Services, session: Session, at: Round) -> None:
+    """Put a round that ends without a merge into the ledger, where devices add the noise.
+
+    They do not trust the aggregator, which saw what they sent; so it counts whether a model came of it or not. Tasks
+    that were declined had no update; of others a part may have been sent, so they count.
+    """
+    if services.runtime.config.privacy.mechanism != "local":
+        return
+    if session.scalar(select(Assignment.id).where(*_may_have_sent(at)).limit(1)) is None:
+        return
+    ledger = services.runtime.private_rounds(session).ledger
+    ledger.record()
+    event, _ = ledger.entries[-1]
+    session.add(LedgerEntry(round=at.number, event=event, epsilon=ledger.epsilon(), created=services.clock()))
+    newest = session.scalars(select(Version).order_by(Version.number.desc()).limit(1)).one()
+    newest.privacy = services.runtime.statement(ledger)
+
+
+def _note_participation(services: Services, session: Session, at: Round) -> None:
+    """Let devices of a round rest from it on, where what they sent counts whether it is merged or not."""
+    if services.runtime.config.privacy.mechanism == "local":
+        devices = select(Assignment.device).where(*_may_have_sent(at), Assignment.device.is_not(None))
+        session.execute(
+            update(Device)
+            .where(Device.id.in_(devices))
+            .values(last_round=at.number)
+            .execution_options(synchronize_session=False)
+        )
+
+
+def _may_have_sent(at: Round) -> tuple[Any, ...]:
+    return Assignment.round == at.number, Assignment.state != "declined"
 
 
 def _end_tasks(services: Services, session: Session, at: Round) -> None:

@@ -9,11 +9,11 @@ import math
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
-from pfl_server.storage.models import Assignment, Device, Federation, Round
+from pfl_server.storage.models import Assignment, Device, Federation, LedgerEntry, Round
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -86,26 +86,26 @@ def separation(config: FederationConfig) -> int:
 
 
 def rested(session: Session, config: FederationConfig, device: Device) -> bool:
-    """Whether a device may be in the coming merge: its last one lies far enough back, and it may take part again.
+    """Whether a device may be in the coming round: its last one lies far enough back, and it may take part again.
 
-    Both are counted in merged rounds, as it is those that the privacy mechanism knows; a round that was abandoned
-    released nothing.
+    Rounds are counted as in the ledger. Where the aggregator adds the noise these are the merged ones, as a round that
+    was abandoned released nothing; where devices do, all that gave out tasks (`account_unmerged`).
     """
     if device.last_round < 0:
         return True
-    since = (
-        select(Round.number)
-        .where(Round.state == "merged", Round.number >= device.last_round)
-        .limit(separation(config))
-        .subquery()
-    )
+    counted = select(Round.number).where(Round.state == "merged", Round.number >= device.last_round)
+    taken: tuple[Any, ...] = (Assignment.state == "merged",)
+    if config.privacy.mechanism == "local":
+        counted = select(LedgerEntry.round).where(LedgerEntry.round >= device.last_round)
+        taken = (Assignment.state != "declined",)
+    since = counted.limit(separation(config)).subquery()
     if int(session.scalar(select(func.count()).select_from(since)) or 0) < separation(config):
         return False
     most = config.privacy.max_participations
     if most is None:
         return True
-    merged = select(func.count()).where(Assignment.device == device.id, Assignment.state == "merged")
-    return int(session.scalar(merged) or 0) < most
+    times = select(func.count()).where(Assignment.device == device.id, *taken)
+    return int(session.scalar(times) or 0) < most
 
 
 def placed(session: Session, number: int) -> int:

@@ -13,6 +13,7 @@ or changed by a conditional UPDATE.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,12 +205,15 @@ def _parsed(url: str) -> URL:
 
 
 def _sqlite(url: URL) -> Engine:
-    folder = Path(str(url.database)).expanduser().absolute().parent
+    file = Path(str(url.database)).expanduser().absolute()
+    folder = file.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # it holds secrets, so only its owner may read it
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except OSError as error:
         raise DatabaseError(
-            f"the folder {folder} of the database cannot be made: {error.strerror}",
+            f"the database cannot be made in {folder}: {error.strerror}",
             mend="choose another place",
         ) from error
     engine = sqlalchemy.create_engine(

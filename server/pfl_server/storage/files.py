@@ -25,7 +25,8 @@ class FileBlobs:
     """Blobs below a folder: key ``sets/ab12`` is the file ``sets/ab12``.
 
     A file is finished and flushed in ``.scratch`` before it gets its name, so a name always stands for the whole
-    content, whatever is killed when.
+    content, whatever is killed when. Only the owner may read files: states hold the noise that hides devices, and
+    updates what it hides.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +53,7 @@ class FileBlobs:
         temporary = self.scratch / f"put-{secrets.token_hex(8)}"
         with disk_errors(target):
             try:
-                with temporary.open("xb") as file:
+                with open(temporary, "xb", opener=_private) as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
@@ -138,6 +139,10 @@ class FileBlobs:
                     yield from self._below(folder / entry.name, f"{name}{entry.name}/")
             elif name:
                 yield name + entry.name
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _pieces(file: BinaryIO, first: int, last: int) -> Iterator[bytes]:
