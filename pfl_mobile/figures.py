@@ -13,8 +13,8 @@ from pfl_mobile.errors import MissingDependencyError
 SHARED, PERSONAL, BAD = "#8a8f98", "#1f6feb", "#cf222e"
 
 
-def axes(width: float, height: float) -> tuple[Any, Any]:
-    """A figure and its axes.
+def figure(width: float, height: float) -> Any:
+    """An empty figure.
 
     Args:
         width, height: inches.
@@ -28,16 +28,21 @@ def axes(width: float, height: float) -> tuple[Any, Any]:
         raise MissingDependencyError(
             "plots need the package 'matplotlib'", mend="pip install 'pfl-mobile[report]'"
         ) from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    found = figure.subplots()
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def axes(width: float, height: float) -> tuple[Any, Any]:
+    """A figure and its axes; arguments and errors as ``figure``."""
+    drawn = figure(width, height)
+    found = drawn.subplots()
     found.spines[["top", "right"]].set_visible(False)
-    return figure, found
+    return drawn, found
 
 
-def save(figure: Any, path: Path) -> Path:
+def save(drawn: Any, path: Path) -> Path:
     """Write a PNG file; its folder is made."""
     picture = io.BytesIO()
-    figure.savefig(picture, dpi=130)
+    drawn.savefig(picture, dpi=130)
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, picture.getvalue())

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pfl_mobile.errors import MissingDependencyError
 from pfl_mobile.evaluation import UserResult
+from pfl_mobile.figures import figure, save
 
 BEFORE, AFTER, OTHER = "#9aa5b1", "#1f6feb", "#d29922"
 
@@ -18,15 +18,9 @@ def draw(folder: Path, results: Sequence[UserResult], found: Mapping[str, Any]) 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "plots need the package 'matplotlib'", mend="pip install 'pfl-mobile[report]'"
-        ) from error
     ordered = sorted(results, key=lambda r: r.after["top1"] - r.before["top1"])
-    figure = Figure(figsize=(10, max(3.2, 0.17 * len(ordered) + 1.6)), layout="constrained")
-    users, means = figure.subplots(1, 2, width_ratios=[3, 2])
+    drawn = figure(10, max(3.2, 0.17 * len(ordered) + 1.6))
+    users, means = drawn.subplots(1, 2, width_ratios=[3, 2])
     for row, r in enumerate(ordered):
         before, after = 100 * r.before["top1"], 100 * r.after["top1"]
         users.plot([before, after], [row, row], color=BEFORE if after >= before else OTHER, linewidth=1.5)
@@ -50,7 +44,7 @@ def draw(folder: Path, results: Sequence[UserResult], found: Mapping[str, Any]) 
     means.set_title("Mean over users, %", loc="left", fontsize=10)
     for axis in (users, means):
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(folder / "users.png", dpi=130)
+    save(drawn, folder / "users.png")
 
 
 def draw_rounds(path: Path, found: Mapping[str, Any]) -> None:
@@ -59,15 +53,9 @@ def draw_rounds(path: Path, found: Mapping[str, Any]) -> None:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "plots need the package 'matplotlib'", mend="pip install 'pfl-mobile[report]'"
-        ) from error
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    drawn = figure(9, 3.6)
     for axes, name, label in zip(
-        figure.subplots(1, 2), ("top3", "loss"), ("top-3 recall, %", "loss, mean over devices"), strict=True
+        drawn.subplots(1, 2), ("top3", "loss"), ("top-3 recall, %", "loss, mean over devices"), strict=True
     ):
         shared = [found[f"shipped_{name}"], *found[f"global_{name}"]]
         own = found[f"personalized_{name}"]
@@ -79,6 +67,6 @@ def draw_rounds(path: Path, found: Mapping[str, Any]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     epsilon = found["epsilon"]
     private = "no privacy" if epsilon is None else f"epsilon {epsilon:.3g}, delta {found['delta']:g}"
-    figure.suptitle(f"{found['devices']} devices through {found['engine']}, {private}", fontsize=10)
+    drawn.suptitle(f"{found['devices']} devices through {found['engine']}, {private}", fontsize=10)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    save(drawn, path)
