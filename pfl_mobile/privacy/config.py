@@ -81,7 +81,8 @@ class PrivacyConfig(_Frozen):
         max_participations: in how many rounds a device may take part; None: in as many as the rest allows.
         delta: probability with which the guarantee may fail.
         budget_epsilon: training stops before a round that would exceed it; None: it does not stop.
-        example_cap: a device with n examples has the weight min(n / example_cap, 1); None: all weigh 1.
+        example_cap: a device with n examples has the weight min(n / example_cap, 1); None: all weigh 1. Where the
+            aggregator adds no noise, None takes the numbers as devices name them, or 1 under a robust rule.
         denominator: what the weighted sum is divided by, fixed in advance: the expected total weight of a round;
             None: ``cohort``.
         local_noise_multiplier: standard deviation of the noise that a device adds to its clipped update, over C.

@@ -130,7 +130,7 @@ def merge_input(
         known.layout,
         stored if runtime.central else bounded,
         [row.index for row in rows],
-        np.array([row.examples for row in rows], np.int64),
+        _examples(runtime, rows),
         np.array([row.steps for row in rows], np.int64),
         {
             name: np.array([row.reports.get(name, np.nan) for row in rows], np.float64)
@@ -144,6 +144,19 @@ def merge_input(
         threads=_THREADS,
     )
     return Input(updates, bounded, norms, bound)
+
+
+def _examples(runtime: Runtime, rows: Sequence[Accepted]) -> np.ndarray:
+    """Numbers of examples that devices count by, int64 [n].
+
+    A device names its own number. Where a robust rule is chosen one that lies must not outweigh the others, so all
+    count the same unless the configuration bounds the numbers.
+    """
+    claimed = np.array([row.examples for row in rows], np.int64)
+    cap = runtime.config.privacy.example_cap
+    if cap is None and not runtime.rule.additive:
+        cap = 1
+    return claimed if cap is None else np.minimum(claimed, cap)
 
 
 class Scaled:

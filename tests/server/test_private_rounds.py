@@ -165,8 +165,18 @@ def test_robust_rules_bear_an_attacker(tmp_path):
             before = flat(f.model().values)
             values = 0.1 + 0.01 * np.random.default_rng(0).standard_normal((9, 10))
             values[4] = -1e5
-            for device, value in zip(f.devices, values, strict=True):
-                f.send(device, value)
+            for i, (device, value) in enumerate(zip(f.devices, values, strict=True)):
+                f.send(device, value, examples=2**31 - 1 if i == 4 else 10)  # it also lies about its data
             f.step()
             assert f.round(0).state == "merged", f.round(0).error
             assert np.abs(flat(f.model().values) - before - 0.1).max() < 0.1, rule
+
+
+def test_example_cap_bounds_what_a_device_counts_without_noise_too(tmp_path):
+    config = federation_config(privacy={"example_cap": 20})
+    with small(tmp_path, config, devices=3) as f:
+        before = flat(f.model().values)
+        for device, value, examples in zip(f.devices, (0.1, 0.2, 0.4), (10, 10, 2**31 - 1), strict=True):
+            f.send(device, value, examples=examples)
+        f.step()
+        np.testing.assert_allclose(flat(f.model().values) - before, (0.1 + 0.2 + 2 * 0.4) / 4, rtol=1e-5)
