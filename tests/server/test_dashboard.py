@@ -398,6 +398,10 @@ class TestSeeing:
                 assert not any("tensors" in a.attributes["href"] for a in root.all("a"))
             for path in ADMIN_PAGES:
                 assert client.get(path, follow_redirects=False).headers["location"].startswith("/sign-in")
+            merged = client.get("/rounds/3").text
+            assert "Total weight" in merged
+            assert "Median norm" not in merged
+            assert "shortened to the clipping bound" not in merged
             device = "0" * 32
             assert device not in client.get(f"/devices?device={device}").text
             answer = client.post("/pause", data={"csrf": ""}, follow_redirects=False)

@@ -94,7 +94,9 @@ def one_round(request: Request, on: On, viewer: Viewer, number: Number) -> Respo
         rows=views.funnel_rows(funnel, over=found.state not in ACTIVE),
         lost_rows=views.lost_rows(funnel),
         problems=views.problem_rows(problems),
-        summary=views.merge_rows(found.summary) if funnel.merged >= min_devices else [],
+        summary=views.merge_rows(found.summary, raw=viewer.admin or on.settings.dashboard != "public")
+        if funnel.merged >= min_devices
+        else [],
         min_devices=min_devices,
     )
 

@@ -20,6 +20,7 @@ from pfl_server.dashboard.queries import Devices, Funnel, Reason
 from pfl_server.dashboard.words import (
     DEVICE_STATES,
     MERGE,
+    RAW,
     count,
     epsilon,
     figure,
@@ -104,11 +105,16 @@ def lost_rows(funnel: Funnel) -> list[tuple[str, str, str]]:
     return found
 
 
-def merge_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Numbers of a merge: name, explanation, value."""
+def merge_rows(summary: Mapping[str, Any], *, raw: bool) -> list[tuple[str, str, str]]:
+    """Numbers of a merge: name, explanation, value.
+
+    Args:
+        summary: of the round.
+        raw: whether the viewer may see those of updates without noise.
+    """
     found = []
     for name, (label, meaning) in MERGE.items():
-        value = summary.get(name)
+        value = summary.get(name) if raw or name not in RAW else None
         if value is not None:
             text = f"{100 * value:.0f}\N{NO-BREAK SPACE}%" if name == "clipped" else f"{value:.4g}"
             found.append((label, meaning, text))

@@ -151,6 +151,8 @@ MERGE = {
     "mean_staleness": ("Mean staleness", "versions between an update's start and this merge"),
     "seconds": ("Seconds", "time that the merge took"),
 }
+#: Those that come from single updates without noise: for operators, as the privacy statement says.
+RAW = ("median_norm", "clipped")
 
 
 #: Admin actions of the audit log in words.
