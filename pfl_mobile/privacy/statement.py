@@ -17,7 +17,7 @@ _ALIKE = {
 }
 
 _NOT_COVERED = (
-    "evaluation reports and other measurements that devices send beside their updates",
+    "evaluation reports and what else devices send beside their updates, such as numbers of examples",
     "that a device is enrolled, when it checks in, how many devices took part, and network traffic",
     "what the aggregator shows its operators beside the models, such as norms and anomaly scores of updates",
     "what tensors that stay on a device reveal to those who hold the device",

@@ -140,7 +140,7 @@ class Actions:
                     state_blob=state_blob,
                     values_sha256=old.values_sha256,
                     values_bytes=old.values_bytes,
-                    privacy=newest.privacy,
+                    privacy=_newest(session).privacy,  # an abandoned round may have added to it
                     created=services.clock(),
                     note=f"rolled back to version {number}{_colon(note)}",
                 )

@@ -50,6 +50,22 @@ def test_updates_that_devices_hide_themselves_are_spent_when_sent(tmp_path, end)
             assert f.version().privacy == ledger.statement()
 
 
+def test_a_roll_back_keeps_what_the_round_it_ends_has_spent(tmp_path):
+    config = federation_config(rounds={"minimum": 1}, privacy=LOCAL)
+    ledger = Ledger(config.privacy)
+    ledger.record(2)
+    with small(tmp_path, config, devices=1) as f:
+        f.send(f.devices[0])
+        abandoned_by_time(f)
+        assert f.version().number == 1  # one update was enough
+        f.send(f.devices[0])
+        answer = f.client.post("/v1/admin/rollback", json={"version": 0}, headers=ADMIN)
+        assert answer.status_code == 200, answer.text
+        assert f.version().number == 2
+        assert len(entries(f)) == 2
+        assert f.version().privacy == ledger.statement()
+
+
 def test_a_round_that_nobody_sent_to_costs_nothing_with_local_noise(tmp_path):
     with small(tmp_path, federation_config(privacy=LOCAL), devices=1) as f:
         task = f.task(f.devices[0])

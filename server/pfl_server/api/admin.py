@@ -90,7 +90,9 @@ def get_round(on: On, _: Actor, number: Number) -> bodies.RoundDetail:
     responses=_problems(NotFound, Conflict, body=True),
 )
 def abandon_round(on: On, actor: Actor, number: Number, body: bodies.NoteBody) -> bodies.Done:
-    """Its updates are thrown away and its tasks are over; nothing is published, so it costs no privacy."""
+    """Its updates are thrown away and its tasks are over. Nothing is published, so it costs no privacy, unless the
+    devices add the noise themselves: then what they sent counts.
+    """
     Actions(on, actor).abandon(number, body.note)
     return _done(on)
 
