@@ -184,10 +184,10 @@ def serve(
         settings, config, given, group, _privacy(privacy, stated, no_privacy), stated, no_privacy
     )
     logs.set_up()
-    with open_bundle(bundle, public_key) as opened:
+    # the address first: a start that fails must not decide what the federation computes
+    with open_bundle(bundle, public_key) as opened, launch.listen(settings) as listening:
         services = Services.open(settings, opened, federation)
         try:
-            listening = launch.listen(settings)
             _show(services, launch.url(settings, listening), as_json)
         except BaseException:
             services.close()

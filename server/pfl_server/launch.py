@@ -130,8 +130,11 @@ def _supervise(settings: ServerSettings, listening: socket.socket) -> None:
 
 
 def _config(settings: ServerSettings, app: FastAPI | str, workers: int | None = None) -> uvicorn.Config:
+    from pfl_server.connection import BoundedHttp
+
     return uvicorn.Config(
         app,
+        http=BoundedHttp,
         factory=isinstance(app, str),
         workers=workers,
         log_config=None,

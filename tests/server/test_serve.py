@@ -20,10 +20,12 @@ import httpx2
 import pytest
 
 from pfl_mobile import cli
+from pfl_mobile.bundle import Bundle
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import Ledger
 from pfl_server import launch
 from pfl_server.defaults import default_privacy, federation_config
+from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
 from tests.server.conftest import ADMIN_TOKEN
 
@@ -292,10 +294,11 @@ def test_a_short_admin_token_is_refused(
 def test_a_federation_of_other_settings_is_refused(
     capsys: pytest.CaptureFixture[str], federated_folder: Path, tmp_path: Path
 ) -> None:
-    where = (federated_folder, "--data", tmp_path / "data", "--host", "256.0.0.1")
-    assert "listen" in _error(capsys, *where, "--cohort", 5)["message"]
-    assert "listen" in _error(capsys, *where)["message"]
-    assert "listen" in _error(capsys, *where, "--cohort", 5)["message"]
+    config = federation_config({"rounds": {"cohort": 5}})
+    settings = ServerSettings(bundle=federated_folder, data=tmp_path / "data")
+    with Bundle.open(federated_folder) as bundle:
+        Services.open(settings, bundle, config).close()
+    where = (federated_folder, "--data", tmp_path / "data", "--port", 0)
     assert _error(capsys, *where, "--cohort", 6)["type"] == "OtherSettingsError"
 
 

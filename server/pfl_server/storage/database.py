@@ -270,6 +270,12 @@ def _typed(url: URL) -> Iterator[None]:
         raise DatabaseError(
             _words(url, error), mend="see that it runs and may be used, then try again"
         ) from error
+    except sqlalchemy.exc.DatabaseError as error:
+        if type(error) not in (sqlalchemy.exc.DatabaseError, sqlalchemy.exc.InternalError):
+            raise  # a mistake in a statement, or a broken constraint
+        raise DatabaseError(
+            _words(url, error), mend="its files are damaged, or no database: restore a copy from before"
+        ) from error
     except NoSuchModuleError as error:
         raise ConfigError(
             f"there is no driver for {shown(url)}", mend="pip install 'pfl-mobile[postgres]'"
