@@ -1,0 +1,128 @@
+"""What strangers, broken disks and hasty operators do to a server."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from pfl_mobile.errors import ConfigError
+from pfl_server import connection
+from pfl_server.app import create_app
+from pfl_server.connection import HEAD_BYTES, BoundedHttp
+from pfl_server.errors import DatabaseError
+from pfl_server.services import Services
+from pfl_server.storage.database import Database
+from tests.server.basics import free_port
+
+
+@pytest.fixture
+def port(opened: Services, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A real server whose heads must be there within a second."""
+    monkeypatch.setattr(connection, "HEAD_S", 1.0)
+    found = free_port()
+    config = uvicorn.Config(
+        create_app(opened, coordinate=False), port=found, log_config=None, access_log=False, http=BoundedHttp
+    )
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    while not running.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield found
+    running.should_exit = True
+    thread.join(30)
+
+
+def say(port: int, *pieces: bytes, wait: float = 5.0, pause: float = 0.0) -> bytes:
+    """What the server answers until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=wait) as sock:
+        found = b""
+        try:
+            for piece in pieces:
+                sock.sendall(piece)
+                time.sleep(pause)
+            while piece := sock.recv(65536):
+                found += piece
+        except ConnectionError:
+            pass
+        return found
+
+
+BEGIN = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+CLOSE = b"Connection: close\r\n"
+
+
+def test_an_endless_header_is_refused_before_it_fills_the_memory(port: int) -> None:
+    answer = say(port, BEGIN + b"X: ", b"a" * (HEAD_BYTES + 1))
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b'"code": "head-too-large"' in answer
+
+
+def test_a_long_head_that_comes_at_once_is_refused(port: int) -> None:
+    many = b"".join(b"X%d: 1\r\n" % i for i in range(20_000))
+    assert say(port, BEGIN + many + b"\r\n").startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_head_below_the_limit_is_answered(port: int) -> None:
+    assert say(port, BEGIN + CLOSE + b"X: " + b"a" * (HEAD_BYTES - 1000) + b"\r\n\r\n").startswith(
+        b"HTTP/1.1 200 "
+    )
+
+
+def test_endless_trailers_end_the_connection(port: int) -> None:
+    begin = b"POST /v1/check-in HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: "
+    before = time.monotonic()
+    say(port, begin, *[b"a" * 50_000] * 8, pause=0.05)
+    assert time.monotonic() - before < 5.0
+
+
+def test_a_body_in_tiny_chunks_is_read(port: int) -> None:
+    begin = b"POST /v1/devices HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"Transfer-Encoding: chunked\r\n\r\n"
+    answer = say(port, begin + b"8\r\naaaaaaaa\r\n" * 6000 + b"0\r\n\r\n")
+    assert b'"code": "bad-request"' in answer or b'"code": "invalid-request"' in answer
+
+
+@pytest.mark.parametrize("begin", [b"", b"GET / HT", BEGIN, BEGIN + CLOSE[:-2]])
+def test_a_head_that_does_not_come_ends_the_connection(port: int, begin: bytes) -> None:
+    assert say(port, begin) == b""  # and no timeout here
+
+
+def test_empty_lines_between_requests_keep_no_connection(port: int) -> None:
+    answer = say(port, BEGIN + b"\r\n", *[b"\r\n"] * 3, pause=0.2)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_damaged_database_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "federation.db"
+    file.write_bytes(b"no database at all" * 500)
+    with pytest.raises(DatabaseError, match="not a database") as found:
+        Database(f"sqlite:///{file}").migrate()
+    assert "restore" in found.value.mend
+
+
+def test_a_start_that_cannot_listen_leaves_no_federation(federated_folder: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        program = "import sys; from pfl_mobile.cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", program, "serve", str(federated_folder), "--no-privacy"]
+        done = subprocess.run(
+            [*command, "--data", str(tmp_path / "data"), "--port", str(taken.getsockname()[1])],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert done.returncode == 2
+    assert ConfigError.__name__ in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data" / "federation.db").exists()
