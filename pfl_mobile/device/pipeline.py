@@ -207,7 +207,8 @@ class Pipeline:
             version=task.version,
             examples=_count_trained(cut.train),
             steps=report.steps,
-            clipped=protected.clipped,
+            # Where the device hides its update itself, this bit of the update before the noise stays here too.
+            clipped=protected.clipped and not task.privacy.local_noise_multiplier,
             reports={name: report.reports[name] for name in task.reports},
         )
         update = encode(head, layout.unpack(protected.flat), layout)

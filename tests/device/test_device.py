@@ -213,7 +213,9 @@ def test_local_noise_is_added_on_the_device_and_reports_stay(fake, address, tmp_
     fake.privacy |= {"mechanism": "local", "noise_multiplier": 0.0, "local_noise_multiplier": 1000.0}
     with device(tmp_path, address) as found:
         found.run()
-    _, tensors = fake.update_of(fake.accepted[0])
+    head, tensors = fake.update_of(fake.accepted[0])
+    assert next(e for e in found.events if type(e).__name__ == "Finished").clipped
+    assert not head.clipped  # that is for the device to know
     spread = float(tensors["head.weight"].std())
     assert 15 < spread < 150  # 1000 * 0.05 = 50, over 12 values
     assert fake.accepted[0]["evaluations"] == []
