@@ -18,7 +18,8 @@ _ALIKE = {
 
 _NOT_COVERED = (
     "evaluation reports and what else devices send beside their updates, such as numbers of examples",
-    "that a device is enrolled, when it checks in, how many devices took part, and network traffic",
+    "that a device is enrolled, when it checks in, how many devices took part and whether they were enough for a "
+    "round to be merged, and network traffic",
     "what the aggregator shows its operators beside the models, such as norms and anomaly scores of updates",
     "what tensors that stay on a device reveal to those who hold the device",
     "several devices of one person, which are protected one by one; a device that enrols anew is another one",

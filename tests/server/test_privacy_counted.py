@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 
 import pytest
 
 from pfl_mobile.privacy import Ledger
+from pfl_server.state_file import get_state
 from pfl_server.storage.models import LedgerEntry
 from tests.server.basics import ADMIN_TOKEN
 from tests.server.federation import federation_config, small
@@ -118,3 +120,40 @@ def test_what_the_aggregator_stores_is_for_its_owner_alone(tmp_path):
         files = [p for p in data.rglob("*") if p.is_file()]
         assert {p.parent.name for p in files} >= {"states", "sets", "updates", "data"}
         assert [p for p in files if stat.S_IMODE(p.stat().st_mode) & 0o077] == []
+
+
+def test_a_roll_back_goes_on_with_the_noise_that_was_published_last(tmp_path):
+    """To begin the correlated noise anew would publish the same part of it twice."""
+
+    def noise():
+        _, state = get_state(f.services.blobs, f.version().state_blob, f.services.runtime.table, 1)
+        return int(state["mechanism.rounds"][0]), state["mechanism.noise"].tobytes()
+
+    config = federation_config(rounds={"cohort": 1, "minimum": 1}, privacy=MATRIX)
+    with small(tmp_path, config, devices=3) as f:
+        for device in f.devices[:2]:
+            f.send(device)
+            f.step()
+        before = noise()
+        answer = f.client.post("/v1/admin/rollback", json={"version": 0}, headers=ADMIN)
+        assert answer.status_code == 200, answer.text
+        assert noise() == before
+        f.step()
+        f.send(f.devices[2])
+        f.step()
+        assert noise()[0] == 3
+        assert len(entries(f)) == 3
+
+
+def test_states_cannot_be_downloaded(tmp_path):
+    """They hold the noise."""
+    config = federation_config(rounds={"cohort": 1, "minimum": 1}, privacy=MATRIX)
+    with small(tmp_path, config, devices=1) as f:
+        f.send(f.devices[0])
+        f.step()
+        key = f.version().state_blob
+        digest = hashlib.sha256(f.services.blobs.get(key)).hexdigest()
+        for name in (digest, key, key.removeprefix("states/"), f"..%2F{key}", f"../{key}"):
+            for headers in (f.devices[0], ADMIN):
+                answer = f.client.get(f"/v1/sets/{name}", headers=headers)
+                assert answer.status_code in (404, 422), name
