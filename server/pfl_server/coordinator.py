@@ -15,7 +15,7 @@ from pfl_mobile.errors import PflError
 from pfl_server.accepting import changed
 from pfl_server.garbage import Collector
 from pfl_server.merging import Checkpoint, LostLease, claim, merge
-from pfl_server.rounds import close_due, expire_tasks, open_next
+from pfl_server.rounds import close_due, expire_tasks, lapsed, open_next
 from pfl_server.storage.models import Federation, Round
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Coordinator:
     def _to_merge(self) -> list[int]:
         waiting = or_(
             Round.state == "closing",
-            and_(Round.state == "merging", Round.lease_until < self._services.clock()),
+            and_(Round.state == "merging", lapsed(Round.lease_until, self._services.clock())),
         )
         with self._services.database.read() as session:
             return list(session.scalars(select(Round.number).where(waiting).order_by(Round.number)))
@@ -129,14 +129,15 @@ class Coordinator:
         now = self._services.clock()
         with self._services.database.read() as session:
             found = session.get_one(Federation, 1)
-        if found.lease_owner == self._owner and found.lease_until - now > LEASE_S * 2 / 3:
+        over = lapsed(found.lease_until, now)
+        if found.lease_owner == self._owner and not over and found.lease_until - now > LEASE_S * 2 / 3:
             return True
-        if found.lease_owner not in (None, self._owner) and found.lease_until >= now:
+        if found.lease_owner not in (None, self._owner) and not over:
             return False
         free = or_(
             Federation.lease_owner.is_(None),
             Federation.lease_owner == self._owner,
-            Federation.lease_until < now,
+            lapsed(Federation.lease_until, now),
         )
         with self._services.database.write() as session:
             done = session.execute(

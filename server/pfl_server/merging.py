@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sqlalchemy import and_, or_, select, update
 
-from pfl_mobile.errors import PflError, StorageFullError
+from pfl_mobile.errors import PflError, StorageFullError, TensorFileError
 from pfl_mobile.strategies.rows import FileRows, RowFile
 from pfl_mobile.strategies.state_file import plain_numbers
 from pfl_server.accepting import changed
 from pfl_server.errors import BlobError, BlobMissingError, DatabaseError
 from pfl_server.merge_input import Accepted, Stale, merge_input
-from pfl_server.rounds import ITSELF, LOCK, end_without_merge
+from pfl_server.rounds import ITSELF, LOCK, end_without_merge, lapsed
 from pfl_server.state_file import get_state, put_set, put_state
 from pfl_server.storage.models import (
     Assignment,
@@ -79,7 +79,7 @@ def claim(services: Services, number: int, seconds: float) -> str | None:
         seconds: of the lease, which is renewed while the merge runs.
     """
     owner, now = secrets.token_hex(16), services.clock()
-    free = or_(Round.state == "closing", and_(Round.state == "merging", Round.lease_until < now))
+    free = or_(Round.state == "closing", and_(Round.state == "merging", lapsed(Round.lease_until, now)))
     with services.database.write() as session:
         done = session.execute(
             update(Round)
@@ -99,18 +99,23 @@ def merge(services: Services, number: int, owner: str, checkpoint: Checkpoint) -
         checkpoint: called with the name of each point that is reached; a test ends the process there.
 
     Raises:
-        DatabaseError, BlobError, StorageFullError: storage failed; the round stays as it is, to be merged again.
+        DatabaseError, BlobError, StorageFullError, TensorFileError: storage failed; the round stays as it is, to be
+            merged again.
         LostLease: another process merges it now.
     """
     began = time.perf_counter()
     try:
         made = _compute(services, number, checkpoint)
     except BlobMissingError as error:
+        if _store_is_away(services):
+            raise
         _fail(services, number, owner, error.message)
         return None
     except _PASSING:
         raise
     except PflError as error:
+        if isinstance(error, TensorFileError) and isinstance(error.__cause__, OSError):
+            raise  # the file is there, and cannot be opened or read now
         _fail(services, number, owner, error.message)
         return None
     except Exception as error:
@@ -131,6 +136,13 @@ def merge(services: Services, number: int, owner: str, checkpoint: Checkpoint) -
         services.blobs.delete(row.blob)
         checkpoint("deleted")
     return version
+
+
+def _store_is_away(services: Services) -> bool:
+    """Whether the model is missing too: then it is the store, which may come back, and not an update."""
+    with services.database.read() as session:
+        version = session.get_one(Version, session.get_one(Federation, 1).version)
+    return services.blobs.size(version.state_blob) is None
 
 
 def _compute(services: Services, number: int, checkpoint: Checkpoint) -> Merged | None:

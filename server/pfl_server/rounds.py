@@ -36,8 +36,20 @@ ACTIVE = ("open", "closing", "merging")
 ITSELF = "aggregator"
 #: Seconds after the end of a task in which its round still counts as recent.
 SLACK_S = 3600.0
+#: Seconds from now after which no lease ends, also by the clock of another process.
+FAR_S = 90.0
 #: Keys do not change, so rows that refer to a locked one may still be written (PostgreSQL: FOR NO KEY UPDATE).
 LOCK: dict[str, Any] = {"key_share": True}
+
+
+def lapsed(until: Any, now: float) -> Any:
+    """Whether a lease is over: its end has passed, or lies so far ahead that the clock was set back since.
+
+    Args:
+        until: end of the lease, a column or seconds since 1970.
+        now: seconds since 1970.
+    """
+    return (until < now) | (until > now + FAR_S)
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,7 @@ def _too_early(session: Session, pause_s: float, now: float) -> bool:
     if session.scalar(select(Round.number).where(Round.state.in_(ACTIVE)).limit(1)) is not None:
         return True
     last = session.scalar(select(Round.closed).order_by(Round.number.desc()).limit(1))
-    return last is not None and now < last + pause_s
+    return last is not None and 0 <= now - last < pause_s  # the clock may have been set back
 
 
 def _opening(services: Services, session: Session, federation: Federation) -> Opening | None:
