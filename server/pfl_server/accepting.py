@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select, update
 
-from pfl_mobile.protocol.update_file import payload_offset
 from pfl_server import problems
 from pfl_server.check_in import open_round
 from pfl_server.part import Scan, remove_parts
 from pfl_server.problems import Problem
 from pfl_server.storage.models import Assignment, Device, Federation, Round
+from pfl_server.together import Together
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -78,9 +79,7 @@ def check_open(services: Services, session: Session, mine: Assignment, at: Round
     if current is None and federation.state in ("finished", "spent"):
         raise problems.RoundClosed(f"training is {federation.state}", mend="check in again")
     if current is None:
-        raise problems.Unavailable(
-            "updates are being merged", mend="send the update again", headers={"Retry-After": AGAIN_S}
-        )
+        raise between_rounds()
     return current
 
 
@@ -106,66 +105,121 @@ def check_head(head: UpdateHead, found: Accepting) -> None:
         )
 
 
-def accept(services: Services, found: Accepting, key: str, head: UpdateHead, blob: str, seen: Scan) -> bool:
-    """Make a stored update part of its round, in one transaction.
+@dataclass(frozen=True)
+class Stored:
+    """An update that was checked and stored, to be accepted.
 
-    Returns:
-        False where the same update was accepted over another connection meanwhile, so that this one is not needed.
-
-    Raises:
-        RoundClosed, TaskExpired, TooStale, AlreadyUploaded, DeviceRevoked: something happened meanwhile.
-        Unavailable: the round to come is about to open (buffered training).
+    Attributes:
+        found: its task.
+        key: idempotency key.
+        head: what it says of itself.
+        blob: where it lies.
+        seen: what was measured.
     """
-    with services.database.write() as session:
-        # The round is locked so that it does not close before this update is in it.
-        at = session.get_one(Round, found.mine.round, with_for_update={"read": True})
-        current = check_open(services, session, found.mine, at)
-        if current is not at:
-            current = session.get_one(
-                Round, current.number, with_for_update={"read": True}, populate_existing=True
-            )
-            if current.state != "open":
-                raise problems.Unavailable(
-                    "updates are being merged",
-                    mend="send the update again",
-                    headers={"Retry-After": AGAIN_S},
-                )
-        if session.scalar(select(Device.state).where(Device.id == found.mine.device)) != "active":
-            raise problems.DeviceRevoked(
-                "this device was excluded from the federation", mend="stop taking part"
-            )
-        done = session.execute(
-            update(Assignment)
-            .where(Assignment.id == found.mine.id, Assignment.state == "assigned")
-            .values(
-                state="accepted",
-                round=current.number,
-                finished=services.clock(),
-                key=key,
-                digest=seen.digest,
-                blob=blob,
-                offset=payload_offset(found.known.layout, seen.total),
-                bytes=seen.total,
-                examples=head.examples,
-                steps=head.steps,
-                reports=dict(head.reports),
-                clipped=head.clipped,
-                norm=seen.norm,
-            )
+
+    found: Accepting
+    key: str
+    head: UpdateHead
+    blob: str
+    seen: Scan
+
+
+class Acceptor:
+    """Makes stored updates part of their rounds; those that come at once in one transaction.
+
+    Args:
+        services: of this process.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._together: Together[Stored, bool] = Together(self._accept)
+
+    def accept(self, update: Stored) -> bool:
+        """Accept an update.
+
+        Returns:
+            False where the same update was accepted over another connection meanwhile, so that this one is not needed.
+
+        Raises:
+            RoundClosed, TaskExpired, TooStale, AlreadyUploaded, DeviceRevoked: something happened meanwhile.
+            Unavailable: the round to come is about to open (buffered training).
+            DatabaseError: nothing is known of what became of it.
+        """
+        return self._together.do(update)
+
+    def _accept(self, updates: Sequence[Stored]) -> list[bool | Exception]:
+        services = self._services
+        outcomes: list[bool | Exception] = []
+        with services.database.write() as session:
+            # Rounds are locked so that they do not close before these updates are in them; in their order, and before
+            # anything else, so that nobody waits in a circle.
+            numbers = sorted({stored.found.mine.round for stored in updates})
+            current = open_round(session) if services.runtime.config.rounds.mode == "buffered" else None
+            numbers = sorted({*numbers, current.number} if current else numbers)
+            share = {"read": True}
+            rounds = {
+                n: session.get_one(Round, n, with_for_update=share, populate_existing=True) for n in numbers
+            }
+            for stored in updates:
+                try:
+                    outcomes.append(_accept_one(services, session, stored, rounds))
+                except Problem as problem:  # raised before anything was written for this update
+                    outcomes.append(problem)
+            full = any(_full(session, at) for at in rounds.values() if at.state == "open")
+        services.metrics.updates.labels(outcome="accepted").inc(outcomes.count(True))
+        if full:
+            services.runtime.wake.set()
+        return outcomes
+
+
+def _accept_one(services: Services, session: Session, stored: Stored, rounds: Mapping[int, Round]) -> bool:
+    found, head, seen = stored.found, stored.head, stored.seen
+    current = check_open(services, session, found.mine, rounds[found.mine.round])
+    if current.number not in rounds or current.state != "open":  # opened, or closed, a moment ago
+        raise between_rounds()
+    if session.scalar(select(Device.state).where(Device.id == found.mine.device)) != "active":
+        raise problems.DeviceRevoked("this device was excluded from the federation", mend="stop taking part")
+    done = session.execute(
+        update(Assignment)
+        .where(Assignment.id == found.mine.id, Assignment.state == "assigned")
+        .values(
+            state="accepted",
+            round=current.number,
+            finished=services.clock(),
+            key=stored.key,
+            digest=seen.digest,
+            blob=stored.blob,
+            offset=seen.offset,
+            bytes=seen.total,
+            examples=head.examples,
+            steps=head.steps,
+            reports=dict(head.reports),
+            clipped=head.clipped,
+            norm=seen.norm,
         )
-        if not changed(done):
-            mine = session.get_one(Assignment, found.mine.id, populate_existing=True)
-            if mine.state not in STORED:
-                raise over(mine)
-            if (mine.key, mine.digest) == (key, seen.digest):
-                return False
-            raise problems.AlreadyUploaded("the task has an update already", mend="check in again")
-        count = select(func.count()).where(Assignment.round == current.number, Assignment.state == "accepted")
-        full = int(session.scalar(count) or 0) >= current.target
-    services.metrics.updates.labels(outcome="accepted").inc()
-    if full:
-        services.runtime.wake.set()
-    return True
+        .execution_options(synchronize_session=False)
+    )
+    if changed(done):
+        return True
+    mine = session.get_one(Assignment, found.mine.id, populate_existing=True)
+    if mine.state not in STORED:
+        raise over(mine)
+    if (mine.key, mine.digest) == (stored.key, seen.digest):
+        return False
+    raise problems.AlreadyUploaded("the task has an update already", mend="check in again")
+
+
+def _full(session: Session, at: Round) -> bool:
+    count = select(func.count()).where(Assignment.round == at.number, Assignment.state == "accepted")
+    return int(session.scalar(count) or 0) >= at.target
+
+
+def between_rounds() -> Problem:
+    """The problem of an update that comes while a buffer is merged."""
+    return problems.Unavailable(
+        "updates are being merged", mend="send the update again", headers={"Retry-After": AGAIN_S}
+    )
 
 
 def refuse(services: Services, mine: Assignment, code: str) -> None:

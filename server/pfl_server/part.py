@@ -1,16 +1,24 @@
-"""An upload as it arrives: a file that grows, and is looked at once it is whole."""
+"""An upload as it arrives: a file that grows, and what is computed of it on the way.
+
+Whole blocks are written past the page cache (``O_DIRECT``) where the file system takes that. An upload is read again
+at the merge at the earliest, so keeping it in memory only takes memory from others; and where memory is short, or a
+virtual machine has to get it from its host first, copying into the page cache takes several times as long as all the
+rest of an upload.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
+import math
 import mmap
 import os
 import secrets
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,49 +31,88 @@ if TYPE_CHECKING:
     from pfl_mobile.protocol.bodies import UpdateHead
     from pfl_mobile.strategies.updates import Layout
 
+#: What direct writes are aligned to, in memory and in the file.
+BLOCK = 4096
+#: Bytes that are written at once.
+BUFFER = 1 << 20
 _FOLDER, _SUFFIX, _WHOLE = "parts", ".part", ".whole"
-#: Pieces that one call writes (IOV_MAX of Linux).
-_PIECES = 1024
+_DIRECT: int | None = getattr(os, "O_DIRECT", None)
+_OWN = threading.local()
 
 
 class Busy(Exception):
     """Another request is writing the part."""
 
 
-@dataclass(frozen=True)
 class Scan:
-    """What a whole update is checked by.
+    """What an update is checked by, computed while it streams: its digest, its head, the L2 norm of its values.
+
+    The digest is the CRC-32 of all bytes. It tells a repeated upload from another one under the same key, which is a
+    client's mistake, not an attack: whoever has the credential can send what it likes anyway. SHA-256 would take as
+    long as all else together.
 
     Attributes:
-        total: bytes.
-        digest: CRC-32 of all bytes, in hex. It tells a repeated upload from another one under the same key, which is a
-            client's mistake, not an attack: whoever has the credential can send what it likes anyway. SHA-256 would
-            take more than half of the time that an upload costs.
-        squares: sum of the squares of the values in float64; NaN or infinite where one of them is.
+        offset: of the values.
+        seen: bytes so far.
+        head: what the update says of itself; None while its header is not whole.
+
+    Args:
+        layout: of the task.
+        total: bytes of the whole update.
+
+    Raises:
+        UpdateTensorsError: no update of this layout has this length.
     """
 
-    total: int
-    digest: str
-    squares: float
+    def __init__(self, layout: Layout, total: int) -> None:
+        self._layout, self.total = layout, total
+        self.offset = payload_offset(layout, total)
+        self.seen = 0
+        self.head: UpdateHead | None = None
+        self._crc = 0
+        self._prefix = bytearray()
+        self._cut = b""
+        self._squares = 0.0
+
+    def add(self, data: memoryview) -> None:
+        """Take in the next bytes.
+
+        Raises:
+            UpdateFileError, UpdateTensorsError: the header is whole now, and not that of such an update.
+        """
+        self._crc = zlib.crc32(data, self._crc)
+        values = data[max(self.offset - self.seen, 0) :]
+        if self.head is None:
+            self._prefix += data[: len(data) - len(values)]
+            if len(self._prefix) == self.offset:
+                self.head, _ = parse_prefix(self._prefix, self._layout, self.total)
+        self.seen += len(data)
+        if self._cut:  # a value that was cut in two
+            missing = 4 - len(self._cut)
+            self._cut += values[:missing]
+            values = values[missing:]
+            if len(self._cut) == 4:
+                self._add(memoryview(self._cut))
+                self._cut = b""
+        whole = len(values) - len(values) % 4
+        self._add(values[:whole])
+        self._cut += values[whole:]
+
+    def _add(self, data: memoryview) -> None:
+        values = np.frombuffer(data, "<f4")
+        # In float64, as squares in float32 overflow at 1e19. Not by BLAS, whose threads would spin.
+        with np.errstate(invalid="ignore"):
+            self._squares += float(np.einsum("p,p->", values, values, dtype=np.float64))
 
     @property
     def norm(self) -> float:
-        """L2 norm of the values."""
-        return float(np.sqrt(self.squares))
+        """L2 norm of the values so far; NaN where one of them is NaN or infinite."""
+        return math.sqrt(self._squares) if math.isfinite(self._squares) else math.nan
 
-
-def scan(data: memoryview, offset: int) -> Scan:
-    """Look at a whole update: few long calls, which let other threads run meanwhile.
-
-    Args:
-        data: all of it.
-        offset: of the values in it.
-    """
-    values = np.frombuffer(data, "<f4", offset=offset) if len(data) > offset else np.empty(0, "<f4")
-    # In float64, as squares in float32 overflow at 1e19. Not by BLAS, whose threads would spin.
-    with np.errstate(invalid="ignore"):
-        squares = float(np.einsum("p,p->", values, values, dtype=np.float64))
-    return Scan(len(data), f"{zlib.crc32(data):08x}", squares)
+    @property
+    def digest(self) -> str:
+        """CRC-32 of the bytes so far, in hex."""
+        return f"{self._crc:08x}"
 
 
 class Part:
@@ -79,44 +126,58 @@ class Part:
     def __init__(self, path: Path, fd: int) -> None:
         """For `open_part`."""
         self.path, self._fd = path, fd
+        self._direct = _open_direct(path)
         self.size = os.fstat(fd).st_size
+        self._written = self.size - self.size % BLOCK
+        #: What does not fill a block yet.
+        self._rest = os.pread(fd, self.size - self._written, self._written)
 
     def restart(self) -> None:
         """Forget what is there."""
         os.ftruncate(self._fd, 0)
-        self.size = 0
+        self.size, self._written, self._rest = 0, 0, b""
 
-    def write(self, pieces: Sequence[bytes | memoryview]) -> None:
+    def rescan(self, scan: Scan) -> None:
+        """Give what is there to ``scan``, but what does not fill a block; errors as its ``add``."""
+        while scan.seen < self._written:
+            data = os.pread(self._fd, min(BUFFER, self._written - scan.seen), scan.seen)
+            if not data:
+                raise Busy  # it was cut meanwhile
+            scan.add(memoryview(data))
+
+    def write(self, pieces: Sequence[bytes], scan: Scan) -> None:
         """Append.
 
         Raises:
+            UpdateFileError, UpdateTensorsError: as ``scan.add``; then less is written.
             StorageFullError, UnwritableError: it cannot be written.
         """
-        left = [memoryview(piece) for piece in pieces]
+        buffer = _buffer()
+        used = len(self._rest)
+        buffer[:used] = self._rest
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                count = min(len(view), BUFFER - used)
+                buffer[used : used + count] = view[:count]
+                used, view = used + count, view[count:]
+                if used == BUFFER:
+                    self._put(buffer, scan)
+                    used = 0
+        whole = used - used % BLOCK
+        self._put(buffer[:whole], scan)
+        self._rest = bytes(buffer[whole:used])
+        self.size = self._written + len(self._rest)
+
+    def finish(self, scan: Scan) -> None:
+        """Write what is left, and give it to ``scan``; errors as ``write``."""
+        scan.add(memoryview(self._rest))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what does not fill a block, so that it is kept."""
         with disk_errors(self.path):
-            while left:
-                done = os.pwritev(self._fd, left[:_PIECES], self.size)
-                self.size += done
-                while left and done >= len(left[0]):
-                    done -= len(left.pop(0))
-                if done:
-                    left[0] = left[0][done:]
-
-    def head(self, layout: Layout, total: int) -> UpdateHead | None:
-        """What the update says of itself; None while its header is not whole.
-
-        Raises:
-            UpdateFileError, UpdateTensorsError: it is not the header of such an update.
-        """
-        offset = payload_offset(layout, total)
-        if self.size < offset:
-            return None
-        return parse_prefix(os.pread(self._fd, offset, 0), layout, total)[0]
-
-    def scan(self, offset: int) -> Scan:
-        """Look at all of it."""
-        with mmap.mmap(self._fd, self.size, prot=mmap.PROT_READ) as found, memoryview(found) as data:
-            return scan(data, offset)
+            _write_all(self._fd, memoryview(self._rest), self._written)
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[Path]:
@@ -136,6 +197,57 @@ class Part:
             yield path
         finally:
             path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._direct is not None:
+            os.close(self._direct)
+        os.close(self._fd)
+
+    def _put(self, blocks: memoryview, scan: Scan) -> None:
+        """Scan and append whole blocks."""
+        if not blocks:
+            return
+        scan.add(blocks)
+        with disk_errors(self.path):
+            if self._direct is not None:
+                try:
+                    _write_all(self._direct, blocks, self._written)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    # A file system that opens such files but does not write them.
+                    os.close(self._direct)
+                    self._direct = None
+            if self._direct is None:
+                _write_all(self._fd, blocks, self._written)
+        self._written += len(blocks)
+
+
+def _open_direct(path: Path) -> int | None:
+    """Open for direct writes; None where the file system has none."""
+    if _DIRECT is None:
+        return None
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | _DIRECT)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+        return None
+
+
+def _buffer() -> memoryview:
+    """Memory of this thread, aligned as direct writes need it."""
+    if not hasattr(_OWN, "buffer"):
+        _OWN.buffer = memoryview(mmap.mmap(-1, BUFFER))
+    found: memoryview = _OWN.buffer
+    return found
+
+
+def _write_all(fd: int, data: memoryview, at: int) -> None:
+    while data:
+        done = os.pwrite(fd, data, at)
+        at, data = at + done, data[done:]
 
 
 @contextlib.contextmanager
@@ -163,13 +275,15 @@ def open_part(scratch: Path, task: str, key: str, total: int) -> Iterator[Part]:
                 path.unlink(missing_ok=True)
         fd = os.open(own, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Busy from error
-        yield Part(own, fd)
-    finally:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        part = Part(own, fd)
+    except (BlockingIOError, FileNotFoundError) as error:  # locked, or taken away, by another request
         os.close(fd)
+        raise Busy from error
+    try:
+        yield part
+    finally:
+        part.close()
 
 
 def find_part(scratch: Path, task: str, key: str | None = None) -> tuple[int, int] | None:

@@ -7,25 +7,25 @@ import math
 import secrets
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.errors import UpdateFileError, UpdateTensorsError
 from pfl_mobile.protocol.bodies import UploadState
-from pfl_mobile.protocol.update_file import payload_offset, size_limit
+from pfl_mobile.protocol.update_file import size_limit
 from pfl_server import problems
 from pfl_server.accepting import (
     AGAIN_S,
     STORED,
     Accepting,
-    accept,
+    Stored,
     check_head,
     check_open,
     over,
     own_task,
     refuse,
 )
-from pfl_server.part import Busy, Part, find_part, open_part
+from pfl_server.part import BUFFER, Busy, Part, Scan, find_part, open_part
 from pfl_server.problems import Problem
 from pfl_server.storage.models import Round
 
@@ -34,15 +34,12 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import TypeVar
 
-    from pfl_mobile.protocol.bodies import UpdateHead
     from pfl_server.auth import DeviceIdentity
     from pfl_server.runtime import RoundPlan
     from pfl_server.services import Services
 
     T = TypeVar("T")
 
-#: Bytes of a body that are written at once: each time costs a change of threads.
-CHUNK = 1 << 20
 #: Threads that write to files; and those that look at a finished update, and wait for the disk and the database.
 _WRITES = ThreadPoolExecutor(max_workers=4, thread_name_prefix="pfl-write")
 _STORES = ThreadPoolExecutor(max_workers=16, thread_name_prefix="pfl-store")
@@ -179,26 +176,29 @@ def _begin(services: Services, me: DeviceIdentity, head: Incoming, note: Callabl
 async def _receive(
     services: Services, head: Incoming, found: Accepting, body: AsyncIterator[bytes]
 ) -> UploadState:
-    layout = found.known.layout
-    payload_offset(layout, head.total)  # whether there is an update of this length
+    scan = Scan(found.known.layout, head.total)
     with open_part(services.blobs.scratch, head.task, head.key, head.total) as part:
-        _position(part, head)
-        said: UpdateHead | None = None
+        await _in(_WRITES, _position, part, head, scan)
 
         def take(pieces: list[bytes]) -> None:
-            nonlocal said
-            part.write(pieces)
-            if said is None and (said := part.head(layout, head.total)) is not None:
-                check_head(said, found)
+            known = scan.head is not None
+            part.write(pieces, scan)
+            if scan.head is not None and not known:
+                check_head(scan.head, found)
 
-        await _pieces(body, head.total - part.size, take)
+        try:
+            await _pieces(body, head.total - part.size, take)
+        except BaseException:
+            part.flush()
+            raise
         if part.size < head.total:
+            part.flush()
             return UploadState(status="partial", task=head.task, received=part.size)
-        await _in(_STORES, _store, services, head, found, part)
+        await _in(_STORES, _store, services, head, found, part, scan)
     return UploadState(status="accepted", task=head.task, received=head.total)
 
 
-def _position(part: Part, head: Incoming) -> None:
+def _position(part: Part, head: Incoming, scan: Scan) -> None:
     """Bring the part to where the request goes on."""
     if head.offset == 0:
         part.restart()
@@ -208,6 +208,7 @@ def _position(part: Part, head: Incoming) -> None:
             mend="go on at Upload-Offset",
             headers={"Upload-Offset": str(part.size)},
         )
+    part.rescan(scan)
 
 
 async def _pieces(body: AsyncIterator[bytes], most: int, take: Callable[[list[bytes]], None]) -> None:
@@ -238,7 +239,7 @@ async def _pieces(body: AsyncIterator[bytes], most: int, take: Callable[[list[by
         if data:
             pieces.append(data)
             waiting += len(data)
-        if waiting >= CHUNK:
+        if waiting >= BUFFER:  # each time costs a change of threads
             await _in(_WRITES, take, pieces)
             pieces, waiting = [], 0
     if pieces:
@@ -269,33 +270,32 @@ async def _again(found: Accepting, head: Incoming, body: AsyncIterator[bytes]) -
 # -- the end
 
 
-def _store(services: Services, head: Incoming, found: Accepting, part: Part) -> None:
+def _store(services: Services, head: Incoming, found: Accepting, part: Part, scan: Scan) -> None:
     """Check what can be checked now, store the update, accept it.
 
-    Under a name that no other request knows, so that what is checked is what is stored.
+    Under a name that no other request knows, so that what was checked is what is stored.
     """
-    with part.whole() as whole:
-        _check_and_store(services, head, found, part, whole)
-
-
-def _check_and_store(services: Services, head: Incoming, found: Accepting, part: Part, whole: Path) -> None:
-    layout, most = found.known.layout, services.runtime.config.max_norm
-    said = part.head(layout, head.total)
-    assert said is not None
+    part.finish(scan)
+    said, norm, most = scan.head, scan.norm, services.runtime.config.max_norm
+    assert said is not None  # as all bytes are there
     check_head(said, found)
-    seen = part.scan(payload_offset(layout, head.total))
-    if not math.isfinite(seen.squares):
+    if not math.isfinite(norm):
         raise problems.NotFinite(
             "the update has values that are NaN or infinite", mend="decline with 'diverged'"
         )
-    if seen.norm > most:
+    if norm > most:
         raise problems.NormTooLarge(f"the update's norm is above {most:g}", mend="decline with 'diverged'")
+    with part.whole() as whole:
+        _accept(services, Stored(found, head.key, said, "", scan), whole)
+
+
+def _accept(services: Services, update: Stored, whole: Path) -> None:
     # A name of its own for every attempt, so that none replaces what another one had accepted.
-    blob = f"updates/{head.task}-{secrets.token_hex(4)}"
+    blob = f"updates/{update.found.mine.id}-{secrets.token_hex(4)}"
     services.blobs.put_file(blob, whole)
     try:
-        needed = accept(services, found, head.key, said, blob, seen)
-    except Problem:  # the transaction was rolled back, so nothing refers to what was stored
+        needed = services.acceptor.accept(replace(update, blob=blob))
+    except Problem:  # nothing was written for it, so nothing refers to what was stored
         services.blobs.delete(blob)
         raise
     if not needed:

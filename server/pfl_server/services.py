@@ -10,6 +10,7 @@ from fastapi import Request
 from sqlalchemy import select
 
 from pfl_server import credentials
+from pfl_server.accepting import Acceptor
 from pfl_server.attestation import load_verifier
 from pfl_server.limits import Limits
 from pfl_server.metrics import Metrics
@@ -38,6 +39,7 @@ class Services:
         clock: seconds since 1970.
         admin_token: None where admin actions are not set up.
         attestation: None where devices need none.
+        acceptor: of updates.
     """
 
     settings: ServerSettings
@@ -51,6 +53,11 @@ class Services:
     clock: Callable[[], float] = time.time
     admin_token: str | None = field(default=None, repr=False)
     attestation: AttestationVerifier | None = None
+    acceptor: Acceptor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Make what works with the rest."""
+        self.acceptor = Acceptor(self)
 
     @classmethod
     def open(
