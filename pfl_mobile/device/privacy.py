@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pfl_mobile.privacy import Noise, SecureNoise, clip_factor, l2_norm
+from pfl_mobile.privacy import Noise, SecureNoise, clip_factor, l2_norm, private_update
 
 if TYPE_CHECKING:
     from pfl_mobile.protocol.bodies import Task, TaskPrivacy
@@ -86,13 +86,7 @@ def protect(flat: np.ndarray, privacy: TaskPrivacy, noise: Noise | None = None) 
         NonFiniteError: a value is NaN or infinite.
     """
     norm = l2_norm(flat)
-    clipped = False
-    if privacy.clip_norm is not None:
-        factor = clip_factor(norm, privacy.clip_norm)
-        clipped = factor < 1.0
-        flat = flat * np.float32(factor) if clipped else flat
-        if privacy.local_noise_multiplier > 0:
-            source = noise or SecureNoise()
-            scale = privacy.local_noise_multiplier * privacy.clip_norm
-            flat = (flat + scale * source.normal(flat.size)).astype(np.float32)
-    return Protected(flat, norm, clipped)
+    if privacy.clip_norm is None:
+        return Protected(flat, norm, clipped=False)
+    sent = private_update(flat, privacy.clip_norm, privacy.local_noise_multiplier, noise or SecureNoise())
+    return Protected(sent, norm, clip_factor(norm, privacy.clip_norm) < 1.0)
