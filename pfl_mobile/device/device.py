@@ -90,7 +90,9 @@ class Device:
     ) -> None:
         """Nothing is sent yet."""
         self.model, self.folder, self.client = model, folder, client
-        self.pipeline = Pipeline(model, examples, folder.personal, policy=policy, test=test, noise=noise)
+        self.pipeline = Pipeline(
+            model, examples, folder.personal, folder.sent, policy=policy, test=test, noise=noise
+        )
         self.facts = facts or Facts(engine=model.engine, platform=sys.platform, sdk=_sdk())
         self.group, self.token, self.attest = group, token, attest
         self.tell, self.clock, self.patience_s = on_event, clock, patience_s

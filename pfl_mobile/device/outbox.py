@@ -114,7 +114,12 @@ class Outbox:
         return any(pending.task == task for pending in self.folder.pending()[0])
 
     def put(self, task: Task, deadline: float, done: Done) -> None:
-        """Make the update safe first; then let the new personal state serve."""
+        """Make the update safe first; then let the new personal state serve.
+
+        An update with noise of the device is counted before anything else: from here on it may be sent at any time.
+        """
+        if task.privacy.clip_norm is not None and task.privacy.local_noise_multiplier > 0:
+            self.folder.sent.add(task.privacy.local_noise_multiplier)
         pending = Pending(
             task=task.id,
             round=task.round,

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pfl_mobile.device.model import Model
+    from pfl_mobile.device.sent import SentNoise
     from pfl_mobile.local.measure import Sums
     from pfl_mobile.local.report import Cancel, Progress, TrainReport
     from pfl_mobile.local.state import PersonalStateStore
@@ -86,6 +87,7 @@ class Pipeline:
         model: checked programs.
         examples: of the user, oldest first; the newest part is for testing and nothing else.
         store: the personal state.
+        sent: what left the device under its own noise.
         policy: what must protect updates.
         test: share of the examples to test on.
         checkpoint_every: steps between checkpoints of training; None for none.
@@ -97,6 +99,7 @@ class Pipeline:
         model: Model,
         examples: Examples,
         store: PersonalStateStore,
+        sent: SentNoise,
         *,
         policy: PrivacyPolicy | None = None,
         test: float = 0.2,
@@ -105,7 +108,7 @@ class Pipeline:
     ) -> None:
         """Nothing is trained yet."""
         self.model, self.examples, self.store = model, examples, store
-        self.policy = policy or PrivacyPolicy()
+        self.sent, self.policy = sent, policy or PrivacyPolicy()
         self.test, self.checkpoint_every, self.noise = test, checkpoint_every, noise
 
     def training_examples(self) -> int:
@@ -122,7 +125,7 @@ class Pipeline:
         Raises:
             DeclineTask: it must not be done, or cannot.
         """
-        refusal = self.policy.refusal(task)
+        refusal = self.policy.refusal(task, self.sent)
         if refusal is not None:
             raise DeclineTask("privacy", refusal)
         try:

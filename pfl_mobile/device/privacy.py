@@ -11,7 +11,11 @@ import numpy as np
 from pfl_mobile.privacy import Noise, SecureNoise, clip_factor, l2_norm, private_update
 
 if TYPE_CHECKING:
+    from pfl_mobile.device.sent import SentNoise
     from pfl_mobile.protocol.bodies import Task, TaskPrivacy
+
+#: A local guarantee is computed at no larger delta, whatever the task's statement says.
+LARGEST_DELTA = 1e-6
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,9 @@ class PrivacyPolicy:
 
     Attributes:
         require: False sends updates also where nothing protects them; only the device's user can say so.
-        max_epsilon: largest epsilon that the task's statement may name; None for any.
+        max_epsilon: largest epsilon; None for any. Where the aggregator adds the noise, and is trusted to, that of the
+            task's statement; with the mechanism ``local``, that which the device computes from its own noise and its
+            own count of updates, this one among them.
         report: whether evaluation reports (sums, without noise) may be sent.
     """
 
@@ -28,8 +34,13 @@ class PrivacyPolicy:
     max_epsilon: float | None = None
     report: bool = True
 
-    def refusal(self, task: Task) -> str | None:
-        """Why this task must not be done; None when it may."""
+    def refusal(self, task: Task, sent: SentNoise) -> str | None:
+        """Why this task must not be done; None when it may.
+
+        Args:
+            task: as the aggregator gave it.
+            sent: what left this device under its own noise so far.
+        """
         if not self.require:
             return None
         privacy = task.privacy
@@ -42,13 +53,17 @@ class PrivacyPolicy:
             return f"the mechanism {privacy.mechanism!r} adds no noise"
         if privacy.mechanism == "local" and task.reports:
             return f"the numbers {', '.join(task.reports)} are asked for, which no noise protects from the aggregator"
-        return self._too_much(privacy)
+        return self._too_much(privacy, sent)
 
-    def _too_much(self, privacy: TaskPrivacy) -> str | None:
+    def _too_much(self, privacy: TaskPrivacy, sent: SentNoise) -> str | None:
         if self.max_epsilon is None:
             return None
-        epsilon = privacy.statement.get("epsilon")
-        if not isinstance(epsilon, int | float) or isinstance(epsilon, bool) or not math.isfinite(epsilon):
+        epsilon: object
+        if privacy.mechanism == "local":
+            epsilon = sent.epsilon_with(privacy.local_noise_multiplier, _delta(privacy))
+        else:
+            epsilon = privacy.statement.get("epsilon")
+        if not isinstance(epsilon, int | float) or isinstance(epsilon, bool) or math.isnan(epsilon):
             return "the statement names no epsilon"
         if epsilon > self.max_epsilon:
             return f"epsilon is {epsilon:.4g}, the most that is accepted here is {self.max_epsilon:.4g}"
@@ -57,6 +72,14 @@ class PrivacyPolicy:
     def may_report(self, task: Task) -> bool:
         """Whether the evaluation report may be sent: not to an aggregator that is not trusted with updates either."""
         return self.report and not (self.require and task.privacy.mechanism == "local")
+
+
+def _delta(privacy: TaskPrivacy) -> float:
+    """The statement's where it is stricter."""
+    told = privacy.statement.get("delta")
+    if isinstance(told, float) and 0 < told < LARGEST_DELTA:
+        return told
+    return LARGEST_DELTA
 
 
 @dataclass(frozen=True)

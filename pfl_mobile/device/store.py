@@ -4,6 +4,7 @@
     DIRECTORY/device.json       server, model, device id and credential; readable by the owner alone
     DIRECTORY/personal/         the personal state, see ``local/state.py``
     DIRECTORY/sets/<sha256>     values as downloaded; ``.part`` while they arrive
+    DIRECTORY/sent.json         what was sent under the device's own noise, see ``sent.py``
     DIRECTORY/queue/<task>.update, <task>.json     a finished update and what is to be done with it
 
 Every file is replaced in one step, and an update is on the disk before its ``.json`` names it, so a process that is
@@ -21,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from pfl_mobile.atomic import atomic_write, disk_errors
 from pfl_mobile.bundle.tensors import tensors_from_bytes
+from pfl_mobile.device.sent import SentNoise
 from pfl_mobile.errors import DeviceFolderError
 from pfl_mobile.local.state import ModelId, PersonalStateStore
 
@@ -107,6 +109,7 @@ class DeviceFolder:
             self._lock = _lock(self.directory / "lock")
         try:
             self.membership = self._membership()
+            self.sent = SentNoise(self.directory / "sent.json")
             self.personal = PersonalStateStore(self.directory / "personal", model)
         except BaseException:
             self.close()

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pfl_mobile.device.privacy import protect
+from pfl_mobile.device.privacy import PrivacyPolicy, protect
+from pfl_mobile.device.sent import SentNoise
+from pfl_mobile.errors import DeviceFolderError, ServerProblem, UnreachableError
 from pfl_mobile.privacy import l2_norm, private_update
+from pfl_mobile.privacy.accounting import gaussian_epsilon
+from pfl_mobile.privacy.local import local_epsilon
 from pfl_mobile.protocol.bodies import TaskPrivacy
+from tests.device.conftest import device
+from tests.device.fake_server import problem
 
 
 class Ones:
@@ -15,7 +25,7 @@ class Ones:
 
     secure = False
 
-    def begin(self, round):
+    def begin(self, round):  # noqa: A002
         pass
 
     def normal(self, size):
@@ -42,3 +52,118 @@ def test_local_noise_is_added_after_clipping_and_relative_to_the_bound():
     np.testing.assert_allclose(found.flat, [2.3, 2.4], rtol=1e-5)
     assert found.norm == 5.0
     assert found.clipped
+
+
+# -- what local noise guarantees, by the device's own reckoning
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.floats(0.05, 1e4), min_size=1, max_size=5),
+    st.sampled_from([1e-3, 1e-6, 1e-9]),
+)
+def test_epsilon_without_any_package_is_that_of_the_ledger(multipliers, delta):
+    found = local_epsilon(sum(z**-2 for z in multipliers), delta)
+    assert found == pytest.approx(gaussian_epsilon([z / 2 for z in multipliers], delta), rel=1e-4, abs=1e-7)
+
+
+def test_no_noise_is_no_guarantee():
+    assert local_epsilon(0.0, 1e-6) == 0.0
+    assert local_epsilon(1e18, 1e-6) > 1e18
+    assert local_epsilon(float("inf"), 1e-6) == float("inf")
+
+
+LOCAL = {
+    "mechanism": "local",
+    "noise_multiplier": 0.0,
+    "local_noise_multiplier": 20.0,
+    "statement": {"epsilon": 0.1, "delta": 1e-6},
+}
+ONE = local_epsilon(20.0**-2, 1e-6)
+
+
+def why_of(found):
+    return [event.why for event in found.events if type(event).__name__ == "Declined"]
+
+
+@pytest.mark.parametrize("z", [1e-9, 1e-200, 1.0])
+def test_a_statement_about_local_noise_is_not_believed(fake, address, tmp_path, z, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)  # a phone has none
+    fake.privacy |= LOCAL | {"local_noise_multiplier": z}
+    with device(tmp_path, address, policy=PrivacyPolicy(max_epsilon=2.0)) as found:
+        assert found.run().ended == "privacy"
+    assert "accepted here is 2" in why_of(found)[0]
+    assert fake.accepted == []
+    assert found.folder.sent.updates == 0
+
+
+def test_a_larger_delta_does_not_buy_less_noise(fake, address, tmp_path):
+    fake.privacy |= LOCAL | {"statement": {"epsilon": 0.1, "delta": 0.5}}
+    with device(tmp_path, address, policy=PrivacyPolicy(max_epsilon=0.99 * ONE)) as found:
+        assert found.run().ended == "privacy"
+    assert fake.accepted == []
+
+
+def test_updates_add_up_over_restarts_until_no_more_is_sent(fake, address, tmp_path):
+    fake.rounds, fake.privacy = 9, fake.privacy | LOCAL
+    policy = PrivacyPolicy(max_epsilon=local_epsilon(3.5 * 20.0**-2, 1e-6))
+    for ended in ("once", "once", "once", "privacy", "privacy"):
+        with device(tmp_path, address, policy=policy) as found:
+            assert found.run(once=True).ended == ended
+    assert len(fake.accepted) == 3
+    assert SentNoise(tmp_path / "sent.json").updates == 3
+
+
+def unsent(fake, address, folder, **settings):
+    """A device that made an update and cannot send it."""
+    fake.update = lambda method, task, headers, body: (b"".join(body), problem(503, "unavailable"))[1]
+    with (
+        device(folder, address, patience_s=0.0, **settings) as found,
+        pytest.raises((ServerProblem, UnreachableError)),
+    ):
+        found.run()
+    del fake.update
+
+
+def test_an_update_counts_before_its_upload_and_once(fake, address, tmp_path):
+    fake.privacy |= LOCAL
+    unsent(fake, address, tmp_path)
+    assert SentNoise(tmp_path / "sent.json").updates == 1
+    with device(tmp_path, address, policy=PrivacyPolicy(max_epsilon=1.01 * ONE)) as found:
+        assert found.run().rounds == 1  # the same bytes again
+    assert found.folder.sent.updates == 1
+
+
+@pytest.mark.parametrize("kind", ["update", "json"])
+def test_a_task_trained_again_after_damage_in_the_queue_counts_again(fake, address, tmp_path, kind):
+    fake.privacy |= LOCAL
+    unsent(fake, address, tmp_path)
+    next((tmp_path / "queue").glob(f"*.{kind}")).write_bytes(b"{")
+    with device(tmp_path, address, policy=PrivacyPolicy(max_epsilon=1.01 * ONE)) as found:
+        assert found.run().ended == "privacy"
+    assert fake.accepted == []
+    fake.round = 0
+    next(iter(fake.tasks.values()))["declined"] = None
+    with device(tmp_path, address) as found:
+        assert found.run().rounds == 1
+    assert found.folder.sent.updates == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"schema_version": 2, "updates": 1, "inverse_squares": 1}',
+        '{"schema_version": 1, "updates": -1, "inverse_squares": 0}',
+        '{"schema_version": 1, "updates": 3, "inverse_squares": 0}',
+        '{"schema_version": 1, "updates": 3, "inverse_squares": NaN}',
+    ],
+)
+def test_a_damaged_count_is_not_taken_for_nothing(address, tmp_path, text):
+    (tmp_path / "sent.json").write_text(text)
+    with pytest.raises(DeviceFolderError, match=r"sent\.json"), device(tmp_path, address):
+        pass
+    (tmp_path / "sent.json").unlink()
+    with device(tmp_path, address):  # the lock was given back
+        pass
