@@ -168,6 +168,7 @@ def protocol_bodies() -> bytes:
             "noise_multiplier": 1.1,
             "local_noise_multiplier": 0.0,
             "statement": {"epsilon": 0.7, "delta": 1e-6},
+            "epsilon_after": 0.75,
         },
         "evaluate": True,
         "expires": 1700000600.0,

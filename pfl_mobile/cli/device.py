@@ -81,7 +81,7 @@ def device(
     max_epsilon: Annotated[
         float | None,
         typer.Option(
-            "--max-epsilon", metavar="E", help="Decline where the statement names a larger epsilon."
+            "--max-epsilon", metavar="E", help="Decline where epsilon would be larger with the update."
         ),
     ] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="Send no evaluation reports.")] = False,

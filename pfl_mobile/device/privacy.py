@@ -24,9 +24,9 @@ class PrivacyPolicy:
 
     Attributes:
         require: False sends updates also where nothing protects them; only the device's user can say so.
-        max_epsilon: largest epsilon; None for any. Where the aggregator adds the noise, and is trusted to, that of the
-            task's statement; with the mechanism ``local``, that which the device computes from its own noise and its
-            own count of updates, this one among them.
+        max_epsilon: largest epsilon; None for any. Where the aggregator adds the noise, and is trusted to, that which
+            the task names for the time when the update is in a model; with the mechanism ``local``, that which the
+            device computes from its own noise and its own count of updates, this one among them.
         report: whether evaluation reports (sums, without noise) may be sent.
     """
 
@@ -58,13 +58,13 @@ class PrivacyPolicy:
     def _too_much(self, privacy: TaskPrivacy, sent: SentNoise) -> str | None:
         if self.max_epsilon is None:
             return None
-        epsilon: object
+        epsilon: float | None
         if privacy.mechanism == "local":
             epsilon = sent.epsilon_with(privacy.local_noise_multiplier, _delta(privacy))
         else:
-            epsilon = privacy.statement.get("epsilon")
-        if not isinstance(epsilon, int | float) or isinstance(epsilon, bool) or math.isnan(epsilon):
-            return "the statement names no epsilon"
+            epsilon = privacy.epsilon_after
+        if epsilon is None or math.isnan(epsilon):
+            return "the task names no epsilon for after its round"
         if epsilon > self.max_epsilon:
             return f"epsilon is {epsilon:.4g}, the most that is accepted here is {self.max_epsilon:.4g}"
         return None

@@ -131,7 +131,14 @@ class TaskPrivacy(Body):
         description="Of the noise that the aggregator adds, relative to clip_norm."
     )
     local_noise_multiplier: float = Field(0.0, description="Of the noise that the device adds itself.")
-    statement: dict[str, Any] = Field(default_factory=dict)
+    statement: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Of the version that the task begins with: what was spent before its round.",
+    )
+    epsilon_after: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description="Epsilon once the update is in a model, at the statement's delta; null: no guarantee.",
+    )
 
 
 class Task(Body):

@@ -162,6 +162,7 @@ def _task(services: Services, session: Session, mine: Assignment) -> CheckedIn:
             noise_multiplier=privacy.noise_multiplier,
             local_noise_multiplier=privacy.local_noise_multiplier,
             statement=session.get_one(Version, mine.base).privacy,
+            epsilon_after=runtime.epsilon_after(session, at.number),
         ),
         evaluate=runtime.config.evaluation.enabled,
         expires=mine.expires,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -100,6 +101,8 @@ class Runtime:
         self._lock = threading.Lock()
         self._rounds: OrderedDict[int, RoundPlan] = OrderedDict()
         self._states: OrderedDict[str, Server] = OrderedDict()
+        self._reckoning = threading.Lock()
+        self._epsilons: OrderedDict[int, float | None] = OrderedDict()
         server = self.beginning()
         plan = self.plan(server, 0)
         names = {"initial", "global", *self.strategy.sets(server), *self.strategy.sets_for(server, 0, "")}
@@ -264,6 +267,38 @@ class Runtime:
             ledger = Ledger(self.config.privacy)
             ledger.record()
         return ledger.statement()
+
+    def epsilon_after(self, session: Session, number: int) -> float | None:
+        """Epsilon once an update of a round is in a model; None where nothing is guaranteed.
+
+        In buffered training an update may be merged ``max_staleness`` rounds later. The ledger does not change while a
+        round is open, so each process reckons once for it.
+
+        Args:
+            session: to read the ledger.
+            number: of the round.
+
+        Raises:
+            LedgerError: the ledger is damaged.
+        """
+        if self.config.privacy.mechanism == "none":
+            return None
+        with self._reckoning:
+            if number not in self._epsilons:
+                self._epsilons[number] = self._after(self._ledger(session))
+                while len(self._epsilons) > _ROUNDS:
+                    self._epsilons.popitem(last=False)
+            return self._epsilons[number]
+
+    def _after(self, ledger: Ledger) -> float | None:
+        rounds, budget = self.config.rounds, self.config.privacy.budget_epsilon
+        count = 1 + (rounds.max_staleness if rounds.mode == "buffered" else 0)
+        if rounds.total is not None:
+            count = min(count, max(rounds.total - ledger.rounds, 1))
+        found = ledger.epsilon_after(count)
+        if budget is not None:  # no round is opened that would exceed it
+            found = min(found, budget)
+        return found if math.isfinite(found) else None
 
     def _ledger(self, session: Session) -> Ledger:
         events = session.scalars(select(LedgerEntry.event).order_by(LedgerEntry.id))

@@ -18,7 +18,13 @@ from pfl_mobile.local.plan import Plan
 from pfl_mobile.protocol.update_file import layout_of, parse_prefix
 from tests.local.fake import Linear, plan, sgd
 
-PRIVATE = {"mechanism": "gaussian", "clip_norm": 0.05, "noise_multiplier": 1.0, "statement": {"epsilon": 8.0}}
+PRIVATE = {
+    "mechanism": "gaussian",
+    "clip_norm": 0.05,
+    "noise_multiplier": 1.0,
+    "statement": {"epsilon": 7.0},
+    "epsilon_after": 8.0,
+}
 PLAN = plan(
     {"kind": "move", "group": ["role:shared"], "toward": "global", "rate": 1.0},
     sgd(lr=0.3, steps=12),

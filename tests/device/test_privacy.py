@@ -167,3 +167,11 @@ def test_a_damaged_count_is_not_taken_for_nothing(address, tmp_path, text):
     (tmp_path / "sent.json").unlink()
     with device(tmp_path, address):  # the lock was given back
         pass
+
+
+@pytest.mark.parametrize(("after", "why"), [(2.1, "2.1"), (None, "names no epsilon"), (1.9, None)])
+def test_epsilon_after_the_round_decides_and_not_that_before(fake, address, tmp_path, after, why):
+    fake.privacy |= {"statement": {"epsilon": 1.8, "delta": 1e-6}, "epsilon_after": after}
+    with device(tmp_path, address, policy=PrivacyPolicy(max_epsilon=2.0)) as found:
+        assert found.run().rounds == (why is None)
+    assert [why in told for told in why_of(found)] == ([True] if why else [])

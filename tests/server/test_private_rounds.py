@@ -70,6 +70,35 @@ def test_every_version_says_what_it_cost(tmp_path):
         assert info["privacy"]["epsilon"] == pytest.approx(ledger.epsilon())
 
 
+def test_a_task_says_what_is_spent_once_its_update_is_in_a_model(tmp_path):
+    config = federation_config(rounds=ONE, privacy=GAUSSIAN)
+    with small(tmp_path, config, devices=1) as f:
+        for number in range(3):
+            ledger = Ledger(config.privacy)
+            ledger.record(number + 1)
+            found = f.send(f.devices[0])["privacy"]
+            assert found["epsilon_after"] == pytest.approx(ledger.epsilon())
+            assert (found["statement"]["epsilon"] or 0.0) < found["epsilon_after"]
+            f.step()
+            assert f.version().privacy["epsilon"] == pytest.approx(found["epsilon_after"])
+            f.step()
+
+
+def test_a_buffered_task_says_what_is_spent_when_it_is_merged_as_late_as_it_may_be(tmp_path):
+    for name, more, rounds in (
+        ("late", {"max_staleness": 4}, 5),
+        ("end", {"max_staleness": 4, "total": 3}, 3),
+        ("budget", {"max_staleness": 4}, None),
+    ):
+        privacy = GAUSSIAN | ({} if rounds else {"budget_epsilon": 20.0})
+        config = federation_config(rounds=ONE | {"mode": "buffered"} | more, privacy=privacy)
+        ledger = Ledger(config.privacy)
+        ledger.record(rounds or 0)
+        with small(tmp_path / name, config, devices=1) as f:
+            found = f.task(f.devices[0])["privacy"]["epsilon_after"]
+            assert found == pytest.approx(ledger.epsilon() if rounds else 20.0)
+
+
 def test_training_stops_before_a_round_that_would_exceed_the_budget(tmp_path):
     ledger = Ledger(PrivacyConfig(**GAUSSIAN, cohort=1))
     ledger.record(2)
