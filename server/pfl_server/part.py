@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 BLOCK = 4096
 #: Bytes that are written at once.
 BUFFER = 1 << 20
+#: Squares that are added up in float32.
+_ROW = 256
 _FOLDER, _SUFFIX, _WHOLE = "parts", ".part", ".whole"
 _DIRECT: int | None = getattr(os, "O_DIRECT", None)
 _OWN = threading.local()
@@ -99,20 +101,34 @@ class Scan:
         self._cut += values[whole:]
 
     def _add(self, data: memoryview) -> None:
-        values = np.frombuffer(data, "<f4")
-        # In float64, as squares in float32 overflow at 1e19. Not by BLAS, whose threads would spin.
-        with np.errstate(invalid="ignore"):
-            self._squares += float(np.einsum("p,p->", values, values, dtype=np.float64))
+        self._squares += sum_of_squares(np.frombuffer(data, "<f4"))
 
     @property
     def norm(self) -> float:
-        """L2 norm of the values so far; NaN where one of them is NaN or infinite."""
+        """L2 norm of the values so far, to 1e-6 of it; NaN where one of them is NaN or infinite."""
         return math.sqrt(self._squares) if math.isfinite(self._squares) else math.nan
 
     @property
     def digest(self) -> str:
         """CRC-32 of the bytes so far, in hex."""
         return f"{self._crc:08x}"
+
+
+def sum_of_squares(values: np.ndarray) -> float:
+    """Sum of the squares of float32 values, to 2e-6 of it; NaN or infinite where one of them is.
+
+    Some of them at a time are added up in float32, which is five times as fast as float64 is. Merges that rest on norms
+    being right to the last bit measure them anew.
+    """
+    rows = values[: len(values) - len(values) % _ROW].reshape(-1, _ROW)
+    rest = values[rows.size :]
+    # Not by BLAS, whose threads would spin.
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = float(np.einsum("kp,kp->k", rows, rows).sum(dtype=np.float64))
+        found += float(np.einsum("p,p->", rest, rest))
+        if not math.isfinite(found):  # squares overflow in float32 at 1e19, far from where values do
+            found = float(np.einsum("p,p->", values, values, dtype=np.float64))
+    return found
 
 
 class Part:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 #: Threads that write to files; and those that look at a finished update, and wait for the disk and the database.
-_WRITES = ThreadPoolExecutor(max_workers=4, thread_name_prefix="pfl-write")
+_WRITES = ThreadPoolExecutor(max_workers=8, thread_name_prefix="pfl-write")
 _STORES = ThreadPoolExecutor(max_workers=16, thread_name_prefix="pfl-store")
 
 
