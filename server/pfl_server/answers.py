@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import compile_path
 
-from pfl_mobile.errors import StorageFullError
+from pfl_mobile.errors import StorageFullError, UnwritableError
 from pfl_mobile.protocol.bodies import PROBLEM_JSON, ProblemBody
 from pfl_server import problems
 from pfl_server.errors import BlobError, DatabaseError
@@ -29,6 +29,8 @@ log = logging.getLogger("pfl_server")
 #: Problems that every endpoint can answer with.
 _EVERYWHERE = (problems.InvalidRequest, problems.RateLimited, problems.Unavailable, problems.Internal)
 _WITH_BODY = (problems.BodyTooLarge, problems.BodyTooSlow, problems.BadRequest)
+#: Failures of what lies behind the aggregator.
+_STORAGE = (DatabaseError, BlobError, StorageFullError, UnwritableError)
 #: Seconds after which a client may ask again when something behind the aggregator failed.
 _RETRY_S = "5"
 _SHOWN_ERRORS = 8
@@ -92,7 +94,7 @@ def problem_of(error: Exception) -> Problem:
         if isinstance(error.__cause__, Problem):  # FastAPI wraps what reading the body raises
             return error.__cause__
         return _of_status(error.status_code, error.headers or {})
-    if isinstance(error, (DatabaseError, BlobError, StorageFullError)):
+    if isinstance(error, _STORAGE):
         log.error("%s: %s", type(error).__name__, error.message)
         return problems.Unavailable(
             "storage behind the aggregator failed", mend="try again later", headers={"Retry-After": _RETRY_S}
@@ -118,7 +120,7 @@ def add_handlers(app: FastAPI) -> None:
             )
         return respond(request, problem)
 
-    for kind in (Problem, RequestValidationError, HTTPException, DatabaseError, BlobError, StorageFullError):
+    for kind in (Problem, RequestValidationError, HTTPException, *_STORAGE):
         app.add_exception_handler(kind, handle)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from pfl_server.errors import BlobMissingError, DatabaseError
 from pfl_server.services import Services
 from pfl_server.storage.database import Database
 from tests.server.basics import free_port
-from tests.server.federation import federation_config, small
+from tests.server.federation import federation_config, small, update_of
 
 
 @pytest.fixture
@@ -194,3 +195,18 @@ def test_a_clock_that_is_set_back_stops_no_round(tmp_path: Path) -> None:
         f.clock.now += 16
         Coordinator(f.services).step()
         assert {f.assignment(task).state for task in tasks} == {"merged"}
+
+
+def test_a_disk_that_became_read_only_is_a_passing_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with small(tmp_path, federation_config(**ROUND), devices=1) as f:
+        task = f.task(f.devices[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", read_only)
+            answer = f.put(f.devices[0], task, update_of(task))
+        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+        assert f.put(f.devices[0], task, update_of(task)).status_code == 200
