@@ -18,7 +18,7 @@ from pfl_mobile.errors import ConfigError, OtherSettingsError
 from pfl_mobile.local.phases import check_plan, named_sets
 from pfl_mobile.local.plan import ChoosePhase, MeasurePhase, Plan
 from pfl_mobile.local.state import ModelId
-from pfl_mobile.privacy import Ledger, PrivateRounds, SecureNoise
+from pfl_mobile.privacy import Ledger, PrivateRounds, SecureNoise, require_secure
 from pfl_mobile.privacy.events import dp_accounting
 from pfl_mobile.protocol.bodies import BundleId
 from pfl_mobile.protocol.update_file import layout_of, size_limit
@@ -70,7 +70,7 @@ class Runtime:
         config: of the federation, as it was when it began.
         strategy: plan and merge.
         rule: how means are taken where the aggregator adds no noise.
-        noise: source of the aggregator's noise.
+        noise: source of the aggregator's noise; one that is not secure is refused wherever it is used.
         max_update_bytes: of an update file.
         wake: set when the coordinator has something to do.
     """
@@ -92,7 +92,7 @@ class Runtime:
         self.initial = {name: value for name, value in bundle.values().items() if name in trained}
         self.strategy, self.local = make_strategy(config.strategy, bundle.plan_json())
         self.rule = check_config(config, self.strategy, self.table)
-        self.noise: Noise = SecureNoise()  # tests replace it
+        self.noise: Noise = SecureNoise()
         if config.privacy.mechanism != "none":  # what it needs is missed now, not at the first merge
             dp_accounting()
         if self.central:
@@ -252,8 +252,9 @@ class Runtime:
 
         Raises:
             LedgerError, StateError: what is stored is damaged, or of another configuration.
+            ConfigError: the noise could be predicted.
         """
-        private = PrivateRounds(self.config.privacy, self.noise)
+        private = self._private()
         ledger = self._ledger(session)
         if state is None:
             private.ledger = ledger
@@ -267,6 +268,10 @@ class Runtime:
             ledger = Ledger(self.config.privacy)
             ledger.record()
         return ledger.statement()
+
+    def _private(self) -> PrivateRounds:
+        require_secure(self.noise)
+        return PrivateRounds(self.config.privacy, self.noise)
 
     def epsilon_after(self, session: Session, number: int) -> float | None:
         """Epsilon once an update of a round is in a model; None where nothing is guaranteed.
@@ -320,7 +325,7 @@ class Runtime:
 
     def _begin(self, database: Database, now: float) -> None:
         server = self.beginning()
-        private = PrivateRounds(self.config.privacy, self.noise)
+        private = self._private()
         key = put_state(self.blobs, 0, server, private.state())
         values = put_set(self.blobs, self.published(server))
         with database.write() as session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+from pfl_mobile.privacy import SimulatedNoise
 from pfl_server.settings import LimitsConfig
 
 ADMIN_TOKEN = "pfl_admin_" + "0123456789abcdef" * 4
@@ -16,6 +17,12 @@ GENEROUS = LimitsConfig(
     enrol_rate=1e6,
     enrol_burst=10**6,
 )
+
+
+class RepeatingNoise(SimulatedNoise):
+    """Noise that a test can draw again, and that the server takes for secure."""
+
+    secure = True
 
 
 class Clock:

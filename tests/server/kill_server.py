@@ -16,13 +16,13 @@ import traceback
 from pathlib import Path
 
 from pfl_mobile.bundle import Bundle
-from pfl_mobile.privacy import SimulatedNoise
 from pfl_server.coordinator import Coordinator
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
+from tests.server.basics import RepeatingNoise
 
 #: The same in every process: it belongs to the round.
-NOISE = SimulatedNoise(1)
+NOISE = RepeatingNoise(1)
 
 
 def step(folder: Path, number: int, now: float, pipe: int) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pfl_mobile.errors import PrivacyError
+from pfl_mobile.errors import ConfigError, PrivacyError
 from pfl_mobile.privacy import Ledger, PrivacyConfig, PrivateRounds, SecureNoise, SimulatedNoise
 from pfl_mobile.strategies.rows import MatrixRows
 from pfl_server.storage.models import LedgerEntry
+from tests.server.basics import RepeatingNoise
 from tests.server.federation import federation_config, small
 
 GAUSSIAN = {"mechanism": "gaussian", "noise_multiplier": 0.5, "clip_norm": 0.3, "delta": 1e-5}
@@ -33,7 +34,7 @@ def flat(values):
 
 def test_the_merge_is_the_private_mean_and_nothing_else(tmp_path):
     config = federation_config(privacy=GAUSSIAN)
-    with small(tmp_path, config, devices=3, noise=SimulatedNoise(5)) as f:
+    with small(tmp_path, config, devices=3, noise=RepeatingNoise(5)) as f:
         before = flat(f.model().values)
         values = np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)
         for device, value in zip(f.devices, values, strict=True):
@@ -68,6 +69,19 @@ def test_every_version_says_what_it_cost(tmp_path):
         assert [e.round for e in entries(f)] == [0, 1, 2]
         info = f.client.get("/v1/federation").json()
         assert info["privacy"]["epsilon"] == pytest.approx(ledger.epsilon())
+
+
+def test_noise_that_could_be_predicted_merges_nothing(tmp_path):
+    with small(tmp_path, federation_config(privacy=GAUSSIAN), devices=3) as f:
+        before = flat(f.model().values)
+        for device in f.devices:
+            f.send(device)
+        f.services.runtime.noise = SimulatedNoise(1)
+        with pytest.raises(ConfigError, match="SimulatedNoise"):
+            f.step()
+        assert f.round(0).state == "failed"
+        np.testing.assert_array_equal(flat(f.model().values), before)
+        assert entries(f) == []
 
 
 def test_a_task_says_what_is_spent_once_its_update_is_in_a_model(tmp_path):
@@ -128,16 +142,16 @@ def test_correlated_noise_goes_on_after_a_restart(tmp_path):
     for restart in (False, True):
         folder = tmp_path / str(restart)
         config = federation_config(rounds=ONE, privacy=MATRIX)
-        with small(folder, config, devices=3, noise=SimulatedNoise(0)) as f:
+        with small(folder, config, devices=3, noise=RepeatingNoise(0)) as f:
             devices, clock = f.devices, f.clock
             if not restart:
                 for number, device in enumerate(devices):
-                    f.services.runtime.noise = SimulatedNoise(number)
+                    f.services.runtime.noise = RepeatingNoise(number)
                     f.send(device, 0.0)
                     f.step()
         for number, device in enumerate(devices if restart else []):
             clock.pass_time(60)
-            with small(folder, clock=clock, noise=SimulatedNoise(number)) as f:
+            with small(folder, clock=clock, noise=RepeatingNoise(number)) as f:
                 f.send(device, 0.0)
                 f.step()
         with small(folder, clock=clock) as f:
@@ -152,7 +166,7 @@ def test_correlated_noise_goes_on_after_a_restart(tmp_path):
 def test_an_adaptive_clip_norm_moves_and_devices_are_told(tmp_path):
     adaptive = {"quantile": 0.5, "rate": 1.0, "noise_multiplier": 1.0}
     config = federation_config(rounds=ONE, privacy=GAUSSIAN | {"adaptive": adaptive})
-    with small(tmp_path, config, devices=1, noise=SimulatedNoise(3)) as f:
+    with small(tmp_path, config, devices=1, noise=RepeatingNoise(3)) as f:
         first = f.send(f.devices[0], 5.0)
         f.step()
         clip = f.federation().clip_norm
