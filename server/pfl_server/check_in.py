@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from pfl_mobile.protocol.bodies import CheckedIn, CheckIn, Download, Task, TaskPrivacy, TensorLayout
@@ -16,8 +16,6 @@ from pfl_server.state_file import put_set
 from pfl_server.storage.models import Assignment, Device, Federation, Round, Version
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from sqlalchemy.orm import Session
 
     from pfl_mobile.protocol.bodies import Reason
@@ -104,7 +102,14 @@ def _assign(
     for old in session.scalars(_of(device.id)):
         if old.state == "accepted" or old.expires > now or old.round == number:
             return "too_soon"
-        old.state, old.finished = "expired", now
+        done: Any = session.execute(  # unless its update is accepted at this moment, in buffered training
+            update(Assignment)
+            .where(Assignment.id == old.id, Assignment.state == "assigned")
+            .values(state="expired", finished=now)
+            .execution_options(synchronize_session=False)
+        )
+        if done.rowcount == 0:
+            return "too_soon"
     if at.most is not None and placed(session, number) >= at.most:
         return "full"
     config = services.runtime.config.rounds

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sqlalchemy import update
 
+from pfl_server import check_in
 from pfl_server.rounds import close_due
+from pfl_server.storage.models import Assignment
 from tests.server.federation import federation_config, small, update_of
 
 
@@ -91,3 +94,32 @@ def test_uploads_after_the_last_buffer_are_refused(tmp_path):
         assert f.federation().state == "finished"
         answer = f.put(f.devices[0], slow, update_of(slow))
         assert (answer.status_code, answer.json()["code"]) == (410, "round-closed")
+
+
+def test_an_update_that_is_accepted_while_its_task_is_given_anew_stays(tmp_path, monkeypatch):
+    with small(tmp_path, config(), devices=3) as f:
+        slow = f.task(f.devices[0])
+        merge(f, *f.devices[1:])
+        f.clock.pass_time(200)  # its time is over, and it lies in a round before the open one
+        original, read = check_in._of, []
+
+        def accepted_meanwhile(services, session, number, device, body, sets):
+            def once(device_id):
+                monkeypatch.setattr(check_in, "_of", original)
+                read.extend(session.scalars(original(device_id)))
+                assert [one.state for one in read] == ["assigned"]
+                session.execute(
+                    update(Assignment)
+                    .where(Assignment.id == slow["id"])
+                    .values(state="accepted", round=number)
+                    .execution_options(synchronize_session=False)
+                )
+                return original(device_id)  # of which the session gives what it read before
+
+            monkeypatch.setattr(check_in, "_of", once)
+            return assign(services, session, number, device, body, sets)
+
+        assign = check_in._assign
+        monkeypatch.setattr(check_in, "_assign", accepted_meanwhile)
+        assert f.check_in(f.devices[0])["reason"] == "too_soon"
+        assert f.assignment(slow).state == "accepted"
