@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 from typing import Any
 
@@ -14,7 +13,8 @@ from pfl_server.storage.models import Assignment
 from tests.server.conftest import Server, device_of
 from tests.server.test_enrolment import _round
 
-CONTENT = os.urandom(2_500_000)
+#: The same in all processes that share the tests, as names of tests hold its digest.
+CONTENT = random.Random(0).randbytes(2_500_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 URL = f"/v1/sets/{DIGEST}"
 TAG = f'"{DIGEST}"'
