@@ -54,7 +54,8 @@ class RoundsConfig(_Frozen):
             (FedBuff, Nguyen et al. 2022).
         total: rounds after which training is finished; None for no end.
         cohort: updates that close a round.
-        minimum: updates that a round needs at its deadline, else it is abandoned.
+        minimum: updates that a round needs at its deadline, else it is abandoned; with Poisson sampling so small that
+            being abandoned shows nobody (``minimum.py``).
         over_selection: devices assigned for each update that is wanted.
         deadline_s: seconds after which a round closes; a buffered one has none.
         task_s: seconds after which a device's task is over; None: the deadline.
@@ -95,10 +96,14 @@ class EvaluationConfig(_Frozen):
     Attributes:
         enabled: whether devices are asked for them.
         min_devices: figures over fewer devices are not shown.
+        max_weight: labels that one device counts for at most, so that no single one decides a mean.
+        max_mean: largest absolute mean of a metric that is no share, such as the loss; others are refused.
     """
 
     enabled: bool = True
     min_devices: Annotated[int, Field(ge=1)] = 3
+    max_weight: Positive = 1000.0
+    max_mean: Positive = 1e4
 
 
 class FederationConfig(_Frozen):

@@ -12,6 +12,7 @@ from pfl_mobile.privacy import PrivacyConfig
 from pfl_mobile.privacy.calibration import required_noise, with_noise
 from pfl_mobile.privacy.plan import BAND
 from pfl_server.config import FederationConfig
+from pfl_server.minimum import largest_minimum
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,7 +99,8 @@ def federation_config(
     for name, value in given.items():
         plain[name] = {**plain.get(name, {}), **value} if isinstance(value, dict) else value
     rounds = plain.setdefault("rounds", {})
-    if "cohort" in rounds and "minimum" not in rounds:
+    chosen = "minimum" in rounds
+    if "cohort" in rounds and not chosen:
         rounds["minimum"] = max(1, ceil(MINIMUM_SHARE * rounds["cohort"]))
     # once without the real privacy, so that its inputs are checked first
     found = _checked(plain | {"privacy": {"mechanism": "none", "clip_norm": 1.0, "cohort": 1}}).rounds
@@ -115,6 +117,9 @@ def federation_config(
         )
     if privacy is not None:
         plain["privacy"] = privacy.model_dump(mode="json")
+        ahead = found.total or privacy.rounds
+        if not chosen and privacy.sampling == "poisson" and ahead is not None:
+            rounds["minimum"] = largest_minimum(privacy, ahead, found.minimum)
     return _checked(plain)
 
 

@@ -14,6 +14,7 @@ from pfl_mobile.strategies.rules import create_rule
 from pfl_mobile.strategies.scaffold import Scaffold
 from pfl_mobile.strategies.strategy import Context, Local, Strategy, take_over
 from pfl_mobile.strategies.weighting import Weighting
+from pfl_server.minimum import check_minimum
 
 if TYPE_CHECKING:
     from pfl_mobile.modules.roles import DeviceTensorInfo
@@ -145,6 +146,7 @@ def check_config(config: FederationConfig, strategy: Strategy, table: Sequence[D
             f"a buffered federation takes devices as they come, which is not the sampling {privacy.sampling!r}",
             mend="use synchronous rounds, or the sampling 'none'",
         )
+    check_minimum(config)
     if privacy.noise_multiplier > 0 and privacy.cohort != rounds.cohort:
         raise ConfigError(
             f"privacy is computed for cohorts of {privacy.cohort}, rounds have {rounds.cohort}",

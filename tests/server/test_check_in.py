@@ -188,8 +188,8 @@ def test_all_subsets_are_drawn_alike():
 
 
 def test_a_poisson_round_takes_who_is_drawn_and_ends_when_all_have_answered(tmp_path):
-    privacy = POISSON | {"population": 20, "cohort": 10}
-    rounds = {"cohort": 10, "minimum": 2}
+    privacy = POISSON | {"population": 20, "cohort": 10, "delta": 0.01}
+    rounds = {"cohort": 10, "minimum": 2, "total": 10}
     with small(tmp_path, federation_config(rounds=rounds, privacy=privacy), devices=20) as f:
         f.step()
         draw = Draw.parse(f.round().selection)
