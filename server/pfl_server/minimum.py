@@ -1,8 +1,8 @@
 """What Poisson sampling gives away when everybody sees whether a round had enough updates to be merged.
 
 One device more or less decides that only where the others are just one short of the minimum: with probability
-q P(Binomial(N - 1, q) = minimum - 1) a round, if all who are drawn send an update; where many do not, a small
-minimum is all the more needed, and nothing is promised (``not_covered`` of the statement). This is no part of epsilon, so it
+q P(Binomial(N - 1, q) = minimum - 1) a round, if all who are drawn send an update. Where many do not, a small minimum
+is all the more needed, and nothing is promised (``not_covered`` of the statement). This is no part of epsilon, so it
 comes on top of delta and has to be small beside it.
 """
 
