@@ -14,14 +14,17 @@ from pfl_server.accepting import changed, over, own_task
 from pfl_server.part import remove_parts
 from pfl_server.storage.models import Assignment, EvaluationSum
 
-#: No mean of a metric is larger.
-LARGEST = 1e9
+#: Metrics that are shares of the labels, beside recalls.
+_SHARES = frozenset({"accuracy", "precision", "recall", "f1"})
+#: Error of rounding that a share may have.
+_ROUNDING = 1e-6
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from pfl_mobile.protocol.bodies import Decline, EvaluationReport
+    from pfl_mobile.protocol.bodies import Decline, EvaluationReport, MetricSum
     from pfl_server.auth import DeviceIdentity
+    from pfl_server.config import EvaluationConfig
     from pfl_server.services import Services
 
 
@@ -53,11 +56,12 @@ def decline(services: Services, me: DeviceIdentity, task: str, body: Decline) ->
 def evaluate(services: Services, me: DeviceIdentity, task: str, body: EvaluationReport) -> int:
     """Add a device's sums to those of the version it measured, once; returns the round.
 
+    A device counts for at most ``max_weight`` labels: what it says cannot be checked, so none outweighs the rest.
     A report may come before or after the update, also when the task is over: it is about the version that was sent.
 
     Raises:
         UnknownTask: this device has no such task.
-        BadReport: the metrics are not the bundle's.
+        BadReport: the metrics are not the bundle's, or a mean is outside what the metric can be.
     """
     names = set(body.global_)
     if names != set(body.personalized) or not names or names - services.runtime.metrics:
@@ -65,13 +69,9 @@ def evaluate(services: Services, me: DeviceIdentity, task: str, body: Evaluation
             "the report has other metrics than the bundle, or not the same for both models",
             mend=f"send some of {', '.join(sorted(services.runtime.metrics))}",
         )
-    for name in names:
-        for found in (body.global_[name], body.personalized[name]):
-            mean = found.sum / found.weight
-            if abs(mean) > LARGEST or (is_recall(name) and not 0 <= mean <= 1 + 1e-6):
-                raise problems.BadReport(
-                    f"{name} cannot be {mean:g}", mend="send the sum over labels, and their weight"
-                )
+    config = services.runtime.config.evaluation
+    shared_means = {name: _mean(name, found, config) for name, found in body.global_.items()}
+    own_means = {name: _mean(name, found, config) for name, found in body.personalized.items()}
     with services.database.write() as session:
         mine = own_task(session, me, task)
         first = session.execute(
@@ -82,8 +82,7 @@ def evaluate(services: Services, me: DeviceIdentity, task: str, body: Evaluation
         if changed(first):
             groups = sorted({"", me.group})
             for name in sorted(names):
-                shared, own = body.global_[name], body.personalized[name]
-                change = own.sum / own.weight - shared.sum / shared.weight
+                change = own_means[name] - shared_means[name]
                 gain = -change if name in LOWER_IS_BETTER else change
                 _add(
                     services,
@@ -94,18 +93,44 @@ def evaluate(services: Services, me: DeviceIdentity, task: str, body: Evaluation
                             "kind": kind,
                             "group": group,
                             "metric": name,
-                            "total": found.sum,
-                            "weight": found.weight,
+                            "total": total,
+                            "weight": weight,
                             "devices": 1,
                             "better": int(kind == "personalized" and gain > 0),
                             "worse": int(kind == "personalized" and gain < 0),
                             "adopted": int(kind == "personalized" and body.adopted),
                         }
-                        for kind, found in (("global", shared), ("personalized", own))
+                        for kind, (total, weight) in (
+                            ("global", _bounded(body.global_[name], config)),
+                            ("personalized", _bounded(body.personalized[name], config)),
+                        )
                         for group in groups
                     ],
                 )
         return mine.round
+
+
+def _mean(name: str, found: MetricSum, config: EvaluationConfig) -> float:
+    """The mean of a metric on one device.
+
+    Raises:
+        BadReport: no model can have it.
+    """
+    mean = found.sum / found.weight
+    low, high = -config.max_mean, config.max_mean
+    if is_recall(name) or name in _SHARES:
+        low, high = 0.0, 1.0 + _ROUNDING
+    if not low <= mean <= high:
+        raise problems.BadReport(
+            f"{name} cannot be {mean:g}", mend="send the sum over labels, and their weight"
+        )
+    return mean
+
+
+def _bounded(found: MetricSum, config: EvaluationConfig) -> tuple[float, float]:
+    """Sum and weight as they count: scaled down together where they stand for too many labels."""
+    weight = min(found.weight, config.max_weight)
+    return found.sum * (weight / found.weight), weight
 
 
 def _add(services: Services, session: Session, rows: list[dict[str, Any]]) -> None:

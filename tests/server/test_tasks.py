@@ -62,8 +62,21 @@ def test_a_report_may_come_when_the_task_is_over(tmp_path):
         {"global": {}, "personalized": {}},
         {"global": {"secret": metric(1.0)}, "personalized": {"secret": metric(1.0)}},
         {"global": {"loss": metric(1e300)}, "personalized": {"loss": metric(1.0)}},
+        {"global": {"loss": metric(1.0)}, "personalized": {"loss": metric(1.0, 1e-320)}},
+        {"global": {"loss": metric(1.0)}, "personalized": {"loss": metric(1.1e5)}},
+        {"global": {"accuracy": metric(1.0)}, "personalized": {"accuracy": metric(11.0)}},
+        {"global": {"accuracy": metric(-1.0)}, "personalized": {"accuracy": metric(1.0)}},
     ],
-    ids=["not the same metrics", "none", "not the bundle's", "absurd"],
+    ids=[
+        "not the same metrics",
+        "none",
+        "not the bundle's",
+        "absurd",
+        "not finite",
+        "implausible",
+        "share above 1",
+        "share below 0",
+    ],
 )
 def test_reports_that_cannot_be_are_refused_and_counted(tmp_path, changes):
     with small(tmp_path, federation_config(), devices=1) as f:
@@ -74,6 +87,17 @@ def test_reports_that_cannot_be_are_refused_and_counted(tmp_path, changes):
         f.services.refusals.flush()
         with f.services.database.read() as session:
             assert session.scalars(select(Refusal.code)).all() == ["bad-report"]
+
+
+def test_one_device_counts_for_a_bounded_number_of_labels(tmp_path):
+    with small(tmp_path, federation_config(evaluation={"max_weight": 50.0}), devices=2) as f:
+        honest, greedy = (f.task(device) for device in f.devices)
+        assert report(f, f.devices[0], honest).status_code == 204
+        huge = {"loss": metric(8e9, 1e9), "accuracy": metric(1e9, 1e9)}
+        assert report(f, f.devices[1], greedy, **{"global": huge, "personalized": huge}).status_code == 204
+        found = sums(f)["global", "", "loss"]
+        assert (found.total, found.weight, found.devices) == (20.0 + 8.0 * 50.0, 60.0, 2)
+        assert sums(f)["global", "", "accuracy"].total == 4.0 + 50.0
 
 
 def test_a_task_that_was_declined_is_over(tmp_path):
