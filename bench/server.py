@@ -57,9 +57,11 @@ class Serving:
         self._arguments = arguments
 
     def __enter__(self) -> int:
+        self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [sys.executable, *self._arguments, str(self.port)],
             cwd=HERE,
+            stderr=self._log,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         give_up = time.monotonic() + 60
@@ -69,12 +71,15 @@ class Serving:
                 return self.port
             except OSError:
                 if self._process.poll() is not None or time.monotonic() > give_up:
-                    raise SystemExit(f"{' '.join(self._arguments)} did not start") from None
+                    self._log.seek(0)
+                    said = self._log.read().decode(errors="replace")
+                    raise SystemExit(f"{' '.join(self._arguments)} did not start:\n{said}") from None
                 time.sleep(0.05)
 
     def __exit__(self, *error: object) -> None:
         self._process.terminate()
         self._process.wait(60)
+        self._log.close()
 
     @property
     def pid(self) -> int:

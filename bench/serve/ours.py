@@ -89,17 +89,15 @@ def _settings(folder: Path, port: int) -> object:
 
 
 def run(folder: Path, port: int) -> None:
-    """Serve until the process is ended. Nothing is merged: uploads are what is measured."""
-    import uvicorn
-
+    """Serve as ``pfl serve`` does, until the process is ended. Nothing is merged: uploads are what is measured."""
     from pfl_mobile.bundle import Bundle
-    from pfl_server.app import create_app
+    from pfl_server import launch, logs
     from pfl_server.services import Services
 
+    logs.set_up()
     with Bundle.open(folder / "bundle") as bundle:
-        services = Services.open(_settings(folder, port), bundle)  # type: ignore[arg-type]
-        app = create_app(services, coordinate=False)
-        uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
+        settings = _settings(folder, port)
+        launch.run(settings, Services.open(settings, bundle), launch.listen(settings))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
