@@ -137,6 +137,11 @@ class TestHealth:
         _problem(server.client.get("/readyz"), 503, "unavailable")
         assert server.client.get("/healthz").status_code == 200
 
+    def test_on_a_full_disk_it_is_not_ready(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pfl_server.storage.space.LEAST_FREE", 1 << 62)
+        _problem(server.client.get("/readyz"), 503, "unavailable")
+        assert server.client.get("/healthz").status_code == 200
+
     def test_with_other_tables_it_is_not_ready(self, server: Server) -> None:
         import sqlalchemy
 

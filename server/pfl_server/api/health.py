@@ -13,6 +13,7 @@ from pfl_server.auth import AdminBearer, admin
 from pfl_server.metrics import CONTENT_TYPE
 from pfl_server.problems import AdminDisabled, AdminRequired, Unauthorized
 from pfl_server.services import Services, services
+from pfl_server.storage.space import check_space
 
 router = APIRouter(tags=["operations"])
 _Services = Annotated[Services, Depends(services)]
@@ -38,9 +39,14 @@ async def alive() -> Health:
 
 @router.get("/readyz", summary="Whether the server can serve", responses=responses())
 def ready(services: _Services) -> Health:
-    """Whether the database answers and has this version's tables, and whether the store of files can be written."""
+    """Whether storage can be read and written, has the right tables and space left.
+
+    """
     services.database.check()
     services.blobs.check()
+    for folder in {services.blobs.scratch, services.settings.data}:
+        if folder.exists():  # the data folder is not made where database and files lie elsewhere
+            check_space(folder)
     return Health()
 
 
