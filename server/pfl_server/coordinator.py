@@ -14,7 +14,7 @@ from sqlalchemy import and_, or_, select, update
 from pfl_mobile.errors import PflError
 from pfl_server.accepting import changed
 from pfl_server.garbage import Collector
-from pfl_server.merging import Checkpoint, LostLease, claim, merge
+from pfl_server.merging import Checkpoint, LostLease, claim, give_back, merge
 from pfl_server.rounds import close_due, expire_tasks, lapsed, open_next
 from pfl_server.storage.models import Federation, Round
 
@@ -73,6 +73,7 @@ class Coordinator:
 
         Raises:
             DatabaseError, BlobError, StorageFullError, StateError, LedgerError: storage failed, or is damaged.
+            MergeMemoryError: there is too little memory.
         """
         if not self._lead():
             return
@@ -87,17 +88,24 @@ class Coordinator:
         if self._collected is None or now - self._collected >= COLLECT_S:
             self._collected = now
             self._collector.collect()
+        self._services.trouble.worked()
+
+    def attempt(self) -> float:
+        """Do `step`; how many seconds to wait after a failure, 0 where it worked."""
+        try:
+            self.step()
+        except Exception as error:  # whatever it is, training goes on once it has passed
+            return self._services.trouble.failed(error)
+        return 0.0
 
     def _run(self) -> None:
         wake = self._services.runtime.wake
         while not self._stopping.is_set():
-            try:
-                self.step()
-            except PflError as error:
-                log.error("the coordinator could not go on, and tries again: %s", error.message)
-            except Exception:
-                log.exception("the coordinator failed, and tries again")
-            wake.wait(PERIOD_S)
+            pause = self.attempt()
+            if pause > 0:  # uploads that wake it do not make it fail more often
+                self._stopping.wait(pause)
+            else:
+                wake.wait(PERIOD_S)
             wake.clear()
 
     def _to_merge(self) -> list[int]:
@@ -119,8 +127,17 @@ class Coordinator:
             except LostLease:
                 log.warning("round %d was taken over, or ended, while it was merged here", number)
                 return
+            except Exception:
+                self._give_back(number, owner)
+                raise
         if version is not None:
             log.info("a round was merged")
+
+    def _give_back(self, number: int, owner: str) -> None:
+        try:
+            give_back(self._services, number, owner)
+        except PflError as error:  # its lease lapses by itself
+            log.warning("round %d could not be given back: %s", number, error.message)
 
     # -- leases
 

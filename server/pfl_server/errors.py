@@ -21,5 +21,9 @@ class BlobMissingError(BlobError):
     """There is nothing under this key."""
 
 
+class MergeMemoryError(PflError):
+    """A merge does not fit into the memory that is left."""
+
+
 class SecretError(ConfigError):
     """A secret is missing, too short, or its file cannot be read."""

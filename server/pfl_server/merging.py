@@ -19,17 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sqlalchemy import and_, or_, select, update
 
-from pfl_mobile.errors import PflError, StorageFullError, TensorFileError
+from pfl_mobile.errors import LedgerError, PflError, StateError, TensorFileError
 from pfl_mobile.strategies.rows import FileRows, RowFile
 from pfl_mobile.strategies.state_file import plain_numbers
 from pfl_server.accepting import changed
-from pfl_server.errors import BlobError, BlobMissingError, DatabaseError
+from pfl_server.errors import BlobError, BlobMissingError, DatabaseError, MergeMemoryError
 from pfl_server.merge_input import Accepted, Stale, merge_input
-from pfl_server.rounds import ITSELF, LOCK, end_without_merge, lapsed
+from pfl_server.rounds import LOCK, end_without_merge, lapsed, pause_itself
 from pfl_server.state_file import get_state, put_set, put_state
 from pfl_server.storage.models import (
     Assignment,
-    AuditEntry,
     Device,
     Federation,
     LedgerEntry,
@@ -46,8 +45,8 @@ log = logging.getLogger("pfl_server")
 
 #: Failures in a row after which the federation pauses.
 FAILURES = 3
-#: What has nothing to do with the updates: the merge is tried again.
-_PASSING = (DatabaseError, BlobError, StorageFullError)
+#: What has nothing to do with the updates: they are kept, and the merge is tried again.
+_NOT_THE_UPDATES = (DatabaseError, BlobError, StateError, LedgerError)  # a full disk is a StateError
 
 Checkpoint = Callable[[str], None]
 
@@ -89,6 +88,17 @@ def claim(services: Services, number: int, seconds: float) -> str | None:
     return owner if changed(done) else None
 
 
+def give_back(services: Services, number: int, owner: str) -> None:
+    """Let a round that could not be merged wait: for the next try, or for an admin who ends it.
+
+    Raises:
+        DatabaseError: then the lease lapses by itself.
+    """
+    mine = (Round.number == number, Round.state == "merging", Round.lease_owner == owner)
+    with services.database.write() as session:
+        session.execute(update(Round).where(*mine).values(state="closing", lease_owner=None, lease_until=0.0))
+
+
 def merge(services: Services, number: int, owner: str, checkpoint: Checkpoint) -> int | None:
     """Merge a claimed round; the number of the version it made, None where it made none.
 
@@ -101,6 +111,8 @@ def merge(services: Services, number: int, owner: str, checkpoint: Checkpoint) -
     Raises:
         DatabaseError, BlobError, StorageFullError, TensorFileError: storage failed; the round stays as it is, to be
             merged again.
+        StateError, LedgerError: the model or the ledger is damaged; the same.
+        MergeMemoryError: there is too little memory; the same.
         LostLease: another process merges it now.
     """
     began = time.perf_counter()
@@ -111,8 +123,13 @@ def merge(services: Services, number: int, owner: str, checkpoint: Checkpoint) -
             raise
         _fail(services, number, owner, error.message)
         return None
-    except _PASSING:
+    except _NOT_THE_UPDATES:
         raise
+    except MemoryError as error:
+        raise MergeMemoryError(
+            f"there is not enough memory to merge round {number}",
+            mend="give the server more memory, or end the round to give its updates up",
+        ) from error
     except PflError as error:
         if isinstance(error, TensorFileError) and isinstance(error.__cause__, OSError):
             raise  # the file is there, and cannot be opened or read now
@@ -274,10 +291,8 @@ def _fail(services: Services, number: int, owner: str, why: str, state: str = "f
         last = session.scalars(
             select(Round.state).where(Round.number <= number).order_by(Round.number.desc())
         )
-        if list(last.fetchmany(FAILURES)) == ["failed"] * FAILURES and federation.state == "running":
-            federation.state = "paused"
-            note = f"{FAILURES} rounds in a row failed, the last with: {why}"
-            session.add(AuditEntry(at=now, actor=ITSELF, action="pause", detail={"note": note}))
+        if list(last.fetchmany(FAILURES)) == ["failed"] * FAILURES:
+            pause_itself(session, federation, now, f"{FAILURES} rounds in a row failed, the last with: {why}")
     log.error("round %d %s: %s", number, state, why)
     services.metrics.merges.labels(outcome=state).inc()
     services.metrics.updates.labels(outcome="discarded").inc(len(blobs))

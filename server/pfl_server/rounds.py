@@ -239,6 +239,13 @@ def end_without_merge(services: Services, session: Session, at: Round, state: st
     return blobs
 
 
+def pause_itself(session: Session, federation: Federation, now: float, note: str) -> None:
+    """Pause a locked federation that is running, with the reason in the audit log, from where it is shown."""
+    if federation.state == "running":
+        federation.state = "paused"
+        session.add(AuditEntry(at=now, actor=ITSELF, action="pause", detail={"note": note}))
+
+
 def account_unmerged(services: Services, session: Session, at: Round) -> None:
     """Put a round that ends without a merge into the ledger, where devices add the noise.
 

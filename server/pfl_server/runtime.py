@@ -14,7 +14,7 @@ import numpy as np
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
-from pfl_mobile.errors import ConfigError, OtherSettingsError
+from pfl_mobile.errors import ConfigError, LedgerError, OtherSettingsError, StateError
 from pfl_mobile.local.phases import check_plan, named_sets
 from pfl_mobile.local.plan import ChoosePhase, MeasurePhase, Plan
 from pfl_mobile.local.state import ModelId
@@ -27,6 +27,7 @@ from pfl_mobile.strategies.state_file import plain_numbers
 from pfl_mobile.strategies.strategy import Context, Server, Strategy, Values
 from pfl_server.config import FederationConfig
 from pfl_server.credentials import new_secrets
+from pfl_server.errors import BlobMissingError
 from pfl_server.state_file import get_state, put_set, put_state
 from pfl_server.storage.models import Device, Federation, LedgerEntry, Version
 from pfl_server.strategy import check_config, make_strategy
@@ -136,6 +137,8 @@ class Runtime:
         Raises:
             OtherSettingsError: the database holds a federation of another bundle or configuration.
             ConfigError: none is stored and none is given, or it is invalid.
+            StateError: the model that is served, or its ledger, is missing or damaged.
+            BlobError: the store of files failed.
         """
         stored = _stored(database)
         if stored is None:
@@ -169,6 +172,7 @@ class Runtime:
                 f"({stored.fingerprint[:12]}), not {own.name!r} {own.version} ({own.fingerprint[:12]})",
                 mend="start it with that bundle, or take another database",
             )
+        runtime._check_state(database)
         return runtime
 
     # -- what a round is
@@ -322,6 +326,22 @@ class Runtime:
             for name, values in sets.items()
             if name in read
         }
+
+    def _check_state(self, database: Database) -> None:
+        """Read what the next merge will need, so that damage is found by who starts the server."""
+        with database.read() as session:
+            version = session.get_one(Version, session.get_one(Federation, 1).version)
+            try:
+                server, noise = get_state(self.blobs, version.state_blob, self.table, 0)
+                self.private_rounds(session, noise)
+            except (BlobMissingError, StateError, LedgerError) as error:
+                raise StateError(
+                    f"the state of model version {version.number} in {self.blobs.place} cannot be used: "
+                    f"{error.message}",
+                    mend=f"check that --data or --blobs is the place of this federation, restore {version.state_blob} "
+                    "from a backup, or begin another federation with another --data folder",
+                ) from error
+        self._states[version.state_blob] = server
 
     def _begin(self, database: Database, now: float) -> None:
         server = self.beginning()

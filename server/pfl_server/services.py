@@ -18,6 +18,7 @@ from pfl_server.refusals import Refusals
 from pfl_server.storage.blobs import open_blobs
 from pfl_server.storage.database import Database
 from pfl_server.storage.models import Federation
+from pfl_server.trouble import Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ class Services:
         admin_token: None where admin actions are not set up.
         attestation: None where devices need none.
         acceptor: of updates.
+        trouble: of the coordinator.
     """
 
     settings: ServerSettings
@@ -54,10 +56,12 @@ class Services:
     admin_token: str | None = field(default=None, repr=False)
     attestation: AttestationVerifier | None = None
     acceptor: Acceptor = field(init=False, repr=False)
+    trouble: Trouble = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Make what works with the rest."""
         self.acceptor = Acceptor(self)
+        self.trouble = Trouble(self.database, self.clock)
 
     @classmethod
     def open(

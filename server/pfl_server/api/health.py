@@ -39,14 +39,16 @@ async def alive() -> Health:
 
 @router.get("/readyz", summary="Whether the server can serve", responses=responses())
 def ready(services: _Services) -> Health:
-    """Whether storage can be read and written, has the right tables and space left.
+    """Whether storage can be read and written, has the right tables and space left, and rounds go on.
 
+    Of several processes, those answer that rounds fail which tried.
     """
     services.database.check()
     services.blobs.check()
     for folder in {services.blobs.scratch, services.settings.data}:
         if folder.exists():  # the data folder is not made where database and files lie elsewhere
             check_space(folder)
+    services.trouble.check()
     return Health()
 
 
