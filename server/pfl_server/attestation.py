@@ -13,10 +13,11 @@ import base64
 import binascii
 import hmac
 import importlib
+import inspect
 import logging
 import secrets
 import struct
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sqlalchemy import delete, insert
 from sqlalchemy.exc import IntegrityError
@@ -59,30 +60,46 @@ def load_verifier(name: str) -> AttestationVerifier:
     """The verifier that ``module:object`` names; a class or function there is called without arguments.
 
     Raises:
-        ConfigError: the name has another form, or what it names is no verifier.
+        ConfigError: the name has another form, or what it names is no verifier and makes none.
         UserCodeError: its module cannot be imported, or making it failed.
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute.isidentifier():
         raise ConfigError(f"{name!r} does not name a verifier", mend="use --attestation module:object")
+    none = ConfigError(
+        f"{name} is no attestation verifier",
+        mend="give it `kinds` and `verify(kind, challenge, verdict)`; a class or function is called without arguments",
+    )
     try:
-        found = getattr(importlib.import_module(module), attribute)
-        made = (
-            found()
-            if (callable(found) and not hasattr(found, "verify")) or isinstance(found, type)
-            else found
-        )
+        found: Any = getattr(importlib.import_module(module), attribute, None)
+        make = isinstance(found, type) or (callable(found) and not hasattr(found, "verify"))
+        if make and not _takes_nothing(found):
+            raise none
+        made = found() if make else found
+    except ConfigError:
+        raise
     except Exception as error:
+        # the traceback that is shown with a cause helps with code that fails, not with a name that is wrong
+        absent = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
         raise UserCodeError(
             f"the attestation verifier {name} cannot be loaded: {type(error).__name__}: {error}",
             mend="correct the module, or put it on PYTHONPATH",
-        ) from error
+        ) from (None if absent else error)
     if not isinstance(made, AttestationVerifier) or not made.kinds:
-        raise ConfigError(
-            f"{name} is no attestation verifier",
-            mend="give it `kinds` and `verify(kind, challenge, verdict)`",
-        )
+        raise none
     return made
+
+
+def _takes_nothing(found: Any) -> bool:
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # some built-in ones do not tell
+        return False
+    try:
+        signature.bind()
+    except TypeError:
+        return False
+    return True
 
 
 def new_challenge(key: bytes, now: float) -> tuple[str, float]:

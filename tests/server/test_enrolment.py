@@ -343,8 +343,10 @@ def test_no_challenges_without_attestation(server: Server) -> None:
 def test_a_verifier_that_is_none_is_refused() -> None:
     from pfl_mobile.errors import ConfigError, UserCodeError
 
-    with pytest.raises(ConfigError, match="no attestation verifier"):
-        load_verifier("collections:OrderedDict")
+    for name in ("collections:OrderedDict", "os:system", "os:sep", "os:no_such_name", "builtins:iter"):
+        with pytest.raises(ConfigError, match="no attestation verifier") as found:
+            load_verifier(name)
+        assert found.value.__cause__ is None
     with pytest.raises(UserCodeError, match="cannot be loaded"):
         load_verifier("no_such_module_here:x")
     with pytest.raises(ConfigError, match="does not name"):

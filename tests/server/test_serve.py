@@ -279,6 +279,15 @@ def test_options_that_make_no_sense_are_refused(
     assert error["mend"]
 
 
+@pytest.mark.parametrize("name", ["os:system", "no_such_module_here:x"])
+def test_a_name_that_is_no_verifier_is_refused_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], federated_folder: Path, tmp_path: Path, name: str
+) -> None:
+    code = cli.main(["serve", str(federated_folder), "--data", str(tmp_path / "data"), "--attestation", name])
+    assert code == 2
+    assert capsys.readouterr().err.startswith("error (")
+
+
 def test_a_short_admin_token_is_refused(
     capsys: pytest.CaptureFixture[str],
     federated_folder: Path,
