@@ -258,10 +258,15 @@ def _federation(
     stated: dict[str, float],
     none: bool,
 ) -> FederationConfig | None:
-    """The configuration that the options make; None where they say nothing and there is a federation already."""
+    """The configuration that the options make; None where there is a federation already, which they agree with.
+
+    Raises:
+        OtherSettingsError: they do not.
+    """
     from pfl_server.config import FederationConfig
     from pfl_server.defaults import federation_config
-    from pfl_server.launch import has_federation
+    from pfl_server.given import refuse_others
+    from pfl_server.launch import stored_config
 
     said: dict[str, Any] = {
         name: kept
@@ -270,11 +275,15 @@ def _federation(
     }
     if groups:
         said["groups"] = tuple(groups)
-    if file is None and privacy is None and not (said or stated or none) and has_federation(settings):
-        return None
-    base = None if file is None else FederationConfig.load(_read(file))
+    text = None if file is None else _read(file)
+    base = None if text is None else FederationConfig.load(text)
     if base is not None and stated:
         raise ConfigError(f"{file} says what protects the updates", mend="leave --epsilon and the like out")
+    stored = stored_config(settings)
+    if stored is not None:
+        whole = None if text is None else (str(file), text)
+        refuse_others(stored, said, file=whole, privacy=privacy, stated=stated, none=none)
+        return None
     return federation_config(said, base=base, privacy=privacy, private=not none, **stated)
 
 

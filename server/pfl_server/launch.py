@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
+    from pfl_server.config import FederationConfig
     from pfl_server.services import Services
 
 #: Environment variable with the settings of workers.
@@ -32,12 +34,14 @@ _KEEP_ALIVE_S = 75
 _WORKER_TIMEOUT_S = 60
 
 
-def has_federation(settings: ServerSettings) -> bool:
-    """Whether the database of ``settings`` holds a federation; it is migrated.
+def stored_config(settings: ServerSettings) -> FederationConfig | None:
+    """What the federation in the database of ``settings`` is; None where there is none. The database is migrated.
 
     Raises:
         DatabaseError: it cannot be reached.
+        ConfigError: what is stored is invalid.
     """
+    from pfl_server.config import FederationConfig
     from pfl_server.storage.database import Database
     from pfl_server.storage.models import Federation
 
@@ -45,7 +49,8 @@ def has_federation(settings: ServerSettings) -> bool:
     try:
         database.migrate()
         with database.read() as session:
-            return session.get(Federation, 1) is not None
+            found = session.get(Federation, 1)
+            return None if found is None else FederationConfig.load(json.dumps(found.config))
     finally:
         database.close()
 

@@ -21,13 +21,15 @@ import pytest
 
 from pfl_mobile import cli
 from pfl_mobile.bundle import Bundle
-from pfl_mobile.errors import ConfigError
+from pfl_mobile.errors import ConfigError, OtherSettingsError
 from pfl_mobile.privacy import Ledger
 from pfl_server import launch
+from pfl_server.config import RoundsConfig
 from pfl_server.defaults import default_privacy, federation_config
+from pfl_server.given import refuse_others
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
-from tests.server.conftest import ADMIN_TOKEN
+from tests.server.conftest import ADMIN_TOKEN, config_of
 
 
 @dataclass
@@ -319,7 +321,38 @@ def test_a_federation_of_other_settings_is_refused(
     with Bundle.open(federated_folder) as bundle:
         Services.open(settings, bundle, config).close()
     where = (federated_folder, "--data", tmp_path / "data", "--port", 0)
-    assert _error(capsys, *where, "--cohort", 6)["type"] == "OtherSettingsError"
+    other = tmp_path / "other.json"
+    other.write_text(config_of(rounds=RoundsConfig(cohort=5, minimum=2, total=9)).dump())
+    plan = tmp_path / "privacy.json"
+    plan.write_text(json.dumps(config.privacy.model_dump(mode="json") | {"clip_norm": 3.0}))
+    for options, words in (
+        (("--cohort", 6), "--cohort 6"),
+        (("--cohort", 5, "--min-separation", 3), "--min-separation 3"),
+        (("--set", "mu=1"), "--set mu 1"),
+        (("--group", "north"), '--group ["north"]'),
+        (("--epsilon", 2), "--epsilon 2"),
+        (("--no-privacy",), "--no-privacy"),
+        (("--config", other), "other.json: rounds.total 9"),
+        (("--privacy", plan), "--privacy: clip_norm 3.0"),
+    ):
+        error = _error(capsys, *where, *options)
+        assert error["type"] == "OtherSettingsError"
+        assert words in error["message"]
+        assert "privacy.band" not in error["message"]
+        assert "--data" in error["mend"]
+        assert f"leave {next(n for n in reversed(options) if str(n).startswith('--'))} out" in error["mend"]
+
+
+def test_options_that_say_what_the_federation_is_are_fine(federated_folder: Path, tmp_path: Path) -> None:
+    config = federation_config({"rounds": {"cohort": 5, "total": 30}, "groups": ("north",)}, epsilon=4.0)
+    with Bundle.open(federated_folder) as bundle:
+        Services.open(ServerSettings(bundle=federated_folder, data=tmp_path), bundle, config).close()
+    stored = launch.stored_config(ServerSettings(bundle=federated_folder, data=tmp_path))
+    assert stored == config
+    said = {"rounds": {"cohort": 5}, "groups": ("north",)}
+    refuse_others(stored, said, file=("f", config.dump()), privacy=config.privacy, stated={"epsilon": 4})
+    with pytest.raises(OtherSettingsError, match=r"f: rounds\.total 31"):
+        refuse_others(stored, said, file=("f", '{"rounds": {"cohort": 9, "total": 31}}'))
 
 
 def test_a_port_in_use_is_refused(
