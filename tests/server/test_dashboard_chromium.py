@@ -282,12 +282,14 @@ def test_an_admin_acts_without_scripts(site: tuple[str, Services], open_browser:
 
 def _press(driver: Any, selector: str) -> None:
     """Click, and wait for the next page."""
+    from selenium.common.exceptions import WebDriverException
     from selenium.webdriver.support.expected_conditions import staleness_of
     from selenium.webdriver.support.ui import WebDriverWait
 
     before = _one(driver, "html")
     _one(driver, selector).click()
-    WebDriverWait(driver, 20).until(staleness_of(before))
+    # between two pages the driver also fails in other ways than by saying that the element is gone
+    WebDriverWait(driver, 20, ignored_exceptions=[WebDriverException]).until(staleness_of(before))
     WebDriverWait(driver, 20).until(lambda d: d.find_elements("css selector", "footer"))
 
 

@@ -19,12 +19,13 @@ import uvicorn
 
 from pfl_mobile.errors import ConfigError, TensorFileError
 from pfl_mobile.strategies import rows
-from pfl_server import connection
+from pfl_server import connection, launch
 from pfl_server.app import create_app
 from pfl_server.connection import HEAD_BYTES, BoundedHttp
 from pfl_server.coordinator import Coordinator
 from pfl_server.errors import BlobMissingError, DatabaseError
 from pfl_server.services import Services
+from pfl_server.settings import ServerSettings
 from pfl_server.storage.database import Database
 from tests.server.basics import free_port
 from tests.server.federation import federation_config, small, update_of
@@ -133,7 +134,9 @@ def test_a_start_that_cannot_listen_leaves_no_federation(federated_folder: Path,
     assert done.returncode == 2
     assert ConfigError.__name__ in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "data" / "federation.db").exists()
+    # the database may be there, but nothing in it says what is trained
+    settings = ServerSettings(bundle=federated_folder, data=tmp_path / "data")
+    assert launch.stored_config(settings) is None
 
 
 ROUND = {"rounds": {"cohort": 2, "minimum": 2}}
