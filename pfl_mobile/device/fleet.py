@@ -44,9 +44,15 @@ class Fleet:
     def start(self, arguments: list[str], output: Path) -> int:
         """Start a device; returns its process id."""
         if self.fork:
-            pid = os.fork()
-            if pid == 0:
-                _device(arguments, output)
+            # Blocked until the child has let go of this process's handler: what the handler raises in the middle of
+            # a fork is lost, and with it the signal.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    _device(arguments, output)
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         else:
             with open(output, "wb") as out, open(output.with_suffix(".log"), "wb") as log:
                 process = subprocess.Popen([sys.executable, "-c", PFL, *arguments], stdout=out, stderr=log)
@@ -81,6 +87,7 @@ def _device(arguments: list[str], output: Path) -> None:
     code = 1
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         null = os.open(os.devnull, os.O_RDONLY)
         out = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         log = os.open(output.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

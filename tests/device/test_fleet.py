@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -55,29 +56,40 @@ def test_forked_devices_do_the_same(tmp_path):
     assert "--server" in (tmp_path / "bad.log").read_text()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_no_device_outlives_who_started_the_fleet(tmp_path):
-    arguments = ["device", "--server", "http://127.0.0.1:9", "--bundle", "b", "--data", "d", "--user", "u"]
-    sleeping = tmp_path / "sleeping.py"
-    sleeping.write_text(
-        "import pfl_mobile.cli\npfl_mobile.cli.main = lambda a: __import__('time').sleep(60)\n"
-    )
-    with subprocess.Popen(
+def sleeping_fleet(folder, *, also=""):
+    """A process that serves a fleet of devices that sleep for a minute, once one is started, with its id."""
+    module = "import os, signal, time\nimport pfl_mobile.cli\npfl_mobile.cli.main = lambda a: time.sleep(60)\n"
+    (folder / "sleeping.py").write_text(module + also)
+    process = subprocess.Popen(
         [sys.executable, "-m", "pfl_mobile.device.fleet", "sleeping"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=tmp_path,
-    ) as process:
-        process.stdin.write(order(*arguments, output=tmp_path / "out.json"))
-        process.stdin.flush()
-        pid = json.loads(process.stdout.readline())["pid"]
-        assert Path(f"/proc/{pid}").exists()
+        cwd=folder,
+    )
+    process.stdin.write(order("device", output=folder / "out.json"))
+    process.stdin.flush()
+    return process, json.loads(process.stdout.readline())["pid"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_no_device_outlives_who_started_the_fleet(tmp_path):
+    process, pid = sleeping_fleet(tmp_path)
+    with process:
         process.stdin.close()
     give_up = time.monotonic() + 30
     while _runs(pid):
         assert time.monotonic() < give_up
         time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
+def test_a_device_ended_in_the_middle_of_its_start_ends(tmp_path):
+    early = "os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+    process, _ = sleeping_fleet(tmp_path, also=early)
+    with process:
+        assert json.loads(process.stdout.readline()) == {"ended": 0, "code": -signal.SIGTERM}
+        process.stdin.close()
 
 
 def _runs(pid: int) -> bool:
