@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from pfl_mobile.bundle.sealed import digest
 from pfl_mobile.bundle.tensors import tensors_from_bytes, tensors_to_bytes
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.local import batches, guard, update
@@ -24,7 +25,7 @@ from pfl_mobile.local.groups import matches
 from pfl_mobile.local.memory import memorize
 from pfl_mobile.local.plan import AdamW, Guard, Momentum, Optimizer, Plan, Sgd
 from pfl_mobile.local.random import derive, permutation, splitmix64
-from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore, digest
+from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore
 from pfl_mobile.local.trainer import LocalTrainer
 
 if TYPE_CHECKING:

@@ -129,6 +129,10 @@ class TensorFileError(PflError):
     """Bytes are not a valid safetensors file, or tensors cannot be stored in one."""
 
 
+class NewerFileError(TensorFileError):
+    """A file of a newer version of pfl-mobile."""
+
+
 class UpdateFileError(TensorFileError):
     """Bytes are not a canonical update file."""
 

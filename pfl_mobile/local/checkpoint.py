@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfl_mobile.atomic import atomic_write
-from pfl_mobile.bundle.tensors import metadata_from_bytes, tensors_from_bytes, tensors_to_bytes
+from pfl_mobile.bundle.sealed import digest, seal, unseal
 from pfl_mobile.errors import TensorFileError
 from pfl_mobile.local.phases import Work
-from pfl_mobile.local.state import digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,25 +40,17 @@ def save(path: Path, work: Work, job: str) -> None:
         flat.update({f"copy:{copy}:{n}": v for n, v in values.items()})
     counts = {"phase": work.phase, "step": work.step, "done": work.done, "rate": work.rate}
     head = {"job": job, "words": list(work.words), "reports": work.reports, **counts}
-    text = json.dumps(head, sort_keys=True)
-    atomic_write(
-        path, tensors_to_bytes(flat, metadata={"head": text, "sha256": digest(flat, text)}), mode=0o600
-    )
+    atomic_write(path, seal(flat, json.dumps(head, sort_keys=True), form=None), mode=0o600)
 
 
 def load(path: Path, job: str) -> tuple[Work | None, str | None]:
     """The saved work of this job, or (None, why it cannot be used); (None, None) when there is no file."""
     try:
-        data = path.read_bytes()
-        flat, metadata = tensors_from_bytes(data), metadata_from_bytes(data)
+        flat, head = unseal(path.read_bytes(), form=None, what="the checkpoint")
     except FileNotFoundError:
         return None, None
     except (OSError, TensorFileError) as error:
         return None, f"the checkpoint could not be read and was discarded: {error}"
-    text = metadata.get("head", "")
-    if metadata.get("sha256") != digest(flat, text):
-        return None, "the checkpoint was damaged and was discarded"
-    head = json.loads(text)
     if head["job"] != job:
         return None, "the checkpoint was of other examples, another plan or an older state, and was discarded"
     counts = {name: head[name] for name in ("phase", "step", "done", "rate", "reports")}

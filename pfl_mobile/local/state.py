@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pfl_mobile.atomic import atomic_write, disk_errors, sync_folder
-from pfl_mobile.bundle.tensors import metadata_from_bytes, tensors_from_bytes, tensors_to_bytes
-from pfl_mobile.errors import StateError, TensorFileError
+from pfl_mobile.bundle.sealed import seal, unseal
+from pfl_mobile.errors import NewerFileError, StateError, TensorFileError
 from pfl_mobile.local.upload import copy_key
 
 if TYPE_CHECKING:
@@ -312,28 +312,18 @@ class PersonalStateStore:
             "words": list(state.words),
             "metrics": {name: value for name, value in state.metrics.items() if math.isfinite(value)},
         }
-        text = json.dumps(head, sort_keys=True)
-        return tensors_to_bytes(
-            tensors, metadata={"format": FORMAT, "head": text, "sha256": digest(tensors, text)}, finite=True
-        )
+        return seal(tensors, json.dumps(head, sort_keys=True), form=FORMAT, finite=True)
 
     def _read(self, version: int) -> tuple[PersonalState, dict[str, Any]]:
         path = self._path(version)
         try:
-            data = path.read_bytes()
-            tensors = tensors_from_bytes(data)
-            metadata = metadata_from_bytes(data)
-        except (OSError, TensorFileError) as error:
-            raise _DamagedError(f"{path.name}: {error}") from error
-        text = metadata.get("head", "")
-        if metadata.get("format") != FORMAT or metadata.get("sha256") != digest(tensors, text):
-            raise _DamagedError(f"{path.name} does not match its digest")
-        head = json.loads(text)
-        if head["schema_version"] > SCHEMA_VERSION:
-            raise StateError(
-                f"{path} has schema {head['schema_version']}, newer than {SCHEMA_VERSION}",
-                mend="update pfl-mobile",
+            tensors, head = unseal(
+                path.read_bytes(), form=FORMAT, schema_version=SCHEMA_VERSION, what=str(path)
             )
+        except NewerFileError as error:
+            raise StateError(error.message, mend=error.mend) from error
+        except (OSError, TensorFileError) as error:
+            raise _DamagedError(str(getattr(error, "message", error))) from error
         if tuple(head["model"]) != (self.model.name, self.model.version, self.model.fingerprint):
             name, number, _ = head["model"]
             raise StateError(
@@ -389,23 +379,3 @@ class _DamagedError(StateError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, mend="revert to another version")
-
-
-def digest(tensors: Mapping[str, np.ndarray], text: str = "") -> str:
-    """sha256 over ``text``, then name, dtype, shape and little-endian bytes of each tensor in order of name.
-
-    Each part is preceded by its length in bytes as 8 little-endian bytes.
-    """
-    sha = hashlib.sha256()
-
-    def part(data: bytes) -> None:
-        sha.update(len(data).to_bytes(8, "little"))
-        sha.update(data)
-
-    part(text.encode())
-    for name in sorted(tensors):
-        value = np.asarray(tensors[name])
-        part(name.encode())
-        part(f"{value.dtype.name} {list(value.shape)}".encode())
-        part(value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes())
-    return sha.hexdigest()

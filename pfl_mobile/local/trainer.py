@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pfl_mobile.bundle.sealed import digest
 from pfl_mobile.errors import ConfigError, NonFiniteError, TensorMismatchError, TrainingError
 from pfl_mobile.local import checkpoint, guard
 from pfl_mobile.local.batches import Rows, check_rows
@@ -21,7 +22,7 @@ from pfl_mobile.local.phases import Context, Work, check_plan, kept_copies, memo
 from pfl_mobile.local.plan import MemorizePhase
 from pfl_mobile.local.report import Cancel, Progress, Trained, TrainReport
 from pfl_mobile.local.session import Encoder, Programs, Session
-from pfl_mobile.local.state import Loaded, PersonalState, PersonalStateStore, digest
+from pfl_mobile.local.state import Loaded, PersonalState, PersonalStateStore
 
 if TYPE_CHECKING:
     from pfl_mobile.local.plan import Plan

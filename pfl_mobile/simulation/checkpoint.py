@@ -19,9 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pfl_mobile.atomic import atomic_write, disk_errors
-from pfl_mobile.bundle.tensors import metadata_from_bytes, tensors_from_bytes, tensors_to_bytes
-from pfl_mobile.errors import CheckpointError, ConfigError, OtherSettingsError, TensorFileError
-from pfl_mobile.local.state import digest
+from pfl_mobile.bundle.sealed import seal, unseal
+from pfl_mobile.errors import (
+    CheckpointError,
+    ConfigError,
+    NewerFileError,
+    OtherSettingsError,
+    TensorFileError,
+)
 from pfl_mobile.simulation.settings import differences
 from pfl_mobile.simulation.states import RowFormat, States
 from pfl_mobile.strategies.state_file import pack, unpack
@@ -81,9 +86,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "names": names,
         "history": checkpoint.history,
     }
-    text = json.dumps(head)
-    metadata = {"format": FORMAT, "head": text, "sha256": digest(tensors, text)}
-    atomic_write(path, tensors_to_bytes(tensors, metadata=metadata))
+    atomic_write(path, seal(tensors, json.dumps(head), form=FORMAT))
 
 
 def load(path: Path) -> Checkpoint | None:
@@ -93,21 +96,15 @@ def load(path: Path) -> Checkpoint | None:
         CheckpointError: it is damaged, or of a newer version.
     """
     try:
-        data = path.read_bytes()
-        tensors, metadata = tensors_from_bytes(data, what=str(path)), metadata_from_bytes(data)
+        tensors, head = unseal(path.read_bytes(), form=FORMAT, schema_version=SCHEMA_VERSION, what=str(path))
     except FileNotFoundError:
         return None
-    except (OSError, TensorFileError) as error:
+    except NewerFileError as error:
+        raise CheckpointError(error.message, mend=error.mend) from error
+    except TensorFileError as error:
+        raise CheckpointError(error.message, mend=_AGAIN) from error
+    except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}", mend=_AGAIN) from error
-    text = metadata.get("head", "")
-    if metadata.get("format") != FORMAT or metadata.get("sha256") != digest(tensors, text):
-        raise CheckpointError(f"{path} does not match its digest", mend=_AGAIN)
-    head = json.loads(text)
-    if head["schema_version"] > SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{path} has schema {head['schema_version']}, newer than {SCHEMA_VERSION}",
-            mend="update pfl-mobile",
-        )
     found = unpack(tensors, head["names"])
     return Checkpoint(
         head["settings"],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfl_mobile.local.state import digest
+from pfl_mobile.bundle.sealed import digest
 from pfl_mobile.local.upload import update_shapes
 from pfl_mobile.strategies.rules import Average
 from pfl_mobile.strategies.updates import Layout

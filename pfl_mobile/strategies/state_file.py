@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pfl_mobile.bundle.tensors import metadata_from_bytes, tensors_from_bytes, tensors_to_bytes
-from pfl_mobile.errors import ConfigError, StateError, TensorFileError
-from pfl_mobile.local.state import digest
+from pfl_mobile.bundle.sealed import seal, unseal
+from pfl_mobile.errors import ConfigError, NewerFileError, StateError, TensorFileError
 from pfl_mobile.strategies.strategy import Server
 
 if TYPE_CHECKING:
@@ -97,9 +96,7 @@ def encode(server: Server, extra: Mapping[str, np.ndarray] | None = None) -> byt
         "names": names,
         "extra": list(further),
     }
-    text = json.dumps(head)
-    metadata = {"format": FORMAT, "head": text, "sha256": digest(tensors, text)}
-    return tensors_to_bytes(tensors, metadata=metadata)
+    return seal(tensors, json.dumps(head), form=FORMAT)
 
 
 def decode(
@@ -117,18 +114,11 @@ def decode(
         StateError: damaged, or of a newer version.
     """
     try:
-        tensors, metadata = tensors_from_bytes(data, what=what), metadata_from_bytes(data)
+        tensors, head = unseal(data, form=FORMAT, schema_version=SCHEMA_VERSION, what=what)
+    except NewerFileError as error:
+        raise StateError(error.message, mend=error.mend) from error
     except TensorFileError as error:
-        raise StateError(f"{what} cannot be read: {error.message}", mend=_AGAIN) from error
-    text = metadata.get("head", "")
-    if metadata.get("format") != FORMAT or metadata.get("sha256") != digest(tensors, text):
-        raise StateError(f"{what} does not match its digest", mend=_AGAIN)
-    head = json.loads(text)
-    if head["schema_version"] > SCHEMA_VERSION:
-        raise StateError(
-            f"{what} has schema {head['schema_version']}, newer than {SCHEMA_VERSION}",
-            mend="update pfl-mobile",
-        )
+        raise StateError(error.message, mend=_AGAIN) from error
     found = unpack(tensors, head["names"])
     server = Server(
         table,

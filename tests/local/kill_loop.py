@@ -14,8 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+from pfl_mobile.bundle.sealed import digest
 from pfl_mobile.local.batches import split_rows
-from pfl_mobile.local.state import ModelId, PersonalStateStore, digest
+from pfl_mobile.local.state import ModelId, PersonalStateStore
 from pfl_mobile.local.trainer import LocalTrainer
 from tests.local.fake import Linear, linear_rows, plan, sgd
 
