@@ -58,7 +58,9 @@ def test_forked_devices_do_the_same(tmp_path):
 
 def sleeping_fleet(folder, *, also=""):
     """A process that serves a fleet of devices that sleep for a minute, once one is started, with its id."""
-    module = "import os, signal, time\nimport pfl_mobile.cli\npfl_mobile.cli.main = lambda a: time.sleep(60)\n"
+    module = (
+        "import os, signal, time\nimport pfl_mobile.cli\npfl_mobile.cli.main = lambda a: time.sleep(60)\n"
+    )
     (folder / "sleeping.py").write_text(module + also)
     process = subprocess.Popen(
         [sys.executable, "-m", "pfl_mobile.device.fleet", "sleeping"],
