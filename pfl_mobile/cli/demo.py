@@ -55,13 +55,7 @@ def keyboard(
     JSON: dataset, users, top1_before, top1_after, top3_before, top3_after, users_better, users_worse,
     worst_decile_gain, general_top3_before, general_top3_after, trigram_top1_after, engine, ms_per_step.
     """
-    try:
-        module = importlib.import_module("pfl_recipes.keyboard.demo")
-    except ModuleNotFoundError as error:
-        missing = missing_package(error, "the keyboard demo")
-        if missing is None:
-            raise
-        raise missing from error
+    module = _recipe("keyboard.demo", "the keyboard demo")
     with Reporter() as report:
         found: dict[str, Any] = module.run(data=data, out=out, users=users, report=report)
     if as_json:
@@ -110,13 +104,7 @@ def federated(
     if no_privacy and epsilon is not None:
         raise ConfigError("--no-privacy and --epsilon contradict each other", mend="give one of them")
     budget = None if no_privacy else 8.0 if epsilon is None else epsilon
-    try:
-        module = importlib.import_module("pfl_recipes.keyboard.federated")
-    except ModuleNotFoundError as error:
-        missing = missing_package(error, "the federated demo")
-        if missing is None:
-            raise
-        raise missing from error
+    module = _recipe("keyboard.federated", "the federated demo")
     with Reporter() as report:
 
         def on_round(figures: Any) -> None:
@@ -147,3 +135,11 @@ def federated(
             markup=False,
         )
     return OK if found["rounds"] == rounds else FAILED
+
+
+def _recipe(name: str, what: str) -> Any:
+    """A module of the recipes; MissingDependencyError when what it needs is not installed."""
+    try:
+        return importlib.import_module(f"pfl_recipes.{name}")
+    except ModuleNotFoundError as error:
+        raise missing_package(error, what) or error from error

@@ -10,7 +10,6 @@ from fastapi.responses import RedirectResponse
 from pfl_server import credentials
 from pfl_server.actions import NOTE_LENGTH, Actions
 from pfl_server.api.admin import HexId, Number
-from pfl_server.dashboard import queries
 from pfl_server.dashboard.access import (
     ACTOR,
     FORM_COOKIE,
@@ -19,12 +18,12 @@ from pfl_server.dashboard.access import (
     Gated,
     HtmlRoute,
     On,
-    answer,
     refuse_foreign,
     safe_next,
     sign_in_form,
     start_session,
 )
+from pfl_server.dashboard.routes import tokens_page
 from pfl_server.limits import network
 from pfl_server.problems import AdminRequired, InvalidRequest, RateLimited
 
@@ -132,19 +131,7 @@ def create_token(
     made = Actions(on, ACTOR).create_token(
         note, group=group, uses=count, valid_s=None if valid is None else valid * _DAY_S
     )
-    with on.database.read() as session:
-        rows = queries.tokens(session, 0, queries.PAGE + 1)
-    return answer(
-        request,
-        seen,
-        "tokens.html",
-        now=on.clock(),
-        rows=rows[: queries.PAGE],
-        next=queries.PAGE if len(rows) > queries.PAGE else None,
-        groups=on.runtime.config.groups,
-        enrolment=on.settings.enrolment,
-        made=made,
-    )
+    return tokens_page(request, seen, on, made=made)
 
 
 @router.post("/tokens/{token_id}/delete")

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from pfl_server.actions import is_kept
+from pfl_server.actions import NewToken, is_kept
 from pfl_server.api.admin import Number, tensors_response
 from pfl_server.dashboard import queries, views
-from pfl_server.dashboard.access import AdminViewer, Gated, HtmlRoute, On, Viewer, answer, sign_in_form
+from pfl_server.dashboard.access import AdminViewer, Gated, HtmlRoute, On, View, Viewer, answer, sign_in_form
 from pfl_server.dashboard.budget import budget_of
 from pfl_server.dashboard.html import static_file
 from pfl_server.dashboard.status import status
@@ -192,19 +192,25 @@ def tokens(
     request: Request, on: On, viewer: AdminViewer, offset: Annotated[int, Query(ge=0, le=10**6)] = 0
 ) -> Response:
     """Enrolment tokens."""
+    return tokens_page(request, viewer, on, offset)
+
+
+def tokens_page(
+    request: Request, viewer: View, on: On, offset: int = 0, made: NewToken | None = None
+) -> Response:
+    """The page of enrolment tokens; ``made`` is one to show this once."""
     with on.database.read() as session:
         rows = queries.tokens(session, offset, queries.PAGE + 1)
-    more = offset + queries.PAGE if len(rows) > queries.PAGE else None
     return answer(
         request,
         viewer,
         "tokens.html",
         now=on.clock(),
         rows=rows[: queries.PAGE],
-        next=more,
+        next=offset + queries.PAGE if len(rows) > queries.PAGE else None,
         groups=on.runtime.config.groups,
         enrolment=on.settings.enrolment,
-        made=None,
+        made=made,
     )
 
 
