@@ -78,12 +78,36 @@ def device(
             "--allow-no-privacy", help="Send updates also where no clipping and noise protect them."
         ),
     ] = False,
+    only_local_noise: Annotated[
+        bool,
+        typer.Option(
+            "--only-local-noise",
+            help="Trust no aggregator: send nothing but updates under this device's own noise, whatever noise the "
+            "aggregator says it adds; with --max-epsilon, --min-noise or both.",
+        ),
+    ] = False,
+    min_noise: Annotated[
+        float,
+        typer.Option(
+            "--min-noise",
+            metavar="Z",
+            help="Decline where this device's own noise would be less, relative to the clip norm.",
+        ),
+    ] = 0.0,
     max_epsilon: Annotated[
         float | None,
         typer.Option(
             "--max-epsilon", metavar="E", help="Decline where epsilon would be larger with the update."
         ),
     ] = None,
+    max_delta: Annotated[
+        float,
+        typer.Option(
+            "--max-delta",
+            metavar="D",
+            help="Largest delta at which this device computes the epsilon of its own noise.",
+        ),
+    ] = 1e-6,
     no_report: Annotated[bool, typer.Option("--no-report", help="Send no evaluation reports.")] = False,
     test: Annotated[
         float,
@@ -124,7 +148,14 @@ def device(
     from pfl_mobile.device.store import DeviceFolder
     from pfl_mobile.engines import open_session
 
-    policy = PrivacyPolicy(require=not allow_no_privacy, max_epsilon=max_epsilon, report=not no_report)
+    policy = PrivacyPolicy(
+        require=not allow_no_privacy,
+        only_local=only_local_noise,
+        min_noise=min_noise,
+        max_epsilon=max_epsilon,
+        max_delta=max_delta,
+        report=not no_report,
+    )
     with contextlib.ExitStack() as stack:
         report = stack.enter_context(Reporter())
         opened = stack.enter_context(open_bundle(bundle, public_key))

@@ -12,7 +12,7 @@ from pfl_mobile.device import events
 from pfl_mobile.device.store import Pending
 from pfl_mobile.device.transfer import upload
 from pfl_mobile.errors import ServerProblem
-from pfl_mobile.protocol.bodies import EvaluationReport
+from pfl_mobile.protocol.bodies import EvaluationReport, TaskPrivacy
 
 if TYPE_CHECKING:
     from pfl_mobile.device.client import Client
@@ -128,6 +128,8 @@ class Outbox:
             deadline=deadline,
             sha256=hashlib.sha256(done.update).hexdigest(),
             bytes=len(done.update),
+            privacy=task.privacy.model_dump(mode="json"),
+            reports=task.reports,
             evaluation=None
             if done.evaluation is None
             else done.evaluation.model_dump(mode="json", by_alias=True),
@@ -153,7 +155,7 @@ class Outbox:
         )
 
     def flush(self) -> None:
-        """Send everything that waits.
+        """Send everything that waits, if the policy still allows it: it may be stricter than when it was made.
 
         Raises:
             UnreachableError: it goes on waiting.
@@ -169,6 +171,11 @@ class Outbox:
         """Send an update; whether it is accepted."""
         if pending.uploaded:
             return True
+        privacy = TaskPrivacy.model_validate(pending.privacy)
+        why = self.pipeline.policy.refusal(privacy, pending.reports, self.folder.sent, counted=True)
+        if why is not None:
+            self.drop(pending.task, "update", why, pending)
+            return False
         resume = pending.task not in self._fresh
         self._fresh.discard(pending.task)
         file = self.folder.update_path(pending.task)
@@ -185,7 +192,8 @@ class Outbox:
         return True
 
     def _report(self, pending: Pending) -> None:
-        if pending.evaluation is not None:
+        allowed = self.pipeline.policy.may_report(TaskPrivacy.model_validate(pending.privacy))
+        if pending.evaluation is not None and allowed:
             report = EvaluationReport.model_validate(pending.evaluation)
             try:
                 self.client.report(pending.task, report)

@@ -125,7 +125,7 @@ class Pipeline:
         Raises:
             DeclineTask: it must not be done, or cannot.
         """
-        refusal = self.policy.refusal(task, self.sent)
+        refusal = self.policy.refusal(task.privacy, task.reports, self.sent)
         if refusal is not None:
             raise DeclineTask("privacy", refusal)
         try:
@@ -216,7 +216,7 @@ class Pipeline:
         )
         update = encode(head, layout.unpack(protected.flat), layout)
         evaluation = None
-        if task.evaluate and self.policy.may_report(task):
+        if task.evaluate and self.policy.may_report(task.privacy):
             evaluation = evaluation_report(
                 *self.measure(plan, trainer, cut.test, report.state), report.adopted
             )

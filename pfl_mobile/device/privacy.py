@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import Noise, SecureNoise, clip_factor, l2_norm, private_update
 
 if TYPE_CHECKING:
-    from pfl_mobile.device.sent import SentNoise
-    from pfl_mobile.protocol.bodies import Task, TaskPrivacy
+    from collections.abc import Collection
 
-#: A local guarantee is computed at no larger delta, whatever the task's statement says.
-LARGEST_DELTA = 1e-6
+    from pfl_mobile.device.sent import SentNoise
+    from pfl_mobile.protocol.bodies import TaskPrivacy
 
 
 @dataclass(frozen=True)
@@ -24,43 +24,92 @@ class PrivacyPolicy:
 
     Attributes:
         require: False sends updates also where nothing protects them; only the device's user can say so.
+        only_local: True trusts no aggregator: nothing but updates under the device's own noise leaves it, no
+            evaluation reports either, whatever mechanism the task names. Needs ``min_noise`` or ``max_epsilon``, as a
+            task may ask for hardly any noise.
+        min_noise: with ``only_local``, the smallest noise multiplier (relative to the clip norm) of that noise.
         max_epsilon: largest epsilon; None for any. Where the aggregator adds the noise, and is trusted to, that which
-            the task names for the time when the update is in a model; with the mechanism ``local``, that which the
-            device computes from its own noise and its own count of updates, this one among them.
+            the task names for the time when the update is in a model; with the mechanism ``local``, or
+            ``only_local``, that which the device computes from its own noise and its own count of updates under it,
+            this one among them.
+        max_delta: largest delta at which the device computes epsilon; the task's statement may make it smaller.
         report: whether evaluation reports (sums, without noise) may be sent.
+
+    Raises:
+        ConfigError: a number is out of range, or some settings contradict each other.
     """
 
     require: bool = True
+    only_local: bool = False
+    min_noise: float = 0.0
     max_epsilon: float | None = None
+    max_delta: float = 1e-6
     report: bool = True
 
-    def refusal(self, task: Task, sent: SentNoise) -> str | None:
-        """Why this task must not be done; None when it may.
+    def __post_init__(self) -> None:
+        """Refuse what would protect less than it seems to."""
+        if self.max_epsilon is not None and not 0 < self.max_epsilon < math.inf:
+            raise ConfigError(f"the largest epsilon is {self.max_epsilon:g}", mend="give one above 0")
+        if not 0 < self.max_delta < 1:
+            raise ConfigError(f"the largest delta is {self.max_delta:g}", mend="give one between 0 and 1")
+        if not 0 <= self.min_noise < math.inf:
+            raise ConfigError(f"the smallest noise is {self.min_noise:g}", mend="give 0 or more")
+        if self.only_local and not self.require:
+            raise ConfigError(
+                "updates cannot need this device's own noise and be sent without any", mend="decide for one"
+            )
+        if self.only_local and not self.min_noise and self.max_epsilon is None:
+            raise ConfigError(
+                "it is not said how much noise of its own this device asks for",
+                mend="give a largest epsilon (--max-epsilon) or a smallest noise (--min-noise)",
+            )
+        if self.min_noise and not self.only_local:
+            raise ConfigError(
+                "a smallest noise is about this device's own, which is not asked for",
+                mend="ask for it too (--only-local-noise)",
+            )
+
+    def refusal(
+        self, privacy: TaskPrivacy, reports: Collection[str], sent: SentNoise, *, counted: bool = False
+    ) -> str | None:
+        """Why an update must not be sent; None when it may.
 
         Args:
-            task: as the aggregator gave it.
+            privacy: of its task, as the aggregator gave it.
+            reports: names of the numbers that go along.
             sent: what left this device under its own noise so far.
+            counted: whether this update is in ``sent`` already.
         """
         if not self.require:
             return None
-        privacy = task.privacy
         if privacy.mechanism == "none":
             return "nothing protects the updates (mechanism 'none')"
         if privacy.clip_norm is None or not privacy.clip_norm > 0:
             return "updates are not clipped, so noise could not hide one"
-        central, local = privacy.noise_multiplier > 0, privacy.local_noise_multiplier > 0
-        if not local and (privacy.mechanism == "local" or not central):
+        own, local = self._own(privacy), privacy.local_noise_multiplier
+        if own and not local > 0:
+            return f"this device adds no noise of its own (mechanism {privacy.mechanism!r})"
+        if not (local > 0 or privacy.noise_multiplier > 0):
             return f"the mechanism {privacy.mechanism!r} adds no noise"
-        if privacy.mechanism == "local" and task.reports:
-            return f"the numbers {', '.join(task.reports)} are asked for, which no noise protects from the aggregator"
-        return self._too_much(privacy, sent)
+        if local < self.min_noise:
+            return f"this device's own noise is {local:.4g}, the least that is accepted here is {self.min_noise:.4g}"
+        if own and reports:
+            return (
+                f"the numbers {', '.join(reports)} are asked for, which no noise protects from the aggregator"
+            )
+        return self._too_much(privacy, sent, counted)
 
-    def _too_much(self, privacy: TaskPrivacy, sent: SentNoise) -> str | None:
+    def _own(self, privacy: TaskPrivacy) -> bool:
+        """Whether only the device's own noise counts."""
+        return self.only_local or privacy.mechanism == "local"
+
+    def _too_much(self, privacy: TaskPrivacy, sent: SentNoise, counted: bool) -> str | None:
         if self.max_epsilon is None:
             return None
         epsilon: float | None
-        if privacy.mechanism == "local":
-            epsilon = sent.epsilon_with(privacy.local_noise_multiplier, _delta(privacy))
+        if self._own(privacy):
+            more = () if counted else (privacy.local_noise_multiplier,)
+            epsilon = sent.epsilon(self._delta(privacy), *more)
         else:
             epsilon = privacy.epsilon_after
         if epsilon is None or math.isnan(epsilon):
@@ -69,17 +118,14 @@ class PrivacyPolicy:
             return f"epsilon is {epsilon:.4g}, the most that is accepted here is {self.max_epsilon:.4g}"
         return None
 
-    def may_report(self, task: Task) -> bool:
+    def may_report(self, privacy: TaskPrivacy) -> bool:
         """Whether the evaluation report may be sent: not to an aggregator that is not trusted with updates either."""
-        return self.report and not (self.require and task.privacy.mechanism == "local")
+        return self.report and not (self.require and self._own(privacy))
 
-
-def _delta(privacy: TaskPrivacy) -> float:
-    """The statement's where it is stricter."""
-    told = privacy.statement.get("delta")
-    if isinstance(told, float) and 0 < told < LARGEST_DELTA:
-        return told
-    return LARGEST_DELTA
+    def _delta(self, privacy: TaskPrivacy) -> float:
+        """The statement's where it is stricter."""
+        told = privacy.statement.get("delta")
+        return told if isinstance(told, float) and 0 < told < self.max_delta else self.max_delta
 
 
 @dataclass(frozen=True)

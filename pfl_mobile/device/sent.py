@@ -72,14 +72,17 @@ class SentNoise:
         atomic_write(self._path, (json.dumps(content) + "\n").encode(), mode=0o600)
         self._count = count
 
-    def epsilon_with(self, noise_multiplier: float, delta: float) -> float:
-        """Epsilon of all that was sent and one more update.
+    def epsilon(self, delta: float, *more: float) -> float:
+        """Epsilon of all that was sent, and of more updates.
 
         Args:
-            noise_multiplier: z > 0 of that update.
             delta: in 0..1.
+            more: z > 0 of each.
         """
-        return local_epsilon(self._count.plus(noise_multiplier).inverse_squares, delta)
+        count = self._count
+        for noise_multiplier in more:
+            count = count.plus(noise_multiplier)
+        return local_epsilon(count.inverse_squares, delta)
 
 
 def _read(path: Path) -> _Count:

@@ -25,6 +25,7 @@ from pfl_mobile.bundle.tensors import tensors_from_bytes
 from pfl_mobile.device.sent import SentNoise
 from pfl_mobile.errors import DeviceFolderError
 from pfl_mobile.local.state import ModelId, PersonalStateStore
+from pfl_mobile.protocol.bodies import TaskPrivacy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,6 +53,8 @@ class Pending:
         key: idempotency key of the upload.
         deadline: when it is of no use any more, by this device's clock.
         sha256, bytes: of the update.
+        privacy: of the task, as JSON: what protects the update; for the policy of a later start.
+        reports: names of the numbers that go along.
         evaluation: the report that goes after it, as JSON; None for none.
         adopts: version of the personal state that this task wrote and that is to serve; None for none.
         instead_of: the version that served before.
@@ -66,6 +69,8 @@ class Pending:
     deadline: float
     sha256: str
     bytes: int
+    privacy: dict[str, Any]
+    reports: tuple[str, ...]
     evaluation: dict[str, Any] | None = None
     adopts: int | None = None
     instead_of: int = 0
@@ -244,7 +249,8 @@ class DeviceFolder:
                 raw = json.loads(path.read_bytes())
                 if raw.pop("schema_version") != SCHEMA_VERSION:
                     raise ValueError("another schema")
-                entry = Pending(**{**raw, "copies": tuple(raw["copies"])})
+                entry = Pending(**{**raw, **{name: tuple(raw[name]) for name in ("copies", "reports")}})
+                TaskPrivacy.model_validate(entry.privacy)
                 if not entry.uploaded and not self._intact(entry):
                     raise ValueError("the update is damaged")
             except (ValueError, TypeError, KeyError, AttributeError):

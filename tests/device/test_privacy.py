@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pfl_mobile.device.privacy import PrivacyPolicy, protect
 from pfl_mobile.device.sent import SentNoise
-from pfl_mobile.errors import DeviceFolderError, ServerProblem, UnreachableError
+from pfl_mobile.errors import ConfigError, DeviceFolderError, ServerProblem, UnreachableError
 from pfl_mobile.privacy import l2_norm, private_update
 from pfl_mobile.privacy.accounting import gaussian_epsilon
 from pfl_mobile.privacy.local import local_epsilon
@@ -175,3 +175,115 @@ def test_epsilon_after_the_round_decides_and_not_that_before(fake, address, tmp_
     with device(tmp_path, address, policy=PrivacyPolicy(max_epsilon=2.0)) as found:
         assert found.run().rounds == (why is None)
     assert [why in told for told in why_of(found)] == ([True] if why else [])
+
+
+# -- an aggregator that is not trusted with its own noise either
+
+OWN = PrivacyPolicy(only_local=True, min_noise=15.0, max_epsilon=1.01 * ONE)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({}, "no noise of its own (mechanism 'gaussian')"),
+        ({"mechanism": "matrix", "noise_multiplier": 1e9}, "no noise of its own (mechanism 'matrix')"),
+        (LOCAL | {"local_noise_multiplier": 0.0, "noise_multiplier": 9.0}, "no noise of its own"),
+        (LOCAL | {"local_noise_multiplier": -20.0}, "no noise of its own"),
+        (LOCAL | {"local_noise_multiplier": 14.9}, "the least that is accepted here is 15"),
+        (LOCAL | {"local_noise_multiplier": 19.0}, "epsilon is"),
+        (LOCAL | {"clip_norm": None}, "not clipped"),
+        (
+            {"local_noise_multiplier": 19.0, "epsilon_after": 1e-3},
+            "epsilon is",
+        ),  # the told epsilon is no help
+    ],
+)
+def test_only_enough_noise_of_its_own_lets_an_update_leave(fake, address, tmp_path, change, why):
+    fake.privacy |= change
+    with device(tmp_path, address, policy=OWN) as found:
+        assert found.run().ended == "privacy"
+    assert why in why_of(found)[0]
+    assert not any(method == "PUT" or path.endswith("/evaluation") for method, path in fake.requests)
+    assert list((tmp_path / "queue").iterdir()) == []
+    assert found.folder.sent.updates == 0
+
+
+@pytest.mark.parametrize("mechanism", ["local", "gaussian"])
+def test_an_update_under_enough_noise_of_its_own_leaves_alone(fake, address, tmp_path, mechanism):
+    fake.privacy |= LOCAL | {"mechanism": mechanism, "noise_multiplier": 1.0}
+    with device(tmp_path, address, policy=OWN, noise=Ones()) as found:
+        assert found.run().rounds == 1
+    _, tensors = fake.update_of(fake.accepted[0])
+    np.testing.assert_allclose(
+        tensors["head.weight"], 20.0 * 0.05, atol=0.05
+    )  # of norm 0.05 beside the noise
+    assert fake.accepted[0]["evaluations"] == []
+    assert found.folder.sent.updates == 1
+
+
+def test_numbers_beside_the_update_are_refused_where_only_local_noise_is_trusted(fake, address, tmp_path):
+    fake.privacy |= {"local_noise_multiplier": 20.0}
+    fake.reports = ("loss",)
+    with device(tmp_path, address, policy=OWN) as found:
+        assert found.run().ended == "privacy"
+    assert "loss" in why_of(found)[0]
+
+
+def test_a_smaller_delta_asks_for_more_noise(fake, address, tmp_path):
+    fake.privacy |= LOCAL
+    policy = PrivacyPolicy(only_local=True, max_epsilon=1.01 * ONE, max_delta=1e-9)
+    with device(tmp_path, address, policy=policy) as found:
+        assert found.run().ended == "privacy"
+    assert fake.accepted == []
+
+
+@pytest.mark.parametrize(
+    ("before", "policy", "why"),
+    [
+        ({}, OWN, "no noise of its own"),
+        ({"mechanism": "none"}, PrivacyPolicy(), "mechanism 'none'"),
+        (LOCAL, PrivacyPolicy(max_epsilon=0.99 * ONE), "epsilon is"),
+    ],
+)
+def test_an_update_that_waits_is_held_against_a_stricter_policy(fake, address, tmp_path, before, policy, why):
+    fake.privacy |= before
+    unsent(fake, address, tmp_path, policy=PrivacyPolicy(require=False))
+    sent = len(fake.requests)
+    with device(tmp_path, address, policy=policy) as found:
+        assert found.run(once=True).ended == "privacy"
+    assert why in next(e for e in found.events if type(e).__name__ == "Dropped").why
+    assert not any(method in ("PUT", "HEAD") for method, _ in fake.requests[sent:])
+    assert fake.accepted == []
+    assert list((tmp_path / "queue").iterdir()) == []
+
+
+def test_an_evaluation_that_waits_is_held_against_a_stricter_policy(fake, address, tmp_path):
+    real = fake.json
+    fake.json = lambda m, path, h, s: (
+        problem(503, "unavailable") if path.endswith("/evaluation") else real(m, path, h, s)
+    )
+    with device(tmp_path, address, patience_s=0.0) as found, pytest.raises(ServerProblem):
+        found.run()
+    del fake.json
+    with device(tmp_path, address, policy=OWN) as found:
+        found.run()
+    assert [t["evaluations"] for t in fake.accepted] == [[]]
+    assert list((tmp_path / "queue").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"only_local": True}, "how much noise"),
+        ({"only_local": True, "require": False, "min_noise": 1.0}, "without any"),
+        ({"min_noise": 1.0}, "is not asked for"),
+        ({"only_local": True, "min_noise": float("nan")}, "smallest noise"),
+        ({"max_epsilon": float("nan")}, "largest epsilon"),
+        ({"only_local": True, "max_epsilon": float("inf")}, "largest epsilon"),
+        ({"max_delta": 0.0}, "largest delta"),
+        ({"max_delta": 1.0}, "largest delta"),
+    ],
+)
+def test_a_policy_that_would_protect_less_than_it_seems_is_refused(settings, why):
+    with pytest.raises(ConfigError, match=why):
+        PrivacyPolicy(**settings)
