@@ -162,7 +162,7 @@ def test_the_command_takes_part_and_says_what_it_did(federated_folder, tmp_path,
             return code, json.loads(capsys.readouterr().out)
 
         assert run("--once")[0] == 1  # nothing protects the updates
-        assert run("--once", "--only-local-noise", "--min-noise", 1)[0] == 1
+        assert run("--once", "--only-local-noise", "--min-noise", 1, "--state", tmp_path / "other")[0] == 1
         code, found = run("--once", "--only-local-noise")  # any noise would do, so next to none
         assert (code, found["error"]["type"]) == (2, "ConfigError")
         assert ask(url, "/v1/versions/latest")["version"] == 0
