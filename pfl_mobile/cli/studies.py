@@ -92,11 +92,7 @@ def _one(found: dict[str, Any]) -> None:
     out.print(found["paper"], markup=False)
     out.print(f"shared: {found['shares']}", markup=False)
     out.print(f"personal: {found['keeps'] or 'nothing'}", markup=False)
-    for name, meaning in (
-        ("private", "rounds can be differentially private"),
-        ("streams", "updates stay on disk while they are merged"),
-    ):
-        out.print(f"{meaning}: {_YES_NO[found[name]]}", markup=False)
+    out.print(f"rounds can be differentially private: {_YES_NO[found['private']]}", markup=False)
     rows = [
         (p["name"], p["default"], p["range"] or ", ".join(p["choices"] or ()) or p["type"], p["meaning"])
         for p in found["parameters"]

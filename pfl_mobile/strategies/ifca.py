@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
-from pfl_mobile.errors import NonFiniteError
 from pfl_mobile.local.plan import ChoosePhase, Phase, Plan
-from pfl_mobile.local.random import derive
+from pfl_mobile.local.random import derive, permutation
 from pfl_mobile.strategies.registry import Param, register
+from pfl_mobile.strategies.rows import finite_gram, weighted_sum
 from pfl_mobile.strategies.strategy import (
     Context,
     Server,
@@ -23,12 +23,15 @@ from pfl_mobile.strategies.strategy import (
 )
 
 if TYPE_CHECKING:
+    from pfl_mobile.strategies.rows import Rows
     from pfl_mobile.strategies.updates import Updates
 
 #: Report of the cluster that a device chose.
 CLUSTER = "cluster"
 #: Starts of k-means, the best of which counts.
 TRIES = 10
+#: Devices whose first models k-means takes, at most: its memory grows by the square.
+SAMPLE = 1000
 
 
 @register(
@@ -52,14 +55,17 @@ class Ifca(Strategy):
 
     Differs from the paper, where the models start at random or from several restarts: by default (``start`` =
     ``models``) all devices train from one model in the first round, and k-means over what they trained
-    (k-means++, the best of ten) makes the first clusters. ``noise`` starts from the shipped values plus normal noise
-    of deviation ``spread``, as the paper does. Sending K models costs K times the download.
+    (k-means++, the best of ten) makes the first clusters. Of more than 1000 devices it takes 1000, drawn, and every
+    device belongs to the nearest of their means. ``noise`` starts from the shipped values plus normal noise of
+    deviation ``spread``, as the paper does. Sending K models costs K times the download.
+
+    A robust rule merges each cluster by itself: attackers who all name the same one can be more there than the rule
+    assumes. It does not protect k-means.
 
     Limits: one cluster is FedAvg.
     """
 
     one_mean: ClassVar[bool] = False
-    streams: ClassVar[bool] = False
 
     clusters: Annotated[int, Param("number of models; 1 is FedAvg", low=1)] = 2
     start: Annotated[
@@ -111,7 +117,7 @@ class Ifca(Strategy):
         weights = self.weighting.weights(updates, server)
         chosen = updates.report(CLUSTER).astype(int)
         if server.round == 0 and self.start == "models" and self.clusters > 1:
-            chosen = self._first(updates, list(shared))
+            chosen = self._first(updates)
         seen = list(server.numbers["ifca"])
         for j, cluster in enumerate(self._names()):
             rows = chosen == j
@@ -135,44 +141,64 @@ class Ifca(Strategy):
         }
         server.values = {**server.values, **mean}
 
-    def _first(self, updates: Updates, names: list[str]) -> np.ndarray:
+    def _first(self, updates: Updates) -> np.ndarray:
         """Clusters of the first round's models; of fewer devices than clusters, one each."""
+        # In the order of the devices, so that the draws do not depend on the order in which updates came.
         order = np.argsort(updates.clients)
-        points = np.concatenate([updates.of(n).reshape(len(updates), -1) for n in names], axis=1)[order]
-        if not np.isfinite(points).all():
-            raise NonFiniteError(
-                "an update of the first round is NaN or infinite", mend="lower the devices' learning rate"
-            )
-        labels = np.empty(len(updates), int)
-        labels[order] = k_means(points, min(self.clusters, len(points)))
-        return labels
+        drawn = order[np.sort(permutation(0, len(order))[:SAMPLE])]
+        rows = updates.rows.pick(drawn.tolist())
+        labels = k_means(finite_gram(rows), min(self.clusters, len(drawn)))
+        found = np.unique(labels)
+        means = [_mean(rows.pick(np.flatnonzero(labels == label).tolist())) for label in found]
+        return found[[_nearest(updates.rows, i, means) for i in range(len(updates))]]
 
 
-def k_means(points: np.ndarray, count: int) -> np.ndarray:
-    """Cluster of each row of ``points`` [n, P], int [n]: Lloyd's algorithm from k-means++, the best of ten tries."""
-    best, least = np.zeros(len(points), int), np.inf
+def _mean(rows: Rows) -> np.ndarray:
+    return weighted_sum(rows, np.full(len(rows), 1 / len(rows)))
+
+
+def _nearest(rows: Rows, at: int, means: list[np.ndarray]) -> int:
+    """Index of the mean that a row is nearest to."""
+    row = rows.block(at, at + 1, slice(0, rows.width))[0]
+    return int(np.argmin([np.square(row - mean).sum() for mean in means]))
+
+
+def k_means(products: np.ndarray, count: int) -> np.ndarray:
+    """Cluster of each of n points, int [n]: Lloyd's algorithm from k-means++, the best of ten tries.
+
+    A center is the mean of some points, so their inner products are all it takes.
+
+    Args:
+        products: float64 [n, n].
+        count: of clusters.
+    """
+    size = len(products)
+    best, least = np.zeros(size, int), np.inf
     for attempt in range(TRIES):
         rng = np.random.default_rng(attempt)
-        centers = points[[rng.integers(len(points))]]
+        centers = [np.array([rng.integers(size)])]
         while len(centers) < count:
-            near = _distances(points, centers).min(axis=1)
-            odds = near / near.sum() if near.sum() > 0 else np.full(len(points), 1 / len(points))
-            centers = np.concatenate([centers, points[[rng.choice(len(points), p=odds)]]])
-        labels = _distances(points, centers).argmin(axis=1)
+            near = _distances(products, centers).min(axis=1)
+            odds = near / near.sum() if near.sum() > 0 else np.full(size, 1 / size)
+            centers.append(np.array([rng.choice(size, p=odds)]))
+        labels = _distances(products, centers).argmin(axis=1)
         for _ in range(50):
-            groups = [points[labels == j] for j in range(count)]
-            centers = np.stack(
-                [g.mean(axis=0) if len(g) else c for g, c in zip(groups, centers, strict=True)]
-            )
-            before, labels = labels, _distances(points, centers).argmin(axis=1)
+            groups = [np.flatnonzero(labels == j) for j in range(count)]
+            centers = [g if len(g) else c for g, c in zip(groups, centers, strict=True)]
+            before, labels = labels, _distances(products, centers).argmin(axis=1)
             if (before == labels).all():
                 break
-        cost = float(_distances(points, centers).min(axis=1).sum())
+        cost = float(_distances(products, centers).min(axis=1).sum())
         if cost < least:
             best, least = labels, cost
     return best
 
 
-def _distances(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """Squared, float64 [n, k]; one center at a time, so that memory stays that of the points."""
-    return np.stack([np.square(points - c, dtype=np.float64).sum(axis=1) for c in centers], axis=1)
+def _distances(products: np.ndarray, centers: list[np.ndarray]) -> np.ndarray:
+    """Squared, float64 [n, k], from the means of the points with these indexes.
+
+    The bits of a column depend on its center alone, so that the same clusters in another order cost the same.
+    """
+    squares = np.diagonal(products)
+    found = [squares - 2 * products[:, c].mean(axis=1) + products[np.ix_(c, c)].mean() for c in centers]
+    return np.asarray(np.maximum(np.stack(found, axis=1), 0.0), np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -10,10 +11,13 @@ import numpy as np
 
 from pfl_mobile.local.random import derive
 from pfl_mobile.strategies.registry import Param, register
+from pfl_mobile.strategies.rows import GROUP
 from pfl_mobile.strategies.strategy import Server, Strategy, Values, check_values
 from pfl_mobile.strategies.updates import Layout
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pfl_mobile.strategies.updates import Updates
 
 #: Largest norm of a gradient of the hypernetwork, as in the authors' code.
@@ -56,12 +60,13 @@ class PFedHN(Strategy):
     A step that would move the cohort's models further than the devices did is halved until it does not: without
     that, a step of 0.5 ruined the network where devices differ by much.
 
+    A merge takes the memory of a few hypernetworks and of ``GROUP`` models, however many devices a round has.
+
     Limits: lr = lr_embedding = 0 leaves every device with the model it starts with.
     """
 
     merges_means: ClassVar[bool] = False
     one_mean: ClassVar[bool] = False
-    streams: ClassVar[bool] = False
 
     lr: Annotated[float, Param("step of the hypernetwork", low=0.0)] = 0.5
     lr_embedding: Annotated[float, Param("step of the embeddings", low=0.0)] = 0.5
@@ -136,34 +141,45 @@ class PFedHN(Strategy):
         self, server: Server, updates: Updates, weights: np.ndarray | None
     ) -> tuple[np.ndarray, Tensors, np.ndarray]:
         """Embeddings [n, size] of the cohort, the step of phi (none without weights), those of the embeddings."""
-        names, count = self._layout(server).shapes, len(updates)
-        changes = np.concatenate([updates.of(n).reshape(count, -1) for n in names], axis=1)
+        layout, phi = self._layout(server), server.sets["hypernet"]
         embeddings = np.stack([self.embedding_of(server, c) for c in updates.clients])
-        phi = server.sets["hypernet"]
         total = 0.0 if weights is None else float(weights.sum())
-        parts = np.zeros(count) if weights is None or not total else weights / total
-        of_phi, of_v = _backward(phi, embeddings, changes, parts.astype(np.float32))
+        parts = np.zeros(len(updates)) if weights is None or not total else weights / total
+        of_phi, of_v = {n: np.zeros_like(x) for n, x in phi.items()}, np.zeros_like(embeddings)
+        for few in _groups(len(updates)):
+            changes = np.empty((few.stop - few.start, layout.size), np.float32)
+            for row, out in zip(range(few.start, few.stop), changes, strict=True):
+                layout.pack(updates.one(row), out)
+            some, of_v[few] = _backward(phi, embeddings[few], changes, parts[few].astype(np.float32))
+            for name, gradient in some.items():
+                of_phi[name] += gradient
         # The chain rule is linear in the change, so up is along it: phi moves theta_i toward theta~_i.
         clip = _clip(np.sqrt(sum(float(np.square(g, dtype=np.float64).sum()) for g in of_phi.values())))
         step_phi = {name: np.float32(self.lr * clip) * g for name, g in of_phi.items()}
         norms = np.sqrt(np.square(of_v, dtype=np.float64).sum(axis=1))
         step_v = np.array([self.lr_embedding * _clip(n) for n in norms], np.float32)[:, None] * of_v
-        shorter = self._no_further(phi, embeddings, step_phi, step_v, changes)
+        limit = float(np.sqrt(updates.squares(list(layout.shapes)).sum()))
+        shorter = self._no_further(phi, embeddings, step_phi, step_v, limit)
         return embeddings, {n: shorter * g for n, g in step_phi.items()}, shorter * step_v
 
     @staticmethod
     def _no_further(
-        phi: Tensors, v: np.ndarray, step_phi: Tensors, step_v: np.ndarray, changes: np.ndarray
+        phi: Tensors, v: np.ndarray, step_phi: Tensors, step_v: np.ndarray, limit: float
     ) -> np.float32:
-        """The first of 1, 1/2, 1/4, ... that moves the cohort's models no further than the devices moved them."""
-        before, limit = _forward(phi, v)[-1], float(np.linalg.norm(changes))
+        """The first of 1, 1/2, 1/4, ... that moves the cohort's models no further than ``limit``, an L2 norm."""
         factor = np.float32(1)
         for _ in range(HALVINGS):
-            after = _forward({n: x + factor * step_phi[n] for n, x in phi.items()}, v + factor * step_v)[-1]
-            if not float(np.linalg.norm(after - before)) > limit:
+            new, new_v = {n: x + factor * step_phi[n] for n, x in phi.items()}, v + factor * step_v
+            moved = (_forward(new, new_v[few])[-1] - _forward(phi, v[few])[-1] for few in _groups(len(v)))
+            if not math.hypot(*(float(np.linalg.norm(m)) for m in moved)) > limit:
                 break
             factor = factor / np.float32(2)
         return factor
+
+
+def _groups(count: int) -> Iterator[slice]:
+    """Rows that are in memory at a time."""
+    return (slice(first, min(first + GROUP, count)) for first in range(0, count, GROUP))
 
 
 def _clip(norm: float) -> float:

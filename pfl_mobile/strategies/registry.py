@@ -140,12 +140,11 @@ class Entry:
     make: Callable[..., Strategy]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for ``pfl strategies --json``; ``private`` and ``streams`` are null where nobody can tell."""
+        """Plain values for ``pfl strategies --json``; ``private`` is null where nobody can tell."""
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "make"}
         needed = [p for p in inspect.signature(self.make).parameters.values() if p.default is p.empty]
         strategy = None if needed else self.make()  # what needs hyper-parameters may depend on them
         out["private"] = None if strategy is None else strategy.private
-        out["streams"] = None if strategy is None else strategy.streams
         out["parameters"] = described(self.make)
         return out
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from pfl_mobile.errors import NonFiniteError, TooFewUpdatesError
 from pfl_mobile.strategies.registry import Param
-from pfl_mobile.strategies.rows import Rows, by_columns, finite_norms, gram, weighted_sum
+from pfl_mobile.strategies.rows import Rows, by_columns, finite_gram, finite_norms, weighted_sum
 from pfl_mobile.strategies.rules import Mean, Rule, parts_of, rule
 
 Attackers = Annotated[
@@ -173,7 +173,7 @@ class Krum(Rule):
         count = len(among)
         attackers = assumed(self.attackers, count)
         _enough("Krum", count, self.attackers, 2 * attackers + 3)
-        squares = squared_distances(_finite_gram(rows)[np.ix_(among, among)])
+        squares = squared_distances(finite_gram(rows)[np.ix_(among, among)])
         np.fill_diagonal(squares, np.inf)
         nearest = np.sort(squares, axis=1)[:, : count - attackers - 2]
         return among[np.argsort(nearest.sum(axis=1), kind="stable")]
@@ -236,7 +236,7 @@ class GeometricMedian(Rule):
     def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates twice."""
         parts = parts_of(len(rows), weights)
-        products = _finite_gram(rows)
+        products = finite_gram(rows)
         apart = np.sqrt(squared_distances(products))
         start = apart[np.argmin(apart @ parts)]
         # From the update itself, whose distance is 0, smoothed steps would hardly lead away.
@@ -255,16 +255,6 @@ class GeometricMedian(Rule):
         """The beta_i over their sum."""
         beta = parts / np.maximum(distances, self.smoothing)
         return np.asarray(beta / beta.sum(), np.float64)
-
-
-def _finite_gram(rows: Rows) -> np.ndarray:
-    """Inner products of all pairs, float64 [n, n]; refuses what is not finite (NonFiniteError)."""
-    products = gram(rows)
-    if not np.isfinite(np.diagonal(products)).all():
-        raise NonFiniteError(
-            "an update has values that are NaN or infinite", mend="refuse such updates before the merge"
-        )
-    return products
 
 
 def squared_distances(products: np.ndarray) -> np.ndarray:

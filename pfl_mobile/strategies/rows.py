@@ -336,6 +336,20 @@ def gram(rows: Rows, *, scratch: int = SCRATCH) -> np.ndarray:
     return np.triu(upper) + np.triu(upper, 1).T
 
 
+def finite_gram(rows: Rows) -> np.ndarray:
+    """As `gram`.
+
+    Raises:
+        NonFiniteError: a row has NaN or infinite values.
+    """
+    products = gram(rows)
+    if not np.isfinite(np.diagonal(products)).all():
+        raise NonFiniteError(
+            "an update has values that are NaN or infinite", mend="refuse such updates before the merge"
+        )
+    return products
+
+
 def by_columns(rows: Rows, *, scratch: int = SCRATCH) -> Iterator[tuple[slice, np.ndarray]]:
     """All rows, some columns at a time: ``(columns, float32 [n, c])``, from the first column to the last.
 

@@ -204,8 +204,6 @@ class Strategy:
     merges_means: ClassVar[bool] = True
     #: Whether it takes one mean over all devices and reads nothing else of their changes, as a private round allows.
     one_mean: ClassVar[bool] = True
-    #: Whether updates can stay on disk while they are merged: no step needs all of them in memory.
-    streams: ClassVar[bool] = True
 
     weighting: Weighting = field(default_factory=ByExamples)
     optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
@@ -352,6 +350,9 @@ class Strategy:
 
     def merge(self, server: Server, updates: Updates) -> None:
         """Merge a round. Called with at least one update.
+
+        A cohort may be larger than memory, so a merge reads the changes of a few devices at a time: by a mean, a sum,
+        or ``Updates.one``.
 
         Raises:
             NonFiniteError: a merged value is NaN or infinite; nothing is changed then.

@@ -5,6 +5,7 @@ What the simulator does at speed, in the fewest lines, so that a strategy is tes
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,13 @@ from pfl_mobile.local.plan import MovePhase, Sgd
 from pfl_mobile.local.random import derive
 from pfl_mobile.local.session import Programs
 from pfl_mobile.strategies import Context, Local, Server, Strategy, Updates
+from pfl_mobile.strategies.rows import FileRows, RowFile
 from pfl_mobile.strategies.updates import Layout
+from tests.strategies.models import Location
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from pfl_mobile.local.batches import Rows
     from pfl_mobile.local.plan import Plan
@@ -148,6 +152,25 @@ class Federation:
 
     def mean_loss_at(self, tensors: Mapping[str, np.ndarray]) -> float:
         return float(np.mean([self.loss(c, tensors) for c in range(len(self.data))]))
+
+
+def merge_peak(strategy: Strategy, folder: Path, count: int, width: int) -> int:
+    """Bytes that the first merge of so many updates takes at most; they lie in files."""
+    files = [RowFile(folder / f"{i}.update") for i in range(8)]
+    for i, file in enumerate(files):
+        file.path.write_bytes(np.random.default_rng(i).standard_normal(width, np.float32).tobytes())
+    model = Location(width, 1)
+    server = Server(model.tensors, count, model.initial())
+    strategy.begin(server)
+    with FileRows([files[i % len(files)] for i in range(count)], width) as rows:
+        ones, zeros = np.ones(count, np.int64), np.zeros(count)
+        reports = {"loss": zeros, "cluster": zeros}
+        updates = Updates(Layout({"w": (width,)}), rows, range(count), ones, ones, reports, [], count)
+        tracemalloc.start()
+        strategy.merge(server, updates)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return peak
 
 
 def taken_over(plan: Plan, table: Sequence[DeviceTensorInfo]) -> set[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from pfl_mobile.strategies import ifca, rows
 from pfl_mobile.strategies.fedavg import FedAvg
-from pfl_mobile.strategies.ifca import CLUSTER, Ifca, k_means
-from tests.strategies.harness import Federation, assert_near, full_batch
-from tests.strategies.models import LeastSquares, Softmax, classes, rows_of
+from pfl_mobile.strategies.ifca import CLUSTER, TRIES, Ifca, k_means
+from tests.strategies.harness import Federation, assert_near, full_batch, merge_peak
+from tests.strategies.models import LeastSquares, Location, Softmax, classes, rows_of
 
 PLANTED = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
 
@@ -73,5 +76,74 @@ def test_k_means_separates_blobs_and_takes_equal_points() -> None:
     rng = np.random.default_rng(0)
     truth = [int(i) for i in rng.integers(3, size=40)]
     points = (np.array([[0, 0], [9, 0], [0, 9]])[truth] + rng.normal(size=(40, 2))).astype(np.float32)
-    assert same_partition([int(c) for c in k_means(points, 3)], truth)
-    assert set(k_means(np.ones((5, 2), np.float32), 3)) <= {0, 1, 2}
+    wide = points.astype(np.float64)
+    assert same_partition([int(c) for c in k_means(wide @ wide.T, 3)], truth)
+    assert set(k_means(np.full((5, 5), 2.0), 3)) <= {0, 1, 2}
+
+
+def whole_k_means(points: np.ndarray, count: int) -> np.ndarray:
+    """The same algorithm on the points themselves, all in memory."""
+
+    def distances(centers: np.ndarray) -> np.ndarray:
+        return np.square(points[:, None] - centers[None], dtype=np.float64).sum(axis=2)
+
+    best, least = np.zeros(len(points), int), np.inf
+    for attempt in range(TRIES):
+        rng = np.random.default_rng(attempt)
+        centers = points[[rng.integers(len(points))]]
+        while len(centers) < count:
+            near = distances(centers).min(axis=1)
+            centers = np.concatenate([centers, points[[rng.choice(len(points), p=near / near.sum())]]])
+        for _ in range(50):
+            labels = distances(centers).argmin(axis=1)
+            centers = np.stack(
+                [
+                    points[labels == j].mean(axis=0) if (labels == j).any() else centers[j]
+                    for j in range(count)
+                ]
+            )
+        cost = distances(centers).min(axis=1).sum()
+        if cost < least:
+            best, least = distances(centers).argmin(axis=1), cost
+    return best
+
+
+@pytest.mark.parametrize("clusters", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_first_clusters_are_those_of_k_means_on_all_updates(seed: int, clusters: int) -> None:
+    """Without blobs to find, so that another way to add up would show."""
+    fed = Federation(Ifca(clusters=clusters), Softmax(batch=32), classes(40, seed=seed))
+    updates = fed.collect()
+    labels, weights = whole_k_means(updates.changes, clusters), updates.examples
+    mixed = np.random.default_rng(seed).permutation(40)
+    fed.strategy.merge(fed.server, updates.select(mixed))
+    assert fed.server.numbers["ifca"] == [int(weights[labels == j].sum()) for j in range(clusters)]
+    for j in range(clusters):
+        mean = np.average(updates.changes[labels == j], axis=0, weights=weights[labels == j])
+        want = {n: fed.shipped[n] + c for n, c in updates.layout.unpack(mean).items()}
+        assert_near(fed.server.sets[f"cluster_{j}"], want, 1e-5)
+
+
+def test_of_many_devices_some_are_drawn_and_all_are_clustered(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def counted(products: np.ndarray, count: int) -> np.ndarray:
+        taken.append(len(products))
+        return k_means(products, count)
+
+    monkeypatch.setattr(ifca, "SAMPLE", 20)
+    monkeypatch.setattr(ifca, "k_means", counted)
+    centers = np.array([[0, 0], [9, 0], [0, 9]])
+    data = [rows_of(x=centers[i % 3] + 0.1 * np.full((i % 3 + 1, 2), i % 5)) for i in range(60)]
+    fed = Federation(Ifca(clusters=3), Location(2, 4), data, full_batch(1.0)).run(1)
+    assert taken == [20]
+    assert sorted(fed.server.numbers["ifca"]) == [20, 40, 60], "examples of the devices of each kind"
+
+
+def test_memory_does_not_grow_with_the_cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rows.gram.__kwdefaults__, "scratch", 1 << 20)
+    monkeypatch.setattr(ifca, "SAMPLE", 50)
+    width = 20_000
+    few, many = (merge_peak(Ifca(clusters=3), tmp_path, count, width) for count in (150, 900))
+    assert many < 1.2 * few
+    assert many < 4 * width * 900 / 4

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from pfl_mobile.strategies.fedavg import FedAvg
-from pfl_mobile.strategies.pfedhn import PFedHN, _backward, _forward
-from tests.strategies.harness import Federation, assert_same, full_batch
+from pfl_mobile.strategies.pfedhn import CLIP, PFedHN, _backward, _forward
+from tests.strategies.harness import Federation, assert_near, assert_same, full_batch, merge_peak
 from tests.strategies.models import Location, Softmax, classes, rows_of
 
 
@@ -40,6 +42,40 @@ def test_backward_is_autograd() -> None:
         np.testing.assert_allclose(got_phi[name], gradient.numpy(), rtol=1e-6, atol=1e-9)
     (want_v,) = torch.autograd.grad(inner.sum(), at)
     np.testing.assert_allclose(got_v, want_v.numpy(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("lr", [0.5, 40.0])
+def test_a_merge_is_the_formula_on_all_updates_at_once(lr: float) -> None:
+    """40 devices are read in several groups; the long step is clipped or halved."""
+    fed = federation(PFedHN(lr=lr, lr_embedding=lr), users=40).run(2)
+    updates, before = fed.collect(), copy.deepcopy(fed.server)
+    fed.strategy.merge(fed.server, updates)
+
+    phi = before.sets["hypernet"]
+    v = np.stack([fed.strategy.embedding_of(before, c) for c in range(40)])
+    parts = (updates.examples / updates.examples.sum()).astype(np.float32)
+    of_phi, of_v = _backward(phi, v, updates.changes, parts)
+    norm = np.linalg.norm(np.concatenate([g.reshape(-1) for g in of_phi.values()]))
+    step = lr * min(1, CLIP / norm)
+    step_v = lr * np.minimum(1, CLIP / np.linalg.norm(of_v, axis=1))[:, None] * of_v
+    factors = []
+    for factor in 0.5 ** np.arange(20):
+        phi_new = {n: x + factor * step * of_phi[n] for n, x in phi.items()}
+        v_new = v + factor * step_v
+        moved = np.linalg.norm(_forward(phi_new, v_new)[-1] - _forward(phi, v)[-1])
+        factors.append(factor)
+        if moved <= np.linalg.norm(updates.changes):
+            break
+    assert (len(factors) > 1) == (lr > 1), "both ways are tried"
+    assert_near(fed.server.sets["hypernet"], phi_new, 1e-5)
+    assert_near(fed.server.sets["embeddings"], {str(c): v_new[c] for c in range(40)}, 1e-5)
+
+
+def test_memory_does_not_grow_with_the_cohort(tmp_path: Path) -> None:
+    width = 20_000
+    few, many = (merge_peak(PFedHN(hidden=4, embedding=2), tmp_path, count, width) for count in (50, 500))
+    assert many < 1.2 * few
+    assert many < 4 * width * 500 / 4
 
 
 def test_devices_start_near_the_shipped_values() -> None:

@@ -25,42 +25,42 @@ pytestmark = pytest.mark.filterwarnings("ignore:EWC without fisher")
 
 USERS = 6
 LAYOUT = Layout({"a": (2, 3), "b": (4,)})
-#: Name -> (may be private, streams): what `pfl strategies --json` tells, and what merges do.
+#: Name -> whether rounds may be private: what `pfl strategies --json` tells, and what merges do.
 TABLE = {
-    "adapter": (True, True),
-    "afl": (False, True),
-    "apfl": (True, True),
-    "bounded_group_loss": (False, True),
-    "ditto": (True, True),
-    "ewc": (True, True),
-    "fedadagrad": (True, True),
-    "fedadam": (True, True),
-    "fedavg": (True, True),
-    "fedavg_finetune": (True, True),
-    "fedavgm": (True, True),
-    "fedp3": (False, True),
-    "fedper": (True, True),
-    "fedprox": (True, True),
-    "fedrep": (True, True),
-    "fedyogi": (True, True),
-    "hierarchical": (False, True),
-    "ifca": (False, False),
-    "interpolation": (True, True),
-    "l2sp": (True, True),
-    "local": (True, True),
-    "lora": (True, True),
-    "maxfl": (False, True),
-    "moe": (True, True),
-    "multitask": (False, True),
-    "per_fedavg": (True, True),
-    "pfedhn": (False, False),
-    "pfedme": (True, True),
-    "prompt_tuning": (True, True),
-    "qffl": (False, True),
-    "reptile": (True, True),
-    "scafflix": (True, True),
-    "scaffold": (True, True),
-    "term": (False, True),
+    "adapter": True,
+    "afl": False,
+    "apfl": True,
+    "bounded_group_loss": False,
+    "ditto": True,
+    "ewc": True,
+    "fedadagrad": True,
+    "fedadam": True,
+    "fedavg": True,
+    "fedavg_finetune": True,
+    "fedavgm": True,
+    "fedp3": False,
+    "fedper": True,
+    "fedprox": True,
+    "fedrep": True,
+    "fedyogi": True,
+    "hierarchical": False,
+    "ifca": False,
+    "interpolation": True,
+    "l2sp": True,
+    "local": True,
+    "lora": True,
+    "maxfl": False,
+    "moe": True,
+    "multitask": False,
+    "per_fedavg": True,
+    "pfedhn": False,
+    "pfedme": True,
+    "prompt_tuning": True,
+    "qffl": False,
+    "reptile": True,
+    "scafflix": True,
+    "scaffold": True,
+    "term": False,
 }
 
 
@@ -244,7 +244,7 @@ def test_the_table_has_every_strategy() -> None:
 @pytest.mark.parametrize("name", sorted(TABLE))
 def test_what_is_told_of_a_strategy(name: str) -> None:
     shown = entry(name).to_json()
-    assert (shown["private"], shown["streams"]) == TABLE[name]
+    assert shown["private"] == TABLE[name]
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
@@ -252,7 +252,7 @@ def test_private_rounds_are_one_noisy_mean_or_refused(name: str) -> None:
     fed = federation(name)
     given = fed.collect()
     before, rule = state(fed.server), private_rule()
-    if TABLE[name][0]:
+    if TABLE[name]:
         fed.strategy.check_private(fed.table)
         fed.strategy.merge(fed.server, given.under(rule))
         if given.layout.size:
@@ -265,7 +265,7 @@ def test_private_rounds_are_one_noisy_mean_or_refused(name: str) -> None:
     assert state(fed.server) == before
 
 
-@pytest.mark.parametrize("name", sorted(n for n, (private, _) in TABLE.items() if private and n != "local"))
+@pytest.mark.parametrize("name", sorted(n for n, private in TABLE.items() if private and n != "local"))
 def test_a_private_round_releases_what_the_bounded_sum_gives(name: str) -> None:
     """With little noise, a large clip norm and equal weights it is the round of equal weights."""
     one, other = federation(name), federation(name)
@@ -277,8 +277,8 @@ def test_a_private_round_releases_what_the_bounded_sum_gives(name: str) -> None:
         np.testing.assert_allclose(one.server.values[key], value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(n for n, (_, streams) in TABLE.items() if streams))
-def test_a_strategy_that_streams_never_holds_all_updates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_a_merge_never_holds_all_updates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = federation(name), federation(name)
     given = one.collect()
 
