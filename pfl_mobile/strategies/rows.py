@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
@@ -107,7 +108,8 @@ class FileRows:
     """Rows that are little-endian float32 values at the end of one file each, for instance of safetensors files.
 
     Files are opened when they are needed, at most ``OPEN`` at a time in each thread, and read into memory of that
-    thread which is used again. Safe for several threads. Close it, or use it in a ``with`` block.
+    thread which is used again, also by the rows that are picked of them. A thread's files are closed when it ends.
+    Safe for several threads. Close it, or use it in a ``with`` block.
 
     Args:
         files: one for each row, in the order of the rows.
@@ -120,7 +122,7 @@ class FileRows:
             raise ConfigError(f"{width} values, or an offset below 0", mend="give sizes of 0 or more")
         self.files, self._width = [RowFile(*file) for file in files], width
         self._own = threading.local()
-        self._all: list[_Reader | FileRows] = []
+        self._all: weakref.WeakSet[_Reader] = weakref.WeakSet()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -140,23 +142,22 @@ class FileRows:
         """
         reader: _Reader | None = getattr(self._own, "reader", None)
         if reader is None:
-            reader = self._own.reader = _Reader(self.files, self._width)
+            reader = self._own.reader = _Reader(self._width)
             with self._lock:
-                self._all.append(reader)
-        return reader.block(first, last, columns)
+                self._all.add(reader)
+        return reader.block(self.files[first:last], columns)
 
     def pick(self, chosen: Sequence[int]) -> FileRows:
-        """Some of the files; closed with these."""
+        """Some of the files; opened and closed with these."""
         picked = FileRows([self.files[i] for i in chosen], self._width)
-        with self._lock:
-            self._all.append(picked)
+        picked._own, picked._all, picked._lock = self._own, self._all, self._lock
         return picked
 
     def close(self) -> None:
         """Close the files of all threads, which must not be reading any more. The rows can be read again after it."""
         with self._lock:
-            for opened in self._all:
-                opened.close()
+            for reader in self._all:
+                reader.close()
 
     def __enter__(self) -> Self:
         return self
@@ -168,30 +169,33 @@ class FileRows:
 class _Reader:
     """One thread's open files and scratch memory."""
 
-    def __init__(self, files: Sequence[RowFile], width: int) -> None:
-        self.files, self.width = files, width
-        self.open: dict[int, FileIO] = {}
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.open: dict[RowFile, FileIO] = {}
         self.scratch = np.empty(0, "<f4")
 
-    def block(self, first: int, last: int, columns: slice) -> np.ndarray:
+    def __del__(self) -> None:
+        self.close()
+
+    def block(self, rows: Sequence[RowFile], columns: slice) -> np.ndarray:
         start, stop, _ = columns.indices(self.width)
-        count, size = last - first, stop - start
+        count, size = len(rows), stop - start
         if self.scratch.size < count * size:
             self.scratch = np.empty(count * size, "<f4")
         out = self.scratch[: count * size].reshape(count, size)
-        for row in range(first, last):
-            target = out[row - first]
+        for i, row in enumerate(rows):
+            target = out[i]
             file = self._file(row, keep=count <= OPEN)
-            _read(file, self.files[row], 4 * start, memoryview(target).cast("B") if size else memoryview(b""))
+            _read(file, row, 4 * start, memoryview(target).cast("B") if size else memoryview(b""))
             if count > OPEN:
                 self.open.pop(row).close()
         return out
 
-    def _file(self, row: int, *, keep: bool) -> FileIO:
+    def _file(self, row: RowFile, *, keep: bool) -> FileIO:
         if row not in self.open:
             if keep and len(self.open) >= OPEN:
                 self.close()
-            self.open[row] = _open(self.files[row], self.width)
+            self.open[row] = _open(row, self.width)
         return self.open[row]
 
     def close(self) -> None:

@@ -236,6 +236,19 @@ class TestFiles:
         rows.close()
         assert file.closed
 
+    def test_many_picks_summed_by_threads_keep_few_files_open(self, tmp_path: Path) -> None:
+        if not Path("/proc/self/fd").exists():
+            pytest.skip("needs /proc")
+        width = 2 * WIDE
+        files = on_disk(tmp_path, np.zeros((GROUP, width), np.float32))
+        before = len(os.listdir("/proc/self/fd"))
+        with FileRows(files, width) as rows:
+            for _ in range(10):
+                weighted_sum(rows.pick(range(GROUP)), np.ones(GROUP), threads=2)
+                gram(rows.pick(range(GROUP)))
+            assert len(os.listdir("/proc/self/fd")) <= before + OPEN
+        assert len(os.listdir("/proc/self/fd")) <= before
+
     def test_sizes_below_zero_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="below 0"):
             FileRows([RowFile(tmp_path, -1)], 3)
