@@ -54,8 +54,9 @@ class RoundsConfig(_Frozen):
             (FedBuff, Nguyen et al. 2022).
         total: rounds after which training is finished; None for no end.
         cohort: updates that close a round.
-        minimum: updates that a round needs at its deadline, else it is abandoned; with Poisson sampling so small that
-            being abandoned shows nobody (``minimum.py``).
+        minimum: updates that a round needs at its deadline, else it is abandoned, also earlier where devices declined
+            or failed and too few are left; with Poisson sampling so small that being abandoned shows nobody
+            (``minimum.py``).
         over_selection: devices assigned for each update that is wanted.
         deadline_s: seconds after which a round closes; a buffered one has none.
         task_s: seconds after which a device's task is over; None: the deadline.
@@ -65,7 +66,8 @@ class RoundsConfig(_Frozen):
         min_examples: training examples that a device must have.
         needs: facts that must be true of a device that is to train.
         pause_s: seconds between two rounds.
-        retry_s: seconds after which a device that gets no task is told to ask again, give or take a fifth.
+        retry_s: seconds after which a device that gets no task is told to ask again, give or take a fifth; no
+            round is abandoned sooner, unless its deadline is.
     """
 
     mode: Literal["synchronous", "buffered"] = "synchronous"

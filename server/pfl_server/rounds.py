@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, func, or_, select, update
 
 from pfl_mobile.errors import PrivacyBudgetError
-from pfl_server.selection import Draw
+from pfl_server.selection import may_come, opening_of
 from pfl_server.state_file import get_state, put_set
 from pfl_server.storage.models import (
     Assignment,
@@ -24,10 +22,9 @@ from pfl_server.storage.models import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sqlalchemy.orm import Session
 
+    from pfl_server.config import FederationConfig
     from pfl_server.services import Services
 
 #: States of a round that is not over.
@@ -50,21 +47,6 @@ def lapsed(until: Any, now: float) -> Any:
         now: seconds since 1970.
     """
     return (until < now) | (until > now + FAR_S)
-
-
-@dataclass(frozen=True)
-class Opening:
-    """Who a round may have.
-
-    Attributes:
-        selection: the draw, as text; None where devices are taken as they come.
-        target: updates, or answers of drawn devices, that close it.
-        most: devices that may be assigned; None for no limit.
-    """
-
-    selection: str | None
-    target: int
-    most: int | None
 
 
 def open_next(services: Services, owner: str) -> int | None:
@@ -96,7 +78,7 @@ def open_next(services: Services, owner: str) -> int | None:
             private.check_budget()
         except PrivacyBudgetError as error:
             over = over or ("spent", error.message)
-        opening = None if over else _opening(services, session, federation)
+        opening = None if over else opening_of(session, runtime.config, federation)
     if over:
         _end(services, *over)
     if opening is None:
@@ -140,33 +122,6 @@ def _too_early(session: Session, pause_s: float, now: float) -> bool:
     return last is not None and 0 <= now - last < pause_s  # the clock may have been set back
 
 
-def _opening(services: Services, session: Session, federation: Federation) -> Opening | None:
-    """Who the round may have; None where there are too few devices for the sampling that privacy rests on."""
-    config = services.runtime.config
-    rounds, privacy = config.rounds, config.privacy
-    if privacy.sampling == "none" or privacy.mechanism == "none":
-        return Opening(None, rounds.cohort, math.ceil(rounds.cohort * rounds.over_selection))
-    active = int(session.scalar(select(func.count()).where(Device.state == "active")) or 0)
-    if privacy.sampling == "poisson":
-        if active * privacy.sampling_rate < rounds.minimum:
-            return None
-        draw = Draw.poisson(privacy.sampling_rate)
-        drawn = sum(draw.chosen(device, index) for device, index in _devices(session))
-        # With fewer than the minimum it stays open to the deadline, so that small draws do not come in haste.
-        return Opening(draw.text(), max(drawn, rounds.minimum), None)
-    if active < (privacy.population or 0):
-        return None  # a part of fewer devices is a larger part of them than was accounted for
-    draw = Draw.fixed(_devices(session), privacy.cohort, federation.next_index)
-    return Opening(draw.text(), privacy.cohort, None)
-
-
-def _devices(session: Session) -> Iterator[tuple[str, int]]:
-    found = (
-        select(Device.id, Device.index).where(Device.state == "active").execution_options(yield_per=10_000)
-    )
-    return ((device, index) for device, index in session.execute(found))
-
-
 def _end(services: Services, state: str, why: str) -> None:
     """No more rounds."""
     with services.database.write() as session:
@@ -180,21 +135,24 @@ def _end(services: Services, state: str, why: str) -> None:
 
 
 def close_due(services: Services) -> None:
-    """Close the open rounds that have all they wait for, or whose time is over; abandon those with too few updates."""
+    """Close the open rounds that have all they wait for, or whose time is over; abandon those with too few updates.
+
+    Also before its deadline a round is abandoned once too few devices are left that may answer (`_hopeless`).
+    """
     with services.database.read() as session:
         numbers = list(session.scalars(select(Round.number).where(Round.state == "open")))
-        due = [n for n in numbers if _due(session, session.get_one(Round, n), services.clock()) is not None]
+        due = [n for n in numbers if _due(services, session, session.get_one(Round, n)) is not None]
     for number in due:
         with services.database.write() as session:
             at = session.get_one(Round, number, with_for_update=LOCK)
-            state = _due(session, at, services.clock()) if at.state == "open" else None
+            state = _due(services, session, at) if at.state == "open" else None
             if state == "closing":
                 at.state, at.closed = "closing", services.clock()
                 _note_participation(services, session, at)
                 _end_tasks(services, session, at)
                 blobs: list[str] = []
             elif state == "abandoned":
-                why = f"at its deadline it had fewer than {at.minimum} updates"
+                why = f"it had, or could get, fewer than {at.minimum} updates"
                 blobs = end_without_merge(services, session, at, "abandoned", why)
                 services.metrics.merges.labels(outcome="abandoned").inc()
             else:
@@ -203,17 +161,46 @@ def close_due(services: Services) -> None:
             services.blobs.delete(blob)
 
 
-def _due(session: Session, at: Round, now: float) -> str | None:
+def _due(services: Services, session: Session, at: Round) -> str | None:
     """What becomes of an open round now: ``closing``, ``abandoned``, or None, when it stays open."""
     found = (
         select(Assignment.state, func.count()).where(Assignment.round == at.number).group_by(Assignment.state)
     )
     counts = Counter({str(state): int(count) for state, count in session.execute(found).all()})
     accepted, answered = counts["accepted"], counts.total() - counts["assigned"]
+    config, now = services.runtime.config, services.clock()
     over = at.deadline is not None and at.deadline <= now
-    if not (over or accepted >= at.target or (at.selection is not None and answered >= at.target)):
+    done = accepted >= at.target or (at.selection is not None and answered >= at.target)
+    if accepted >= at.minimum:
+        return "closing" if over or done else None
+    if over:
+        return "abandoned"
+    if (
+        now < at.opened + config.rounds.retry_s
+    ):  # who declined at once would do so again in the next round, at once
         return None
-    return "closing" if accepted >= at.minimum else "abandoned"
+    here, lost = accepted + counts["assigned"], answered - accepted
+    return "abandoned" if done or (lost and _hopeless(session, config, at, here, lost)) else None
+
+
+def _hopeless(session: Session, config: FederationConfig, at: Round, here: int, lost: int) -> bool:
+    """Whether the devices that may still send an update to an open round are too few for its minimum.
+
+    Args:
+        session: of a transaction.
+        config: of the federation.
+        at: the round.
+        here: devices whose update is there or may come.
+        lost: devices whose task ended without one.
+    """
+    if at.deadline is None:
+        return False  # a buffer waits as long as it takes
+    if at.selection is None:
+        missing = at.minimum - here
+        return missing > 0 and may_come(session, config, at.number, missing) < missing
+    # Nobody may be invited in place of who was drawn. How many Poisson sampling drew is hidden, and when a round ends
+    # would tell it, so such a round waits for all who are drawn, or for its deadline.
+    return config.privacy.sampling == "fixed" and at.target - lost < at.minimum
 
 
 def end_without_merge(services: Services, session: Session, at: Round, state: str, why: str) -> list[str]:

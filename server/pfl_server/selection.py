@@ -7,15 +7,16 @@ import heapq
 import hmac
 import math
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 
 from pfl_server.storage.models import Assignment, Device, Federation, LedgerEntry, Round
 
 if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
 
     from pfl_mobile.protocol.bodies import CheckIn, Reason
@@ -75,6 +76,47 @@ class Draw:
         return int.from_bytes(hmac.digest(self.key, device.encode(), "sha256")[: _BITS // 8])
 
 
+@dataclass(frozen=True)
+class Opening:
+    """Who a round may have.
+
+    Attributes:
+        selection: the draw, as text; None where devices are taken as they come.
+        target: updates, or answers of drawn devices, that close it.
+        most: devices that may be assigned; None for no limit.
+    """
+
+    selection: str | None
+    target: int
+    most: int | None
+
+
+def opening_of(session: Session, config: FederationConfig, federation: Federation) -> Opening | None:
+    """Who the round may have; None where there are too few devices for the sampling that privacy rests on."""
+    rounds, privacy = config.rounds, config.privacy
+    if privacy.sampling == "none" or privacy.mechanism == "none":
+        return Opening(None, rounds.cohort, math.ceil(rounds.cohort * rounds.over_selection))
+    active = int(session.scalar(select(func.count()).where(Device.state == "active")) or 0)
+    if privacy.sampling == "poisson":
+        if active * privacy.sampling_rate < rounds.minimum:
+            return None
+        draw = Draw.poisson(privacy.sampling_rate)
+        drawn = sum(draw.chosen(device, index) for device, index in _devices(session))
+        # With fewer than the minimum it stays open to the deadline, so that small draws do not come in haste.
+        return Opening(draw.text(), max(drawn, rounds.minimum), None)
+    if active < (privacy.population or 0):
+        return None  # a part of fewer devices is a larger part of them than was accounted for
+    draw = Draw.fixed(_devices(session), privacy.cohort, federation.next_index)
+    return Opening(draw.text(), privacy.cohort, None)
+
+
+def _devices(session: Session) -> Iterator[tuple[str, int]]:
+    found = (
+        select(Device.id, Device.index).where(Device.state == "active").execution_options(yield_per=10_000)
+    )
+    return ((device, index) for device, index in session.execute(found))
+
+
 def eligible(config: RoundsConfig, body: CheckIn) -> bool:
     """Whether the device can train now, by its own facts."""
     return body.examples >= config.min_examples and all(getattr(body.facts, need) for need in config.needs)
@@ -85,27 +127,39 @@ def separation(config: FederationConfig) -> int:
     return max(config.rounds.min_separation, config.privacy.min_separation)
 
 
-def rested(session: Session, config: FederationConfig, device: Device) -> bool:
-    """Whether a device may be in the coming round: its last one lies far enough back, and it may take part again.
+def rested(session: Session, config: FederationConfig) -> tuple[ColumnElement[bool], ...]:
+    """What is true of a device that may be in the coming round: its last one lies far enough back, and it may again.
 
     Rounds are counted as in the ledger. Where the aggregator adds the noise these are the merged ones, as a round that
     was abandoned released nothing; where devices do, all that gave out tasks (`account_unmerged`).
     """
-    if device.last_round < 0:
-        return True
-    counted = select(Round.number).where(Round.state == "merged", Round.number >= device.last_round)
-    taken: tuple[Any, ...] = (Assignment.state == "merged",)
+    counted = select(Round.number).where(Round.state == "merged").order_by(Round.number.desc())
+    taken = Assignment.state == "merged"
     if config.privacy.mechanism == "local":
-        counted = select(LedgerEntry.round).where(LedgerEntry.round >= device.last_round)
-        taken = (Assignment.state != "declined",)
-    since = counted.limit(separation(config)).subquery()
-    if int(session.scalar(select(func.count()).select_from(since)) or 0) < separation(config):
-        return False
+        counted = select(LedgerEntry.round).order_by(LedgerEntry.round.desc())
+        taken = Assignment.state != "declined"
+    newest = session.scalar(counted.offset(separation(config) - 1).limit(1))
+    far = Device.last_round <= (-1 if newest is None else newest)
     most = config.privacy.max_participations
     if most is None:
+        return (far,)
+    times = select(func.count()).where(Assignment.device == Device.id, taken).scalar_subquery()
+    return far, or_(Device.last_round < 0, times < most)
+
+
+def _rested(session: Session, config: FederationConfig, device: Device) -> bool:
+    if device.last_round < 0:  # most devices, most of the time
         return True
-    times = select(func.count()).where(Assignment.device == device.id, *taken)
-    return int(session.scalar(times) or 0) < most
+    return (
+        session.scalar(select(Device.id).where(Device.id == device.id, *rested(session, config))) is not None
+    )
+
+
+def may_come(session: Session, config: FederationConfig, number: int, most: int) -> int:
+    """Devices that have no task of a round where none are drawn, and may get one; counted up to ``most``."""
+    mine = select(Assignment.id).where(Assignment.round == number, Assignment.device == Device.id)
+    free = select(Device.id).where(Device.state == "active", ~mine.exists(), *rested(session, config))
+    return int(session.scalar(select(func.count()).select_from(free.limit(most).subquery())) or 0)
 
 
 def placed(session: Session, number: int) -> int:
@@ -130,7 +184,7 @@ def turned_away(
     if at is None:
         return "between_rounds"
     again = select(Assignment.id).where(Assignment.round == at.number, Assignment.device == device.id)
-    if session.scalar(again) is not None or not rested(session, config, device):
+    if session.scalar(again) is not None or not _rested(session, config, device):
         return "too_soon"
     if at.selection is not None and not Draw.parse(at.selection).chosen(device.id, device.index):
         return "not_selected"

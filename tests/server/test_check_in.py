@@ -217,3 +217,97 @@ def test_a_fixed_round_waits_until_the_population_is_there(tmp_path):
         assert answers == {"task": 3, "wait": 3}
         f.enrol(1)  # who comes later was not drawn, as the draw is over
         assert f.check_in(f.devices[-1])["reason"] == "not_selected"
+
+
+# -- rounds that nobody can fill any more
+
+
+def decline(f, *devices):
+    """These devices get their task, and decline it."""
+    for device in devices:
+        url = f"/v1/tasks/{f.task(device)['id']}/decline"
+        assert f.client.post(url, json={"reason": "no_examples"}, headers=device).status_code == 204
+
+
+def after_a_while(f, seconds=60):
+    """The state of the first round when devices were told to ask again."""
+    f.step()
+    assert f.round(0).state == "open"  # not at once, or who declines would be asked again and again
+    f.clock.pass_time(seconds)
+    f.step()
+    return f.round(0).state
+
+
+def test_a_round_ends_before_its_deadline_when_too_few_are_left_for_it(tmp_path):
+    with small(tmp_path, federation_config(), devices=2) as f:
+        decline(f, f.devices[0])
+        assert after_a_while(f) == "abandoned"
+        assert "fewer than 2 updates" in f.round(0).error
+        assert f.clock() < f.round(0).deadline
+        assert f.round().number == 1
+        assert f.task(f.devices[0])["round"] == 1
+
+
+def test_nobody_coming_is_no_reason_to_end_a_round(tmp_path):
+    with small(tmp_path, federation_config(), devices=1) as f:
+        assert after_a_while(f) == "open"
+
+
+def test_a_round_goes_on_while_others_may_take_the_places(tmp_path):
+    with small(tmp_path, federation_config(), devices=3) as f:
+        decline(f, f.devices[0])
+        f.send(f.devices[1])
+        assert after_a_while(f) == "open"
+        task = f.task(f.devices[2])
+        f.step()
+        assert f.round(0).state == "open"
+        f.put(f.devices[2], task, update_of(task))
+        f.clock.pass_time(40)
+        f.step()
+        assert f.round(0).state == "merged"
+
+
+def test_devices_that_rest_or_are_gone_are_not_waited_for(tmp_path):
+    rounds = {"min_separation": 2, "cohort": 2, "task_s": 50.0}
+    with small(tmp_path, federation_config(rounds=rounds), devices=5) as f:
+        for device in f.devices[:2]:
+            f.send(device)
+        f.step()
+        assert f.client.delete("/v1/devices/me", headers=f.devices[3]).status_code == 204
+        f.task(f.devices[2])
+        f.clock.pass_time(60)  # its task is over
+        f.step()
+        assert (f.round(1).state, f.round(1).number) == ("abandoned", 1)
+
+
+def test_a_draw_without_replacement_ends_when_too_few_of_those_drawn_are_left(tmp_path):
+    privacy = POISSON | {"sampling": "fixed", "population": 5, "cohort": 4}
+    rounds = {"cohort": 4, "minimum": 3}
+    with small(tmp_path, federation_config(rounds=rounds, privacy=privacy), devices=5) as f:
+        f.step()
+        draw = Draw.parse(f.round().selection)
+        with f.services.database.read() as session:
+            indexes = [d.index for d in session.query(Device) if draw.chosen(d.id, d.index)]
+        drawn = [f.devices[index] for index in indexes]
+        decline(f, drawn[0])
+        assert after_a_while(f) == "open"
+        decline(f, drawn[1])
+        other = next(device for index, device in enumerate(f.devices) if index not in indexes)
+        assert f.check_in(other)["reason"] == "not_selected"  # who was not drawn takes nobody's place
+        f.step()
+        assert f.round(0).state == "abandoned"
+
+
+def test_a_poisson_round_does_not_tell_how_many_were_drawn_by_ending_early(tmp_path):
+    privacy = POISSON | {"population": 4, "cohort": 4}  # so that all are drawn
+    rounds = {"cohort": 4, "minimum": 2, "total": 10}
+    with small(tmp_path, federation_config(rounds=rounds, privacy=privacy), devices=4) as f:
+        f.step()
+        decline(f, *f.devices[:3])
+        assert after_a_while(f) == "open"
+        decline(f, f.devices[3])
+        f.step()
+        assert f.round(0).state == "abandoned"
+        decline(f, *f.devices)
+        f.step()
+        assert f.round(1).state == "open"  # not in haste either

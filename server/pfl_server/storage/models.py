@@ -106,7 +106,8 @@ class Round(Base):
     Attributes:
         number: counted from 0.
         state: ``open``, ``closing`` (no more updates), ``merging`` (a process holds the lease), ``merged``,
-            ``failed`` (the merge gave no usable model), ``abandoned`` (too few updates by the deadline).
+            ``failed`` (the merge gave no usable model), ``abandoned`` (too few updates by the deadline, or
+            too few devices that may still send one).
         base: model version that devices start from (the newest, in asynchronous training).
         result: model version it made; None while it has none.
         plan: the device's plan.
