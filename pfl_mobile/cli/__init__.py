@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pfl_mobile.cli import bundles, data, demo, device, init, keys, privacy, serve, state, studies, users
+from pfl_mobile.cli import (
+    bundles,
+    compare,
+    data,
+    demo,
+    device,
+    init,
+    keys,
+    privacy,
+    serve,
+    state,
+    studies,
+    users,
+)
 from pfl_mobile.cli.common import EXIT_CODES, run
 
 if TYPE_CHECKING:
@@ -34,6 +47,7 @@ demo.add_to(app)
 device.add_to(app)
 init.add_to(app)
 studies.add_to(app)
+compare.add_to(app)
 privacy.add_to(app)
 serve.add_to(app)
 

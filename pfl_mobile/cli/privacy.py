@@ -9,6 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pfl_mobile.cli.common import EXIT_CODES, FAILED, Json, Reporter, console, print_json, table
+from pfl_mobile.cli.merging import (
+    CLIP_NORM,
+    DEFAULT_DELTA,
+    DEFAULT_SAMPLING,
+    DELTA,
+    EPSILON,
+    MIN_SEPARATION,
+    SAMPLING,
+    show_statement,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +37,6 @@ commands = typer.Typer(
     no_args_is_help=True, help="Differential privacy of a federation: plan it, audit it, account for it."
 )
 
-Delta = Annotated[float, typer.Option("--delta", help="Probability with which the guarantee may fail.")]
-
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
@@ -41,33 +49,14 @@ def add_to(app: typer.Typer) -> None:
     + EXIT_CODES,
 )
 def plan(
-    epsilon: Annotated[float, typer.Option("--epsilon", help="Of all rounds together.")],
+    epsilon: Annotated[float, EPSILON],
     population: Annotated[int, typer.Option("--population", min=1, help="Devices in all.")],
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Merges in all.")],
     cohort: Annotated[int, typer.Option("--cohort", min=1, help="Devices in a round.")],
-    delta: Delta = 1e-6,
-    sampling: Annotated[
-        str,
-        typer.Option(
-            "--sampling",
-            help="poisson, fixed; or without any assumption on who takes part: matrix (correlated noise), none.",
-        ),
-    ] = "poisson",
-    min_separation: Annotated[
-        int | None,
-        typer.Option(
-            "--min-separation",
-            min=1,
-            help="Rounds between two of one device, with matrix and none; default: half of what is possible.",
-        ),
-    ] = None,
-    clip_norm: Annotated[
-        float | None,
-        typer.Option(
-            "--clip-norm",
-            help="Largest norm of an update; default: the median in the --study that is given, or 1.",
-        ),
-    ] = None,
+    delta: Annotated[float, DELTA] = DEFAULT_DELTA,
+    sampling: Annotated[str, SAMPLING] = DEFAULT_SAMPLING,
+    min_separation: Annotated[int | None, MIN_SEPARATION] = None,
+    clip_norm: Annotated[float | None, CLIP_NORM] = None,
     width: Annotated[
         int | None,
         typer.Option("--width", min=1, help="Values of an update, to compare the noise's norm with it."),
@@ -93,6 +82,9 @@ def plan(
     Writes DIR/privacy.json, which `pfl serve --privacy` takes, and plots: epsilon by round, noise by cohort, and what
     a model is worth at several epsilons in simulation, with as much noise in a round's mean as planned.
 
+    The clip norm is 1 unless given, or the median of the norms in the --study that is given. A separation of rounds
+    is only assumed with matrix and none; unless given it is half of what is possible.
+
     JSON: sampling, epsilon, delta, population, rounds, cohort, noise_multiplier, epsilon_first_round,
     round_noise_std_over_clip_norm, model_noise_std_over_clip_norm, noise_norm_over_clip_norm (with --width),
     epsilon_by_round, alternatives, config, statement, files; accuracy (study, metric, rounds, cohort, users, clip_norm,
@@ -103,7 +95,7 @@ def plan(
     from pfl_mobile.privacy import plots
     from pfl_mobile.privacy.cost import Cost
 
-    kind = _kind(sampling)
+    kind = planning.known_kind(sampling)
     with disk_errors(out):  # before anything runs
         out.mkdir(parents=True, exist_ok=True)
     with Reporter() as report:
@@ -220,7 +212,7 @@ def account(
     if as_json:
         print_json(said)
         return
-    _show_statement(said)
+    show_statement(said)
 
 
 def _measure(
@@ -267,15 +259,6 @@ def _simulate(
     }
 
 
-def _kind(sampling: str) -> Any:
-    from pfl_mobile.errors import UnknownNameError, near
-    from pfl_mobile.privacy.plan import KINDS
-
-    if sampling not in KINDS:
-        raise UnknownNameError(f"unknown sampling {sampling!r}", mend=near(sampling, KINDS))
-    return sampling
-
-
 def _show_plan(
     chosen: Option,
     found: Sequence[Option],
@@ -313,7 +296,7 @@ def _show_plan(
         out.print()
         _show_accuracy(accuracy)
     out.print()
-    _show_statement(statement)
+    show_statement(statement)
 
 
 def _show_accuracy(accuracy: dict[str, Any]) -> None:
@@ -341,21 +324,6 @@ def _assumes(option: Option) -> str:
         return "secret cohorts drawn from all devices"
     times = option.config.participations(option.config.rounds or 0)
     return f"at most {times} rounds of a device, {option.config.min_separation} apart"
-
-
-def _show_statement(said: dict[str, Any]) -> None:
-    out = console()
-    out.print(said["guarantee"], markup=False)
-    for key, title in (("relation", "compared"), ("accountant", "accountant")):
-        if said[key]:
-            out.print(f"{title}: {said[key]}", markup=False)
-    if said.get("epsilon_after_next_round") is not None and said["private"]:
-        out.print(f"one more round: epsilon {said['epsilon_after_next_round']:.4g}", markup=False)
-    for title, sentences in (("assumed", said["assumptions"]), ("not covered", said["not_covered"])):
-        if sentences:
-            out.print(f"{title}:", markup=False)
-        for sentence in sentences:
-            out.print(f"- {sentence}", markup=False)
 
 
 def _show_audit(found: Audit) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from pfl_mobile.cli.bundles import Key, open_bundle
 from pfl_mobile.cli.common import EXIT_CODES, Json, console, missing_package, print_json, table
+from pfl_mobile.cli.merging import CLIP_NORM, DELTA, EPSILON, MIN_SEPARATION, PRIVACY, Rule, privacy_file
 from pfl_mobile.cli.studies import parameters
 from pfl_mobile.errors import ConfigError
 
@@ -66,10 +67,7 @@ def serve(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter of the strategy."),
     ] = None,
-    rule: Annotated[
-        str | None,
-        typer.Option("--rule", metavar="NAME", help="How the mean of a round is taken; default: average."),
-    ] = None,
+    rule: Rule = None,
     mode: Annotated[str | None, typer.Option("--mode", help="synchronous or buffered.")] = None,
     cohort: Annotated[int | None, typer.Option("--cohort", help="Updates that close a round.")] = None,
     minimum: Annotated[
@@ -79,26 +77,14 @@ def serve(
     deadline: Annotated[
         float | None, typer.Option("--deadline", metavar="S", help="Seconds of a round.")
     ] = None,
-    min_separation: Annotated[
-        int | None,
-        typer.Option("--min-separation", help="Rounds between two of one device; more needs less noise."),
-    ] = None,
+    min_separation: Annotated[int | None, MIN_SEPARATION] = None,
     group: Annotated[
         list[str] | None, typer.Option("--group", metavar="NAME", help="A group of devices; may be repeated.")
     ] = None,
-    privacy: Annotated[
-        Path | None, typer.Option("--privacy", metavar="FILE", help="privacy.json of `pfl privacy plan`.")
-    ] = None,
-    epsilon: Annotated[
-        float | None,
-        typer.Option("--epsilon", help="Budget over all rounds, without assumptions on who takes part."),
-    ] = None,
-    delta: Annotated[
-        float | None, typer.Option("--delta", help="Probability with which it may fail.")
-    ] = None,
-    clip_norm: Annotated[
-        float | None, typer.Option("--clip-norm", help="Largest L2 norm of an update.")
-    ] = None,
+    privacy: Annotated[Path | None, PRIVACY] = None,
+    epsilon: Annotated[float | None, EPSILON] = None,
+    delta: Annotated[float | None, DELTA] = None,
+    clip_norm: Annotated[float | None, CLIP_NORM] = None,
     no_privacy: Annotated[bool, typer.Option("--no-privacy", help="Add no noise.")] = False,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8800,
@@ -132,9 +118,10 @@ def serve(
 ) -> None:
     """Run the aggregator: devices enrol, train in rounds, and upload updates that are merged with privacy.
 
-    Starts with SQLite and local files and nothing else to set up. The first start decides what the federation
-    computes; later starts without such options go on with it. The admin token comes from PFL_ADMIN_TOKEN or the file
-    that PFL_ADMIN_TOKEN_FILE names; without one, admin actions are off.
+    Starts with SQLite and local files and nothing else to set up. Unless options say else, the mean of a round is an
+    average, with noise for the budget that assumes nothing on who takes part. The first start decides what the
+    federation computes; later starts without such options go on with it. The admin token comes from PFL_ADMIN_TOKEN
+    or the file that PFL_ADMIN_TOKEN_FILE names; without one, admin actions are off.
     """
     try:
         from pfl_server import launch, logs
@@ -238,15 +225,7 @@ def _privacy(file: Path | None, stated: dict[str, float], none: bool) -> Privacy
     """What protects, where it is given as a whole."""
     if none and (file is not None or "epsilon" in stated or "delta" in stated):
         raise ConfigError("--no-privacy goes with no other privacy option", mend="decide for one")
-    if file is None:
-        return None
-    if stated:
-        raise ConfigError(
-            f"--privacy says --{next(iter(stated)).replace('_', '-')} already", mend="leave one out"
-        )
-    from pfl_mobile.privacy import PrivacyConfig
-
-    return PrivacyConfig.load(file)
+    return privacy_file(file, stated)
 
 
 def _federation(

@@ -1,4 +1,4 @@
-"""`pfl strategies`, `pfl train`, `pfl compare`, `pfl recommend`: studies on the command line."""
+"""`pfl strategies`, `pfl train`, `pfl recommend`: studies on the command line."""
 
 from __future__ import annotations
 
@@ -11,14 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pfl_mobile.cli.common import EXIT_CODES, Json, Reporter, console, print_json, size, table
+from pfl_mobile.cli.merging import (
+    CLIP_NORM,
+    DELTA,
+    EPSILON,
+    MIN_SEPARATION,
+    PRIVACY,
+    SAMPLING,
+    Rule,
+    show_simulated,
+    spent,
+    study_privacy,
+)
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.plain_json import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pfl_mobile.study import Evaluation
-    from pfl_mobile.study.compare import Comparison
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="file.py:function, package.module:function, or a recipe.")
@@ -48,14 +58,11 @@ Processes = Annotated[
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("strategies")(strategies)
-    app.command("train", epilog="Example:  pfl train activity --strategy fedrep --rounds 50.  " + EXIT_CODES)(
-        train
-    )
     app.command(
-        "compare",
-        epilog="Example:  pfl compare fedavg fedper ditto --data activity --rounds 30 --seeds 3.  "
-        + EXIT_CODES,
-    )(compare)
+        "train",
+        epilog="Examples:  pfl train activity --strategy fedrep --rounds 50;  "
+        "pfl train activity --epsilon 8 --delta 1e-5;  pfl train activity --rule median.  " + EXIT_CODES,
+    )(train)
     app.command("recommend", epilog="Example:  pfl recommend runs/activity-fedrep.  " + EXIT_CODES)(recommend)
 
 
@@ -119,6 +126,13 @@ def train(
             "--fairness", metavar="F", help="How devices are weighted: a strategy that is a weighting."
         ),
     ] = None,
+    rule: Rule = None,
+    privacy: Annotated[Path | None, PRIVACY] = None,
+    epsilon: Annotated[float | None, EPSILON] = None,
+    delta: Annotated[float | None, DELTA] = None,
+    clip_norm: Annotated[float | None, CLIP_NORM] = None,
+    sampling: Annotated[str | None, SAMPLING] = None,
+    min_separation: Annotated[int | None, MIN_SEPARATION] = None,
     groups: Groups = None,
     rounds: Rounds = 50,
     local_epochs: LocalEpochs = None,
@@ -144,7 +158,12 @@ def train(
     with --resume and ends in the same bits. Where parts of the model are personal, one model for all is trained
     too, in as many rounds, to compare with.
 
-    JSON: run, study (the configuration), costs, fairness (whether a bound is met), files,
+    With --epsilon the rounds are merged under differential privacy of every user: delta 1e-6, clip norm 1 and poisson
+    sampling unless given, noise for the study's users, cohort and rounds. It is simulated: it shows what privacy
+    costs. Rule and privacy are MODEL's unless given, and those of the model for all too.
+
+    JSON: run, study (the configuration), costs, fairness (whether a bound is met), privacy (what the rounds guarantee
+    if the noise is secure: epsilon, delta, rounds, assumptions, not_covered, ...; null without privacy), files,
     evaluation (global_acc, personalized_acc, gain with interval,
     users_better, users_worse, worst_decile, per_group, worst_group_improvement).
     """
@@ -156,6 +175,7 @@ def train(
         "strategy": strategy,
         "parameters": parameters(set_) if set_ else None,
         "fairness": fairness,
+        "robust": rule,
         "groups": None if groups is None else str(groups.expanduser().resolve()),
         "cohort": cohort,
         "dropout": dropout,
@@ -168,16 +188,22 @@ def train(
         "device": device,
     }
     study = changed_study(model, settings, changes)
-    folder = out or Path("runs") / f"{_stem(model)}-{study.strategy_name}"
+    folder = out or Path("runs") / f"{stem(model)}-{study.strategy_name}"
     study = study.replace(folder=folder)
-    # With --json, standard output is for the result alone.
-    console(error=as_json).print(
-        table(
-            ["setting", "value"],
-            _flat(study.effective() | {"rounds": rounds}),
-            title="effective configuration",
-        )
+    protects = study_privacy(
+        study,
+        rounds,
+        privacy,
+        epsilon=epsilon,
+        delta=delta,
+        clip_norm=clip_norm,
+        sampling=sampling,
+        min_separation=min_separation,
     )
+    if protects is not None:
+        study = study.replace(privacy=protects)
+        changes["privacy"] = protects.model_dump(mode="json")
+    show_settings(study.effective() | {"rounds": rounds}, as_json)
     if not is_started(folder):
         note_source(folder, model, settings, changes)
     with (
@@ -190,7 +216,7 @@ def train(
         files = [result.save(folder), plots.draw_users(found, folder / "users.png")]
         losses = {study.strategy_name: [math.nan if r.loss is None else r.loss for r in result.history]}
         files.append(plots.draw_history([r.round + 1 for r in result.history], losses, folder / "loss.png"))
-        costs, fairness = result.costs(), result.fairness
+        costs, fairness, said = result.costs(), result.fairness, result.privacy
     if as_json:
         print_json(
             {
@@ -198,83 +224,16 @@ def train(
                 "study": study.effective(),
                 "costs": costs,
                 "fairness": fairness,
+                "privacy": said,
                 "evaluation": found.to_json(),
                 "files": [str(f) for f in files],
             }
         )
         return
-    _show(found, costs, fairness, folder)
-
-
-def compare(
-    names: Annotated[
-        list[str],
-        typer.Argument(metavar="S1 S2 ...", help="Strategies, or `all`; fedavg is always among them."),
-    ],
-    data: Annotated[
-        str, typer.Option("--data", metavar="SRC", help="A recipe, a dataset, or file.py:function.")
-    ] = "synthetic",
-    rounds: Rounds = 30,
-    local_epochs: LocalEpochs = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each, with seeds 0, 1, ...")] = 1,
-    cohort: Cohort = None,
-    groups: Groups = None,
-    users: Annotated[int | None, typer.Option("--users", min=1, help="Measure so many users.")] = None,
-    processes: Processes = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Of table and plots; default: runs/compare-SRC."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Run strategies on the same users, cohorts and initial weights, and put them side by side.
-
-    Gains are measured from `fedavg` of everything, one model for all, with 95 % intervals: over users with one
-    seed, over seeds with several. Strategies that need personal layers get the study's; the others share them too.
-
-    JSON: data, rounds, seeds, baseline, strategies (strategy, metric, global_acc, personalized_acc, gain, gain_low,
-    gain_high, users_better, users_worse, worst_decile, std_over_users, worst_group, worst_group_improvement,
-    forgetting, bytes_up, bytes_down, bytes_up_per_device, steps, failures, seconds), files.
-    """
-    from pfl_mobile.atomic import atomic_write, disk_errors
-    from pfl_mobile.strategies import entry
-    from pfl_mobile.strategies import names as all_names
-    from pfl_mobile.study.compare import compare as run_comparison
-    from pfl_mobile.study.runs import changed_study
-
-    chosen = all_names() if names == ["all"] else list(names)
-    for name in chosen:
-        entry(name)  # fails before anything runs
-    wanted = {
-        "cohort": cohort,
-        "processes": processes,
-        "groups": None if groups is None else str(groups.expanduser().resolve()),
-    }
-    study = changed_study(data, {}, {name: value for name, value in wanted.items() if value is not None})
-    folder = out or Path("runs") / f"compare-{_stem(data)}"
-    with disk_errors(folder):  # before anything runs
-        folder.mkdir(parents=True, exist_ok=True)
-    with Reporter() as report:
-        found = run_comparison(
-            study,
-            chosen,
-            rounds=rounds,
-            local_epochs=local_epochs,
-            seeds=range(seeds),
-            users=users,
-            on_progress=report,
-        )
-        report("write table and plots", None)
-        files = found.draw(folder)
-        page, record = folder / "comparison.md", folder / "comparison.json"
-        atomic_write(record, json_text(found.to_json(users=True), indent=1).encode())
-        atomic_write(page, found.markdown().encode())
-        files += [page, record]
-    if as_json:
-        print_json(found.to_json() | {"files": [str(f) for f in files]})
-        return
-    _show_comparison(found)
-    console().print(f"\nwritten to {folder}")
+    _show(found, costs, fairness, said)
+    if said is not None:
+        show_simulated(study.strategy_name, said)
+    console().print(f"\nwritten to {folder}; next: pfl recommend {folder}")
 
 
 def recommend(
@@ -312,7 +271,8 @@ def _resumable(report: Reporter, folder: Path) -> Iterator[None]:
         raise
 
 
-def _stem(model: str) -> str:
+def stem(model: str) -> str:
+    """A short name of a model, for folders of runs."""
     source, colon, function = model.rpartition(":")
     if not colon:
         return function
@@ -333,6 +293,12 @@ def parameters(given: list[str] | tuple[()]) -> dict[str, Any]:
     return found
 
 
+def show_settings(settings: dict[str, Any], as_json: bool) -> None:
+    """Print the effective configuration; with --json on standard error, as standard output is for the result alone."""
+    out = console(error=as_json)
+    out.print(table(["setting", "value"], _flat(settings), title="effective configuration"))
+
+
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for name, inner in value.items():
@@ -343,7 +309,9 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def _show(found: Evaluation, costs: dict[str, float], fairness: str | None, folder: Path) -> None:
+def _show(
+    found: Evaluation, costs: dict[str, float], fairness: str | None, said: dict[str, Any] | None
+) -> None:
     from pfl_mobile.study.plots import number
 
     out = console()
@@ -366,6 +334,8 @@ def _show(found: Evaluation, costs: dict[str, float], fairness: str | None, fold
         rows.append(("worst group better by", show(found.worst_group_improvement, "+")))
     if fairness is not None:
         rows.append(("bound", fairness))
+    if said is not None:
+        rows.append(("epsilon spent", spent(said)))
     rows += [
         ("sent up by a device in a round", size(costs["bytes_up_per_device"])),
         ("sent up in all", size(costs["bytes_up"])),
@@ -373,15 +343,3 @@ def _show(found: Evaluation, costs: dict[str, float], fairness: str | None, fold
         ("seconds", f"{costs['seconds']:.1f}"),
     ]
     out.print(table(["result", "value"], rows))
-    out.print(f"\nwritten to {folder}; next: pfl recommend {folder}")
-
-
-def _show_comparison(found: Comparison) -> None:
-    columns, rows = found.table()
-    out = console()
-    if out.width < 120:  # the page has all columns
-        kept = [i for i, c in enumerate(columns) if i < 4 or c.startswith(("worst tenth", "kB"))]
-        columns, rows = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
-    out.print(table(columns, rows, right=range(1, len(columns))))
-    for line in found.misfits():
-        out.print(line, markup=False)

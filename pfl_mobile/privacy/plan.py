@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pfl_mobile.errors import ConfigError
+from pfl_mobile.errors import UnknownNameError, near
 from pfl_mobile.privacy.accounting import Ledger
 from pfl_mobile.privacy.calibration import required_noise, with_noise
 from pfl_mobile.privacy.config import PrivacyConfig
@@ -79,15 +79,23 @@ class Option:
         }
 
 
+def known_kind(name: str) -> Kind:
+    """The kind of that name (UnknownNameError: there is none)."""
+    for kind in KINDS:
+        if name == kind:
+            return kind
+    raise UnknownNameError(f"unknown sampling {name!r}", mend=near(name, KINDS))
+
+
 def option(budget: Budget, kind: Kind, cohort: int) -> Option:
     """The configuration of a kind that keeps the budget with as little noise as possible.
 
     Raises:
+        UnknownNameError: no such kind.
         ConfigError: numbers do not fit together, or no noise is enough.
         MissingDependencyError: dp-accounting is not installed.
     """
-    if kind not in KINDS:
-        raise ConfigError(f"unknown sampling {kind!r}", mend=f"choose one of {', '.join(KINDS)}")
+    known_kind(kind)
     fields: dict[str, Any] = {
         "mechanism": "matrix" if kind == "matrix" else "gaussian",
         "sampling": kind if kind in ("poisson", "fixed") else "none",

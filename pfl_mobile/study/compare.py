@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfl_mobile.errors import ConfigError, TrainingError
+from pfl_mobile.errors import ConfigError, PrivacyError, TrainingError
+from pfl_mobile.privacy.statement import rounded_up
 from pfl_mobile.strategies import create, entry
 from pfl_mobile.study import plots
 from pfl_mobile.study.statistics import interval, student_interval
@@ -26,6 +27,9 @@ Report = Callable[[str, float | None], None]
 #: The strategy that gains are measured from: one model for all.
 BASELINE = "fedavg"
 
+#: Settings that differ from run to run.
+_OWN = ("strategy", "parameters", "trained", "personal", "seed", "folder")
+
 
 @dataclass
 class Compared:
@@ -36,6 +40,8 @@ class Compared:
         evaluations: one for each seed.
         costs: of the run with each seed, see ``StudyResult.costs``.
         losses: mean training loss of each round, with the first seed.
+        privacy: what its rounds would guarantee with secure noise, of the seed that cost most; None without privacy.
+        begins_with: the strategy whose trained model it begins with; what that cost comes on top.
         error: why it did not run, ``<error>: <reason>``; None when it did.
     """
 
@@ -43,14 +49,25 @@ class Compared:
     evaluations: list[Evaluation] = field(default_factory=list)
     costs: list[dict[str, float]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    privacy: dict[str, Any] | None = None
+    begins_with: str | None = None
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Strategies side by side; the first is ``fedavg`` of everything, what gains are measured from."""
+    """Strategies side by side; the first is ``fedavg`` of everything, what gains are measured from.
+
+    Attributes:
+        data: its name.
+        settings: that all strategies have, see ``common_settings``.
+        rounds: of each run.
+        seeds: one run of each strategy with each.
+        results: by name of the strategy.
+    """
 
     data: str
+    settings: Mapping[str, Any]
     rounds: int
     seeds: Sequence[int]
     results: Mapping[str, Compared]
@@ -60,7 +77,8 @@ class Comparison:
 
         ``global_acc`` is None where the shared model has untrained personal layers. ``personalized_acc`` is the mean
         over users (then over seeds) of each user's own model, ``gain`` that minus the same with the baseline, with a
-        95 % interval: over users with one seed (bootstrap), over seeds with more (Student's t).
+        95 % interval: over users with one seed (bootstrap), over seeds with more (Student's t). ``privacy`` is the
+        statement of its rounds (``StudyResult.privacy``), to which that of ``begins_with`` adds up.
         """
         return self._rows
 
@@ -102,12 +120,15 @@ class Comparison:
             "steps": mean([c["steps"] for c in costs]),
             "failures": mean([c["failures"] for c in costs]),
             "seconds": mean([c["seconds"] for c in costs]),
+            "privacy": found.privacy,
+            "begins_with": found.begins_with,
         }
 
     def to_json(self, *, users: bool = False) -> dict[str, Any]:
         """Plain values; with ``users`` every user's record too."""
         out: dict[str, Any] = {
             "data": self.data,
+            "study": dict(self.settings),
             "rounds": self.rounds,
             "seeds": list(self.seeds),
             "baseline": BASELINE,
@@ -126,6 +147,8 @@ class Comparison:
         columns = ["strategy", rows[0]["metric"], "gain (95 %)", "better / worse", "worst tenth", "std"]
         grouped = any(r["worst_group"] is not None for r in rows)
         columns += ["worst group"] if grouped else []
+        private = self.privacy is not None
+        columns += ["epsilon"] if private else []
         columns += ["forgetting", "kB up / device / round", "steps", "s"]
         cells = []
         for r in rows:
@@ -138,14 +161,28 @@ class Comparison:
             line += [f"{r['users_better']:.0f} / {r['users_worse']:.0f}", number(r["worst_decile"])]
             line.append(number(r["std_over_users"]))
             line += [number(r["worst_group"])] if grouped else []
+            line += [_epsilon(r["privacy"])] if private else []
             line.append("-" if r["forgetting"] is None else number(r["forgetting"], "+"))
             line += [f"{r['bytes_up_per_device'] / 1000:.1f}", f"{r['steps']:.0f}", f"{r['seconds']:.1f}"]
             cells.append(line)
         return columns, cells
 
-    def misfits(self) -> list[str]:
-        """A line for each strategy that did not run, with the reason."""
-        return [f"{f.name} did not run: {f.error}" for f in self.results.values() if f.error is not None]
+    @property
+    def privacy(self) -> dict[str, Any] | None:
+        """What the baseline's rounds would guarantee with secure noise; None where rounds are not private."""
+        return self.results[BASELINE].privacy
+
+    def remarks(self) -> list[str]:
+        """A line for each strategy that did not run, with the reason, or whose epsilon is not all that it cost."""
+        results = self.results.values()
+        found = [f"{f.name} did not run: {f.error}" for f in results if f.error is not None]
+        if self.privacy is not None:
+            found += [
+                f"{f.name} begins with the model of {f.begins_with}, whose epsilon comes on top"
+                for f in results
+                if f.begins_with is not None
+            ]
+        return found
 
     def markdown(self) -> str:
         """The table as a page."""
@@ -160,7 +197,10 @@ class Comparison:
         lines.append("| " + " | ".join(columns) + " |")
         lines.append("|" + " --- |" * len(columns))
         lines += ["| " + " | ".join(line) + " |" for line in cells]
-        lines += ["", *self.misfits()]
+        lines += ["", *self.remarks()]
+        if self.privacy is not None:
+            lines += ["", f"If the noise were secure, {BASELINE}: {self.privacy['guarantee']}", ""]
+            lines += [f"- {sentence}" for sentence in self.privacy["assumptions"]]
         return "\n".join(
             [
                 *lines,
@@ -200,7 +240,9 @@ def compare(
 
     A strategy that needs personal layers gets the study's, every other one shares them too, so that each runs
     as its paper means it. One that inserts modules into a frozen model gets the model that the baseline ended with.
-    One that does not fit the model or the data, or whose training diverges, is listed with the reason.
+    One that does not fit the model or the data, whose merge is not one that the study's rule or privacy allows, or
+    whose training diverges, is listed with the reason. The study's rule and privacy are those of every strategy, the
+    baseline too; each run has a budget of its own.
 
     Args:
         study: whose strategy does not matter.
@@ -214,6 +256,7 @@ def compare(
     Raises:
         UnknownNameError: no such strategy.
         ConfigError: no seed, or a strategy needs personal layers and the study has none.
+        PrivacyError: the only strategy that is asked for cannot be private.
         TrainingError: the baseline diverges.
     """
     say = on_progress or (lambda _what, _fraction: None)
@@ -230,22 +273,29 @@ def compare(
             one = chosen.replace(seed=seed)
             if one.inserts():  # a frozen backbone has to be a trained one
                 one = one.with_weights(trained[seed])
+                found[name].begins_with = BASELINE
             with one.run(rounds, local_epochs) as result:
                 if name == BASELINE:
                     trained[seed] = result.values
                 found[name].evaluations.append(result.evaluate(users))
                 found[name].costs.append(result.costs())
+                found[name].privacy = _dearer(found[name].privacy, result.privacy)
                 if place == 0:
                     found[name].losses = [math.nan if r.loss is None else r.loss for r in result.history]
 
     for number, name in enumerate(ordered):
         try:
             run(name, number)
-        except (ConfigError, TrainingError) as error:
+        except (ConfigError, PrivacyError, TrainingError) as error:
             if len(names) == 1 or name == BASELINE:
                 raise
             found[name] = Compared(name, error=f"{error.code}: {error.message}")
-    return Comparison(study.data.name, rounds, tuple(seeds), found)
+    return Comparison(study.data.name, common_settings(study), rounds, tuple(seeds), found)
+
+
+def common_settings(study: Study) -> dict[str, Any]:
+    """The settings of a study that all strategies of a comparison have; see ``Study.effective``."""
+    return {name: value for name, value in study.effective().items() if name not in _OWN}
 
 
 def for_strategy(study: Study, name: str) -> Study:
@@ -254,6 +304,17 @@ def for_strategy(study: Study, name: str) -> Study:
     if study.inserts(create(name)):
         return study.replace(**fixed, shared=None, personal=None, split=None)
     return study.replace(**fixed) if entry(name).split else study.all_shared(name, folder=None)
+
+
+def _epsilon(said: dict[str, Any]) -> str:
+    return "none" if said["epsilon"] is None else f"{rounded_up(said['epsilon']):.4g}"
+
+
+def _dearer(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Of two statements with the same settings the one with more rounds."""
+    if one is None or other is None:
+        return one or other
+    return max(one, other, key=lambda said: int(said["rounds"]))
 
 
 def _worst_group(found: Evaluation) -> float | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.atomic import atomic_write, disk_errors
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.privacy import PrivacyConfig
 
 if TYPE_CHECKING:
     from pfl_mobile.study.result import StudyResult
@@ -74,7 +75,7 @@ def changed_study(model: str, settings: Mapping[str, Any], changes: Mapping[str,
         model: as the user named it.
         settings: given to its function.
         changes: settings in place of the study's own; ``parameters`` beside those it gives the same strategy;
-            ``local_epochs`` as ``Study.run`` takes them.
+            ``local_epochs`` as ``Study.run`` takes them; ``privacy`` as JSON values.
     """
     from pfl_mobile.study.compare import for_strategy
     from pfl_mobile.user_code import load_study
@@ -85,6 +86,8 @@ def changed_study(model: str, settings: Mapping[str, Any], changes: Mapping[str,
         study = for_strategy(study, other)
     if "parameters" in changes:
         changes["parameters"] = {**study.parameters, **changes["parameters"]}
+    if "privacy" in changes:
+        changes["privacy"] = PrivacyConfig.checked(changes["privacy"])
     epochs = changes.pop("local_epochs", None)
     if epochs is not None:
         changes["local"] = replace(study.local, epochs=epochs, steps=None)

@@ -26,7 +26,7 @@ from pfl_mobile.privacy import PrivacyConfig
 from pfl_mobile.simulation.privacy import SimulatedPrivacy, check_merge
 from pfl_mobile.simulation.settings import describe
 from pfl_mobile.strategies import Context, Local, Strategy, Weighting, create, entries, entry
-from pfl_mobile.strategies.rules import Rule, create_rule
+from pfl_mobile.strategies.rules import Average, Rule, create_rule
 from pfl_mobile.study.checks import (
     first_rows,
     folder_path,
@@ -129,7 +129,8 @@ class Study:
             self.strategy = replace(self.strategy, weighting=fair)
             groups = given if groups is None else groups
         self.groups: Groups = user_groups(groups, self.data)
-        self.robust = create_rule(robust) if isinstance(robust, str) else robust
+        rule = create_rule(robust) if isinstance(robust, str) else robust
+        self.robust = None if rule == Average() else rule  # the weighted mean is what there is without a rule
         self.privacy = privacy
         self.cohort = min(count, COHORT) if cohort is None else cohort
         if not is_whole(self.cohort, 1, count):

@@ -1,0 +1,148 @@
+"""`pfl compare`: strategies side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pfl_mobile.cli.common import EXIT_CODES, Json, Reporter, console, print_json, table
+from pfl_mobile.cli.merging import (
+    CLIP_NORM,
+    DELTA,
+    EPSILON,
+    MIN_SEPARATION,
+    PRIVACY,
+    SAMPLING,
+    Rule,
+    show_simulated,
+    study_privacy,
+)
+from pfl_mobile.cli.studies import Cohort, Groups, LocalEpochs, Processes, Rounds, show_settings, stem
+from pfl_mobile.plain_json import json_text
+
+if TYPE_CHECKING:
+    from pfl_mobile.study.compare import Comparison
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        "compare",
+        epilog="Examples:  pfl compare fedavg fedper ditto --data activity --rounds 30 --seeds 3;  "
+        "pfl compare fedper ditto --data activity --epsilon 8 --delta 1e-5.  " + EXIT_CODES,
+    )(compare)
+
+
+def compare(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="S1 S2 ...", help="Strategies, or `all`; fedavg is always among them."),
+    ],
+    data: Annotated[
+        str, typer.Option("--data", metavar="SRC", help="A recipe, a dataset, or file.py:function.")
+    ] = "synthetic",
+    rounds: Rounds = 30,
+    local_epochs: LocalEpochs = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each, with seeds 0, 1, ...")] = 1,
+    cohort: Cohort = None,
+    rule: Rule = None,
+    privacy: Annotated[Path | None, PRIVACY] = None,
+    epsilon: Annotated[float | None, EPSILON] = None,
+    delta: Annotated[float | None, DELTA] = None,
+    clip_norm: Annotated[float | None, CLIP_NORM] = None,
+    sampling: Annotated[str | None, SAMPLING] = None,
+    min_separation: Annotated[int | None, MIN_SEPARATION] = None,
+    groups: Groups = None,
+    users: Annotated[int | None, typer.Option("--users", min=1, help="Measure so many users.")] = None,
+    processes: Processes = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Of table and plots; default: runs/compare-SRC."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run strategies on the same users, cohorts and initial weights, and put them side by side.
+
+    Gains are measured from `fedavg` of everything, one model for all, with 95 % intervals: over users with one
+    seed, over seeds with several. Strategies that need personal layers get the study's; the others share them too.
+
+    The effective configuration is printed first. Rule and privacy, with defaults as in `pfl train`, are those of every
+    strategy, `fedavg` too; one whose merge they do not fit is listed with the reason.
+
+    JSON: data, study (the configuration), rounds, seeds, baseline, files, strategies (strategy, metric, global_acc,
+    personalized_acc, gain, gain_low, gain_high, users_better, users_worse, worst_decile, std_over_users, worst_group,
+    worst_group_improvement, forgetting, bytes_up, bytes_down, bytes_up_per_device, steps, failures, seconds, privacy
+    as in `pfl train`, begins_with: whose trained model it starts from, and whose epsilon comes on top; or strategy and
+    error, where it did not run).
+    """
+    from pfl_mobile.atomic import atomic_write, disk_errors
+    from pfl_mobile.strategies import entry
+    from pfl_mobile.strategies import names as all_names
+    from pfl_mobile.study.compare import BASELINE, common_settings
+    from pfl_mobile.study.compare import compare as run_comparison
+    from pfl_mobile.study.runs import changed_study
+
+    chosen = all_names() if names == ["all"] else list(names)
+    for name in chosen:
+        entry(name)  # fails before anything runs
+    wanted = {
+        "cohort": cohort,
+        "local_epochs": local_epochs,
+        "processes": processes,
+        "groups": None if groups is None else str(groups.expanduser().resolve()),
+    }
+    study = changed_study(data, {}, {name: value for name, value in wanted.items() if value is not None})
+    protects = study_privacy(
+        study,
+        rounds,
+        privacy,
+        epsilon=epsilon,
+        delta=delta,
+        clip_norm=clip_norm,
+        sampling=sampling,
+        min_separation=min_separation,
+    )
+    merging = {"robust": rule, "privacy": protects}
+    merging = {name: value for name, value in merging.items() if value is not None}
+    if merging:  # its own strategy, which is not run, might refuse them
+        study = study.replace(strategy=BASELINE, parameters=None, **merging)
+    folder = out or Path("runs") / f"compare-{stem(data)}"
+    with disk_errors(folder):  # before anything runs
+        folder.mkdir(parents=True, exist_ok=True)
+    plan = {"strategies": ", ".join(dict.fromkeys([BASELINE, *chosen])), "rounds": rounds, "seeds": seeds}
+    show_settings(common_settings(study) | plan, as_json)
+    with Reporter() as report:
+        found = run_comparison(
+            study,
+            chosen,
+            rounds=rounds,
+            seeds=range(seeds),
+            users=users,
+            on_progress=report,
+        )
+        report("write table and plots", None)
+        files = found.draw(folder)
+        page, record = folder / "comparison.md", folder / "comparison.json"
+        atomic_write(record, json_text(found.to_json(users=True), indent=1).encode())
+        atomic_write(page, found.markdown().encode())
+        files += [page, record]
+    if as_json:
+        print_json(found.to_json() | {"files": [str(f) for f in files]})
+        return
+    _show_comparison(found)
+    if found.privacy is not None:
+        show_simulated(BASELINE, found.privacy)
+    console().print(f"\nwritten to {folder}")
+
+
+def _show_comparison(found: Comparison) -> None:
+    columns, rows = found.table()
+    out = console()
+    if out.width < 120:  # the page has all columns
+        kept = [i for i, c in enumerate(columns) if i < 4 or c.startswith(("worst tenth", "epsilon", "kB"))]
+        columns, rows = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    out.print(table(columns, rows, right=range(1, len(columns))))
+    for line in found.remarks():
+        out.print(line, markup=False)
