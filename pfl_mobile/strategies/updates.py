@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -25,7 +26,7 @@ class Layout:
 
     shapes: Mapping[str, tuple[int, ...]]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of values."""
         return sum(prod(shape) for shape in self.shapes.values())
@@ -163,9 +164,11 @@ class Updates:
 
     @property
     def changes(self) -> np.ndarray:
-        """All changes in memory, float32 [n, P] (PrivacyError: the rule is private)."""
+        """All changes in memory, float32 [n, P], so not for a merge (PrivacyError: the rule is private)."""
         self._allow("the changes")
-        return self._columns(slice(0, self.layout.size))
+        if isinstance(self._rows, MatrixRows):
+            return self._rows.matrix
+        return self._rows.block(0, len(self), slice(0, self.layout.size)).copy()
 
     @property
     def steps(self) -> np.ndarray:
@@ -193,14 +196,6 @@ class Updates:
                 mend=f"add a measure phase to it; {near(name, self._reports)}",
             )
         return self._reports[name]
-
-    def of(self, name: str) -> np.ndarray:
-        """The changes of one tensor, float32 [n, *shape], in memory (PrivacyError: the rule is private)."""
-        self._allow(f"the changes of {name!r}")
-        for known, place, shape in self.layout.items():
-            if known == name:
-                return self._columns(place).reshape(len(self), *shape)
-        raise KeyError(name)
 
     def one(self, row: int) -> dict[str, np.ndarray]:
         """The changes of one device by name, float32, until the next is read (PrivacyError: the rule is private)."""
@@ -306,11 +301,6 @@ class Updates:
             # would depend on how many there are.
             return np.asarray(np.einsum("n,np->p", weights.astype(np.float32), self._rows.matrix))
         return weighted_sum(self._rows, weights, out_dtype=np.float32, threads=self._threads)
-
-    def _columns(self, columns: slice) -> np.ndarray:
-        if isinstance(self._rows, MatrixRows):
-            return self._rows.matrix[:, columns]
-        return self._rows.block(0, len(self._rows), columns).copy()
 
 
 class Sums(Updates):

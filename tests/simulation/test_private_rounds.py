@@ -77,7 +77,7 @@ def test_a_rule_takes_the_place_of_the_mean(engine):
     with rounds(FEDAVG, setup(), engine, rounds=1, rule=Median()) as robust:
         found = robust.run()
     name = next(iter(found.names("shared")))
-    expected = robust.initial[name] + np.median(seen[0].of(name), axis=0)
+    expected = robust.initial[name] + np.median(seen[0].layout.unpack(seen[0].changes)[name], axis=0)
     np.testing.assert_allclose(found.values[name], expected, rtol=1e-5, atol=1e-6)
 
 

@@ -188,8 +188,9 @@ class SendsACopy(Strategy):
         return ("double",)
 
     def merge(self, server, updates):
-        twice = 2 * (server.values["head.weight"] + updates.of("head.weight"))
-        np.testing.assert_allclose(updates.of("copy:double:head.weight"), twice, rtol=1e-4, atol=1e-6)
+        changes = updates.layout.unpack(updates.changes)
+        twice = 2 * (server.values["head.weight"] + changes["head.weight"])
+        np.testing.assert_allclose(changes["copy:double:head.weight"], twice, rtol=1e-4, atol=1e-6)
         super().merge(server, updates)
 
 

@@ -242,7 +242,7 @@ def test_sums_refuse_what_they_cannot_answer() -> None:
     np.testing.assert_allclose(sums.weighted_sum(weights / 8)["w"], [1, 1.5])
     for refused in (
         lambda: sums.weighted_sum(np.ones(3)),
-        lambda: sums.of("w"),
+        lambda: sums.changes,
         lambda: sums.select(np.array([0])),
     ):
         with pytest.raises(ConfigError, match="single devices"):

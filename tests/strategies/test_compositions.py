@@ -62,7 +62,7 @@ def test_the_weighting_decides_how_devices_count() -> None:
     fed.strategy.merge(fed.server, updates)
     row = int(np.argmax(updates.report("sent_loss")))
     np.testing.assert_allclose(
-        fed.server.values["body.weight"], before + updates.of("body.weight")[row], rtol=1e-5, atol=1e-7
+        fed.server.values["body.weight"], before + updates.one(row)["body.weight"], rtol=1e-5, atol=1e-7
     )
 
 

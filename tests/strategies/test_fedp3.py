@@ -54,7 +54,7 @@ def test_what_travels_has_the_sparsity_and_pruned_weights_stay_zero(sparsity: fl
     for name, mask in masks.items():
         assert (work.tensors[name][mask == 0] == 0).all()
         assert (sent[name][mask == 0] == 0).all()
-        assert (updates.of(name)[0][mask == 0] == 0).all()
+        assert (updates.one(0)[name][mask == 0] == 0).all()
         assert (fed.served(0)[name][mask == 0] == 0).all()
     traffic = fed.strategy.traffic(fed.server, 0)
     assert traffic.dense == 4 * entries
@@ -74,7 +74,9 @@ def test_every_entry_is_averaged_over_those_who_trained_it() -> None:
     fed.strategy.merge(fed.server, updates)
     for name, old in before.items():
         weights = np.stack([n * m[name] for n, m in zip(updates.examples, masks, strict=True)])
-        want = old + (weights * updates.of(name)).sum(axis=0) / weights.sum(axis=0)
+        want = old + (weights * updates.layout.unpack(updates.changes)[name]).sum(axis=0) / weights.sum(
+            axis=0
+        )
         np.testing.assert_allclose(fed.server.values[name], want, rtol=1e-5, atol=1e-6)
 
 
@@ -93,7 +95,7 @@ def test_only_the_chosen_layers_travel() -> None:
         sent = fed.strategy.sends(fed.server, client)
         assert len(sent) == 1
         for name in fed.server.values:
-            assert bool(np.any(updates.of(name)[row])) == (name in sent)
+            assert bool(np.any(updates.one(row)[name])) == (name in sent)
         assert fed.strategy.traffic(fed.server, client).up == 4 * sum(fed.server.values[n].size for n in sent)
     drawn = {frozenset(fed.strategy.sends(fed.server, c)) for c in range(5)}
     assert len(drawn) == 2

@@ -126,8 +126,6 @@ def test_everything_reads_the_same_from_files(place: Callable[[np.ndarray], Any]
     matrix = updates().changes
     found = updates(changes=place(matrix))
     np.testing.assert_array_equal(found.changes, matrix)
-    np.testing.assert_array_equal(found.of("b"), matrix[:, 6:])
-    np.testing.assert_array_equal(found.of("a"), matrix[:, :6].reshape(5, 2, 3))
     np.testing.assert_array_equal(flat(found.one(3)), matrix[3])
     np.testing.assert_allclose(found.squares(["b"]), (matrix[:, 6:].astype(np.float64) ** 2).sum(1))
     np.testing.assert_allclose(flat(found.weighted_sum(np.ones(5))), matrix.sum(0), rtol=1e-5)
@@ -193,7 +191,6 @@ def test_the_size_of_a_round_is_public_under_a_private_rule() -> None:
 READS: dict[str, Callable[[Updates], object]] = {
     "changes": lambda u: u.changes,
     "rows": lambda u: u.rows,
-    "of": lambda u: u.of("a"),
     "one": lambda u: u.one(0),
     "squares": lambda u: u.squares(["a"]),
     "select": lambda u: u.select(np.array([0])),
@@ -302,7 +299,7 @@ def test_a_merge_never_holds_all_updates(name: str, monkeypatch: pytest.MonkeyPa
 
     streamed = given.replaced(changes=Streamed(given.rows))
     other.strategy.merge(other.server, given)
-    monkeypatch.setattr(Updates, "_columns", refuse)
+    monkeypatch.setattr(Updates, "changes", property(refuse))
     one.strategy.merge(one.server, streamed)
     for key, value in other.server.values.items():
         np.testing.assert_allclose(one.server.values[key], value, rtol=1e-4, atol=1e-5)
