@@ -107,13 +107,20 @@ class TestLooking:
 
     def test_status_says_what_goes_on(self, filled: Server) -> None:
         found = get(filled, "status")
-        assert found["state"] == "running"
+        assert (found["state"], found["pause"]) == ("running", None)
         assert found["summary"] == "Round 12 is open: 15 of 25 updates, 4 min left."
         assert found["round"]["number"] == 12
         assert found["round"]["states"]["accepted"] == 15
         assert found["devices"]["total"] == 120
         assert 0 < found["spent"] < found["budget"] == 8.0
         assert {"code": "rate-limited", "count": 112} in found["problems"]
+
+    def test_status_says_who_paused_and_why(self, filled: Server) -> None:
+        post(filled, "pause", note="the bundle changes")
+        at = filled.clock()
+        assert get(filled, "status")["pause"] == {"actor": "admin", "at": at, "note": "the bundle changes"}
+        post(filled, "resume")
+        assert get(filled, "status")["pause"] is None
 
     def test_pages_of_rounds_hold_each_round_once(self, filled: Server) -> None:
         seen: list[int] = []

@@ -22,6 +22,12 @@ def state_file(folder, f) -> Path:
     return folder / "data" / "blobs" / f.version().state_blob
 
 
+def pause(f):
+    """What an alarm is told of a pause."""
+    admin = {"Authorization": f"Bearer {f.services.admin_token}"}
+    return f.client.get("/v1/admin/status", headers=admin).json()["pause"]
+
+
 def why(f) -> str:
     with f.services.database.read() as session:
         return status(session, f.services.runtime.config, f.clock()).why
@@ -45,6 +51,7 @@ def test_a_state_that_cannot_be_read_keeps_the_updates_and_pauses_with_the_reaso
         assert f.federation().state == "paused"
         assert file.name in why(f)
         assert "restore" in why(f)
+        assert pause(f) == {"actor": "aggregator", "at": f.clock(), "note": why(f)}
         found = f.client.get("/readyz").json()
         assert found["code"] == "unavailable"
         assert f"{PAUSES} times in a row" in found["detail"]

@@ -45,6 +45,7 @@ def get_status(on: On, _: Actor) -> bodies.StatusBody:
     return bodies.StatusBody(
         state=cast(bodies.State, found.federation.state),
         summary=found.sentence,
+        pause=None if found.pause is None else bodies.PauseBody.of(found.pause),
         version=found.federation.version,
         round=None if found.round is None else bodies.RoundBody.of(found.round, found.funnel.states),
         devices=bodies.DevicesBody.of(devices),

@@ -10,7 +10,8 @@ from pydantic import Field
 from pfl_mobile.protocol.bodies import Body, Count, Hex64, Id
 from pfl_server.actions import NOTE_LENGTH
 from pfl_server.dashboard.queries import Devices, Funnel, Reason
-from pfl_server.storage.models import Device, Round, Version
+from pfl_server.dashboard.status import note_of
+from pfl_server.storage.models import AuditEntry, Device, Round, Version
 
 Note = Annotated[str, Field(max_length=NOTE_LENGTH, description="Why; kept in the audit log.")]
 State = Literal["running", "paused", "finished", "spent"]
@@ -286,11 +287,25 @@ class PrivacyBody(Body):
     next: Next
 
 
+class PauseBody(Body):
+    """Who paused the federation, when and why."""
+
+    actor: str = Field(description="`aggregator` where it paused itself, else the admin's name.")
+    at: float = Field(description="Seconds since 1970.")
+    note: str = Field(description="The reason, with what mends it where the aggregator gave it.")
+
+    @classmethod
+    def of(cls, entry: AuditEntry) -> PauseBody:
+        """Of an entry of the audit log."""
+        return cls(actor=entry.actor, at=entry.at, note=note_of(entry))
+
+
 class StatusBody(Body):
     """The federation now."""
 
     state: State
     summary: str = Field(description="The same in one sentence.")
+    pause: PauseBody | None = Field(description="Null where it is not paused.")
     version: Count = Field(description="Model version that is served.")
     round: RoundBody | None = Field(description="Newest round; null before the first.")
     devices: DevicesBody

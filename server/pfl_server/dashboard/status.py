@@ -13,7 +13,7 @@ from pfl_server.dashboard.budget import Budget, budget_of
 from pfl_server.dashboard.queries import Funnel, Reason
 from pfl_server.dashboard.words import count, duration, epsilon, many
 from pfl_server.rounds import ACTIVE, ITSELF
-from pfl_server.storage.models import Federation, Round, Version
+from pfl_server.storage.models import AuditEntry, Federation, Round, Version
 
 #: Rounds that the overview counts problems over.
 PROBLEM_ROUNDS = 50
@@ -33,7 +33,7 @@ class Status:
         problems: answered in the last ``PROBLEM_ROUNDS`` rounds, by code.
         outside: answered outside rounds since the first start, by code.
         sentence: all of it in a sentence.
-        why: the reason of a pause that no admin asked for; empty otherwise.
+        pause: who paused it, when and why, as in the audit log; None where it is not paused.
     """
 
     federation: Federation
@@ -45,7 +45,12 @@ class Status:
     problems: Sequence[Reason]
     outside: Sequence[Reason]
     sentence: str
-    why: str = ""
+    pause: AuditEntry | None
+
+    @property
+    def why(self) -> str:
+        """The reason of a pause that no admin asked for; empty otherwise."""
+        return note_of(self.pause) if self.pause is not None and self.pause.actor == ITSELF else ""
 
     @property
     def over(self) -> bool:
@@ -77,14 +82,13 @@ def status(session: Session, config: FederationConfig, now: float) -> Status:
         queries.refusals(session, max(0, number - PROBLEM_ROUNDS + 1)),
         queries.refusals_outside(session),
         sentence(federation, newest_round, funnel, budget, now),
-        _why_paused(session) if federation.state == "paused" else "",
+        queries.last_pause(session) if federation.state == "paused" else None,
     )
 
 
-def _why_paused(session: Session) -> str:
-    """Why the federation paused itself; empty where an admin did it."""
-    found = queries.last_pause(session)
-    return str(found.detail.get("note", "")) if found is not None and found.actor == ITSELF else ""
+def note_of(entry: AuditEntry) -> str:
+    """The words of who acted; empty where there are none."""
+    return str(entry.detail.get("note", ""))
 
 
 def sentence(
