@@ -107,7 +107,8 @@ class Actions:
 
         Raises:
             NotFound: there is no such version, or its tensors were removed (``versions_kept``).
-            Conflict: that version is served now, a round is being merged, or the model changed meanwhile.
+            Conflict: that version is served now, a round is being merged, the model changed meanwhile, or the state
+                of that version or of the newest one is missing or damaged.
         """
         services = self.services
         with services.database.read() as session:

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pfl_mobile.bundle.tensors import tensors_to_bytes
+from pfl_mobile.errors import StateError
 from pfl_mobile.strategies import state_file
 from pfl_mobile.strategies.strategy import Server, Values
+from pfl_server.errors import BlobMissingError
+from pfl_server.problems import Conflict
 
 if TYPE_CHECKING:
     from pfl_mobile.modules.roles import DeviceTensorInfo
@@ -60,10 +63,23 @@ def rolled_back_state(blobs: Blobs, old: Version, newest: Version, number: int) 
         old: version to go back to.
         newest: latest version that there is.
         number: of the version to make.
+
+    Raises:
+        Conflict: one of the two states is missing or damaged.
     """
-    server, _ = get_state(blobs, old.state_blob, (), 0)
-    _, privacy = get_state(blobs, newest.state_blob, (), 0)
+    server, _ = _needed(blobs, old, ", or choose another version")
+    _, privacy = _needed(blobs, newest, ": no roll-back works without it")
     return put_state(blobs, number, server, privacy)
+
+
+def _needed(blobs: Blobs, version: Version, then: str) -> tuple[Server, dict[str, np.ndarray]]:
+    try:
+        return get_state(blobs, version.state_blob, (), 0)
+    except (BlobMissingError, StateError) as error:
+        raise Conflict(
+            f"the state of model version {version.number} cannot be used: {error.message}",
+            mend=f"restore {version.state_blob} from a backup of the store of files{then}",
+        ) from error
 
 
 def put_set(blobs: Blobs, values: Values) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pfl_server.trouble import NOT_READY, PAUSES
 from tests.server.federation import federation_config, small
 
 ONE = {"cohort": 1, "minimum": 1}
+MATRIX = {"mechanism": "matrix", "noise_multiplier": 1.0, "clip_norm": 1.0, "rounds": 10, "band": 1}
 
 
 def state_file(folder, f) -> Path:
@@ -26,6 +27,12 @@ def pause(f):
     """What an alarm is told of a pause."""
     admin = {"Authorization": f"Bearer {f.services.admin_token}"}
     return f.client.get("/v1/admin/status", headers=admin).json()["pause"]
+
+
+def roll_back(f, version):
+    """The answer to a roll-back."""
+    admin = {"Authorization": f"Bearer {f.services.admin_token}"}
+    return f.client.post("/v1/admin/rollback", json={"version": version}, headers=admin).json()
 
 
 def why(f) -> str:
@@ -93,6 +100,49 @@ def test_a_round_that_cannot_be_merged_can_be_ended(tmp_path):
         admin = {"Authorization": f"Bearer {f.services.admin_token}"}
         assert f.client.post("/v1/admin/rounds/0/abandon", json={}, headers=admin).status_code == 200
         assert f.round(0).state == "abandoned"
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"short")])
+@pytest.mark.parametrize("privacy", [{}, MATRIX])
+def test_without_the_served_state_only_its_file_helps(tmp_path, damage, privacy):
+    with small(tmp_path, federation_config(rounds=ONE, privacy=privacy), devices=4) as f:
+        for device in f.devices[:2]:
+            f.send(device)
+            f.step()
+        file = state_file(tmp_path, f)
+        good = file.read_bytes()
+        damage(file)
+        for version in (0, 1):
+            found = roll_back(f, version)
+            assert found["code"] == "conflict"
+            assert "version 2 cannot be used" in found["detail"]
+            assert f"restore states/{file.name}" in found["mend"]
+        f.send(f.devices[2])
+        for _ in range(PAUSES):
+            f.coordinator.attempt()
+        assert "restore" in why(f)
+        file.write_bytes(good)
+        f.coordinator.attempt()
+        assert (f.round(2).state, f.version().number) == ("merged", 3)
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"short")])
+def test_a_roll_back_to_a_state_that_cannot_be_read_says_to_choose_another(tmp_path, damage):
+    with small(tmp_path, federation_config(rounds=ONE), devices=3) as f:
+        files = []
+        for device in f.devices:
+            f.send(device)
+            f.step()
+            files.append(state_file(tmp_path, f))
+        damage(files[0])
+        found = roll_back(f, 1)
+        assert (found["code"], found["detail"].split(":")[0]) == (
+            "conflict",
+            "the state of model version 1 cannot be used",
+        )
+        assert f"restore states/{files[0].name}" in found["mend"]
+        assert "or choose another version" in found["mend"]
+        assert roll_back(f, 2) == {"version": 4}
 
 
 def test_a_start_on_a_state_that_cannot_be_read_is_refused(tmp_path):

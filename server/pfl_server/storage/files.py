@@ -71,7 +71,7 @@ class FileBlobs:
         """See `Blobs.local`: the file itself."""
         path = self._path(key)
         if self.size(key) is None:
-            raise _no_such(key)
+            raise no_such(key)
         yield path
 
     def read(self, key: str, first: int, last: int) -> Iterator[bytes]:
@@ -162,10 +162,13 @@ def _missing(key: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise _no_such(key) from error
+        raise no_such(key) from error
     except OSError as error:
         raise BlobError(f"{key} cannot be read: {error.strerror}", mend="see to the disk") from error
 
 
-def _no_such(key: str) -> BlobMissingError:
-    return BlobMissingError(f"there is nothing under {key}", mend="restore the store of files, or roll back")
+def no_such(key: str) -> BlobMissingError:
+    """What is raised where a blob is missing."""
+    return BlobMissingError(
+        f"there is nothing under {key}", mend="restore it from a backup of the store of files"
+    )

@@ -12,7 +12,7 @@ from pfl_mobile.cli.common import missing_package
 from pfl_mobile.errors import ConfigError
 from pfl_server.errors import BlobError, BlobMissingError
 from pfl_server.storage.blobs import checked_key, checked_prefix
-from pfl_server.storage.files import PIECE
+from pfl_server.storage.files import PIECE, no_such
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,9 +154,7 @@ class S3Blobs:
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in _ABSENT and key != "the bucket":
-                raise BlobMissingError(
-                    f"there is nothing under {key}", mend="restore the store of files, or roll back"
-                ) from error
+                raise no_such(key) from error
             raise self._failed(key, code or "unknown") from error
         except (BotoCoreError, Boto3Error) as error:
             raise self._failed(key, type(error).__name__) from error
