@@ -1,18 +1,20 @@
 """HTTP connections whose heads are bounded: uvicorn with httptools takes heads of any length, however slowly they come.
 
-Without this, one stranger's endless header fills the memory, and many half heads keep all file descriptors.
+Without this, one stranger's endless header fills the memory, and many half heads keep all file descriptors. What is no
+HTTP is answered with a problem, like every other mistake.
 """
 
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pfl_mobile.protocol.bodies import PROBLEM_JSON
 from pfl_server.answers import encode
-from pfl_server.problems import HeadTooLarge
+from pfl_server.problems import BadRequest, HeadTooLarge, Problem
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -68,8 +70,8 @@ class BoundedHttp(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
             self._refuse()
             return
-        self._in_head = False
         super().on_headers_complete()
+        self._in_head = False
 
     def on_body(self, body: bytes) -> None:
         """Bytes of the body count for themselves, and permit as many of framing."""
@@ -78,9 +80,22 @@ class BoundedHttp(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
+        """The request is whole; a head may follow."""
         if not self._in_head:
             super().on_message_complete()
+        self._in_head = True
+
+    def send_400_response(self, msg: str) -> None:
+        """End a connection on which something came that is no HTTP; uvicorn calls it.
+
+        Args:
+            msg: uvicorn's words, which it logs.
+        """
+        # Of a body that goes wrong, the request has no other answer yet, and none is on its way before it.
+        in_body = not self._in_head and not self.pipeline and not self.cycle.response_started
+        if in_body or (self._in_head and self._is_idle()):
+            self._answer(BadRequest("what came is not valid HTTP", mend="send requests as HTTP/1.1 says"))
+        self.transport.close()
 
     def _is_idle(self) -> bool:
         """Whether no request is being answered."""
@@ -98,15 +113,17 @@ class BoundedHttp(HttpToolsProtocol):
     def _refuse(self) -> None:
         """End the connection, with an answer where none is on its way."""
         if self._in_head and self._is_idle():
-            self._answer_too_large()
+            self._answer(
+                HeadTooLarge(
+                    f"the head of a request may have {HEAD_BYTES} bytes", mend="send shorter headers"
+                )
+            )
         self.transport.close()
 
-    def _answer_too_large(self) -> None:
-        content, _ = encode(
-            HeadTooLarge(f"the head of a request may have {HEAD_BYTES} bytes", mend="send shorter headers")
-        )
+    def _answer(self, problem: Problem) -> None:
+        content, _ = encode(problem)
         head = (
-            f"HTTP/1.1 {HeadTooLarge.status} Request Header Fields Too Large\r\n"
+            f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n"
             f"content-type: {PROBLEM_JSON}\r\ncontent-length: {len(content)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + content)

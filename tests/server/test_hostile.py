@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import subprocess
@@ -79,6 +80,36 @@ def test_an_endless_header_is_refused_before_it_fills_the_memory(port: int) -> N
 def test_a_long_head_that_comes_at_once_is_refused(port: int) -> None:
     answer = say(port, BEGIN + b"X: " + b"a" * (HEAD_BYTES + 1) + b"\r\n\r\n")
     assert not answer.startswith(b"HTTP/1.1 200 ")
+
+
+GARBAGE = [
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # the first bytes of TLS
+    b"hello\r\n\r\n",
+    b"GET /healthz HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
+    b"GET /healthz HTTP/7.9\r\nHost: x\r\n\r\n",
+    b"GET http:// HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"POST /v1/devices HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    b"POST /v1/devices HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n",
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("before", [b"", BEGIN + b"\r\n"])
+def test_what_is_no_http_is_answered_with_a_problem(port: int, before: bytes, garbage: bytes) -> None:
+    answer = say(port, *([before] if before else []), garbage, pause=0.2)
+    if before:
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        answer = answer[answer.index(b"HTTP/1.1 400 ") :]
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"content-type: application/problem+json" in head
+    assert f"content-length: {len(body)}".encode() in head
+    assert json.loads(body)["code"] == "bad-request"
+
+
+def test_garbage_behind_a_request_is_no_answer_to_it(port: int) -> None:
+    answer = say(port, BEGIN + b"\r\n" + GARBAGE[0])  # at once, so that no answer has begun
+    assert b"HTTP/1.1 400 " not in answer
 
 
 def test_a_head_below_the_limit_is_answered(port: int) -> None:
