@@ -114,9 +114,13 @@ class DeferredCall:
         """
         batch = self.steps.size
         rows = (counts[: self._fit(int(np.count_nonzero(counts)))] * batch).tolist()
+        biases = [
+            None if d.bias is None else self.lanes.layout.view(self.flat[: len(rows)], d.bias)
+            for d in self.deferrals
+        ]
         segments = [
-            late.begin(chunk.by_lane[deferral.entry], rows, batch)
-            for late, deferral in zip(self.late, self.deferrals, strict=True)
+            late.begin(chunk.by_lane[deferral.entry], rows, bias, batch)
+            for late, deferral, bias in zip(self.late, self.deferrals, biases, strict=True)
         ]
         scales = _quotient(rates, chunk.weights, self.steps.device)
         columns = {n: value[:, 0].unbind(0) for n, value in chunk.entries.items()} | {SCALE: scales.unbind(0)}
@@ -131,6 +135,10 @@ class DeferredCall:
             losses.setdefault(lanes, []).append(loss)
             for segment, gradient in zip(segments, gradients, strict=True):
                 segment.after(step, gradient, lanes)
+        for segment, bias in zip(segments, biases, strict=True):
+            segment.finish()
+            if bias is not None:
+                bias.sub_(segment.total)
         step = 0
         for lanes, found in losses.items():
             total[:lanes] += _mean_losses(found, chunk.weights[step : step + len(found), :lanes])
@@ -145,6 +153,7 @@ class DeferredCall:
         """The function for so many lanes, the names of its first arguments, and the tensors that follow."""
         if size not in self._known:
             found = _found(self.steps, size, self.group)
+            assert found.deferrals == self.deferrals
             before: list[str] = []
             tensors: list[Tensor] = []
             for name in found.inputs:

@@ -27,22 +27,30 @@ from pfl_mobile.tasks import Batch, Task
 _NATIVE = {F.gelu, F.max_pool2d, torch.max_pool2d, F.avg_pool2d}
 #: The input that multiplies the gradient of the summed loss.
 SCALE = "scale"
+#: Classes up to which an operator's overhead outweighs an exponential for each of them.
+_FEW = 256
 
 
 class _CrossEntropy(torch.autograd.Function):
     """Cross-entropy of rows [R, V] that computes one exponential for each logit, forward and backward together.
 
     log-sum-exp is max(z) - log(max(p)), as in :mod:`pfl_mobile.closed_forms`. The gradient (p - onehot) * g has
-    its row factor outermost, so that it can move behind the next matrix product.
+    its row factor outermost, so that it can move behind the next matrix product. Of few classes two exponentials
+    cost less than the operators that save one.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
-        probs = torch.softmax(logits, -1)
         valid = labels != ignore
         index = torch.where(valid, labels, 0).unsqueeze(1)
-        top = torch.log(probs.amax(-1, keepdim=True))
-        loss = (logits.amax(-1, keepdim=True) - top - torch.gather(logits, 1, index)).squeeze(1)
+        if logits.shape[1] <= _FEW:
+            logs = torch.log_softmax(logits, -1)
+            loss = -torch.gather(logs, 1, index).squeeze(1)
+            probs = torch.exp(logs)
+        else:
+            probs = torch.softmax(logits, -1)
+            top = torch.log(probs.amax(-1, keepdim=True))
+            loss = (logits.amax(-1, keepdim=True) - top - torch.gather(logits, 1, index)).squeeze(1)
         ctx.save_for_backward(probs, index, valid)
         return loss * valid
 

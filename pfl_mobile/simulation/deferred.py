@@ -10,6 +10,8 @@ needs only small ones, and W <- W_0 - G^T X is a third large product at the end.
 floating point but for the order of the sums. A step of ten rows reads and writes a weight matrix three times to
 do little with it; here it is read twice in a dozen steps, at the speed of large products.
 
+A bias of the layer is the weight of one more input that is always 1: it adds 1 to every x_t x_s^T.
+
 The third product can wait until somebody reads W, and need not be made for a client alone: where only the weighted
 sum of the changes of many clients is wanted, sum_k w_k G_k^T X_k is one product over the rows of all of them.
 """
@@ -33,6 +35,8 @@ _aten = torch.ops.aten
 LEAST_WEIGHT, LEAST_INPUTS = 1 << 16, 256
 #: Rows of one segment: X X^T grows with their square, small products are slow.
 MOST_ROWS = 160
+#: Rows up to which one product for X X^T is as fast as two halves of it.
+MOST_WHOLE = 110
 #: With fewer steps the ordinary way is as fast.
 LEAST_STEPS = 4
 
@@ -44,10 +48,12 @@ class Deferral:
     Attributes:
         weight: its name.
         entry: the batch entry that its layer reads.
+        bias: name of the layer's bias, where that is changed at the end too.
     """
 
     weight: str
     entry: str
+    bias: str | None
 
 
 def deferred(graph: Graph, names: Sequence[str]) -> tuple[Graph, list[Deferral]] | None:
@@ -67,11 +73,12 @@ def deferred(graph: Graph, names: Sequence[str]) -> tuple[Graph, list[Deferral]]
     results = dict(zip(graph.outputs, output.args[0], strict=True))
     inputs, found, more = dict(graph.inputs), list[Deferral](), list[fx.Node]()
     for name in names:
-        match = _match(name, places, results[name])
+        match = _match(name, places, results[name]) if name in results else None
         if match is None:
             continue
         product, gradient, entry = match
         bias = product.args[2] if len(product.args) == 3 else None
+        trained = _bias(product, gradient, {n: places[n] for n in names}, results)
         with module.graph.inserting_after(list(places.values())[-1]):
             pre = module.graph.placeholder(f"pre_{len(found)}")
         value = torch.zeros(product.meta["val"].shape)
@@ -79,12 +86,15 @@ def deferred(graph: Graph, names: Sequence[str]) -> tuple[Graph, list[Deferral]]
         key = f"pre.{name}"
         places[key], inputs[key] = pre, value
         new = pre
-        if bias is not None:
+        if trained is not None:
+            del results[trained[0]]
+            product = trained[1]
+        elif bias is not None:
             with module.graph.inserting_before(product):
                 new = module.graph.call_function(_aten.add.Tensor, (pre, bias))
             new.meta["val"] = product.meta["val"]
         product.replace_all_uses_with(new)
-        found.append(Deferral(name, entry))
+        found.append(Deferral(name, entry, trained[0] if trained else None))
         more.append(gradient)
         del results[name]
     if not found:
@@ -133,6 +143,32 @@ def _match(name: str, places: dict[str, fx.Node], grad: fx.Node) -> tuple[fx.Nod
     return product, left.args[0], entry
 
 
+def _bias(
+    product: fx.Node, gradient: fx.Node, places: dict[str, fx.Node], results: dict[str, fx.Node]
+) -> tuple[str, fx.Node] | None:
+    """(name of a bias that is added to the product and trained, the sum) when that is all that it is used for."""
+    if product.target is _aten.bmm.default:
+        batch, added = 1, next(iter(product.users))
+        if len(product.users) != 1 or added.target is not _aten.add.Tensor or added.kwargs:
+            return None
+        term = next(a for a in added.args if a is not product)
+        if not isinstance(term, fx.Node) or len(term.users) != 1:
+            return None
+        place = term.args[0] if term.target is _aten.reshape.default else term
+    elif len(product.args) == 3:
+        batch, added, term, place = 0, product, product, product.args[2]
+    else:
+        return None
+    name = next((n for n, p in places.items() if p is place), None)
+    if name is None or [u for u in place.users if u.users] != [term]:
+        return None
+    grad = results[name]
+    total = grad.args[0] if grad.target is _aten.reshape.default else grad
+    if total.target is not _aten.sum.dim_IntList or total.args[0] is not gradient or total.args[1] != [batch]:
+        return None
+    return name, added
+
+
 def _product(x: Tensor, weight: Tensor) -> Tensor:
     return onednn_linear(x, weight) if x.device.type == "cpu" and has_onednn() else F.linear(x, weight)
 
@@ -144,31 +180,39 @@ class Segment:
         x: the rows of all lanes one after the other [rows, inputs].
         counts: how many of the rows each lane has, not increasing; the last ones may have none.
         weight: W_0 of all lanes [outputs, inputs], or of each [lanes, outputs, inputs].
+        bias: of each lane [lanes, outputs], where it is changed at the end too.
         batch: rows of a step.
 
     Attributes:
+        total: sum of the gradients of each lane, after ``finish`` [lanes, outputs].
         settled: as many lanes, the first ones, have their weight; for the others ``change`` is still to be made.
     """
 
-    def __init__(self, x: Tensor, counts: Sequence[int], weight: Tensor, batch: int) -> None:
+    def __init__(
+        self, x: Tensor, counts: Sequence[int], weight: Tensor, bias: Tensor | None, batch: int
+    ) -> None:
         lanes, rows = len(counts), max(counts)
         self.batch, self.all_x, self.settled = batch, x, 0
         self.x = list(x.split(list(counts)))
         self.base = weight.new_zeros(lanes, rows, weight.shape[-2])
         self.gram = weight.new_zeros(lanes, rows, rows)
         self.g = torch.empty_like(self.base)
+        self.total = weight.new_zeros(lanes, weight.shape[-2])
         products = (
             _product(x, weight).split(list(counts))  # one large product is faster than several
             if weight.dim() == 2
             else [_product(own, w) for own, w in zip(self.x, weight, strict=True) if len(own)]
         )
-        for own, base, gram, product in zip(self.x, self.base, self.gram, products, strict=False):
-            base[: len(own)] = product
+        constant = 0 if bias is None else 1
+        for k, (own, product) in enumerate(zip(self.x, products, strict=False)):
+            torch.add(product, 0 if bias is None else bias[k], out=self.base[k, : len(own)])
             # a step reads what lies left of its own rows; halves leave out most of the rest
-            half, end = -(-len(own) // (2 * batch)) * batch, len(own)
-            for begin, stop in ((batch, half), (max(half, batch), end)):
+            end = len(own)
+            half = -(-end // (2 * batch)) * batch if end > MOST_WHOLE else batch
+            for begin, stop in ((batch, half), (half, end)):
                 if begin < stop:
-                    gram[begin:stop, : stop - batch] = _product(own[begin:stop], own[: stop - batch])
+                    product = _product(own[begin:stop], own[: stop - batch])
+                    torch.add(product, constant, out=self.gram[k, begin:stop, : stop - batch])
 
     def before(self, step: int, lanes: int) -> Tensor:
         """x W^T of this step for the first lanes [lanes, batch, outputs], or [batch, outputs] for one."""
@@ -182,6 +226,11 @@ class Segment:
         """Keep the gradient at that product, times the learning rate."""
         self.g[:lanes, step * self.batch : (step + 1) * self.batch] = gradient
 
+    def finish(self) -> None:
+        """All steps are done."""
+        for own, g, total in zip(self.x, self.g, self.total, strict=True):
+            torch.sum(g[: len(own)], 0, out=total)
+
     def change(self, lane: int) -> Tensor:
         """G^T X of one lane [outputs, inputs]: what its weight is to be less."""
         own = self.x[lane]
@@ -189,7 +238,7 @@ class Segment:
 
     def finite(self) -> Tensor:
         """Whether all gradients of a lane are finite, bool [lanes]."""
-        return torch.stack([g[: len(x)].sum() for g, x in zip(self.g, self.x, strict=True)]).isfinite()
+        return self.total.isfinite().all(1)
 
     def weighted_change(self, weights: Sequence[float]) -> Tensor | None:
         """The weighted sum of the changes that are still to be made [outputs, inputs], as one product.
@@ -225,14 +274,14 @@ class LateWeight:
         self.written = [common is None] * len(rows)
         self.segments: list[Segment] = []
 
-    def begin(self, x: Tensor, counts: Sequence[int], batch: int) -> Segment:
-        """The next segment, of the first ``len(counts)`` lanes."""
+    def begin(self, x: Tensor, counts: Sequence[int], bias: Tensor | None, batch: int) -> Segment:
+        """The next segment, of the first ``len(counts)`` lanes; arguments as of ``Segment``."""
         if self.common is None or self.segments:
             self.settle(sum(count > 0 for count in counts))
             weight = self.rows[: len(counts)]
         else:
             weight = self.common
-        self.segments.append(Segment(x, counts, weight, batch))
+        self.segments.append(Segment(x, counts, weight, bias, batch))
         return self.segments[-1]
 
     def settle(self, lanes: int | None = None) -> None:

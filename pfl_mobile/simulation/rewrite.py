@@ -22,6 +22,10 @@ _IMAGES = {
 }
 
 
+#: Elements of a constant that is kept instead of made anew.
+_MOST_CONSTANT = 1 << 16
+
+
 @functools.cache
 def has_onednn() -> bool:
     """Whether this PyTorch has oneDNN's matrix product."""
@@ -57,6 +61,8 @@ def rewrite(module: fx.GraphModule) -> None:
             _drop_expand(node)
         elif node.target is _aten.pow.Tensor_Scalar and node.args[1] == 1:
             node.replace_all_uses_with(node.args[0])
+        elif node.target is _aten.full_like.default:
+            _constant(module, node)
         elif node.target is _aten.linear.default and len(node.args) == 2:
             _rows_later(module, node)
         elif node.target is _aten.add.Tensor and not node.kwargs:
@@ -92,6 +98,19 @@ def _drop_expand(node: fx.Node) -> None:
         other = user.args[1] if user.args[0] is node else user.args[0]
         if other is not node and shape(other) == shape(user):
             user.replace_input_with(node, node.args[0])
+
+
+def _constant(module: fx.GraphModule, node: fx.Node) -> None:
+    """``full_like`` once and for all, where it is small."""
+    if math.prod(shape(node)) > _MOST_CONSTANT:
+        return
+    name = f"constant_{node.name}"
+    module.register_buffer(name, torch.full(shape(node), node.args[1], dtype=node.meta["val"].dtype))
+    with module.graph.inserting_before(node):
+        found = module.graph.get_attr(name)
+    found.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(found)
+    module.graph.erase_node(node)
 
 
 def _rows_later(module: fx.GraphModule, node: fx.Node) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import math
@@ -67,7 +68,8 @@ class Param:
         return f"{left}{low}, {high}{right}"
 
 
-def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any, Param]]:
+@functools.cache
+def parameters(target: Callable[..., Any]) -> Mapping[str, tuple[Any, Any, Param]]:
     """Name -> (type, default, Param) of every annotated hyper-parameter of a class or function."""
     found: dict[str, tuple[Any, Any, Param]] = {}
     hints = typing.get_type_hints(target, include_extras=True)

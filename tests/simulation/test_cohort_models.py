@@ -52,6 +52,13 @@ class Wide(nn.Module):
         return self.head(torch.relu(self.hidden(x)))
 
 
+class BiasTwice(Wide):
+    """The wide layer's bias is read in another place too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.hidden(x)) * self.hidden.bias)
+
+
 def images(shape: tuple[int, ...], classes: int = 5) -> Any:
     def make(count: int, seed: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(seed)
@@ -84,6 +91,8 @@ def case(name: str) -> tuple[Any, Any, Any]:
         return personalize(Wide().eval(), [Head("*")]), ClassificationTask(5), images((512,))
     if name == "wide without bias":
         return personalize(Wide(bias=False).eval(), [Head("*")]), ClassificationTask(5), images((512,))
+    if name == "wide with its bias used twice":
+        return personalize(BiasTwice().eval(), [Head("*")]), ClassificationTask(5), images((512,))
     if name == "decoder":
         model = personalize(Decoder(vocabulary=29).eval(), [LoRA("*.attn.[qv]", rank=2)])
         return model, TokenTask(29), tokens
@@ -92,7 +101,18 @@ def case(name: str) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.parametrize("lanes", [1, 4])
-@pytest.mark.parametrize("name", ["pooled", "cnn", "wide", "wide without bias", "decoder", "recurrent"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pooled",
+        "cnn",
+        "wide",
+        "wide without bias",
+        "wide with its bias used twice",
+        "decoder",
+        "recurrent",
+    ],
+)
 def test_model_in_a_cohort_equals_each_client_alone(name: str, lanes: int) -> None:
     model, task, make = case(name)
     batch = {k: torch.from_numpy(v) for k, v in make(BATCH, 99).items()}
@@ -109,14 +129,18 @@ def test_model_in_a_cohort_equals_each_client_alone(name: str, lanes: int) -> No
 
 
 @pytest.mark.parametrize("lanes", [1, 4])
-def test_wide_first_layer_is_deferred(lanes: int) -> None:
-    """The case above means something only while the layer is treated that way."""
-    model, task, make = case("wide")
+@pytest.mark.parametrize(
+    ("name", "bias"),
+    [("wide", "hidden.bias"), ("wide without bias", None), ("wide with its bias used twice", None)],
+)
+def test_wide_first_layer_is_deferred(name: str, bias: str | None, lanes: int) -> None:
+    """The cases above mean something only while the layer is treated that way."""
+    model, task, make = case(name)
     batch = {k: torch.from_numpy(v) for k, v in make(BATCH, 99).items()}
     steps = Steps(model, task, batch, torch.device("cpu"))
     found = steps.deferred(lanes, list(steps.names))
     assert found is not None
-    assert [d.weight for d in found.deferrals] == ["hidden.weight"]
+    assert [(d.weight, d.bias) for d in found.deferrals] == [("hidden.weight", bias)]
     assert "x" not in found.inputs
     assert steps.deferred(lanes, ["head.weight"]) is None
 
