@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from pfl_server import credentials
@@ -23,6 +23,7 @@ from pfl_server.storage.models import (
     Assignment,
     AuditEntry,
     Device,
+    EndedSession,
     EnrolmentToken,
     Federation,
     Round,
@@ -233,6 +234,18 @@ class Actions:
         """Log that someone signed in to the dashboard."""
         with self._writing() as (session, _):
             self._log(session, "sign-in")
+
+    def signed_out(self, nonce: str, ends: float) -> None:
+        """End a session of the dashboard for all processes.
+
+        Args:
+            nonce: of the session, random.
+            ends: when it would have ended by itself, seconds since 1970.
+        """
+        with self._writing() as (session, _):
+            session.execute(delete(EndedSession).where(EndedSession.expires <= self.services.clock()))
+            session.merge(EndedSession(nonce=nonce, expires=ends))
+            self._log(session, "sign-out")
 
     @contextmanager
     def _writing(self) -> Iterator[tuple[Session, Federation]]:

@@ -27,6 +27,7 @@ from pfl_server.storage.models import (
     Assignment,
     AuditEntry,
     Device,
+    EndedSession,
     EnrolmentToken,
     EvaluationSum,
     Federation,
@@ -333,9 +334,36 @@ class TestSigningIn:
         admin.clock.pass_time(SESSION_S)
         assert admin.client.get("/", follow_redirects=False).status_code == 303
 
-    def test_signing_out_ends_it_in_this_browser(self, admin: Server) -> None:
+    def test_signing_out_ends_the_session_and_copies_of_its_cookie_in_all_processes(
+        self, admin: Server
+    ) -> None:
+        copy = dict(admin.client.cookies)
         assert act(admin, "/sign-out").status_code == 303
+        assert audit(admin)[-1] == "sign-out"
         assert admin.client.get("/", follow_redirects=False).headers["location"].startswith("/sign-in")
+        with TestClient(create_app(admin.services, coordinate=False), cookies=copy) as other:
+            assert other.get("/", follow_redirects=False).headers["location"].startswith("/sign-in")
+            form = {"csrf": "x"}
+            assert (
+                other.post("/pause", data=form, follow_redirects=False)
+                .headers["location"]
+                .startswith("/sign-in")
+            )
+
+    def test_signing_out_ends_no_other_session(self, admin: Server) -> None:
+        first = dict(admin.client.cookies)
+        assert sign_in(admin).status_code == 303
+        assert act(admin, "/sign-out").status_code == 303
+        with TestClient(create_app(admin.services, coordinate=False), cookies=first) as other:
+            assert other.get("/", follow_redirects=False).status_code == 200
+
+    def test_ended_sessions_are_forgotten_once_they_would_have_ended(self, admin: Server) -> None:
+        for _ in range(2):
+            sign_in(admin)
+            act(admin, "/sign-out")
+            with admin.services.database.read() as session:
+                assert len(session.scalars(select(EndedSession)).all()) == 1
+            admin.clock.pass_time(SESSION_S)
 
     @given(st.text(max_size=60))
     def test_forged_cookies_say_nothing(self, cookie: str) -> None:
@@ -557,7 +585,7 @@ class TestQueries:
             event.listen(engine, "before_cursor_execute", note)
             page(admin, path)
             event.remove(engine, "before_cursor_execute", note)
-            assert 0 < len(statements) <= 18, path
+            assert 0 < len(statements) <= 19, path
             with engine.connect() as connection:
                 for statement, parameters in statements:
                     for row in connection.exec_driver_sql("EXPLAIN QUERY PLAN " + statement, parameters):

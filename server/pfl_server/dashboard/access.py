@@ -24,6 +24,7 @@ from pfl_server.dashboard.session import FORM_S, SESSION_S, Sessions, Signed
 from pfl_server.limits import TokenBuckets
 from pfl_server.problems import AdminDisabled, AdminRequired, NotFound, Problem
 from pfl_server.services import Services, services
+from pfl_server.storage.models import EndedSession
 
 SESSION_COOKIE, FORM_COOKIE = "pfl_session", "pfl_form"
 #: Seconds that the overview's count of devices is good for.
@@ -39,14 +40,22 @@ class View:
     """Who looks.
 
     Attributes:
-        admin: whether they may act.
         can_sign_in: whether there is an admin token to sign in with.
-        csrf: what their forms must carry; empty for others than admins.
+        signed: their session; None of others than admins.
     """
 
-    admin: bool
     can_sign_in: bool
-    csrf: str = ""
+    signed: Signed | None = None
+
+    @property
+    def admin(self) -> bool:
+        """Whether they may act."""
+        return self.signed is not None
+
+    @property
+    def csrf(self) -> str:
+        """What their forms must carry; empty for others than admins."""
+        return self.signed.csrf if self.signed else ""
 
 
 class Gate:
@@ -105,7 +114,7 @@ def viewer(request: Request, on: On, found: Gated) -> View:
     Raises:
         AdminDisabled: it is open to this machine only, and the request came by another way.
     """
-    signed = _signed(request, found)
+    signed = _signed(request, on, found)
     if signed is None and _access(on) == "admin":
         raise _SignInFirst
     if on.settings.dashboard is None and on.admin_token is None and not _from_this_machine(request):
@@ -113,7 +122,7 @@ def viewer(request: Request, on: On, found: Gated) -> View:
             "Without an admin token the dashboard is shown to browsers on the server's machine only.",
             mend="Set an admin token (PFL_ADMIN_TOKEN), or choose `--dashboard public`.",
         )
-    return View(signed is not None, found.sessions is not None, signed.csrf if signed else "")
+    return View(found.sessions is not None, signed)
 
 
 def admin_viewer(seen: Annotated[View, Depends(viewer)]) -> View:
@@ -192,7 +201,7 @@ def sign_in_form(
     made = page(
         "sign_in.html",
         status,
-        viewer=View(False, True),
+        viewer=View(can_sign_in=True),
         path=request.url.path,
         csrf=form.csrf,
         next=safe_next(then),
@@ -255,7 +264,7 @@ def problem_page(request: Request, problem: Problem) -> Response:
     """A problem as a page; it is counted as in the API."""
     request.app.state.services.refusals.count(problem.code)
     made = page(
-        "problem.html", problem.status, viewer=View(False, False), path=request.url.path, problem=problem
+        "problem.html", problem.status, viewer=View(can_sign_in=False), path=request.url.path, problem=problem
     )
     made.headers.update(problem.headers)
     return made
@@ -272,10 +281,14 @@ def _access(on: Services) -> str:
     return on.settings.access("dashboard", admin=on.admin_token is not None)
 
 
-def _signed(request: Request, found: Gate) -> Signed | None:
+def _signed(request: Request, on: Services, found: Gate) -> Signed | None:
     if found.sessions is None:
         return None
-    return found.sessions.read("session", request.cookies.get(SESSION_COOKIE))
+    signed = found.sessions.read("session", request.cookies.get(SESSION_COOKIE))
+    if signed is None:
+        return None
+    with on.database.read() as session:
+        return None if session.get(EndedSession, signed.nonce) else signed
 
 
 def _from_this_machine(request: Request) -> bool:

@@ -70,8 +70,10 @@ def sign_in(
 
 
 @router.post("/sign-out")
-def sign_out(_: Acting) -> Response:
-    """End this browser's session."""
+def sign_out(on: On, seen: Acting) -> Response:
+    """End the session, also of copies of its cookie."""
+    assert seen.signed is not None  # or they could not act
+    Actions(on, ACTOR).signed_out(seen.signed.nonce, seen.signed.ends)
     done = RedirectResponse("/", 303)
     done.delete_cookie(SESSION_COOKIE, path="/", httponly=True, samesite="strict")
     return done

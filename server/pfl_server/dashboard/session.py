@@ -1,8 +1,8 @@
 """Signing in to the dashboard: a cookie that the server signs, and tokens against forged forms.
 
-Nothing is stored: the cookie holds when it ends and a random number, signed with a key made of the federation's
-secret and the admin token. All processes know it; another admin token ends all sessions. Signing out removes the
-cookie, and a copy of it would work until it ends, at most ``SESSION_S`` seconds after it was made.
+The cookie holds when it ends and a random number, signed with a key made of the federation's secret and the admin
+token. All processes know it; another admin token ends all sessions. Signing out stores the random number in the
+database (``EndedSession``), so that no copy of the cookie works any more, in any process.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Sessions:
         return f"{body}.{self._mac(kind, body)}"
 
     def read(self, kind: str, cookie: str | None) -> Signed | None:
-        """What a cookie says; None when it is missing, forged, of another kind, or over."""
+        """What a cookie says; None when it is missing, forged, of another kind, or over. It may be signed out of."""
         body, _, mac = (cookie or "").rpartition(".")
         if not body or not cookie or not cookie.isascii() or not credentials.same(mac, self._mac(kind, body)):
             return None

@@ -165,6 +165,7 @@ ACTIONS = {
     "create-token": "Made an enrolment token",
     "delete-token": "Deleted an enrolment token",
     "sign-in": "Signed in to the dashboard",
+    "sign-out": "Signed out of the dashboard",
     "finished": "Training is finished",
     "spent": "The privacy budget is spent",
 }

@@ -100,6 +100,14 @@ class UsedChallenge(Base):
     expires: Mapped[float] = mapped_column(Float, index=True)
 
 
+class EndedSession(Base):
+    """A session of the dashboard that was signed out of, kept until it would have ended by itself."""
+
+    __tablename__ = "ended_sessions"
+    nonce: Mapped[str] = mapped_column(String(32), primary_key=True)
+    expires: Mapped[float] = mapped_column(Float, index=True)
+
+
 class Round(Base):
     """One round; of buffered asynchronous training, one buffer.
 
