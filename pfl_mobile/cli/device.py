@@ -82,8 +82,8 @@ def device(
         bool,
         typer.Option(
             "--only-local-noise",
-            help="Trust no aggregator: send nothing but updates under this device's own noise, whatever noise the "
-            "aggregator says it adds; with --max-epsilon, --min-noise or both.",
+            help="Trust no aggregator: send updates only under this device's own noise, whatever noise the "
+            "aggregator says it adds, and no reports; with --max-epsilon, --min-noise or both.",
         ),
     ] = False,
     min_noise: Annotated[

@@ -24,9 +24,9 @@ class PrivacyPolicy:
 
     Attributes:
         require: False sends updates also where nothing protects them; only the device's user can say so.
-        only_local: True trusts no aggregator: nothing but updates under the device's own noise leaves it, no
-            evaluation reports either, whatever mechanism the task names. Needs ``min_noise`` or ``max_epsilon``, as a
-            task may ask for hardly any noise.
+        only_local: True trusts no aggregator: nothing that was trained or measured leaves the device but updates under
+            its own noise, no evaluation reports either, whatever mechanism the task names; counts of examples and
+            steps do leave. Needs ``min_noise`` or ``max_epsilon``, as a task may ask for hardly any noise.
         min_noise: with ``only_local``, the smallest noise multiplier (relative to the clip norm) of that noise.
         max_epsilon: largest epsilon; None for any. Where the aggregator adds the noise, and is trusted to, that which
             the task names for the time when the update is in a model; with the mechanism ``local``, or
