@@ -57,7 +57,8 @@ def device(
         typer.Option(
             "--state",
             metavar="DIR",
-            help="What the device keeps: credential, personal state, queue; default: ./pfl-device-USER.",
+            help="What the device keeps: credential, personal state, queue; of one user; default: "
+            "./pfl-device-USER.",
         ),
     ] = None,
     engine: Engine = None,
@@ -164,7 +165,7 @@ def device(
         session = stack.enter_context(open_session(opened, engine))
         model = Model.open(opened, session)
         place = state or Path("pfl-device-" + re.sub(r"[^\w.-]", "_", user))
-        folder = stack.enter_context(DeviceFolder(place, model.id))
+        folder = stack.enter_context(DeviceFolder(place, model.id, user))
         log = None if events is None else stack.enter_context(_opened(events))
         cancel = stack.enter_context(interruptible(report))
         client = stack.enter_context(

@@ -2,6 +2,7 @@
 
     DIRECTORY/lock              held while a process uses the folder
     DIRECTORY/device.json       server, model, device id and credential; readable by the owner alone
+    DIRECTORY/user.json         whose device it is, where one program serves several users
     DIRECTORY/personal/         the personal state, see ``local/state.py``
     DIRECTORY/sets/<sha256>     values as downloaded; ``.part`` while they arrive
     DIRECTORY/sent.json         what was sent under the device's own noise, see ``sent.py``
@@ -99,13 +100,15 @@ class DeviceFolder:
     Args:
         directory: made when missing.
         model: what the device trains; a folder of another model is refused.
+        user: whose device it is; a folder of another user is refused. None where every folder has the same user, as
+            on a phone.
 
     Raises:
-        DeviceFolderError: in use by another process, damaged, or of another model.
+        DeviceFolderError: in use by another process, damaged, or of another model or user.
         UnwritableError: it cannot be written.
     """
 
-    def __init__(self, directory: str | Path, model: ModelId) -> None:
+    def __init__(self, directory: str | Path, model: ModelId, user: str | None = None) -> None:
         """Open and lock it."""
         self.directory, self.model = Path(directory), model
         with disk_errors(self.directory):
@@ -114,6 +117,8 @@ class DeviceFolder:
             self._lock = _lock(self.directory / "lock")
         try:
             self.membership = self._membership()
+            if user is not None:
+                self._check_user(user)
             self.sent = SentNoise(self.directory / "sent.json")
             self.personal = PersonalStateStore(self.directory / "personal", model)
         except BaseException:
@@ -181,6 +186,25 @@ class DeviceFolder:
                 mend="use its bundle, or another folder for this one",
             )
         return membership
+
+    def _check_user(self, user: str) -> None:
+        """Refuse the folder of another user; note the user of one that has none."""
+        path = self.directory / "user.json"
+        try:
+            found = json.loads(path.read_bytes())["user"]
+        except FileNotFoundError:
+            atomic_write(path, _json({"user": user}), mode=0o600)
+            return
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DeviceFolderError(
+                f"{path} is damaged: {error}",
+                mend=f"remove it if the folder is {user!r}'s, else give another folder",
+            ) from error
+        if found != user:
+            raise DeviceFolderError(
+                f"{self.directory} holds the personal state of user {found!r}, not of {user!r}",
+                mend="give another folder for each user",
+            )
 
     # -- downloaded values
 

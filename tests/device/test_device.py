@@ -157,6 +157,17 @@ def test_a_folder_of_another_model_or_server_is_refused(fake, address, tmp_path)
         found.run()
 
 
+def test_a_folder_of_another_user_is_refused(tmp_path):
+    DeviceFolder(tmp_path, ID).close()
+    for _ in range(2):
+        DeviceFolder(tmp_path, ID, "ann").close()
+    with pytest.raises(DeviceFolderError, match="of user 'ann', not of 'bob'"):
+        DeviceFolder(tmp_path, ID, "bob")
+    (tmp_path / "user.json").write_text("{")
+    with pytest.raises(DeviceFolderError, match="damaged"):
+        DeviceFolder(tmp_path, ID, "ann")
+
+
 def test_another_bundle_is_told_before_the_device_enrols(fake, address, tmp_path):
     fake.bundle = {**fake.bundle, "version": "7"}
     with device(tmp_path, address) as found, pytest.raises(DeviceError, match="trains linear 7"):

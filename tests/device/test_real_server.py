@@ -153,6 +153,8 @@ def npz(tmp_path):
 
 
 def test_the_command_takes_part_and_says_what_it_did(federated_folder, tmp_path, npz, capsys):
+    of_bob = tmp_path / "bob.npz"
+    np.savez(of_bob, **rows(6), user=np.array(["bob"] * 40))
     arguments = ["--bundle", federated_folder, "--data", npz, "--user", "ann", "--engine", "torch", "--json"]
     with aggregator(tmp_path / "server", federated_folder, NONE, cohort=1, deadline_s=5.0) as url:
 
@@ -172,6 +174,8 @@ def test_the_command_takes_part_and_says_what_it_did(federated_folder, tmp_path,
         assert (code, found["ended"]) == (0, "done")
         assert found["version"] == ask(url, "/v1/versions/latest")["version"] > 0
         assert 0 <= found["shared"]["top1"] <= 1
+        code, found = run("--user", "bob", "--data", of_bob)
+        assert (code, found["error"]["type"]) == (2, "DeviceFolderError")
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert {"joined", "assigned", "uploaded", "reported", "measured"} <= {e["event"] for e in events}
 
