@@ -66,7 +66,8 @@ def device(
         int | None, typer.Option("--rounds", min=1, metavar="N", help="End after N accepted updates.")
     ] = None,
     once: Annotated[
-        bool, typer.Option("--once", help="Check in once, do the task if there is one, and end.")
+        bool,
+        typer.Option("--once", help="Check in once, do the task if there is one, and end; wait for none."),
     ] = False,
     token: Annotated[
         str | None,

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pfl_mobile.local.report import Progress
     from pfl_mobile.local.trainer import Examples
     from pfl_mobile.privacy import Noise
-    from pfl_mobile.protocol.bodies import Attestation, CheckedIn, Download, FederationInfo, Task
+    from pfl_mobile.protocol.bodies import Attestation, Download, FederationInfo, Task
 
 #: Makes a verdict of the platform, of one of these kinds, bound to the challenge.
 Attest = Callable[[str, tuple[str, ...]], "Attestation"]
@@ -111,7 +111,7 @@ class Device:
         Args:
             rounds: end after so many accepted updates; None: when the federation trains no more.
             until: asked between tasks; True ends.
-            once: check in once; do the task if there is one.
+            once: check in once; do the task if there is one, and wait for none.
 
         Raises:
             ServerProblem: the aggregator will not have this device (revoked, enrolment refused, another model).
@@ -133,7 +133,7 @@ class Device:
                     return self._end("once")
                 if until():
                     return self._end("until")
-                ended = self._step()
+                ended = self._step(once)
                 asked, self._offline = True, None
                 if ended is not None:
                     return self._end(ended)
@@ -206,7 +206,7 @@ class Device:
 
     # -- a task
 
-    def _step(self) -> Ended | None:
+    def _step(self, once: bool) -> Ended | None:
         """Check in, and do what the answer says; why this was the last time, if it was."""
         facts = CheckIn(
             bundle=self.model.bundle, examples=self.pipeline.training_examples(), facts=self.facts
@@ -216,7 +216,10 @@ class Device:
         if answer.status == "done":
             return "done"
         if answer.status == "wait":
-            self._wait(answer)
+            seconds = max(answer.retry_after_s or 0.0, 0.05)
+            self.tell(events.Waiting(seconds, answer.reason or ""))
+            if not once:
+                self.cancel.wait(seconds)
             return None
         if answer.task is None:
             raise ProtocolError("the check-in gave a task that is missing", mend="update the aggregator")
@@ -290,11 +293,6 @@ class Device:
                 raise
 
     # -- waiting
-
-    def _wait(self, answer: CheckedIn) -> None:
-        seconds = max(answer.retry_after_s or 0.0, 0.05)
-        self.tell(events.Waiting(seconds, answer.reason or ""))
-        self.cancel.wait(seconds)
 
     def _wait_offline(self, error: PflError) -> None:
         failures, since = self._offline or (0, self.clock())

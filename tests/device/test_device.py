@@ -364,13 +364,14 @@ def test_a_damaged_update_in_the_queue_is_dropped_and_trained_again(fake, addres
 # -- how a run ends
 
 
-def test_once_checks_in_once(fake, address, tmp_path):
+def test_once_checks_in_once_and_waits_for_nothing(fake, address, tmp_path):
     fake.rounds = 3
     with device(tmp_path, address) as found:
         summary = found.run(once=True)
     assert (summary.ended, summary.rounds) == ("once", 1)
-    fake.check_in = lambda: answer({"status": "wait", "retry_after_s": 0.01, "reason": "full"})
+    fake.check_in = lambda: answer({"status": "wait", "retry_after_s": 600.0, "reason": "full"})
     with device(tmp_path, address) as found:
+        found.cancel.wait = pytest.fail
         assert found.run(once=True).rounds == 0
     assert names(found) == ["Joined", "Waiting"]
 
