@@ -40,7 +40,10 @@ Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Merges.")]
 LocalEpochs = Annotated[
     int | None,
     typer.Option(
-        "--local-epochs", min=1, help="Passes over a device's examples in a round; default: MODEL's."
+        "--local-epochs",
+        min=1,
+        help="Passes over a device's examples in a round; for scafflix and pfedme the steps that these are on an "
+        "average device. Default: MODEL's.",
     ),
 ]
 Cohort = Annotated[int | None, typer.Option("--cohort", min=1, help="Devices in a round; default: MODEL's.")]

@@ -36,7 +36,8 @@ class PFedMe(Strategy):
 
     ``prox="explicit"`` takes the pull into the gradient as that program does, which needs lr * lambda < 2;
     ``implicit`` takes it as an exact step. The program also decays theta by 0.001, which is left out here.
-    ``epochs`` and ``steps`` of Local play no part: R and K say how much is trained.
+    ``epochs`` and ``steps`` of Local play no part: R and K say how much is trained. A study that is told how many
+    local steps or epochs a round has takes R from it, a mini-batch each.
 
     Limits: beta = 1 replaces w by the mean; lambda -> infinity with eta * lambda = 1 moves neither model;
     lambda = 0 leaves w where it is and trains theta from it.
@@ -61,6 +62,10 @@ class PFedMe(Strategy):
                 f"PFedMe: eta * lam is {self.eta * self.lam:g}, more than 2, which diverges",
                 mend="lower eta or lam",
             )
+
+    def for_steps(self, steps: int) -> dict[str, int]:
+        """R: a step of the global model on each mini-batch."""
+        return {"local_rounds": steps}
 
     def phases(self, at: Context) -> tuple[Phase, ...]:
         """R times: the personal model on one mini-batch, and a step of the global one towards it."""

@@ -58,7 +58,8 @@ class Scafflix(Strategy):
         tails:  x_i <- xhat_i
 
     A round is what lies between two heads: the server draws its number of local steps, geometric with mean 1 / p,
-    from the round's seed, in place of Local's epochs or steps. In the update rule: gradients at ``mix`` with the
+    from the round's seed, in place of Local's epochs or steps. A study that is told how many local steps or epochs a
+    round has takes p from it: 1 / steps. In the update rule: gradients at ``mix`` with the
     copy ``optimum``, control = -h_i, the copy ``minus_h``; gamma_i / alpha_i is Local's learning rate, so with one
     alpha and one rate for all, xbar is the plain mean and one vector per round is all that is sent. h_i needs xbar,
     which a device learns when it is asked again; until then it keeps xhat_i as the copy ``sent``.
@@ -97,6 +98,10 @@ class Scafflix(Strategy):
         drawn = float(uniform(derive(seed, 1), 1)[0])
         return 1 + math.floor(math.log1p(-drawn) / math.log1p(-self.p))
 
+    def for_steps(self, steps: int) -> dict[str, float]:
+        """The p with so many local steps on average between two communications."""
+        return {"p": 1 / steps}
+
     def phases(self, at: Context) -> tuple[Phase, ...]:
         """h_i for the last round, the own optimum, the steps of this round.
 
@@ -130,12 +135,12 @@ class Scafflix(Strategy):
         return "theta" if self.alpha == 1 else ServeMix(one="theta", other="optimum", alpha=self.alpha)
 
     def personal_plan(self, at: Context) -> Plan | None:
-        """The own optimum and personal tensors once more, the shared ones as they are."""
+        """The own optimum and, for the steps of an average round, personal tensors once more; shared ones stay."""
         phases: tuple[Phase, ...] = self._optimum(at)
         if at.has("personal"):
             group = ("role:personal",)
             where = {} if self.alpha == 1 else {"evaluate_at": Mix(other="optimum", alpha=self.alpha)}
-            phases = (*phases, at.local.train(group=group, **where))
+            phases = (*phases, at.local.train(group=group, steps=round(1 / self.p), **where))
         if not phases:
             return None
         return local_plan(at, *phases, keep=() if self.alpha == 1 else ("optimum",), serve=self.serve(at))

@@ -25,7 +25,6 @@ from pfl_mobile.simulation.records import RoundRecord
 from pfl_mobile.simulation.rounds import Rounds
 from pfl_mobile.simulation.user_rows import RowCheck
 from pfl_mobile.simulation.worker import Setup, count_examples
-from pfl_mobile.strategies import Local
 from pfl_mobile.study.checks import is_whole
 from pfl_mobile.study.evaluation import Evaluation
 from pfl_mobile.study.recommend import Recommendation, recommend
@@ -120,8 +119,7 @@ def run_study(study: Study, rounds: int, *, resume: bool, on_progress: Report | 
     running = _rounds(study, rounds, resume, progress)
     try:
         if study.folder is not None:
-            local = {"epochs": study.local.epochs, "steps": study.local.steps}
-            about = {"rounds": rounds, "local": local, "study": study.effective()}
+            about = {"rounds": rounds, **study.local_length, "study": study.effective()}
             with disk_errors(study.folder):
                 atomic_write(study.folder / _STUDY, json.dumps(about, indent=2).encode())
         running.run()
@@ -137,15 +135,15 @@ def load_result(study: Study) -> StudyResult:
         raise ConfigError("the study has no folder", mend="give folder=, and run it")
     try:
         about = json.loads((study.folder / _STUDY).read_text())
-        rounds, local = int(about["rounds"]), Local(**about["local"])
+        rounds, told = int(about["rounds"]), {name: about[name] for name in study.local_length}
     except FileNotFoundError as error:
         raise ConfigError(f"there is no run in {study.folder}", mend="run the study first") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{study.folder / _STUDY} is damaged: {error}", mend="run the study again"
         ) from error
-    if (local.epochs, local.steps) != (study.local.epochs, study.local.steps):  # as ``run`` was told
-        study = study.replace(local=replace(study.local, epochs=local.epochs, steps=local.steps))
+    if told != study.local_length:  # as ``run`` was told
+        study = study.replace(**told)
     running = _rounds(study, rounds, True, None)
     if running.server.round < rounds and not running.stopped:
         done = running.server.round

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +74,7 @@ def changed_study(model: str, settings: Mapping[str, Any], changes: Mapping[str,
         model: as the user named it.
         settings: given to its function.
         changes: settings in place of the study's own; ``parameters`` beside those it gives the same strategy;
-            ``local_epochs`` as ``Study.run`` takes them; ``privacy`` as JSON values.
+            ``privacy`` as JSON values.
     """
     from pfl_mobile.study.compare import for_strategy
     from pfl_mobile.user_code import load_study
@@ -86,11 +85,10 @@ def changed_study(model: str, settings: Mapping[str, Any], changes: Mapping[str,
         study = for_strategy(study, other)
     if "parameters" in changes:
         changes["parameters"] = {**study.parameters, **changes["parameters"]}
+    if "local_epochs" in changes:
+        changes["local_steps"] = None
     if "privacy" in changes:
         changes["privacy"] = PrivacyConfig.checked(changes["privacy"])
-    epochs = changes.pop("local_epochs", None)
-    if epochs is not None:
-        changes["local"] = replace(study.local, epochs=epochs, steps=None)
     return study.replace(**changes)
 
 

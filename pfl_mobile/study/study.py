@@ -40,6 +40,7 @@ from pfl_mobile.study.checks import (
     whole,
 )
 from pfl_mobile.study.infer import example_batch, infer_task, personalized
+from pfl_mobile.study.local_length import for_local_length
 from pfl_mobile.tasks import Task
 from pfl_mobile.text import SPECIALS
 
@@ -72,7 +73,11 @@ class Study:
             shows what privacy costs, and protects nobody.
         groups: group of every user: group name to user ids, or a JSON or CSV file; by default the data's own.
         task: loss and metrics; by default what labels and outputs suggest.
-        local: local training; ``run`` can change epochs or steps.
+        local: local training.
+        local_epochs: passes over a device's examples in a round, in place of those of ``local``. A strategy that
+            counts in steps of its own (``scafflix``: steps from one communication to the next, ``pfedme``:
+            mini-batches) takes the steps that so many passes are on an average device.
+        local_steps: optimizer steps in a round, in place of epochs.
         batch: examples in a batch on a device.
         cohort: devices in a round; by default all of them, 50 at most.
         dropout: share of the devices of a round that do not answer.
@@ -107,6 +112,8 @@ class Study:
         groups: Groups | Mapping[str, Sequence[str]] | str | Path | None = None,
         task: Task | None = None,
         local: Local | None = None,
+        local_epochs: int | None = None,
+        local_steps: int | None = None,
         batch: int = 16,
         cohort: int | None = None,
         dropout: float = 0.0,
@@ -139,7 +146,12 @@ class Study:
             )
         whole("batch", batch, 1)
         whole("seed", seed, -(2**63), 2**64 - 1)
-        for setting, value, least in (("lanes", lanes, 1), ("processes", processes, 0)):
+        for setting, value, least in (
+            ("lanes", lanes, 1),
+            ("processes", processes, 0),
+            ("local_epochs", local_epochs, 1),
+            ("local_steps", local_steps, 1),
+        ):
             if value is not None:
                 whole(setting, value, least)
         fraction("dropout", dropout)
@@ -167,6 +179,11 @@ class Study:
         self.task = infer_task(made, self.batch, specials=specials) if task is None else task
         self.model: PersonalizedModel = self._personalized(made, shared, self.personal)
         self.local = local or Local()
+        if local_epochs is not None or local_steps is not None:
+            self.local = replace(self.local, epochs=local_epochs, steps=local_steps)
+            self.strategy = for_local_length(
+                self.strategy, self.local, self.data, len(self.batch["weight"]), given=self.parameters
+            )
         self.dropout, self.lanes, self.processes = dropout, lanes, processes
         self.device = _device(device)
         self.engine = engine
@@ -273,14 +290,14 @@ class Study:
 
         Args:
             rounds: how many merges.
-            local_epochs: passes over each device's examples in a round.
-            local_steps: optimizer steps in a round, in place of epochs.
+            local_epochs, local_steps: how much a device trains in a round, as in the constructor.
             resume: go on from the last checkpoint in ``folder``; the result is bit for bit that of a run that
                 was never stopped.
             on_progress: ``(what, fraction done)``.
 
         Raises:
-            ConfigError: a checkpoint of other settings is in the folder; rounds out of range.
+            ConfigError: a checkpoint of other settings is in the folder; rounds out of range; epochs or steps beside
+                a hyper-parameter of the strategy that says the same.
             TrainingError: all devices of a round failed.
         """
         from pfl_mobile.study.result import run_study
@@ -290,7 +307,7 @@ class Study:
             raise ConfigError("there is no folder to resume from", mend="give folder=, that of the run")
         study = self
         if local_epochs is not None or local_steps is not None:
-            study = self.replace(local=replace(self.local, epochs=local_epochs, steps=local_steps))
+            study = self.replace(local_epochs=local_epochs, local_steps=local_steps)
         return run_study(study, rounds, resume=resume, on_progress=on_progress)
 
     def result(self) -> StudyResult:
@@ -303,9 +320,23 @@ class Study:
 
         return load_result(self)
 
+    @property
+    def local_length(self) -> dict[str, int | None]:
+        """``local_epochs`` and ``local_steps`` as they were given."""
+        return {name: self._given[name] for name in ("local_epochs", "local_steps")}
+
     def effective(self) -> dict[str, Any]:
-        """The effective configuration: every setting, defaults filled in."""
+        """The effective configuration: every setting, defaults filled in.
+
+        Where hyper-parameters of the strategy say how much a device trains in a round, ``local`` names them
+        (``length``) in place of epochs and steps.
+        """
         table = self.model.device_tensors()
+        local = describe(self.local)
+        own = self.strategy.for_steps(1)
+        if own:
+            local = {name: value for name, value in local.items() if name not in ("epochs", "steps")}
+            local["length"] = f"by {' and '.join(own)} of the strategy"
         roles = sorted({t.role for t in table})
         return {
             "data": self.data.name,
@@ -316,7 +347,7 @@ class Study:
             "model": type(self.model.backbone).__name__,
             "task": self.task.kind,
             "trained": {r: sum(int(np.prod(t.shape)) for t in table if t.role == r) for r in roles},
-            "local": describe(self.local),
+            "local": local,
             "batch": len(self.batch["weight"]),
             "cohort": self.cohort,
             "dropout": self.dropout,
