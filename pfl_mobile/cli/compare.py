@@ -19,7 +19,16 @@ from pfl_mobile.cli.merging import (
     show_simulated,
     study_privacy,
 )
-from pfl_mobile.cli.studies import Cohort, Groups, LocalEpochs, Processes, Rounds, show_settings, stem
+from pfl_mobile.cli.studies import (
+    Cohort,
+    Groups,
+    LocalEpochs,
+    Processes,
+    Rounds,
+    resumable,
+    show_settings,
+    stem,
+)
 from pfl_mobile.plain_json import json_text
 
 if TYPE_CHECKING:
@@ -59,8 +68,9 @@ def compare(
     processes: Processes = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Of table and plots; default: runs/compare-SRC."),
+        typer.Option("--out", metavar="DIR", help="Of table, plots and runs; default: runs/compare-SRC."),
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in DIR.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run strategies on the same users, cohorts and initial weights, and put them side by side.
@@ -70,6 +80,9 @@ def compare(
 
     The effective configuration is printed first. Rule and privacy, with defaults as in `pfl train`, are those of every
     strategy, `fedavg` too; one whose merge they do not fit is listed with the reason.
+
+    DIR/STRATEGY/seed-N keeps each run with a checkpoint every round: with --resume a comparison that was stopped goes
+    on and ends in the same figures; more strategies and seeds come to those that are there.
 
     JSON: data, study (the configuration), rounds, seeds, baseline, files, strategies (strategy, metric, global_acc,
     personalized_acc, gain, gain_low, gain_high, users_better, users_worse, worst_decile, std_over_users, worst_group,
@@ -113,13 +126,15 @@ def compare(
         folder.mkdir(parents=True, exist_ok=True)
     plan = {"strategies": ", ".join(dict.fromkeys([BASELINE, *chosen])), "rounds": rounds, "seeds": seeds}
     show_settings(common_settings(study) | plan, as_json)
-    with Reporter() as report:
+    with Reporter() as report, resumable(report, folder):
         found = run_comparison(
             study,
             chosen,
             rounds=rounds,
             seeds=range(seeds),
             users=users,
+            folder=folder,
+            resume=resume,
             on_progress=report,
         )
         report("write table and plots", None)

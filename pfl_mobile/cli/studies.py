@@ -211,7 +211,7 @@ def train(
         note_source(folder, model, settings, changes)
     with (
         Reporter() as report,
-        _resumable(report, folder),
+        resumable(report, folder),
         study.run(rounds, resume=resume, on_progress=report) as result,
     ):
         report("measure every user", None)
@@ -265,12 +265,12 @@ def recommend(
 
 
 @contextlib.contextmanager
-def _resumable(report: Reporter, folder: Path) -> Iterator[None]:
+def resumable(report: Reporter, folder: Path) -> Iterator[None]:
     """Say after Ctrl-C how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        report.note(f"interrupted; the same command with --resume goes on from the last round in {folder}")
+        report.note(f"interrupted; the same command with --resume goes on in {folder}")
         raise
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfl_mobile.errors import ConfigError, PrivacyError, TrainingError
+from pfl_mobile.errors import ConfigError, OtherSettingsError, PrivacyError, TrainingError
 from pfl_mobile.privacy.statement import rounded_up
 from pfl_mobile.strategies import create, entry
 from pfl_mobile.study import plots
@@ -234,6 +234,8 @@ def compare(
     local_epochs: int | None = None,
     seeds: Sequence[int] = (0,),
     users: int | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
     on_progress: Report | None = None,
 ) -> Comparison:
     """Run strategies on one study's model, data and settings.
@@ -251,11 +253,17 @@ def compare(
         local_epochs: passes over a device's examples in a round; by default the study's.
         seeds: one run with each; cohorts and initial weights are the same for all strategies of a seed.
         users: measured in each run; by default all, 2000 at most.
-        on_progress: ``(what, fraction done)``.
+        folder: keeps each run in ``<strategy>/seed-<seed>``, with a checkpoint every round; None keeps none.
+        resume: go on with the runs that are in the folder, and start those that are not; the result is that of a
+            comparison that was never stopped, but for the seconds.
+        on_progress: ``(what, fraction of that which is done)``.
 
     Raises:
         UnknownNameError: no such strategy.
-        ConfigError: no seed, or a strategy needs personal layers and the study has none.
+        ConfigError: no seed, or a strategy needs personal layers and the study has none; the folder holds runs and
+            ``resume`` is not set.
+        OtherSettingsError: a run in the folder has other settings, or more rounds.
+        CheckpointError: a run in the folder is damaged or in use.
         PrivacyError: the only strategy that is asked for cannot be private.
         TrainingError: the baseline diverges.
     """
@@ -266,31 +274,47 @@ def compare(
     found = {name: Compared(name) for name in ordered}
     trained: dict[int, dict[str, np.ndarray]] = {}
 
-    def run(name: str, number: int) -> None:
-        chosen = for_strategy(study, name)
-        for place, seed in enumerate(seeds):
-            say(f"{name}, seed {seed}", (number * len(seeds) + place) / (len(ordered) * len(seeds)))
-            one = chosen.replace(seed=seed)
-            if one.inserts():  # a frozen backbone has to be a trained one
-                one = one.with_weights(trained[seed])
-                found[name].begins_with = BASELINE
-            with one.run(rounds, local_epochs) as result:
-                if name == BASELINE:
-                    trained[seed] = result.values
-                found[name].evaluations.append(result.evaluate(users))
-                found[name].costs.append(result.costs())
-                found[name].privacy = _dearer(found[name].privacy, result.privacy)
-                if place == 0:
-                    found[name].losses = [math.nan if r.loss is None else r.loss for r in result.history]
+    def run(name: str, seed: int, step: str) -> None:
+        def tell(what: str, fraction: float | None = None) -> None:
+            say(f"{step}: {what}", fraction)
+
+        one = for_strategy(study, name).replace(seed=seed, folder=run_folder(folder, name, seed))
+        if one.inserts():  # a frozen backbone has to be a trained one
+            one = one.with_weights(trained[seed])
+            found[name].begins_with = BASELINE
+        with one.run(rounds, local_epochs, resume=resume, on_progress=tell) as result:
+            done = len(result.history)
+            if done > rounds:
+                raise OtherSettingsError(
+                    f"the run of {name} in {folder} has done {done} rounds, {rounds} are asked for",
+                    mend=f"give {done} rounds, or another folder",
+                )
+            tell(f"{name}: measure every user")
+            if name == BASELINE:
+                trained[seed] = result.values
+            found[name].evaluations.append(result.evaluate(users))
+            found[name].costs.append(result.costs())
+            found[name].privacy = _dearer(found[name].privacy, result.privacy)
+            if seed == seeds[0]:
+                found[name].losses = [math.nan if r.loss is None else r.loss for r in result.history]
 
     for number, name in enumerate(ordered):
         try:
-            run(name, number)
+            for place, seed in enumerate(seeds):
+                of = f" (seed {seed})" if len(seeds) > 1 else ""
+                run(name, seed, f"{number * len(seeds) + place + 1} of {len(ordered) * len(seeds)}{of}")
+        except OtherSettingsError:  # of the folder, not of the strategy
+            raise
         except (ConfigError, PrivacyError, TrainingError) as error:
             if len(names) == 1 or name == BASELINE:
                 raise
             found[name] = Compared(name, error=f"{error.code}: {error.message}")
     return Comparison(study.data.name, common_settings(study), rounds, tuple(seeds), found)
+
+
+def run_folder(folder: str | Path | None, name: str, seed: int) -> Path | None:
+    """Where a comparison in a folder keeps the run of a strategy with a seed; None without a folder."""
+    return None if folder is None else Path(folder) / name / f"seed-{seed}"
 
 
 def common_settings(study: Study) -> dict[str, Any]:

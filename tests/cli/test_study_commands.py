@@ -175,14 +175,34 @@ def test_compare_puts_strategies_side_by_side(pfl: Run, tmp_path: Path) -> None:
     assert list(rows) == ["fedavg", "fedprox", "ditto"]
     assert rows["ditto"]["gain_low"] <= rows["ditto"]["gain"] <= rows["ditto"]["gain_high"]
     assert {p.name for p in out.iterdir()} == {
+        "fedavg",
+        "fedprox",
+        "ditto",
         "users.png",
         "loss.png",
         "costs.png",
         "comparison.md",
         "comparison.json",
     }
-    shown = pfl("compare", "fedavg", "--data", SMALL, "--rounds", 1, "--out", out)
+    assert "1 of 3: fedavg: rounds, loss" in ran.err
+
+
+def test_compare_goes_on_with_what_its_folder_holds(pfl: Run, tmp_path: Path) -> None:
+    given = ["--data", SMALL, "--rounds", 2, "--out", tmp_path]
+    shown = pfl("compare", "fedprox", *given)
     assert "worst tenth" in shown.out
+    refused = pfl("compare", "fedprox", *given, "--json")
+    assert refused.code == 2
+    assert "--resume" in refused.json["error"]["mend"]
+    before = json.loads((tmp_path / "comparison.json").read_text())
+    more = pfl("compare", "fedprox", "ditto", *given, "--resume", "--json")
+    assert [r["strategy"] for r in more.json["strategies"]] == ["fedavg", "fedprox", "ditto"]
+    assert (
+        more.json["strategies"][:2] == before["strategies"]
+    )  # with the seconds of the rounds that were there
+    assert "fedprox: rounds" not in more.err
+    other = pfl("compare", "fedprox", *given, "--resume", "--cohort", 2, "--json")
+    assert other.json["error"]["type"] == "OtherSettingsError"
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_runs(pfl: Run, tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from pfl_mobile.errors import ConfigError, NonFiniteError, UnknownNameError
+from pfl_mobile.errors import ConfigError, NonFiniteError, OtherSettingsError, UnknownNameError
 from pfl_mobile.strategies.fedprox import FedProx
 from pfl_mobile.study.compare import compare, for_strategy
 from tests.study.small import population, study
@@ -82,3 +87,84 @@ def test_a_strategy_that_diverges_is_listed_and_the_others_are_kept(monkeypatch)
     assert rows["fedprox"]["error"] == "NonFiniteError: the merged tensor is NaN"
     assert rows["ditto"]["error"] is None
     assert "fedprox did not run" in found.markdown()
+
+
+def kept(folder=None, watch=None, of=None, **changes):
+    """A comparison that goes on with what is in the folder."""
+    one = study(**{"personal": ["head"], "dropout": 0.2, **(of or {})})
+    given = {"rounds": 3, "seeds": [0, 1], "resume": folder is not None} | changes
+    return compare(one, ["fedper", "prompt_tuning"], folder=folder, on_progress=watch, **given)
+
+
+def killed(folder, at):
+    """The same in a process that is killed when it says ``at``."""
+
+    def watch(what, _fraction):
+        if at in what:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    kept(folder, watch)
+
+
+def figures(found):
+    """All that a comparison found but the time it took."""
+    plain = found.to_json(users=True) | {"losses": {n: f.losses for n, f in found.results.items()}}
+    for row in plain["strategies"]:
+        row.pop("seconds", None)
+    return json.dumps(plain)
+
+
+@pytest.fixture(scope="module")
+def never_stopped():
+    return figures(kept())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kept")
+    kept(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_comparison_that_was_killed_again_and_again_ends_the_same(never_stopped, tmp_path):
+    """Inside the baseline, inside another run, between two, and while users are measured."""
+    for at in ("fedavg: rounds, loss", "(seed 1): fedper: rounds", "prompt_tuning: measure", "6 of 6"):
+        code = f"import tests.study.test_compare as t; t.killed({str(tmp_path)!r}, {at!r})"
+        ran = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
+        assert ran.returncode == -signal.SIGKILL
+    assert figures(kept(tmp_path)) == never_stopped
+
+
+def test_an_interrupted_comparison_does_the_rest_alone(never_stopped, tmp_path):
+    said = []
+
+    def watch(what, fraction):
+        said.append((what.split(",")[0], fraction))
+        if said[-1] == ("4 of 6 (seed 1): fedper: rounds", 2 / 3):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kept(tmp_path, watch=watch)
+    before, said[:] = said[:], []
+    assert figures(kept(tmp_path, watch=watch)) == never_stopped
+    rounds = [one for one in before + said if one[1] is not None]
+    assert len(rounds) == len(set(rounds)) == 6 * 3
+
+
+def test_what_is_kept_is_what_would_have_been_found_without(folder, never_stopped):
+    assert figures(kept(folder)) == never_stopped
+    assert {f"{p.parent.name}/{p.name}" for p in folder.glob("*/*")} == {
+        f"{name}/seed-{seed}" for name in ("fedavg", "fedper", "prompt_tuning") for seed in (0, 1)
+    }
+
+
+def test_a_folder_with_another_comparison_is_refused(folder):
+    with pytest.raises(ConfigError, match="holds a run of 3 rounds"):
+        kept(folder, resume=False)
+    with pytest.raises(OtherSettingsError, match="cohort_size was 4 and is 3"):
+        kept(folder, of={"cohort": 3})
+    with pytest.raises(OtherSettingsError, match="3 rounds"):
+        kept(folder, rounds=2)
+    with pytest.raises(OtherSettingsError, match="fedper"):  # the baseline's are the same
+        kept(folder, of={"personal": ["body.0"]})
