@@ -38,8 +38,9 @@ def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command(
         "device",
-        epilog="Example:  pfl device --server http://127.0.0.1:8800 --bundle keyboard-bundle --data nus-sms "
-        "--user 51 --state ann --rounds 3  " + EXIT_CODES,
+        epilog="Examples:  pfl device --server http://127.0.0.1:8800 --bundle keyboard-bundle --data nus-sms "
+        "--user 51 --state ann --rounds 3;  pfl device --server http://127.0.0.1:8800 --bundle activity-bundle "
+        "--data wisdm --user 12.  " + EXIT_CODES,
     )(device)
 
 

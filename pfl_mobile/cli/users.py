@@ -21,6 +21,7 @@ from pfl_mobile.cli.common import (
     print_json,
     table,
 )
+from pfl_mobile.cli.rows import rows_of
 
 if TYPE_CHECKING:
     from pfl_mobile.bundle.read import Bundle
@@ -36,7 +37,9 @@ Source = Annotated[
     typer.Option(
         "--data",
         metavar="SRC",
-        help="Dataset name (pfl data list), JSONL file with user and text, or .npz file of arrays.",
+        help="For a bundle that takes messages: a dataset (pfl data list), or a JSONL file with user and text. For "
+        "one that takes arrays: a dataset, a recipe or file.py:function, whose study says what the rows are, or a .npz "
+        "file.",
     ),
 ]
 
@@ -123,21 +126,24 @@ def personalize(
 def user_examples(bundle: Bundle, source: str, user: str, report: Reporter) -> Examples:
     """The examples of a user, oldest first: texts, or arrays for a bundle that takes them."""
     from pfl_mobile import data
-    from pfl_mobile.cli.rows import rows_of_user
 
-    if source.endswith(".npz") or bundle.manifest.encoder is None or bundle.manifest.encoder.kind == "arrays":
-        return rows_of_user(bundle.manifest, Path(source), user)
+    if _takes_rows(bundle, source):
+        return rows_of(bundle.manifest, source, user, report)
     return data.load(source, report).texts(user)
 
 
 def _general(bundle: Bundle, source: str, user: str, report: Reporter) -> Examples:
     from pfl_mobile import data
-    from pfl_mobile.cli.rows import rows_of_user
 
-    if source.endswith(".npz") or bundle.manifest.encoder is None or bundle.manifest.encoder.kind == "arrays":
-        return rows_of_user(bundle.manifest, Path(source), None)
+    if _takes_rows(bundle, source):
+        return rows_of(bundle.manifest, source, user, report, others=True)
     found = data.load(source, report)
     return [text for name in found.users if name != user for text in found.texts(name)]
+
+
+def _takes_rows(bundle: Bundle, source: str) -> bool:
+    encoder = bundle.manifest.encoder
+    return source.endswith(".npz") or encoder is None or encoder.kind == "arrays"
 
 
 def _show(result: UserResult, state: Path | None) -> None:

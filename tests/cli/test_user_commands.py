@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+import pfl_recipes.fraud.study
+from pfl_mobile.cli.common import Reporter
+from pfl_mobile.cli.rows import rows_of
+from pfl_mobile.data import Generator, registry
 from pfl_mobile.local.trainer import LocalTrainer
+from pfl_mobile.simulation.population import ArrayPopulation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,6 +178,69 @@ def test_personalize_an_array_bundle(pfl: Run, tiny_arrays: Path, tmp_path: Path
     assert pfl(*arguments, "--user", "u").error["type"] == "DataError"
     (tmp_path / "rows.npz").unlink()
     assert pfl(*arguments, "--user", "u").error["type"] == "DataError"
+
+
+STUDY = """
+import numpy as np
+from torch import nn
+from pfl_mobile.simulation.population import ArrayPopulation
+from pfl_mobile.study import Study
+
+def study():
+    rows = {"x": np.zeros((20, 6)), "labels": np.zeros(20, int), "weight": np.full(20, 3.0)}
+    return Study(lambda: nn.Sequential(nn.Linear(6, 4)), ArrayPopulation.of("six", {"u": rows, "v": rows, "w": rows}))
+"""
+
+
+def test_arrays_come_from_datasets_and_studies_by_name(
+    pfl: Run, tiny_arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def people() -> ArrayPopulation:
+        draw = np.random.default_rng(0)
+        users = {u: draw.normal(size=(n, 6)) for u, n in (("u", 30), ("v", 20), ("w", 25))}
+        rows = {u: {"x": x, "labels": (x[:, 0] > 0).astype(int)} for u, x in users.items()}
+        return ArrayPopulation.of("six", {u: {**r, "weight": np.ones(len(r["x"]))} for u, r in rows.items()})
+
+    monkeypatch.setitem(registry._DATASETS, "six", Generator(name="six", summary="", build=people))
+    (tmp_path / "mine.py").write_text(STUDY)
+
+    def personalize(source: object, *more: object, user: str = "u") -> Ran:
+        arguments = ("--data", source, "--user", user, "--engine", "torch", "--json", *more)
+        return pfl("personalize", tiny_arrays, *arguments)
+
+    found = personalize("six", "--general", "six").json
+    assert (found["examples"]["all"], found["general_before"] is not None) == (30, True)
+    assert personalize(f"{tmp_path / 'mine.py'}:study").json["examples"]["all"] == 20
+    for source, user, kind, words in (
+        ("six", "x", "UnknownNameError", "no user 'x'"),
+        ("synthetic", "user-000", "DataError", "'x' has shape"),
+        ("sotu", "lincoln", "DataError", "sotu is messages, not arrays"),
+        ("wisdn", "5", "UnknownNameError", "no dataset and no recipe"),
+    ):
+        error = personalize(source, user=user).error
+        assert (error["type"], words in error["message"]) == (kind, True)
+    assert "'wisdm'" in error["mend"]
+    assert "x float32[rows, 6]" in error["mend"]
+
+
+def test_rows_of_a_dataset_are_those_of_the_recipe_that_serves_it() -> None:
+    inputs = [
+        types.SimpleNamespace(name=name, dtype=dtype, shape=(16, *shape))
+        for name, dtype, shape in (
+            ("x", "float32", (15,)),
+            ("labels", "int64", ()),
+            ("weight", "float32", ()),
+        )
+    ]
+    task = types.SimpleNamespace(vocabulary=2)
+    manifest: Any = types.SimpleNamespace(name="fraud", batch_inputs=lambda _program: inputs, task=task)
+    for source in ("fraud", "pfl_recipes.fraud.study:study"):
+        users = pfl_recipes.fraud.study.study().data
+        index = next(i for i in range(len(users)) if users.test(i)["labels"].any())
+        rows = rows_of(manifest, source, users.id(index), Reporter())
+        assert np.array_equal(rows["weight"], np.where(rows["labels"] == 1, np.float32(20), np.float32(1)))
+        newest = users.test(index)["x"]
+        assert np.array_equal(rows["x"][-len(newest) :], newest)
 
 
 def test_data_list_and_users(pfl: Run, messages: Path) -> None:
