@@ -120,13 +120,18 @@ def train(
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="A hyper-parameter of the strategy; may be repeated."
+            "--set",
+            metavar="NAME=VALUE",
+            help="A hyper-parameter of the strategy, or else of the fairness (fairness.NAME in any case); may be "
+            "repeated.",
         ),
     ] = None,
     fairness: Annotated[
         str | None,
         typer.Option(
-            "--fairness", metavar="F", help="How devices are weighted: a strategy that is a weighting."
+            "--fairness",
+            metavar="F",
+            help="How devices are weighted: term, bounded_group_loss, maxfl, qffl or afl.",
         ),
     ] = None,
     rule: Rule = None,

@@ -209,6 +209,8 @@ def create(name: str, **values: Any) -> Strategy:
     known = inspect.signature(found.make).parameters
     for key in values:
         if key not in known:
-            raise UnknownNameError(f"strategy {name!r} has no hyper-parameter {key!r}", mend=near(key, known))
+            raise UnknownNameError(
+                f"strategy {name!r} has no hyper-parameter {key!r}", mend=near(key, parameters(found.make))
+            )
     check_ranges(f"strategy {name!r}", found.make, values)
     return found.make(**values)

@@ -9,7 +9,6 @@ print(result.evaluate().personalized_acc, result.recommend())
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from pfl_mobile.personalization import PersonalizedModel, personalize
 from pfl_mobile.privacy import PrivacyConfig
 from pfl_mobile.simulation.privacy import SimulatedPrivacy, check_merge
 from pfl_mobile.simulation.settings import describe
-from pfl_mobile.strategies import Context, Local, Strategy, Weighting, create, entries, entry
+from pfl_mobile.strategies import Context, Local, Strategy, Weighting, entries
 from pfl_mobile.strategies.rules import Average, Rule, create_rule
 from pfl_mobile.study.checks import (
     first_rows,
@@ -39,6 +38,7 @@ from pfl_mobile.study.checks import (
     user_groups,
     whole,
 )
+from pfl_mobile.study.compose import compose
 from pfl_mobile.study.infer import example_batch, infer_task, personalized
 from pfl_mobile.study.local_length import for_local_length
 from pfl_mobile.tasks import Task
@@ -61,13 +61,14 @@ class Study:
             which is called with torch's generator seeded by ``seed``, so that initial weights repeat.
         data: a ``Population``, or the name of a dataset (see ``pfl data list``).
         strategy: a name (``pfl strategies``) or a ``Strategy``.
-        parameters: hyper-parameters of a strategy given by name.
+        parameters: hyper-parameters of a strategy given by name, and of ``fairness``: what the strategy does not have
+            is the fairness's, and ``fairness.NAME`` is in any case.
         shared: patterns of layers that are trained together; by default all that are not ``personal``.
         personal: patterns of layers that never leave a device.
         split: where ``personal`` names none: layers that are personal with a strategy that needs personal layers,
             and shared with every other, so that strategies can be exchanged.
-        fairness: how devices are weighted: a ``Weighting``, or the name of a strategy that is one
-            (``"term"``); by default the strategy's own.
+        fairness: how devices are weighted: a ``Weighting``, or the name of a strategy that is federated averaging
+            with one (``"term"``); by default the strategy's own.
         robust: how means of updates are taken: a merge rule or its name (``"median"``); by default the weighted mean.
         privacy: differential privacy of the rounds. The noise repeats with ``seed``, as results must: a simulation
             shows what privacy costs, and protects nobody.
@@ -129,7 +130,10 @@ class Study:
         self._given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         self.data = self._given["data"] = population(data)  # loaded once, however often settings are replaced
         count = len(self.data)
-        self.strategy_name, self.strategy = _strategy(strategy, parameters or {}, fairness)
+        composed = compose(strategy, parameters or {}, fairness)
+        self.strategy_name, self.strategy = composed.name, composed.strategy
+        # Another strategy in place of this one keeps the fairness, and its hyper-parameters with it.
+        self._given |= {"parameters": composed.parameters, "fairness": composed.fairness}
         given = getattr(self.strategy.weighting, "groups", None)
         if given is not None:  # fairness over groups is measured on them too
             fair = replace(self.strategy.weighting, groups=None)  # type: ignore[call-arg]
@@ -224,7 +228,7 @@ class Study:
     @property
     def parameters(self) -> dict[str, Any]:
         """The hyper-parameters that a strategy given by name was given."""
-        return dict(self._given["parameters"] or {})
+        return dict(self._given["parameters"])
 
     @property
     def personal_from_scratch(self) -> bool:
@@ -414,58 +418,6 @@ def _device(name: str) -> str:
     return name
 
 
-def _strategy(
-    given: str | Strategy, parameters: Mapping[str, Any], fairness: Weighting | str | None
-) -> tuple[str, Strategy]:
-    if not isinstance(parameters, Mapping):
-        raise ConfigError(
-            f"parameters are {type(parameters).__name__}", mend="give a dict, for instance {'mu': 0.1}"
-        )
-    if not isinstance(given, Strategy | str):
-        raise ConfigError(
-            f"the strategy is {given!r}", mend="give a name (see `pfl strategies`) or a Strategy object"
-        )
-    if isinstance(given, Strategy):
-        if parameters:
-            raise ConfigError(
-                f"parameters {sorted(parameters)} come with a strategy that is built already",
-                mend="give them to the strategy itself",
-            )
-        name, strategy = type(given).__name__, given
-    else:
-        name, strategy = given, create(given, **parameters)
-    if fairness is None:
-        return name, strategy
-    if isinstance(fairness, str):
-        weighting = create(fairness).weighting
-        if weighting == Strategy().weighting:
-            raise ConfigError(
-                f"{fairness!r} does not weight devices, so it is no kind of fairness",
-                mend=f"choose one of {', '.join(fairness_names())}",
-            )
-        fairness = weighting
-    if not isinstance(fairness, Weighting):
-        raise ConfigError(
-            f"fairness is a {type(fairness).__name__}",
-            mend="give a Weighting, for instance BoundedGroupLoss(...)",
-        )
-    return name, replace(strategy, weighting=fairness)
-
-
 def needs_personal(strategy: Strategy) -> bool:
     """Whether a strategy is one that needs personal layers."""
     return any(e.split and e.make is type(strategy) for e in entries())
-
-
-def fairness_names() -> list[str]:
-    """Names of the strategies that are a weighting of devices, for ``fairness=``."""
-    from pfl_mobile.strategies import names
-
-    plain = Strategy().weighting
-    found = []
-    for name in names():
-        make = entry(name).make
-        required = [p for p in inspect.signature(make).parameters.values() if p.default is p.empty]
-        if not required and make().weighting != plain:
-            found.append(name)
-    return found

@@ -111,6 +111,15 @@ def test_hyper_parameters_stand_beside_those_of_the_study(pfl: Run, tmp_path: Pa
     assert (parameters["clusters"], parameters["spread"]) == (3, 0.2)
 
 
+def test_hyper_parameters_of_the_fairness_are_set(pfl: Run, tmp_path: Path) -> None:
+    given = ["train", SMALL, "--strategy", "scafflix", "--fairness", "bounded_group_loss", "--rounds", 1]
+    ran = pfl(*given, "--set", "max_loss=0.5", "--set", "p=0.5", "--out", tmp_path / "run", "--json")
+    assert ran.code == 0, ran.err
+    found = ran.json["study"]["parameters"]
+    assert (found["p"], found["weighting"]["max_loss"]) == (0.5, 0.5)
+    assert pfl("recommend", tmp_path / "run", "--json").code == 0
+
+
 def test_a_run_is_called_by_its_model(pfl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert pfl("train", SMALL, "--rounds", 1, "--json").json["run"] == "runs/small-fedavg"

@@ -62,6 +62,42 @@ def test_fairness_goes_with_a_strategy_by_name_or_as_an_object():
         study(fairness="tem")
 
 
+def test_hyper_parameters_reach_the_strategy_and_the_fairness():
+    one = study("scafflix", fairness="bounded_group_loss", parameters={"p": 0.5, "max_loss": 0.4})
+    assert (one.strategy.p, one.strategy.weighting.max_loss) == (0.5, 0.4)
+    other = one.replace(strategy="ditto", parameters=None)
+    assert other.strategy.weighting.max_loss == 0.4
+    both = {"step": 2.0, "fairness.step": 3.0}
+    two = study("afl", fairness="bounded_group_loss", parameters=both)
+    assert (two.parameters, two.strategy.weighting.step) == ({"step": 2.0}, 3.0)
+    built = study(Strategy(), fairness=Tilted(t=2.0), parameters={"t": 5.0})
+    assert built.strategy.weighting == Tilted(t=5.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "text", "mend"),
+    [
+        (
+            {"fairness": "term", "parameters": {"tt": 5}},
+            UnknownNameError,
+            "nor has the fairness Tilted",
+            "'t'",
+        ),
+        ({"parameters": {"t": 5}}, UnknownNameError, "'fedavg' has no hyper-parameter 't'", "none are known"),
+        ({"parameters": {"fairness.t": 5}}, ConfigError, "no fairness", "--fairness"),
+        ({"fairness": "term", "parameters": {"t": 5, "fairness.t": 1}}, ConfigError, "twice", "'t'"),
+        ({"fairness": "term", "parameters": {"t": "high"}}, ConfigError, "t is 'high'", "tilt"),
+        ({"fairness": "scaffold"}, ConfigError, "no kind of fairness", "maxfl, qffl, term"),
+        ({"fairness": "reptile"}, ConfigError, "no kind of fairness", "afl"),
+    ],
+)
+def test_what_neither_strategy_nor_fairness_takes_is_refused(settings, error, text, mend):
+    with pytest.raises(error, match=text) as caught:
+        study(**settings)
+    assert mend in caught.value.mend
+    assert "weighting" not in caught.value.mend
+
+
 def test_the_documented_call_works():
     bound = BoundedGroupLoss(max_loss=0.15)
     settings = {"shared": ["body"], "personal": ["head"], "fairness": bound}
