@@ -98,8 +98,9 @@ def federated(
     A small backbone is trained and exported; every device trains the program of its engine on messages of a user whom
     the backbone never saw. LoRA in the attention is shared, LoRA in the feed-forward layers is each device's own.
 
-    JSON: rounds, global_top3 and personalized_top3 (percent, a number for every round), epsilon, bytes_up, bytes_down,
-    failures, engine, devices, seconds, and more. The exit code is 1 when rounds are missing.
+    JSON: rounds, global_top3 and personalized_top3 (percent, a number for every round: of the shared model that the
+    round made, and of the devices' own models after it), epsilon, bytes_up, bytes_down, failures, engine, devices,
+    seconds, shipped_top3 (before the first round), and more. The exit code is 1 when rounds are missing.
     """
     if no_privacy and epsilon is not None:
         raise ConfigError("--no-privacy and --epsilon contradict each other", mend="give one of them")
@@ -109,8 +110,8 @@ def federated(
 
         def on_round(figures: Any) -> None:
             report.note(
-                f"round {figures.round + 1}: top-3 {figures.shared:.2f} % with the shared model it began with, "
-                f"{figures.personalized:.2f} % with the own models after it ({figures.devices} devices)"
+                f"after round {figures.round + 1}: top-3 {figures.shared:.2f} % with the shared model, "
+                f"{figures.personalized:.2f} % with the own models ({figures.devices} devices)"
             )
 
         found: dict[str, Any] = module.run(

@@ -46,7 +46,8 @@ EPOCHS = 2
 FEWEST = 40
 #: L2 norm that updates are clipped to.
 CLIP_NORM = 0.5
-#: What the command prints as JSON first, in this order.
+#: What the command prints as JSON first, in this order. Item i of ``global_top3`` is of the model that round i made,
+#: item i of ``personalized_top3`` of the devices' own models after it; ``shipped_top3`` is of the time before round 0.
 FIELDS = (
     "rounds",
     "global_top3",
@@ -242,16 +243,16 @@ def _result(folder: Path, name: str) -> dict[str, Any]:
 def _summary(
     seen: Seen, fleet: Devices, results: list[dict[str, Any]], latest: dict[str, Any], rounds: int
 ) -> dict[str, Any]:
-    made = range(1, latest["version"] + 1)
+    made, own = range(1, latest["version"] + 1), seen.own()
     ended_badly = sum(code != 0 for code in fleet.codes.values())
     declined = sum(sum(r.get("declined", {}).values()) for r in results)
     dropped = sum(r.get("dropped", 0) for r in results)
     return {
         "rounds": latest["version"],
-        "global_top3": [top3(seen.shared[v]) for v in made if v in seen.shared],
-        "personalized_top3": [top3(seen.personalized[n]) for n in sorted(seen.personalized)],
-        "global_loss": [loss(seen.shared[v]) for v in made if v in seen.shared],
-        "personalized_loss": [loss(seen.personalized[n]) for n in sorted(seen.personalized)],
+        "global_top3": [top3(seen.shared.get(v, {})) for v in made],
+        "personalized_top3": [top3(own.get(v, {})) for v in made],
+        "global_loss": [loss(seen.shared.get(v, {})) for v in made],
+        "personalized_loss": [loss(own.get(v, {})) for v in made],
         "epsilon": latest["privacy"].get("epsilon"),
         "bytes_up": sum(r.get("bytes_up", 0) for r in results),
         "bytes_down": sum(r.get("bytes_down", 0) for r in results),

@@ -32,9 +32,9 @@ class Figures:
 
     Attributes:
         round: counted from 0.
-        shared: top-3 recall in percent of the values that the round began with, over all test labels.
-        personalized: of what serves on each device after it has trained.
-        devices: that reported.
+        shared: top-3 recall in percent of the shared model after the round, over all test labels.
+        personalized: of what serves on each device after it has trained in the round.
+        devices: that reported in the round.
     """
 
     round: int
@@ -92,10 +92,14 @@ class Seen:
         return answers >= devices or any(later > number for later in self.personalized)
 
     def figures(self, number: int) -> Figures:
-        """The figures of a round."""
+        """The figures of a round; devices measure the model after it in the next round, or at the end."""
         found = self.personalized.get(number, {})
-        shared = self.shared.get(self.base.get(number, -1), {})
-        return Figures(number, top3(shared), top3(found), len(found))
+        after = self.base.get(number + 1, max(self.shared, default=0))
+        return Figures(number, top3(self.shared.get(after, {})), top3(found), len(found))
+
+    def own(self) -> dict[int, dict[str, Metrics]]:
+        """Metrics of what serves after a round, by the version that the round made and device."""
+        return {self.base[number] + 1: found for number, found in sorted(self.personalized.items())}
 
 
 def top3(found: Mapping[str, Metrics]) -> float:
@@ -256,13 +260,14 @@ class Devices:
             for name in self._names:
                 for event in self._events(name):
                     seen.add(name, event)
-            while told < rounds and (ended or seen.over(told, count)):
+            while told < rounds and (ended or seen.over(told + 1, count)):
                 on_round(seen.figures(told))
                 told += 1
             if ended:
                 return seen
             done = sum(len(found) for found in seen.personalized.values())
-            say(f"round {min(told + 1, rounds)} of {rounds}", min(1.0, done / (rounds * count)))
+            at = min(max(seen.base, default=0) + 1, rounds)
+            say(f"round {at} of {rounds}", min(1.0, done / (rounds * count)))
             time.sleep(0.1)
             self._poll()
 

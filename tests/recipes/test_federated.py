@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from dataclasses import replace
 
 import pytest
@@ -66,20 +67,37 @@ def test_privacy_costs_what_is_asked_for():
     assert config.noise_multiplier > 0.9
 
 
+def told(seen, number, base, *reports):
+    """Devices report in a round that began with a version: weight, recall of that version, and of their own models."""
+    for device, (weight, shared, own) in enumerate(reports):
+        seen.add(str(device), {"event": "assigned", "round": number, "version": base})
+        report = {"event": "reported", "round": number, "weight": weight}
+        report |= {"shared": {"top3": shared, "loss": 4.0}, "personalized": {"top3": own, "loss": 3.0}}
+        seen.add(str(device), report)
+
+
 def test_figures_are_over_all_labels():
     seen = Seen()
-    for device, recall, weight in (("a", 0.5, 30.0), ("b", 0.2, 10.0)):
-        seen.add(device, {"event": "assigned", "round": 3, "version": 2})
-        report = {"event": "reported", "round": 3, "weight": weight}
-        seen.add(
-            device,
-            report | {"shared": {"top3": 0.1, "loss": 4.0}, "personalized": {"top3": recall, "loss": 3.0}},
-        )
+    told(seen, 3, 2, (30.0, 0.1, 0.5), (10.0, 0.1, 0.2))
     assert not seen.over(3, 3)
     assert seen.over(3, 2)
     found = seen.figures(3)
     assert (found.devices, found.personalized) == (2, pytest.approx(42.5))
-    assert found.shared == pytest.approx(10.0)
+
+
+def test_the_figures_of_a_round_are_of_the_model_it_made():
+    seen = Seen()
+    told(seen, 0, 0, (10.0, 0.1, 0.5))
+    told(seen, 1, 1, (10.0, 0.2, 0.6))
+    told(seen, 2, 1, (10.0, 0.2, 0.65))  # round 1 was not merged
+    seen.add("0", {"event": "measured", "version": 2, "weight": 10.0, "shared": {"top3": 0.3, "loss": 4.0}})
+    assert [seen.figures(n).shared for n in range(3)] == pytest.approx([20.0, 20.0, 30.0])
+    fleet = types.SimpleNamespace(codes={})
+    latest = {"version": 2, "privacy": {}}
+    found = federated._summary(seen, fleet, [], latest, 2)
+    assert found["shipped_top3"] == pytest.approx(10.0)
+    assert found["global_top3"] == pytest.approx([20.0, 30.0])
+    assert found["personalized_top3"] == pytest.approx([50.0, 65.0])
 
 
 @pytest.mark.parametrize(
@@ -111,6 +129,7 @@ def test_server_and_devices_run_as_processes(source, tmp_path, capfd, private):
     assert list(found)[: len(federated.FIELDS)] == list(federated.FIELDS)
     assert (found["rounds"], found["failures"], found["updates"]) == (2, 0, 6)
     assert len(found["global_top3"]) == len(found["personalized_top3"]) == 2
+    assert found["shipped_loss"] != found["global_loss"][0] != found["global_loss"][1]
     assert found["epsilon"] == (pytest.approx(8.0, abs=0.1) if private else None)
     assert found["bytes_up"] > 6 * 4 * 2048
     plan = Plan.load((tmp_path / "out" / "bundle" / "plan.json").read_text())
