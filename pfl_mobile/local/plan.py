@@ -387,6 +387,11 @@ class Plan(_Frozen):
         """The phases in the order they run, repeats unrolled."""
         return tuple(_unroll(self.phases))
 
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """Names of the numbers that are sent beside the update, sorted."""
+        return tuple(sorted({p.report for p in self.steps() if isinstance(p, MeasurePhase | ChoosePhase)}))
+
     @staticmethod
     def json_schema() -> str:
         """The JSON Schema of plan.json (published as plan.schema.json)."""

@@ -26,7 +26,7 @@ from pfl_mobile.simulation.sending import Sent, send
 from pfl_mobile.simulation.settings import decisive, effective
 from pfl_mobile.simulation.states import RowFormat, kept_shapes
 from pfl_mobile.simulation.worker import EvaluateTask, Evaluation, Job, Record, Setup, TrainTask
-from pfl_mobile.strategies.private import PrivateRule
+from pfl_mobile.strategies.private import PrivateRule, check_own_noise
 from pfl_mobile.strategies.rules import Average, Rule
 from pfl_mobile.strategies.state_file import plain_numbers
 from pfl_mobile.strategies.strategy import Context, Local, Server, Strategy
@@ -146,6 +146,8 @@ class Rounds:
             shapes |= kept_shapes(self.plan(number), self.server.table)
         names = {"initial", *strategy.sets(self.server), *strategy.sets_for(self.server, 0, self.group(0))}
         check_plan(self.plan(0), self.server.table, {name: {} for name in names | {"global"}}, ())
+        if privacy is not None:
+            check_own_noise(privacy, self.plan(0))
         self.folder = None if folder is None else Path(folder)
         self._run = RunFolder(self.folder, RowFormat(shapes), self.settings() if folder else {}, resume)
         self.states = self._run.states

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
 from pfl_mobile.local.plan import MeasurePhase, Phase
 from pfl_mobile.strategies.fedavg import FedAvg
 from pfl_mobile.strategies.registry import Param, register
-from pfl_mobile.strategies.weighting import SENT_LOSS, ByLoss
+from pfl_mobile.strategies.weighting import SENT_LOSS, ByOwnLoss
 
 if TYPE_CHECKING:
     from pfl_mobile.strategies.strategy import Context, Server
@@ -30,7 +32,7 @@ def appeal_weights(gap: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Appeal(ByLoss):
+class Appeal(ByOwnLoss):
     """MaxFL (Cho, Jhunjhunwala, Li, Smith, Joshi 2022, Maximizing global model appeal, arXiv 2205.14840).
 
     The global model w appeals to device k when F_k(w) < rho_k, its requirement: the loss of the model that it
@@ -46,10 +48,14 @@ class Appeal(ByLoss):
     Ours: before training, each device trains a copy from the shipped values for ``warmup`` steps, and reports both
     losses. The copy is made anew in every round, so devices keep nothing; the paper's devices train it once.
 
+    Private rounds: device k counts 4 q_k, which is at most 1, so no loss needs a cap. The step is that of the gradient
+    itself, not over sum_k q_k, and ``appeal`` is not kept.
+
     Limits: with all gaps equal every device counts the same; gaps are in units of the loss, so where all are tiny
     this is FedAvg with equal weights.
     """
 
+    reads: ClassVar[tuple[str, ...]] = (SENT_LOSS, OWN_LOSS)
     warmup: Warmup = 20
 
     def measures(self, at: Context) -> tuple[Phase, ...]:
@@ -57,7 +63,12 @@ class Appeal(ByLoss):
         alone = at.local.train(trains="own", start_from="initial", steps=self.warmup)
         return (*super().measures(at), alone, MeasurePhase(report=OWN_LOSS, at="own"))
 
-    def weights(self, updates: Updates, server: Server) -> np.ndarray:
+    def own_weight(self, losses: Mapping[str, float], examples: float) -> float:
+        """4 q_k; examples do not count."""
+        size = abs(losses[SENT_LOSS] - losses[OWN_LOSS])
+        return 4 * math.exp(-size) / (1 + math.exp(-size)) ** 2
+
+    def cohort_weights(self, updates: Updates, server: Server) -> np.ndarray:
         """Proportional to q_k; keeps the share of the cohort that prefers the global model as ``appeal``."""
         gap = updates.report(SENT_LOSS) - updates.report(OWN_LOSS)
         server.numbers["appeal"] = float((gap < 0).mean())

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
+from pfl_mobile.errors import PrivacyError
 from pfl_mobile.strategies.registry import Param, register
 from pfl_mobile.strategies.strategy import Server, Strategy, mean_change
-from pfl_mobile.strategies.weighting import SENT_LOSS, ByLoss, Weighting
+from pfl_mobile.strategies.weighting import SENT_LOSS, ByOwnLoss, LossCap, Weighting, needed_cap
 
 if TYPE_CHECKING:
+    from pfl_mobile.modules.roles import DeviceTensorInfo
     from pfl_mobile.strategies.updates import Updates
 
 #: Added to every loss, as in the authors' code, so that F^(q-1) exists at a loss of 0.
@@ -22,15 +25,30 @@ Lipschitz = Annotated[float, Param("L: the inverse of the devices' learning rate
 
 
 @dataclass(frozen=True, kw_only=True)
-class QFair(ByLoss):
+class QFair(ByOwnLoss):
     """Weights n_k * F_k^q: the direction of q-FFL's gradient, for any strategy.
 
     Without the step size that :class:`QFedAvg` derives: the merge is a mean, as in FedAvg.
+
+    Private rounds (``loss_cap`` B): device k counts n_k (min(F_k, B) / B)^q, n_k its examples up to their cap.
     """
 
     q: Power = 1.0
+    loss_cap: LossCap = None
 
-    def weights(self, updates: Updates, server: Server) -> np.ndarray:
+    def check_private(self) -> None:
+        """Needs ``loss_cap`` for q > 0."""
+        if self.q > 0:
+            needed_cap(self, self.loss_cap)
+
+    def own_weight(self, losses: Mapping[str, float], examples: float) -> float:
+        """As said above; a loss below 0 counts as 0."""
+        if self.q == 0:
+            return examples
+        share = min(max(losses[SENT_LOSS], 0.0) / needed_cap(self, self.loss_cap), 1.0)
+        return examples * float(share**self.q)
+
+    def cohort_weights(self, updates: Updates, server: Server) -> np.ndarray:
         """Proportional to n_k * F_k^q; the largest loss is scaled to 1 so that no power overflows."""
         losses = updates.report(SENT_LOSS) + TINY
         return np.asarray(updates.examples * (losses / losses.max()) ** self.q, np.float64)
@@ -49,6 +67,9 @@ class QFedAvg(Strategy):
     Differs from the paper: it draws devices with probability p_k and counts them equally; ours are drawn
     uniformly, so p_k = n_k / n is in both sums. Tensors of groups are merged with the same weights, without h_k.
 
+    Private rounds are refused: h_k takes the norms of single changes. A bound of it, from the clip norm and a cap on
+    losses, would be public, but is so far above it that hardly a step is left. FedAvg with ``QFair`` can be private.
+
     Limits: q = 0 is FedAvg; q -> infinity approaches the device with the largest loss alone (AFL).
 
     Attributes:
@@ -58,6 +79,15 @@ class QFedAvg(Strategy):
 
     weighting: Weighting = field(default_factory=QFair)
     lipschitz: Lipschitz = 10.0
+
+    def check_private(self, table: Sequence[DeviceTensorInfo]) -> None:
+        """Refuses the step of algorithm 2 (PrivacyError)."""
+        if isinstance(self.weighting, QFair):
+            raise PrivacyError(
+                "QFedAvg cannot be private: its step is divided by norms of single changes",
+                mend="take its weights alone: the strategy 'fedavg' with the fairness 'qffl' and a loss_cap",
+            )
+        super().check_private(table)
 
     def merge(self, server: Server, updates: Updates) -> None:
         """The step of algorithm 2."""
@@ -82,6 +112,6 @@ class QFedAvg(Strategy):
     paper="Li, Sanjabi, Beirami, Smith 2020, Fair resource allocation in federated learning (arXiv 1905.10497)",
     shares="all trained tensors, and one loss",
 )
-def qffl(q: Power = 1.0, lipschitz: Lipschitz = 10.0) -> QFedAvg:
-    """:class:`QFedAvg` of this power."""
-    return QFedAvg(weighting=QFair(q=q), lipschitz=lipschitz)
+def qffl(q: Power = 1.0, lipschitz: Lipschitz = 10.0, loss_cap: LossCap = None) -> QFedAvg:
+    """:class:`QFedAvg` of this power; ``loss_cap`` matters where another strategy takes its weights in private."""
+    return QFedAvg(weighting=QFair(q=q, loss_cap=loss_cap), lipschitz=lipschitz)

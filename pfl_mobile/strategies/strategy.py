@@ -220,11 +220,15 @@ class Strategy:
 
     @property
     def private(self) -> bool:
-        """Whether its rounds can be private: one mean, and weights that do not come from what devices report.
+        """Whether its rounds can be private: one mean, and weights that each device has by itself, in 0..1.
 
         Where tensors have the role ``group`` they cannot be, as there is a mean for every group.
         """
-        return self.one_mean and not self.weighting.by_reports
+        try:
+            self.check_private(())
+        except PrivacyError:
+            return False
+        return True
 
     def check_rule(self, rule: Rule) -> None:
         """Refuse a robust rule that the merge would go around (ConfigError); call it before the first round."""
@@ -243,11 +247,10 @@ class Strategy:
         Raises:
             PrivacyError: the merge needs more of the updates than one mean over all devices.
         """
+        self.weighting.check_private()
         why = ""
         if not self.one_mean:
             why = "its merge reads more of single updates than one mean"
-        elif self.weighting.by_reports:
-            why = f"{type(self.weighting).__name__} weighs devices by losses that they report"
         elif any(t.role == "group" and t.update == "gradient" for t in table):
             why = "tensors with the role 'group' need a mean for every group, and a private merge gives one"
         if why:

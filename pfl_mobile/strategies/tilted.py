@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +11,7 @@ import numpy as np
 
 from pfl_mobile.strategies.fedavg import FedAvg
 from pfl_mobile.strategies.registry import Param, register
-from pfl_mobile.strategies.weighting import SENT_LOSS, ByLoss
+from pfl_mobile.strategies.weighting import SENT_LOSS, ByOwnLoss, LossCap, needed_cap
 
 if TYPE_CHECKING:
     from pfl_mobile.strategies.strategy import Server
@@ -42,7 +44,7 @@ def tilt(losses: np.ndarray, weights: np.ndarray, t: float) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tilted(ByLoss):
+class Tilted(ByOwnLoss):
     """Client-level tilted empirical risk minimization (Li 2021, TERM, arXiv 2007.01162).
 
     The paper minimizes R(t; w) = (1/t) log(sum_k p_k exp(t F_k(w))), p_k = n_k / n, whose gradient is the mean of
@@ -53,12 +55,28 @@ class Tilted(ByLoss):
     cohort, and a device's update is several local steps instead of one gradient. For tilting the examples within a
     device see :func:`pfl_mobile.tasks.tilted_task`.
 
+    Private rounds (``loss_cap`` B): device k counts p_k exp(t (min(F_k, B) - B)), p_k its examples up to their cap; for
+    t < 0, where a loss of 0 counts most, p_k exp(t max(F_k, 0)). Below B these are the weights above times a number
+    that all share, and the step is along the gradient of sum_k p_k exp(t F_k), which has the minimizers of R. Where all
+    losses are far below B it is short, so B is best near the largest loss that is still to be told from larger ones.
+
     Limits: t = 0 is FedAvg; t -> inf merges the device with the largest loss only, t -> -inf the smallest.
     """
 
     t: Tilt = 1.0
+    loss_cap: LossCap = None
 
-    def weights(self, updates: Updates, server: Server) -> np.ndarray:
+    def check_private(self) -> None:
+        """Needs ``loss_cap`` for t > 0."""
+        if self.t > 0:
+            needed_cap(self, self.loss_cap)
+
+    def own_weight(self, losses: Mapping[str, float], examples: float) -> float:
+        """As said above."""
+        full = needed_cap(self, self.loss_cap) if self.t > 0 else 0.0
+        return examples * math.exp(min(self.t * (losses[SENT_LOSS] - full), 0.0))
+
+    def cohort_weights(self, updates: Updates, server: Server) -> np.ndarray:
         """Proportional to n_k * exp(t * F_k)."""
         return tilt(updates.report(SENT_LOSS), updates.examples, self.t)
 
@@ -69,6 +87,6 @@ class Tilted(ByLoss):
     paper="Li, Beirami, Sanjabi, Smith 2021, Tilted empirical risk minimization (arXiv 2007.01162)",
     shares="all trained tensors, and one loss",
 )
-def term(t: Tilt = 1.0) -> FedAvg:
+def term(t: Tilt = 1.0, loss_cap: LossCap = None) -> FedAvg:
     """FedAvg with :class:`Tilted`."""
-    return FedAvg(weighting=Tilted(t=t))
+    return FedAvg(weighting=Tilted(t=t, loss_cap=loss_cap))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pfl_mobile.errors import ConfigError, PrivacyError, near
-from pfl_mobile.strategies.private import PRIVATE_MEND, PrivateRule
+from pfl_mobile.strategies.private import PRIVATE_MEND, OwnWeight, PrivateRule
 from pfl_mobile.strategies.rows import COLUMNS, GROUP, MatrixRows, Rows, weighted_sum
 from pfl_mobile.strategies.rules import Average, Mean, Rule, parts_of
 
@@ -55,8 +55,9 @@ class Updates:
 
     ``rule`` decides how a mean is taken. With a private one the mean is all that can be had: whatever else reads the
     changes, reports or steps of single devices raises PrivacyError, so a strategy that is not one bounded sum is
-    refused. Numbers of examples can be read then, as weights in 0..1 that are capped (``PrivacyConfig.weights``); who
-    took part can be too, which the server knows: it must not get into what is released.
+    refused. Numbers of examples can be read then, as weights in 0..1 that are capped (``PrivacyConfig.weights``), and
+    what a device reports can become its own weight (``own_weights``); who took part can be read too, which the server
+    knows: it must not get into what is released.
 
     Attributes:
         layout: of a row of changes.
@@ -125,6 +126,24 @@ class Updates:
             return float(self.rule.config.cohort)
         return float(len(self))
 
+    def own_weights(self, weight: OwnWeight, names: Sequence[str]) -> np.ndarray:
+        """Weights for a private mean, each of what one device reports, float64 [n] in 0..1.
+
+        Args:
+            weight: see ``PrivateRule.own_weights``.
+            names: of the reports that it reads.
+
+        Raises:
+            ConfigError: the plan reports nothing of such a name, or the rule is not private.
+        """
+        if not isinstance(self.rule, PrivateRule):
+            raise ConfigError(
+                "weights of single reports are for private rules", mend="call weights() instead"
+            )
+        if not len(self):  # nobody answered, so not even the names are known
+            return np.zeros(0)
+        return self.rule.own_weights(weight, {name: self._report(name) for name in names}, self._examples)
+
     def mean(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """The mean of the changes by the rule, float32 by name.
 
@@ -190,6 +209,9 @@ class Updates:
             PrivacyError: the rule is private.
         """
         self._allow(f"the report {name!r}", changes=False)
+        return self._report(name)
+
+    def _report(self, name: str) -> np.ndarray:
         if name not in self._reports:
             raise ConfigError(
                 f"the devices' plan reports no {name!r}",

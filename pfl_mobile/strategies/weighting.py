@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 
+from pfl_mobile.errors import PrivacyError
 from pfl_mobile.local.plan import MeasurePhase
-from pfl_mobile.strategies.registry import check_ranges
+from pfl_mobile.strategies.private import PRIVATE_MEND
+from pfl_mobile.strategies.registry import Param, check_ranges
 
 if TYPE_CHECKING:
     from pfl_mobile.local.plan import Phase
@@ -21,6 +23,11 @@ SummedBy = Literal["examples", "devices"]
 #: Report of each device's mean training loss with the values that it was sent.
 SENT_LOSS = "sent_loss"
 
+LossCap = Annotated[
+    float | None,
+    Param("for private rounds: the loss from which on devices count alike", low=0.0, open=("low",)),
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Weighting:
@@ -28,12 +35,13 @@ class Weighting:
 
     #: Whether users must have groups.
     needs_groups: ClassVar[bool] = False
-    #: Whether weights come from what devices report, which no private round lets out.
-    by_reports: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse hyper-parameters outside their range (ConfigError)."""
         check_ranges(type(self).__name__, type(self), vars(self))
+
+    def check_private(self) -> None:
+        """Refuse private rounds where a device's weight depends on other devices (PrivacyError); here it does not."""
 
     @property
     def summed_by(self) -> SummedBy | None:
@@ -83,11 +91,62 @@ def weights_of(examples: Sequence[int] | np.ndarray, by: SummedBy) -> np.ndarray
 class ByLoss(Weighting):
     """Base of the weightings by the loss that each device has with the values that it was sent."""
 
-    by_reports: ClassVar[bool] = True
+    def check_private(self) -> None:
+        """Refuses them."""
+        raise PrivacyError(
+            f"{type(self).__name__} weighs devices by losses of others too, which no noise hides",
+            mend=PRIVATE_MEND,
+        )
 
     def measures(self, at: Context) -> tuple[Phase, ...]:
         """The training loss before training, as the report ``sent_loss``."""
         return (MeasurePhase(report=SENT_LOSS),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByOwnLoss(ByLoss):
+    """Base of the weightings by loss that private rounds can use.
+
+    There is a factor, the same for all devices of a round, that turns the weights of the others' losses into weights
+    in 0..1 that each device has by itself. Where losses stay below ``loss_cap`` a private round makes the usual step
+    times such a factor: shorter, as it divides by a number fixed in advance. The caps are public: fixed by somebody
+    who did not look at devices' losses.
+    """
+
+    #: Reports that ``own_weight`` reads.
+    reads: ClassVar[tuple[str, ...]] = (SENT_LOSS,)
+
+    def check_private(self) -> None:
+        """Allows them; a subclass refuses where a cap is missing (PrivacyError)."""
+
+    def own_weight(self, losses: Mapping[str, float], examples: float) -> float:
+        """A device's weight in a private round, in 0..1.
+
+        Args:
+            losses: what it reported, finite.
+            examples: its weight by examples, in 0..1.
+        """
+        raise NotImplementedError
+
+    def cohort_weights(self, updates: Updates, server: Server) -> np.ndarray:
+        """Weights of other rounds, float64 [n]."""
+        raise NotImplementedError
+
+    def weights(self, updates: Updates, server: Server) -> np.ndarray:
+        """``own_weight`` of each device in private rounds, else ``cohort_weights``."""
+        if updates.private:
+            return updates.own_weights(self.own_weight, self.reads)
+        return self.cohort_weights(updates, server)
+
+
+def needed_cap(weighting: Weighting, cap: float | None) -> float:
+    """The bound on losses (PrivacyError: none is set, so rounds cannot be private)."""
+    if cap is None:
+        raise PrivacyError(
+            f"{type(weighting).__name__} weighs devices by losses, and no bound on them is set",
+            mend="set loss_cap, a loss from which on devices count alike; choose it without looking at their losses",
+        )
+    return cap
 
 
 def group_losses(

@@ -16,13 +16,14 @@ from sqlalchemy.exc import IntegrityError
 
 from pfl_mobile.errors import ConfigError, LedgerError, OtherSettingsError, StateError
 from pfl_mobile.local.phases import check_plan, named_sets
-from pfl_mobile.local.plan import ChoosePhase, MeasurePhase, Plan
+from pfl_mobile.local.plan import Plan
 from pfl_mobile.local.state import ModelId
 from pfl_mobile.privacy import Ledger, PrivateRounds, SecureNoise, require_secure
 from pfl_mobile.privacy.events import dp_accounting
 from pfl_mobile.protocol.bodies import BundleId
 from pfl_mobile.protocol.update_file import layout_of, size_limit
 from pfl_mobile.simulation.settings import differences
+from pfl_mobile.strategies.private import check_own_noise
 from pfl_mobile.strategies.state_file import plain_numbers
 from pfl_mobile.strategies.strategy import Context, Server, Strategy, Values
 from pfl_server.config import FederationConfig
@@ -108,6 +109,7 @@ class Runtime:
         plan = self.plan(server, 0)
         names = {"initial", "global", *self.strategy.sets(server), *self.strategy.sets_for(server, 0, "")}
         check_plan(plan, self.table, {name: {} for name in names}, ())
+        check_own_noise(config.privacy, plan)
         layout = layout_of(plan, self.table)
         if not layout.size:
             raise ConfigError(
@@ -202,8 +204,7 @@ class Runtime:
             found = self._rounds.get(number)
             if found is None:
                 parsed = Plan.load(json.dumps(plan))
-                phases = (p for p in parsed.steps() if isinstance(p, MeasurePhase | ChoosePhase))
-                found = RoundPlan(parsed, layout_of(parsed, self.table), frozenset(p.report for p in phases))
+                found = RoundPlan(parsed, layout_of(parsed, self.table), frozenset(parsed.reports))
                 self._rounds[number] = found
                 while len(self._rounds) > _ROUNDS:
                     self._rounds.popitem(last=False)

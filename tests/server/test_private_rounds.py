@@ -7,10 +7,12 @@ import pytest
 
 from pfl_mobile.errors import ConfigError, PrivacyError
 from pfl_mobile.privacy import Ledger, PrivacyConfig, PrivateRounds, SecureNoise, SimulatedNoise
+from pfl_mobile.strategies import Server, Updates, create
+from pfl_mobile.strategies.private import PrivateRule
 from pfl_mobile.strategies.rows import MatrixRows
 from pfl_server.storage.models import LedgerEntry
 from tests.server.basics import RepeatingNoise
-from tests.server.federation import federation_config, small
+from tests.server.federation import federation_config, layout, small, update_of
 
 GAUSSIAN = {"mechanism": "gaussian", "noise_multiplier": 0.5, "clip_norm": 0.3, "delta": 1e-5}
 MATRIX = {
@@ -48,6 +50,37 @@ def test_the_merge_is_the_private_mean_and_nothing_else(tmp_path):
         expected = private.merge(MatrixRows(values), np.ones(3))
         np.testing.assert_allclose(flat(f.model().values) - before, expected, rtol=1e-5, atol=1e-6)
         assert f.round(0).summary["clipped"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("term", {"t": 0.7, "loss_cap": 2.0}), ("maxfl", {}), ("term", {"t": -1.0})]
+)
+def test_weights_by_reports_are_those_of_the_simulator(tmp_path, name, parameters):
+    config = federation_config(
+        strategy={"name": name, "parameters": parameters}, privacy=GAUSSIAN | {"example_cap": 30}
+    )
+    rng = np.random.default_rng(0)
+    with small(tmp_path, config, devices=3, noise=RepeatingNoise(5)) as f:
+        strategy, runtime = create(name, **parameters), f.services.runtime
+        server = Server(runtime.table, 3, dict(runtime.initial))
+        values = rng.standard_normal((3, 10)).astype(np.float32)
+        examples, reports = np.array([7, 1000, 20]), []
+        for device, value, count in zip(f.devices, values, examples, strict=True):
+            task = f.task(device)
+            reports.append({r: float(rng.uniform(0.1, 3)) for r in task["reports"]})
+            data = update_of(task, value, examples=int(count), reports=reports[-1])
+            assert f.put(device, task, data).status_code == 200
+        f.step()
+        assert f.round(0).state == "merged", f.round(0).error
+        columns = {r: np.array([found[r] for found in reports]) for r in reports[0]}
+        rule = PrivateRule(config.privacy, PrivateRounds(config.privacy, SimulatedNoise(5)).merge)
+        strategy.merge(
+            server,
+            Updates(layout(task), values, range(3), examples, np.ones(3), columns, [], 3, rule=rule),
+        )
+        assert columns
+        np.testing.assert_allclose(flat(f.model().values), flat(server.values), rtol=1e-5, atol=1e-6)
+        assert f.model().numbers == server.numbers == {}
 
 
 def test_noise_is_secure_unless_a_test_says_otherwise(tmp_path):
@@ -180,6 +213,14 @@ def test_strategies_that_read_single_updates_are_refused(tmp_path):
     for name in ("ifca", "term", "pfedhn"):
         config = federation_config(strategy={"name": name}, privacy=GAUSSIAN)
         with pytest.raises(PrivacyError), small(tmp_path / name, config):
+            pass
+
+
+def test_reports_beside_updates_with_the_devices_own_noise_are_refused(tmp_path):
+    own = {"clip_norm": 0.3, "local_noise_multiplier": 2.0, "delta": 1e-5}
+    for kind, privacy in (("local", own | {"mechanism": "local"}), ("both", GAUSSIAN | own)):
+        config = federation_config(strategy={"name": "maxfl"}, privacy=privacy)
+        with pytest.raises(PrivacyError, match="own_loss, sent_loss"), small(tmp_path / kind, config):
             pass
 
 

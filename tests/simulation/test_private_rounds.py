@@ -142,6 +142,20 @@ def test_other_privacy_or_rule_is_another_run(engine, tmp_path):
             rounds(FEDAVG, setup(), engine, rounds=2, folder=tmp_path, resume=True, **more)
 
 
+@pytest.mark.parametrize("more", [{}, POISSON | {"cohort": 1}, MATRIX, ADAPTIVE])
+@pytest.mark.parametrize("name", ["term", "maxfl"])
+def test_private_rounds_weigh_devices_by_what_they_report(engine, name, more):
+    parameters = {"loss_cap": 1.0} if name == "term" else {}
+    given = config(**more)
+    size = {"cohort_size": given.cohort, "rounds": 5, "privacy": given}
+    with rounds(create(name, **parameters), setup(), engine, **size) as running:
+        found = running.run()
+    assert set(found.numbers) == {"privacy"}
+    plain = rounds(FEDAVG, setup(), engine, **size).run()
+    assert all(np.isfinite(v).all() for v in found.values.values())
+    assert not same(found.values, plain.values)
+
+
 def test_epsilon_is_the_ledgers_after_every_round(engine):
     with rounds(FEDAVG, setup(), engine, rounds=4, privacy=config(**POISSON)) as running:
         running.run()
@@ -217,6 +231,7 @@ def test_participations_are_apart_as_the_matrix_mechanism_needs():
     [
         ("term", {"privacy": config()}, PrivacyError, "Tilted"),
         ("ifca", {"privacy": config()}, PrivacyError, "Ifca"),
+        ("maxfl", {"privacy": config(**LOCAL)}, PrivacyError, "own_loss, sent_loss"),
         ("fedavg", {"privacy": config(), "rule": Median()}, PrivacyError, "Median"),
         ("fedavg", {"privacy": config(population=21)}, ConfigError, "population of 21"),
         ("fedavg", {"privacy": config(cohort=5)}, ConfigError, "cohort of 5"),
