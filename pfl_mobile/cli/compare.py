@@ -86,9 +86,10 @@ def compare(
 
     JSON: data, study (the configuration), rounds, seeds, baseline, files, strategies (strategy, metric, global_acc,
     personalized_acc, gain, gain_low, gain_high, users_better, users_worse, worst_decile, std_over_users, worst_group,
-    worst_group_improvement, forgetting, bytes_up, bytes_down, bytes_up_per_device, steps, failures, seconds, privacy
-    as in `pfl train`, begins_with: whose trained model it starts from, and whose epsilon comes on top; or strategy and
-    error, where it did not run).
+    worst_group_improvement, forgetting, bytes_up, bytes_down, bytes_up_per_device, steps of all devices in the rounds,
+    personal_steps of a user's own model after them, failures, seconds, privacy as in `pfl train`, begins_with: whose
+    trained model it starts from, beginning: the bytes_up, bytes_down, bytes_up_per_device, steps and seconds of that,
+    which come on top, as its epsilon does; or strategy and error, where it did not run).
     """
     from pfl_mobile.atomic import atomic_write, disk_errors
     from pfl_mobile.strategies import entry

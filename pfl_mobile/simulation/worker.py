@@ -208,6 +208,7 @@ class Evaluation:
         general: metrics of the device's own model on the general examples; None without them, or without a model
             of its own.
         general_shared: the same of the values that the server sends to all.
+        steps: optimizer steps of the personal plan.
     """
 
     client: int
@@ -217,6 +218,7 @@ class Evaluation:
     failure: str | None = None
     general: dict[str, float] | None = None
     general_shared: dict[str, float] | None = None
+    steps: int = 0
 
 
 @dataclass
@@ -343,6 +345,7 @@ class Worker:
         shared: list[dict[str, np.ndarray]] = []
         clients: list[Client] = []
         failures: list[str | None] = [None] * len(job.clients)
+        steps = [0] * len(job.clients)
         for i, index in enumerate(job.clients):
             try:
                 rows = self._checked_rows(index, task.part)
@@ -362,7 +365,7 @@ class Worker:
                 for one, c in zip(shared, clients, strict=True)
             ]
         else:
-            personal = self._adapted(task, job, clients, shared, start, sets, failures)
+            personal = self._adapted(task, job, clients, shared, start, sets, failures, steps)
         of_shared = self.trainer.evaluate(measured, shared, start)
         has_own = [i for i, tensors in enumerate(personal) if tensors is not None]
         own_rows, own_tensors = [measured[i] for i in has_own], [personal[i] or {} for i in has_own]
@@ -383,6 +386,7 @@ class Worker:
                 failures[i],
                 general.get(i),
                 general_shared,
+                steps[i],
             )
             for i, index in enumerate(job.clients)
         ]
@@ -396,8 +400,11 @@ class Worker:
         start: dict[str, np.ndarray],
         sets: Sets,
         failures: list[str | None],
+        steps: list[int],
     ) -> list[dict[str, np.ndarray] | None]:
-        """What each device serves after the personal plan; None where it fails, and why in ``failures``."""
+        """What each device serves after the personal plan, its steps in ``steps``; None where it fails, and why in
+        ``failures``.
+        """
         plan = task.personal
         assert plan is not None
         ready: list[Client] = []
@@ -416,6 +423,7 @@ class Worker:
         personal: list[dict[str, np.ndarray] | None] = [None] * len(clients)
         outcomes = self.trainer.run(plan, ready, start, sets) if ready else []
         for i, client, outcome in zip(places, ready, outcomes, strict=True):
+            steps[i] = outcome.steps
             if outcome.failure is not None:
                 failures[i] = _diverged(outcome.failure)
                 continue

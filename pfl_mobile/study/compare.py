@@ -41,7 +41,8 @@ class Compared:
         costs: of the run with each seed, see ``StudyResult.costs``.
         losses: mean training loss of each round, with the first seed.
         privacy: what its rounds would guarantee with secure noise, of the seed that cost most; None without privacy.
-        begins_with: the strategy whose trained model it begins with; what that cost comes on top.
+        begins_with: the strategy whose trained model it begins with; what that cost comes on top, see
+            ``Comparison.rows``.
         error: why it did not run, ``<error>: <reason>``; None when it did.
     """
 
@@ -79,6 +80,10 @@ class Comparison:
         over users (then over seeds) of each user's own model, ``gain`` that minus the same with the baseline, with a
         95 % interval: over users with one seed (bootstrap), over seeds with more (Student's t). ``privacy`` is the
         statement of its rounds (``StudyResult.privacy``), to which that of ``begins_with`` adds up.
+
+        ``steps`` are those of all merged devices in all rounds, ``personal_steps`` those that a user's own model took
+        afterwards, mean over users. ``beginning`` has the costs of the rounds of ``begins_with``, which are in none of
+        the others.
         """
         return self._rows
 
@@ -118,11 +123,18 @@ class Comparison:
             "bytes_down": mean([c["bytes_down"] for c in costs]),
             "bytes_up_per_device": mean([c["bytes_up_per_device"] for c in costs]),
             "steps": mean([c["steps"] for c in costs]),
+            "personal_steps": mean([e.personal_steps for e in evaluations]),
             "failures": mean([c["failures"] for c in costs]),
             "seconds": mean([c["seconds"] for c in costs]),
             "privacy": found.privacy,
             "begins_with": found.begins_with,
+            "beginning": None if found.begins_with is None else self._beginning(found.begins_with),
         }
+
+    def _beginning(self, name: str) -> dict[str, float]:
+        costs = self.results[name].costs
+        names = ("bytes_up", "bytes_down", "bytes_up_per_device", "steps", "seconds")
+        return {cost: float(np.mean([c[cost] for c in costs])) for cost in names}
 
     def to_json(self, *, users: bool = False) -> dict[str, Any]:
         """Plain values; with ``users`` every user's record too."""
@@ -149,7 +161,7 @@ class Comparison:
         columns += ["worst group"] if grouped else []
         private = self.privacy is not None
         columns += ["epsilon"] if private else []
-        columns += ["forgetting", "kB up / device / round", "steps", "s"]
+        columns += ["forgetting", "kB up / device / round", "steps in rounds", "steps after / user", "s"]
         cells = []
         for r in rows:
 
@@ -161,9 +173,17 @@ class Comparison:
             line += [f"{r['users_better']:.0f} / {r['users_worse']:.0f}", number(r["worst_decile"])]
             line.append(number(r["std_over_users"]))
             line += [number(r["worst_group"])] if grouped else []
-            line += [_epsilon(r["privacy"])] if private else []
+            begun = r["begins_with"]
+            spent = [r["privacy"]] if begun is None else [r["privacy"], self.results[begun].privacy]
+            line += [" + ".join(_epsilon(said) for said in spent)] if private else []
             line.append("-" if r["forgetting"] is None else number(r["forgetting"], "+"))
-            line += [f"{r['bytes_up_per_device'] / 1000:.1f}", f"{r['steps']:.0f}", f"{r['seconds']:.1f}"]
+
+            def cost(name: str, digits: int, scale: float = 1.0, row: Mapping[str, Any] = r) -> str:
+                parts = [row] if row["beginning"] is None else [row, row["beginning"]]
+                return " + ".join(f"{part[name] / scale:.{digits}f}" for part in parts)
+
+            line += [cost("bytes_up_per_device", 1, 1000), cost("steps", 0)]
+            line += [f"{r['personal_steps']:.1f}", cost("seconds", 1)]
             cells.append(line)
         return columns, cells
 
@@ -173,15 +193,16 @@ class Comparison:
         return self.results[BASELINE].privacy
 
     def remarks(self) -> list[str]:
-        """A line for each strategy that did not run, with the reason, or whose epsilon is not all that it cost."""
+        """A line for each strategy that did not run, with the reason, and one on those that begin with another's."""
         results = self.results.values()
         found = [f"{f.name} did not run: {f.error}" for f in results if f.error is not None]
-        if self.privacy is not None:
-            found += [
-                f"{f.name} begins with the model of {f.begins_with}, whose epsilon comes on top"
-                for f in results
-                if f.begins_with is not None
-            ]
+        begun = [f.name for f in results if f.begins_with is not None]
+        if begun:
+            verb = "begins" if len(begun) == 1 else "begin"
+            costs = "costs" if self.privacy is None else "costs and epsilon"
+            found.append(
+                f"{', '.join(begun)} {verb} with the model of {BASELINE}, whose {costs} come on top (after the +)"
+            )
         return found
 
     def markdown(self) -> str:
@@ -222,7 +243,9 @@ class Comparison:
         return [
             plots.draw_distributions(evaluations, folder / "users.png"),
             plots.draw_history(range(1, self.rounds + 1), losses, folder / "loss.png"),
-            plots.draw_costs([r for r in self.rows() if r["error"] is None], folder / "costs.png"),
+            plots.draw_costs(
+                [r for r in self.rows() if r["error"] is None], self.settings["users"], folder / "costs.png"
+            ),
         ]
 
 
@@ -319,7 +342,8 @@ def run_folder(folder: str | Path | None, name: str, seed: int) -> Path | None:
 
 def common_settings(study: Study) -> dict[str, Any]:
     """The settings of a study that all strategies of a comparison have; see ``Study.effective``."""
-    return {name: value for name, value in study.effective().items() if name not in _OWN}
+    shown = for_strategy(study, BASELINE).effective()  # its own strategy might say how much a device trains
+    return {name: value for name, value in shown.items() if name not in _OWN}
 
 
 def for_strategy(study: Study, name: str) -> Study:

@@ -35,6 +35,7 @@ class Evaluation:
         shared_is_trained: False where the shared model has personal layers as they were shipped, which makes it no
             fair measure of what one model for all can do.
         has_own: False where the strategy makes no models of users' own.
+        personal_steps: optimizer steps that a user's own model took after the rounds, mean over users.
     """
 
     metric: str
@@ -50,6 +51,7 @@ class Evaluation:
     failed: Mapping[str, str] = field(default_factory=dict)
     shared_is_trained: bool = True
     has_own: bool = True
+    personal_steps: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse an evaluation of nobody (NoExamplesError)."""
@@ -174,6 +176,7 @@ class Evaluation:
             "per_group": {name: {**g, "gain": g["gain"].to_json()} for name, g in self.per_group.items()},
             "worst_group_improvement": self.worst_group_improvement,
             "forgetting": self.forgetting,
+            "personal_steps": self.personal_steps,
             "failed": dict(self.failed),
         }
         return out | ({"per_user": self.per_user()} if users else {})

@@ -85,22 +85,29 @@ def draw_history(rounds: Sequence[int], losses: Mapping[str, Sequence[float]], p
     return save(figure, path)
 
 
-def draw_costs(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
+def draw_costs(rows: Sequence[Mapping[str, Any]], users: int, path: Path) -> Path:
     """What each strategy sends and computes against what its users get.
 
     Args:
         rows: ``Comparison.rows()`` of the strategies that ran.
+        users: each of whom makes an own model once.
         path: of the PNG file.
     """
     figure, axes = new_axes(6.4, 4.2)
-    sent = [(r["bytes_up"] + r["bytes_down"]) / 1e6 for r in rows]
-    steps = np.array([r["steps"] for r in rows], np.float64)
+
+    def total(row: Mapping[str, Any], cost: str) -> float:
+        return float(row[cost] + (row["beginning"] or {cost: 0})[cost])
+
+    sent = [(total(r, "bytes_up") + total(r, "bytes_down")) / 1e6 for r in rows]
+    steps = np.array([total(r, "steps") + users * r["personal_steps"] for r in rows], np.float64)
     size = 20 + 180 * steps / max(1.0, float(steps.max()))
     axes.scatter(sent, [r["personalized_acc"] for r in rows], size, PERSONAL, alpha=0.45, lw=0)
     for r, x in zip(rows, sent, strict=True):
         axes.annotate(
             r["strategy"], (x, r["personalized_acc"]), fontsize=7, xytext=(4, 3), textcoords="offset points"
         )
-    axes.set_xlabel("sent up and down in all rounds (MB); area = optimizer steps")
+    axes.set_xlabel(
+        "sent up and down in all (MB); area = optimizer steps, of rounds and of every user's own model"
+    )
     axes.set_ylabel(f"{unit(rows[0]['metric'])}, mean over users")
     return save(figure, path)

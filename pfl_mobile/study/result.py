@@ -206,7 +206,8 @@ class StudyResult:
     def costs(self) -> dict[str, float]:
         """What the rounds cost: bytes up and down, in all and per device and round; steps, examples, seconds.
 
-        Steps, examples and bytes up are those of the merged devices; a device that failed was sent to as well.
+        Steps, examples and bytes up are those of the merged devices; a device that failed was sent to as well. What
+        users' own models take after the rounds is told by ``evaluate`` (``personal_steps``).
         """
         rounds = self.history
         devices = sum(r.clients for r in rounds)
@@ -425,6 +426,7 @@ class StudyResult:
             failed={data.id(m.client): m.failure for m in measured if m.failure is not None},
             shared_is_trained=self.has_shared_model,
             has_own=any(m.personal is not None or m.failure is not None for m in counted),
+            personal_steps=float(np.mean([m.steps for m in counted])) if counted else 0.0,
         )
 
     def _train_rows(self, user: int) -> Rows | None:

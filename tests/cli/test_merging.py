@@ -180,7 +180,7 @@ def test_strategies_are_compared_in_private_and_those_that_refuse_are_named(pfl:
     assert "privacy.noise_multiplier" in ran.out
     assert "ifca did not run: PrivacyError: Ifca cannot be private" in ran.out
     assert "term did not run: PrivacyError" in ran.out
-    assert "moe begins with the model of fedavg, whose epsilon comes on top" in ran.out
+    assert "moe begins with the model of fedavg, whose costs and epsilon come on top" in ran.out
     assert "protects nobody" in ran.out
     page = (tmp_path / "comparison.md").read_text()
     assert "| epsilon |" in page
@@ -193,6 +193,7 @@ def test_strategies_are_compared_in_private_and_those_that_refuse_are_named(pfl:
         assert rows[name]["privacy"]["assumptions"]
     assert rows["local"]["privacy"]["epsilon"] == 0  # it sends nothing
     assert (rows["moe"]["begins_with"], rows["fedper"]["begins_with"]) == ("fedavg", None)
+    assert "| 8 + 8 |" in page
     assert rows["ifca"]["error"].startswith("PrivacyError: ")
     assert rows["fedper"]["error"] is None
 

@@ -63,6 +63,30 @@ def test_a_frozen_backbone_is_the_one_that_the_baseline_trained():
         assert rows[name]["global_acc"] == pytest.approx(rows["fedavg"]["global_acc"])
         assert rows[name]["bytes_up"] == 0
     assert rows["moe"]["bytes_up"] > 0
+    for name in ("lora", "moe", "prompt_tuning"):
+        told = {cost: rows["fedavg"][cost] for cost in rows[name]["beginning"]}
+        assert rows[name]["beginning"] == told
+        assert told["bytes_up"] > 0
+        assert told["steps"] > 0
+    assert rows["fedavg"]["beginning"] is None
+    assert (
+        "lora, moe, prompt_tuning begin with the model of fedavg, whose costs come on top" in found.markdown()
+    )
+    assert "| 0.0 + 0.3 |" in found.markdown()
+
+
+def test_steps_after_the_rounds_are_told_apart():
+    """Each user's last training, a pass over the examples of each, is in none of the rounds."""
+    people = population()
+    found = compare(study(data=people), ["fedavg_finetune"], rounds=2)
+    rows = {r["strategy"]: r for r in found.rows()}
+    batches = [-(-len(people.train(i)["weight"]) // 8) for i in range(len(people))]
+    assert rows["fedavg_finetune"]["personal_steps"] == sum(batches) / len(batches)
+    assert rows["fedavg"]["personal_steps"] == 0
+    assert rows["fedavg_finetune"]["steps"] == rows["fedavg"]["steps"] > 0
+    columns, cells = found.table()
+    assert [line[columns.index("steps after / user")] for line in cells] == ["0.0", "5.5"]
+    assert found.to_json(users=True)["evaluations"]["fedavg_finetune"][0]["personal_steps"] > 0
 
 
 def test_a_strategy_that_does_not_fit_is_listed_with_the_reason():
@@ -110,7 +134,9 @@ def figures(found):
     """All that a comparison found but the time it took."""
     plain = found.to_json(users=True) | {"losses": {n: f.losses for n, f in found.results.items()}}
     for row in plain["strategies"]:
-        row.pop("seconds", None)
+        row["seconds"] = 0
+        if row["beginning"]:
+            row["beginning"]["seconds"] = 0
     return json.dumps(plain)
 
 
