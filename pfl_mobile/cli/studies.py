@@ -220,7 +220,7 @@ def train(
         study.run(rounds, resume=resume, on_progress=report) as result,
     ):
         report("measure every user", None)
-        found = result.compared(on_progress=report)
+        found = result.evaluate(on_progress=report)
         files = [result.save(folder), plots.draw_users(found, folder / "users.png")]
         losses = {study.strategy_name: [math.nan if r.loss is None else r.loss for r in result.history]}
         files.append(plots.draw_history([r.round + 1 for r in result.history], losses, folder / "loss.png"))

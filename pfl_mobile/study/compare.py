@@ -315,7 +315,7 @@ def compare(
             tell(f"{name}: measure every user")
             if name == BASELINE:
                 trained[seed] = result.values
-            found[name].evaluations.append(result.evaluate(users))
+            found[name].evaluations.append(result.evaluate(users, baseline=False))
             found[name].costs.append(result.costs())
             found[name].privacy = _dearer(found[name].privacy, result.privacy)
             if seed == seeds[0]:

@@ -225,12 +225,24 @@ class StudyResult:
             "seconds": float(sum(r.seconds for r in rounds)),
         }
 
-    def evaluate(self, users: int | Sequence[int] | None = None, *, metric: str | None = None) -> Evaluation:
+    def evaluate(
+        self,
+        users: int | Sequence[int] | None = None,
+        *,
+        metric: str | None = None,
+        baseline: bool = True,
+        on_progress: Report | None = None,
+    ) -> Evaluation:
         """The shared model and each user's own, on test examples.
+
+        Where parts of the model are personal, the server's values are no trained model without them. The shared model
+        is another one then, federated averaging of everything (``baseline``), which is trained first, once.
 
         Args:
             users: how many, drawn by the study's seed, or their indexes; by default all, 2000 at most.
             metric: of the task; by default recall for classes and tokens, absolute error for real values.
+            baseline: False takes the server's values as they are; ``shared_is_trained`` tells what that is worth.
+            on_progress: ``(what, fraction done)``, of the baseline's rounds.
 
         Raises:
             NoExamplesError: no user has test examples.
@@ -242,21 +254,8 @@ class StudyResult:
         if key not in self._found:
             self._check_open()
             self._found[key] = self._evaluate(who, metric)
-        return self._found[key]
-
-    def compared(
-        self,
-        users: int | Sequence[int] | None = None,
-        *,
-        metric: str | None = None,
-        on_progress: Report | None = None,
-    ) -> Evaluation:
-        """As ``evaluate``, against a shared model that is trained.
-
-        Where parts of the model are personal, that is another one (``baseline``), which is trained first.
-        """
-        found = self.evaluate(users, metric=metric)
-        if self.has_shared_model:
+        found = self._found[key]
+        if self.has_shared_model or not baseline:
             return found
         other = self.baseline(on_progress).evaluate(users, metric=found.metric)
         return replace(found, shared=other.shared, shared_is_trained=True)
@@ -284,11 +283,8 @@ class StudyResult:
     def recommend(
         self, users: int | Sequence[int] | None = None, *, on_progress: Report | None = None
     ) -> Recommendation:
-        """Personalize or not, for whom and why; see ``recommend.recommend``.
-
-        Where parts of the model are personal, the shared model to compare with is trained first (``baseline``).
-        """
-        found = self.compared(users, on_progress=on_progress)
+        """Personalize or not, for whom and why, from what ``evaluate`` finds; see ``recommend.recommend``."""
+        found = self.evaluate(users, on_progress=on_progress)
         index = {self.study.data.id(i): i for i in self._who(users)}
         return recommend(found, self._label_divergence([index[u] for u in found.users]))
 
@@ -349,17 +345,14 @@ class StudyResult:
         return text_parts(data.encoder, data.data.texts(data.id(0))[0], len(self.study.batch["weight"]))
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``result.json`` (costs, history, evaluation of every user, recommendation) into a folder.
-
-        The evaluation is that of ``compared``.
-        """
+        """Write ``result.json`` (costs, history, evaluation of every user, recommendation) into a folder."""
         path = Path(folder) / "result.json"
         found = {
             "study": self.study.effective(),
             "costs": self.costs(),
             "fairness": self.fairness,
             "privacy": self.privacy,
-            "evaluation": self.compared().to_json(users=True),
+            "evaluation": self.evaluate().to_json(users=True),
             "recommendation": self.recommend().to_json(),
             "history": [asdict(r) for r in self.history],
         }

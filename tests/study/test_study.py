@@ -139,21 +139,24 @@ def test_epochs_given_to_a_run_are_those_of_its_result(tmp_path):
 def test_what_is_compared_is_a_trained_model_and_is_kept(tmp_path):
     one = study("fedper", personal=["head"], folder=tmp_path)
     with one.run(rounds=4) as result:
-        assert not result.evaluate().shared_is_trained
-        found = result.compared()
+        untrained = result.evaluate(baseline=False)
+        assert not untrained.shared_is_trained
+        found = result.evaluate()
+        assert found.shared_is_trained
         alone = one.baseline().run(rounds=4)
         assert np.array_equal(found.shared, alone.evaluate().shared)
-        assert np.array_equal(found.personal, result.evaluate().personal)
+        assert np.array_equal(found.personal, untrained.personal)
+        assert result.recommend().expected_gain == found.gain
         saved = json.loads(result.save(tmp_path).read_text())
         assert saved["evaluation"]["global_is_trained"]
         assert saved["evaluation"]["global_acc"] == found.global_acc
     said = []
     with one.result() as again:
-        compared = again.compared(on_progress=lambda what, _fraction: said.append(what))
+        compared = again.evaluate(on_progress=lambda what, _fraction: said.append(what))
     assert np.array_equal(compared.shared, found.shared)
     assert said == []
     with study("ditto").run(rounds=1) as shared:
-        assert shared.compared() is shared.evaluate()
+        assert shared.evaluate() is shared.evaluate(baseline=False)
 
 
 def test_a_closed_result_says_so_and_keeps_what_was_measured():
