@@ -253,8 +253,9 @@ def recommend(
 
     Where parts of the model are personal, the comparison is with the one model for all that `pfl train` trained too.
 
-    JSON: verdict, min_examples, users, expected_gain (mean, low, high, level, users), appeal, heterogeneity,
-    examples, why.
+    JSON: verdict (personalize, personalize some, do not personalize; not enough data: too few users for anything to
+    be certain; not measured: the strategy makes no models of users' own), min_examples, users,
+    expected_gain (mean, low, high, level, users), appeal, heterogeneity, examples, why.
     """
     from pfl_mobile.study.runs import open_run
 

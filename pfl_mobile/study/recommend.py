@@ -29,8 +29,8 @@ class Recommendation:
     """What to do, with the evidence.
 
     Attributes:
-        verdict: ``personalize``, ``personalize some``, ``do not personalize``, or ``not measured`` where the
-            strategy makes no models of users' own.
+        verdict: ``personalize``, ``personalize some``, ``do not personalize``, ``not enough data`` with fewer than
+            ``CERTAIN_USERS`` users, or ``not measured`` where the strategy makes no models of users' own.
         min_examples: personalize users with at least so many examples; None for all or nobody.
         users: how many of the study's users that is.
         expected_gain: mean gain of those users, in points or in the metric's units; where a rule chose them,
@@ -91,7 +91,12 @@ def recommend(found: Evaluation, label_divergence: np.ndarray | None = None) -> 
     if not found.has_own:
         verdict = "not measured"
         why = [f"The strategy makes no models of users' own, so all have the shared one. {_TRY}", *why[2:]]
-    elif everyone.low > 0 and len(gains) >= CERTAIN_USERS:
+    elif len(gains) < CERTAIN_USERS:
+        verdict = "not enough data"
+        why.append(
+            f"{len(gains)} users are too few for a gain or a harm to be certain; measure {CERTAIN_USERS} or more."
+        )
+    elif everyone.low > 0:
         verdict, chosen = "personalize", len(gains)
     else:
         rule = _rule(found)
@@ -103,8 +108,8 @@ def recommend(found: Evaluation, label_divergence: np.ndarray | None = None) -> 
             )
     if verdict == "do not personalize":
         why.append(
-            f"{len(gains)} users are too few for a gain to be certain; measure {CERTAIN_USERS} or more."
-            if len(gains) < CERTAIN_USERS
+            f"It does harm, certain at {100 * everyone.level:.0f} %, and those with many examples gain nothing certain."
+            if everyone.high < 0
             else "No gain is certain, neither for all users nor for those with many examples."
         )
     elif chosen and found.users_worse > MANY_WORSE * len(gains):

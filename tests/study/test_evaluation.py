@@ -70,7 +70,7 @@ def test_a_certain_gain_is_recommended():
 @pytest.mark.parametrize("users", [1, 2, 5])
 def test_a_handful_of_users_is_no_evidence(users):
     found = recommend(evaluation([50] * users, [60] * users))
-    assert found.verdict == "do not personalize"
+    assert found.verdict == found.to_json()["verdict"] == "not enough data"
     assert any("too few" in sentence for sentence in found.why)
 
 
@@ -89,8 +89,16 @@ def test_a_strategy_without_own_models_tells_nothing_about_them():
 
 
 def test_no_gain_is_not_recommended():
-    assert recommend(noisy(-0.5)).verdict == "do not personalize"
-    assert recommend(noisy(0.0, seed=3)).verdict == "do not personalize"
+    for found in (recommend(noisy(-0.5)), recommend(noisy(0.0, seed=3))):
+        assert found.verdict == "do not personalize"
+        assert "No gain is certain" in found.why[-1]
+
+
+def test_a_certain_harm_is_said_to_be_one():
+    found = recommend(noisy(-3.0))
+    assert found.verdict == "do not personalize"
+    assert "It does harm, certain at 95 %" in found.why[-1]
+    assert not any("No gain is certain" in sentence for sentence in found.why)
 
 
 def test_a_gain_of_those_with_many_examples_is_found():
