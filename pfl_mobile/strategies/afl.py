@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class Agnostic(ByLoss):
     Limits: step = 0 counts all domains equally.
     """
 
+    why_not_private: ClassVar[str] = "it keeps a mixture that follows the losses of the devices or groups"
     step: Step = 0.1
 
     def weights(self, updates: Updates, server: Server) -> np.ndarray:

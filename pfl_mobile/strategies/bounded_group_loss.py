@@ -84,6 +84,9 @@ class BoundedGroupLoss(ByLoss):
     """
 
     needs_groups: ClassVar[bool] = True
+    why_not_private: ClassVar[str] = (
+        "it keeps multipliers that follow the losses of groups, a release of its own that no noise protects"
+    )
     groups: Mapping[str, Sequence[int] | np.ndarray] | None = None
     max_loss: MaxLoss = 0.15
     step: Step = 1.0

@@ -66,7 +66,9 @@ class FedP3(Strategy):
     """
 
     merges_means: ClassVar[bool] = False
-    one_mean: ClassVar[bool] = False
+    why_not_private: ClassVar[str] = (
+        "it divides every entry by how many devices of the round sent that entry, which is not fixed in advance"
+    )
 
     sparsity: Annotated[
         float,

@@ -41,7 +41,11 @@ class Hierarchical(Strategy):
     Limits: one group is FedAvg; groups of one device each with period = 0 are local training; period = 1 is FedAvg.
     """
 
-    one_mean: ClassVar[bool] = False
+    # A sum with a block of columns for each group would be one bounded sum. It would need every group, and how many of
+    # its devices a round has, fixed in advance, noise for the groups that nobody is in too, and no count of examples.
+    why_not_private: ClassVar[str] = (
+        "it takes a mean for every group, over as many examples as its devices had, which is not fixed in advance"
+    )
 
     period: Annotated[int, Param("rounds between merges of the groups; 1 is FedAvg, 0 never", low=0)] = 0
 

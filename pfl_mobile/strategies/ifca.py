@@ -65,7 +65,9 @@ class Ifca(Strategy):
     Limits: one cluster is FedAvg.
     """
 
-    one_mean: ClassVar[bool] = False
+    why_not_private: ClassVar[str] = (
+        "it takes a mean for every cluster, over the devices that chose it, and makes the first ones of single changes"
+    )
 
     clusters: Annotated[int, Param("number of models; 1 is FedAvg", low=1)] = 2
     start: Annotated[

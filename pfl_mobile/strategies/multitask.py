@@ -50,7 +50,7 @@ class MultiTask(Strategy):
     """
 
     merges_means: ClassVar[bool] = False
-    one_mean: ClassVar[bool] = False
+    why_not_private: ClassVar[str] = "it keeps the model of every device, and others are pulled to it"
 
     lam: Annotated[float, Param("lambda, the pull to related devices; 0 is local training", low=0.0)] = 0.1
     relation: Annotated[

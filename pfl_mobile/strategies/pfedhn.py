@@ -66,7 +66,7 @@ class PFedHN(Strategy):
     """
 
     merges_means: ClassVar[bool] = False
-    one_mean: ClassVar[bool] = False
+    why_not_private: ClassVar[str] = "the embedding of a device follows the change of that device alone"
 
     lr: Annotated[float, Param("step of the hypernetwork", low=0.0)] = 0.5
     lr_embedding: Annotated[float, Param("step of the embeddings", low=0.0)] = 0.5

@@ -202,8 +202,8 @@ class Strategy:
 
     #: Whether the merge is by means of updates, so that a robust rule can take their place.
     merges_means: ClassVar[bool] = True
-    #: Whether it takes one mean over all devices and reads nothing else of their changes, as a private round allows.
-    one_mean: ClassVar[bool] = True
+    #: Why its rounds cannot be private, in words; empty where it takes one mean and reads nothing else of the changes.
+    why_not_private: ClassVar[str] = ""
 
     weighting: Weighting = field(default_factory=ByExamples)
     optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
@@ -220,10 +220,7 @@ class Strategy:
 
     @property
     def private(self) -> bool:
-        """Whether its rounds can be private: one mean, and weights that each device has by itself, in 0..1.
-
-        Where tensors have the role ``group`` they cannot be, as there is a mean for every group.
-        """
+        """Whether its rounds can be private, where no tensor has the role ``group``; see ``check_private``."""
         try:
             self.check_private(())
         except PrivacyError:
@@ -241,17 +238,18 @@ class Strategy:
     def check_private(self, table: Sequence[DeviceTensorInfo]) -> None:
         """Refuse private rounds that the merge would fail in; call it before the first.
 
+        They let out one sum of changes, each clipped and with a weight in 0..1 that no other device changes, divided by
+        a number fixed in advance. Then one device moves it by the clip norm at most, which is what is accounted.
+
         Args:
             table: the device tensors.
 
         Raises:
-            PrivacyError: the merge needs more of the updates than one mean over all devices.
+            PrivacyError: the merge needs more of the updates than that.
         """
         self.weighting.check_private()
-        why = ""
-        if not self.one_mean:
-            why = "its merge reads more of single updates than one mean"
-        elif any(t.role == "group" and t.update == "gradient" for t in table):
+        why = self.why_not_private
+        if not why and any(t.role == "group" and t.update == "gradient" for t in table):
             why = "tensors with the role 'group' need a mean for every group, and a private merge gives one"
         if why:
             raise PrivacyError(f"{type(self).__name__} cannot be private: {why}", mend=PRIVATE_MEND)

@@ -35,13 +35,19 @@ class Weighting:
 
     #: Whether users must have groups.
     needs_groups: ClassVar[bool] = False
+    #: Why private rounds cannot use it, in words; empty where no device's weight depends on others.
+    why_not_private: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         """Refuse hyper-parameters outside their range (ConfigError)."""
         check_ranges(type(self).__name__, type(self), vars(self))
 
     def check_private(self) -> None:
-        """Refuse private rounds where a device's weight depends on other devices (PrivacyError); here it does not."""
+        """Refuse private rounds where they cannot use it (PrivacyError)."""
+        if self.why_not_private:
+            raise PrivacyError(
+                f"{type(self).__name__} cannot be private: {self.why_not_private}", mend=PRIVATE_MEND
+            )
 
     @property
     def summed_by(self) -> SummedBy | None:
@@ -91,12 +97,7 @@ def weights_of(examples: Sequence[int] | np.ndarray, by: SummedBy) -> np.ndarray
 class ByLoss(Weighting):
     """Base of the weightings by the loss that each device has with the values that it was sent."""
 
-    def check_private(self) -> None:
-        """Refuses them."""
-        raise PrivacyError(
-            f"{type(self).__name__} weighs devices by losses of others too, which no noise hides",
-            mend=PRIVATE_MEND,
-        )
+    why_not_private: ClassVar[str] = "a device's weight depends on the losses of others too"
 
     def measures(self, at: Context) -> tuple[Phase, ...]:
         """The training loss before training, as the report ``sent_loss``."""
@@ -113,11 +114,9 @@ class ByOwnLoss(ByLoss):
     who did not look at devices' losses.
     """
 
+    why_not_private: ClassVar[str] = ""
     #: Reports that ``own_weight`` reads.
     reads: ClassVar[tuple[str, ...]] = (SENT_LOSS,)
-
-    def check_private(self) -> None:
-        """Allows them; a subclass refuses where a cap is missing (PrivacyError)."""
 
     def own_weight(self, losses: Mapping[str, float], examples: float) -> float:
         """A device's weight in a private round, in 0..1.
