@@ -42,6 +42,7 @@ EXTRAS = {
     "dp_accounting": "privacy",
     "alembic": "server",
     "fastapi": "server",
+    "fastapi_offline": "server",
     "jinja2": "server",
     "prometheus_client": "server",
     "sqlalchemy": "server",

@@ -77,7 +77,13 @@ def openapi_document() -> dict[str, Any]:
 
 def _documented(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     app = FastAPI(
-        title="pfl-mobile aggregator", version="1", description=_TEXT, lifespan=lifespan, openapi_tags=_TAGS
+        title="pfl-mobile aggregator",
+        version="1",
+        description=_TEXT,
+        lifespan=lifespan,
+        openapi_tags=_TAGS,
+        docs_url=None,  # the dashboard has that page: the framework's loads scripts of other sites
+        redoc_url=None,
     )
     for router in ROUTERS:
         app.include_router(router)

@@ -202,7 +202,7 @@ class TestPages:
             assert answer.headers["content-type"].startswith("text/html")
 
     def test_headers_forbid_everything_that_is_not_needed(self, admin: Server) -> None:
-        for path in ("/", "/sign-in", "/rounds/99", "/static/dashboard.css"):
+        for path in ("/", "/sign-in", "/rounds/99", "/docs", "/static/dashboard.css"):
             headers = admin.client.get(path).headers
             policy = headers["content-security-policy"]
             assert "default-src 'none'" in policy
@@ -216,6 +216,16 @@ class TestPages:
         answer = admin.client.get(link)
         assert answer.headers["content-type"].startswith("text/css")
         assert "immutable" in answer.headers["cache-control"]
+
+    def test_the_documentation_loads_nothing_from_elsewhere(self, server: Server) -> None:
+        root = page(server, "/docs")
+        wanted = [n.attributes["src"] for n in root.all("script")]
+        wanted += [n.attributes["href"] for n in root.all("link")]
+        assert len(wanted) == 4
+        for address in wanted:
+            assert address.startswith("/static/")
+            assert len(server.client.get(address).content) > 100
+        assert server.client.get("/redoc").status_code == 404
 
     def test_the_pages_are_not_in_the_documentation_of_the_api(self, server: Server) -> None:
         assert not set(PAGES) & set(server.client.get("/openapi.json").json()["paths"])

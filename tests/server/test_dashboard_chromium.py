@@ -211,6 +211,31 @@ def test_the_charts_are_drawn(
         assert letters >= 9, "letters of the chart are too small to read"
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_the_documentation_of_the_api_is_drawn_from_this_server_alone(
+    site: tuple[str, Services], open_browser: Callable[..., Any], size: str
+) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    url, driver = site[0], open_browser(size)
+    driver.get(url + "/docs")
+    endpoints = WebDriverWait(driver, 30).until(lambda d: d.find_elements("css selector", ".opblock-summary"))
+    assert len(endpoints) > 15
+    driver.execute_script("arguments[0].querySelector('button').click()", endpoints[0])
+    body = WebDriverWait(driver, 30).until(lambda d: d.find_elements("css selector", ".opblock-body"))
+    assert "200" in body[0].text
+    _one(driver, ".try-out__btn").click()
+    _one(driver, ".execute").click()
+    live = WebDriverWait(driver, 30).until(
+        lambda d: d.find_elements("css selector", ".live-responses-table .response-col_status")
+    )
+    assert live[-1].text.startswith("200")
+    loaded = driver.execute_script("return performance.getEntriesByType('resource').map((e) => e.name)")
+    assert loaded
+    assert [address for address in loaded if not address.startswith((url, "data:"))] == []
+    assert complaints(driver) == []
+
+
 def test_the_overview_refreshes_itself(
     site: tuple[str, Services], cookie: str, open_browser: Callable[..., Any]
 ) -> None:

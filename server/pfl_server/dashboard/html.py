@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,13 @@ _HERE = Path(__file__).parent
 STATIC = {
     "dashboard.css": "text/css; charset=utf-8",
     "dashboard.js": "text/javascript; charset=utf-8",
+    "docs.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
+    "swagger-ui.css": "text/css; charset=utf-8",
+    "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
 }
+#: Where the files are that are called ``swagger-ui...``.
+_SWAGGER = resources.files("fastapi_offline")
 #: Everything comes from this server, nothing is inline, no other site may frame a page or get a form.
 HEADERS = {
     "Content-Security-Policy": (
@@ -35,15 +42,15 @@ HEADERS = {
 }
 
 
-def _static() -> dict[str, bytes]:
-    return {name: (_HERE / "static" / name).read_bytes() for name in STATIC}
+@cache
+def _static(name: str) -> bytes:
+    place = _SWAGGER if name.startswith("swagger-ui") else _HERE
+    return (place / "static" / name).read_bytes()
 
 
-_FILES = _static()
-
-
+@cache
 def _address(name: str) -> str:
-    return f"/static/{name}?v={hashlib.sha256(_FILES[name]).hexdigest()[:12]}"
+    return f"/static/{name}?v={hashlib.sha256(_static(name)).hexdigest()[:12]}"
 
 
 def _environment() -> Environment:
@@ -86,9 +93,17 @@ def page(template: str, http_status: int = 200, /, **values: Any) -> HTMLRespons
     return HTMLResponse(text, status_code=http_status, headers=HEADERS)
 
 
+def docs_page() -> HTMLResponse:
+    """The documentation of the API: Swagger UI, from this server alone; its style sheet holds its pictures."""
+    found = page("docs.html")
+    policy = HEADERS["Content-Security-Policy"]
+    found.headers["Content-Security-Policy"] = policy.replace("img-src 'self'", "img-src 'self' data:")
+    return found
+
+
 def static_file(name: str) -> Response | None:
     """A style sheet, script or picture; None when there is none of this name."""
     if name not in STATIC:
         return None
     headers = HEADERS | {"Cache-Control": "public, max-age=31536000, immutable"}
-    return Response(_FILES[name], media_type=STATIC[name], headers=headers)
+    return Response(_static(name), media_type=STATIC[name], headers=headers)

@@ -12,7 +12,7 @@ from pfl_server.api.admin import Number, tensors_response
 from pfl_server.dashboard import queries, views
 from pfl_server.dashboard.access import AdminViewer, Gated, HtmlRoute, On, View, Viewer, answer, sign_in_form
 from pfl_server.dashboard.budget import budget_of
-from pfl_server.dashboard.html import static_file
+from pfl_server.dashboard.html import docs_page, static_file
 from pfl_server.dashboard.status import status
 from pfl_server.problems import NotFound
 from pfl_server.rounds import ACTIVE
@@ -234,6 +234,12 @@ def audit(
 def ask_sign_in(request: Request, found: Gated, next: str = "/") -> Response:  # noqa: A002 (name of the parameter)
     """The sign-in form."""
     return sign_in_form(request, found, next)
+
+
+@router.get("/docs")
+def docs() -> Response:
+    """The documentation of the API, for everybody, as the document itself is."""
+    return docs_page()
 
 
 @router.get("/static/{name}")
