@@ -224,12 +224,12 @@ def train(
         files = [result.save(folder), plots.draw_users(found, folder / "users.png")]
         losses = {study.strategy_name: [math.nan if r.loss is None else r.loss for r in result.history]}
         files.append(plots.draw_history([r.round + 1 for r in result.history], losses, folder / "loss.png"))
-        costs, fairness, said = result.costs(), result.fairness, result.privacy
+        costs, fairness, said, used = result.costs(), result.fairness, result.privacy, result.effective()
     if as_json:
         print_json(
             {
                 "run": str(folder),
-                "study": study.effective(),
+                "study": used,
                 "costs": costs,
                 "fairness": fairness,
                 "privacy": said,

@@ -59,6 +59,13 @@ class Engine(Protocol):
         """End the workers."""
 
 
+def usual_processes(device: str) -> int:
+    """Processes of a ``LocalEngine`` that is given no number: one a core; 0, this one alone, on a GPU and Windows."""
+    if os.name == "nt" or device != "cpu":
+        return 0
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class LocalEngine:
     """Processes of one thread each on this machine.
 
@@ -97,9 +104,7 @@ class LocalEngine:
         """How many processes there are (or will be) beside this one."""
         if self.processes is not None:
             return self.processes
-        if os.name == "nt" or (self._setup is not None and self._setup.device != "cpu"):
-            return 0
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return usual_processes("cpu" if self._setup is None else self._setup.device)
 
     def describe(self) -> dict[str, Any]:
         """Name, processes and how they start."""

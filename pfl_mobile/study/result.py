@@ -14,7 +14,7 @@ import numpy as np
 
 from pfl_mobile.atomic import atomic_write, disk_errors
 from pfl_mobile.deployment import Deployment, text_parts
-from pfl_mobile.errors import ConfigError, DataError, UnknownNameError, near
+from pfl_mobile.errors import ConfigError, DataError, OtherSettingsError, UnknownNameError, near
 from pfl_mobile.local.plan import LOWER_IS_BETTER
 from pfl_mobile.local.random import derive, permutation
 from pfl_mobile.plain_json import json_text
@@ -117,6 +117,13 @@ def run_study(study: Study, rounds: int, *, resume: bool, on_progress: Report | 
         say(f"{study.strategy_name}: rounds{loss}{trouble}", (record.round + 1) / rounds)
 
     running = _rounds(study, rounds, resume, progress)
+    done = running.server.round
+    if done > rounds:
+        _close(running)
+        raise OtherSettingsError(
+            f"the run in {study.folder} has done {done} rounds, {rounds} are asked for",
+            mend=f"give {done} rounds or more, or another folder",
+        )
     try:
         if study.folder is not None:
             about = {"rounds": rounds, **study.local_length, "study": study.effective()}
@@ -185,6 +192,11 @@ class StudyResult:
     def values(self) -> dict[str, np.ndarray]:
         """The trained tensors as the server has them; personal ones as shipped."""
         return dict(self._rounds.server.values)
+
+    def effective(self) -> dict[str, Any]:
+        """The effective configuration, with the number of lanes that the model was given."""
+        lanes = self._rounds.engine.lanes or self._rounds.setup.lanes
+        return self.study.effective() | ({"lanes": lanes} if lanes else {})
 
     @property
     def fairness(self) -> str | None:
@@ -348,7 +360,7 @@ class StudyResult:
         """Write ``result.json`` (costs, history, evaluation of every user, recommendation) into a folder."""
         path = Path(folder) / "result.json"
         found = {
-            "study": self.study.effective(),
+            "study": self.effective(),
             "costs": self.costs(),
             "fairness": self.fairness,
             "privacy": self.privacy,

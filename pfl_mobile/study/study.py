@@ -22,6 +22,8 @@ from pfl_mobile.errors import ConfigError, near
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.personalization import PersonalizedModel, personalize
 from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.simulation.cohort import most_lanes
+from pfl_mobile.simulation.engine import usual_processes
 from pfl_mobile.simulation.privacy import SimulatedPrivacy, check_merge
 from pfl_mobile.simulation.settings import describe
 from pfl_mobile.strategies import Context, Local, Strategy, Weighting, entries
@@ -300,7 +302,8 @@ class Study:
             on_progress: ``(what, fraction done)``.
 
         Raises:
-            ConfigError: a checkpoint of other settings is in the folder; rounds out of range; epochs or steps beside
+            OtherSettingsError: the run in the folder has other settings, or more rounds.
+            ConfigError: a run is in the folder, and ``resume`` is not set; rounds out of range; epochs or steps beside
                 a hyper-parameter of the strategy that says the same.
             TrainingError: all devices of a round failed.
         """
@@ -325,12 +328,16 @@ class Study:
         return load_result(self)
 
     @property
+    def _processes(self) -> int:
+        return usual_processes(self.device) if self.processes is None else self.processes
+
+    @property
     def local_length(self) -> dict[str, int | None]:
         """``local_epochs`` and ``local_steps`` as they were given."""
         return {name: self._given[name] for name in ("local_epochs", "local_steps")}
 
     def effective(self) -> dict[str, Any]:
-        """The effective configuration: every setting, defaults filled in.
+        """The effective configuration: every setting, defaults filled in; ``StudyResult.effective`` after a run.
 
         Where hyper-parameters of the strategy say how much a device trains in a round, ``local`` names them
         (``length``) in place of epochs and steps.
@@ -361,8 +368,8 @@ class Study:
             "personal": list(self.personal or ()),
             "engine": describe(self.engine),
             "device": self.device,
-            "processes": self.processes,
-            "lanes": self.lanes,
+            **({"processes": self._processes} if self.engine == "local" else {}),
+            "lanes": self.lanes or f"{most_lanes(self.device)}, or 1 as the model needs it",
             "folder": None if self.folder is None else str(self.folder),
         }
 

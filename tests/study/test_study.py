@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pfl_mobile.errors import ConfigError, DataError, OtherSettingsError, UnknownNameError
+from pfl_mobile.simulation.engine import usual_processes
 from pfl_mobile.simulation.population import ArrayPopulation, GeneratedPopulation
 from pfl_mobile.strategies import Local, Strategy
 from pfl_mobile.strategies.bounded_group_loss import BoundedGroupLoss
@@ -116,6 +117,7 @@ def test_a_run_is_kept_in_its_folder_and_resumed(tmp_path):
     with pytest.raises(ConfigError, match="holds a run"):
         one.run(rounds=4)
     with one.run(rounds=4, resume=True) as result:
+        assert result.effective()["lanes"] == 2
         assert all(np.array_equal(result.values[n], whole.values[n]) for n in whole.values)
         found = result.evaluate()
         assert np.array_equal(found.personal, whole.evaluate().personal)
@@ -123,6 +125,8 @@ def test_a_run_is_kept_in_its_folder_and_resumed(tmp_path):
     assert len(json.loads(path.read_text())["evaluation"]["per_user"]) == 8
     with one.result() as again:
         assert np.array_equal(again.evaluate().personal, found.personal)
+    with pytest.raises(OtherSettingsError, match="has done 4 rounds, 3 are asked for"):
+        one.run(rounds=3, resume=True)
     with pytest.raises(OtherSettingsError, match="seed"):
         study("fedper", personal=["head"], folder=tmp_path / "run", seed=3).run(rounds=4, resume=True)
 
@@ -406,3 +410,13 @@ def test_the_effective_configuration_is_plain():
     text = json.dumps(study("ditto").effective())
     assert '"strategy": "ditto"' in text
     assert '"cohort": 4' in text
+
+
+def test_the_effective_configuration_says_what_is_used():
+    one = study(processes=None, lanes=None)
+    found = one.effective()
+    assert found["processes"] == usual_processes("cpu") >= 1
+    assert found["lanes"] == "16, or 1 as the model needs it"
+    assert "processes" not in study(engine="ray").effective()
+    with study(lanes=None).run(rounds=1) as result:
+        assert result.effective()["lanes"] == 16
