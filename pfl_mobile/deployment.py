@@ -15,6 +15,7 @@ from .personalization import PersonalizedModel
 from .tasks import Batch, Task
 
 if TYPE_CHECKING:
+    from .bundle.manifest import StrategyEntry
     from .text import TextEncoder
 
 
@@ -34,6 +35,8 @@ class Deployment:
         encoder: manifest entry that says how examples become batches; arrays by default.
         limits: manifest entry ``limits``.
         host_sets: names of sets of arrays that the app hands to the plan (controls, masks).
+        strategy: of the rounds that ``pfl serve`` runs with the bundle; None: unless told another one, it averages
+            what the plan uploads.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Deployment:
     encoder: dict[str, Any] | None = None
     limits: dict[str, int] = field(default_factory=dict)
     host_sets: tuple[str, ...] = ()
+    strategy: StrategyEntry | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything is traced (ConfigError)."""

@@ -35,7 +35,7 @@ def prepare(folder: Path, size_mb: float, devices: int) -> None:
     backbone = nn.Sequential(nn.Linear(_IN, _OUT)).eval()
     batch = {"x": torch.randn(4, _IN), "labels": torch.zeros(4, dtype=torch.int64), "weight": torch.ones(4)}
     model = personalize(backbone, [LoRA("0", rank=rank)], roles={"lora": "shared"}, example=(batch["x"],))
-    plan = Plan(phases=(TrainPhase(epochs=1, optimizer=Sgd(lr=0.1)),))
+    plan = Plan(phases=(TrainPhase(epochs=1, optimizer=Sgd(lr=0.1)),), upload=("role:shared",))
     deployment = Deployment("upload", model, ClassificationTask(_OUT), batch, plan)
     export_bundle(deployment, ["torch"], folder / "bundle")
     config = FederationConfig(

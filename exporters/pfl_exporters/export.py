@@ -231,6 +231,7 @@ def _parts(
         "task": deployment.task.manifest(),
         "encoder": encoder,
         "tokenizer": "tokenizer.json" if deployment.tokenizer is not None else None,
+        "strategy": deployment.strategy,
         "limits": deployment.limits,
         "measured": {"frozen_bytes": frozen, "planned_memory_bytes": max(planned, default=None)},
     }

@@ -14,7 +14,8 @@ The format in a page::
 name, shape and dtype of each input and output, the same for every engine; ``engines`` with the files of
 each; ``tensors``, those that change on the device, with role (shared, group, personal) and who writes them
 (update: gradient, memorize, assign); ``modules`` and their configuration; ``task``, ``encoder``,
-``tokenizer``, ``plan``, ``values``, ``golden``; ``limits``; ``measured``; and ``files``, the length and
+``tokenizer``, ``plan``, ``values``, ``golden``; ``strategy``, which ``pfl serve`` runs in rounds with the
+bundle; ``limits``; ``measured``; and ``files``, the length and
 sha256 of every file but the manifest and its signature. A field that the schema does not know is an error:
 a reader never skips what it does not understand. A newer ``schema_version`` is reported as such before
 anything else is looked at.
@@ -53,6 +54,7 @@ from pfl_mobile.bundle.manifest import (
     Measured,
     ModuleEntry,
     ProgramSpec,
+    StrategyEntry,
     Task,
     TensorSpec,
     TextEncoder,
@@ -86,6 +88,7 @@ __all__ = [
     "Measured",
     "ModuleEntry",
     "ProgramSpec",
+    "StrategyEntry",
     "Task",
     "TensorSpec",
     "TextEncoder",

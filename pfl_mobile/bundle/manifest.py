@@ -18,6 +18,7 @@ from pfl_mobile.errors import (
     UnknownNameError,
     near,
 )
+from pfl_mobile.local.plan import Optimizer
 
 #: The newest manifest schema that this version writes and reads.
 SCHEMA_VERSION = 1
@@ -142,6 +143,27 @@ class Limits(_Model):
     max_seconds: Positive | None = None
 
 
+class StrategyEntry(_Model):
+    """The strategy of the rounds that a bundle is made for, in the names that ``pfl strategies`` lists.
+
+    Attributes:
+        name: of the strategy.
+        parameters: its hyper-parameters.
+        fairness: how devices are weighted, by the name of a strategy that says it; None: as the strategy does.
+        fairness_parameters: hyper-parameters of that.
+        epochs, steps, optimizer, clip: local training, as in ``pfl_mobile.strategies.Local``.
+    """
+
+    name: Name
+    parameters: dict[Name, Any] = {}
+    fairness: Name | None = None
+    fairness_parameters: dict[Name, Any] = {}
+    epochs: Positive | None = None
+    steps: Positive | None = None
+    optimizer: Optimizer | None = None
+    clip: Annotated[float, Field(gt=0)] | None = None
+
+
 class Measured(_Model):
     """Sizes in bytes: of all files listed, of the memory that the programs plan, and of the frozen tensors
     that the programs need, as float32."""
@@ -167,6 +189,7 @@ class Manifest(_Model):
     encoder: Encoder | None = None
     tokenizer: FilePath | None = None
     plan: FilePath = "plan.json"
+    strategy: StrategyEntry | None = None
     values: FilePath = "tensors.safetensors"
     golden: FilePath = "golden.safetensors"
     limits: Limits = Limits()

@@ -103,6 +103,7 @@ def describe(bundle: Bundle, *, pinned: bool) -> dict[str, Any]:
         "modules": [m.model_dump(mode="json") for m in manifest.modules],
         "plan": plan.model_dump(mode="json"),
         "plan_in_words": plan_words(plan),
+        "strategy": None if manifest.strategy is None else manifest.strategy.model_dump(mode="json"),
         "limits": manifest.limits.model_dump(mode="json"),
         "measured": manifest.measured.model_dump(mode="json"),
         "signature": {"signed_by": bundle.signed_by, "pinned": pinned},
@@ -163,6 +164,9 @@ def _show(found: dict[str, Any]) -> None:
     out.print("[bold]plan[/]")
     for line in found["plan_in_words"]:
         out.print(f"  {line}", markup=False)
+    if found["strategy"] is not None:
+        said = ", ".join(f"{k} {v}" for k, v in found["strategy"]["parameters"].items())
+        out.print(f"\n[bold]rounds[/] of {escape(found['strategy']['name'])} {escape(said)}")
 
 
 def verify(bundle: BundlePath, engine: Engine = None, public_key: Key = None, as_json: Json = False) -> int:

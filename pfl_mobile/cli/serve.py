@@ -61,7 +61,7 @@ def serve(
     ] = None,
     strategy: Annotated[
         str | None,
-        typer.Option("--strategy", metavar="S", help="See `pfl strategies`; default: the bundle's plan."),
+        typer.Option("--strategy", metavar="S", help="See `pfl strategies`; default: as the bundle says."),
     ] = None,
     set_: Annotated[
         list[str] | None,

@@ -31,7 +31,7 @@ from pfl_mobile.local.plan import Plan
 from pfl_mobile.local.session import Programs
 from pfl_mobile.local.state import PersonalState
 from pfl_mobile.local.trainer import LocalTrainer
-from pfl_mobile.local.upload import change
+from pfl_mobile.local.upload import change, check_sends
 from pfl_mobile.protocol.bodies import EvaluationReport, MetricSum, UpdateHead
 from pfl_mobile.protocol.update_file import encode, layout_of
 
@@ -130,6 +130,7 @@ class Pipeline:
             raise DeclineTask("privacy", refusal)
         try:
             plan = Plan.load(json.dumps(task.plan))
+            check_sends(plan, self.model.tensors)
             layout = layout_of(plan, self.model.tensors)  # never a personal tensor
         except ConfigError as error:
             raise DeclineTask("plan", error.message) from error

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pfl_mobile.local.groups import uploaded
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.local.groups import select, uploaded
+from pfl_mobile.local.plan import ChoosePhase, CombinePhase, MovePhase, TrainPhase
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +33,35 @@ def update_shapes(plan: Plan, table: Sequence[TensorEntry]) -> dict[str, tuple[i
     sent, shapes = uploaded(plan.upload, table), {t.name: tuple(t.shape) for t in table}
     keys = {name: shapes[name] for name in sent}
     return keys | {copy_key(c, name): shapes[name] for c in plan.upload_copies for name in sent}
+
+
+def check_sends(plan: Plan, table: Sequence[TensorEntry]) -> None:
+    """Refuse a plan whose update would hold nothing, or nothing but zeros.
+
+    Raises:
+        UnknownNameError: a pattern matches nothing.
+        ConfigError: nothing is uploaded, or no phase changes what is.
+    """
+    changed: set[str] = set()
+    for phase in plan.steps():
+        if isinstance(phase, TrainPhase):
+            made = phase.trains
+        elif isinstance(phase, CombinePhase):
+            made = phase.makes
+        elif isinstance(phase, MovePhase) and phase.toward != "global":
+            made = phase.moves
+        elif isinstance(phase, ChoosePhase):
+            made = "theta"
+        else:
+            continue
+        if made == "theta" or made in plan.upload_copies:
+            changed.update(select(phase.group, table))
+    if changed.isdisjoint(uploaded(plan.upload, table)):
+        what = "changes nothing of what it sends" if plan.upload else "sends nothing"
+        raise ConfigError(
+            f"the plan {what}, so no update can come of it",
+            mend="train shared tensors and name them in upload; `pfl serve --strategy NAME` does so",
+        )
 
 
 def change(

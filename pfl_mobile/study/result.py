@@ -27,6 +27,7 @@ from pfl_mobile.simulation.user_rows import RowCheck
 from pfl_mobile.simulation.worker import Setup, count_examples
 from pfl_mobile.study.checks import is_whole
 from pfl_mobile.study.evaluation import Evaluation
+from pfl_mobile.study.named import strategy_entry
 from pfl_mobile.study.recommend import Recommendation, recommend
 from pfl_mobile.study.statistics import divergence
 
@@ -308,7 +309,10 @@ class StudyResult:
         group: str | None = None,
         plan: Literal["auto", "personal", "round"] = "auto",
     ) -> Deployment:
-        """What ``pfl-export`` ships: the trained shared values, the initial personal ones and the plan.
+        """What ``pfl-export`` ships: the trained shared values, the initial personal ones, the plan, the strategy.
+
+        A strategy that no name and numbers say (one of your own, with a server optimizer of its own choice or with
+        arrays) is left out: whoever serves the bundle has to name one.
 
         Args:
             name: of the bundle.
@@ -346,6 +350,7 @@ class StudyResult:
             plan=chosen,
             version=version,
             host_sets=tuple(sorted(sent - {"global"})),
+            strategy=strategy_entry(strategy, self.study.local),
             **self._text_parts(),
         )
 

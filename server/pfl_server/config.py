@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pfl_mobile.bundle.manifest import StrategyEntry
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.local.plan import Optimizer
 from pfl_mobile.privacy import PrivacyConfig
 
 Name = Annotated[str, Field(min_length=1, max_length=100)]
@@ -19,24 +19,18 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class StrategyConfig(_Frozen):
-    """A strategy by name (``pfl strategies``).
+#: The strategy that is what the bundle says.
+BUNDLE = "bundle"
 
-    Attributes:
-        name: ``bundle`` is the bundle's own plan, merged by federated averaging.
-        parameters: hyper-parameters of the strategy.
-        fairness: a weighting by name, and its parameters; None: by number of examples.
-        epochs, steps, optimizer, clip: local training; not with ``bundle``, whose plan says it.
+
+class StrategyConfig(StrategyEntry):
+    """A strategy by name (``pfl strategies``), with its hyper-parameters, fairness and local training.
+
+    ``bundle`` is the strategy that the bundle names, or where it names none its plan, merged by federated averaging.
+    Nothing but a fairness goes with it, as the bundle says the rest.
     """
 
-    name: Name = "bundle"
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    fairness: Name | None = None
-    fairness_parameters: dict[str, Any] = Field(default_factory=dict)
-    epochs: Annotated[int, Field(ge=1)] | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None
-    optimizer: Optimizer | None = None
-    clip: Positive | None = None
+    name: Name = BUNDLE
 
 
 class RuleConfig(_Frozen):

@@ -18,6 +18,7 @@ from pfl_mobile.errors import ConfigError, LedgerError, OtherSettingsError, Stat
 from pfl_mobile.local.phases import check_plan, named_sets
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.local.state import ModelId
+from pfl_mobile.local.upload import check_sends
 from pfl_mobile.privacy import Ledger, PrivateRounds, SecureNoise, require_secure
 from pfl_mobile.privacy.events import dp_accounting
 from pfl_mobile.protocol.bodies import BundleId
@@ -31,7 +32,7 @@ from pfl_server.credentials import new_secrets
 from pfl_server.errors import BlobMissingError
 from pfl_server.state_file import get_state, put_set, put_state
 from pfl_server.storage.models import Device, Federation, LedgerEntry, Version
-from pfl_server.strategy import check_config, make_strategy
+from pfl_server.strategy import check_config, effective, make_strategy
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -70,6 +71,7 @@ class Runtime:
         metrics: names that evaluation reports may hold.
         initial: shipped values of the tensors that gradients train, float32.
         config: of the federation, as it was when it began.
+        said: which strategy runs, in names and numbers.
         strategy: plan and merge.
         rule: how means are taken where the aggregator adds no noise.
         noise: source of the aggregator's noise; one that is not secure is refused wherever it is used.
@@ -92,7 +94,8 @@ class Runtime:
         self.metrics = frozenset({"loss", *manifest.task.metrics})
         trained = {t.name for t in self.table if t.update == "gradient"}
         self.initial = {name: value for name, value in bundle.values().items() if name in trained}
-        self.strategy, self.local = make_strategy(config.strategy, bundle.plan_json())
+        self.said = effective(config.strategy, manifest.strategy)
+        self.strategy, self.local = make_strategy(self.said, bundle.plan_json())
         self.rule = check_config(config, self.strategy, self.table)
         self.noise: Noise = SecureNoise()
         if config.privacy.mechanism != "none":  # what it needs is missed now, not at the first merge
@@ -110,13 +113,14 @@ class Runtime:
         names = {"initial", "global", *self.strategy.sets(server), *self.strategy.sets_for(server, 0, "")}
         check_plan(plan, self.table, {name: {} for name in names}, ())
         check_own_noise(config.privacy, plan)
-        layout = layout_of(plan, self.table)
-        if not layout.size:
+        try:
+            check_sends(plan, self.table)
+        except ConfigError as error:
             raise ConfigError(
-                f"devices send nothing under {config.strategy.name!r}, so there is nothing to merge",
-                mend="choose a strategy that shares tensors (`pfl strategies`)",
-            )
-        self.max_update_bytes = size_limit(layout)
+                f"the strategy {self.said.name!r} leaves nothing to merge: {error.message}",
+                mend="choose one that shares tensors: --strategy NAME (`pfl strategies`)",
+            ) from error
+        self.max_update_bytes = size_limit(layout_of(plan, self.table))
 
     @classmethod
     def open(

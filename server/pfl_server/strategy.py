@@ -14,15 +14,15 @@ from pfl_mobile.strategies.rules import create_rule
 from pfl_mobile.strategies.scaffold import Scaffold
 from pfl_mobile.strategies.strategy import Context, Local, Strategy, take_over
 from pfl_mobile.strategies.weighting import Weighting
+from pfl_server.config import BUNDLE
 from pfl_server.minimum import check_minimum
 
 if TYPE_CHECKING:
+    from pfl_mobile.bundle.manifest import StrategyEntry
     from pfl_mobile.modules.roles import DeviceTensorInfo
     from pfl_mobile.strategies.rules import Rule
     from pfl_server.config import FederationConfig, StrategyConfig
 
-#: The strategy that is the bundle's own plan.
-BUNDLE = "bundle"
 #: Merges that are a sum of changes, whichever version a change starts from.
 _STALE_MERGES = (Strategy.merge, Inserted.merge, Scaffold.merge)
 
@@ -31,8 +31,7 @@ _STALE_MERGES = (Strategy.merge, Inserted.merge, Scaffold.merge)
 class BundlePlan(Strategy):
     """The bundle's own plan, merged by federated averaging.
 
-    Every round gives it a seed of its own. It takes the aggregator's values over first, where it does not do so itself,
-    and sends what it uploads, or all shared tensors where it names none.
+    Every round gives it a seed of its own. It takes the aggregator's values over first, where it does not do so itself.
 
     Attributes:
         text: the plan, JSON.
@@ -44,13 +43,18 @@ class BundlePlan(Strategy):
         """The device's part of a round.
 
         Raises:
-            ConfigError: the plan is invalid, or the model shares nothing.
+            ConfigError: the plan is invalid, the model shares nothing, or the plan sends nothing.
         """
         own = Plan.load(self.text)
         if not at.traveling:
             raise ConfigError(
                 "no tensor of the bundle is shared, so there is nothing to merge",
                 mend="export it with tensors of the role 'shared'",
+            )
+        if not own.upload:
+            raise ConfigError(
+                "the bundle's plan sends nothing, and the bundle names no strategy, so there is nothing to merge",
+                mend="name the strategy of the rounds: --strategy NAME (`pfl strategies`)",
             )
         takes_over = any(
             isinstance(p, MovePhase) and (p.moves, p.toward, p.rate) == ("theta", "global", 1.0)
@@ -59,53 +63,63 @@ class BundlePlan(Strategy):
         before = () if takes_over else take_over(at)
         changes: dict[str, Any] = {
             "phases": (*before, *self.weighting.measures(at), *own.phases),
-            "upload": own.upload or at.traveling,
             "seed": at.seed % 2**63,
         }
         return own.model_copy(update=changes)
 
 
-def make_strategy(config: StrategyConfig, plan: str) -> tuple[Strategy, Local]:
-    """The strategy and the local training of a configuration.
-
-    Args:
-        config: names it.
-        plan: the bundle's own plan, JSON.
+def effective(config: StrategyConfig, bundle: StrategyEntry | None) -> StrategyEntry:
+    """What a configuration means with a bundle: itself, or for ``bundle`` the strategy that the bundle names, if any.
 
     Raises:
-        UnknownNameError, ConfigError: no such strategy or hyper-parameter, or it is out of range; local training where
-            the bundle's plan says how to train.
+        ConfigError: something is set that the bundle says, or a fairness's parameters without a fairness.
     """
-    given = {
-        name: value
-        for name in ("epochs", "steps", "optimizer", "clip")
-        if (value := getattr(config, name)) is not None
-    }
-    strategy: Strategy
-    if config.name == BUNDLE:
-        extra = sorted({**given, **config.parameters})
-        if extra:
-            raise ConfigError(
-                f"the bundle's own plan says how to train, so {extra[0]!r} cannot be set",
-                mend="leave it out, or name a strategy (`pfl strategies`)",
-            )
-        strategy = BundlePlan(text=plan)
-    else:
-        strategy = create(config.name, **config.parameters)
-    if config.fairness is not None:
-        strategy = replace(strategy, weighting=_weighting(config))
-    elif config.fairness_parameters:
+    if config.fairness is None and config.fairness_parameters:
         raise ConfigError(
             "fairness_parameters are set, but no fairness", mend="name a fairness, or leave them out"
         )
-    return strategy, Local(**given)
+    if config.name != BUNDLE:
+        return config
+    extra = sorted({**_training(config), **config.parameters})
+    if extra:
+        raise ConfigError(
+            f"the bundle says how to train, so {extra[0]!r} cannot be set",
+            mend="leave it out, or name a strategy (`pfl strategies`)",
+        )
+    if bundle is None or config.fairness is None:
+        return bundle or config
+    fair = {"fairness": config.fairness, "fairness_parameters": config.fairness_parameters}
+    return bundle.model_copy(update=fair)
 
 
-def _weighting(config: StrategyConfig) -> Weighting:
-    found = create(str(config.fairness), **config.fairness_parameters).weighting
+def make_strategy(said: StrategyEntry, plan: str) -> tuple[Strategy, Local]:
+    """The strategy and the local training.
+
+    Args:
+        said: what is `effective`.
+        plan: the bundle's own plan, JSON.
+
+    Raises:
+        UnknownNameError, ConfigError: no such strategy or hyper-parameter, or it is out of range.
+    """
+    strategy: Strategy
+    strategy = BundlePlan(text=plan) if said.name == BUNDLE else create(said.name, **said.parameters)
+    if said.fairness is not None:
+        strategy = replace(strategy, weighting=_weighting(said))
+    return strategy, Local(**_training(said))
+
+
+def _training(said: StrategyEntry) -> dict[str, Any]:
+    """The local training that is set."""
+    names = ("epochs", "steps", "optimizer", "clip")
+    return {name: value for name in names if (value := getattr(said, name)) is not None}
+
+
+def _weighting(said: StrategyEntry) -> Weighting:
+    found = create(str(said.fairness), **said.fairness_parameters).weighting
     if found == Strategy().weighting:
         raise ConfigError(
-            f"{config.fairness!r} does not weight devices, so it is no kind of fairness",
+            f"{said.fairness!r} does not weight devices, so it is no kind of fairness",
             mend="choose for instance 'tilted', 'qffl' or 'bounded_group_loss'",
         )
     return found

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from pfl_server.config import BUNDLE
 from pfl_server.storage.database import shown
 from pfl_server.storage.models import Federation, Version
 
 if TYPE_CHECKING:
+    from pfl_mobile.bundle.manifest import StrategyEntry
     from pfl_mobile.privacy import PrivacyConfig
     from pfl_server.services import Services
 
@@ -30,7 +32,7 @@ def summary(services: Services, url: str) -> dict[str, Any]:
         "url": url,
         "bundle": f"{row.bundle_name} {row.bundle_version} ({row.fingerprint[:12]})",
         "state": f"{row.state}, model version {row.version}, next round {row.next_round}",
-        "strategy": _named(config.strategy.name, config.strategy.parameters),
+        "strategy": _strategy(services.runtime.said, of_bundle=config.strategy.name == BUNDLE),
         "merge rule": _named(config.rule.name, config.rule.parameters),
         "rounds": f"{rounds.mode}, {rounds.total or 'without end'}, {rounds.deadline_s:g} s each",
         "cohort": f"{rounds.cohort}, at least {rounds.minimum}",
@@ -61,6 +63,15 @@ def _protection(privacy: PrivacyConfig, statement: dict[str, Any]) -> str:
             f"clip norm {privacy.clip_norm:g}, noise multiplier {privacy.noise_multiplier:.3g}",
         )
     )
+
+
+def _strategy(said: StrategyEntry, *, of_bundle: bool) -> str:
+    if said.name == BUNDLE:
+        text = "the bundle's plan, merged by federated averaging"
+    else:
+        text = _named(said.name, said.parameters) + (", as the bundle says" if of_bundle else "")
+    fair = "" if said.fairness is None else f"; fairness {_named(said.fairness, said.fairness_parameters)}"
+    return text + fair
 
 
 def _named(name: str, values: dict[str, Any]) -> str:

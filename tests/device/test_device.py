@@ -275,6 +275,19 @@ def test_a_plan_without_training_is_no_success(fake, address, tmp_path):
     assert fake.accepted == []
 
 
+def test_a_plan_that_does_not_train_what_it_sends_is_declined_before_training(fake, address, tmp_path):
+    train = {
+        "kind": "train",
+        "group": ["role:personal"],
+        "epochs": 1,
+        "optimizer": {"kind": "sgd", "lr": 0.1},
+    }
+    fake.plan = plan(train, upload=["role:shared"])
+    with device(tmp_path, address) as found:
+        assert found.run().declined == {"plan": 1}
+    assert found.folder.personal.current == 0
+
+
 def test_a_device_for_which_the_shared_model_is_good_enough_says_so(fake, address, tmp_path):
     fake.plan = PLAN.model_copy(update={"guard": PLAN.guard.model_copy(update={"appeal": 100.0})})
     with device(tmp_path, address) as found:

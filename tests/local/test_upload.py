@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.local.plan import Plan, Sgd, TrainPhase
-from pfl_mobile.local.upload import change, update_shapes
+from pfl_mobile.local.plan import CopyStart, MovePhase, Plan, Sgd, TrainPhase
+from pfl_mobile.local.upload import change, check_sends, update_shapes
 
 
 def entry(name, role):
@@ -48,3 +48,30 @@ def test_the_change_of_a_copy_is_from_where_it_was():
 def test_uploading_only_personal_tensors_is_refused():
     with pytest.raises(ConfigError, match="never leave"):
         update_shapes(plan(upload=("b",)), TABLE)
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({}, "sends nothing"),
+        ({"upload": ("a",)}, "changes nothing of what it sends"),
+        ({"upload": ("a",), "group": ("role:personal",), "trains": "theta"}, "changes nothing"),
+        ({"upload": ("c",), "group": ("a",), "trains": "theta"}, "changes nothing"),
+    ],
+)
+def test_a_plan_that_sends_nothing_new_is_refused(fields, what):
+    phase = {name: fields.pop(name) for name in ("group", "trains") if name in fields}
+    train = TrainPhase(steps=1, optimizer=Sgd(lr=1.0), **({"trains": "mine"} | phase))
+    taken = MovePhase(group=("a",), toward="global", rate=1.0)
+    with pytest.raises(ConfigError, match=what):
+        check_sends(Plan(phases=(taken, train), **fields), TABLE)
+
+
+def test_a_plan_sends_what_it_trains_moves_or_keeps_a_copy_of():
+    mine = TrainPhase(steps=1, trains="mine", optimizer=Sgd(lr=1.0))
+    for phases, fields in (
+        ((TrainPhase(steps=1, optimizer=Sgd(lr=1.0)),), {}),
+        ((mine, MovePhase(group=("a",), toward="mine", rate=0.5)), {}),
+        ((mine,), {"upload_copies": ("mine",), "copies": {"mine": CopyStart()}}),
+    ):
+        check_sends(Plan(phases=phases, upload=("a",), **fields), TABLE)

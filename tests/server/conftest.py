@@ -100,7 +100,9 @@ def federated() -> Deployment:
         model=model,
         task=ClassificationTask(4),
         batch=batch,
-        plan=Plan(phases=(TrainPhase(group=("*",), epochs=2, optimizer=Sgd(lr=0.1)),)),
+        plan=Plan(
+            phases=(TrainPhase(group=("*",), epochs=2, optimizer=Sgd(lr=0.1)),), upload=("role:shared",)
+        ),
     )
 
 

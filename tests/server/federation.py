@@ -37,7 +37,9 @@ PLAN: dict[str, Any] = {
 }
 
 
-def write_small_bundle(folder: Path, tensors=TENSORS, plan=PLAN, version: str = "1") -> Path:
+def write_small_bundle(
+    folder: Path, tensors=TENSORS, plan=PLAN, version: str = "1", strategy: dict[str, Any] | None = None
+) -> Path:
     """A bundle whose program does not run: the aggregator never runs one."""
     named = [(n, r, s) for n, r, s in tensors]
     specs = [{"name": n, "shape": list(s), "dtype": "float32"} for n, _, s in named]
@@ -69,6 +71,7 @@ def write_small_bundle(folder: Path, tensors=TENSORS, plan=PLAN, version: str = 
         "modules": [{"name": "m", "kind": "lora", "config": {}}],
         "task": {"kind": "classification", "metrics": ["accuracy"]},
         "encoder": {"kind": "arrays", "batch": 2},
+        "strategy": strategy,
     }
     files = {
         "model.bin": b"no program",
@@ -213,7 +216,7 @@ def small(
         devices: that enrol.
         noise: in place of secure noise.
         database: URL in place of a file in the folder.
-        bundle: tensors, plan, version.
+        bundle: tensors, plan, version, strategy.
     """
     where = folder / "bundle"
     if not where.exists():

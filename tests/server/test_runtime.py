@@ -7,7 +7,12 @@ import json
 import pytest
 
 from pfl_mobile.errors import ConfigError, OtherSettingsError, UnknownNameError
-from pfl_mobile.local.plan import MovePhase, Plan
+from pfl_mobile.local.plan import MovePhase, Plan, Sgd
+from pfl_mobile.strategies import Local
+from pfl_mobile.strategies.fedavg import FedAvg
+from pfl_mobile.strategies.fedrep import FedRep
+from pfl_mobile.strategies.tilted import Tilted
+from pfl_server.summary import summary
 from tests.server.federation import PLAN, federation_config, small
 
 GROUPED = (("a", "shared", (4,)), ("g", "group", (2,)))
@@ -42,8 +47,8 @@ def test_a_new_federation_needs_a_configuration(tmp_path):
         pass
 
 
-def test_the_bundles_plan_takes_values_over_and_sends_what_is_shared(tmp_path):
-    with small(tmp_path, federation_config(), plan={k: v for k, v in PLAN.items() if k != "upload"}) as f:
+def test_the_bundles_plan_takes_values_over(tmp_path):
+    with small(tmp_path, federation_config()) as f:
         runtime = f.services.runtime
         one, other = (runtime.plan(f.model(), seed) for seed in (1, 2))
     assert one.phases[0] == MovePhase(group=("role:shared",), toward="global", rate=1.0)
@@ -62,11 +67,38 @@ def test_a_plan_that_takes_values_over_is_left_as_it_is(tmp_path):
     assert plan.upload == ("a",)
 
 
+def test_the_strategy_that_the_bundle_names_runs_unless_another_is_configured(tmp_path):
+    said = {
+        "name": "fedrep",
+        "parameters": {"head_epochs": 2},
+        "epochs": 3,
+        "optimizer": {"kind": "sgd", "lr": 0.5},
+    }
+    personal = {k: v for k, v in PLAN.items() if k != "upload"}
+    with small(tmp_path / "one", federation_config(), plan=personal, strategy=said) as f:
+        runtime = f.services.runtime
+        head, body = [p for p in runtime.plan(f.model(), 0).phases if p.kind == "train"]
+        shown = summary(f.services, "http://x")["strategy"]
+    assert (runtime.strategy, runtime.local) == (
+        FedRep(head_epochs=2),
+        Local(epochs=3, optimizer=Sgd(lr=0.5)),
+    )
+    assert (head.epochs, head.group, body.epochs, body.group) == (2, ("role:personal",), 3, ("role:shared",))
+    assert shown == 'fedrep {"head_epochs": 2}, as the bundle says'
+    with small(tmp_path / "two", federation_config(strategy={"fairness": "term"}), strategy=said) as f:
+        assert f.services.runtime.strategy == FedRep(head_epochs=2, weighting=Tilted())
+    with small(tmp_path / "three", federation_config(strategy={"name": "fedavg"}), strategy=said) as f:
+        assert f.services.runtime.strategy == FedAvg()
+
+
 @pytest.mark.parametrize(
     ("changes", "bundle", "message"),
     [
         ({}, {"tensors": (("p", "personal", (2,)),), "plan": {"phases": [
             {"kind": "train", "epochs": 1, "optimizer": SGD}]}}, "no tensor of the bundle is shared"),
+        ({}, {"plan": {"phases": PLAN["phases"]}}, "sends nothing, and the bundle names no strategy"),
+        ({}, {"plan": {**PLAN, "phases": [{**PLAN["phases"][0], "group": ["role:personal"]}]}}, "changes nothing of"),
+        ({"strategy": {"name": "local"}}, {}, "'local' leaves nothing to merge: the plan sends nothing"),
         ({"strategy": {"name": "bundle", "epochs": 3}}, {}, "'epochs' cannot be set"),
         ({"strategy": {"name": "bundle", "fairness_parameters": {"t": 1}}}, {}, "no fairness"),
         ({"strategy": {"name": "fedavg", "fairness": "fedper"}}, {}, "no kind of fairness"),

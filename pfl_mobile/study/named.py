@@ -1,0 +1,90 @@
+"""A strategy in the words of a bundle: a name and hyper-parameters that make the same one anywhere."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pfl_mobile.bundle.manifest import StrategyEntry
+from pfl_mobile.simulation.settings import describe
+from pfl_mobile.strategies import create, entries
+
+if TYPE_CHECKING:
+    from pfl_mobile.strategies import Entry, Local, Strategy, Weighting
+
+#: Name and hyper-parameters.
+Named = tuple[str, dict[str, Any]]
+
+
+def strategy_entry(strategy: Strategy, local: Local) -> StrategyEntry | None:
+    """What a bundle says of a strategy and its local training; None where no name and JSON values say it."""
+    found, fair = _named(strategy), None
+    if found is None:  # perhaps with another fairness than its own
+        fair = _fairness(strategy.weighting)
+        found = None if fair is None else _named(strategy, strategy.weighting)
+    if found is None:
+        return None
+    return StrategyEntry(
+        name=found[0],
+        parameters=found[1],
+        fairness=fair and fair[0],
+        fairness_parameters=fair[1] if fair else {},
+        epochs=local.epochs,
+        steps=local.steps,
+        optimizer=local.optimizer,
+        clip=local.clip,
+    )
+
+
+def _named(strategy: Strategy, weighting: Weighting | None = None) -> Named | None:
+    """What makes the same strategy, or one that is the same with this weighting in the place of its own."""
+    classes_first = sorted(entries(), key=lambda entry: not isinstance(entry.make, type))
+    for entry in classes_first:
+        if isinstance(entry.make, type) and entry.make is not type(strategy):
+            continue
+        parameters = _parameters(entry, strategy, strategy.weighting, strategy.optimizer)
+        if parameters is not None:
+            made = create(entry.name, **parameters)
+            made = made if weighting is None else replace(made, weighting=weighting)
+            if describe(made) == describe(strategy):
+                return entry.name, parameters
+    return None
+
+
+def _fairness(weighting: Weighting) -> Named | None:
+    """What makes a strategy that is federated averaging with this weighting, or nearly so."""
+    for entry in entries():
+        parameters = None if isinstance(entry.make, type) else _parameters(entry, weighting)
+        if parameters is not None:
+            made = create(entry.name, **parameters)
+            if describe(made.weighting) == describe(weighting):
+                return entry.name, parameters
+    return None
+
+
+def _parameters(entry: Entry, *holders: object) -> dict[str, Any] | None:
+    """The entry's hyper-parameters as the holders have them; None where one is missing or no JSON value."""
+    found: dict[str, Any] = {}
+    for name, parameter in inspect.signature(entry.make).parameters.items():
+        if name in ("weighting", "optimizer"):
+            continue
+        holder = next((h for h in holders if hasattr(h, name)), None)
+        if holder is not None:
+            found[name] = getattr(holder, name)
+        elif parameter.default is parameter.empty:
+            return None
+    return found if all(map(_plain, found.values())) else None
+
+
+def _plain(value: Any) -> bool:
+    """Whether JSON holds the value."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, bool | int | str)
