@@ -168,7 +168,9 @@ class Comparison:
             def number(value: float, sign: str = "", metric: str = r["metric"]) -> str:
                 return plots.number(metric, value, sign)
 
-            gain = f"{number(r['gain'], '+')} ({number(r['gain_low'], '+')} to {number(r['gain_high'], '+')})"
+            gain = number(r["gain"], "+")
+            if not math.isnan(r["gain_low"]):  # one user has no interval
+                gain += f" ({number(r['gain_low'], '+')} to {number(r['gain_high'], '+')})"
             line = [r["strategy"], number(r["personalized_acc"]), "-" if r["strategy"] == BASELINE else gain]
             line += [f"{r['users_better']:.0f} / {r['users_worse']:.0f}", number(r["worst_decile"])]
             line.append(number(r["std_over_users"]))

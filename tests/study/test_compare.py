@@ -41,6 +41,11 @@ def test_the_table_and_the_plots_are_written(comparison, tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_one_user_has_a_gain_without_an_interval():
+    cell = compare(study(), ["fedavg_finetune"], rounds=1, users=1).table()[1][1][2]
+    assert float(cell) or cell == "+0.00"
+
+
 def test_only_strategies_that_need_them_get_personal_layers():
     one = study("fedper", personal=["head"])
     assert {t.role for t in for_strategy(one, "fedavg").model.device_tensors()} == {"shared"}
