@@ -32,7 +32,7 @@ from pfl_mobile.cli.studies import (
 from pfl_mobile.plain_json import json_text
 
 if TYPE_CHECKING:
-    from pfl_mobile.study.compare import Comparison
+    from pfl_mobile.study.comparison import Comparison
 
 
 def add_to(app: typer.Typer) -> None:
@@ -94,8 +94,9 @@ def compare(
     from pfl_mobile.atomic import atomic_write, disk_errors
     from pfl_mobile.strategies import entry
     from pfl_mobile.strategies import names as all_names
-    from pfl_mobile.study.compare import BASELINE, common_settings
+    from pfl_mobile.study.compare import common_settings
     from pfl_mobile.study.compare import compare as run_comparison
+    from pfl_mobile.study.comparison import BASELINE
     from pfl_mobile.study.runs import changed_study
 
     chosen = all_names() if names == ["all"] else list(names)

@@ -3,252 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pfl_mobile.errors import ConfigError, OtherSettingsError, PrivacyError, TrainingError
-from pfl_mobile.privacy.statement import rounded_up
 from pfl_mobile.strategies import create, entry
-from pfl_mobile.study import plots
-from pfl_mobile.study.statistics import interval, student_interval
+from pfl_mobile.study.comparison import BASELINE, Compared, Comparison
 
 if TYPE_CHECKING:
-    from pfl_mobile.study.evaluation import Evaluation
+    import numpy as np
+
     from pfl_mobile.study.study import Study
 
 #: ``on_progress(what, fraction done)``.
 Report = Callable[[str, float | None], None]
 
-#: The strategy that gains are measured from: one model for all.
-BASELINE = "fedavg"
-
 #: Settings that differ from run to run.
 _OWN = ("strategy", "parameters", "trained", "personal", "seed", "folder")
-
-
-@dataclass
-class Compared:
-    """One strategy over all seeds.
-
-    Attributes:
-        name: of the strategy.
-        evaluations: one for each seed.
-        costs: of the run with each seed, see ``StudyResult.costs``.
-        losses: mean training loss of each round, with the first seed.
-        privacy: what its rounds would guarantee with secure noise, of the seed that cost most; None without privacy.
-        begins_with: the strategy whose trained model it begins with; what that cost comes on top, see
-            ``Comparison.rows``.
-        error: why it did not run, ``<error>: <reason>``; None when it did.
-    """
-
-    name: str
-    evaluations: list[Evaluation] = field(default_factory=list)
-    costs: list[dict[str, float]] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    privacy: dict[str, Any] | None = None
-    begins_with: str | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Strategies side by side; the first is ``fedavg`` of everything, what gains are measured from.
-
-    Attributes:
-        data: its name.
-        settings: that all strategies have, see ``common_settings``.
-        rounds: of each run.
-        seeds: one run of each strategy with each.
-        results: by name of the strategy.
-    """
-
-    data: str
-    settings: Mapping[str, Any]
-    rounds: int
-    seeds: Sequence[int]
-    results: Mapping[str, Compared]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One record for each strategy.
-
-        ``global_acc`` is None where the shared model has untrained personal layers. ``personalized_acc`` is the mean
-        over users (then over seeds) of each user's own model, ``gain`` that minus the same with the baseline, with a
-        95 % interval: over users with one seed (bootstrap), over seeds with more (Student's t). ``privacy`` is the
-        statement of its rounds (``StudyResult.privacy``), to which that of ``begins_with`` adds up.
-
-        ``steps`` are those of all merged devices in all rounds, ``personal_steps`` those that a user's own model took
-        afterwards, mean over users. ``beginning`` has the costs of the rounds of ``begins_with``, which are in none of
-        the others.
-        """
-        return self._rows
-
-    @cached_property
-    def _rows(self) -> list[dict[str, Any]]:
-        base = self.results[BASELINE].evaluations
-        return [self._row(found, base) for found in self.results.values()]
-
-    def _row(self, found: Compared, base: Sequence[Evaluation]) -> dict[str, Any]:
-        evaluations, costs = found.evaluations, found.costs
-        if found.error is not None:
-            return {"strategy": found.name, "error": found.error}
-
-        def mean(values: Sequence[float | None]) -> float | None:
-            known = [v for v in values if v is not None]
-            return float(np.mean(known)) if known else None
-
-        gains = [replace(e, shared=b.shared) for e, b in zip(evaluations, base, strict=True)]
-        low, high = _gain_interval(gains)
-        return {
-            "strategy": found.name,
-            "error": None,
-            "metric": evaluations[0].metric,
-            "global_acc": mean([e.global_acc if e.shared_is_trained else None for e in evaluations]),
-            "personalized_acc": mean([e.personalized_acc for e in evaluations]),
-            "gain": mean([float(e.gains.mean()) for e in gains]),
-            "gain_low": low,
-            "gain_high": high,
-            "users_better": mean([e.users_better for e in gains]),
-            "users_worse": mean([e.users_worse for e in gains]),
-            "worst_decile": mean([e.worst_decile for e in evaluations]),
-            "std_over_users": mean([e.spread()["std"] for e in evaluations]),
-            "worst_group": mean([_worst_group(e) for e in evaluations]),
-            "worst_group_improvement": mean([e.worst_group_improvement for e in gains]),
-            "forgetting": mean([e.forgetting for e in evaluations]),
-            "bytes_up": mean([c["bytes_up"] for c in costs]),
-            "bytes_down": mean([c["bytes_down"] for c in costs]),
-            "bytes_up_per_device": mean([c["bytes_up_per_device"] for c in costs]),
-            "steps": mean([c["steps"] for c in costs]),
-            "personal_steps": mean([e.personal_steps for e in evaluations]),
-            "failures": mean([c["failures"] for c in costs]),
-            "seconds": mean([c["seconds"] for c in costs]),
-            "privacy": found.privacy,
-            "begins_with": found.begins_with,
-            "beginning": None if found.begins_with is None else self._beginning(found.begins_with),
-        }
-
-    def _beginning(self, name: str) -> dict[str, float]:
-        costs = self.results[name].costs
-        names = ("bytes_up", "bytes_down", "bytes_up_per_device", "steps", "seconds")
-        return {cost: float(np.mean([c[cost] for c in costs])) for cost in names}
-
-    def to_json(self, *, users: bool = False) -> dict[str, Any]:
-        """Plain values; with ``users`` every user's record too."""
-        out: dict[str, Any] = {
-            "data": self.data,
-            "study": dict(self.settings),
-            "rounds": self.rounds,
-            "seeds": list(self.seeds),
-            "baseline": BASELINE,
-            "strategies": self.rows(),
-        }
-        if users:
-            out["evaluations"] = {
-                name: [e.to_json(users=True) for e in found.evaluations]
-                for name, found in self.results.items()
-            }
-        return out
-
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Columns and cells for people, one row a strategy."""
-        rows = [r for r in self.rows() if r["error"] is None]
-        columns = ["strategy", rows[0]["metric"], "gain (95 %)", "better / worse", "worst tenth", "std"]
-        grouped = any(r["worst_group"] is not None for r in rows)
-        columns += ["worst group"] if grouped else []
-        private = self.privacy is not None
-        columns += ["epsilon"] if private else []
-        columns += ["forgetting", "kB up / device / round", "steps in rounds", "steps after / user", "s"]
-        cells = []
-        for r in rows:
-
-            def number(value: float, sign: str = "", metric: str = r["metric"]) -> str:
-                return plots.number(metric, value, sign)
-
-            gain = number(r["gain"], "+")
-            if not math.isnan(r["gain_low"]):  # one user has no interval
-                gain += f" ({number(r['gain_low'], '+')} to {number(r['gain_high'], '+')})"
-            line = [r["strategy"], number(r["personalized_acc"]), "-" if r["strategy"] == BASELINE else gain]
-            line += [f"{r['users_better']:.0f} / {r['users_worse']:.0f}", number(r["worst_decile"])]
-            line.append(number(r["std_over_users"]))
-            line += [number(r["worst_group"])] if grouped else []
-            begun = r["begins_with"]
-            spent = [r["privacy"]] if begun is None else [r["privacy"], self.results[begun].privacy]
-            line += [" + ".join(_epsilon(said) for said in spent)] if private else []
-            line.append("-" if r["forgetting"] is None else number(r["forgetting"], "+"))
-
-            def cost(name: str, digits: int, scale: float = 1.0, row: Mapping[str, Any] = r) -> str:
-                parts = [row] if row["beginning"] is None else [row, row["beginning"]]
-                return " + ".join(f"{part[name] / scale:.{digits}f}" for part in parts)
-
-            line += [cost("bytes_up_per_device", 1, 1000), cost("steps", 0)]
-            line += [f"{r['personal_steps']:.1f}", cost("seconds", 1)]
-            cells.append(line)
-        return columns, cells
-
-    @property
-    def privacy(self) -> dict[str, Any] | None:
-        """What the baseline's rounds would guarantee with secure noise; None where rounds are not private."""
-        return self.results[BASELINE].privacy
-
-    def remarks(self) -> list[str]:
-        """A line for each strategy that did not run, with the reason, and one on those that begin with another's."""
-        results = self.results.values()
-        found = [f"{f.name} did not run: {f.error}" for f in results if f.error is not None]
-        begun = [f.name for f in results if f.begins_with is not None]
-        if begun:
-            verb = "begins" if len(begun) == 1 else "begin"
-            costs = "costs" if self.privacy is None else "costs and epsilon"
-            found.append(
-                f"{', '.join(begun)} {verb} with the model of {BASELINE}, whose {costs} come on top (after the +)"
-            )
-        return found
-
-    def markdown(self) -> str:
-        """The table as a page."""
-        columns, cells = self.table()
-        head = f"# Strategies on {self.data}: {self.rounds} rounds, {len(self.seeds)} seed(s)"
-        lines = [
-            head,
-            "",
-            f"Each user's own model, mean over users. Gains from {BASELINE} of everything.",
-            "",
-        ]
-        lines.append("| " + " | ".join(columns) + " |")
-        lines.append("|" + " --- |" * len(columns))
-        lines += ["| " + " | ".join(line) + " |" for line in cells]
-        lines += ["", *self.remarks()]
-        if self.privacy is not None:
-            lines += ["", f"If the noise were secure, {BASELINE}: {self.privacy['guarantee']}", ""]
-            lines += [f"- {sentence}" for sentence in self.privacy["assumptions"]]
-        return "\n".join(
-            [
-                *lines,
-                "",
-                "![distribution over users](users.png)",
-                "",
-                "![loss](loss.png)",
-                "",
-                "![costs](costs.png)",
-                "",
-            ]
-        )
-
-    def draw(self, folder: Path) -> list[Path]:
-        """Plots of the distribution over users, of the loss by round, and of what is sent against what users get."""
-        ran = {name: found for name, found in self.results.items() if found.error is None}
-        evaluations = {name: found.evaluations for name, found in ran.items()}
-        losses = {name: found.losses for name, found in ran.items()}
-        return [
-            plots.draw_distributions(evaluations, folder / "users.png"),
-            plots.draw_history(range(1, self.rounds + 1), losses, folder / "loss.png"),
-            plots.draw_costs(
-                [r for r in self.rows() if r["error"] is None], self.settings["users"], folder / "costs.png"
-            ),
-        ]
 
 
 def compare(
@@ -350,27 +122,8 @@ def for_strategy(study: Study, name: str) -> Study:
     return study.replace(**fixed) if entry(name).split else study.all_shared(name, folder=None)
 
 
-def _epsilon(said: dict[str, Any]) -> str:
-    return "none" if said["epsilon"] is None else f"{rounded_up(said['epsilon']):.4g}"
-
-
 def _dearer(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[str, Any] | None:
     """Of two statements with the same settings the one with more rounds."""
     if one is None or other is None:
         return one or other
     return max(one, other, key=lambda said: int(said["rounds"]))
-
-
-def _worst_group(found: Evaluation) -> float | None:
-    groups = found.per_group.values()
-    if not groups:
-        return None
-    return float(found.sign * min(found.sign * g["personalized_acc"] for g in groups))
-
-
-def _gain_interval(gains: Sequence[Evaluation]) -> tuple[float, float]:
-    if len(gains) == 1:
-        found = interval(gains[0].gains)
-        return found.low, found.high
-    found = student_interval(np.array([e.gains.mean() for e in gains]))
-    return found.low, found.high
