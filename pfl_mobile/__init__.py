@@ -8,7 +8,13 @@ Names are loaded when first used, so a part of the package needs only its own de
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
+
+# PyTorch says this at import, of a setting that nobody made and of hardware that is not there.
+warnings.filterwarnings(
+    "ignore", "TF32 acceleration on top of oneDNN is available for Intel GPUs", UserWarning
+)
 
 _HOME = {
     "personalize": "personalization",

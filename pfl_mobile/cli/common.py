@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import sys
 import threading
 import traceback
 import warnings
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -68,7 +70,36 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
     """Run a command line and return its exit code; an exception that nobody foresaw goes through."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in args
-    warnings.filterwarnings("ignore", module=r"torch\.")  # nothing in them is for who runs a command
+    logging.getLogger("torch.utils._pytree").addFilter(_not_of_torchao)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"torch\.")  # nothing in them is for who runs a command
+        warnings.showwarning = _show_warning
+        return _run(app, name, args, as_json)
+
+
+def _not_of_torchao(record: logging.LogRecord) -> bool:
+    """Drops what PyTorch says at the import of torchao, which ExecuTorch brings, of how torchao is written."""
+    return "'KernelPreference'> is an Enum subclass" not in record.getMessage()
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning: one of ours as a note, others as Python does."""
+    package = Path(__file__).parents[1]
+    if category is UserWarning and Path(filename).is_relative_to(package):
+        console(error=True).print(f"note: {message}", markup=False)
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        print(text, end="", file=file or sys.stderr)
+
+
+def _run(app: typer.Typer, name: str, args: list[str], as_json: bool) -> int:
     try:
         code = typer.main.get_command(app).main(args, prog_name=name, standalone_mode=False)
     except PflError as error:
