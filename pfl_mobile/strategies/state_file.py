@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = "pfl-server-state"
 SCHEMA_VERSION = 1
-_AGAIN = "restore the store of files from a backup, or roll back to another version"
+_AGAIN = "restore it from a backup of the store of files"
 
 Names = dict[str, list[list[Any]]]
 Sets = dict[str, dict[str, np.ndarray]]

@@ -121,6 +121,7 @@ def test_without_the_served_state_only_its_file_helps(tmp_path, damage, privacy)
         for _ in range(PAUSES):
             f.coordinator.attempt()
         assert "restore" in why(f)
+        assert "roll back" not in why(f)
         file.write_bytes(good)
         f.coordinator.attempt()
         assert (f.round(2).state, f.version().number) == ("merged", 3)
