@@ -86,7 +86,8 @@ def compare(
 
     JSON: data, study (the configuration), rounds, seeds, baseline, files, strategies (strategy, metric, global_acc,
     personalized_acc, gain, gain_low, gain_high, users_better, users_worse, worst_decile, std_over_users, worst_group,
-    worst_group_improvement, forgetting, bytes_up, bytes_down, bytes_up_per_device, steps of all devices in the rounds,
+    worst_group_improvement, forgetting, bytes_up, bytes_up_full_sync (an average after every local step; null
+    where a strategy is not about sending less), bytes_down, bytes_up_per_device, steps of all devices in the rounds,
     personal_steps of a user's own model after them, failures, seconds, privacy as in `pfl train`, begins_with: whose
     trained model it starts from, beginning: the bytes_up, bytes_down, bytes_up_per_device, steps and seconds of that,
     which come on top, as its epsilon does; or strategy and error, where it did not run).

@@ -318,6 +318,14 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
+def _against_full_sync(costs: dict[str, float]) -> list[tuple[str, str]]:
+    full = costs.get("bytes_up_full_sync")
+    if not full:
+        return []
+    what = "an average after every local step"
+    return [("of full synchronization", f"{100 * costs['bytes_up'] / full:.0f} % of {size(full)}, {what}")]
+
+
 def _show(
     found: Evaluation, costs: dict[str, float], fairness: str | None, said: dict[str, Any] | None
 ) -> None:
@@ -348,6 +356,7 @@ def _show(
     rows += [
         ("sent up by a device in a round", size(costs["bytes_up_per_device"])),
         ("sent up in all", size(costs["bytes_up"])),
+        *_against_full_sync(costs),
         ("failures", f"{costs['failures']:.0f}"),
         ("seconds", f"{costs['seconds']:.1f}"),
     ]

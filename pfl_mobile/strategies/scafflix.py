@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -18,23 +17,6 @@ from pfl_mobile.strategies.weighting import Equally, Weighting
 
 _SHARED = ("role:shared",)
 _LAST = "scafflix.last"
-
-
-@dataclass(frozen=True)
-class Communication:
-    """What one device sends, against full synchronization (an average after every local step).
-
-    Attributes:
-        rounds: how often it sends.
-        steps: local steps in these rounds.
-        sent: bytes that it sends.
-        full: bytes that it would send if it did after every step.
-    """
-
-    rounds: int
-    steps: int
-    sent: int
-    full: int
 
 
 @register(
@@ -97,6 +79,10 @@ class Scafflix(Strategy):
             return 1
         drawn = float(uniform(derive(seed, 1), 1)[0])
         return 1 + math.floor(math.log1p(-drawn) / math.log1p(-self.p))
+
+    def full_sync_steps(self, at: Context) -> int:
+        """Those of the round: full synchronization is p = 1."""
+        return self.steps(at.seed)
 
     def for_steps(self, steps: int) -> dict[str, float]:
         """The p with so many local steps on average between two communications."""
@@ -191,16 +177,6 @@ class Scafflix(Strategy):
         server.sets[_merged(server.round)] = {
             n: server.values[n] if np.array_equal(v, server.values[n]) else v for n, v in mean.items()
         }
-
-    def communication(self, seeds: Iterable[int], size: int) -> Communication:
-        """Count the bytes of one device that takes part in the rounds with these seeds.
-
-        Args:
-            seeds: ``Context.seed`` of each round.
-            size: shared values, 4 bytes each.
-        """
-        steps = [self.steps(seed) for seed in seeds]
-        return Communication(len(steps), sum(steps), 4 * size * len(steps), 4 * size * sum(steps))
 
 
 def _merged(at: int | str) -> str:

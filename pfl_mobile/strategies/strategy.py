@@ -289,6 +289,13 @@ class Strategy:
         """
         return {}
 
+    def full_sync_steps(self, at: Context) -> int | None:
+        """How often a device would send in this round if it did after every local step, where it is about sending less.
+
+        None, the default, where the paper does not compare with that.
+        """
+        return None
+
     def serve(self, at: Context) -> str | ServeMix:
         """What predictions use."""
         return "theta"

@@ -73,7 +73,8 @@ class Comparison:
         statement of its rounds (``StudyResult.privacy``), to which that of ``begins_with`` adds up.
 
         ``steps`` are those of all merged devices in all rounds, ``personal_steps`` those that a user's own model took
-        afterwards, mean over users. ``beginning`` has the costs of the rounds of ``begins_with``, which are in none of
+        afterwards, mean over users. ``bytes_up_full_sync``, as in ``StudyResult.costs``, is None where a strategy is
+        not about sending less. ``beginning`` has the costs of the rounds of ``begins_with``, which are in none of
         the others.
         """
         return self._rows
@@ -113,6 +114,7 @@ class Comparison:
             "bytes_up": mean([c["bytes_up"] for c in costs]),
             "bytes_down": mean([c["bytes_down"] for c in costs]),
             "bytes_up_per_device": mean([c["bytes_up_per_device"] for c in costs]),
+            "bytes_up_full_sync": mean([c.get("bytes_up_full_sync") for c in costs]),
             "steps": mean([c["steps"] for c in costs]),
             "personal_steps": mean([e.personal_steps for e in evaluations]),
             "failures": mean([c["failures"] for c in costs]),
@@ -186,9 +188,16 @@ class Comparison:
         return self.results[BASELINE].privacy
 
     def remarks(self) -> list[str]:
-        """A line for each strategy that did not run, with the reason, and one on those that begin with another's."""
+        """What did not run, and why; what is sent against full synchronization; what begins with another's model."""
         results = self.results.values()
         found = [f"{f.name} did not run: {f.error}" for f in results if f.error is not None]
+        found += [
+            f"{r['strategy']} sent {r['bytes_up'] / 1000:.1f} kB up in all, "
+            f"{100 * r['bytes_up'] / r['bytes_up_full_sync']:.0f} % of what full synchronization, an average after "
+            f"every local step, would send: {r['bytes_up_full_sync'] / 1000:.1f} kB"
+            for r in self.rows()
+            if r.get("bytes_up_full_sync")
+        ]
         begun = [f.name for f in results if f.begins_with is not None]
         if begun:
             verb = "begins" if len(begun) == 1 else "begin"

@@ -220,11 +220,15 @@ class StudyResult:
         """What the rounds cost: bytes up and down, in all and per device and round; steps, examples, seconds.
 
         Steps, examples and bytes up are those of the merged devices; a device that failed was sent to as well. What
-        users' own models take after the rounds is told by ``evaluate`` (``personal_steps``).
+        users' own models take after the rounds is told by ``evaluate`` (``personal_steps``). ``bytes_up_full_sync`` is
+        there where the strategy is about sending less (``scafflix``): what the same devices would have sent up in the
+        same steps with an average after each.
         """
         rounds = self.history
         devices = sum(r.clients for r in rounds)
         reached = [r.clients + sum(r.failures.values()) for r in rounds]
+        syncs = [self.study.strategy.full_sync_steps(self._rounds.context(r.round)) for r in rounds]
+        full = [r.bytes_up * r.clients * n for r, n in zip(rounds, syncs, strict=True) if n is not None]
         return {
             "rounds": len(rounds),
             "device_rounds": devices,
@@ -236,6 +240,7 @@ class StudyResult:
             "examples": float(sum(r.examples for r in rounds)),
             "steps": float(sum(r.steps for r in rounds)),
             "seconds": float(sum(r.seconds for r in rounds)),
+            **({"bytes_up_full_sync": float(sum(full))} if full else {}),
         }
 
     def evaluate(

@@ -120,6 +120,14 @@ def test_hyper_parameters_of_the_fairness_are_set(pfl: Run, tmp_path: Path) -> N
     assert pfl("recommend", tmp_path / "run", "--json").code == 0
 
 
+def test_train_shows_what_scafflix_sends_against_full_synchronization(pfl: Run, tmp_path: Path) -> None:
+    ran = pfl("train", SMALL, "--strategy", "scafflix", "--rounds", 2, "--out", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    assert "of full synchronization" in ran.out
+    costs = json.loads((tmp_path / "run" / "result.json").read_text())["costs"]
+    assert costs["bytes_up"] <= costs["bytes_up_full_sync"]
+
+
 def test_a_run_is_called_by_its_model(pfl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert pfl("train", SMALL, "--rounds", 1, "--json").json["run"] == "runs/small-fedavg"

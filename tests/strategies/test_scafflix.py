@@ -8,7 +8,7 @@ import pytest
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.local.plan import AdamW
 from pfl_mobile.local.random import derive
-from pfl_mobile.strategies import Equally, Local, create
+from pfl_mobile.strategies import Context, Equally, Local, create
 from pfl_mobile.strategies.fedavg import FedAvg
 from pfl_mobile.strategies.scafflix import Scafflix
 from tests.strategies.harness import Federation, assert_near, full_batch
@@ -110,13 +110,12 @@ def test_rounds_have_geometric_lengths_and_bytes_fall_by_p() -> None:
     assert lengths.min() == 1
     for k in (1, 2, 3, 5):
         np.testing.assert_allclose((lengths == k).mean(), 0.2 * 0.8 ** (k - 1), atol=0.02)
-    count = strategy.communication(seeds, size=100)
-    assert (count.rounds, count.steps, count.sent) == (4000, lengths.sum(), 4000 * 400)
-    np.testing.assert_allclose(count.sent / count.full, 0.2, atol=0.01)
+    rounds = [Context((), Local(), r, seed) for r, seed in enumerate(seeds)]
+    assert [strategy.full_sync_steps(at) for at in rounds] == lengths.tolist()
+    np.testing.assert_allclose(len(rounds) / lengths.sum(), 0.2, atol=0.01)
     everything = create("scafflix", p=1.0)
-    assert isinstance(everything, Scafflix)
-    full = everything.communication(seeds, size=100)
-    assert full.sent == full.full
+    assert all(everything.full_sync_steps(at) == 1 for at in rounds)
+    assert create("fedavg").full_sync_steps(rounds[0]) is None
 
 
 def test_one_vector_a_round_is_sent_and_the_plan_has_the_drawn_steps() -> None:

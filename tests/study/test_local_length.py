@@ -9,7 +9,7 @@ from pfl_mobile.errors import ConfigError
 from pfl_mobile.local.random import derive
 from pfl_mobile.simulation.population import ArrayPopulation
 from pfl_mobile.strategies import create, names
-from pfl_mobile.study.compare import for_strategy
+from pfl_mobile.study.compare import compare, for_strategy
 from pfl_mobile.study.runs import changed_study
 from tests.study.small import population, study
 
@@ -33,6 +33,24 @@ def test_scafflix_takes_epochs_as_mean_steps_between_two_communications():
             assert 4 * (steps + min(optimum)) <= record.steps <= 4 * (steps + max(optimum))
         assert result.baseline().study.local.epochs == 2
     assert study("scafflix", local_steps=8).strategy.p == 1 / 8
+
+
+def test_scafflix_counts_its_bytes_against_full_synchronization():
+    with study("scafflix").run(6, local_steps=4) as result:
+        costs, rounds = result.costs(), result.history
+        steps = [result.study.strategy.steps(derive(0, r.round)) for r in rounds]
+    assert costs["bytes_up"] == 4 * 67 * 4 * 6
+    assert costs["bytes_up_full_sync"] == 4 * 67 * 4 * sum(steps)
+    with study("scafflix", parameters={"p": 1.0}).run(2) as result:
+        costs = result.costs()
+        assert costs["bytes_up_full_sync"] == costs["bytes_up"]
+    with study("ditto").run(1) as result:
+        assert "bytes_up_full_sync" not in result.costs()
+    found = compare(study(), ["scafflix"], rounds=2)
+    rows = {r["strategy"]: r["bytes_up_full_sync"] for r in found.rows()}
+    assert rows["fedavg"] is None
+    assert rows["scafflix"] > 0
+    assert "% of what full synchronization" in found.remarks()[0]
 
 
 def test_personal_layers_of_scafflix_are_tuned_for_the_steps_of_an_average_round():
