@@ -211,8 +211,14 @@ def find_function(model: str, wanted: str = "deployment") -> UserFunction:
     call = getattr(module, function, None)
     if not callable(call):
         names = _functions(module)
-        what = "is not a function" if hasattr(module, function) else "does not exist"
-        raise UnknownNameError(f"{function!r} in {source} {what}", mend=near(function, names))
+        if not hasattr(module, function):
+            raise UnknownNameError(f"{function!r} in {source} does not exist", mend=near(function, names))
+        example = STUDY_EXAMPLE if wanted == "study" else DEPLOYMENT_EXAMPLE
+        other = f"{near(function, names)}; or " if names else ""
+        raise UnknownNameError(
+            f"{function!r} in {source} is {_kind(call)}, not a function",
+            mend=f"{other}put it into a function, to {example}",
+        )
     return UserFunction(function, model, call, getattr(module, "__file__", None))
 
 
