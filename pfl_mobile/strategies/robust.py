@@ -133,10 +133,13 @@ class TrimmedMean(_ByValue):
 
     attackers: Attackers = 0.2
 
+    def check_count(self, count: int) -> None:
+        """2 f + 1 are needed."""
+        _enough("a trimmed mean", count, self.attackers, 2 * assumed(self.attackers, count) + 1)
+
     def _cut(self, count: int) -> int:
-        cut = assumed(self.attackers, count)
-        _enough("a trimmed mean", count, self.attackers, 2 * cut + 1)
-        return cut
+        self.check_count(count)
+        return assumed(self.attackers, count)
 
 
 @rule(
@@ -155,6 +158,10 @@ class Krum(Rule):
 
     attackers: Attackers = 0.2
 
+    def check_count(self, count: int) -> None:
+        """2 f + 3 are needed."""
+        _enough("Krum", count, self.attackers, 2 * assumed(self.attackers, count) + 3)
+
     def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates once, and what it chose once more."""
         parts = parts_of(len(rows), weights)
@@ -167,15 +174,18 @@ class Krum(Rule):
         """How many updates are merged, of ``count``."""
         return 1
 
+    def _most(self, count: int) -> int:
+        """n - f - 2."""
+        return count - assumed(self.attackers, count) - 2
+
     def _ranked(self, rows: Rows, parts: np.ndarray) -> np.ndarray:
         """Indexes of the updates with a weight, those nearest to their neighbours first."""
         among = np.flatnonzero(parts > 0)
         count = len(among)
-        attackers = assumed(self.attackers, count)
-        _enough("Krum", count, self.attackers, 2 * attackers + 3)
+        self.check_count(count)
         squares = squared_distances(finite_gram(rows)[np.ix_(among, among)])
         np.fill_diagonal(squares, np.inf)
-        nearest = np.sort(squares, axis=1)[:, : count - attackers - 2]
+        nearest = np.sort(squares, axis=1)[:, : self._most(count)]
         return among[np.argsort(nearest.sum(axis=1), kind="stable")]
 
 
@@ -197,14 +207,18 @@ class MultiKrum(Krum):
 
     keep: Annotated[int | None, Param("how many updates m are merged; none: n - f - 2", low=1)] = None
 
-    def _kept(self, count: int) -> int:
-        most = count - assumed(self.attackers, count) - 2
+    def check_count(self, count: int) -> None:
+        """As Krum, and as many as are kept."""
+        super().check_count(count)
+        most = self._most(count)
         if self.keep is not None and self.keep > most:
             raise TooFewUpdatesError(
                 f"multi-Krum keeps {self.keep} updates, and of {count} may keep {most}",
                 mend="take larger cohorts, keep fewer, or assume fewer attackers",
             )
-        return self.keep or most
+
+    def _kept(self, count: int) -> int:
+        return self.keep or self._most(count)
 
 
 @rule(

@@ -46,6 +46,9 @@ class Rule:
         """Refuse hyper-parameters outside their range (ConfigError)."""
         check_ranges(type(self).__name__, type(self), vars(self))
 
+    def check_count(self, count: int) -> None:
+        """Refuse so many updates where the rule could not merge them (TooFewUpdatesError)."""
+
     def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """One update of the size of a single one.
 

@@ -11,8 +11,9 @@ from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import PrivacyConfig
 from pfl_mobile.privacy.calibration import required_noise, with_noise
 from pfl_mobile.privacy.plan import BAND
+from pfl_mobile.strategies.rules import create_rule
 from pfl_server.config import FederationConfig
-from pfl_server.minimum import largest_minimum
+from pfl_server.minimum import largest_minimum, least_minimum
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,6 +95,7 @@ def federation_config(
 
     Raises:
         ConfigError: a value is out of range, or some do not go together.
+        UnknownNameError: no such merge rule.
     """
     plain: dict[str, Any] = base.model_dump(mode="json") if base is not None else {}
     for name, value in given.items():
@@ -103,7 +105,11 @@ def federation_config(
     if "cohort" in rounds and not chosen:
         rounds["minimum"] = max(1, ceil(MINIMUM_SHARE * rounds["cohort"]))
     # once without the real privacy, so that its inputs are checked first
-    found = _checked(plain | {"privacy": {"mechanism": "none", "clip_norm": 1.0, "cohort": 1}}).rounds
+    first = _checked(plain | {"privacy": {"mechanism": "none", "clip_norm": 1.0, "cohort": 1}})
+    found = first.rounds
+    if not chosen:
+        least = least_minimum(create_rule(first.rule.name, **first.rule.parameters), found.cohort)
+        rounds["minimum"] = max(found.minimum, least or 1)
     if privacy is None and not private:
         privacy = no_privacy(cohort=found.cohort, clip_norm=clip_norm)
     elif privacy is None and base is None:

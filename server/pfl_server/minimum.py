@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from pfl_mobile.errors import ConfigError
+from pfl_mobile.errors import ConfigError, TooFewUpdatesError
 
 if TYPE_CHECKING:
     from pfl_mobile.privacy import PrivacyConfig
+    from pfl_mobile.strategies.rules import Rule
     from pfl_server.config import FederationConfig
 
 #: Share of delta that may come on top of it.
@@ -51,6 +52,44 @@ def largest_minimum(privacy: PrivacyConfig, rounds: int, most: int) -> int:
     while found < most and deciding_delta(privacy, found + 1) * rounds <= SHARE * privacy.delta:
         found += 1
     return found
+
+
+def least_minimum(rule: Rule, cohort: int) -> int | None:
+    """The smallest minimum with which a merge rule has enough updates in every round; None: a cohort is too few.
+
+    Args:
+        rule: that merges.
+        cohort: updates of a round at most.
+    """
+    for count in range(cohort, 0, -1):
+        try:
+            rule.check_count(count)
+        except TooFewUpdatesError:
+            return None if count == cohort else count + 1
+    return 1
+
+
+def check_enough(config: FederationConfig, rule: Rule) -> None:
+    """Refuse rounds that close with fewer updates than the merge rule needs.
+
+    Raises:
+        ConfigError: some would.
+    """
+    rounds = config.rounds
+    fewest = rounds.cohort if rounds.mode == "buffered" else rounds.minimum
+    least = least_minimum(rule, rounds.cohort)
+    if least is not None and fewest >= least:
+        return
+    try:
+        rule.check_count(rounds.cohort if least is None else least - 1)
+    except TooFewUpdatesError as error:
+        raise ConfigError(
+            f"a round of {fewest} to {rounds.cohort} updates may be too small for the merge rule {config.rule.name!r}: "
+            f"{error.message}",
+            mend="set a larger rounds.cohort (--cohort), or let the rule assume fewer attackers (rule.parameters)"
+            if least is None
+            else f"set rounds.minimum (--minimum) to {least} or more",
+        ) from error
 
 
 def check_minimum(config: FederationConfig) -> None:

@@ -15,7 +15,7 @@ from pfl_mobile.strategies.scaffold import Scaffold
 from pfl_mobile.strategies.strategy import Context, Local, Strategy, take_over
 from pfl_mobile.strategies.weighting import Weighting
 from pfl_server.config import BUNDLE
-from pfl_server.minimum import check_minimum
+from pfl_server.minimum import check_enough, check_minimum
 
 if TYPE_CHECKING:
     from pfl_mobile.bundle.manifest import StrategyEntry
@@ -161,6 +161,7 @@ def check_config(config: FederationConfig, strategy: Strategy, table: Sequence[D
             mend="use synchronous rounds, or the sampling 'none'",
         )
     check_minimum(config)
+    check_enough(config, rule)
     if privacy.noise_multiplier > 0 and privacy.cohort != rounds.cohort:
         raise ConfigError(
             f"privacy is computed for cohorts of {privacy.cohort}, rounds have {rounds.cohort}",

@@ -11,6 +11,7 @@ from pfl_server.coordinator import LEASE_S, Coordinator
 from pfl_server.garbage import Collector
 from pfl_server.part import old_parts
 from pfl_server.storage.models import AuditEntry, Federation, Round
+from tests.server.basics import ADMIN_TOKEN
 from tests.server.federation import federation_config, small, update_of
 
 
@@ -85,6 +86,8 @@ def test_a_merge_that_fails_leaves_the_model_and_goes_on_with_the_next_round(tmp
         assert list(f.services.blobs.keys("updates/")) == []
         assert f.task(f.devices[0])["round"] == 1
         assert f.federation().state == "running"
+        status = f.client.get("/v1/admin/status", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}).json()
+        assert status["problems"] == [{"code": "merge-failed", "count": 1}]
 
 
 def test_three_failures_in_a_row_pause_the_federation(tmp_path):

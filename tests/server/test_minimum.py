@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfl_mobile.errors import ConfigError
+from pfl_mobile.errors import ConfigError, TooFewUpdatesError
 from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.strategies.rows import MatrixRows
+from pfl_mobile.strategies.rules import rule_entries
 from pfl_server import defaults
-from pfl_server.minimum import SHARE, check_minimum, deciding_delta, largest_minimum
+from pfl_server.minimum import SHARE, check_minimum, deciding_delta, largest_minimum, least_minimum
 from tests.server.federation import federation_config, small
 
 
@@ -91,3 +96,69 @@ def test_the_default_minimum_fits_and_a_given_one_stays():
     given = {"rounds": {"cohort": 100, "total": 200, "minimum": 90}}
     assert defaults.federation_config(given, privacy=poisson()).rounds.minimum == 90
     check_minimum(defaults.federation_config({}, privacy=poisson(cohort=50)))
+
+
+@given(st.sampled_from(rule_entries()), st.floats(0, 0.49), st.integers(1, 60))
+def test_from_the_least_minimum_on_a_rule_merges_any_number_of_updates(entry, attackers, cohort):
+    given_too = {"attackers": attackers} if "attackers" in inspect.signature(entry.make).parameters else {}
+    rule = entry.make(**given_too)
+
+    def merges(count):
+        rows = MatrixRows(np.zeros((count, 2), np.float32))
+        try:
+            rule.mean(rows, np.ones(count))
+        except TooFewUpdatesError:
+            return False
+        return True
+
+    least = least_minimum(rule, cohort)
+    if least is None:
+        assert not merges(cohort)
+    else:
+        assert all(merges(count) for count in range(least, cohort + 1))
+        assert least == 1 or not merges(least - 1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "rounds", "message", "mend"),
+    [
+        (
+            {"name": "krum"},
+            {"cohort": 3, "minimum": 2},
+            "Krum with 1 attackers among 3 updates needs 5",
+            "--cohort",
+        ),
+        (
+            {"name": "krum"},
+            {"cohort": 10, "minimum": 4},
+            "among 6 updates needs 7",
+            "--minimum\\) to 7 or more",
+        ),
+        (
+            {"name": "multi_krum", "parameters": {"keep": 9}},
+            {"cohort": 9, "minimum": 9},
+            "keeps 9",
+            "--cohort",
+        ),
+        ({"name": "trimmed_mean"}, {"cohort": 4, "minimum": 1}, "among 2 updates needs 3", "to 3 or more"),
+    ],
+)
+def test_rounds_that_a_robust_rule_could_not_merge_are_refused_at_the_start(
+    tmp_path, rule, rounds, message, mend
+):
+    config = federation_config(rule=rule, rounds=rounds)
+    with pytest.raises(ConfigError, match=message) as caught, small(tmp_path, config):
+        pass
+    assert re.search(mend, caught.value.mend)
+
+
+def test_buffered_rounds_have_the_whole_cohort(tmp_path):
+    rounds = {"mode": "buffered", "cohort": 5, "minimum": 1}
+    with small(tmp_path, federation_config(rule={"name": "krum"}, rounds=rounds)):
+        pass
+
+
+def test_unless_said_the_minimum_is_enough_for_the_rule():
+    given = {"rule": {"name": "krum"}, "rounds": {"cohort": 8}}
+    assert defaults.federation_config(given, private=False).rounds.minimum == 7
+    assert defaults.federation_config({"rounds": {"cohort": 8}}, private=False).rounds.minimum == 4

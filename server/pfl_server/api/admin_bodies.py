@@ -312,7 +312,8 @@ class StatusBody(Body):
     spent: float | None
     budget: float | None
     problems: tuple[ReasonCount, ...] = Field(
-        description="Problems answered in the last 50 rounds and outside rounds."
+        description="Problems answered in the last 50 rounds and outside rounds; `merge-failed` counts rounds of which "
+        "no model came."
     )
 
 

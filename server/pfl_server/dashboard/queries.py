@@ -10,9 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Select, case, func, select
+from sqlalchemy import Select, case, func, literal, select, union_all
 from sqlalchemy.orm import Session, defer
 
+from pfl_server.dashboard.words import MERGE_FAILED
 from pfl_server.storage.models import (
     Assignment,
     AuditEntry,
@@ -239,11 +240,15 @@ def tokens(session: Session, offset: int = 0, limit: int = PAGE) -> list[Enrolme
     return list(session.scalars(newest.offset(offset).limit(limit)))
 
 
-def refusals(session: Session, since: int) -> list[Reason]:
-    """Problems answered, by code, most frequent first: in rounds from ``since`` on."""
-    total = func.sum(Refusal.count)
-    rows = session.execute(select(Refusal.code, total).where(Refusal.round >= since).group_by(Refusal.code))
-    return sorted((Reason(code, int(n)) for code, n in rows), key=lambda r: (-r.count, r.code or ""))
+def problems(session: Session, since: int) -> list[Reason]:
+    """Problems of rounds from ``since`` on by code, most frequent first: those answered, and merges that failed."""
+    answered = (
+        select(Refusal.code, func.sum(Refusal.count)).where(Refusal.round >= since).group_by(Refusal.code)
+    )
+    failed = select(literal(MERGE_FAILED), func.count()).where(Round.number >= since, Round.state == "failed")
+    rows = session.execute(union_all(answered, failed))
+    found = (Reason(code, int(n)) for code, n in rows if n)
+    return sorted(found, key=lambda r: (-r.count, r.code or ""))
 
 
 def refusals_outside(session: Session) -> list[Reason]:

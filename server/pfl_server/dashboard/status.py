@@ -30,7 +30,7 @@ class Status:
         funnel: of that round.
         newest: the newest version.
         budget: privacy spent and left.
-        problems: answered in the last ``PROBLEM_ROUNDS`` rounds, by code.
+        problems: failed merges, and what was answered, in the last ``PROBLEM_ROUNDS`` rounds, by code.
         outside: answered outside rounds since the first start, by code.
         sentence: all of it in a sentence.
         pause: who paused it, when and why, as in the audit log; None where it is not paused.
@@ -79,7 +79,7 @@ def status(session: Session, config: FederationConfig, now: float) -> Status:
         funnel,
         newest,
         budget,
-        queries.refusals(session, max(0, number - PROBLEM_ROUNDS + 1)),
+        queries.problems(session, max(0, number - PROBLEM_ROUNDS + 1)),
         queries.refusals_outside(session),
         sentence(federation, newest_round, funnel, budget, now),
         queries.last_pause(session) if federation.state == "paused" else None,

@@ -23,6 +23,9 @@ DECLINED = {
     "too_slow": "It would not be done in time",
 }
 
+#: The problem of a round whose merge failed, beside those that are answered.
+MERGE_FAILED = "merge-failed"
+
 #: States of rounds, with what they mean.
 ROUND_STATES = {
     "open": "takes updates",
@@ -45,6 +48,8 @@ def reason(code: str | None) -> str:
     """Why an update was refused or a task declined, as a sentence without its full stop."""
     if not code:
         return "No reason was given"
+    if code == MERGE_FAILED:
+        return "The merge of a round gave no usable model; the round says why"
     if code in DECLINED:
         return DECLINED[code]
     return PROBLEMS[code].title if code in PROBLEMS else code
