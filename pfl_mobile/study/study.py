@@ -405,9 +405,11 @@ class _Trained:
 def _make(model: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        made = model()
+    made: Any = model
+    if callable(model):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = model()
     if not isinstance(made, nn.Module):
         raise ConfigError(
             f"the model is a {type(made).__name__}", mend="give an nn.Module, or a function that makes one"

@@ -320,6 +320,12 @@ def test_a_bound_on_groups_needs_groups_from_the_start():
         assert "no group has reported" in result.fairness
 
 
+@pytest.mark.parametrize("model", [3, None, "net", lambda: 3])
+def test_what_is_no_model_is_refused(model):
+    with pytest.raises(ConfigError, match="the model is a"):
+        Study(model, population())
+
+
 def test_wrong_data_is_refused():
     with pytest.raises(ConfigError, match="list"):
         Study(Net, [1, 2])
