@@ -65,7 +65,7 @@ def test_settings_go_to_the_function_that_takes_them(file: Path) -> None:
 def test_what_is_no_function_is_said_to_belong_into_one(tmp_path: Path) -> None:
     path = tmp_path / "made.py"
     path.write_text(SOURCE.partition("def study")[0] + "study = Study(Net, PEOPLE, batch=8)")
-    with pytest.raises(UnknownNameError, match="'study' in .*made.py is a Study, not a function") as caught:
+    with pytest.raises(UnknownNameError, match=r"'study' in .*made\.py is a Study, not a function") as caught:
         load_study(f"{path}:study")
     assert "put it into a function" in caught.value.mend
     assert "def study(" in caught.value.mend
