@@ -117,6 +117,12 @@ def population(
     """
     entry = find(name)
     if isinstance(entry, Dataset):
+        if "encoder" not in options:
+            raise ConfigError(
+                f"{name} has messages, so a model of numbers cannot take it; its users need the option 'encoder'",
+                mend=f"take a study of messages: `pfl train keyboard --data {name}`, or a project of your own by "
+                f"`pfl init NAME --template keyboard`; in Python data.population({name!r}, encoder=TextEncoder(...))",
+            )
         _check_options(entry, TextPopulation, options, 1)
         return TextPopulation(get(name, from_file, progress), **options)
     if isinstance(entry, ArrayDataset):

@@ -424,8 +424,9 @@ def test_wrong_files_and_options_of_numbers(arff: Path) -> None:
         data.population("wisdm", tests=1)
     with pytest.raises(ConfigError, match="numbers by user"):
         data.get("wisdm")
-    with pytest.raises(ConfigError, match="needs the option 'encoder'"):
+    with pytest.raises(ConfigError, match="need the option 'encoder'") as caught:
         data.population("sotu")
+    assert "pfl train keyboard --data sotu" in caught.value.mend
 
 
 @pytest.mark.skipif(not (SHARED / "train_FD001.txt.gz").exists(), reason="the real files are not here")
