@@ -78,6 +78,9 @@ def strategies(
 ) -> None:
     """List the strategies: paper, what is shared and what stays personal, hyper-parameters.
 
+    JSON: name, title, paper, shares (what is shared), keeps (what is personal), split (whether it needs personal
+    layers), private, parameters (the hyper-parameters: name, type, default, range, choices, meaning).
+
     Example: `pfl strategies scafflix`
     """
     from pfl_mobile.strategies import entries, entry

@@ -91,6 +91,8 @@ class Comparison:
 
         def mean(values: Sequence[float | None]) -> float | None:
             known = [v for v in values if v is not None]
+            if len(known) == 1:
+                return known[0]  # a count of users stays one
             return float(np.mean(known)) if known else None
 
         gains = [replace(e, shared=b.shared) for e, b in zip(evaluations, base, strict=True)]

@@ -190,6 +190,7 @@ def test_compare_puts_strategies_side_by_side(pfl: Run, tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     rows = {r["strategy"]: r for r in ran.json["strategies"]}
     assert list(rows) == ["fedavg", "fedprox", "ditto"]
+    assert type(rows["ditto"]["users_better"]) is type(rows["ditto"]["users_worse"]) is int
     assert rows["ditto"]["gain_low"] <= rows["ditto"]["gain"] <= rows["ditto"]["gain_high"]
     assert {p.name for p in out.iterdir()} == {
         "fedavg",
