@@ -69,11 +69,16 @@ def serve(
     ] = None,
     rule: Rule = None,
     mode: Annotated[str | None, typer.Option("--mode", help="synchronous or buffered.")] = None,
-    cohort: Annotated[int | None, typer.Option("--cohort", help="Updates that close a round.")] = None,
+    cohort: Annotated[
+        int | None,
+        typer.Option("--cohort", help="Updates that close a round; default: as --privacy says, or 50."),
+    ] = None,
     minimum: Annotated[
         int | None, typer.Option("--minimum", help="Updates that a round needs at its deadline.")
     ] = None,
-    rounds: Annotated[int | None, typer.Option("--rounds", help="Rounds in all.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", help="Rounds in all; default: as --privacy says, or 100.")
+    ] = None,
     deadline: Annotated[
         float | None, typer.Option("--deadline", metavar="S", help="Seconds of a round.")
     ] = None,

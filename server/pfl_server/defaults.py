@@ -89,7 +89,7 @@ def federation_config(
     Args:
         given: fields of `FederationConfig` by name, of ``rounds`` and ``strategy`` again by name.
         base: of ``federation.json``.
-        privacy: given as a whole.
+        privacy: given as a whole; says cohort and number of rounds where ``given`` and ``base`` do not.
         private: False: no noise at all.
         epsilon, delta, clip_norm: where neither ``privacy`` nor ``base`` says what protects.
 
@@ -101,6 +101,10 @@ def federation_config(
     for name, value in given.items():
         plain[name] = {**plain.get(name, {}), **value} if isinstance(value, dict) else value
     rounds = plain.setdefault("rounds", {})
+    if privacy is not None:  # its noise is for so many devices and rounds
+        rounds.setdefault("cohort", privacy.cohort)
+        if privacy.rounds is not None:
+            rounds.setdefault("total", privacy.rounds)
     chosen = "minimum" in rounds
     if "cohort" in rounds and not chosen:
         rounds["minimum"] = max(1, ceil(MINIMUM_SHARE * rounds["cohort"]))
@@ -126,7 +130,14 @@ def federation_config(
         ahead = found.total or privacy.rounds
         if not chosen and privacy.sampling == "poisson" and ahead is not None:
             rounds["minimum"] = largest_minimum(privacy, ahead, found.minimum)
-    return _checked(plain)
+    made = _checked(plain)
+    total, planned = made.rounds.total, made.privacy.rounds
+    if made.privacy.mechanism != "none" and planned is not None and total is not None and total > planned:
+        raise ConfigError(
+            f"the noise is computed for {planned} rounds, and there are to be {total}",
+            mend=f"leave --rounds out, give {planned} or less, or plan for {total}: pfl privacy plan --rounds {total}",
+        )
+    return made
 
 
 def _checked(plain: Mapping[str, Any]) -> FederationConfig:

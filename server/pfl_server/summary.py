@@ -11,7 +11,7 @@ from pfl_server.storage.models import Federation, Version
 
 if TYPE_CHECKING:
     from pfl_mobile.bundle.manifest import StrategyEntry
-    from pfl_mobile.privacy import PrivacyConfig
+    from pfl_server.config import FederationConfig
     from pfl_server.services import Services
 
 
@@ -36,7 +36,7 @@ def summary(services: Services, url: str) -> dict[str, Any]:
         "merge rule": _named(config.rule.name, config.rule.parameters),
         "rounds": f"{rounds.mode}, {rounds.total or 'without end'}, {rounds.deadline_s:g} s each",
         "cohort": f"{rounds.cohort}, at least {rounds.minimum}",
-        "privacy": _protection(config.privacy, statement),
+        "privacy": _protection(config, statement),
         "database": shown(services.database.url),
         "files": services.blobs.place.partition("?")[0],
         "processes": settings.processes,
@@ -50,17 +50,19 @@ def summary(services: Services, url: str) -> dict[str, Any]:
     }
 
 
-def _protection(privacy: PrivacyConfig, statement: dict[str, Any]) -> str:
+def _protection(config: FederationConfig, statement: dict[str, Any]) -> str:
+    privacy, total = config.privacy, config.rounds.total
     if privacy.mechanism == "none":
         return f"no noise; updates are clipped to {privacy.clip_norm:g}"
     stop = f"at most epsilon {privacy.budget_epsilon:g}" if privacy.budget_epsilon else "no budget"
     spent = statement.get("epsilon")
+    planned = f", for {privacy.rounds} rounds" if privacy.rounds not in (None, total) else ""
     return "; ".join(
         (
             str(statement.get("mechanism", privacy.mechanism)),
             f"{stop} at delta {privacy.delta:g}, {f'{spent:.3g}' if spent else 'nothing'} spent",
             f"sampling {privacy.sampling}",
-            f"clip norm {privacy.clip_norm:g}, noise multiplier {privacy.noise_multiplier:.3g}",
+            f"clip norm {privacy.clip_norm:g}, noise multiplier {privacy.noise_multiplier:.3g}{planned}",
         )
     )
 

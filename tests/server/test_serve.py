@@ -402,3 +402,22 @@ class TestDefaults:
         changed = federation_config({"rounds": {"deadline_s": 5.0}}, base=base)
         assert (changed.rounds.cohort, changed.rounds.deadline_s) == (7, 5.0)
         assert changed.privacy == base.privacy
+
+    def test_a_privacy_plan_says_cohort_and_rounds_where_nobody_else_does(self) -> None:
+        plan = default_privacy(cohort=200, rounds=30)
+        planned = federation_config({}, privacy=plan).rounds
+        assert (planned.cohort, planned.total, planned.minimum) == (200, 30, 80)
+        assert federation_config({"rounds": {"total": 20}}, privacy=plan).rounds.total == 20
+        with pytest.raises(ConfigError, match="for 30 rounds, and there are to be 31"):
+            federation_config({"rounds": {"total": 31}}, privacy=plan)
+        with pytest.raises(ConfigError, match="for 30 rounds"):
+            federation_config({"rounds": {"total": 31}}, base=federation_config({}, privacy=plan))
+
+
+@pytest.mark.slow
+def test_what_privacy_plan_writes_is_served_as_it_is(start: Start, tmp_path: Path) -> None:
+    plan = default_privacy(cohort=4, rounds=3)
+    plan.dump(tmp_path / "privacy.json")
+    facts = start("--privacy", tmp_path / "privacy.json").facts
+    assert (facts["rounds"], facts["cohort"]) == ("synchronous, 3, 600 s each", "4, at least 2")
+    assert facts["config"]["privacy"] == plan.model_dump(mode="json")
