@@ -176,7 +176,7 @@ def train(
     JSON: run, study (the configuration), costs, fairness (whether a bound is met), privacy (what the rounds guarantee
     if the noise is secure: epsilon, delta, rounds, assumptions, not_covered, ...; null without privacy), files,
     evaluation (global_acc, personalized_acc, gain with interval,
-    users_better, users_worse, worst_decile, per_group, worst_group_improvement).
+    users_better, users_worse, worst_decile, per_group, worst_group_improvement, failed and untested users).
     """
     from pfl_mobile.study import plots
     from pfl_mobile.study.runs import changed_study, is_started, note_source
@@ -347,6 +347,8 @@ def _show(
     ]
     if found.failed:
         rows.append(("users who failed", f"{len(found.failed)}, see `failed` in result.json"))
+    if found.untested:
+        rows.append(("users without test examples", f"{len(found.untested)}, see `untested` in result.json"))
     rows.append(("worst tenth of the users", show(found.worst_decile)))
     for name, group in found.per_group.items():
         rows.append((f"group {name} ({group['users']} users)", show(group["personalized_acc"])))

@@ -19,6 +19,7 @@ from pfl_mobile.simulation.user_rows import (
     checked_index,
     layout_of,
     numbers,
+    weighted,
 )
 
 if TYPE_CHECKING:
@@ -113,14 +114,15 @@ class ArrayPopulation:
 
         Args:
             name: of the data.
-            users: id to rows; every array of a user has the same first axis.
+            users: id to rows; every array of a user has the same first axis. Where no user has ``weight``, all rows
+                have weight 1.
             test: fraction in [0, 1) of a user's rows; at least 1 row of a user with 2 or more unless it is 0.
             groups: as for the class.
         """
         if not 0 <= test < 1:
             raise ConfigError(f"the test fraction is {test}", mend="give a number in [0, 1)")
         parts: dict[str, tuple[Rows, Rows]] = {}
-        for user, given in users.items():
+        for user, given in weighted(users, name).items():
             rows = numbers(given, name, user)
             check_rows(rows, f"rows of user {user!r} of {name}")
             parts[user] = split_rows(rows, test) if test else (rows, {n: v[:0] for n, v in rows.items()})

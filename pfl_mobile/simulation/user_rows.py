@@ -54,6 +54,35 @@ def check_user_rows(rows: Mapping[str, np.ndarray], name: str, user: str, what: 
             )
 
 
+def weighted(
+    users: Mapping[str, Mapping[str, np.ndarray]], name: str
+) -> Mapping[str, Mapping[str, np.ndarray]]:
+    """The users' rows; where no user has weights, with weight 1 for every row.
+
+    Rows of several labels (tokens) get none, as some may be padding, which has weight 0.
+
+    Raises:
+        DataError: a user's rows are no arrays by name, or a user's id is no text.
+    """
+    for user, rows in users.items():
+        if not isinstance(user, str):
+            raise DataError(f"a user of {name} is called {user!r}", mend="give a text as id: str(user)")
+        if not isinstance(rows, Mapping):
+            raise DataError(
+                f"the rows of user {user!r} of {name} are a {type(rows).__name__}",
+                mend="give arrays by name, for instance {'x': x, 'labels': y}; for users with a test set of their own "
+                "ArrayPopulation.split(name, {user: (train, test)})",
+            )
+    if any("weight" in rows for rows in users.values()):
+        return users
+    out: dict[str, Mapping[str, np.ndarray]] = {}
+    for user, rows in users.items():
+        labels = np.asarray(rows.get("labels", 0))
+        several = labels.ndim == 0 or (labels.ndim > 1 and labels.dtype.kind in "iu")
+        out[user] = rows if several else {**rows, "weight": np.ones(len(labels), np.float32)}
+    return out
+
+
 def numbers(rows: Mapping[str, np.ndarray], name: str, user: str) -> Rows:
     """The rows with float32 and int64 arrays (bool stays bool).
 

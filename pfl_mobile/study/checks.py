@@ -11,6 +11,7 @@ import numpy as np
 
 from pfl_mobile.errors import ConfigError, DataError, UnknownNameError, near
 from pfl_mobile.simulation.groups import check_groups, groups_from
+from pfl_mobile.simulation.population import ArrayPopulation
 
 if TYPE_CHECKING:
     from pfl_mobile.local.batches import Rows
@@ -80,13 +81,16 @@ def folder_path(folder: Any) -> Path | None:
     return None if folder is None else Path(folder)
 
 
-def population(given: Population | str) -> Population:
-    """The population, or that of the named dataset.
+def population(given: Population | Mapping[str, Mapping[str, np.ndarray]] | str) -> Population:
+    """The population, that of the named dataset, or one of these users.
 
     Raises:
         UnknownNameError: there is no such dataset.
         ConfigError: it is no population.
+        DataError: users given by name have no rows that a study can use.
     """
+    if isinstance(given, Mapping):
+        return ArrayPopulation.of("data", given)
     if isinstance(given, str):
         from pfl_mobile import data
 
@@ -96,7 +100,7 @@ def population(given: Population | str) -> Population:
     if missing:
         raise ConfigError(
             f"the data is a {type(given).__name__}, which lacks {', '.join(missing)}",
-            mend="give a Population, for instance ArrayPopulation.of('mine', {'ann': rows, 'bob': rows})",
+            mend="give users and their rows, for instance {'ann': {'x': x, 'labels': y}, 'bob': ...}, or a Population",
         )
     return given
 

@@ -36,6 +36,7 @@ class Evaluation:
             fair measure of what one model for all can do.
         has_own: False where the strategy makes no models of users' own.
         personal_steps: optimizer steps that a user's own model took after the rounds, mean over users.
+        untested: users that have no test examples, so that nothing else is told of them.
     """
 
     metric: str
@@ -52,6 +53,7 @@ class Evaluation:
     shared_is_trained: bool = True
     has_own: bool = True
     personal_steps: float = 0.0
+    untested: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Refuse an evaluation of nobody (NoExamplesError)."""
@@ -178,5 +180,6 @@ class Evaluation:
             "forgetting": self.forgetting,
             "personal_steps": self.personal_steps,
             "failed": dict(self.failed),
+            "untested": list(self.untested),
         }
         return out | ({"per_user": self.per_user()} if users else {})

@@ -442,6 +442,7 @@ class StudyResult:
             shared_is_trained=self.has_shared_model,
             has_own=any(m.personal is not None or m.failure is not None for m in counted),
             personal_steps=float(np.mean([m.steps for m in counted])) if counted else 0.0,
+            untested=[data.id(m.client) for m in measured if not m.shared and m.failure is None],
         )
 
     def _train_rows(self, user: int) -> Rows | None:

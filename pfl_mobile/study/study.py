@@ -61,7 +61,8 @@ class Study:
     Args:
         model: any ``nn.Module``; what ``personalize`` returned; or a function (a class, say) that makes either,
             which is called with torch's generator seeded by ``seed``, so that initial weights repeat.
-        data: a ``Population``, or the name of a dataset (see ``pfl data list``).
+        data: a ``Population``; each user's rows, arrays by name, as ``ArrayPopulation.of`` takes them (the newest
+            part of each is the test set); or the name of a dataset (see ``pfl data list``).
         strategy: a name (``pfl strategies``) or a ``Strategy``.
         parameters: hyper-parameters of a strategy given by name, and of ``fairness``: what the strategy does not have
             is the fairness's, and ``fairness.NAME`` is in any case.
@@ -102,7 +103,7 @@ class Study:
     def __init__(
         self,
         model: nn.Module | Callable[[], nn.Module],
-        data: Population | str,
+        data: Population | Mapping[str, Mapping[str, np.ndarray]] | str,
         strategy: str | Strategy = "fedavg",
         *,
         parameters: Mapping[str, Any] | None = None,

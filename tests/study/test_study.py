@@ -371,6 +371,39 @@ def test_a_population_of_one_s_own_works_and_is_checked():
         Study(Net, Own(labels=np.zeros(30, np.int32)))
 
 
+def test_users_and_their_rows_are_data_enough():
+    parts = population()
+    rows = {
+        u: {n: np.concatenate([a[n], b[n]]) for n in a}
+        for u, (a, b) in zip(parts.ids, parts.parts, strict=True)
+    }
+    plain = {user: {"x": own["x"], "labels": own["labels"]} for user, own in rows.items()}
+    one, same = study(data=plain), study(data=ArrayPopulation.of("data", rows))
+    assert (one.data.name, len(one.data)) == ("data", 8)
+    assert all(np.array_equal(one.data.train(3)[n], same.data.train(3)[n]) for n in rows["u3"])
+    with pytest.raises(DataError, match="rows of user 'ann' of data are a int"):
+        study(data={"ann": 3, "bob": 4})
+    with pytest.raises(DataError, match="a user of data is called 7"):
+        study(data={7: plain["u1"], 8: plain["u2"]})
+    plain["u3"]["weight"] = rows["u3"]["weight"]
+    with pytest.raises(DataError, match="'u0' of data have no 'weight'"):
+        study(data=plain)
+    tokens = {u: {"tokens": np.ones((9, 5), int), "labels": np.ones((9, 5), int)} for u in "ab"}
+    with pytest.raises(DataError, match="have no 'weight'"):
+        study(data=tokens)
+
+
+def test_users_without_test_examples_are_told():
+    parts = population()
+    empty = {n: v[:0] for n, v in parts.parts[2][1].items()}
+    own = [(train, empty if i == 2 else test) for i, (train, test) in enumerate(parts.parts)]
+    with study("ditto", ArrayPopulation("some", parts.ids, tuple(own), parts.groups)).run(rounds=1) as result:
+        found = result.evaluate()
+    assert found.untested == found.to_json()["untested"] == ["u2"]
+    assert "u2" not in found.users
+    assert not found.failed
+
+
 def test_names_of_groups_that_are_numbers_become_texts():
     """Or multipliers kept as JSON, whose keys are texts, would never be those of the groups."""
     bound = BoundedGroupLoss(max_loss=0.15)
