@@ -192,13 +192,18 @@ def audit(
 
 @commands.command("account", epilog="Example:  pfl privacy account ledger.json  " + EXIT_CODES)
 def account(
-    ledger: Annotated[Path, typer.Argument(metavar="LEDGER.json", help="A privacy ledger.")],
+    ledger: Annotated[
+        Path, typer.Argument(metavar="LEDGER.json", help="GET /v1/admin/privacy/ledger of an aggregator.")
+    ],
     delta: Annotated[
         float | None, typer.Option("--delta", min=0, max=1, help="Default: the ledger's own.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what the rounds in a ledger have cost, and on which assumptions.
+
+    An aggregator gives its ledger to whoever has the admin token:
+    curl -H "Authorization: Bearer TOKEN" URL/v1/admin/privacy/ledger -o ledger.json
 
     JSON: the statement (private, epsilon, delta, rounds, unit, relation, mechanism, accountant, guarantee,
     assumptions, not_covered, local_epsilon, budget_epsilon) and epsilon_after_next_round.

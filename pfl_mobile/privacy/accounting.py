@@ -188,14 +188,17 @@ class Ledger:
         mend = "restore it from a backup; a ledger is never edited by hand"
         try:
             value = json.loads(text)
-            version, config, entries = value["version"], value["config"], value["entries"]
-            pairs = [(entry["event"], entry["count"]) for entry in entries]
-        except (ValueError, KeyError, TypeError) as error:
-            raise LedgerError(f"{what} is not a privacy ledger: {error!r}", mend=mend) from error
-        if version != 1:
-            raise LedgerError(f"{what} has version {version}, newer than 1", mend="update pfl-mobile")
-        ledger = cls(PrivacyConfig.from_json(json.dumps(config), f"the configuration in {what}"))
-        for event, count in pairs:
+        except ValueError as error:
+            raise LedgerError(f"{what} is not valid JSON: {error}", mend=mend) from error
+        _need(value, ("version", "config", "entries"), f"{what} is not a privacy ledger")
+        if value["version"] != 1:
+            raise LedgerError(f"{what} has version {value['version']!r}, not 1", mend="update pfl-mobile")
+        if not isinstance(value["entries"], list):
+            raise LedgerError(f"the entries of {what} are no list", mend=mend)
+        ledger = cls(PrivacyConfig.from_json(json.dumps(value["config"]), f"the configuration in {what}"))
+        for entry in value["entries"]:
+            _need(entry, ("event", "count"), f"an entry of {what} is damaged")
+            event, count = entry["event"], entry["count"]
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                 raise LedgerError(f"{what} has an event that happened {count!r} times", mend=mend)
             ledger._entries.append((events.checked(event), count))
@@ -208,7 +211,8 @@ class Ledger:
             text = Path(path).read_bytes()
         except OSError as error:
             raise LedgerError(
-                f"{path} cannot be read: {error.strerror or error}", mend="give the path of a ledger"
+                f"{path} cannot be read: {error.strerror or error}",
+                mend="give the path of a ledger: GET /v1/admin/privacy/ledger of the aggregator gives one",
             ) from error
         return cls.from_json(text, str(path))
 
@@ -235,6 +239,17 @@ class Ledger:
             counts[key] = counts.get(key, 0) + count
         wanted = self.config.delta if delta is None else delta
         return _epsilon(tuple(sorted(counts.items())), events.relation(self.config), wanted)
+
+
+def _need(value: Any, names: tuple[str, ...], what: str) -> None:
+    """Refuse what is no JSON object with these fields (LedgerError)."""
+    missing = [name for name in names if not isinstance(value, dict) or name not in value]
+    if missing:
+        raise LedgerError(
+            f"{what}: it has no field {missing[0]!r}",
+            mend="get the ledger anew: GET /v1/admin/privacy/ledger of the aggregator gives it; it is never edited "
+            "by hand",
+        )
 
 
 def gaussian_epsilon(noise_multipliers: list[float], delta: float) -> float:

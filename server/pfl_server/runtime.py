@@ -264,7 +264,7 @@ class Runtime:
             ConfigError: the noise could be predicted.
         """
         private = self._private()
-        ledger = self._ledger(session)
+        ledger = self.ledger(session)
         if state is None:
             private.ledger = ledger
         else:
@@ -299,7 +299,7 @@ class Runtime:
             return None
         with self._reckoning:
             if number not in self._epsilons:
-                self._epsilons[number] = self._after(self._ledger(session))
+                self._epsilons[number] = self._after(self.ledger(session))
                 while len(self._epsilons) > _ROUNDS:
                     self._epsilons.popitem(last=False)
             return self._epsilons[number]
@@ -314,7 +314,15 @@ class Runtime:
             found = min(found, budget)
         return found if math.isfinite(found) else None
 
-    def _ledger(self, session: Session) -> Ledger:
+    def ledger(self, session: Session) -> Ledger:
+        """What the rounds so far have cost, as it is stored.
+
+        Args:
+            session: to read with.
+
+        Raises:
+            LedgerError: it is damaged.
+        """
         events = session.scalars(select(LedgerEntry.event).order_by(LedgerEntry.id))
         entries = [{"event": event, "count": 1} for event in events]
         config = self.config.privacy.model_dump(mode="json")

@@ -152,5 +152,11 @@ def test_a_ledger_without_noise_promises_nothing(pfl: Run, tmp_path: Path) -> No
 def test_files_that_are_none_are_refused(pfl: Run, tmp_path: Path) -> None:
     assert pfl("privacy", "account", tmp_path / "no.json", "--json").error["type"] == "LedgerError"
     assert pfl("privacy", "audit", tmp_path / "no.json", "--json").error["type"] == "ConfigError"
-    (tmp_path / "no.json").write_text("{}")
-    assert pfl("privacy", "account", tmp_path / "no.json", "--json").error["type"] == "LedgerError"
+    PrivacyConfig(mechanism="none", clip_norm=1.0, cohort=3).dump(tmp_path / "privacy.json")
+    (tmp_path / "answer.json").write_text('{"spent": 1.0, "statement": {}, "ledger": []}')
+    (tmp_path / "list.json").write_text("[]")
+    for name, field in (("privacy", "config"), ("answer", "version"), ("list", "version")):
+        error = pfl("privacy", "account", tmp_path / f"{name}.json", "--json").error
+        assert error["type"] == "LedgerError"
+        assert f"is not a privacy ledger: it has no field '{field}'" in error["message"]
+        assert "GET /v1/admin/privacy/ledger" in error["mend"]

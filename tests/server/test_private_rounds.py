@@ -11,7 +11,7 @@ from pfl_mobile.strategies import Server, Updates, create
 from pfl_mobile.strategies.private import PrivateRule
 from pfl_mobile.strategies.rows import MatrixRows
 from pfl_server.storage.models import LedgerEntry
-from tests.server.basics import RepeatingNoise
+from tests.server.basics import ADMIN_TOKEN, RepeatingNoise
 from tests.server.federation import federation_config, layout, small, update_of
 
 GAUSSIAN = {"mechanism": "gaussian", "noise_multiplier": 0.5, "clip_norm": 0.3, "delta": 1e-5}
@@ -50,6 +50,23 @@ def test_the_merge_is_the_private_mean_and_nothing_else(tmp_path):
         expected = private.merge(MatrixRows(values), np.ones(3))
         np.testing.assert_allclose(flat(f.model().values) - before, expected, rtol=1e-5, atol=1e-6)
         assert f.round(0).summary["clipped"] == 1.0
+
+
+def test_an_admin_gets_the_ledger_that_says_what_was_spent(tmp_path):
+    admin = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    with small(tmp_path / "a", federation_config(privacy=GAUSSIAN, rounds=ONE), devices=2) as f:
+        for device in f.devices:
+            f.send(device)
+            f.step()
+        answer = f.client.get("/v1/admin/privacy/ledger", headers=admin)
+        found = Ledger.from_json(answer.text)
+        with f.services.database.read() as session:
+            assert found.entries == f.services.runtime.ledger(session).entries
+        assert found.rounds == 2
+        assert found.epsilon() == f.client.get("/v1/admin/privacy", headers=admin).json()["spent"]
+        assert f.client.get("/v1/admin/privacy/ledger", headers=f.devices[0]).status_code == 403
+    with small(tmp_path / "b", federation_config()) as f:
+        assert f.client.get("/v1/admin/privacy/ledger", headers=admin).status_code == 409
 
 
 @pytest.mark.parametrize(

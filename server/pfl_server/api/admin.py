@@ -243,6 +243,18 @@ def get_privacy(on: On, _: Actor, before: Before = None, limit: Limit = queries.
     )
 
 
+@router.get("/privacy/ledger", summary="The whole privacy ledger", responses=_problems(Conflict))
+def get_ledger(on: On, _: Actor) -> bodies.LedgerFile:
+    """What `pfl privacy account` reads, to compute epsilon again from every release so far, or at another delta."""
+    if config_of(on).privacy.mechanism == "none":
+        raise Conflict(
+            "the federation adds no noise, so it keeps no privacy ledger",
+            mend="there is nothing to account for",
+        )
+    with on.database.read() as session:
+        return bodies.LedgerFile.model_validate_json(on.runtime.ledger(session).to_json())
+
+
 @router.post("/pause", summary="Give out no new tasks", responses=_problems(Conflict, body=True))
 def pause(on: On, actor: Actor, body: bodies.NoteBody) -> bodies.Done:
     """No new rounds open and no device gets a task, until `resume`. A round that is open may still end."""

@@ -287,6 +287,21 @@ class PrivacyBody(Body):
     next: Next
 
 
+class LedgerEvent(Body):
+    """Releases of one kind in a row."""
+
+    event: dict[str, Any] = Field(description="As dp-accounting describes it.")
+    count: Annotated[int, Field(ge=1)]
+
+
+class LedgerFile(Body):
+    """All releases in order, as `pfl privacy account` reads them."""
+
+    version: Literal[1]
+    config: dict[str, Any] = Field(description="Privacy configuration of the federation.")
+    entries: tuple[LedgerEvent, ...]
+
+
 class PauseBody(Body):
     """Who paused the federation, when and why."""
 
