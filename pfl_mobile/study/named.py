@@ -27,13 +27,14 @@ def strategy_entry(strategy: Strategy, local: Local) -> StrategyEntry | None:
         found = None if fair is None else _named(strategy, strategy.weighting)
     if found is None:
         return None
+    by_local = not strategy.for_steps(1)  # else the parameters say how long devices train
     return StrategyEntry(
         name=found[0],
         parameters=found[1],
         fairness=fair and fair[0],
         fairness_parameters=fair[1] if fair else {},
-        epochs=local.epochs,
-        steps=local.steps,
+        epochs=local.epochs if by_local else None,
+        steps=local.steps if by_local else None,
         optimizer=local.optimizer,
         clip=local.clip,
     )

@@ -104,6 +104,12 @@ def make_strategy(said: StrategyEntry, plan: str) -> tuple[Strategy, Local]:
     """
     strategy: Strategy
     strategy = BundlePlan(text=plan) if said.name == BUNDLE else create(said.name, **said.parameters)
+    own = next(iter(strategy.for_steps(1)), None)
+    if own is not None and (said.epochs is not None or said.steps is not None):
+        raise ConfigError(
+            f"epochs or steps are set, but how long devices train with {said.name} is its {own!r}",
+            mend=f"set {own} among the strategy's parameters, and leave epochs and steps out",
+        )
     if said.fairness is not None:
         strategy = replace(strategy, weighting=_weighting(said))
     return strategy, Local(**_training(said))

@@ -100,6 +100,7 @@ def test_the_strategy_that_the_bundle_names_runs_unless_another_is_configured(tm
         ({}, {"plan": {**PLAN, "phases": [{**PLAN["phases"][0], "group": ["role:personal"]}]}}, "changes nothing of"),
         ({"strategy": {"name": "local"}}, {}, "'local' leaves nothing to merge: the plan sends nothing"),
         ({"strategy": {"name": "bundle", "epochs": 3}}, {}, "'epochs' cannot be set"),
+        ({"strategy": {"name": "scafflix", "epochs": 3}}, {}, "how long devices train with scafflix is its 'p'"),
         ({"strategy": {"name": "bundle", "fairness_parameters": {"t": 1}}}, {}, "no fairness"),
         ({"strategy": {"name": "fedavg", "fairness": "fedper"}}, {}, "no kind of fairness"),
         ({"strategy": {"name": "fedavg", "fairness": "bounded_group_loss"}}, {}, "weights groups"),

@@ -34,11 +34,16 @@ def again(strategy: Strategy, local: Local = LOCAL) -> tuple[Strategy, Local]:
     return make_strategy(StrategyEntry.model_validate_json(said.model_dump_json(), strict=True), "no plan")
 
 
+def kept(strategy: Strategy, local: Local) -> Local:
+    """The local training that comes back: how long it is, only where no hyper-parameter of the strategy says it."""
+    return replace(local, epochs=Local().epochs, steps=None) if strategy.for_steps(1) else local
+
+
 @pytest.mark.parametrize("name", names())
 def test_every_strategy_comes_back_with_its_local_training(name):
     strategy = create(name)
     made, local = again(strategy)
-    assert (describe(made), local) == (describe(strategy), LOCAL)
+    assert (describe(made), local) == (describe(strategy), kept(strategy, LOCAL))
     assert strategy_entry(strategy, LOCAL).name == name
 
 
@@ -60,7 +65,7 @@ def test_hyper_parameters_and_fairness_come_back(strategy):
     local = Local(steps=4, optimizer=Momentum(lr=0.5))
     made, found = again(strategy, local)
     assert describe(made) == describe(strategy)
-    assert found == local
+    assert found == kept(strategy, local)
 
 
 @pytest.mark.parametrize(
