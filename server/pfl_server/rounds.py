@@ -175,9 +175,8 @@ def _due(services: Services, session: Session, at: Round) -> str | None:
         return "closing" if over or done else None
     if over:
         return "abandoned"
-    if (
-        now < at.opened + config.rounds.retry_s
-    ):  # who declined at once would do so again in the next round, at once
+    # who declined at once would do so again in the next round, at once
+    if now < at.opened + config.rounds.retry_s:
         return None
     here, lost = accepted + counts["assigned"], answered - accepted
     return "abandoned" if done or (lost and _hopeless(session, config, at, here, lost)) else None
