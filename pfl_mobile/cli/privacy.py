@@ -241,10 +241,13 @@ def _simulate(
 ) -> dict[str, Any]:
     """What the study is worth at several budgets."""
     from pfl_mobile.privacy import plan as planning
+    from pfl_mobile.privacy.accounting import MOST_EPSILON
     from pfl_mobile.privacy.cost import accuracy_cost, without_noise
 
     configs: list[PrivacyConfig | None] = [None, without_noise(chosen.config)]
     for factor in _BUDGETS:
+        if factor * budget.epsilon > MOST_EPSILON:
+            continue
         report(f"noise for epsilon {factor * budget.epsilon:g}", None)
         other = replace(budget, epsilon=factor * budget.epsilon)
         same = factor == 1

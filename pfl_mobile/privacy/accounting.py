@@ -26,6 +26,8 @@ from pfl_mobile.privacy.statement import statement
 _INTERVAL = 1e-4
 #: Buckets up to epsilon; a larger one is computed on a coarser grid, which is an upper bound too.
 _BUCKETS = 200_000
+#: The largest epsilon that is planned for, and that privacy loss distributions are computed for; far above any use.
+MOST_EPSILON = 1e6
 
 
 class Bound(NamedTuple):
@@ -283,7 +285,7 @@ def _epsilon(counts: tuple[tuple[str, int], ...], relation: Relation, delta: flo
         bounds.append(Bound(_rdp(pairs, relation, delta), "dp-accounting RDP"))
         if relation == "add_or_remove_one":
             smallest = min(bound.epsilon for bound in bounds)
-            if math.isfinite(smallest):
+            if smallest <= MOST_EPSILON:
                 interval = max(_INTERVAL, smallest / _BUCKETS)
                 bounds.append(Bound(_pld(pairs, interval, delta), "dp-accounting PLD"))
     return min(bounds)

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import events
-from pfl_mobile.privacy.accounting import Ledger, rdp_accountant
+from pfl_mobile.privacy.accounting import MOST_EPSILON, Ledger, rdp_accountant
 
 if TYPE_CHECKING:
     from pfl_mobile.privacy.config import PrivacyConfig
 
 #: Noise multipliers are found to this share of their size, and never too small.
 _RELATIVE = 1e-3
+#: Smaller ones are lost in the accountants' arithmetic.
+LEAST_EPSILON, LEAST_DELTA = 1e-4, 1e-100
 #: Of a sampled release: with less nothing useful is guaranteed, and accountants are slow.
 _LEAST = 0.2
 
@@ -38,8 +40,16 @@ def required_noise(config: PrivacyConfig, epsilon: float, rounds: int | None = N
         raise ConfigError("the mechanism 'none' has no noise", mend="choose gaussian, matrix or local")
     if count is None or count < 1:
         raise ConfigError(f"noise for {count} rounds", mend="say how many rounds there shall be, 1 or more")
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise ConfigError(f"epsilon is {epsilon}", mend="give a positive number, for instance 2")
+    if not LEAST_EPSILON <= epsilon <= MOST_EPSILON:
+        raise ConfigError(
+            f"epsilon is {epsilon:g}",
+            mend=f"give a number from {LEAST_EPSILON:g} to {MOST_EPSILON:g}, such as 2; above 10 little is promised",
+        )
+    if config.delta < LEAST_DELTA:
+        raise ConfigError(
+            f"delta is {config.delta:g}, too small to compute with",
+            mend="give a number well below 1 / population, for instance 1e-6",
+        )
     taken = config.participations(count)
     # what a plain Gaussian needs is exact without sampling, and enough with it
     plain = events.dp_accounting().get_sigma_gaussian(epsilon, config.delta) * math.sqrt(taken)
@@ -78,8 +88,13 @@ def _poisson(config: PrivacyConfig, epsilon: float, rounds: int) -> float:
         # ten times as coarse as the ledger, and ten times as fast: less than a thousandth more noise
         return dp.pld.PLDAccountant(value_discretization_interval=1e-3)
 
+    def enough(z: float) -> bool:
+        return bool(accountant().compose(event(z)).get_epsilon(config.delta) <= epsilon)
+
+    if not enough(upper):  # below the probabilities that it tells from 0
+        return upper
     lower = 0.8 * upper
-    while accountant().compose(event(lower)).get_epsilon(config.delta) <= epsilon:
+    while enough(lower):
         lower *= 0.8
     bracket = dp.ExplicitBracketInterval(lower, upper)
     return _calibrated(accountant, event, epsilon, config.delta, bracket)

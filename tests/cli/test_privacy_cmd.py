@@ -87,6 +87,7 @@ def test_a_plan_without_a_study_simulates_a_small_one(pfl: Run, tmp_path: Path) 
         (["--cohort", 300], "larger than the population"),
         (["--delta", 0.1], "not below 1 / population"),
         (["--epsilon", -1], "epsilon"),
+        (["--epsilon", 1e9], "epsilon is 1e+09"),
         (["--clip-norm", 0], "clip_norm"),
     ],
 )
