@@ -273,7 +273,7 @@ def _federation(
 
 def _show(services: Services, url: str, as_json: bool) -> None:
     """Say what will run before it runs."""
-    from pfl_server.summary import summary
+    from pfl_server.summary import noise_ratio, summary
 
     facts = summary(services, url)
     if as_json:
@@ -284,6 +284,12 @@ def _show(services: Services, url: str, as_json: bool) -> None:
     if settings.enrolment == "token" and services.admin_token is None:
         out.print(
             "[bold]no device can enrol:[/] set PFL_ADMIN_TOKEN and issue tokens, or use --open-enrolment"
+        )
+    if noise_ratio(services) > 1:
+        out.print(
+            "[bold]noise above the updates:[/] the mean of a round's updates is at most one clip norm long and its "
+            "noise is longer, so a model may learn nothing. Larger cohorts, fewer rounds, a longer --min-separation "
+            "and fewer shared values help; `pfl privacy plan --width` tells by how much"
         )
     if not settings.on_loopback and settings.tls_cert is None and not settings.trust_proxy:
         out.print(

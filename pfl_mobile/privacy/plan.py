@@ -162,8 +162,11 @@ def epsilon_by_round(config: PrivacyConfig, rounds: int, points: int = 20) -> It
 def noise_to_update(config: PrivacyConfig, width: int) -> float:
     """Norm of the noise in a round's mean over the clip norm, the largest norm that the mean itself can have.
 
+    That of the aggregator, and that of a full cohort's devices where they add their own.
+
     Args:
         config: of the federation.
         width: values of an update, P.
     """
-    return config.noise_std(1.0) * math.sqrt(width)
+    own = config.local_noise_multiplier * math.sqrt(config.cohort) / config.expected_weight
+    return math.hypot(config.noise_std(1.0), own) * math.sqrt(width)

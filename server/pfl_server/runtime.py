@@ -75,6 +75,7 @@ class Runtime:
         strategy: plan and merge.
         rule: how means are taken where the aggregator adds no noise.
         noise: source of the aggregator's noise; one that is not secure is refused wherever it is used.
+        width: values of an update.
         max_update_bytes: of an update file.
         wake: set when the coordinator has something to do.
     """
@@ -120,7 +121,8 @@ class Runtime:
                 f"the strategy {self.said.name!r} leaves nothing to merge: {error.message}",
                 mend="choose one that shares tensors: --strategy NAME (`pfl strategies`)",
             ) from error
-        self.max_update_bytes = size_limit(layout_of(plan, self.table))
+        layout = layout_of(plan, self.table)
+        self.width, self.max_update_bytes = layout.size, size_limit(layout)
 
     @classmethod
     def open(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from pfl_mobile.privacy.plan import noise_to_update
 from pfl_server.config import BUNDLE
 from pfl_server.storage.database import shown
 from pfl_server.storage.models import Federation, Version
@@ -37,6 +38,7 @@ def summary(services: Services, url: str) -> dict[str, Any]:
         "rounds": f"{rounds.mode}, {rounds.total or 'without end'}, {rounds.deadline_s:g} s each",
         "cohort": f"{rounds.cohort}, at least {rounds.minimum}",
         "privacy": _protection(config, statement),
+        "noise": _noise(services),
         "database": shown(services.database.url),
         "files": services.blobs.place.partition("?")[0],
         "processes": settings.processes,
@@ -48,6 +50,16 @@ def summary(services: Services, url: str) -> dict[str, Any]:
         "dashboard": settings.access("dashboard", admin=admin),
         "metrics": settings.access("metrics", admin=admin),
     }
+
+
+def noise_ratio(services: Services) -> float:
+    """Norm of the noise in the mean of a round, in clip norms, which no mean of updates is longer than."""
+    return noise_to_update(services.runtime.config.privacy, services.runtime.width)
+
+
+def _noise(services: Services) -> str:
+    width, ratio = services.runtime.width, noise_ratio(services)
+    return f"{ratio:.3g} clip norms in a round's mean of {width} values" if ratio else "none"
 
 
 def _protection(config: FederationConfig, statement: dict[str, Any]) -> str:

@@ -44,6 +44,8 @@ def test_epsilon_grows_up_to_the_plan() -> None:
 def test_noise_is_compared_with_the_update() -> None:
     config = PrivacyConfig(clip_norm=7.0, noise_multiplier=2.0, cohort=100)
     assert noise_to_update(config, 10_000) == pytest.approx(2.0 / 100 * 100)
+    own = PrivacyConfig(mechanism="local", clip_norm=3.0, local_noise_multiplier=2.0, cohort=100)
+    assert noise_to_update(own, 10_000) == pytest.approx(2.0 / 10 * 100)
 
 
 def test_an_unknown_kind_is_refused() -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from pfl_mobile.cli.serve import _show
 from pfl_mobile.errors import ConfigError, OtherSettingsError, UnknownNameError
 from pfl_mobile.local.plan import MovePhase, Plan, Sgd
 from pfl_mobile.strategies import Local
@@ -89,6 +90,19 @@ def test_the_strategy_that_the_bundle_names_runs_unless_another_is_configured(tm
         assert f.services.runtime.strategy == FedRep(head_epochs=2, weighting=Tilted())
     with small(tmp_path / "three", federation_config(strategy={"name": "fedavg"}), strategy=said) as f:
         assert f.services.runtime.strategy == FedAvg()
+
+
+@pytest.mark.parametrize(("noise", "warns"), [(0.9, False), (1.1, True)])
+def test_a_start_says_how_long_the_noise_is(tmp_path, capsys, noise, warns):
+    """The mean of 4 devices' updates of 10 values."""
+    noised = {"mechanism": "gaussian", "noise_multiplier": noise * 4 / 10**0.5, "clip_norm": 7.0}
+    rounds = {"cohort": 4}
+    with small(tmp_path, federation_config(privacy=noised, rounds=rounds)) as f:
+        _show(f.services, "http://x", as_json=False)
+        assert (
+            summary(f.services, "http://x")["noise"] == f"{noise} clip norms in a round's mean of 10 values"
+        )
+    assert ("noise above the updates" in capsys.readouterr().out) is warns
 
 
 @pytest.mark.parametrize(
