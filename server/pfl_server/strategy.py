@@ -151,7 +151,10 @@ def check_config(config: FederationConfig, strategy: Strategy, table: Sequence[D
             else ""
         )
         if what:
-            raise ConfigError(f"{what}, but the federation has none", mend="name them: groups")
+            raise ConfigError(
+                f"{what}, but the federation has none",
+                mend="name them: --group NAME for each (in federation.json: groups)",
+            )
     rule = create_rule(config.rule.name, **config.rule.parameters)
     strategy.check_rule(rule)
     if privacy.noise_multiplier > 0:

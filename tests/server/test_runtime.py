@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pfl_mobile.cli.serve import _show
-from pfl_mobile.errors import ConfigError, OtherSettingsError, UnknownNameError
+from pfl_mobile.errors import ConfigError, OtherSettingsError, PrivacyError, UnknownNameError
 from pfl_mobile.local.plan import MovePhase, Plan, Sgd
 from pfl_mobile.strategies import Local
 from pfl_mobile.strategies.fedavg import FedAvg
@@ -141,6 +141,25 @@ def test_a_start_says_how_long_the_noise_is(tmp_path, capsys, noise, warns):
 def test_what_does_not_go_together_is_refused(tmp_path, changes, bundle, message):
     with pytest.raises(ConfigError, match=message), small(tmp_path, federation_config(**changes), **bundle):
         pass
+
+
+def test_a_weighting_of_groups_asks_for_them_by_the_option(tmp_path):
+    config = federation_config(strategy={"name": "bounded_group_loss"})
+    with (
+        pytest.raises(ConfigError, match="BoundedGroupLoss weights groups") as caught,
+        small(tmp_path, config),
+    ):
+        pass
+    assert "--group NAME" in caught.value.mend
+
+
+def test_a_refusal_of_private_rounds_names_what_cannot_be_private(tmp_path):
+    for name, what in (("afl", "Agnostic"), ("term", "Tilted"), ("ifca", "Ifca")):
+        config = federation_config(
+            strategy={"name": name}, privacy={"mechanism": "gaussian", "noise_multiplier": 1.0}
+        )
+        with pytest.raises(PrivacyError, match=what), small(tmp_path, config):
+            pass
 
 
 def test_unknown_names_are_refused(tmp_path):
