@@ -79,7 +79,7 @@ def strategies(
     """List the strategies: paper, what is shared and what stays personal, hyper-parameters.
 
     JSON: name, title, paper, shares (what is shared), keeps (what is personal), split (whether it needs personal
-    layers), private, parameters (the hyper-parameters: name, type, default, range, choices, meaning).
+    layers), private, why_not_private, parameters (the hyper-parameters: name, type, default, range, choices, meaning).
 
     Example: `pfl strategies scafflix`
     """
@@ -106,6 +106,8 @@ def _one(found: dict[str, Any]) -> None:
     out.print(f"shared: {found['shares']}", markup=False)
     out.print(f"personal: {found['keeps'] or 'nothing'}", markup=False)
     out.print(f"rounds can be differentially private: {_YES_NO[found['private']]}", markup=False)
+    if found["why_not_private"]:
+        out.print(f"  {found['why_not_private']}", markup=False)
     rows = [
         (p["name"], p["default"], p["range"] or ", ".join(p["choices"] or ()) or p["type"], p["meaning"])
         for p in found["parameters"]

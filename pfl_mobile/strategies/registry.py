@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pfl_mobile.errors import ConfigError, UnknownNameError, near
+from pfl_mobile.errors import ConfigError, PrivacyError, UnknownNameError, near
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -142,13 +142,24 @@ class Entry:
     make: Callable[..., Strategy]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for ``pfl strategies --json``; ``private`` is null where nobody can tell."""
+        """Plain values for ``pfl strategies --json``; ``private`` is null where nobody can tell.
+
+        ``why_not_private`` says what its merge needs that a private round does not let out, null where nothing.
+        """
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "make"}
         needed = [p for p in inspect.signature(self.make).parameters.values() if p.default is p.empty]
         strategy = None if needed else self.make()  # what needs hyper-parameters may depend on them
-        out["private"] = None if strategy is None else strategy.private
+        out["private"], out["why_not_private"] = (None, None) if strategy is None else _private(strategy)
         out["parameters"] = described(self.make)
         return out
+
+
+def _private(strategy: Strategy) -> tuple[bool, str | None]:
+    try:
+        strategy.check_private(())
+    except PrivacyError as error:
+        return False, error.message
+    return True, None
 
 
 _ENTRIES: dict[str, Entry] = {}

@@ -242,6 +242,7 @@ def test_the_table_has_every_strategy() -> None:
 def test_what_is_told_of_a_strategy(name: str) -> None:
     shown = entry(name).to_json()
     assert shown["private"] == TABLE[name]
+    assert bool(shown["why_not_private"]) is not shown["private"]
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
