@@ -241,9 +241,19 @@ def _words(event: Event) -> str:
             return f"  {name}: {size(count)}" + (", here already" if cached else "")
         case kinds.Finished():
             clipped = ", clipped" if event.clipped else ""
+            measured = ", ".join(
+                f"{name} {percent(event.before, name)} -> {percent(event.after, name)}"
+                for name in event.before
+                if name in event.after
+            )
+            own = (
+                "new personal state"
+                if event.status == "adopted"
+                else "the guard keeps the old personal state"
+            )
             return (
-                f"  {event.steps} steps in {event.seconds:.1f} s, personal state {event.status}, change of norm "
-                f"{event.norm:.3g}{clipped}"
+                f"  {event.steps} steps in {event.seconds:.1f} s, change of norm {event.norm:.3g}{clipped}; "
+                f"{own} (for the guard: {measured or 'not measured'})"
             )
         case kinds.Uploaded(bytes=count):
             return f"  sent {size(count)}"
