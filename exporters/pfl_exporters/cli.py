@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -117,8 +116,6 @@ def _export(
         from pfl_exporters.targets import resolve
     except ModuleNotFoundError as error:
         raise missing_package(error, "pfl-export") or error from error
-    # It tells the authors of a package below us to change a call.
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     for wanted in resolve(targets):
         wanted.load()
     report(f"build the model of {function.shown}")
