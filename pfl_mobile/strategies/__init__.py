@@ -4,7 +4,16 @@ A new strategy is one file here with one ``@register``; nothing else has to know
 """
 
 from pfl_mobile.strategies.private import PrivateRule
-from pfl_mobile.strategies.registry import Entry, Param, create, entries, entry, names, register
+from pfl_mobile.strategies.registry import (
+    Entry,
+    Param,
+    create,
+    entries,
+    entry,
+    fairness_names,
+    names,
+    register,
+)
 from pfl_mobile.strategies.rules import Rule, RuleEntry, create_rule, rule_entries
 from pfl_mobile.strategies.strategy import Context, Local, Server, Strategy
 from pfl_mobile.strategies.updates import Updates
@@ -28,6 +37,7 @@ __all__ = [
     "create_rule",
     "entries",
     "entry",
+    "fairness_names",
     "names",
     "register",
     "rule_entries",

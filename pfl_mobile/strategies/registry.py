@@ -197,6 +197,16 @@ def entries() -> list[Entry]:
     return [_ENTRIES[name] for name in names()]
 
 
+def fairness_names() -> list[str]:
+    """Names of the strategies that are a weighting of devices, for ``fairness=``."""
+    found = []
+    for known in entries():
+        required = [p for p in inspect.signature(known.make).parameters.values() if p.default is p.empty]
+        if not required and known.make().weighting.is_fairness:
+            found.append(known.name)
+    return found
+
+
 def entry(name: str) -> Entry:
     """The strategy of this name.
 

@@ -50,6 +50,11 @@ class Weighting:
             )
 
     @property
+    def is_fairness(self) -> bool:
+        """Whether a device counts by more than its number of examples."""
+        return self.summed_by is None
+
+    @property
     def summed_by(self) -> SummedBy | None:
         """What a device's weight is where it depends on nothing but its examples; None for other weights."""
         return _SUMMED_BY.get(type(self).weights)

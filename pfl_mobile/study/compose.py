@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pfl_mobile.errors import ConfigError, UnknownNameError, near
-from pfl_mobile.strategies import Strategy, Weighting, create, entries, entry
+from pfl_mobile.strategies import Strategy, Weighting, create, entry, fairness_names
 from pfl_mobile.strategies.registry import parameters as hyper_parameters
 
 #: Before the name of a hyper-parameter that is the fairness's, whatever the strategy has.
@@ -113,24 +113,9 @@ def _weighting(fairness: Weighting | str) -> Weighting:
             mend="give a Weighting, for instance BoundedGroupLoss(...)",
         )
     weighting = create(fairness).weighting
-    if not _is_fair(weighting):
+    if not weighting.is_fairness:
         raise ConfigError(
             f"{fairness!r} does not weight devices by how they fare, so it is no kind of fairness",
             mend=f"choose one of {', '.join(fairness_names())}",
         )
     return weighting
-
-
-def _is_fair(weighting: Weighting) -> bool:
-    """Whether a device counts by more than its number of examples."""
-    return weighting.summed_by is None
-
-
-def fairness_names() -> list[str]:
-    """Names of the strategies that are a weighting of devices, for ``fairness=``."""
-    found = []
-    for known in entries():
-        required = [p for p in inspect.signature(known.make).parameters.values() if p.default is p.empty]
-        if not required and _is_fair(known.make().weighting):
-            found.append(known.name)
-    return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.local.plan import MovePhase, Plan
-from pfl_mobile.strategies import create
+from pfl_mobile.strategies import create, fairness_names
 from pfl_mobile.strategies.inserted import Inserted
 from pfl_mobile.strategies.rules import create_rule
 from pfl_mobile.strategies.scaffold import Scaffold
@@ -126,7 +126,7 @@ def _weighting(said: StrategyEntry) -> Weighting:
     if found == Strategy().weighting:
         raise ConfigError(
             f"{said.fairness!r} does not weight devices, so it is no kind of fairness",
-            mend="choose for instance 'tilted', 'qffl' or 'bounded_group_loss'",
+            mend=f"choose one of {', '.join(fairness_names())}",
         )
     return found
 
