@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from pfl_mobile.blocked import BlockList
 from pfl_mobile.bundle.sealed import digest
 from pfl_mobile.bundle.tensors import tensors_from_bytes, tensors_to_bytes
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.local import batches, guard, update
+from pfl_mobile.local.forget import forget_words, words_to_forget
 from pfl_mobile.local.groups import matches
 from pfl_mobile.local.memory import memorize
 from pfl_mobile.local.plan import AdamW, Guard, Momentum, Optimizer, Plan, Sgd
 from pfl_mobile.local.random import derive, permutation, splitmix64
 from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore
 from pfl_mobile.local.trainer import LocalTrainer
+from pfl_mobile.text import SPECIALS, TextEncoder, WordTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -474,6 +477,84 @@ def state_vectors() -> tuple[Any, bytes]:
     return meaning, store._encode(state, 3)
 
 
+#: Base words, and the messages of the user in slots.json.
+BASE = "see you at home ."
+MESSAGES = (
+    "see zorp at 10:30 \U0001f602\U0001f602",
+    "Zorp's code is zq8vttr4mm zq8vttr4mm, card 4929",
+    "ZORP blick blick 2nd 2nd \u2167 \u2167 \u5341 \u5341 \u0663 \u0663",
+    "zorp's e\u0301t\u00e9 \u00e9te\u0301 don\u2019t don't blick",
+    "don yo yo home home",
+)
+
+
+def slot_vectors() -> Any:
+    """slots.json."""
+    tokenizer = WordTokenizer.train([BASE], len(BASE.split()) + len(SPECIALS))
+    key = bytes(range(32))
+    cases = []
+    for slots, min_count, words, blocked in (
+        (9, 2, [], []),
+        (3, 2, [], []),
+        (0, 2, [], []),
+        (9, 3, [], []),
+        (9, 1, ["yo"], []),
+        (9, 2, [], ["zorp", "don"]),
+        (2, 1, ["blick"], ["yo", "home"]),
+    ):
+        encoder = TextEncoder(tokenizer, 8, tokenizer.size, slots, tuple(words))
+        encoder = encoder.with_blocked(BlockList(key).plus(blocked))
+        case = {"slots": slots, "min_count": min_count, "words": words, "blocked": blocked}
+        chosen = encoder.choose_words(MESSAGES, min_count)
+        cases.append({**case, "chosen": chosen, "ids": encoder.with_words(chosen).ids(MESSAGES[-1])})
+    digests = {w: next(iter(BlockList(key).plus([w]).digests)) for w in ("zorp", "\u00e9t\u00e9", "don't")}
+    vocabulary = [tokenizer.word(i) for i in range(tokenizer.size)]
+    given = {"vocabulary": vocabulary, "messages": list(MESSAGES), "cases": cases}
+    return {**given, "digests": {"key": key.hex(), "words": digests}, "forget": forget_vectors(tokenizer)}
+
+
+def forget_vectors(tokenizer: WordTokenizer) -> Any:
+    """The part of slots.json on forgetting."""
+    rest: dict[str, Any] = {"module": "slots"}
+    memory_part = {"dtype": "int64", "update": "memorize", "module": "memory"}
+    table = [
+        tensor("embed.slot_rows", "personal", (4, 2), **rest),
+        tensor("slots.active", "personal", (4,), update="assign", **rest),
+        tensor("memory.next", "personal", (6,), **memory_part),
+        tensor("memory.context", "personal", (6, 2), **memory_part),
+    ]
+    initial = {t.name: draw(i, t.shape) for i, t in enumerate(table)}
+    encoder = TextEncoder(tokenizer, 8, tokenizer.size, 4)
+    base = encoder.vocabulary
+    tensors = {
+        "embed.slot_rows": draw(9, (4, 2)),
+        "slots.active": np.array([1, 1, 1, 0], np.float32),
+        "memory.next": np.array([4, base, base + 1, base + 2, 5, 0], np.int64),
+        "memory.context": np.array(
+            [[1, 0], [5, 1], [4, 2], [base + 1, 5], [base + 2, base], [0, 0]], np.int64
+        ),
+    }
+    copies = {"mine": {"embed.slot_rows": draw(10, (4, 2))}}
+    state = PersonalState(tensors, copies, ("zorp", "blick", "greta's"))
+    cases = []
+    for words in (["Blick"], ["greta", "see"], ["zorp"], ["zorp", "blick", "greta\u2019s"], ["never"]):
+        cut = words_to_forget(words)
+        found = forget_words(state, cut, encoder, table, initial)
+        case = {
+            "forget": words,
+            "cut": list(cut),
+            "words": list(found.words),
+            "tensors": arrays(found.tensors),
+        }
+        cases.append({**case, "copies": {c: arrays(v) for c, v in found.copies.items()}})
+    given = {
+        "tensors": arrays(tensors),
+        "copies": {"mine": arrays(copies["mine"])},
+        "words": list(state.words),
+    }
+    return {"table": [vars(t) for t in table], "initial": arrays(initial), "state": given, "cases": cases}
+
+
 def files() -> dict[str, bytes]:
     """Every file with its content."""
     meaning, saved = state_vectors()
@@ -485,6 +566,7 @@ def files() -> dict[str, bytes]:
         "guard.json": guard_vectors(),
         "plan.json": plan_vectors(),
         "model.json": model_vectors(),
+        "slots.json": slot_vectors(),
         "state.json": meaning,
         "trainer.json": trainer_vectors(),
     }

@@ -59,6 +59,10 @@ class NetworkError(DataError):
     """A dataset could not be obtained from its registry."""
 
 
+class TooFewUsersError(DataError):
+    """What would ship is learned from fewer users than it needs, so it would give single users away."""
+
+
 class OutOfVocabularyError(DataError):
     """A token id lies outside the model's vocabulary."""
 

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from pfl_mobile.blocked import BlockList
 from pfl_mobile.errors import ConfigError, OutOfVocabularyError
 from pfl_mobile.tokenizer import BOS, EOS, PAD, SPECIALS, UNK, WordTokenizer, is_symbol
+from pfl_mobile.vocabulary import holds_digit
 
 __all__ = ["BOS", "EOS", "PAD", "SPECIALS", "UNK", "Rows", "TextEncoder", "WordTokenizer", "is_symbol"]
 
@@ -35,6 +37,8 @@ class TextEncoder:
         vocabulary: V, size of the model's base vocabulary; slot ids start here.
         slots: S, number of vocabulary slots behind it; 0 for none.
         words: the user's own words in slot order (see :meth:`choose_words`).
+        blocked: words that the user wants forgotten. They get no slot, and one of the base vocabulary reads as the
+            unknown word, so nothing learns it.
     """
 
     tokenizer: WordTokenizer
@@ -42,7 +46,9 @@ class TextEncoder:
     vocabulary: int
     slots: int = 0
     words: tuple[str, ...] = ()
+    blocked: BlockList | None = None
     _slot_of: dict[str, int] = field(init=False, repr=False, compare=False)
+    _unlearned: frozenset[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the sizes and index the slot words."""
@@ -65,6 +71,9 @@ class TextEncoder:
                 f"{known[0]!r} is in the base vocabulary", mend="give slots to other words only"
             )
         object.__setattr__(self, "_slot_of", {w: self.vocabulary + i for i, w in enumerate(self.words)})
+        base = (self.tokenizer.word(i) for i in range(len(SPECIALS), self.tokenizer.size) if self.blocked)
+        unlearned = frozenset(self.tokenizer.id(w) for w in base if self.blocked and w in self.blocked)
+        object.__setattr__(self, "_unlearned", unlearned)
 
     @property
     def total(self) -> int:
@@ -75,23 +84,33 @@ class TextEncoder:
         """This encoder with these words in the slots, in this order."""
         return replace(self, words=tuple(words))
 
+    def with_blocked(self, blocked: BlockList) -> TextEncoder:
+        """This encoder for a user who wants these words forgotten."""
+        return replace(self, blocked=blocked)
+
     def choose_words(self, texts: Iterable[str], min_count: int = 2) -> list[str]:
         """The slot words for a user who wrote these texts.
 
         Words that have a slot keep it. The free slots go to other pieces outside the base vocabulary that
-        occur at least ``min_count`` times: most frequent first, then first seen first. Pieces without a
-        letter that hold a digit are left out (prices, times, codes: they seldom come back and may be secret).
+        occur at least ``min_count`` times: most frequent first, then first seen first. Left out are pieces with a
+        digit, a code point of a Unicode category N (prices, times, codes, most passwords: they seldom come back and
+        may be secret), and the blocked ones, also where a blocked word is a part between apostrophes
+        (``greta's``).
         """
         counts: collections.Counter[str] = collections.Counter()
         for text in texts:
-            counts.update(w for w in self.tokenizer.words(text) if self.id(w) == UNK and _may_have_slot(w))
+            pieces = self.tokenizer.words(text)
+            counts.update(w for w in pieces if w not in self._slot_of and self.tokenizer.id(w) == UNK)
+        for word in [w for w in counts if holds_digit(w) or (self.blocked and self.blocked.hides(w))]:
+            del counts[word]
         # Counter keeps the order of first appearance and sorted() is stable.
         ranked = sorted((w for w in counts if counts[w] >= min_count), key=lambda w: -counts[w])
         return [*self.words, *ranked][: self.slots]
 
     def id(self, word: str) -> int:
-        """The id of a piece in the base vocabulary or a slot, else ``UNK``."""
-        return self._slot_of.get(word) or self.tokenizer.id(word)
+        """The id of a piece in the base vocabulary or a slot, else ``UNK``; blocked ones have none."""
+        found = self._slot_of.get(word) or self.tokenizer.id(word)
+        return UNK if found in self._unlearned else found
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text's pieces, without specials."""
@@ -173,7 +192,3 @@ class TextEncoder:
         tokens = np.full((1, self.length), PAD, np.int64)
         tokens[0, : len(ids)] = ids
         return {"tokens": tokens, "position": np.array([len(ids) - 1], np.int64)}
-
-
-def _may_have_slot(word: str) -> bool:
-    return any(c.isalpha() for c in word) or not any(c.isnumeric() for c in word)

@@ -22,12 +22,13 @@ from __future__ import annotations
 import collections
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from pfl_mobile.errors import ConfigError, DataError, OutOfVocabularyError
+from pfl_mobile.vocabulary import VocabularyReport, VocabularyRule, choose_words
 
 SPECIALS = ("<pad>", "<s>", "<unk>", "</s>")
 PAD, BOS, UNK, EOS = range(4)
@@ -42,11 +43,15 @@ class WordTokenizer:
     >>> tokenizer = WordTokenizer.train(["see you there"], size=100)
     >>> tokenizer.words("See you... there?")
     ['see', 'you', '.', '.', '.', 'there', '?']
+
+    Attributes:
+        origin: how the vocabulary was chosen from users' words; None where nobody said (public text, a file).
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Wrap a tokenizer that :meth:`train` or :meth:`from_json` built."""
+    def __init__(self, tokenizer: Tokenizer, origin: VocabularyReport | None = None) -> None:
+        """Wrap a tokenizer that :meth:`of_users`, :meth:`train` or :meth:`from_json` built."""
         self._tokenizer = tokenizer
+        self.origin = origin
         self._ids: dict[str, int] = tokenizer.get_vocab()
         self._words = [""] * len(self._ids)
         for word, index in self._ids.items():
@@ -60,17 +65,43 @@ class WordTokenizer:
             )
 
     @classmethod
+    def of_users(
+        cls, users: Mapping[str, Iterable[str]], size: int, rule: VocabularyRule | None = None
+    ) -> WordTokenizer:
+        """The words of users that may ship to everybody, at most ``size - 4``, and the specials.
+
+        Words are counted as the rules above cut and fold them, so no spelling of a word (case, width, curly quotes)
+        is another word.
+
+        Args:
+            users: texts by user.
+            size: ids at most, specials included.
+            rule: which words may ship; by default those of ``MIN_USERS`` users.
+
+        Raises:
+            TooFewUsersError: too few users for the rule; the mend says the way out.
+            ConfigError: the size leaves no room, or the rule does not fit the users.
+        """
+        _check_size(size)
+        counts = (
+            collections.Counter(p for t in texts for p in _pieces(_BARE, t)) for texts in users.values()
+        )
+        chosen, report = choose_words(counts, size - len(SPECIALS), rule or VocabularyRule())
+        return cls(_build({w: i for i, w in enumerate([*SPECIALS, *chosen])}), report)
+
+    @classmethod
     def train(cls, texts: Iterable[str], size: int) -> WordTokenizer:
         """The ``size - 4`` most frequent pieces of the texts (ties in code point order) and the specials.
 
+        For text that is public, and for vocabularies that stay where the text is: every word can be one that a
+        single person wrote. From messages of users use :meth:`of_users`.
+
         The vocabulary is smaller where the texts have fewer different pieces.
         """
-        if size <= len(SPECIALS):
-            raise ConfigError(f"a vocabulary of {size} has no room for words", mend="give a size above 4")
-        bare = _build({s: i for i, s in enumerate(SPECIALS)})
+        _check_size(size)
         counts: collections.Counter[str] = collections.Counter()
         for text in texts:
-            counts.update(_pieces(bare, text))
+            counts.update(_pieces(_BARE, text))
         ranked = sorted(counts, key=lambda w: (-counts[w], w))[: size - len(SPECIALS)]
         return cls(_build({w: i for i, w in enumerate([*SPECIALS, *ranked])}))
 
@@ -154,8 +185,22 @@ def _build(vocabulary: dict[str, int]) -> Tokenizer:
     return tokenizer
 
 
+def _check_size(size: int) -> None:
+    if size <= len(SPECIALS):
+        raise ConfigError(f"a vocabulary of {size} has no room for words", mend="give a size above 4")
+
+
 def _pieces(tokenizer: Tokenizer, text: str) -> list[str]:
     return [p for p, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))]
+
+
+def cut(text: str) -> list[str]:
+    """The pieces of a text by the rules above, whatever the vocabulary."""
+    return _pieces(_BARE, text)
+
+
+#: Knows no words: cutting needs none.
+_BARE = _build({s: i for i, s in enumerate(SPECIALS)})
 
 
 def is_symbol(piece: str) -> bool:

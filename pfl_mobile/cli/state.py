@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,13 +11,15 @@ import typer
 
 from pfl_mobile.cli.bundles import BundlePath, Key, open_bundle
 from pfl_mobile.cli.common import EXIT_CODES, Json, console, percent, print_json, table
-from pfl_mobile.errors import StateError
+from pfl_mobile.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
     from pfl_mobile.bundle.read import Bundle
     from pfl_mobile.local.state import PersonalStateStore
 
-commands = typer.Typer(no_args_is_help=True, help="Personal states: look at them, go back to an earlier one.")
+commands = typer.Typer(
+    no_args_is_help=True, help="Personal states: look at them, go back to an earlier one, forget words."
+)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the personal state.")]
 Of = Annotated[Path, typer.Option("--bundle", metavar="BUNDLE", help="The bundle that it belongs to.")]
@@ -135,6 +138,66 @@ def reset(
         else:
             store.reset()
         _print(store, as_json)
+
+
+@commands.command(
+    "forget",
+    epilog="Example:  pfl state forget ann-state kestrel --bundle keyboard-bundle  " + EXIT_CODES,
+)
+def forget(
+    folder: Folder,
+    words: Annotated[list[str], typer.Argument(metavar="WORD...", help="Words, one by one.")],
+    bundle: Of,
+    retrain: Annotated[
+        bool,
+        typer.Option(
+            "--retrain",
+            help="Also give what gradients trained its shipped values again: no single word can be taken out of it.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Forget words: in their slots, in the n-gram memory, in every saved version; and never learn them again.
+
+    The words go on a list of the state that only holds their digests. Trained values (LoRA, adapters) may still lean
+    towards a word that the shipped vocabulary has; --retrain resets them, and the next personalization trains them
+    without it. The messages are not the state's: erase those with the word where they are kept. What a device has
+    sent to an aggregator before cannot be called back.
+
+    JSON: state, words (as the keyboard cuts them), slots and entries (freed in the version that serves), versions
+    (all rewritten), blocked (words on the list), trained (values that gradients trained are still there).
+    """
+    from pfl_mobile.evaluation import text_encoder
+    from pfl_mobile.local import forget as forgetting
+
+    with open_bundle(bundle, None) as opened:
+        encoder = text_encoder(opened)
+        if encoder is None:
+            raise ConfigError(
+                f"bundle {opened.manifest.name!r} takes arrays, so its states hold no words",
+                mend="go back to the shipped values instead: pfl state reset DIR --bundle BUNDLE --erase",
+            )
+        store = _store(folder, opened)
+        done = forgetting.forget(
+            store, words, encoder, opened.manifest.tensors, opened.values(), retrain=retrain
+        )
+        found = {"state": str(store.directory), **asdict(done), "blocked": len(store.blocked)}
+    if as_json:
+        print_json(found)
+        return
+    out = console()
+    out.print(
+        f"forgotten: {', '.join(done.words)}; {done.slots} slots and {done.entries} entries of the n-gram memory "
+        f"freed, {len(done.versions)} versions rewritten; {found['blocked']} words are not learned again",
+        markup=False,
+    )
+    if done.trained:
+        out.print(
+            "what gradients trained was trained on text with these words; --retrain resets it, and personalizing "
+            "again trains it without them",
+            markup=False,
+        )
+    out.print("your messages still hold them: erase those where they are kept", markup=False)
 
 
 def peft(

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from pfl_mobile.blocked import BlockList
+
 
 class Session(Protocol):
     """A loaded bundle that runs ``evaluate`` and ``gradients`` (see ``pfl_mobile.engines``)."""
@@ -34,6 +36,9 @@ class Encoder(Protocol):
 
     def with_words(self, words: Sequence[str]) -> Encoder:
         """This encoder with these words in the slots."""
+
+    def with_blocked(self, blocked: BlockList) -> Encoder:
+        """This encoder for a user who wants these words forgotten: they get no slot and read as unknown."""
 
     def choose_words(self, texts: Iterable[str], min_count: int = 2) -> list[str]:
         """Slot words for a user who wrote these texts; words that have a slot keep it."""

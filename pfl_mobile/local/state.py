@@ -3,6 +3,7 @@
     DIRECTORY/CURRENT              the number of the adopted version; 0 or no file: the shipped values
     DIRECTORY/000007.safetensors   tensors; ``copy:<copy>:<tensor>`` for copies; the rest in the metadata
     DIRECTORY/checkpoint           training under way, see ``trainer.py``
+    DIRECTORY/FORGOTTEN            words that must not be learned again, see ``blocked.py``
 
 A version is written and flushed before CURRENT names it, so a process killed at any moment leaves the last
 good state. Every version carries a digest of all it holds. A damaged current version is never used: ``load``
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pfl_mobile.atomic import atomic_write, disk_errors, sync_folder
+from pfl_mobile.atomic import atomic_write, disk_errors, remove_stale, sync_folder
+from pfl_mobile.blocked import BlockList
 from pfl_mobile.bundle.sealed import seal, unseal
 from pfl_mobile.errors import NewerFileError, StateError, TensorFileError
 from pfl_mobile.local.upload import copy_key
@@ -197,7 +199,16 @@ class PersonalStateStore:
         return version
 
     def write(self, state: PersonalState) -> int:
-        """Write ``state`` as a new version without making it current."""
+        """Write ``state`` as a new version without making it current.
+
+        Raises:
+            StateError: it holds a word that was forgotten while this state was trained.
+        """
+        blocked = self.blocked
+        if any(blocked.hides(word) for word in state.words):
+            raise StateError(
+                "a word of this state was forgotten while it was trained; it is not saved", mend="train again"
+            )
         version = max([*self._numbers(), self.current]) + 1
         atomic_write(self._path(version), self._encode(state, self.current), mode=0o600)
         return version
@@ -287,8 +298,68 @@ class PersonalStateStore:
         """Go back to the shipped values; the versions stay and can be reverted to."""
         self._point_to(0)
 
+    @property
+    def blocked(self) -> BlockList:
+        """Words that must not be learned again; empty and not saved while there are none.
+
+        Raises:
+            StateError: the list is damaged. It is never taken for empty.
+        """
+        path = self.directory / "FORGOTTEN"
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return BlockList()
+        except OSError as error:
+            raise StateError(
+                f"cannot read {path}: {error.strerror or error}", mend="check that the file may be read"
+            ) from error
+        return BlockList.from_json(data, str(path))
+
+    def block(self, words: Iterable[str]) -> None:
+        """Never learn these words (pieces of the tokenizer) again; ``local.forget`` takes out what was learned."""
+        blocked = self.blocked.plus(words)
+        atomic_write(self.directory / "FORGOTTEN", blocked.to_json(), mode=0o600)
+
+    def rewrite(self, change: Callable[[PersonalState], PersonalState]) -> tuple[int, ...]:
+        """Put ``change(state)`` in the place of every version, under the same number, parent and time.
+
+        Nothing of what was there before stays: a checkpoint, versions that are damaged and leftovers of killed
+        processes are removed. (The system may keep the bytes of removed files until it needs their place.)
+
+        Returns:
+            Numbers of the versions.
+
+        Raises:
+            StateError: a version is of another model or newer, or none that should serve can be used; nothing changes.
+            StorageFullError: the disk is full; some versions may be as before. Call again once there is space.
+        """
+        serves = self.load().version
+        read: dict[int, tuple[PersonalState, dict[str, Any]]] = {}
+        for number in self._numbers():
+            try:
+                read[number] = self._read(number)
+            except _DamagedError:
+                continue
+        with disk_errors(self.directory):
+            self.checkpoint_path().unlink(missing_ok=True)
+        if serves != self.current:
+            self._point_to(serves)
+        for number, (state, head) in read.items():
+            data = self._encode(change(state), int(head["parent"]), float(head["created"]))
+            atomic_write(self._path(number), data, mode=0o600)
+        with disk_errors(self.directory):
+            for number in self._numbers():
+                if number not in read:
+                    remove_stale(self._path(number))
+                    self._path(number).unlink()
+            for path in self.directory.glob(".*.tmp"):
+                remove_stale(path.with_name(path.name[1:].rsplit(".", 2)[0]))
+            sync_folder(self.directory)
+        return tuple(read)
+
     def erase(self) -> None:
-        """Delete every version and checkpoint: nothing personal is left."""
+        """Delete every version, checkpoint and forgotten word: nothing personal is left."""
         self._point_to(0)
         with disk_errors(self.directory):
             for path in self.directory.iterdir():
@@ -300,7 +371,7 @@ class PersonalStateStore:
         """Where training under way is kept."""
         return self.directory / "checkpoint"
 
-    def _encode(self, state: PersonalState, parent: int) -> bytes:
+    def _encode(self, state: PersonalState, parent: int, created: float | None = None) -> bytes:
         tensors = dict(state.tensors)
         for copy, values in state.copies.items():
             tensors.update({copy_key(copy, name): value for name, value in values.items()})
@@ -308,7 +379,7 @@ class PersonalStateStore:
             "schema_version": SCHEMA_VERSION,
             "model": [self.model.name, self.model.version, self.model.fingerprint],
             "parent": parent,
-            "created": self._clock(),
+            "created": self._clock() if created is None else created,
             "words": list(state.words),
             "metrics": {name: value for name, value in state.metrics.items() if math.isfinite(value)},
         }

@@ -7,6 +7,7 @@ other examples, training starts again from the last good state.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from pfl_mobile.local.session import Encoder, Programs, Session
 from pfl_mobile.local.state import Loaded, PersonalState, PersonalStateStore
 
 if TYPE_CHECKING:
+    from pfl_mobile.blocked import BlockList
     from pfl_mobile.local.plan import Plan
     from pfl_mobile.local.state import TensorEntry
 
@@ -120,7 +122,16 @@ class LocalTrainer:
         """
         store = state if isinstance(state, PersonalStateStore) else None
         loaded = store.load() if store else Loaded(state if isinstance(state, PersonalState) else None, 0)
-        return _Run(self, train, holdout, store, loaded, on_progress, cancel, publish).run()
+        trainer = self if store is None else self._without(store.blocked)
+        return _Run(trainer, train, holdout, store, loaded, on_progress, cancel, publish).run()
+
+    def _without(self, blocked: BlockList) -> LocalTrainer:
+        """This trainer for a user who wants these words forgotten."""
+        if not blocked or self.encoder is None:
+            return self
+        found = copy.copy(self)
+        found.encoder = self.encoder.with_blocked(blocked)
+        return found
 
     def _work(self, state: PersonalState | None) -> Work:
         return Work(dict(self.initial)) if state is None else Work.of(state, self.initial)

@@ -117,6 +117,32 @@ def test_the_state_is_kept_shown_reverted_exported_and_erased(
     assert not (tmp_path / "none").exists()
 
 
+def test_a_forgotten_word_leaves_every_version_and_is_not_learned_again(
+    pfl: Run, tiny_bundle: Path, tiny_arrays: Path, messages: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    learn = ("personalize", tiny_bundle, "--data", messages, "--user", "ann", "--state", state, "--json")
+    assert pfl(*learn).json["slots"] == 1
+    pfl(*learn)
+    assert any(b"zorp" in p.read_bytes() for p in state.iterdir())
+    done = pfl("state", "forget", state, "Zorp", "--bundle", tiny_bundle, "--json").json
+    assert (done["words"], done["slots"], done["blocked"], done["trained"]) == (["zorp"], 1, 1, True)
+    assert done["entries"] > 0
+    assert not any(b"zorp" in p.read_bytes() for p in state.iterdir())
+    assert pfl(*learn).code == 0
+    shown = pfl("state", "show", state, "--bundle", tiny_bundle, "--json").json
+    assert shown["slots"] == 0
+    assert not any(v["problem"] for v in shown["versions"])
+    assert not any(b"zorp" in p.read_bytes() for p in state.iterdir())
+    ran = pfl("state", "forget", state, "see", "--retrain", "--bundle", tiny_bundle)
+    assert ran.code == 0
+    assert "your messages still hold them" in ran.out
+    for words, kind in ((("two words",), "ConfigError"), (("",), "ConfigError")):
+        assert pfl("state", "forget", state, *words, "--bundle", tiny_bundle, "--json").error["type"] == kind
+    ran = pfl("state", "forget", state, "zorp", "--bundle", tiny_arrays, "--json")
+    assert (ran.code, ran.error["type"]) == (2, "ConfigError")
+
+
 def test_a_state_of_another_bundle_is_refused(
     pfl: Run, tiny_bundle: Path, tiny_arrays: Path, messages: Path, tmp_path: Path
 ) -> None:

@@ -225,3 +225,34 @@ def test_trainer_vectors_cover_adopting_keeping_and_skipping():
     assert statuses["guard keeps"] == "kept"
     assert statuses["appeal"] == "skipped"
     assert statuses["fedavg"] == statuses["pfedme"] == "adopted"
+
+
+def test_slots_hold_no_digits_and_no_blocked_words():
+    import hashlib
+    import hmac
+    import unicodedata
+
+    found = load("slots.json")
+    for case in found["cases"]:
+        assert len(case["chosen"]) <= case["slots"]
+        assert case["chosen"][: len(case["words"])] == case["words"]
+        for word in case["chosen"][len(case["words"]) :]:
+            assert not any(unicodedata.category(c).startswith("N") for c in word)
+            assert not {word, *word.split("'")} & set(case["blocked"])
+            assert word not in found["vocabulary"]
+    for word, digest in found["digests"]["words"].items():
+        key = bytes.fromhex(found["digests"]["key"])
+        assert hmac.new(key, word.encode(), hashlib.sha256).hexdigest() == digest
+
+
+def test_a_forgotten_word_has_no_slot_and_no_entry():
+    found = load("slots.json")["forget"]
+    base = len(load("slots.json")["vocabulary"])
+    old = found["state"]["words"]
+    for case in found["cases"]:
+        gone = [w for w in old if {w, *w.split("'")} & set(case["cut"])]
+        assert case["words"] == [w for w in old if w not in gone]
+        active = array(case["tensors"]["slots.active"])
+        assert active.tolist() == [1.0] * len(case["words"]) + [0.0] * (4 - len(case["words"]))
+        for name in ("memory.next", "memory.context"):
+            assert array(case["tensors"][name]).max() < base + len(case["words"])

@@ -136,15 +136,22 @@ class Words:
 
     known = ("<pad>", "<s>", "<unk>", "</s>", "a", "b", "c", "d")
 
-    def __init__(self, words: tuple[str, ...] = ()) -> None:
-        self.words = words
+    def __init__(self, words: tuple[str, ...] = (), blocked: object = ()) -> None:
+        self.words, self.blocked = words, blocked
 
     def with_words(self, words: object) -> Words:
-        return Words(tuple(words))  # type: ignore[call-overload]
+        return Words(tuple(words), self.blocked)  # type: ignore[call-overload]
+
+    def with_blocked(self, blocked: object) -> Words:
+        return Words(self.words, blocked)
 
     def choose_words(self, texts: object, min_count: int = 2) -> list[str]:
         all_words = [w for t in texts for w in t.split()]  # type: ignore[attr-defined]
-        new = {w: all_words.count(w) for w in all_words if w not in self.known and w not in self.words}
+        new = {
+            w: all_words.count(w)
+            for w in all_words
+            if w not in (*self.known, *self.words) and w not in self.blocked
+        }  # type: ignore[operator]
         return [*self.words, *sorted((w for w in new if new[w] >= min_count), key=lambda w: -new[w])][:3]
 
     def encode(self, texts: object, *, drop_unknown: bool = False) -> dict[str, np.ndarray]:
