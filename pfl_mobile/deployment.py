@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from .errors import ConfigError, near
+from .errors import ConfigError
 from .local.phases import check_plan
 from .local.plan import Plan
+from .made_up import text_batch, text_context
+from .on_device import check_deployment
 from .personalization import PersonalizedModel
 from .tasks import Batch, Task
 
 if TYPE_CHECKING:
     from .bundle.manifest import StrategyEntry
     from .text import TextEncoder
+    from .vocabulary import VocabularyReport
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,11 @@ class Deployment:
         name: name of the bundle.
         model: backbone with modules, made by :func:`pfl_mobile.personalization`.
         task: loss, metrics and predictions.
-        batch: example batch with labels and ``weight``; its shapes become the programs' fixed shapes.
+        batch: example batch with labels and ``weight``; its shapes become the programs' fixed shapes. It ships, as
+            the golden batch, so give made-up rows and not a user's. Of a model that takes text only the shapes are
+            taken, and the words are made up.
         plan: what a device does locally.
-        predict_batch: example inputs of ``predict``; by default the first example of ``batch``.
+        predict_batch: example inputs of ``predict``; by default the first example of ``batch``. It ships too.
         version: version of the bundle.
         tokenizer: content of a Hugging Face ``tokenizer.json``; token models need it to take text.
         encoder: manifest entry that says how examples become batches; arrays by default.
@@ -37,6 +41,7 @@ class Deployment:
         host_sets: names of sets of arrays that the app hands to the plan (controls, masks).
         strategy: of the rounds that ``pfl serve`` runs with the bundle; None: unless told another one, it averages
             what the plan uploads.
+        vocabulary: how the words of the tokenizer were chosen; None where nobody says.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Deployment:
     limits: dict[str, int] = field(default_factory=dict)
     host_sets: tuple[str, ...] = ()
     strategy: StrategyEntry | None = None
+    vocabulary: VocabularyReport | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything is traced (ConfigError)."""
@@ -63,15 +69,18 @@ class Deployment:
                 f"the model of deployment {self.name!r} is a {type(self.model).__name__}",
                 mend="put modules into it first: personalize(backbone, [LoRA(...)])",
             )
-        measured = ("loss", *self.task.manifest()["metrics"])  # type: ignore[misc]
-        if self.plan.guard.metric not in measured:
-            raise ConfigError(
-                f"the plan's guard compares {self.plan.guard.metric!r}, which a {self.task.kind} task does not "
-                "measure",
-                mend=near(self.plan.guard.metric, measured),
-            )
         sets: dict[str, dict[str, Any]] = {name: {} for name in ("initial", "global", *self.host_sets)}
         check_plan(self.plan, self.model.device_tensors(), sets, ())
+        check_deployment(self)
+        if self.encoder is not None and self.encoder["kind"] == "text":
+            self._make_up_texts(**self.encoder)
+
+    def _make_up_texts(self, *, length: int, batch: int, vocabulary: int, **_rest: Any) -> None:
+        """Nobody's words in the place of the examples, as they ship."""
+        rows: dict[str, torch.Tensor] = text_batch(batch, length, vocabulary)
+        object.__setattr__(self, "batch", {name: rows[name] for name in self.batch})
+        context = text_context(length, vocabulary)
+        object.__setattr__(self, "predict_batch", context)
 
     def inputs_of_predict(self) -> Batch:
         """The example inputs of ``predict``."""
@@ -85,20 +94,18 @@ class Deployment:
         return {name: self.batch[name][:1] for name in self.task.inputs}
 
 
-def text_parts(encoder: TextEncoder, example: str, batch: int) -> dict[str, Any]:
+def text_parts(encoder: TextEncoder, batch: int) -> dict[str, Any]:
     """What a deployment of a token model has besides: arguments for :class:`Deployment`.
 
     Args:
         encoder: of the model's users, without words of one's own.
-        example: a text to predict after.
         batch: examples in a batch on a device.
     """
-    context = encoder.context(example)
     return {
-        "predict_batch": {
-            name: torch.from_numpy(np.asarray(context[name])) for name in ("tokens", "position")
-        },
+        "batch": text_batch(batch, encoder.length, encoder.vocabulary),
+        "predict_batch": text_context(encoder.length, encoder.vocabulary),
         "tokenizer": encoder.tokenizer.to_json().encode(),
+        "vocabulary": encoder.tokenizer.origin,
         "encoder": {
             "kind": "text",
             "length": encoder.length,

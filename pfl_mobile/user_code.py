@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from pfl_mobile.deployment import Deployment
     from pfl_mobile.study import Study, StudyResult
+    from pfl_mobile.vocabulary import VocabularyRule
 
 #: Package with the recipes.
 RECIPES = "pfl_recipes"
@@ -59,14 +60,16 @@ class UserFunction:
     call: Callable[..., Any]
     file: str | None
 
-    def deployment(self, data: str | None, report: Callable[..., None]) -> Deployment:
-        """Call the function, with ``data`` and ``report`` where it takes them.
+    def deployment(
+        self, data: str | None, report: Callable[..., None], vocabulary: VocabularyRule | None = None
+    ) -> Deployment:
+        """Call the function, with ``data``, ``report`` and ``vocabulary`` where it takes them.
 
         A study that it returns is deployed as its finished run left it, and is run first where it has no folder.
 
         Raises:
-            ConfigError: it needs other arguments, takes no data, or returns something else; the study's folder has
-                no finished run.
+            ConfigError: it needs other arguments, takes no data or vocabulary, or returns something else; the study's
+                folder has no finished run.
             UserCodeError: it failed.
             MissingDependencyError: it needs an optional package.
         """
@@ -78,7 +81,14 @@ class UserFunction:
                 f"{self.shown} takes no data", mend="leave --data out, or give it a parameter `data`"
             )
         named = inspect.signature(self.call).parameters
+        if vocabulary is not None and "vocabulary" not in named:
+            raise ConfigError(
+                f"{self.shown} takes no rule for a vocabulary",
+                mend="leave --min-users, --vocabulary-epsilon and --block out, or give it a parameter `vocabulary` for "
+                "WordTokenizer.of_users(users, size, vocabulary)",
+            )
         offered: dict[str, Any] = {"report": report} if "report" in named else {}
+        offered |= {"vocabulary": vocabulary} if vocabulary is not None else {}
         if data is not None or ("data" in named and named["data"].default is inspect.Parameter.empty):
             offered["data"] = data
         found = self._invoke(offered)

@@ -18,6 +18,7 @@ user repeats a word decides nothing but ties, and there only up to `MOST_COUNTED
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 import statistics
@@ -26,10 +27,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pfl_mobile.errors import ConfigError, MissingDependencyError, TooFewUsersError
+from pfl_mobile.errors import ConfigError, DataError, MissingDependencyError, TooFewUsersError
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
+    from pathlib import Path
 
     from pfl_mobile.privacy.noise import Noise
 
@@ -37,6 +39,11 @@ if TYPE_CHECKING:
 MIN_USERS = 5
 #: Times that one user's use of a word counts where words of equally many users are ranked.
 MOST_COUNTED = 20
+
+_WAYS_OUT = (
+    "give messages of more users; or, where everybody in the data agrees that single words of theirs ship, say so: "
+    "--min-users 1 (VocabularyRule(min_users=1)), which the bundle records"
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,25 @@ class VocabularyRule:
         if not 0 < self.delta < 1:
             raise ConfigError(
                 f"delta is {self.delta}", mend="give a number between 0 and 1, for instance 1e-6"
+            )
+
+    def check_users(self, count: int) -> None:
+        """Whether so many users can be enough.
+
+        Raises:
+            TooFewUsersError: fewer than a word needs.
+            ConfigError: delta is not below one over their number.
+        """
+        if self.epsilon is None and count < self.min_users:
+            raise TooFewUsersError(
+                f"the vocabulary would be learned from {count} user{'s' * (count != 1)}, and a word ships only where "
+                f"{self.min_users} users wrote it",
+                mend=_WAYS_OUT,
+            )
+        if self.epsilon is not None and self.delta * count >= 1:
+            raise ConfigError(
+                f"delta {self.delta:g} protects nobody among {count} users",
+                mend=f"give a delta well below {1 / count:.2g}",
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -121,6 +147,34 @@ class VocabularyReport:
         )
 
 
+#: File of a bundle with text that tells how its vocabulary was chosen; a device does not need it.
+RECORD = "vocabulary.json"
+
+
+def record(report: VocabularyReport | None) -> bytes:
+    """The content of that file; None: nobody said how."""
+    rule = None if report is None else report.rule.to_json()
+    return (json.dumps({"schema_version": 1, "rule": rule}, indent=1) + "\n").encode()
+
+
+def rule_of(data: bytes) -> dict[str, Any] | None:
+    """The rule in a record; None where it says none.
+
+    Raises:
+        DataError: it is no such record.
+    """
+    try:
+        raw = json.loads(data)
+        if raw["schema_version"] != 1 or not (raw["rule"] is None or isinstance(raw["rule"], dict)):
+            raise ValueError("not of schema 1")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(
+            f"{RECORD} of the bundle is damaged: {error}", mend="export the bundle again"
+        ) from error
+    rule: dict[str, Any] | None = raw["rule"]
+    return rule
+
+
 def holds_digit(piece: str) -> bool:
     """Whether a code point of the piece is of a Unicode category N: codes, dates, amounts, most passwords."""
     return any(unicodedata.category(c)[0] == "N" for c in piece)
@@ -129,6 +183,24 @@ def holds_digit(piece: str) -> bool:
 def is_blocked(piece: str, blocked: Container[str]) -> bool:
     """Whether the piece, or a part of it between apostrophes (``greta's``), is one of the blocked ones."""
     return piece in blocked or ("'" in piece and any(part in blocked for part in piece.split("'")))
+
+
+def blocked_words(path: Path) -> frozenset[str]:
+    """The words of a file, as the tokenizer cuts and folds them; of a line with several, each.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    from pfl_mobile.tokenizer import cut, is_symbol
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot read {path}: {error}", mend="give a UTF-8 file with one word a line"
+        ) from error
+    lines = [cut(line) for line in text.splitlines()]
+    return frozenset(p for pieces in lines for p in ([q for q in pieces if not is_symbol(q)] or pieces))
 
 
 def choose_words(
@@ -168,7 +240,7 @@ def choose_words(
             given = _drawn(own, rule.words_per_user)
             for piece in given:
                 weights[piece] = weights.get(piece, 0.0) + 1 / math.sqrt(len(given))
-    _check_users(count, rule)
+    rule.check_users(count)
     if rule.epsilon is None:
         chosen = {w: float(n) for w, n in spread.items() if n >= rule.min_users}
         ranked = sorted(chosen, key=lambda w: (-chosen[w], -often[w], w))
@@ -193,26 +265,6 @@ def choose_words(
         no_room=len(ranked[room:]),
     )
     return ranked[:room], report
-
-
-_WAYS_OUT = (
-    "give messages of more users; or, where everybody in the data agrees that single words of theirs ship, say so: "
-    "--min-users 1 (VocabularyRule(min_users=1)), which the bundle records"
-)
-
-
-def _check_users(count: int, rule: VocabularyRule) -> None:
-    if rule.epsilon is None and count < rule.min_users:
-        raise TooFewUsersError(
-            f"the vocabulary would be learned from {count} user{'s' * (count != 1)}, and a word ships only where "
-            f"{rule.min_users} users wrote it: every word would be somebody's own",
-            mend=_WAYS_OUT,
-        )
-    if rule.epsilon is not None and rule.delta * count >= 1:
-        raise ConfigError(
-            f"delta {rule.delta:g} protects nobody among {count} users",
-            mend=f"give a delta well below {1 / count:.2g}",
-        )
 
 
 def _drawn(own: list[str], most: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,12 +20,13 @@ from pfl_mobile.cli.common import (
     size,
     table,
 )
-from pfl_mobile.errors import UnwritableError
+from pfl_mobile.errors import ConfigError, UnwritableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pfl_exporters.export import ExportReport
+    from pfl_mobile.vocabulary import VocabularyRule
 
 #: As ``pfl_exporters.targets`` has them; that module needs torch, ``--help`` and wrong names do not.
 
@@ -63,22 +64,53 @@ def export(
         str | None,
         typer.Option("--data", metavar="SRC", help="Dataset name or file, handed to the function."),
     ] = None,
+    min_users: Annotated[
+        int | None,
+        typer.Option(
+            "--min-users",
+            min=1,
+            help="Users who must have written a word of the vocabulary that ships; default: 5. 1 ships words of "
+            "single users; the bundle records it.",
+        ),
+    ] = None,
+    vocabulary_epsilon: Annotated[
+        float | None,
+        typer.Option(
+            "--vocabulary-epsilon",
+            metavar="E",
+            help="Choose the vocabulary with differential privacy for each user instead.",
+        ),
+    ] = None,
+    vocabulary_delta: Annotated[
+        float | None,
+        typer.Option("--vocabulary-delta", metavar="D", help="With that; default: 1e-6."),
+    ] = None,
+    block: Annotated[
+        Path | None,
+        typer.Option(
+            "--block", metavar="FILE", help="Words, one a line, that must not be in the vocabulary."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the random batches for the comparison.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Export a personalizable model as a bundle of verified on-device training programs.
 
-    The function takes no argument, or `data` and `report`, and returns a pfl_mobile.deployment.Deployment, or a
+    The function takes no argument, or of `data`, `report` and `vocabulary` what it needs, and returns a
+    pfl_mobile.deployment.Deployment, or a
     pfl_mobile.Study, which is trained first. The folder of a run of `pfl train` gives what that run trained.
     Loss and every gradient of each exported program are compared with PyTorch before anything is written; when
     they differ nothing is left behind and the exit code is 1.
 
+    A vocabulary that is learned from the users of the data only holds words of several of them, none with a digit.
+
     JSON: bundle, name, version, engines, total_bytes, planned_memory_bytes, frozen_bytes, verified (by engine:
-    loss_rel_err, grad_max_rel_err), seconds (by step).
+    loss_rel_err, grad_max_rel_err), vocabulary (rule, users, kept, left_out by each rule), seconds (by step).
     """
     targets = _targets(target or ["android"])
+    rule = _rule(min_users, vocabulary_epsilon, vocabulary_delta, block)
     with Reporter() as report:
-        done = _export(model, targets, out, sign, data, seed, report)
+        done = _export(model, targets, out, sign, data, rule, seed, report)
     if as_json:
         print_json(done.to_json())
     else:
@@ -90,12 +122,32 @@ def _targets(given: Sequence[str]) -> list[str]:
     return [target.name for target in resolve(names or ["android"])]
 
 
+def _rule(
+    min_users: int | None, epsilon: float | None, delta: float | None, block: Path | None
+) -> VocabularyRule | None:
+    """The rule that the options make; None where none is given."""
+    from pfl_mobile.vocabulary import VocabularyRule, blocked_words
+
+    if min_users is not None and epsilon is not None:
+        raise ConfigError(
+            "--min-users and --vocabulary-epsilon are two rules",
+            mend="give one: an exact count undoes the privacy",
+        )
+    if delta is not None and epsilon is None:
+        raise ConfigError("--vocabulary-delta goes with --vocabulary-epsilon", mend="give both, or none")
+    given: dict[str, Any] = {"min_users": min_users, "epsilon": epsilon, "delta": delta}
+    given["blocked"] = None if block is None else blocked_words(block)
+    given = {name: value for name, value in given.items() if value is not None}
+    return VocabularyRule(**given) if given else None
+
+
 def _export(
     model: str,
     targets: Sequence[str],
     out: Path | None,
     sign: str | None,
     data: str | None,
+    rule: VocabularyRule | None,
     seed: int,
     report: Reporter,
 ) -> ExportReport:
@@ -119,7 +171,7 @@ def _export(
     for wanted in resolve(targets):
         wanted.load()
     report(f"build the model of {function.shown}")
-    deployment = function.deployment(data, report)
+    deployment = function.deployment(data, report, rule)
     return export_bundle(deployment, targets, place, sign_key=key, report=report, seed=seed)
 
 
@@ -157,6 +209,10 @@ def _show(done: ExportReport) -> None:
         f"planned memory {size(measured.planned_memory_bytes)}, {sum(done.seconds.values()):.0f} s",
         markup=False,
     )
+    if done.vocabulary is not None:
+        out.print(f"vocabulary: {done.vocabulary.sentence()}", markup=False)
+    elif manifest.tokenizer is not None:
+        out.print("vocabulary: nobody said how its words were chosen; make sure that none is a single user's")
     out.print(f"look into it: pfl inspect {done.out}", markup=False)
 
 

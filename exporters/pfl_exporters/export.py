@@ -24,6 +24,7 @@ from pfl_mobile.engines.base import EngineSession
 from pfl_mobile.errors import ExportError
 from pfl_mobile.personalization import tensor_digest
 from pfl_mobile.programs import TracedProgram, trace_programs
+from pfl_mobile.vocabulary import RECORD, VocabularyReport, record
 
 from .targets import Lowered, Report, Target, resolve
 from .verify import Case, cases, check_engine, check_traced
@@ -39,6 +40,7 @@ class ExportReport:
         errors: largest relative difference from PyTorch by engine: ``loss_rel_err``, ``grad_max_rel_err``.
         frozen_bytes: bytes of the frozen tensors that the programs need.
         seconds: by step.
+        vocabulary: how the words of the tokenizer were chosen; None where nobody says, or there are none.
     """
 
     out: Path
@@ -46,6 +48,7 @@ class ExportReport:
     errors: dict[str, dict[str, float]]
     frozen_bytes: int
     seconds: dict[str, float]
+    vocabulary: VocabularyReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
@@ -58,6 +61,7 @@ class ExportReport:
             "planned_memory_bytes": self.manifest.measured.planned_memory_bytes,
             "frozen_bytes": self.frozen_bytes,
             "verified": self.errors,
+            "vocabulary": None if self.vocabulary is None else self.vocabulary.to_json(),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
         }
 
@@ -185,7 +189,7 @@ def export_bundle(
             sign_key=sign_key,
         )
         lap("write")
-    return ExportReport(Path(out), manifest, errors, frozen_bytes(programs), seconds)
+    return ExportReport(Path(out), manifest, errors, frozen_bytes(programs), seconds, deployment.vocabulary)
 
 
 def _data_files(
@@ -199,6 +203,7 @@ def _data_files(
     }
     if deployment.tokenizer is not None:
         found["tokenizer.json"] = deployment.tokenizer
+        found[RECORD] = record(deployment.vocabulary)
     return found
 
 

@@ -8,6 +8,7 @@ The format in a page::
     tensors.safetensors    initial values of all device tensors
     golden.safetensors     calls of programs with the outputs that PyTorch gave
     tokenizer.json         for text models, in the Hugging Face format
+    vocabulary.json        how the tokenizer's words were chosen from users' text; a device does not need it
     model.pte, *.onnx ...  the programs, as the entry of each engine in the manifest says
 
 **Manifest.** ``schema_version`` (1), ``kind`` ("pfl-bundle"), ``name``, ``version``; ``programs`` with the

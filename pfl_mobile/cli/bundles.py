@@ -103,11 +103,19 @@ def describe(bundle: Bundle, *, pinned: bool) -> dict[str, Any]:
         "modules": [m.model_dump(mode="json") for m in manifest.modules],
         "plan": plan.model_dump(mode="json"),
         "plan_in_words": plan_words(plan),
+        "vocabulary": _vocabulary(bundle),
         "strategy": None if manifest.strategy is None else manifest.strategy.model_dump(mode="json"),
         "limits": manifest.limits.model_dump(mode="json"),
         "measured": manifest.measured.model_dump(mode="json"),
         "signature": {"signed_by": bundle.signed_by, "pinned": pinned},
     }
+
+
+def _vocabulary(bundle: Bundle) -> dict[str, Any] | None:
+    """The rule by which the words were chosen from users' text; None where the bundle does not say."""
+    from pfl_mobile.vocabulary import RECORD, rule_of
+
+    return rule_of(bundle.path(RECORD).read_bytes()) if RECORD in bundle.manifest.files else None
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -116,6 +124,8 @@ def _show(found: dict[str, Any]) -> None:
     out.print(f"[bold]{escape(found['name'])}[/] version {escape(found['version'])}, task {task['kind']}")
     if found["encoder"]:
         out.print("takes " + ", ".join(f"{k} {v}" for k, v in found["encoder"].items()))
+    if found["vocabulary"]:
+        out.print("words chosen by " + ", ".join(f"{k} {v}" for k, v in found["vocabulary"].items()))
     signer = found["signature"]["signed_by"]
     if signer is None:
         out.print("not signed")

@@ -21,6 +21,14 @@ from pfl_mobile.cli.common import (
     table,
 )
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.vocabulary import MIN_USERS, VocabularyRule
+
+MinUsers = Annotated[
+    int,
+    typer.Option(
+        "--min-users", min=1, help="Users who must have written a word of the vocabulary that ships."
+    ),
+]
 
 commands = typer.Typer(no_args_is_help=True, help="Complete runs of the recipes.")
 
@@ -48,6 +56,7 @@ def keyboard(
     users: Annotated[
         int | None, typer.Option("--users", min=1, help="Personalize at most so many users.")
     ] = None,
+    min_users: MinUsers = MIN_USERS,
     as_json: Json = False,
 ) -> None:
     """Train a keyboard, export it for Android, personalize every held-out user through the exported program.
@@ -57,7 +66,9 @@ def keyboard(
     """
     module = _recipe("keyboard.demo", "the keyboard demo")
     with Reporter() as report:
-        found: dict[str, Any] = module.run(data=data, out=out, users=users, report=report)
+        found: dict[str, Any] = module.run(
+            data=data, out=out, users=users, report=report, vocabulary=VocabularyRule(min_users)
+        )
     if as_json:
         print_json(found)
         return
@@ -91,6 +102,7 @@ def federated(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder for everything that the run makes.")
     ] = None,
+    min_users: MinUsers = MIN_USERS,
     as_json: Json = False,
 ) -> int:
     """Run a server and devices as real processes over real HTTP: the keyboard, trained in rounds with privacy.
@@ -115,7 +127,15 @@ def federated(
             )
 
         found: dict[str, Any] = module.run(
-            data, devices, rounds, out, engine=engine, epsilon=budget, report=report, on_round=on_round
+            data,
+            devices,
+            rounds,
+            out,
+            engine=engine,
+            epsilon=budget,
+            min_users=min_users,
+            report=report,
+            on_round=on_round,
         )
     if as_json:
         print_json(found)

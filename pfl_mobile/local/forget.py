@@ -166,7 +166,7 @@ def _memories(tensors: Tensors, module: str | None, table: Sequence[TensorEntry]
 def _touched(tensors: Tensors, names: Sequence[str], ids: set[int]) -> np.ndarray:
     """bool [capacity]: entries that hold one of the ids anywhere."""
     hit = [np.isin(tensors[n], sorted(ids)).reshape(len(tensors[n]), -1).any(axis=1) for n in names]
-    return np.logical_or.reduce(hit)
+    return np.stack(hit).any(axis=0)
 
 
 def _clean_memory(

@@ -14,9 +14,17 @@ import numpy as np
 
 from pfl_mobile.atomic import atomic_write, disk_errors
 from pfl_mobile.deployment import Deployment, text_parts
-from pfl_mobile.errors import ConfigError, DataError, OtherSettingsError, UnknownNameError, near
+from pfl_mobile.errors import (
+    ConfigError,
+    DataError,
+    OtherSettingsError,
+    TooFewUsersError,
+    UnknownNameError,
+    near,
+)
 from pfl_mobile.local.plan import LOWER_IS_BETTER
 from pfl_mobile.local.random import derive, permutation
+from pfl_mobile.made_up import batch_like
 from pfl_mobile.plain_json import json_text
 from pfl_mobile.results import scale
 from pfl_mobile.simulation.engine import LocalEngine
@@ -30,12 +38,14 @@ from pfl_mobile.study.evaluation import Evaluation
 from pfl_mobile.study.named import strategy_entry
 from pfl_mobile.study.recommend import Recommendation, recommend
 from pfl_mobile.study.statistics import divergence
+from pfl_mobile.vocabulary import MIN_USERS
 
 if TYPE_CHECKING:
     from pfl_mobile.local.batches import Rows
     from pfl_mobile.simulation.engine import Engine
     from pfl_mobile.simulation.worker import Evaluation as Measured
     from pfl_mobile.study.study import Study
+    from pfl_mobile.tasks import Batch
 
 #: ``on_progress(what, fraction done)``.
 Report = Callable[[str, float | None], None]
@@ -313,6 +323,8 @@ class StudyResult:
         version: str = "1",
         group: str | None = None,
         plan: Literal["auto", "personal", "round"] = "auto",
+        batch: Batch | None = None,
+        min_users: int = MIN_USERS,
     ) -> Deployment:
         """What ``pfl-export`` ships: the trained shared values, the initial personal ones, the plan, the strategy.
 
@@ -325,10 +337,14 @@ class StudyResult:
             group: whose values the tensors with the role ``group`` get.
             plan: ``personal``: what makes a device's own model; ``round``: its part of a round; ``auto``: the
                 first where the strategy has one.
+            batch: example batch, which ships to check engines with; by default made up, with the shapes of the
+                study's.
+            min_users: users that a group needs for its values to ship.
 
         Raises:
             ConfigError: the strategy has no personal plan.
             UnknownNameError: there is no such group.
+            TooFewUsersError: the group has fewer users, so its values are those of a few.
         """
         rounds, strategy = self._rounds, self.study.strategy
         at = rounds.context(rounds.server.round)
@@ -343,28 +359,37 @@ class StudyResult:
         if group is not None:
             if group not in rounds.server.groups:
                 raise UnknownNameError(f"there is no group {group!r}", mend=near(group, rounds.server.groups))
+            self._check_group(group, min_users)
             values |= rounds.server.groups[group]
         model = copy.deepcopy(self.study.model)
         model.load_values(values, partial=True)
         sent = {*strategy.sets(rounds.server), *strategy.sets_for(rounds.server, 0, rounds.group(0))}
+        given = {"batch": batch_like(self.study.batch, self.study.task, model) if batch is None else batch}
         return Deployment(
             name=name or self.study.name,
             model=model,
             task=self.study.task,
-            batch=self.study.batch,
             plan=chosen,
             version=version,
             host_sets=tuple(sorted(sent - {"global"})),
             strategy=strategy_entry(strategy, self.study.local),
-            **self._text_parts(),
+            **(given | self._text_parts()),
         )
+
+    def _check_group(self, group: str, min_users: int) -> None:
+        count = sum(self._rounds.group(user) == group for user in range(len(self.study.data)))
+        if count < min_users:
+            raise TooFewUsersError(
+                f"the group {group!r} has {count} users; its values would ship what only they are like",
+                mend=f"ship a group of {min_users} users or more, or give min_users=",
+            )
 
     def _text_parts(self) -> dict[str, Any]:
         """What lets a bundle take text, where the users' data is text."""
         data = self.study.data
         if not isinstance(data, TextPopulation):
             return {}
-        return text_parts(data.encoder, data.data.texts(data.id(0))[0], len(self.study.batch["weight"]))
+        return text_parts(data.encoder, len(self.study.batch["weight"]))
 
     def save(self, folder: str | Path) -> Path:
         """Write ``result.json`` (costs, history, evaluation of every user, recommendation) into a folder."""

@@ -19,10 +19,11 @@ from pfl_mobile.bundle.read import Bundle
 from pfl_mobile.data import Split
 from pfl_mobile.engines import open_session
 from pfl_mobile.engines.base import Session
-from pfl_mobile.errors import ConfigError
+from pfl_mobile.errors import ConfigError, DataError
 from pfl_mobile.evaluation import Evaluator, UserResult, summarize
 from pfl_mobile.local.state import PersonalState
 from pfl_mobile.text import TextEncoder
+from pfl_mobile.vocabulary import VocabularyRule
 
 from .baselines import Comparison, compare_presage, compare_trigram, pieces
 from .keystrokes import Score, Suggest, score
@@ -94,6 +95,7 @@ def run(
     engine: str = "executorch",
     presage: bool = False,
     recipe: Recipe | None = None,
+    vocabulary: VocabularyRule | None = None,
 ) -> dict[str, Any]:
     """Run the keyboard end to end and write bundle, table and plots.
 
@@ -105,6 +107,7 @@ def run(
         engine: ``executorch`` or ``onnxruntime``.
         presage: also compare with presage, which has to be installed.
         recipe: settings; by default those of the dataset.
+        vocabulary: which words of the users may ship; by default those of 5 users.
 
     Returns:
         The fields of :data:`FIELDS`, then further figures, among them ``keystroke_savings_before`` and ``_after``
@@ -123,8 +126,13 @@ def run(
         now = time.perf_counter()
         seconds[step], clock = round(now - clock, 1), now
 
-    prepared = prepare(data, recipe=recipe, report=say)
+    prepared = prepare(data, recipe=recipe, report=say, vocabulary=vocabulary)
     lap("backbone")
+    if not prepared.parts.test:
+        raise DataError(
+            f"{prepared.source} has one user, who is trained on: nobody is left to personalize",
+            mend="give messages of more users; pfl-export keyboard exports it",
+        )
     folder = Path(out or f"out/keyboard-{Path(prepared.source).stem}")
     exported = export_bundle(
         deploy(prepared), [targets[engine]], folder / "bundle", report=lambda t: say(t, None)

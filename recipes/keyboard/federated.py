@@ -13,9 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from pfl_exporters.export import export_bundle
 from pfl_mobile.atomic import atomic_write
 from pfl_mobile.data import UserText, load, split
@@ -27,11 +24,11 @@ from pfl_mobile.privacy.calibration import required_noise, with_noise
 from pfl_mobile.strategies import create
 from pfl_mobile.strategies.strategy import Context, Local
 from pfl_mobile.tasks import TokenTask
-from pfl_mobile.text import TextEncoder, WordTokenizer
+from pfl_mobile.vocabulary import MIN_USERS
 
 from .plots import draw_rounds
 from .processes import Devices, Figures, Report, Seen, ended_in_order, loss, serving, top3
-from .study import CONFIG, MESSAGES, Adapted, backbone
+from .study import CONFIG, MESSAGES, Adapted, backbone, encoder_of
 
 #: Engine -> target of the export, and what a device imports for it.
 ENGINES = {
@@ -62,8 +59,8 @@ FIELDS = (
 )
 
 
-def people(text: UserText, devices: int) -> tuple[list[str], dict[str, list[str]]]:
-    """Texts for the backbone, and the messages of each device, oldest first.
+def people(text: UserText, devices: int) -> tuple[UserText, dict[str, list[str]]]:
+    """Users for the backbone, and the messages of each device, oldest first.
 
     Devices belong to users whom the backbone never sees. Where there are fewer of them than devices, a user has
     several: the newest ``MESSAGES`` messages are on the first, those before on the second, and so on.
@@ -86,24 +83,29 @@ def people(text: UserText, devices: int) -> tuple[list[str], dict[str, list[str]
             f"{text.name} has messages of held-out users for {len(found)} devices, not for {devices}",
             mend="ask for fewer devices or give more data",
         )
-    return list(parts.train.all_texts()), found
+    return parts.train, found
 
 
-def deployment(known: list[str]) -> Deployment:
-    """The keyboard with what a device does in a round."""
-    encoder = TextEncoder(WordTokenizer.train(known, CONFIG.vocabulary), CONFIG.length, CONFIG.vocabulary)
-    model = Adapted(backbone(encoder, known))()
-    rows = encoder.encode(known[: 8 * BATCH], drop_unknown=True)
-    batch = {name: torch.from_numpy(np.ascontiguousarray(value[:BATCH])) for name, value in rows.items()}
+def deployment(known: UserText, min_users: int = MIN_USERS) -> Deployment:
+    """The keyboard with what a device does in a round.
+
+    Args:
+        known: users that the backbone learns from.
+        min_users: users that a word of the vocabulary needs.
+
+    Raises:
+        TooFewUsersError: there are fewer.
+    """
+    encoder = encoder_of(known, min_users)
+    model = Adapted(backbone(encoder, list(known.all_texts())))()
     local = Local(epochs=EPOCHS, optimizer=AdamW(lr=2e-3, weight_decay=0.0), clip=1.0)
     return Deployment(
         name="keyboard-federated",
         model=model,
         task=TokenTask(CONFIG.vocabulary),
-        batch=batch,
         plan=create("fedper").plan(Context(model.device_tensors(), local)),
         limits={"max_examples": MESSAGES},
-        **text_parts(encoder, known[0], BATCH),
+        **text_parts(encoder, BATCH),
     )
 
 
@@ -131,6 +133,7 @@ def run(
     *,
     engine: str = "executorch",
     epsilon: float | None = 8.0,
+    min_users: int = MIN_USERS,
     report: Report | None = None,
     on_round: Callable[[Figures], None] = lambda _figures: None,
 ) -> dict[str, Any]:
@@ -143,6 +146,7 @@ def run(
         out: folder for everything; by default ``out/federated-<dataset>``. What an earlier run left is replaced.
         engine: of the devices.
         epsilon: budget over all rounds; None: no noise, which the devices then allow.
+        min_users: users that a word of the vocabulary needs, as every device gets it.
         report: told about progress.
         on_round: told every round's figures.
 
@@ -173,7 +177,7 @@ def run(
     say("load the data and train the backbone, where that was not done before", None)
     text = load(data)
     known, mine = people(text, devices)
-    model = deployment(known)
+    model = deployment(known, min_users)
     lap("backbone")
     folder = Path(out or f"out/federated-{Path(data).stem}").absolute()
     folder.mkdir(parents=True, exist_ok=True)

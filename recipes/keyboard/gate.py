@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pfl_mobile.errors import ConfigError, DataError
+from pfl_mobile.errors import ConfigError, DataError, TooFewUsersError
 from pfl_mobile.local.memory import memorize
 from pfl_mobile.modules.memory import Memory
 from pfl_mobile.modules.slots import UNASSIGNED
@@ -31,24 +31,25 @@ _PERSONAL = ("next", "context")
 
 
 def gate_users(
-    users: UserText, count: int = 20, least: int = 50, most: int = 150, seed: int = 0
+    users: UserText, count: int = 20, least: int = 50, most: int = 150, seed: int = 0, at_least: int = 1
 ) -> tuple[UserText, UserText]:
     """Set training users apart for fitting the memory's gate, so that the backbone never sees them.
 
     Small users are taken, as they cost the backbone little text; where too few have between ``least`` and
-    ``most`` messages, those with the fewest messages above ``least``. At most a fifth of the users is taken.
+    ``most`` messages, those with the fewest messages above ``least``. At most a fifth of the users is taken, or
+    ``at_least``: the gate ships to everybody, so it must not be of a single person's making.
 
     Returns:
         The users left for the backbone, and those for the gate.
 
     Raises:
-        DataError: nobody has ``least`` messages, or nobody would be left.
+        TooFewUsersError: fewer than ``at_least`` have ``least`` messages, or nobody would be left.
     """
-    count = min(count, max(1, len(users.users) // 5))
+    count = max(at_least, min(count, len(users.users) // 5))
     enough = [u for u in users.users if len(users.users[u]) >= least]
-    if not enough or len(users.users) < 2:
-        raise DataError(
-            f"{users.name}: no training user with {least} messages can be set apart for the memory's gate",
+    if len(enough) < at_least or len(users.users) <= at_least:
+        raise TooFewUsersError(
+            f"{users.name}: {at_least} training users with {least} messages cannot be set apart for the memory's gate",
             mend="give more users, or lower `least`",
         )
     inside = [u for u in enough if len(users.users[u]) <= most]

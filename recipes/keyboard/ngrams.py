@@ -1,4 +1,4 @@
-"""Everybody's n-grams for the keyboard's memory: counts of the backbone's text, discounted and cut to a few."""
+"""Everybody's n-grams for the keyboard's memory: counts of what several users wrote, discounted and cut to a few."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from pfl_mobile.text import SPECIALS
+from pfl_mobile.vocabulary import MIN_USERS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pfl_mobile.modules.shared_ngrams import SharedNgrams
     from pfl_mobile.text import Rows
 
@@ -47,14 +50,17 @@ class NgramTable:
         return torch.where(used, self.features @ weights, torch.full_like(self.parts[:, 0], empty))
 
 
-def build_table(rows: Rows, place: SharedNgrams) -> NgramTable:
+def build_table(users: Sequence[Rows], place: SharedNgrams, *, min_users: int = MIN_USERS) -> NgramTable:
     """Count encoded messages; deterministic.
 
+    The table ships to everybody, so a word after a context is only in it where several users wrote it there.
+
     Args:
-        rows: from the encoder; labels of weight 0 and special ones are left out.
+        users: rows of each user from the encoder; labels of weight 0 and special ones are left out.
         place: gives the sizes.
+        min_users: different users that an n-gram needs.
     """
-    counts = _count(rows)
+    counts = _count(users, min_users)
     table = NgramTable(
         torch.zeros_like(place.words),
         torch.zeros_like(place.parts),
@@ -85,15 +91,24 @@ def build_table(rows: Rows, place: SharedNgrams) -> NgramTable:
     return table
 
 
-def _count(rows: Rows) -> _Counts:
+def _count(users: Sequence[Rows], min_users: int) -> _Counts:
+    """How often which word followed each context, of those that ``min_users`` users wrote."""
+    totals: collections.Counter[tuple[tuple[int, ...], int]] = collections.Counter()
+    spread: collections.Counter[tuple[tuple[int, ...], int]] = collections.Counter()
+    for rows in users:
+        own: collections.Counter[tuple[tuple[int, ...], int]] = collections.Counter()
+        tokens, labels, weight = (rows[name].tolist() for name in ("tokens", "labels", "weight"))
+        for before, after, counted in zip(tokens, labels, weight, strict=True):
+            for t, word in enumerate(after):
+                if counted[t] > 0 and word >= len(SPECIALS):
+                    for context in ((), (before[t],), (before[t - 1] if t else 0, before[t])):
+                        own[context, word] += 1
+        totals.update(own)
+        spread.update(own.keys())
     counts: _Counts = collections.defaultdict(collections.Counter)
-    tokens, labels, weight = (rows[name].tolist() for name in ("tokens", "labels", "weight"))
-    for before, after, counted in zip(tokens, labels, weight, strict=True):
-        for t, word in enumerate(after):
-            if counted[t] > 0 and word >= len(SPECIALS):
-                counts[()][word] += 1
-                counts[(before[t],)][word] += 1
-                counts[(before[t - 1] if t else 0, before[t])][word] += 1
+    for (context, word), total in totals.items():
+        if spread[context, word] >= min_users:
+            counts[context][word] = total
     return counts
 
 

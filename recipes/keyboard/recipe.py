@@ -5,21 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from pfl_mobile import data
 from pfl_mobile.data.cache import cache_dir
 from pfl_mobile.deployment import Deployment, text_parts
+from pfl_mobile.errors import TooFewUsersError
 from pfl_mobile.local.plan import AdamW, AssignSlotsPhase, Guard, MemorizePhase, MovePhase, Plan, TrainPhase
 from pfl_mobile.modules import LoRA, NgramMemory, VocabularySlots
 from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.personalization import PersonalizedModel, personalize
 from pfl_mobile.tasks import TokenTask
-from pfl_mobile.text import TextEncoder, WordTokenizer
+from pfl_mobile.text import Rows, TextEncoder, WordTokenizer
+from pfl_mobile.vocabulary import VocabularyReport, VocabularyRule
 
 from .gate import (
     GateExamples,
@@ -33,7 +34,7 @@ from .gate import (
     shared_ngrams,
 )
 from .model import Keyboard, KeyboardConfig
-from .ngrams import build_table
+from .ngrams import NgramTable, build_table
 from .training import TrainConfig, train_backbone
 from .weights import keep_weights, load_weights
 
@@ -176,47 +177,85 @@ class Prepared:
     @property
     def encoder(self) -> TextEncoder:
         """Encoder without slot words."""
-        return TextEncoder(
-            self.tokenizer, self.recipe.model.length, self.recipe.model.vocabulary, self.recipe.slots
-        )
+        return _encoder(self.tokenizer, self.recipe)
 
 
 def prepare(
-    source: str | None = None, *, recipe: Recipe | None = None, report: Report | None = None
+    source: str | None = None,
+    *,
+    recipe: Recipe | None = None,
+    report: Report | None = None,
+    vocabulary: VocabularyRule | None = None,
 ) -> Prepared:
     """Train the keyboard on the users of ``source`` that are not held out, or load it when that was done before.
 
     The trained weights are kept in the cache folder under a digest of the texts and of all settings that shape
-    them.
+    them, and the vocabulary with them: a private choice of words is made once for an export and all its repetitions.
 
     Args:
         source: dataset name or JSONL file; by default one from a package registry.
         recipe: settings; by default those of the dataset.
         report: told about progress.
+        vocabulary: which words of the users may ship. The n-grams of everybody need as many users, and so does the
+            gate, which keeps its defaults where there are fewer for it.
 
     Raises:
         DataError: the data is missing, or has too few users or messages.
+        TooFewUsersError: words would ship that are those of a few users.
     """
     say = report or (lambda _what, _fraction: None)
     source = source or DEFAULT_DATA
     recipe = recipe or recipe_for(source)
+    rule = vocabulary or VocabularyRule()
     dataset = data.load(source, progress=say)
-    parts = _newest(data.split(dataset, seed=recipe.seed), recipe.max_messages)
-    seen = _Seen.of(parts.train, recipe)
-    tokenizer = WordTokenizer.train(seen.learned, recipe.model.vocabulary)
-    encoder = TextEncoder(tokenizer, recipe.model.length, recipe.model.vocabulary, recipe.slots)
-    place = cache_dir() / "keyboard" / f"{_digest(recipe, seen)}.pt"
+    parts = _newest(_split(dataset, recipe, rule), recipe.max_messages)
+    seen = _Seen.of(parts.train, recipe, rule.min_users)
+    place = cache_dir() / "keyboard" / f"{_digest(recipe, seen, rule)}.pt"
     kept = load_weights(place)
     if kept is None:
-        kept = _train(encoder, seen, recipe, say)
+        tokenizer = WordTokenizer.of_users(seen.learned, recipe.model.vocabulary, rule)
+        kept = {
+            "tokenizer": tokenizer.to_json(),
+            "origin": _counts(tokenizer),
+            **_train(_encoder(tokenizer, recipe), seen, recipe, rule, say),
+        }
         keep_weights(place, kept)
     else:
         say("load the trained backbone", None)
+    if not seen.others.users:
+        say(f"the memory's gate keeps its defaults: there are not {rule.min_users} users to fit it on", None)
+    tokenizer = WordTokenizer.from_json(kept["tokenizer"])
+    tokenizer.origin = VocabularyReport(rule, **kept["origin"])
     backbone = Keyboard(recipe.model).eval()
     backbone.load_state_dict(kept["backbone"])
     model = personalize(backbone, recipe.modules(), seed=recipe.seed)
     set_gate(model, kept["gate"])
-    return Prepared(source, recipe, model, tokenizer, parts, seen.general)
+    return Prepared(
+        source, recipe, model, tokenizer, parts, [t for own in seen.general.values() for t in own]
+    )
+
+
+def _encoder(tokenizer: WordTokenizer, recipe: Recipe) -> TextEncoder:
+    return TextEncoder(tokenizer, recipe.model.length, recipe.model.vocabulary, recipe.slots)
+
+
+def _counts(tokenizer: WordTokenizer) -> dict[str, int]:
+    """The numbers of the vocabulary's report, to keep."""
+    found = tokenizer.origin
+    assert found is not None
+    return {f.name: getattr(found, f.name) for f in fields(found) if f.name != "rule"}
+
+
+def _split(dataset: data.UserText, recipe: Recipe, rule: VocabularyRule) -> data.Split:
+    """Users to train on and held-out ones; a single user is trained on, where the rule lets one person's words ship."""
+    rule.check_users(len(dataset.users))
+    if len(dataset.users) == 1:
+        return data.Split(dataset, {})
+    return data.split(dataset, seed=recipe.seed)
+
+
+#: Messages by user.
+_Texts = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -227,65 +266,75 @@ class _Seen:
         learned: messages that the shipped backbone learns.
         general: messages that it does not, to measure forgetting.
         first: messages of the backbone that the gate is fitted on; it has not seen ``others``.
-        others: users for the gate.
+        others: users for the gate; nobody where there are too few.
     """
 
-    learned: list[str]
-    general: list[str]
-    first: list[str]
+    learned: _Texts
+    general: _Texts
+    first: _Texts
     others: data.UserText
 
     @classmethod
-    def of(cls, users: data.UserText, recipe: Recipe) -> _Seen:
-        most, others = gate_users(users, seed=recipe.seed)
-        first, general = _general(list(most.all_texts()))
+    def of(cls, users: data.UserText, recipe: Recipe, min_users: int) -> _Seen:
+        try:
+            most, others = gate_users(users, seed=recipe.seed, at_least=min_users)
+        except TooFewUsersError:  # the gate then keeps its defaults, and the report says so
+            most, others = users, users.select([])
+        first, general = _general(most)
         if recipe.gate_epochs is None:
             return cls(first, general, first, others)
-        return cls(*_general(list(users.all_texts())), first, others)
+        return cls(*_general(users), first, others)
 
 
-def _train(encoder: TextEncoder, seen: _Seen, recipe: Recipe, say: Report) -> dict[str, Any]:
+def _rows_of(encoder: TextEncoder, texts: _Texts) -> Rows:
+    return encoder.encode(text for own in texts.values() for text in own)
+
+
+def _table(encoder: TextEncoder, texts: _Texts, model: PersonalizedModel, rule: VocabularyRule) -> NgramTable:
+    rows = [encoder.encode(own) for own in texts.values()]
+    return build_table(rows, shared_ngrams(model), min_users=rule.min_users)
+
+
+def _train(
+    encoder: TextEncoder, seen: _Seen, recipe: Recipe, rule: VocabularyRule, say: Report
+) -> dict[str, Any]:
     """The backbone's weights, and the gate's with everybody's n-grams."""
     say("encode the text", None)
-    rows, first = encoder.encode(seen.learned), encoder.encode(seen.first)
+    fits = bool(seen.others.users)
     train = recipe.train
-    if recipe.gate_epochs is not None:
+    if fits and recipe.gate_epochs is not None:
         train = replace(train, epochs=recipe.gate_epochs)
-    backbone = train_backbone(first, recipe.model, train, progress=say)
+    rows = _rows_of(encoder, seen.first if fits else seen.learned)
+    backbone = train_backbone(rows, recipe.model, train, progress=say)
     model = personalize(backbone, recipe.modules(), seed=recipe.seed)
-    trust = _fit(model, encoder, seen, recipe, say)
+    if not fits:
+        return {"backbone": backbone.state_dict(), "gate": gate_values(model)}
+    trust = _fit(model, encoder, seen, recipe, rule, say)
     if recipe.gate_epochs is not None:
+        rows = _rows_of(encoder, seen.learned)
         backbone = train_backbone(rows, recipe.model, recipe.train, progress=say)
         if trust is not None:
-            set_table(model, build_table(rows, shared_ngrams(model)), trust)
+            set_table(model, _table(encoder, seen.learned, model, rule), trust)
     return {"backbone": backbone.state_dict(), "gate": gate_values(model)}
 
 
-def deployment(data: str | None = None, report: Report | None = None) -> Deployment:
+def deployment(
+    data: str | None = None, report: Report | None = None, vocabulary: VocabularyRule | None = None
+) -> Deployment:
     """The keyboard as ``pfl-export keyboard`` exports it."""
-    return deploy(prepare(data, report=report))
+    return deploy(prepare(data, report=report, vocabulary=vocabulary))
 
 
 def deploy(prepared: Prepared) -> Deployment:
-    """The deployment of a trained keyboard; the example batch is real text."""
-    recipe, encoder = prepared.recipe, prepared.encoder
-    texts: list[str] = []
-    for message in prepared.parts.train.all_texts():
-        texts.append(message)
-        if len(texts) == 8 * recipe.batch:
-            break
-    rows = encoder.encode(texts, drop_unknown=True)
-    index = np.arange(recipe.batch) % len(rows["tokens"])
-    batch = {name: torch.from_numpy(np.ascontiguousarray(rows[name][index])) for name in rows}
-    total = recipe.model.vocabulary + recipe.slots
+    """The deployment of a trained keyboard."""
+    recipe = prepared.recipe
     return Deployment(
         name="keyboard",
         model=prepared.model,
-        task=TokenTask(total, top_k=recipe.suggestions),
-        batch=batch,
+        task=TokenTask(recipe.model.vocabulary + recipe.slots, top_k=recipe.suggestions),
         plan=recipe.plan(),
         limits={"max_examples": recipe.max_examples},
-        **text_parts(encoder, texts[0], recipe.batch),
+        **text_parts(prepared.encoder, recipe.batch),
     )
 
 
@@ -300,14 +349,25 @@ def _newest(parts: data.Split, most: int | None) -> data.Split:
     return data.Split(parts.train, test)
 
 
-def _general(texts: list[str]) -> tuple[list[str], list[str]]:
-    """Every 25th message, about 400 of them at most, kept out of the backbone's training; and the others."""
-    stride = max(25, len(texts) // 400)
-    return [t for i, t in enumerate(texts) if i % stride], texts[::stride]
+def _general(users: data.UserText) -> tuple[_Texts, _Texts]:
+    """Every 25th message, about 400 of them at most, kept out of the backbone's training; the others come first."""
+    stride, place = max(25, users.messages // 400), 0
+    learned: _Texts = {user: [] for user in users.users}
+    general: _Texts = {user: [] for user in users.users}
+    for user in users.users:
+        for text in users.texts(user):
+            (learned if place % stride else general)[user].append(text)
+            place += 1
+    return learned, general
 
 
 def _fit(
-    model: PersonalizedModel, encoder: TextEncoder, seen: _Seen, recipe: Recipe, say: Report
+    model: PersonalizedModel,
+    encoder: TextEncoder,
+    seen: _Seen,
+    recipe: Recipe,
+    rule: VocabularyRule,
+    say: Report,
 ) -> torch.Tensor | None:
     """Fit the memory's gate to users the backbone never saw, each personalized first as a device would be.
 
@@ -316,7 +376,7 @@ def _fit(
     """
     table = None
     if recipe.followers:
-        table = build_table(encoder.encode(seen.first), shared_ngrams(model))
+        table = _table(encoder, seen.first, model, rule)
         set_table(model, table)
     shipped = model.values()
     examples: list[GateExamples] = []
@@ -347,9 +407,11 @@ def _fit(
     return None if table is None else fitted.trust
 
 
-def _digest(recipe: Recipe, seen: _Seen) -> str:
+def _digest(recipe: Recipe, seen: _Seen, rule: VocabularyRule) -> str:
     settings = asdict(replace(recipe, suggestions=0, holdout=0.1))
-    digest = hashlib.sha256(json.dumps([2, settings], sort_keys=True).encode())
-    for texts in (seen.learned, seen.first, list(seen.others.all_texts())):
-        digest.update("\n".join(texts).encode() + b"\0")
+    chosen = {**asdict(rule), "blocked": sorted(rule.blocked)}
+    digest = hashlib.sha256(json.dumps([3, settings, chosen], sort_keys=True).encode())
+    others = {user: seen.others.texts(user) for user in seen.others.users}
+    for texts in (seen.learned, seen.first, others):
+        digest.update(json.dumps(texts).encode() + b"\0")
     return digest.hexdigest()[:24]

@@ -21,6 +21,7 @@ from pfl_mobile.simulation.population import TextPopulation
 from pfl_mobile.strategies import Local
 from pfl_mobile.study import Study
 from pfl_mobile.text import TextEncoder, WordTokenizer
+from pfl_mobile.vocabulary import MIN_USERS, VocabularyRule
 from pfl_recipes.keyboard.model import Keyboard, KeyboardConfig
 from pfl_recipes.keyboard.training import TrainConfig, train_backbone
 from pfl_recipes.keyboard.weights import keep_weights, load_weights
@@ -53,17 +54,21 @@ class Adapted:
         )
 
 
-def study(data: UserText | str = "sotu", **settings: Any) -> Study:
+def study(data: UserText | str = "sotu", *, min_users: int = MIN_USERS, **settings: Any) -> Study:
     """The study.
 
     Args:
         data: messages by user: a dataset's name, a JSONL file, or what ``pfl_mobile.data.load`` gives.
+        min_users: users of the backbone's that a word of the vocabulary needs, as the vocabulary ships.
         settings: replace the study's own, named as in the constructor of ``Study``.
+
+    Raises:
+        TooFewUsersError: there are fewer users for the backbone.
     """
     text = load(data) if isinstance(data, str) else data
     parts = split(text)
     known = list(parts.train.all_texts())
-    encoder = TextEncoder(WordTokenizer.train(known, CONFIG.vocabulary), CONFIG.length, CONFIG.vocabulary)
+    encoder = encoder_of(parts.train, min_users)
     newest = {user: text.users[user][-MESSAGES:] for user in parts.test}
     defaults: dict[str, Any] = {
         "strategy": "fedper",
@@ -76,9 +81,17 @@ def study(data: UserText | str = "sotu", **settings: Any) -> Study:
     return Study(Adapted(backbone(encoder, known)), people, **(defaults | settings))
 
 
+def encoder_of(users: UserText, min_users: int = MIN_USERS) -> TextEncoder:
+    """The encoder with the words of these users that may ship."""
+    texts = {user: users.texts(user) for user in users.users}
+    tokenizer = WordTokenizer.of_users(texts, CONFIG.vocabulary, VocabularyRule(min_users))
+    return TextEncoder(tokenizer, CONFIG.length, CONFIG.vocabulary)
+
+
 def backbone(encoder: TextEncoder, texts: list[str]) -> Keyboard:
     """The backbone, trained on these texts or loaded when that was done before."""
     settings = hashlib.sha256(repr((asdict(CONFIG), asdict(TRAIN))).encode())
+    settings.update(encoder.tokenizer.to_json().encode())
     settings.update("\n".join(texts).encode())
     place = cache_dir() / "keyboard" / f"study-{settings.hexdigest()[:24]}.pt"
     weights = load_weights(place)

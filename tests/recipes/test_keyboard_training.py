@@ -141,7 +141,7 @@ def test_gate_users_fall_back_to_the_smallest() -> None:
 def test_everybodys_ngrams_are_discounted_counts() -> None:
     words = encoder()
     place = SharedNgrams(24, 64, 3)
-    table = build_table(rows(TEXTS), place)
+    table = build_table([rows(TEXTS)], place, min_users=1)
     see, you, where, there = (words.id(w) for w in ("see", "you", "where", "there"))
     assert words.decode(table.words[see].tolist())[0] == "you"
     assert float(table.parts[see, 0]) > 0.8
@@ -163,7 +163,7 @@ def test_gate_and_everybodys_ngrams_are_fitted_and_moved_together() -> None:
         return personalize(Keyboard(SIZES).eval(), [LoRA(targets="*.query", rank=2), config])
 
     personal = fresh()
-    table = build_table(rows(TEXTS), shared_ngrams(personal))
+    table = build_table([rows(TEXTS)], shared_ngrams(personal), min_users=1)
     set_table(personal, table)
     nothing = gate_examples(personal, encoder().encode([]), rows(TEXTS[10:]))
     fitted = fit_gate(
