@@ -41,12 +41,12 @@ def population(recipe: Recipe) -> ArrayPopulation:
 
 
 def messages() -> UserText:
-    """Twice as many users with messages of few words: half of them learn the backbone."""
+    """Users with messages of few words: as many as above are held out, the backbone learns from one more."""
     from pfl_mobile.data import Message, UserText
 
     words = ["see", "you", "there", "at", "home", "soon", "thanks", "ok", "later", "today"]
     users = {}
-    for index in range(2 * USERS):
+    for index in range(2 * USERS + 1):
         draw = np.random.default_rng(index)
         texts = (" ".join(draw.choice(words, 6)) for _ in range(MESSAGES))
         users[f"user-{index}"] = tuple(Message(text) for text in texts)

@@ -97,8 +97,8 @@ def export(
     """Export a personalizable model as a bundle of verified on-device training programs.
 
     The function takes no argument, or of `data`, `report` and `vocabulary` what it needs, and returns a
-    pfl_mobile.deployment.Deployment, or a
-    pfl_mobile.Study, which is trained first. The folder of a run of `pfl train` gives what that run trained.
+    pfl_mobile.deployment.Deployment, or a pfl_mobile.Study, which is trained first. The folder of a run of
+    `pfl train` gives what that run trained.
     Loss and every gradient of each exported program are compared with PyTorch before anything is written; when
     they differ nothing is left behind and the exit code is 1.
 

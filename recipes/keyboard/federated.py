@@ -59,8 +59,8 @@ FIELDS = (
 )
 
 
-def people(text: UserText, devices: int) -> tuple[UserText, dict[str, list[str]]]:
-    """Users for the backbone, and the messages of each device, oldest first.
+def people(text: UserText, devices: int) -> tuple[list[str], dict[str, list[str]]]:
+    """Texts for the backbone, and the messages of each device, oldest first.
 
     Devices belong to users whom the backbone never sees. Where there are fewer of them than devices, a user has
     several: the newest ``MESSAGES`` messages are on the first, those before on the second, and so on.
@@ -83,7 +83,7 @@ def people(text: UserText, devices: int) -> tuple[UserText, dict[str, list[str]]
             f"{text.name} has messages of held-out users for {len(found)} devices, not for {devices}",
             mend="ask for fewer devices or give more data",
         )
-    return parts.train, found
+    return list(parts.train.all_texts()), found
 
 
 def deployment(known: UserText, min_users: int = MIN_USERS) -> Deployment:
@@ -176,8 +176,8 @@ def run(
 
     say("load the data and train the backbone, where that was not done before", None)
     text = load(data)
-    known, mine = people(text, devices)
-    model = deployment(known, min_users)
+    _, mine = people(text, devices)
+    model = deployment(split(text).train, min_users)
     lap("backbone")
     folder = Path(out or f"out/federated-{Path(data).stem}").absolute()
     folder.mkdir(parents=True, exist_ok=True)

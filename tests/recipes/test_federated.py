@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from pfl_mobile.cli import main
-from pfl_mobile.data import UserText
+from pfl_mobile.data import UserText, split
 from pfl_mobile.data.usertext import Message
-from pfl_mobile.errors import ConfigError, DataError
+from pfl_mobile.errors import ConfigError, DataError, TooFewUsersError
 from pfl_mobile.local.plan import Plan
 from pfl_recipes.keyboard import federated, study
 from pfl_recipes.keyboard.processes import Seen
@@ -59,6 +59,11 @@ def test_devices_have_stretches_of_held_out_users():
     assert not set(sentences) & set(known)
     with pytest.raises(DataError, match="6 devices"):
         federated.people(text, 7)
+
+
+def test_a_few_users_make_no_vocabulary_for_everybody():
+    with pytest.raises(TooFewUsersError, match="learned from 3 users"):
+        federated.deployment(split(made_up()).train)
 
 
 def test_privacy_costs_what_is_asked_for():
@@ -123,7 +128,9 @@ def test_server_and_devices_run_as_processes(source, tmp_path, capfd, private):
         "--out",
         tmp_path / "out",
     ]
-    arguments += ["--engine", "onnxruntime", "--json"] + ([] if private else ["--no-privacy"])
+    arguments += ["--min-users", "3", "--engine", "onnxruntime", "--json"] + (
+        [] if private else ["--no-privacy"]
+    )
     assert main([str(a) for a in arguments]) == 0
     found = json.loads(capfd.readouterr().out)
     assert list(found)[: len(federated.FIELDS)] == list(federated.FIELDS)
