@@ -166,7 +166,10 @@ def _memories(tensors: Tensors, module: str | None, table: Sequence[TensorEntry]
 def _touched(tensors: Tensors, names: Sequence[str], ids: set[int]) -> np.ndarray:
     """bool [capacity]: entries that hold one of the ids anywhere."""
     hit = [np.isin(tensors[n], sorted(ids)).reshape(len(tensors[n]), -1).any(axis=1) for n in names]
-    return np.stack(hit).any(axis=0)
+    touched = np.zeros(len(hit[0]), dtype=bool)
+    for one in hit:
+        touched |= one
+    return touched
 
 
 def _clean_memory(

@@ -101,8 +101,8 @@ def _count(users: Sequence[Rows], min_users: int) -> _Counts:
         for before, after, counted in zip(tokens, labels, weight, strict=True):
             for t, word in enumerate(after):
                 if counted[t] > 0 and word >= len(SPECIALS):
-                    for context in ((), (before[t],), (before[t - 1] if t else 0, before[t])):
-                        own[context, word] += 1
+                    two = (before[t - 1] if t else 0, before[t])
+                    own.update({((), word): 1, (two[1:], word): 1, (two, word): 1})
         totals.update(own)
         spread.update(own.keys())
     counts: _Counts = collections.defaultdict(collections.Counter)

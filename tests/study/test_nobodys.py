@@ -1,0 +1,70 @@
+"""What a study ships beside its weights is of no single user."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pfl_mobile.errors import TooFewUsersError
+from pfl_mobile.made_up import batch_like
+from pfl_mobile.modules import Head
+from pfl_mobile.personalization import personalize
+from pfl_mobile.tasks import ClassificationTask, RegressionTask
+from tests.study.small import study
+
+
+class Rated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.films = nn.Embedding(9, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, film: torch.Tensor) -> torch.Tensor:
+        return self.head(self.films(film))
+
+
+def test_the_golden_batch_of_a_study_is_no_users_rows() -> None:
+    with study("fedper", personal=["head"]).run(rounds=1) as result:
+        shipped, trained = result.deployment().batch, result.study.batch
+        given = {name: value + 0 for name, value in trained.items()}
+        assert result.deployment(batch=given).batch is given
+    assert {n: (v.shape, v.dtype) for n, v in shipped.items()} == {
+        n: (v.shape, v.dtype) for n, v in trained.items()
+    }
+    assert not np.isin(shipped["x"].numpy(), trained["x"].numpy()).any()
+
+
+def test_ids_stay_within_the_model_and_values_keep_their_kind() -> None:
+    model = personalize(Rated(), [Head("head")])
+    task = ClassificationTask(3, inputs=("film",))
+    example = {
+        "film": torch.tensor([8, 8, 8, 8] * 20),
+        "labels": torch.full((80,), 2),
+        "weight": torch.zeros(80),
+    }
+    made = batch_like(example, task, model)
+    assert set(made["film"].tolist()) == set(range(9))
+    assert set(made["labels"].tolist()) == {0, 1, 2}
+    assert made["weight"].tolist() == [1.0] * 80
+    flags = torch.tensor([[1.0, 0.0]] * 40)
+    shares, amounts, any_ = flags * 0.5, flags * 7.5, flags - 0.3
+    for values, least, most in (
+        (flags, 0.0, 1.0),
+        (shares, 0.0, 1.0),
+        (amounts, 0.0, 99.0),
+        (any_, -99.0, 99.0),
+    ):
+        found = batch_like({"x": values}, RegressionTask(), model)["x"]
+        assert least <= float(found.min()) < float(found.max()) <= most
+        assert bool((found == found.round()).all()) == (values is flags)
+
+
+def test_a_group_of_few_users_does_not_ship_its_values() -> None:
+    with study().run(rounds=1) as result:
+        result._rounds.server.groups["few"] = dict(result.values)
+        result._rounds.group = lambda user: "few" if user < 4 else "many"  # type: ignore[method-assign]
+        with pytest.raises(TooFewUsersError, match="'few' has 4 users"):
+            result.deployment(group="few")
+        assert result.deployment(group="few", min_users=4).model is not result.study.model
