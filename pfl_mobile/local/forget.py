@@ -165,10 +165,10 @@ def _memories(tensors: Tensors, module: str | None, table: Sequence[TensorEntry]
 
 def _touched(tensors: Tensors, names: Sequence[str], ids: set[int]) -> np.ndarray:
     """bool [capacity]: entries that hold one of the ids anywhere."""
-    hit = [np.isin(tensors[n], sorted(ids)).reshape(len(tensors[n]), -1).any(axis=1) for n in names]
-    touched = np.zeros(len(hit[0]), dtype=bool)
-    for one in hit:
-        touched |= one
+    touched = np.zeros(len(tensors[names[0]]), dtype=bool)
+    for name in names:
+        found = np.isin(tensors[name], sorted(ids)).reshape(len(touched), -1)
+        touched |= found.sum(axis=1) > 0
     return touched
 
 

@@ -146,3 +146,33 @@ def test_a_model_that_cannot_be_exported_leaves_nothing(pfl_export: Run, tmp_pat
 
 def test_recipes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "keyboard" in user_code.recipes()
+
+
+def test_rules_for_a_vocabulary_are_handed_on_or_refused(
+    pfl_export: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blocked.txt").write_text("Zorp\n")
+    (tmp_path / "ruled.py").write_text(
+        "from pfl_mobile.text import WordTokenizer\n"
+        "def build(vocabulary=None):\n"
+        "    WordTokenizer.of_users({'ann': ['see zorp 7']}, 9, vocabulary)\n"
+        "def plain():\n    pass\n"
+    )
+    ran = pfl_export("ruled.py:build", "--json")
+    assert (ran.code, ran.error["type"]) == (2, "TooFewUsersError")
+    assert "--min-users 1" in ran.error["mend"]
+    ran = pfl_export("ruled.py:build", "--min-users", 1, "--block", "blocked.txt", "--json")
+    assert (ran.code, ran.error["type"]) == (
+        2,
+        "ConfigError",
+    )  # build went on to the end, and returned nothing
+    assert "returned nothing" in ran.error["message"]
+    for options in (
+        ("ruled.py:plain", "--min-users", 1),
+        ("ruled.py:build", "--min-users", 1, "--vocabulary-epsilon", 2),
+        ("ruled.py:build", "--vocabulary-delta", 1e-7),
+        ("ruled.py:build", "--vocabulary-epsilon", "nan"),
+    ):
+        assert pfl_export(*options, "--json").error["type"] == "ConfigError"
+    assert pfl_export("ruled.py:build", "--block", "none.txt", "--json").error["type"] == "DataError"
