@@ -124,7 +124,7 @@ def upload(client: Client, url: str, file: Path, key: str, *, resume: bool = Fal
         }
         try:
             with client.exchange("PUT", url, headers, _from(client, file, sent)) as response:
-                answer = parse(UploadState, b"".join(client.pieces(response)), f"PUT {url}")
+                answer = parse(UploadState, client.read(response), f"PUT {url}")
         except ServerProblem as problem:
             if problem.code != "offset-mismatch":
                 raise
