@@ -202,10 +202,10 @@ def device(
 
 
 def _opened(path: Path) -> IO[str]:
-    from pfl_mobile.atomic import disk_errors
+    from pfl_mobile.atomic import disk_errors, open_private
 
     with disk_errors(path):
-        return open(path, "a", encoding="utf-8")
+        return open(path, "a", encoding="utf-8", opener=open_private)
 
 
 def _newest(measure: Callable[[], Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pfl_mobile.atomic import atomic_write, disk_errors, sync_folder
+from pfl_mobile.atomic import PRIVATE, atomic_write, disk_errors, private_folder, sync_folder
 from pfl_mobile.bundle.sealed import seal, unseal
 from pfl_mobile.errors import NewerFileError, StateError, TensorFileError
 from pfl_mobile.local.upload import copy_key
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 FORMAT = "pfl-personal-state"
 SCHEMA_VERSION = 1
+#: What only a folder of personal states holds.
+_NAMES = ("CURRENT", "[0-9]*.safetensors", "checkpoint", "user.json")
 
 
 class TensorEntry(Protocol):
@@ -167,8 +169,7 @@ class PersonalStateStore:
         self.model = model
         self.keep = max(keep, 1)
         self._clock = clock
-        with disk_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self.directory, ours=_NAMES)
 
     @property
     def current(self) -> int:
@@ -199,7 +200,7 @@ class PersonalStateStore:
     def write(self, state: PersonalState) -> int:
         """Write ``state`` as a new version without making it current."""
         version = max([*self._numbers(), self.current]) + 1
-        atomic_write(self._path(version), self._encode(state, self.current), mode=0o600)
+        atomic_write(self._path(version), self._encode(state, self.current), mode=PRIVATE)
         return version
 
     def adopt(self, version: int) -> None:
@@ -357,7 +358,7 @@ class PersonalStateStore:
         return self.directory / f"{version:06d}.safetensors"
 
     def _point_to(self, version: int) -> None:
-        atomic_write(self.directory / "CURRENT", f"{version}\n".encode(), mode=0o600)
+        atomic_write(self.directory / "CURRENT", f"{version}\n".encode(), mode=PRIVATE)
 
     def _prune(self, current: int) -> None:
         numbers = self._numbers()

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pfl_mobile.atomic import open_private, private_folder
 from pfl_mobile.device.fleet import PFL
 from pfl_mobile.errors import ConfigError, DeviceError
 
@@ -159,7 +160,7 @@ def serving(folder: Path) -> Iterator[Server]:
     ]
     arguments += ["--limits", folder / "limits.json", "--open-enrolment", "--port", "0", "--json"]
     log, shown = folder / "server.log", folder / "server.json"
-    with open(log, "wb") as errors, open(shown, "wb") as out:
+    with open(log, "wb", opener=open_private) as errors, open(shown, "wb", opener=open_private) as out:
         process = subprocess.Popen(
             [sys.executable, "-c", PFL, *map(str, arguments)],
             env={**os.environ, "PFL_ADMIN_TOKEN": token},
@@ -208,10 +209,10 @@ class Devices:
     _rest: bytes = b""
 
     def __enter__(self) -> Devices:
-        (self.folder / "devices").mkdir()
+        private_folder(self.folder / "devices")
         modules = [self.runtime, "httpx2", "pfl_mobile.cli", "pfl_mobile.device.device"]
         modules += ["pfl_mobile.device.model", "pfl_mobile.data", f"pfl_mobile.engines.{self.engine}"]
-        self._log = open(self.folder / "devices.log", "wb")
+        self._log = open(self.folder / "devices.log", "wb", opener=open_private)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pfl_mobile.device.fleet", *modules],
             stdin=subprocess.PIPE,
@@ -276,7 +277,7 @@ class Devices:
 
     def _start(self, name: str) -> None:
         place = self._place(name)
-        place.mkdir()
+        private_folder(place)
         arguments = ["device", "--server", self.url, "--bundle", self.folder / "bundle", "--user", name]
         arguments += ["--data", self.folder / "messages.jsonl", "--state", place, "--engine", self.engine]
         arguments += ["--events", place / "events.jsonl", "--json"]
