@@ -20,6 +20,7 @@ import secrets
 import shutil
 import stat
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -189,6 +190,41 @@ def lock(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+@contextlib.contextmanager
+def held(folder: str | os.PathLike[str], wait_s: float) -> Iterator[bool]:
+    """A lock on a folder, which ends with the process; no file is made for it, and nothing in it is locked.
+
+    Args:
+        folder: that is there.
+        wait_s: seconds to wait for another who has it.
+
+    Yields:
+        False where another had it all the time. Windows and file systems without locks always give it.
+    """
+    if fcntl is None:
+        yield True
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        yield _locked(fd, time.monotonic() + wait_s)
+    finally:
+        os.close(fd)
+
+
+def _locked(fd: int, until: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.02)
+        except OSError:  # a file system without locks
+            return True
+        else:
+            return True
 
 
 def remove_stale(path: Path) -> None:

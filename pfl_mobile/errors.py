@@ -171,6 +171,14 @@ class NonFiniteError(TrainingError):
     """A loss, gradient or tensor is NaN or infinite."""
 
 
+class TooManyStepsError(TrainingError):
+    """A plan makes more steps on these examples than the bundle allows on a device."""
+
+
+class TooSlowError(TrainingError):
+    """Training took longer than the bundle allows on a device."""
+
+
 class NoExamplesError(TrainingError):
     """There is nothing to train on or to evaluate with."""
 

@@ -25,7 +25,7 @@ from pfl_mobile.atomic import PRIVATE, atomic_write, disk_errors, open_private, 
 from pfl_mobile.bundle.tensors import tensors_from_bytes
 from pfl_mobile.device.sent import SentNoise
 from pfl_mobile.errors import DeviceFolderError
-from pfl_mobile.local.state import ModelId, PersonalStateStore
+from pfl_mobile.local.state import ModelId, PersonalStateStore, note_user
 from pfl_mobile.protocol.bodies import TaskPrivacy
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class DeviceFolder:
         try:
             self.membership = self._membership()
             if user is not None:
-                self._check_user(user)
+                note_user(self.directory, user, DeviceFolderError)
             self.sent = SentNoise(self.directory / "sent.json")
             self.personal = PersonalStateStore(self.directory / "personal", model)
         except BaseException:
@@ -189,25 +189,6 @@ class DeviceFolder:
                 mend="use its bundle, or another folder for this one",
             )
         return membership
-
-    def _check_user(self, user: str) -> None:
-        """Refuse the folder of another user; note the user of one that has none."""
-        path = self.directory / "user.json"
-        try:
-            found = json.loads(path.read_bytes())["user"]
-        except FileNotFoundError:
-            atomic_write(path, _json({"user": user}), mode=PRIVATE)
-            return
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DeviceFolderError(
-                f"{path} is damaged: {error}",
-                mend=f"remove it if the folder is {user!r}'s, else give another folder",
-            ) from error
-        if found != user:
-            raise DeviceFolderError(
-                f"{self.directory} holds the personal state of user {found!r}, not of {user!r}",
-                mend="give another folder for each user",
-            )
 
     # -- downloaded values
 
