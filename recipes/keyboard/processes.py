@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import math
 import os
@@ -23,6 +24,8 @@ from pfl_mobile.atomic import open_private, private_folder
 from pfl_mobile.device.fleet import PFL
 from pfl_mobile.errors import ConfigError, DeviceError
 
+#: Asks this machine: a proxy of the environment cannot know its addresses, and must not see the admin's token.
+_HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 #: ``report(what, fraction done or None)``.
 Report = Callable[[str, float | None], None]
 
@@ -127,10 +130,17 @@ class Server:
     token: str
 
     def ask(self, path: str) -> Any:
-        """The JSON that it answers an admin."""
+        """The JSON that it answers an admin.
+
+        Raises:
+            DeviceError: it does not.
+        """
         request = urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {self.token}"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        try:
+            with _HERE.open(request, timeout=30) as answer:
+                return json.load(answer)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise DeviceError(f"the server did not answer {path}: {error}", mend="see its log") from error
 
 
 @contextlib.contextmanager
@@ -174,7 +184,7 @@ def serving(folder: Path) -> Iterator[Server]:
                 raise DeviceError("the server did not start", mend=f"see {log}")
             with contextlib.suppress(ValueError, OSError):
                 url = json.loads(shown.read_bytes())["url"]
-                with urllib.request.urlopen(url + "/readyz", timeout=5):
+                with _HERE.open(url + "/readyz", timeout=5):
                     break
             time.sleep(0.1)
         yield Server(url, token)
