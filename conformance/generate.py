@@ -10,6 +10,7 @@ import argparse
 import json
 import struct
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -465,7 +466,8 @@ def state_vectors() -> tuple[Any, bytes]:
         {"loss": 0.25},
     )
     model = ModelId.of("toy", "1", TABLE)
-    store = PersonalStateStore(FOLDER, model, clock=lambda: 1_700_000_000.0)
+    with tempfile.TemporaryDirectory() as folder:  # of which only the encoding is wanted
+        store = PersonalStateStore(folder, model, clock=lambda: 1_700_000_000.0)
     meaning = {
         "model": [model.name, model.version, model.fingerprint],
         "tensors": arrays(state.tensors),

@@ -12,6 +12,7 @@ import numpy as np
 from pfl_mobile.device.privacy import protect
 from pfl_mobile.local.plan import Plan, Sgd, TrainPhase
 from pfl_mobile.protocol import bodies
+from pfl_mobile.protocol.answers import HEADER, judge
 from pfl_mobile.protocol.bodies import TaskPrivacy, UpdateHead
 from pfl_mobile.protocol.update_file import canonical, encode, payload_offset
 
@@ -148,8 +149,37 @@ def clip_vectors() -> bytes:
     return _json(cases)
 
 
+OURS = {HEADER: "1", "Content-Type": "application/json"}
+PAGE = {"Content-Type": "text/html"}
+#: Status and headers of answers: of an aggregator, then of what may stand in its place.
+ANSWERS: list[tuple[int, dict[str, str]]] = [
+    *((status, OURS) for status in (200, 201, 202, 206, 299, 307)),
+    (204, {HEADER: "1"}),
+    (200, {HEADER.lower(): " 1 ", "Content-Encoding": "identity"}),
+    *((s, OURS) for s in (400, 401, 403, 404, 408, 409, 410, 413, 422, 425, 429, 500, 501, 502, 503, 504)),
+    *((status, {HEADER: "1", "Content-Encoding": "gzip"}) for status in (200, 404)),
+    *((status, {HEADER: version}) for status in (200, 404, 503) for version in ("2", "0", "", "1, 1", "1.0")),
+    *((status, PAGE) for status in (200, 204, 301, 302, 307, 400, 401, 403, 404, 405, 407, 408, 413, 418)),
+    *((status, PAGE) for status in (421, 425, 429, 451, 500, 501, 502, 503, 504, 505, 511, 520, 530)),
+    *((status, {"Content-Type": "application/json"}) for status in (200, 404, 413, 503)),
+    *((status, {"Content-Type": "application/problem+json"}) for status in (404, 410, 413, 503)),
+    (200, {"Content-Type": "application/json", "Content-Encoding": "gzip"}),
+    (206, {"Content-Type": "application/vnd.safetensors", "Content-Range": "bytes 1-2/3"}),
+    (101, {"Upgrade": "websocket"}),
+]
+
+
+def answers() -> list[dict[str, Any]]:
+    """What a device makes of each of ANSWERS."""
+    found = []
+    for status, headers in ANSWERS:
+        kind, then = judge(status, headers)
+        found.append({"status": status, "headers": headers, "is": kind, "then": then})
+    return found
+
+
 def protocol_bodies() -> bytes:
-    """protocol.json: an example of every body, and bodies that are refused."""
+    """protocol.json: an example of every body, bodies that are refused, and which answers are an aggregator's."""
     download = {"sha256": DIGEST, "bytes": 4096, "url": f"/v1/sets/{DIGEST}"}
     plan = Plan(
         phases=(TrainPhase(epochs=1, optimizer=Sgd(lr=0.1)),), upload=("role:shared",), seed=2**63 - 1
@@ -267,7 +297,7 @@ def protocol_bodies() -> bytes:
     for name, several in valid.items():
         for body in several:
             getattr(bodies, name).model_validate(body)
-    return _json({"valid": valid, "refused": refused})
+    return _json({"valid": valid, "refused": refused, "answers": answers()})
 
 
 def protocol_files() -> dict[str, bytes]:

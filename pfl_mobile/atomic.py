@@ -3,6 +3,9 @@
 Everything new is written beside its destination under a hidden temporary name, flushed to the disk, and
 renamed in one step. While it writes, a process holds a lock on its temporary; a temporary that nobody locks
 belongs to a process that was killed, and the next write of the same destination removes it.
+
+What is personal or secret lies in folders of `private_folder` and in files that are made with `PRIVATE`: nobody else
+on the machine may read them, whatever the umask is, from the moment on that they are there.
 """
 
 from __future__ import annotations
@@ -10,23 +13,30 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fnmatch
 import os
 import re
 import secrets
 import shutil
+import stat
 import sys
+import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pfl_mobile.errors import StorageFullError, UnwritableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 try:
     import fcntl
 except ImportError:  # Windows: works the same, only leftovers of killed processes stay
     fcntl = None  # type: ignore[assignment]
+
+#: Permissions of files for their owner alone; of folders, with the right to enter them.
+PRIVATE, PRIVATE_FOLDER = 0o600, 0o700
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CHUNK = 1 << 20
@@ -42,7 +52,7 @@ def atomic_write(
     Args:
         path: destination; its folder must exist. A symbolic link there is replaced, not followed.
         data: the whole new content.
-        mode: permissions of the new file, less the umask. Use ``0o600`` for what is private.
+        mode: permissions of the new file, less the umask. Use `PRIVATE` for what is personal or secret.
 
     Raises:
         StorageFullError: the disk is full; the old file is kept.
@@ -75,6 +85,75 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
             f"cannot write {path}: {error.strerror or error}",
             mend="check that the folder exists and that you may write in it, or choose another",
         ) from error
+
+
+def private_folder(path: str | os.PathLike[str], *, ours: Collection[str] = ("*",)) -> None:
+    """Have a folder that nobody but its owner may enter; folders above it that are missing are made so too.
+
+    One that is there and too open is closed to others where it is surely ours: it is empty, or holds a name that only
+    we write. Any other is left as it is, with a warning: closing it might lock others out of what is theirs. What is
+    written into it is private all the same.
+
+    Args:
+        path: of the folder.
+        ours: names, or patterns of them, one of which shows that the folder is ours; by default anything does, as in a
+            folder below one that was looked at.
+
+    Raises:
+        UnwritableError: it cannot be made, is no folder, or everybody may replace what is in it.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        for folder in [*reversed(path.parents), path]:
+            try:
+                os.mkdir(folder, PRIVATE_FOLDER)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+            else:
+                os.chmod(folder, PRIVATE_FOLDER)  # the umask may have taken the owner's own rights
+        if os.name == "posix":
+            _close_to_others(path, ours)
+
+
+def _close_to_others(path: Path, ours: Collection[str]) -> None:
+    found = path.stat()
+    if not found.st_mode & 0o077:
+        return
+    names = os.listdir(path)
+    if not names or any(fnmatch.fnmatch(name, pattern) for name in names for pattern in ours):
+        with contextlib.suppress(PermissionError):  # of another owner, as a volume of a container may be
+            os.chmod(path, stat.S_IMODE(found.st_mode) & PRIVATE_FOLDER)
+            return
+    if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+        raise UnwritableError(
+            f"everybody on this machine may replace what is in {path}",
+            mend=f"close it (chmod 700 {path}), or give another folder",
+        )
+    warnings.warn(
+        f"others on this machine may look into the folder {path}, though not read what is written there now; "
+        f"close it (chmod 700 {path}), or give a folder of its own",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
+def open_private(path: str | os.PathLike[str], flags: int) -> int:
+    """For ``open(..., opener=open_private)``: a file that is made is for its owner alone; an older one becomes so."""
+    fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), PRIVATE)
+    try:
+        make_private(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def make_private(fd: int) -> None:
+    """Close an open file to all but its owner; no effect on what is no file (``/dev/null``) or on Windows."""
+    found = os.fstat(fd)
+    if os.name == "posix" and stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) != PRIVATE:
+        os.fchmod(fd, PRIVATE)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
@@ -111,6 +190,41 @@ def lock(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+@contextlib.contextmanager
+def held(folder: str | os.PathLike[str], wait_s: float) -> Iterator[bool]:
+    """A lock on a folder, which ends with the process; no file is made for it, and nothing in it is locked.
+
+    Args:
+        folder: that is there.
+        wait_s: seconds to wait for another who has it.
+
+    Yields:
+        False where another had it all the time. Windows and file systems without locks always give it.
+    """
+    if fcntl is None:
+        yield True
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        yield _locked(fd, time.monotonic() + wait_s)
+    finally:
+        os.close(fd)
+
+
+def _locked(fd: int, until: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.02)
+        except OSError:  # a file system without locks
+            return True
+        else:
+            return True
 
 
 def remove_stale(path: Path) -> None:
@@ -202,6 +316,8 @@ def temporary_file(path: Path, mode: int) -> Iterator[tuple[int, Path]]:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
         try:
             if lock(fd, temporary):
+                if mode == PRIVATE:
+                    make_private(fd)
                 yield fd, temporary
                 return
         finally:

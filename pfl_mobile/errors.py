@@ -175,6 +175,14 @@ class NonFiniteError(TrainingError):
     """A loss, gradient or tensor is NaN or infinite."""
 
 
+class TooManyStepsError(TrainingError):
+    """A plan makes more steps on these examples than the bundle allows on a device."""
+
+
+class TooSlowError(TrainingError):
+    """Training took longer than the bundle allows on a device."""
+
+
 class NoExamplesError(TrainingError):
     """There is nothing to train on or to evaluate with."""
 
@@ -234,11 +242,49 @@ class DeviceFolderError(DeviceError):
 
 
 class UnreachableError(DeviceError):
-    """The aggregator could not be reached, or the connection broke; trying again may help."""
+    """The aggregator could not be reached, or the connection broke; trying again may help.
+
+    Args:
+        message: what is wrong.
+        mend: what can be done.
+        retry_after_s: seconds after which what answered in its place asks to try again; None where it does not say.
+    """
+
+    def __init__(self, message: str, *, mend: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message, mend=mend)
+        self.retry_after_s = retry_after_s
+
+
+class NotTheAggregatorError(DeviceError):
+    """What answers at the address is not the aggregator: waiting does not mend that, another network may."""
+
+
+class CertificateError(NotTheAggregatorError):
+    """The certificate of what answers does not show that it is the aggregator."""
+
+
+class TlsError(NotTheAggregatorError):
+    """No connection that TLS protects could be agreed on, or one side speaks TLS and the other does not."""
+
+
+class RedirectedError(NotTheAggregatorError):
+    """The address sends its visitors to another one; a device follows nowhere."""
+
+
+class TooLargeOnTheWayError(DeviceError):
+    """Something between the device and the aggregator refuses bodies of this size."""
 
 
 class ProtocolError(DeviceError):
     """The aggregator's answer is not one of the protocol."""
+
+
+class OtherProtocolError(ProtocolError):
+    """The aggregator speaks another version of the protocol."""
+
+
+#: Statuses of problems after which the same request may work later.
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class ServerProblem(DeviceError):
@@ -266,7 +312,7 @@ class ServerProblem(DeviceError):
     @property
     def passing(self) -> bool:
         """Whether the same request may work later."""
-        return self.status in (408, 425, 429, 500, 502, 503, 504)
+        return self.status in PASSING
 
 
 def near(name: str, known: Iterable[str], limit: int = 3) -> str:

@@ -24,7 +24,7 @@ from pfl_mobile.local.parts import count_examples, parts
 from pfl_mobile.local.phases import Work, served
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore
-from pfl_mobile.local.trainer import LocalTrainer
+from pfl_mobile.local.trainer import LocalTrainer, Most
 from pfl_mobile.results import UserResult, peak_mb, summarize
 from pfl_mobile.text import TextEncoder, WordTokenizer
 from pfl_mobile.verification import GoldenReport, golden_check
@@ -98,6 +98,7 @@ class Evaluator:
             encoder=self.encoder,
             sets=sets,
             checkpoint_every=checkpoint_every,
+            most=Most(bundle.manifest.limits.max_steps, bundle.manifest.limits.max_seconds),
         )
         self._general_shipped: dict[str, float] | None = None
 

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from pfl_mobile.atomic import atomic_write, disk_errors
+from pfl_mobile.atomic import PRIVATE, atomic_write, private_folder
 from pfl_mobile.errors import ConfigError, DataError, TensorMismatchError, near
 
 if TYPE_CHECKING:
@@ -114,11 +114,10 @@ def export_adapter(
         "alpha_pattern": {f"^{re.escape(p)}": row[1] for p, row in layers.items() if row[1] != alpha},
     }
     out = Path(folder)
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    atomic_write(out / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}), mode=0o600)
+    private_folder(out, ours=(WEIGHTS_FILE, CONFIG_FILE))
+    atomic_write(out / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}), mode=PRIVATE)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    atomic_write(out / CONFIG_FILE, text.encode(), mode=0o600)
+    atomic_write(out / CONFIG_FILE, text.encode(), mode=PRIVATE)
     return out
 
 

@@ -97,7 +97,7 @@ def run(folder: Path, port: int) -> None:
     logs.set_up()
     with Bundle.open(folder / "bundle") as bundle:
         settings = _settings(folder, port)
-        launch.run(settings, Services.open(settings, bundle), launch.listen(settings))  # type: ignore[arg-type]
+        launch.run(settings, bundle, Services.open(settings, bundle), launch.listen(settings))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -136,7 +136,11 @@ Encoder = Annotated[TextEncoder | ArrayEncoder, Field(discriminator="kind")]
 
 
 class Limits(_Model):
-    """What a device must not exceed; null means that the bundle sets no limit."""
+    """What a device must not exceed; null means that the bundle sets no limit.
+
+    Of more examples than `max_examples` the newest are taken. A plan that makes more optimizer steps than `max_steps`
+    on the examples is not begun. Training that takes longer than `max_seconds` in one go is stopped.
+    """
 
     max_examples: Positive | None = None
     max_steps: Positive | None = None

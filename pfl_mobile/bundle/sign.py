@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from pfl_mobile.atomic import atomic_write
+from pfl_mobile.atomic import PRIVATE, atomic_write
 from pfl_mobile.bundle.paths import MANIFEST, SIGNATURE
 from pfl_mobile.errors import KeyFileError, SignatureError
 
@@ -50,7 +50,7 @@ def generate_key(path: str | os.PathLike[str]) -> str:
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    atomic_write(private, pem, mode=0o600)
+    atomic_write(private, pem, mode=PRIVATE)
     atomic_write(
         public,
         key.public_key().public_bytes(

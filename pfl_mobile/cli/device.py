@@ -25,7 +25,7 @@ from pfl_mobile.cli.common import (
     size,
 )
 from pfl_mobile.cli.users import Source, user_examples
-from pfl_mobile.errors import ConfigError, NoExamplesError
+from pfl_mobile.errors import ConfigError, DeviceError, NoExamplesError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -137,7 +137,10 @@ def device(
 
     The newest part of the examples (--test) is never trained on; how good the models are on it is reported as sums.
     The personal state stays here, and the guard adopts it only where it is better. Nothing is sent where nothing
-    protects it (exit code 1). Killed or cut off at any moment, the same command goes on.
+    protects it (exit code 1). Killed or cut off at any moment, the same command goes on. What may pass (no connection,
+    a proxy without its server) is tried for --patience seconds; where something else than the aggregator answers
+    (a wrong certificate, scheme or port, a redirect, a sign-in page), the command ends at once (exit code 2), unless it
+    has heard from the aggregator before and no longer does: then the network may have changed, and that may pass too.
 
     JSON: ended, rounds, declined (by reason), dropped, bytes_up, bytes_down, version, shared (metrics of the newest
     shared values on the test part, when the federation is finished).
@@ -185,17 +188,24 @@ def device(
             on_event=_teller(report, log),
             patience_s=patience,
         )
-        summary = taking_part.run(rounds, once=once)
+        try:
+            summary = taking_part.run(rounds, once=once)
+        except DeviceError:
+            if waiting := len(folder.pending()[0]):
+                report.note(
+                    f"{waiting} finished in {place}, which the same command sends while its task lasts"
+                )
+            raise
         newest = _newest(taking_part.measure) if summary.ended == "done" else {}
     _show(summary, newest, as_json)
     return {"cancelled": INTERRUPTED, "privacy": FAILED}.get(summary.ended, OK)
 
 
 def _opened(path: Path) -> IO[str]:
-    from pfl_mobile.atomic import disk_errors
+    from pfl_mobile.atomic import disk_errors, open_private
 
     with disk_errors(path):
-        return open(path, "a", encoding="utf-8")
+        return open(path, "a", encoding="utf-8", opener=open_private)
 
 
 def _newest(measure: Callable[[], Any]) -> dict[str, Any]:

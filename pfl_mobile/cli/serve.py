@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pfl_mobile.cli.bundles import Key, open_bundle
+from pfl_mobile.cli.bundles import Key
 from pfl_mobile.cli.common import EXIT_CODES, Json, console, missing_package, print_json, table
 from pfl_mobile.cli.merging import CLIP_NORM, DELTA, EPSILON, MIN_SEPARATION, PRIVACY, Rule, privacy_file
 from pfl_mobile.cli.studies import parameters
@@ -138,10 +138,13 @@ def serve(
 
         print_json(openapi_document())
         return
+    from pfl_mobile.bundle.sign import load_public_key, public_hex
+
     if bundle is None:
         raise ConfigError("the bundle that is trained is missing", mend="pfl serve BUNDLE")
     settings = _settings(
         bundle=bundle.absolute(),
+        public_key=None if public_key is None else public_hex(load_public_key(public_key)),
         data=data,
         database=db,
         blobs=blobs,
@@ -177,14 +180,14 @@ def serve(
     )
     logs.set_up()
     # the address first: a start that fails must not decide what the federation computes
-    with open_bundle(bundle, public_key) as opened, launch.listen(settings) as listening:
+    with launch.open_bundle(settings) as opened, launch.listen(settings) as listening:
         services = Services.open(settings, opened, federation)
         try:
             _show(services, launch.url(settings, listening), as_json)
         except BaseException:
             services.close()
             raise
-        launch.run(settings, services, listening)
+        launch.run(settings, opened, services, listening)
 
 
 def _settings(**given: Any) -> ServerSettings:

@@ -63,7 +63,9 @@ def personalize(
     state: Annotated[
         Path | None,
         typer.Option(
-            "--state", metavar="DIR", help="Keep the personal state here, and go on from what is here."
+            "--state",
+            metavar="DIR",
+            help="Keep the personal state of this user here, and go on from what is here.",
         ),
     ] = None,
     general: Annotated[
@@ -95,7 +97,7 @@ def personalize(
     with Reporter() as report, open_bundle(bundle, public_key) as opened:
         examples = user_examples(opened, data, user, report)
         others = None if general is None else _general(opened, general, user, report)
-        store = None if state is None else PersonalStateStore(state, model_id(opened))
+        store = None if state is None else PersonalStateStore(state, model_id(opened), user=user)
         report("load the programs")
         with contextlib.ExitStack() as stack:
             session = stack.enter_context(open_session(opened, engine))

@@ -17,6 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from pfl_mobile.device.backoff import Backoff, retry_after
+from pfl_mobile.device.faults import (
+    answer_fault,
+    connection_fault,
+    environment_fault,
+    plain_fault,
+)
 from pfl_mobile.errors import (
     ConfigError,
     MissingDependencyError,
@@ -24,6 +30,7 @@ from pfl_mobile.errors import (
     ServerProblem,
     UnreachableError,
 )
+from pfl_mobile.protocol.answers import judge
 from pfl_mobile.protocol.bodies import (
     Body,
     Challenge,
@@ -41,6 +48,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import httpx2
+
+    from pfl_mobile.errors import NotTheAggregatorError
 
 Answer = TypeVar("Answer", bound=Body)
 T = TypeVar("T")
@@ -72,8 +81,12 @@ class Client:
         cancel: when set, no further try is made.
         transport: of httpx2, for tests.
 
+    Attributes:
+        reached: whether an answer of the aggregator has come. From then on the address is known to be right, and what
+            else answers there is of the network that the device is in.
+
     Raises:
-        ConfigError: the address is none, or plain HTTP to another machine.
+        ConfigError: the address is none, or plain HTTP to another machine; a proxy in the environment is none.
         MissingDependencyError: httpx2 is not installed.
     """
 
@@ -86,6 +99,7 @@ class Client:
     cancel: threading.Event = field(default_factory=threading.Event)
     transport: httpx2.BaseTransport | None = None
     traffic: Traffic = field(default_factory=Traffic)
+    reached: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         """Open the connection pool."""
@@ -97,16 +111,25 @@ class Client:
             ) from error
         self.server = self.server.rstrip("/")
         local = _check_address(self.server, self.allow_http)
-        self._errors = httpx2.TransportError
+        self._errors = httpx2.TransportError, UnicodeError
+        self._broken = httpx2.RemoteProtocolError, httpx2.ReadError
         self._draw = random.Random()
-        self._http = httpx2.Client(
-            base_url=self.server,
-            timeout=httpx2.Timeout(self.timeout_s, connect=min(self.timeout_s, 15.0)),
-            verify=_trust(self.ca) if self.ca else self.server.startswith("https"),
-            trust_env=not local,  # a proxy cannot know this machine's own addresses
-            transport=self.transport,
-            headers={"User-Agent": "pfl-mobile", "Accept-Encoding": "identity"},
-        )
+        verify = _trust(self.ca) if self.ca else self.server.startswith("https")
+        try:
+            httpx2.URL(self.server)
+        except httpx2.InvalidURL as error:
+            raise _no_address(self.server) from error
+        try:
+            self._http = httpx2.Client(
+                base_url=self.server,
+                timeout=httpx2.Timeout(self.timeout_s, connect=min(self.timeout_s, 15.0)),
+                verify=verify,
+                trust_env=not local,  # a proxy cannot know this machine's own addresses
+                transport=self.transport,
+                headers={"User-Agent": "pfl-mobile", "Accept-Encoding": "identity"},
+            )
+        except (ImportError, OSError, ValueError, httpx2.InvalidURL) as error:
+            raise environment_fault(error) from None
 
     def __enter__(self) -> Client:
         """The client itself."""
@@ -174,14 +197,13 @@ class Client:
             try:
                 return action()
             except (UnreachableError, ServerProblem) as error:
-                told = error.retry_after_s if isinstance(error, ServerProblem) else None
                 if isinstance(error, ServerProblem) and not error.passing:
                     raise
                 now = progress()
                 failures, best = (1, now) if now > best else (failures + 1, best)
                 if failures >= self.backoff.attempts:
                     raise
-                if self.cancel.wait(self.backoff.pause(failures, told, self._draw)):
+                if self.cancel.wait(self.backoff.pause(failures, error.retry_after_s, self._draw)):
                     raise
 
     def pause(self, failures: int) -> float:
@@ -199,9 +221,12 @@ class Client:
         """One request, whose answer is read by the caller (``pieces``); no further try.
 
         Raises:
-            UnreachableError: no connection, or it broke or timed out, also while the answer is read.
+            UnreachableError: no connection, or it broke or timed out, also while the answer is read; or what lies
+                between says that it has none.
+            NotTheAggregatorError: something else answers.
+            TooLargeOnTheWayError: something between refuses a body of this size.
             ServerProblem: the aggregator refuses.
-            ProtocolError: a path to another place, or an answer that is none.
+            ProtocolError: a path to another place, or an answer of another protocol.
         """
         if not path.startswith("/") or path.startswith("//"):
             raise ProtocolError(
@@ -212,19 +237,24 @@ class Client:
             sent["Authorization"] = f"Bearer {self.credential}"
         try:
             with self._http.stream(method, path, headers=sent, content=content) as response:
-                if response.status_code >= 400:
-                    raise _problem(response.status_code, response.headers, self._body(response))
-                if not 200 <= response.status_code < 300:
-                    raise ProtocolError(
-                        f"{method} {path} was answered with status {response.status_code}",
-                        mend="check the server's address: nothing between may redirect",
+                verdict = judge(response.status_code, response.headers)
+                if verdict.kind == "problem":
+                    self.reached = True
+                    raise _problem(response.status_code, response.headers, self.read(response))
+                if verdict.kind != "answer":
+                    status, length = (
+                        response.status_code,
+                        int(response.request.headers.get("Content-Length", 0)),
                     )
+                    # servers of TLS answer plain HTTP with a page that has this status
+                    found = self._plain_fault() if status == 400 else None
+                    raise found or answer_fault(verdict, self.server, path, status, response.headers, length)
+                self.reached = True
                 yield response
+        except self._broken as error:
+            raise self._plain_fault() or connection_fault(error, self.server) from error
         except self._errors as error:
-            what = str(error) or type(error).__name__
-            raise UnreachableError(
-                f"{self.server} cannot be reached: {what}", mend="check the address and the network"
-            ) from error
+            raise connection_fault(error, self.server) from error
 
     def pieces(self, response: httpx2.Response) -> Iterator[bytes]:
         """The body of an answer, counted."""
@@ -232,7 +262,17 @@ class Client:
             self.traffic.down += len(piece)
             yield piece
 
-    def _body(self, response: httpx2.Response) -> bytes:
+    def _plain_fault(self) -> NotTheAggregatorError | None:
+        """What a port speaks in place of plain HTTP; None where it was HTTP before, or may be."""
+        plain = self.server.startswith("http:") and not self.reached and self.transport is None
+        return plain_fault(self.server) if plain else None
+
+    def read(self, response: httpx2.Response) -> bytes:
+        """The whole body of an answer that is no tensors.
+
+        Raises:
+            ProtocolError: it is larger than any such body.
+        """
         body = bytearray()
         for piece in self.pieces(response):
             body += piece
@@ -243,35 +283,41 @@ class Client:
                 )
         return bytes(body)
 
-    def call(self, method: str, path: str, body: Body | None = None) -> bytes:
-        """Send a JSON body and return that of the answer; tried again while that may help."""
+    def _call(self, method: str, path: str, body: Body | None, use: Callable[[bytes], T]) -> T:
+        """Send a JSON body and use that of the answer; tried again while that may help."""
         content = None if body is None else body.model_dump_json(by_alias=True).encode()
         headers = {} if content is None else {"Content-Type": "application/json"}
 
-        def once() -> bytes:
+        def once() -> T:
             self.traffic.up += len(content or b"")
             with self.exchange(method, path, headers, content) as response:
-                return self._body(response)
+                return use(self.read(response))
 
         return self.retrying(once)
 
     def _ask(self, kind: type[Answer], method: str, path: str, body: Body | None = None) -> Answer:
-        return parse(kind, self.call(method, path, body), f"{method} {path}")
+        return self._call(method, path, body, lambda data: parse(kind, data, f"{method} {path}"))
 
     def _tell(self, method: str, path: str, body: Body | None) -> None:
-        self.call(method, path, body)
+        self._call(method, path, body, lambda _: None)
 
 
 def parse(kind: type[Answer], data: bytes, what: str) -> Answer:
     """An answer's body; fields that a later server adds are ignored.
 
     Raises:
+        UnreachableError: it is no JSON, so a part of it was lost on the way.
         ProtocolError: it is not such a body.
     """
     try:
         return kind.model_validate_json(data, extra="ignore")
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise UnreachableError(
+                f"the answer to {what} did not arrive whole: its {len(data)} bytes are no JSON",
+                mend="try again; if it stays so, something between changes the bytes",
+            ) from error
         where = ".".join(str(part) for part in first["loc"]) or "body"
         raise ProtocolError(
             f"the answer to {what} is not of protocol version 1: {where}: {first['msg']}",
@@ -280,7 +326,7 @@ def parse(kind: type[Answer], data: bytes, what: str) -> Answer:
 
 
 def _problem(status: int, headers: Mapping[str, str], body: bytes) -> ServerProblem:
-    """The error that an answer is; one without a problem's JSON (of a proxy, or to HEAD) is named by its status."""
+    """The error that an answer is; one without a problem's JSON (to HEAD, or cut off) is named by its status."""
     found: dict[str, Any] = {}
     with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(body)
@@ -303,13 +349,17 @@ def _check_address(server: str, allow_http: bool) -> bool:
     """Refuse what is no safe address; whether it is this machine."""
     try:
         parts = urllib.parse.urlsplit(server)
-        host = parts.hostname
+        host, _ = parts.hostname, parts.port  # reading the port refuses one that is none
+        (host or "").encode("idna")  # as it will be looked up
     except ValueError:
-        host = None
-    if not host or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
+        raise _no_address(server) from None
+    if parts.username is not None or parts.password is not None:
         raise ConfigError(
-            f"{server!r} is not the address of a server", mend="give one like https://pfl.example.org"
+            "the server's address holds a user or password", mend="leave it out: devices have credentials"
         )
+    odd = any(c.isspace() or not c.isprintable() for c in server)
+    if not host or odd or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
+        raise _no_address(server)
     local = host in _LOOPBACK
     if parts.scheme == "http" and not local and not allow_http:
         raise ConfigError(
@@ -317,6 +367,12 @@ def _check_address(server: str, allow_http: bool) -> bool:
             mend="use https://, or allow it (--allow-http) in a network that you trust",
         )
     return local
+
+
+def _no_address(server: str) -> ConfigError:
+    return ConfigError(
+        f"{server!r} is not the address of a server", mend="give one like https://pfl.example.org"
+    )
 
 
 def _trust(ca: str) -> ssl.SSLContext:

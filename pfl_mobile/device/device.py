@@ -25,6 +25,7 @@ from pfl_mobile.errors import (
     DeviceFolderError,
     EngineError,
     NonFiniteError,
+    NotTheAggregatorError,
     PflError,
     ProtocolError,
     ServerProblem,
@@ -116,11 +117,16 @@ class Device:
         Raises:
             ServerProblem: the aggregator will not have this device (revoked, enrolment refused, another model).
             UnreachableError: out of reach for longer than ``patience_s``; what is finished waits in the folder.
+            NotTheAggregatorError: something else answers at the address, or at a part of it. Where the aggregator was
+                heard from before and no longer is, the network may have changed, as a phone's does: then only after
+                ``patience_s``, but with ``once`` at once.
+            TooLargeOnTheWayError: something between does not let the update pass; it waits in the folder.
             EngineError: this device cannot train.
-            ProtocolError: what answers is no aggregator of this protocol.
+            ProtocolError: the aggregator's answer is none of this protocol.
         """
         self.outbox.go_on()
         joined = asked = False
+        blocked = 0  # times in a row that a part of the address alone was not the aggregator's
         while not self.cancel.is_set():
             try:
                 if not joined:
@@ -134,11 +140,18 @@ class Device:
                 if until():
                     return self._end("until")
                 ended = self._step(once)
-                asked, self._offline = True, None
+                asked, self._offline, blocked = True, None, 0
                 if ended is not None:
                     return self._end(ended)
             except (UnreachableError, ServerProblem) as error:
                 if isinstance(error, ServerProblem) and not error.passing:
+                    raise
+                self._wait_offline(error)
+            except NotTheAggregatorError as error:
+                if once or not self.client.reached:
+                    raise
+                blocked = blocked + 1 if self._answers() else 0
+                if blocked > 1:  # the first time, a sign-in may have been in between
                     raise
                 self._wait_offline(error)
         return self._end("cancelled")
@@ -293,6 +306,14 @@ class Device:
                 raise
 
     # -- waiting
+
+    def _answers(self) -> bool:
+        """Whether the aggregator does, at the address that needs no credential."""
+        try:
+            self.client.federation()
+        except (UnreachableError, ServerProblem, NotTheAggregatorError):
+            return False
+        return True
 
     def _wait_offline(self, error: PflError) -> None:
         failures, since = self._offline or (0, self.clock())

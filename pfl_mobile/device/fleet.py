@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pfl_mobile.atomic import open_private
+
 #: Runs ``pfl`` with the arguments of this process.
 PFL = "import sys; from pfl_mobile.cli import main; sys.exit(main())"
 
@@ -54,7 +56,10 @@ class Fleet:
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         else:
-            with open(output, "wb") as out, open(output.with_suffix(".log"), "wb") as log:
+            with (
+                open(output, "wb", opener=open_private) as out,
+                open(output.with_suffix(".log"), "wb", opener=open_private) as log,
+            ):
                 process = subprocess.Popen([sys.executable, "-c", PFL, *arguments], stdout=out, stderr=log)
             pid = process.pid
             self._processes[pid] = process
@@ -89,8 +94,10 @@ def _device(arguments: list[str], output: Path) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         null = os.open(os.devnull, os.O_RDONLY)
-        out = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        log = os.open(output.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        out, log = (
+            open_private(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for path in (output, output.with_suffix(".log"))
+        )
         for number, fd in enumerate((null, out, log)):
             os.dup2(fd, number)
         from pfl_mobile.cli import main

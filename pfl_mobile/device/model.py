@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from pfl_mobile.errors import EngineError, NonFiniteError, ProtocolError
 from pfl_mobile.evaluation import model_id, text_encoder
 from pfl_mobile.local.session import Programs
+from pfl_mobile.local.trainer import Most
 from pfl_mobile.protocol.bodies import BundleId
 from pfl_mobile.verification import golden_check
 
@@ -34,6 +35,7 @@ class Model:
         initial: their shipped values.
         encoder: for examples that are texts.
         most: examples that a device keeps; None for no limit.
+        work: what training must not exceed.
         engine: name of the engine.
     """
 
@@ -44,6 +46,7 @@ class Model:
     encoder: Encoder | None = None
     most: int | None = None
     engine: str = ""
+    work: Most = field(default_factory=Most)
 
     @classmethod
     def open(cls, bundle: Bundle, session: EngineSession) -> Self:
@@ -60,14 +63,16 @@ class Model:
                 mend="export it again",
             )
         golden_check(bundle, session).require()
+        limits = bundle.manifest.limits
         model = cls(
             model_id(bundle),
             session,
             bundle.manifest.tensors,
             bundle.values(),
             text_encoder(bundle),
-            bundle.manifest.limits.max_examples,
+            limits.max_examples,
             session.name,
+            Most(limits.max_steps, limits.max_seconds),
         )
         Programs(session, [t.name for t in model.tensors])
         return model

@@ -23,6 +23,8 @@ from pfl_mobile.errors import (
     NoExamplesError,
     NonFiniteError,
     StorageFullError,
+    TooManyStepsError,
+    TooSlowError,
 )
 from pfl_mobile.local.measure import metric_sums
 from pfl_mobile.local.parts import Parts, count_examples, parts
@@ -167,6 +169,7 @@ class Pipeline:
                 encoder=self.model.encoder,
                 sets=sets,
                 checkpoint_every=self.checkpoint_every,
+                most=self.model.work,
             )
             report = trainer.personalize(
                 cut.train, cut.holdout, self.store, on_progress=on_progress, cancel=cancel, publish=False
@@ -178,8 +181,10 @@ class Pipeline:
             raise DeclineTask("no_examples", error.message) from error
         except NonFiniteError as error:
             raise DeclineTask("diverged", error.message) from error
-        except ConfigError as error:
+        except (ConfigError, TooManyStepsError) as error:
             raise DeclineTask("plan", error.message) from error
+        except TooSlowError as error:
+            raise DeclineTask("too_slow", error.message) from error
         except StorageFullError as error:
             raise DeclineTask("storage", error.message) from error
         except MemoryError as error:

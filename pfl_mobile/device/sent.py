@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pfl_mobile.atomic import atomic_write
+from pfl_mobile.atomic import PRIVATE, atomic_write
 from pfl_mobile.errors import DeviceFolderError
 from pfl_mobile.privacy.local import local_epsilon
 
@@ -69,7 +69,7 @@ class SentNoise:
             "updates": count.updates,
             "inverse_squares": count.inverse_squares,
         }
-        atomic_write(self._path, (json.dumps(content) + "\n").encode(), mode=0o600)
+        atomic_write(self._path, (json.dumps(content) + "\n").encode(), mode=PRIVATE)
         self._count = count
 
     def epsilon(self, delta: float, *more: float) -> float:

@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from pfl_mobile.atomic import atomic_write, disk_errors
+from pfl_mobile.atomic import PRIVATE, atomic_write, disk_errors, open_private, private_folder
 from pfl_mobile.bundle.tensors import tensors_from_bytes
 from pfl_mobile.device.sent import SentNoise
 from pfl_mobile.errors import DeviceFolderError
-from pfl_mobile.local.state import ModelId, PersonalStateStore
+from pfl_mobile.local.state import ModelId, PersonalStateStore, note_user
 from pfl_mobile.protocol.bodies import TaskPrivacy
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 SCHEMA_VERSION = 1
+#: What only a device's folder holds.
+_NAMES = ("lock", "device.json", "user.json", "sent.json", "personal", "queue")
 
 
 @dataclass(frozen=True)
@@ -111,14 +113,15 @@ class DeviceFolder:
     def __init__(self, directory: str | Path, model: ModelId, user: str | None = None) -> None:
         """Open and lock it."""
         self.directory, self.model = Path(directory), model
+        private_folder(self.directory, ours=_NAMES)
+        for folder in (self.sets, self.queue):
+            private_folder(folder)
         with disk_errors(self.directory):
-            for folder in (self.directory, self.sets, self.queue):
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = _lock(self.directory / "lock")
         try:
             self.membership = self._membership()
             if user is not None:
-                self._check_user(user)
+                note_user(self.directory, user, DeviceFolderError)
             self.sent = SentNoise(self.directory / "sent.json")
             self.personal = PersonalStateStore(self.directory / "personal", model)
         except BaseException:
@@ -154,7 +157,7 @@ class DeviceFolder:
         self.membership = Membership(server, enrolled.device, enrolled.credential)
         model = [self.model.name, self.model.version, self.model.fingerprint]
         content = {"schema_version": SCHEMA_VERSION, "model": model, **asdict(self.membership)}
-        atomic_write(self.directory / "device.json", _json(content), mode=0o600)
+        atomic_write(self.directory / "device.json", _json(content), mode=PRIVATE)
         return self.membership
 
     def forget(self) -> None:
@@ -186,25 +189,6 @@ class DeviceFolder:
                 mend="use its bundle, or another folder for this one",
             )
         return membership
-
-    def _check_user(self, user: str) -> None:
-        """Refuse the folder of another user; note the user of one that has none."""
-        path = self.directory / "user.json"
-        try:
-            found = json.loads(path.read_bytes())["user"]
-        except FileNotFoundError:
-            atomic_write(path, _json({"user": user}), mode=0o600)
-            return
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DeviceFolderError(
-                f"{path} is damaged: {error}",
-                mend=f"remove it if the folder is {user!r}'s, else give another folder",
-            ) from error
-        if found != user:
-            raise DeviceFolderError(
-                f"{self.directory} holds the personal state of user {found!r}, not of {user!r}",
-                mend="give another folder for each user",
-            )
 
     # -- downloaded values
 
@@ -245,14 +229,14 @@ class DeviceFolder:
         Raises:
             StorageFullError: the disk is full; the queue is as it was.
         """
-        atomic_write(self.update_path(pending.task), update, mode=0o600)
+        atomic_write(self.update_path(pending.task), update, mode=PRIVATE)
         self.change(pending)
 
     def change(self, pending: Pending, **changes: Any) -> Pending:
         """Replace fields of what is in the queue; returns what is there then."""
         pending = replace(pending, **changes)
         content = {"schema_version": SCHEMA_VERSION, **asdict(pending)}
-        atomic_write(self.queue / f"{pending.task}.json", _json(content), mode=0o600)
+        atomic_write(self.queue / f"{pending.task}.json", _json(content), mode=PRIVATE)
         return pending
 
     def remove(self, task: str) -> None:
@@ -306,7 +290,7 @@ def _lock(path: Path) -> IO[bytes]:
     Raises:
         DeviceFolderError: another process has it.
     """
-    file = open(path, "ab")  # noqa: SIM115
+    file = open(path, "ab", opener=open_private)  # noqa: SIM115
     try:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,7 +6,7 @@ import hashlib
 import os
 from typing import TYPE_CHECKING
 
-from pfl_mobile.atomic import disk_errors, sync_folder
+from pfl_mobile.atomic import disk_errors, open_private, sync_folder
 from pfl_mobile.device.client import parse
 from pfl_mobile.errors import ProtocolError, ServerProblem, UnreachableError
 from pfl_mobile.protocol.bodies import SAFETENSORS, UploadState
@@ -56,7 +56,7 @@ def download(client: Client, what: Download, to: Path) -> None:
 
     with disk_errors(to):
         if what.bytes == 0:
-            part.touch()
+            open(part, "wb", opener=open_private).close()
         client.retrying(once, have)
         os.replace(part, to)
         sync_folder(to.parent)
@@ -72,7 +72,7 @@ def _fetch(client: Client, what: Download, part: Path, have: int) -> None:
                 f"{response.headers.get('Content-Range')!a}",
                 mend="check what lies between device and aggregator",
             )
-        with open(part, "ab" if went_on else "wb") as file:
+        with open(part, "ab" if went_on else "wb", opener=open_private) as file:
             done = have if went_on else 0
             try:
                 for piece in client.pieces(response):
@@ -124,7 +124,7 @@ def upload(client: Client, url: str, file: Path, key: str, *, resume: bool = Fal
         }
         try:
             with client.exchange("PUT", url, headers, _from(client, file, sent)) as response:
-                answer = parse(UploadState, b"".join(client.pieces(response)), f"PUT {url}")
+                answer = parse(UploadState, client.read(response), f"PUT {url}")
         except ServerProblem as problem:
             if problem.code != "offset-mismatch":
                 raise

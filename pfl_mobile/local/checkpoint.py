@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pfl_mobile.atomic import atomic_write
+from pfl_mobile.atomic import PRIVATE, atomic_write
 from pfl_mobile.bundle.sealed import digest, seal, unseal
 from pfl_mobile.errors import TensorFileError
 from pfl_mobile.local.phases import Work
@@ -40,7 +40,7 @@ def save(path: Path, work: Work, job: str) -> None:
         flat.update({f"copy:{copy}:{n}": v for n, v in values.items()})
     counts = {"phase": work.phase, "step": work.step, "done": work.done, "rate": work.rate}
     head = {"job": job, "words": list(work.words), "reports": work.reports, **counts}
-    atomic_write(path, seal(flat, json.dumps(head, sort_keys=True), form=None), mode=0o600)
+    atomic_write(path, seal(flat, json.dumps(head, sort_keys=True), form=None), mode=PRIVATE)
 
 
 def load(path: Path, job: str) -> tuple[Work | None, str | None]:

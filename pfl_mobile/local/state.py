@@ -4,6 +4,7 @@
     DIRECTORY/000007.safetensors   tensors; ``copy:<copy>:<tensor>`` for copies; the rest in the metadata
     DIRECTORY/checkpoint           training under way, see ``trainer.py``
     DIRECTORY/FORGOTTEN            words that must not be learned again, see ``blocked.py``
+    DIRECTORY/user.json            whose state it is, where one program serves several users
 
 A version is written and flushed before CURRENT names it, so a process killed at any moment leaves the last
 good state. Every version carries a digest of all it holds. A damaged current version is never used: ``load``
@@ -12,28 +13,73 @@ falls back to the version before it and says so in ``Loaded.warnings``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pfl_mobile.atomic import atomic_write, disk_errors, remove_stale, sync_folder
+from pfl_mobile.atomic import (
+    PRIVATE,
+    atomic_write,
+    disk_errors,
+    held,
+    private_folder,
+    remove_stale,
+    sync_folder,
+)
 from pfl_mobile.blocked import BlockList
 from pfl_mobile.bundle.sealed import seal, unseal
-from pfl_mobile.errors import NewerFileError, StateError, TensorFileError
+from pfl_mobile.errors import NewerFileError, PflError, StateError, TensorFileError
 from pfl_mobile.local.upload import copy_key
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 FORMAT = "pfl-personal-state"
 SCHEMA_VERSION = 1
+#: Seconds to wait for another process that changes a state.
+_WAIT_S = 2.0
+#: What only a folder of personal states holds.
+_NAMES = ("CURRENT", "[0-9]*.safetensors", "checkpoint", "user.json")
+
+
+def note_user(folder: Path, user: str, refused: type[PflError]) -> None:
+    """Refuse the folder of another user; note the user of one that has none.
+
+    Args:
+        folder: that is there.
+        user: whose it must be.
+        refused: raised where it is not.
+    """
+    path = folder / "user.json"
+    try:
+        found = json.loads(path.read_bytes())["user"]
+    except FileNotFoundError:
+        atomic_write(path, (json.dumps({"user": user}, indent=1) + "\n").encode(), mode=PRIVATE)
+        return
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise refused(
+            f"{path} is damaged: {error}",
+            mend=f"remove it if the folder is {user!r}'s, else give another folder",
+        ) from error
+    if found != user:
+        raise refused(
+            f"{folder} holds the personal state of user {found!r}, not of {user!r}",
+            mend="give another folder for each user",
+        )
+
+
+def _is_device(folder: Path) -> bool:
+    """Whether a folder is that of a device (``device/store.py``), in which the personal state is a part."""
+    return (folder / "queue").is_dir() and (folder / "personal").is_dir()
 
 
 class TensorEntry(Protocol):
@@ -147,13 +193,19 @@ class VersionInfo:
 
 
 class PersonalStateStore:
-    """The versions of one device's personal state; one process and thread at a time.
+    """The versions of one device's personal state; one thread at a time. Other processes are kept out by `hold`.
 
     Args:
         directory: made when missing.
         model: what the states must belong to.
         keep: how many versions stay; the current one and its parent always do.
         clock: seconds since 1970.
+        user: whose state it is; a folder of another user is refused. None where every folder has the same user, as on
+            a phone.
+
+    Raises:
+        StateError: the folder is another user's, or that of a device.
+        UnwritableError: it cannot be made.
     """
 
     def __init__(
@@ -163,14 +215,53 @@ class PersonalStateStore:
         *,
         keep: int = 5,
         clock: Callable[[], float] = time.time,
+        user: str | None = None,
     ) -> None:
         """Open the directory."""
         self.directory = Path(directory)
         self.model = model
         self.keep = max(keep, 1)
         self._clock = clock
-        with disk_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._holding = 0
+        if _is_device(self.directory):
+            raise StateError(
+                f"{self.directory} is the folder of a device",
+                mend=f"its personal state is in {self.directory / 'personal'}",
+            )
+        private_folder(self.directory, ours=_NAMES)
+        if user is not None:
+            above = self.directory.parent
+            of_device = self.directory.name == "personal" and _is_device(above)
+            owner = above if of_device else self.directory
+            if self._numbers() and not (owner / "user.json").exists():
+                warnings.warn(
+                    f"{self.directory} does not say whose personal state it holds; from now on it is {user!r}'s",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            note_user(owner, user, StateError)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep other processes from changing the state meanwhile; what changes it here does so by itself.
+
+        Raises:
+            StateError: another process is changing it, and does not end soon.
+        """
+        with contextlib.ExitStack() as stack:
+            if not self._holding:
+                with disk_errors(self.directory):
+                    free = stack.enter_context(held(self.directory, _WAIT_S))
+                if not free:
+                    raise StateError(
+                        f"the personal state in {self.directory} is in use by another process",
+                        mend="wait until that has ended, or give another folder",
+                    )
+            self._holding += 1
+            try:
+                yield
+            finally:
+                self._holding -= 1
 
     @property
     def current(self) -> int:
@@ -192,10 +283,11 @@ class PersonalStateStore:
             StorageFullError: the disk is full; the last good state stays.
             NonFiniteError: a tensor is NaN or infinite; nothing is written.
         """
-        self._prune(self.current)  # a process killed before it could prune leaves versions behind
-        version = self.write(state)
-        self._point_to(version)
-        self._prune(version)
+        with self.hold():
+            self._prune(self.current)  # a process killed before it could prune leaves versions behind
+            version = self.write(state)
+            self._point_to(version)
+            self._prune(version)
         return version
 
     def write(self, state: PersonalState) -> int:
@@ -204,13 +296,15 @@ class PersonalStateStore:
         Raises:
             StateError: it holds a word that was forgotten while this state was trained.
         """
-        blocked = self.blocked
-        if any(blocked.hides(word) for word in state.words):
-            raise StateError(
-                "a word of this state was forgotten while it was trained; it is not saved", mend="train again"
-            )
-        version = max([*self._numbers(), self.current]) + 1
-        atomic_write(self._path(version), self._encode(state, self.current), mode=0o600)
+        with self.hold():
+            blocked = self.blocked
+            if any(blocked.hides(word) for word in state.words):
+                raise StateError(
+                    "a word of this state was forgotten while it was trained; it is not saved",
+                    mend="train again",
+                )
+            version = max([*self._numbers(), self.current]) + 1
+            atomic_write(self._path(version), self._encode(state, self.current), mode=PRIVATE)
         return version
 
     def adopt(self, version: int) -> None:
@@ -219,10 +313,11 @@ class PersonalStateStore:
         Raises:
             StateError: there is no such version; nothing changes.
         """
-        if version not in self._numbers():
-            raise StateError(f"there is no version {version} to adopt", mend="write it first")
-        self._point_to(version)
-        self._prune(version)
+        with self.hold():
+            if version not in self._numbers():
+                raise StateError(f"there is no version {version} to adopt", mend="write it first")
+            self._point_to(version)
+            self._prune(version)
 
     def read(self, version: int) -> PersonalState:
         """A saved version, current or not.
@@ -280,23 +375,27 @@ class PersonalStateStore:
         Raises:
             StateError: there is no such version, or it is damaged; nothing changes.
         """
-        if version is None:
-            if self.current == 0:
-                raise StateError("the shipped values serve; nothing is before them", mend="give a version")
-            version = self._before(self.current)
-        if version:
-            if version not in self._numbers():
-                known = ", ".join(map(str, self._numbers())) or "none"
-                raise StateError(
-                    f"there is no version {version}", mend=f"saved versions: {known}; 0 = shipped"
-                )
-            self._read(version)
-        self._point_to(version)
+        with self.hold():
+            if version is None:
+                if self.current == 0:
+                    raise StateError(
+                        "the shipped values serve; nothing is before them", mend="give a version"
+                    )
+                version = self._before(self.current)
+            if version:
+                if version not in self._numbers():
+                    known = ", ".join(map(str, self._numbers())) or "none"
+                    raise StateError(
+                        f"there is no version {version}", mend=f"saved versions: {known}; 0 = shipped"
+                    )
+                self._read(version)
+            self._point_to(version)
         return version
 
     def reset(self) -> None:
         """Go back to the shipped values; the versions stay and can be reverted to."""
-        self._point_to(0)
+        with self.hold():
+            self._point_to(0)
 
     @property
     def blocked(self) -> BlockList:
@@ -318,8 +417,9 @@ class PersonalStateStore:
 
     def block(self, words: Iterable[str]) -> None:
         """Never learn these words (pieces of the tokenizer) again; ``local.forget`` takes out what was learned."""
-        blocked = self.blocked.plus(words)
-        atomic_write(self.directory / "FORGOTTEN", blocked.to_json(), mode=0o600)
+        with self.hold():
+            blocked = self.blocked.plus(words)
+            atomic_write(self.directory / "FORGOTTEN", blocked.to_json(), mode=PRIVATE)
 
     def rewrite(self, change: Callable[[PersonalState], PersonalState]) -> tuple[int, ...]:
         """Put ``change(state)`` in the place of every version, under the same number, parent and time.
@@ -334,6 +434,10 @@ class PersonalStateStore:
             StateError: a version is of another model or newer, or none that should serve can be used; nothing changes.
             StorageFullError: the disk is full; some versions may be as before. Call again once there is space.
         """
+        with self.hold():
+            return self._rewrite(change)
+
+    def _rewrite(self, change: Callable[[PersonalState], PersonalState]) -> tuple[int, ...]:
         serves = self.load().version
         read: dict[int, tuple[PersonalState, dict[str, Any]]] = {}
         for number in self._numbers():
@@ -347,7 +451,7 @@ class PersonalStateStore:
             self._point_to(serves)
         for number, (state, head) in read.items():
             data = self._encode(change(state), int(head["parent"]), float(head["created"]))
-            atomic_write(self._path(number), data, mode=0o600)
+            atomic_write(self._path(number), data, mode=PRIVATE)
         with disk_errors(self.directory):
             for number in self._numbers():
                 if number not in read:
@@ -360,8 +464,8 @@ class PersonalStateStore:
 
     def erase(self) -> None:
         """Delete every version, checkpoint and forgotten word: nothing personal is left."""
-        self._point_to(0)
-        with disk_errors(self.directory):
+        with self.hold(), disk_errors(self.directory):
+            self._point_to(0)
             for path in self.directory.iterdir():
                 if path.is_file():
                     path.unlink()
@@ -428,7 +532,7 @@ class PersonalStateStore:
         return self.directory / f"{version:06d}.safetensors"
 
     def _point_to(self, version: int) -> None:
-        atomic_write(self.directory / "CURRENT", f"{version}\n".encode(), mode=0o600)
+        atomic_write(self.directory / "CURRENT", f"{version}\n".encode(), mode=PRIVATE)
 
     def _prune(self, current: int) -> None:
         numbers = self._numbers()

@@ -7,16 +7,25 @@ other examples, training starts again from the last good state.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pfl_mobile.bundle.sealed import digest
-from pfl_mobile.errors import ConfigError, NonFiniteError, TensorMismatchError, TrainingError
+from pfl_mobile.errors import (
+    ConfigError,
+    NonFiniteError,
+    TensorMismatchError,
+    TooManyStepsError,
+    TooSlowError,
+    TrainingError,
+)
 from pfl_mobile.local import checkpoint, guard
 from pfl_mobile.local.batches import Rows, check_rows
 from pfl_mobile.local.phases import Context, Work, check_plan, kept_copies, memorize_rows, run_phases, served
@@ -34,6 +43,19 @@ if TYPE_CHECKING:
 Examples = Mapping[str, np.ndarray] | Sequence[str]
 
 
+@dataclass(frozen=True)
+class Most:
+    """What training on a device must not exceed; None for no limit.
+
+    Attributes:
+        steps: optimizer steps of the whole plan.
+        seconds: of one call of ``personalize``, up to the step after which it ends.
+    """
+
+    steps: int | None = None
+    seconds: float | None = None
+
+
 class LocalTrainer:
     """The device side for one loaded bundle.
 
@@ -45,6 +67,7 @@ class LocalTrainer:
         encoder: for examples given as texts.
         sets: arrays that the plan names: ``global`` (the aggregator's latest values), controls, masks, ...
         checkpoint_every: steps between checkpoints; None for none. Needs a store.
+        most: what it must not exceed, as the bundle says.
 
     Raises:
         ConfigError: the plan does not fit the tensors.
@@ -61,6 +84,7 @@ class LocalTrainer:
         encoder: Encoder | None = None,
         sets: Mapping[str, Mapping[str, np.ndarray]] | None = None,
         checkpoint_every: int | None = None,
+        most: Most | None = None,
     ) -> None:
         """Check that plan, tensors and values fit together."""
         for tensor in tensors:
@@ -80,7 +104,7 @@ class LocalTrainer:
         self.encoder = encoder
         self.sets = {"initial": self.initial, **(sets or {})}
         self.sets["global"] = {**self.initial, **self.sets.get("global", {})}
-        self.checkpoint_every = checkpoint_every
+        self.checkpoint_every, self.most = checkpoint_every, most or Most()
         self.programs = Programs(session, [t.name for t in tensors])
         check_plan(plan, self.tensors, self.sets, [])
 
@@ -118,12 +142,14 @@ class LocalTrainer:
         Raises:
             NonFiniteError: training diverged; the old state stays.
             NoExamplesError: no training row has a positive weight.
+            TooManyStepsError, TooSlowError: the limits; the old state stays.
             StateError, StorageFullError: the store; the old state stays.
         """
         store = state if isinstance(state, PersonalStateStore) else None
-        loaded = store.load() if store else Loaded(state if isinstance(state, PersonalState) else None, 0)
-        trainer = self if store is None else self._without(store.blocked)
-        return _Run(trainer, train, holdout, store, loaded, on_progress, cancel, publish).run()
+        with store.hold() if store else contextlib.nullcontext():
+            loaded = store.load() if store else Loaded(state if isinstance(state, PersonalState) else None, 0)
+            trainer = self if store is None else self._without(store.blocked)
+            return _Run(trainer, train, holdout, store, loaded, on_progress, cancel, publish).run()
 
     def _without(self, blocked: BlockList) -> LocalTrainer:
         """This trainer for a user who wants these words forgotten."""
@@ -239,15 +265,24 @@ class _Run:
         def after_step(now: Work, loss: float, seconds: float) -> bool:
             self.times.append(seconds)
             of = context.total_steps(plan)
+            self._check_steps(of)  # words that got a slot may have brought more rows
             if self.on_progress:
                 self.on_progress(Progress(now.done, of, loss, time.perf_counter() - self.began))
             stopping = self.cancel is not None and self.cancel.is_set()
             every = trainer.checkpoint_every
-            if every and self.store and (stopping or now.done % every == 0):
+            late = now.done < of and self._is_late()
+            if every and self.store and (stopping or late or now.done % every == 0):
                 checkpoint.save(self.store.checkpoint_path(), now, job)
+            if late and not stopping:
+                raise TooSlowError(
+                    f"training was stopped at step {now.done} of {of}: it took longer than the "
+                    f"{trainer.most.seconds:g} seconds that the bundle allows",
+                    mend="go on later where the state is kept in a folder, or take another engine or a shorter plan",
+                )
             return not stopping
 
         context.after_step = after_step
+        self._check_steps(context.total_steps(plan))
         if self.cancel is not None and self.cancel.is_set():
             return False, work
         try:
@@ -256,6 +291,18 @@ class _Run:
             if self.store:  # going on from the checkpoint would only diverge again
                 checkpoint.discard(self.store.checkpoint_path())
             raise
+
+    def _check_steps(self, steps: int) -> None:
+        most = self.trainer.most.steps
+        if most is not None and steps > most:
+            raise TooManyStepsError(
+                f"the plan makes {steps} steps on these examples, the bundle allows {most}",
+                mend="give the plan's phases max_steps or fewer epochs, or export the bundle with another limit",
+            )
+
+    def _is_late(self) -> bool:
+        most = self.trainer.most.seconds
+        return most is not None and time.perf_counter() - self.began > most
 
     def _remember_holdout(self, work: Work) -> None:
         """Fill the memory again with all examples, where the plan asks for it."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfl_mobile.atomic import atomic_write, disk_errors
+from pfl_mobile.atomic import PRIVATE, atomic_write, disk_errors, open_private, private_folder
 from pfl_mobile.bundle.sealed import seal, unseal
 from pfl_mobile.errors import (
     CheckpointError,
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 FORMAT = "pfl-rounds"
 SCHEMA_VERSION = 1
+#: Names in the folder of a run.
+FILES = ("checkpoint", "states", "history.jsonl")
 _AGAIN = "put the folder's files back from a copy, or start the run again in an empty folder"
 
 
@@ -86,7 +88,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "names": names,
         "history": checkpoint.history,
     }
-    atomic_write(path, seal(tensors, json.dumps(head), form=FORMAT))
+    atomic_write(path, seal(tensors, json.dumps(head), form=FORMAT), mode=PRIVATE)
 
 
 def load(path: Path) -> Checkpoint | None:
@@ -156,7 +158,7 @@ class History:
         if path is None:
             return
         with disk_errors(path):
-            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - open as long as the run
+            self._file = open(path, "a+b", buffering=0, opener=open_private)  # noqa: SIM115 - open as long as the run
             self._file.seek(0)
             data = self._file.read(size)
             if len(data) < size:
@@ -217,8 +219,7 @@ class RunFolder:
         if folder is None:
             self.states, self.history = States(form), History(None)
             return
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder, ours=FILES)
         # First of all, as this waits for what is left of a killed run.
         self.states = States(form, folder / "states")
         try:

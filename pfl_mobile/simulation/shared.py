@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfl_mobile.atomic import disk_errors
+from pfl_mobile.atomic import disk_errors, open_private
 
 _KEYS = itertools.count()
 _PAGE = mmap.ALLOCATIONGRANULARITY
@@ -91,7 +91,7 @@ def mapped(fd: int, size: int) -> np.ndarray:
 
 def _open(path: Path | None) -> int:
     if path is not None:
-        return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        return open_private(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
     if hasattr(os, "memfd_create"):
         return os.memfd_create("pfl-simulation")
     with tempfile.TemporaryFile() as file:  # unlinked at once, except on Windows

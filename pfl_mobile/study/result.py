@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from pfl_mobile.atomic import atomic_write, disk_errors
+from pfl_mobile.atomic import PRIVATE, atomic_write, private_folder
 from pfl_mobile.deployment import Deployment, text_parts
 from pfl_mobile.errors import (
     ConfigError,
@@ -27,6 +27,7 @@ from pfl_mobile.local.random import derive, permutation
 from pfl_mobile.made_up import batch_like
 from pfl_mobile.plain_json import json_text
 from pfl_mobile.results import scale
+from pfl_mobile.simulation.checkpoint import FILES
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.population import TextPopulation
 from pfl_mobile.simulation.records import RoundRecord
@@ -138,8 +139,7 @@ def run_study(study: Study, rounds: int, *, resume: bool, on_progress: Report | 
     try:
         if study.folder is not None:
             about = {"rounds": rounds, **study.local_length, "study": study.effective()}
-            with disk_errors(study.folder):
-                atomic_write(study.folder / _STUDY, json.dumps(about, indent=2).encode())
+            atomic_write(study.folder / _STUDY, json.dumps(about, indent=2).encode(), mode=PRIVATE)
         running.run()
     except BaseException:
         _close(running)
@@ -403,9 +403,8 @@ class StudyResult:
             "recommendation": self.recommend().to_json(),
             "history": [asdict(r) for r in self.history],
         }
-        with disk_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, json_text(found, indent=1).encode())
+        private_folder(path.parent, ours=(path.name, _STUDY, *FILES))
+        atomic_write(path, json_text(found, indent=1).encode(), mode=PRIVATE)
         return path
 
     def close(self) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pfl_mobile.atomic import atomic_write, disk_errors
+from pfl_mobile.atomic import PRIVATE, atomic_write, private_folder
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.simulation.checkpoint import FILES
 
 if TYPE_CHECKING:
     from pfl_mobile.study.result import StudyResult
@@ -31,9 +32,8 @@ def note_source(folder: Path, model: str, settings: Mapping[str, Any], changes: 
     if colon and source.endswith(".py"):
         model = f"{Path(source).expanduser().resolve()}:{function}"
     text = json.dumps({"model": model, "settings": dict(settings), "changes": dict(changes)}, indent=2)
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / _SOURCE, text.encode())
+    private_folder(folder, ours=(_SOURCE, *FILES))
+    atomic_write(folder / _SOURCE, text.encode(), mode=PRIVATE)
 
 
 def is_started(place: str | Path) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pfl_exporters.export import export_bundle
-from pfl_mobile.atomic import atomic_write
+from pfl_mobile.atomic import PRIVATE, atomic_write, private_folder
 from pfl_mobile.data import UserText, load, split
 from pfl_mobile.deployment import Deployment, text_parts
 from pfl_mobile.errors import ConfigError, DataError
@@ -180,7 +180,7 @@ def run(
     model = deployment(split(text).train, min_users)
     lap("backbone")
     folder = Path(out or f"out/federated-{Path(data).stem}").absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder, ours=("messages.jsonl", "devices", "server"))
     for part in ("bundle", "server", "devices"):
         shutil.rmtree(folder / part, ignore_errors=True)
     target, runtime = ENGINES[engine]
@@ -216,7 +216,7 @@ def _write_settings(
         for user, messages in mine.items()
         for i, message in enumerate(messages)
     ]
-    atomic_write(folder / "messages.jsonl", ("\n".join(lines) + "\n").encode())
+    atomic_write(folder / "messages.jsonl", ("\n".join(lines) + "\n").encode(), mode=PRIVATE)
     federation = FederationConfig(
         rounds=RoundsConfig(
             total=rounds,

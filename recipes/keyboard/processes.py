@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import math
 import os
@@ -19,9 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pfl_mobile.atomic import open_private, private_folder
 from pfl_mobile.device.fleet import PFL
 from pfl_mobile.errors import ConfigError, DeviceError
 
+#: Asks this machine: a proxy of the environment cannot know its addresses, and must not see the admin's token.
+_HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 #: ``report(what, fraction done or None)``.
 Report = Callable[[str, float | None], None]
 
@@ -126,10 +130,17 @@ class Server:
     token: str
 
     def ask(self, path: str) -> Any:
-        """The JSON that it answers an admin."""
+        """The JSON that it answers an admin.
+
+        Raises:
+            DeviceError: it does not.
+        """
         request = urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {self.token}"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        try:
+            with _HERE.open(request, timeout=30) as answer:
+                return json.load(answer)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise DeviceError(f"the server did not answer {path}: {error}", mend="see its log") from error
 
 
 @contextlib.contextmanager
@@ -159,7 +170,7 @@ def serving(folder: Path) -> Iterator[Server]:
     ]
     arguments += ["--limits", folder / "limits.json", "--open-enrolment", "--port", "0", "--json"]
     log, shown = folder / "server.log", folder / "server.json"
-    with open(log, "wb") as errors, open(shown, "wb") as out:
+    with open(log, "wb", opener=open_private) as errors, open(shown, "wb", opener=open_private) as out:
         process = subprocess.Popen(
             [sys.executable, "-c", PFL, *map(str, arguments)],
             env={**os.environ, "PFL_ADMIN_TOKEN": token},
@@ -173,7 +184,7 @@ def serving(folder: Path) -> Iterator[Server]:
                 raise DeviceError("the server did not start", mend=f"see {log}")
             with contextlib.suppress(ValueError, OSError):
                 url = json.loads(shown.read_bytes())["url"]
-                with urllib.request.urlopen(url + "/readyz", timeout=5):
+                with _HERE.open(url + "/readyz", timeout=5):
                     break
             time.sleep(0.1)
         yield Server(url, token)
@@ -208,10 +219,10 @@ class Devices:
     _rest: bytes = b""
 
     def __enter__(self) -> Devices:
-        (self.folder / "devices").mkdir()
+        private_folder(self.folder / "devices")
         modules = [self.runtime, "httpx2", "pfl_mobile.cli", "pfl_mobile.device.device"]
         modules += ["pfl_mobile.device.model", "pfl_mobile.data", f"pfl_mobile.engines.{self.engine}"]
-        self._log = open(self.folder / "devices.log", "wb")
+        self._log = open(self.folder / "devices.log", "wb", opener=open_private)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pfl_mobile.device.fleet", *modules],
             stdin=subprocess.PIPE,
@@ -276,7 +287,7 @@ class Devices:
 
     def _start(self, name: str) -> None:
         place = self._place(name)
-        place.mkdir()
+        private_folder(place)
         arguments = ["device", "--server", self.url, "--bundle", self.folder / "bundle", "--user", name]
         arguments += ["--data", self.folder / "messages.jsonl", "--state", place, "--engine", self.engine]
         arguments += ["--events", place / "events.jsonl", "--json"]

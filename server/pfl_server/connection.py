@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from pfl_mobile.protocol.bodies import PROBLEM_JSON
+from pfl_mobile.protocol.answers import HEADER
+from pfl_mobile.protocol.bodies import PROBLEM_JSON, PROTOCOL
 from pfl_server.answers import encode
 from pfl_server.problems import BadRequest, HeadTooLarge, Problem
 
@@ -124,6 +125,7 @@ class BoundedHttp(HttpToolsProtocol):
         content, _ = encode(problem)
         head = (
             f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n"
-            f"content-type: {PROBLEM_JSON}\r\ncontent-length: {len(content)}\r\nconnection: close\r\n\r\n"
+            f"{HEADER.lower()}: {PROTOCOL}\r\ncontent-type: {PROBLEM_JSON}\r\n"
+            f"content-length: {len(content)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + content)

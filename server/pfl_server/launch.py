@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -14,7 +16,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from pfl_mobile.bundle.read import Bundle
-from pfl_mobile.errors import ConfigError
+from pfl_mobile.errors import ConfigError, PflError, TamperedBundleError
 from pfl_server import logs
 from pfl_server.settings import ServerSettings
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from pfl_server.config import FederationConfig
     from pfl_server.services import Services
+
+log = logging.getLogger("pfl_server")
 
 #: Environment variable with the settings of workers.
 _SETTINGS = "PFL_SERVER_SETTINGS"
@@ -53,6 +57,27 @@ def stored_config(settings: ServerSettings) -> FederationConfig | None:
             return None if found is None else FederationConfig.load(json.dumps(found.config))
     finally:
         database.close()
+
+
+def open_bundle(settings: ServerSettings) -> Bundle:
+    """The bundle that is trained, checked: signed by the key that ``settings`` name, and in a worker the same one.
+
+    Raises:
+        BundleError: as ``Bundle.open``; it is another one than at the start.
+        KeyFileError: the key is none.
+    """
+    bundle = Bundle.open(settings.bundle, public_key=settings.public_key)
+    if settings.manifest_sha256 not in (None, _manifest_sha256(bundle)):
+        bundle.close()
+        raise TamperedBundleError(
+            f"{settings.bundle} is not the bundle that the server was started with",
+            mend="put it back, or stop the server and start it with the new one",
+        )
+    return bundle
+
+
+def _manifest_sha256(bundle: Bundle) -> str:
+    return hashlib.sha256(bundle.manifest_bytes).hexdigest()
 
 
 def listen(settings: ServerSettings) -> socket.socket:
@@ -87,11 +112,12 @@ def url(settings: ServerSettings, listening: socket.socket) -> str:
     return f"http{'s' if settings.tls_cert else ''}://{host}:{listening.getsockname()[1]}"
 
 
-def run(settings: ServerSettings, services: Services, listening: socket.socket) -> None:
+def run(settings: ServerSettings, bundle: Bundle, services: Services, listening: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C: running requests are finished, then the coordinator, then the database.
 
     Args:
         settings: of this server.
+        bundle: of `open_bundle`; workers open no other.
         services: opened; closed when this returns.
         listening: of `listen`.
     """
@@ -103,17 +129,22 @@ def run(settings: ServerSettings, services: Services, listening: socket.socket) 
             _serve(settings, create_app(services), listening)
             return
         services.close()
-        _supervise(settings, listening)
+        pinned = {"manifest_sha256": _manifest_sha256(bundle)}
+        _supervise(settings.model_copy(update=pinned), listening)
 
 
 def worker() -> FastAPI:
-    """The application of a worker process; called by uvicorn."""
+    """The application of a worker process; called by uvicorn. What the first process checked is checked again."""
     from pfl_server.app import create_app
     from pfl_server.services import Services
 
     logs.set_up()
     settings = ServerSettings.model_validate_json(os.environ[_SETTINGS])
-    return create_app(Services.open(settings, Bundle.open(settings.bundle)))
+    try:
+        return create_app(Services.open(settings, open_bundle(settings)))
+    except PflError as error:
+        log.error("a worker cannot start: %s (%s)", error.message, error.mend)
+        raise SystemExit(1) from error
 
 
 def _serve(settings: ServerSettings, app: FastAPI, listening: socket.socket) -> None:

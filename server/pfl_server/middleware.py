@@ -14,7 +14,8 @@ import time
 from math import ceil
 from typing import TYPE_CHECKING
 
-from pfl_mobile.protocol.bodies import PROBLEM_JSON
+from pfl_mobile.protocol.answers import HEADER
+from pfl_mobile.protocol.bodies import PROBLEM_JSON, PROTOCOL
 from pfl_server import problems
 from pfl_server.answers import encode, problem_of
 
@@ -31,6 +32,7 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _UNLIMITED = {"/healthz", "/readyz"}
 _ENROLLING = {("POST", "/v1/devices"), ("POST", "/v1/challenges")}
 _HEADERS = [
+    (HEADER.lower().encode(), str(PROTOCOL).encode()),  # devices tell the aggregator's answers by it
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),

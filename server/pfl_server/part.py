@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pfl_mobile.atomic import disk_errors
+from pfl_mobile.atomic import disk_errors, private_folder
 from pfl_mobile.protocol.update_file import parse_prefix, payload_offset
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ def open_part(scratch: Path, task: str, key: str, total: int) -> Iterator[Part]:
     folder = _folder(scratch, task)
     own = folder / f"{task}.{hashlib.sha256(key.encode()).hexdigest()[:16]}.{total}{_SUFFIX}"
     with disk_errors(own):
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         for path in _parts(scratch, task):
             if path != own:
                 path.unlink(missing_ok=True)

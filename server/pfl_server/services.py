@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 from sqlalchemy import select
 
+from pfl_mobile.atomic import private_folder
 from pfl_server import credentials
 from pfl_server.accepting import Acceptor
 from pfl_server.attestation import load_verifier
@@ -83,10 +84,12 @@ class Services:
             admin_token: None: from the environment (``credentials.admin_token``).
 
         Raises:
-            ConfigError, DatabaseError, BlobError: something cannot be opened, or belongs to another federation.
+            ConfigError, DatabaseError, BlobError, UnwritableError: something cannot be opened, or belongs to another
+                federation.
         """
         from pfl_server.runtime import Runtime
 
+        private_folder(settings.data.absolute(), ours=("federation.db", "blobs", "scratch"))
         token = credentials.admin_token() if admin_token is None else admin_token
         verifier = load_verifier(settings.attestation) if settings.attestation else None
         database = Database(settings.database_url)

@@ -47,6 +47,8 @@ class ServerSettings(_Frozen):
 
     Attributes:
         bundle: the bundle that is trained.
+        public_key: hex of the key that must have signed it; None: it may be signed by anybody or nobody.
+        manifest_sha256: of its manifest, as the process that starts workers found it; None: in that process.
         data: folder for what has no other place.
         database: URL; None: an SQLite file in ``data``.
         blobs: folder or ``s3://`` address; None: a folder in ``data``.
@@ -61,6 +63,8 @@ class ServerSettings(_Frozen):
 
     name: str = "pfl-mobile"
     bundle: Path
+    public_key: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    manifest_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     data: Path = Path("pfl-server-data")
     database: str | None = Field(None, repr=False)
     blobs: str | None = None

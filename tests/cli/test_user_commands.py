@@ -143,6 +143,18 @@ def test_a_forgotten_word_leaves_every_version_and_is_not_learned_again(
     assert (ran.code, ran.error["type"]) == (2, "ConfigError")
 
 
+def test_a_state_of_another_user_is_refused(
+    pfl: Run, tiny_bundle: Path, messages: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    pfl("personalize", tiny_bundle, "--data", messages, "--user", "ann", "--state", state)
+    before = {path.name: path.read_bytes() for path in state.iterdir()}
+    ran = pfl("personalize", tiny_bundle, "--data", messages, "--user", "bob", "--state", state, "--json")
+    assert (ran.code, ran.error["type"]) == (2, "StateError")
+    assert "'ann'" in ran.error["message"]
+    assert {path.name: path.read_bytes() for path in state.iterdir()} == before
+
+
 def test_a_state_of_another_bundle_is_refused(
     pfl: Run, tiny_bundle: Path, tiny_arrays: Path, messages: Path, tmp_path: Path
 ) -> None:

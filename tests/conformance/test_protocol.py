@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from pfl_mobile.errors import UpdateFileError, UpdateTensorsError
 from pfl_mobile.protocol import bodies
+from pfl_mobile.protocol.answers import judge
 from pfl_mobile.protocol.update_file import encode, parse_prefix
 from pfl_mobile.strategies.updates import Layout
 
@@ -83,3 +84,22 @@ def test_bodies_are_read_and_written_alike(name):
     for value in file["refused"].get(name, []):
         with pytest.raises(ValidationError):
             body.model_validate_json(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    "case",
+    json.loads((FOLDER / "protocol.json").read_text())["answers"],
+    ids=lambda c: f"{c['status']}-{c['is']}",
+)
+def test_answers_follow_from_what_is_written_about_them(case):
+    headers, status = {k.lower(): v.strip() for k, v in case["headers"].items()}, case["status"]
+    assert judge(status, case["headers"]) == (case["is"], case["then"])
+    ours = headers.get("pfl-protocol") == "1"
+    # no word of something else is ever taken for the aggregator's
+    assert (case["then"] in ("use", "decide-by-code") or case["is"] == "problem") <= ours
+    if "pfl-protocol" in headers and not ours:
+        assert (case["is"], case["then"]) == ("other-protocol", "end")
+    if not 200 <= status < 300:
+        assert case["then"] != "use"
+    if case["then"] == "retry":
+        assert status in (408, 425, 429) or status >= 500

@@ -198,12 +198,16 @@ class Fake:
 
 
 def answer(value, status=200, **headers):
-    return status, {"Content-Type": "application/json", **headers}, json.dumps(value).encode()
+    return (
+        status,
+        {"PFL-Protocol": "1", "Content-Type": "application/json", **headers},
+        json.dumps(value).encode(),
+    )
 
 
 def problem(status, code, **headers):
     body = {"type": f"urn:pfl-mobile:problem:{code}", "title": code, "status": status, "detail": code}
-    headers = {"Content-Type": "application/problem+json", **headers}
+    headers = {"PFL-Protocol": "1", "Content-Type": "application/problem+json", **headers}
     return status, headers, json.dumps(body | {"code": code, "mend": "change it"}).encode()
 
 
@@ -225,7 +229,7 @@ def serving(fake):
         def anything(self):
             status, headers, body = fake.handle(self.command, self.path, self.headers, self.pieces())
             self.send_response(status)
-            for name, value in headers.items():
+            for name, value in {"PFL-Protocol": "1", **headers}.items():
                 self.send_header(name, value)
             if status != 204:
                 self.send_header("Content-Length", str(len(body)))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from pfl_mobile.errors import (
     UnreachableError,
 )
 from pfl_mobile.local.state import ModelId
+from pfl_mobile.local.trainer import Most
 from pfl_mobile.protocol.bodies import Attestation
 from tests.device.conftest import ID, device, names
 from tests.device.fake_server import PLAN, answer, problem
@@ -261,6 +263,15 @@ def test_training_that_diverges_sends_nothing(fake, address, tmp_path):
     assert summary.declined == {"diverged": 1}
     assert fake.accepted == []
     assert found.folder.personal.current == 0
+
+
+@pytest.mark.parametrize(("most", "reason"), [(Most(steps=11), "plan"), (Most(seconds=1e-9), "too_slow")])
+def test_more_than_the_bundle_allows_is_declined(fake, address, tmp_path, most, reason):
+    with device(tmp_path, address) as found:
+        found.model = found.pipeline.model = replace(found.model, work=most)
+        assert found.run().declined == {reason: 1}
+    assert fake.accepted == []
+    assert next(iter(fake.tasks.values()))["declined"] == reason
 
 
 def test_a_user_with_too_few_examples_declines(fake, address, tmp_path):

@@ -88,24 +88,26 @@ def test_retry_after_is_honoured():
 
 
 def test_an_error_that_is_no_problem_keeps_its_status():
-    handle, _ = replies((418, {}, b"<html>"))
+    handle, _ = replies((418, {"PFL-Protocol": "1"}, b"<html>"))
     with client(handle) as c, pytest.raises(ServerProblem) as error:
         c.federation()
     assert error.value.code == "http-418"
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"server": 1}', b"<html>"])
-def test_an_answer_of_something_else_is_told(body):
-    handle, _ = replies((200, {}, body))
+@pytest.mark.parametrize("body", [b"[]", b'{"server": 1}', b"null", b'"x"'])
+def test_an_answer_that_is_none_of_the_protocol_is_told(body):
+    handle, seen = replies((200, {"PFL-Protocol": "1"}, body))
     with client(handle) as c, pytest.raises(ProtocolError, match="GET /v1/federation"):
         c.federation()
-
-
-def test_redirects_are_not_followed():
-    handle, seen = replies((302, {"Location": "http://elsewhere/"}, b""))
-    with client(handle, credential="secret") as c, pytest.raises(ProtocolError, match="302"):
-        c.federation()
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("length", [0, 1, 40, len(INFO[2]) - 1])
+def test_an_answer_that_was_cut_off_is_asked_for_again(length):
+    handle, seen = replies((200, INFO[1], INFO[2][:length]), INFO)
+    with client(handle) as c:
+        assert c.federation().server == "s"
+    assert len(seen) == 2
 
 
 def test_later_fields_are_ignored():
@@ -121,10 +123,28 @@ def test_the_credential_goes_to_no_other_place(path, tmp_path):
     assert seen == []
 
 
-@pytest.mark.parametrize("server", ["", "ftp://a", "http://", "https://a?b", "http://example.org"])
+@pytest.mark.parametrize(
+    "server",
+    [
+        *("", "ftp://a", "http://", "https://a?b", "http://example.org", "a.example", "//a", "https://:1"),
+        *("https://a:99999", "https://a:b", "https://[::1", "https://a b", "https://a\n", "https://\x00"),
+        *("https://user:secret@a", "https://user@a", "https://a..b", f"https://{'a' * 64}.b"),
+    ],
+)
 def test_unsafe_addresses_are_refused(server):
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as error:
         Client(server)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://u:secret@a:1", "nonsense://secret", "http://u:secret@a..b", "http://[::1", "::"]
+)
+def test_a_proxy_that_cannot_be_used_is_told_without_its_password(proxy, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(ConfigError, match="proxy") as error, Client("https://pfl.example.org") as c:
+        c.federation()
+    assert "secret" not in str(error.value)
 
 
 def test_plain_http_can_be_allowed():
@@ -177,6 +197,7 @@ def ranged(data, log, *, ranges=True):
                 raise httpx2.ReadError("broken")
 
         headers = {"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"} if first else {}
+        headers["PFL-Protocol"] = "1"
         return httpx2.Response(206 if first else 200, headers=headers, content=body())
 
     return handle, Download(sha256=digest, bytes=len(data), url="/v1/sets/x")

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import contextlib
 import errno
+import multiprocessing
 import os
 
 import numpy as np
 import pytest
 
+from pfl_mobile.device.store import DeviceFolder
 from pfl_mobile.errors import NonFiniteError, StateError, StorageFullError
 from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore
-from tests.local.fake import Linear, Tensor
+from pfl_mobile.local.trainer import LocalTrainer
+from tests.local.fake import Linear, Tensor, linear_rows, plan, sgd
 
 MODEL = ModelId.of("m", "1", Linear.tensors)
 
@@ -200,3 +204,94 @@ def test_erase_leaves_nothing(store):
 def test_only_the_owner_may_read(store):
     store.save(state(1))
     assert all(p.stat().st_mode & 0o077 == 0 for p in [store.directory, *store.directory.iterdir()])
+
+
+# -- whose it is
+
+
+def test_the_state_of_another_user_is_refused(tmp_path):
+    PersonalStateStore(tmp_path / "s", MODEL, user="ann").save(state(1))
+    for _ in range(2):
+        with pytest.raises(StateError, match="'ann', not of 'bob'"):
+            PersonalStateStore(tmp_path / "s", MODEL, user="bob")
+    assert value(PersonalStateStore(tmp_path / "s", MODEL, user="ann").load()) == 1
+    assert (
+        value(PersonalStateStore(tmp_path / "s", MODEL).load()) == 1
+    )  # where there is one user, as on a phone
+
+
+def test_a_state_of_before_becomes_the_users_with_a_warning(store):
+    store.save(state(1))
+    with pytest.warns(UserWarning, match="whose"):
+        PersonalStateStore(store.directory, MODEL, user="ann")
+    with pytest.raises(StateError):
+        PersonalStateStore(store.directory, MODEL, user="bob")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"name": "ann"}', b"\xff"])
+def test_a_damaged_note_of_the_user_is_told(store, content):
+    (store.directory / "user.json").write_bytes(content)
+    with pytest.raises(StateError, match="damaged"):
+        PersonalStateStore(store.directory, MODEL, user="ann")
+
+
+def test_the_folder_of_a_device_is_told_from_its_personal_state(tmp_path):
+    with DeviceFolder(tmp_path / "ann", MODEL, "ann") as folder:
+        folder.personal.save(state(1))
+    with pytest.raises(StateError, match="folder of a device") as error:
+        PersonalStateStore(tmp_path / "ann", MODEL, user="ann")
+    assert str(tmp_path / "ann" / "personal") in error.value.mend
+    with pytest.raises(StateError, match="'ann', not of 'bob'"):
+        PersonalStateStore(tmp_path / "ann" / "personal", MODEL, user="bob")
+    assert value(PersonalStateStore(tmp_path / "ann" / "personal", MODEL, user="ann").load()) == 1
+
+
+# -- two processes
+
+
+@contextlib.contextmanager
+def another_process_holds(folder):
+    context = multiprocessing.get_context("fork")
+    begun, end = context.Event(), context.Event()
+
+    def hold():
+        with PersonalStateStore(folder, MODEL).hold():
+            begun.set()
+            end.wait(20)
+
+    process = context.Process(target=hold)
+    process.start()
+    assert begun.wait(20)
+    try:
+        yield
+    finally:
+        end.set()
+        process.join()
+
+
+CHANGES = {
+    "save": lambda s: s.save(state(2)),
+    "write": lambda s: s.write(state(2)),
+    "adopt": lambda s: s.adopt(1),
+    "revert": lambda s: s.revert(0),
+    "reset": lambda s: s.reset(),
+    "erase": lambda s: s.erase(),
+    "train": lambda s: trainer().personalize(linear_rows(12), linear_rows(4), s),
+}
+
+
+def trainer():
+    return LocalTrainer(Linear(), plan(sgd(lr=0.1, steps=2)), Linear.tensors, Linear().initial())
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_two_processes_do_not_change_one_state_at_once(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("pfl_mobile.local.state._WAIT_S", 0.05)
+    store = PersonalStateStore(tmp_path / "s", MODEL)
+    store.save(state(1))
+    with another_process_holds(store.directory):
+        assert value(store.load()) == 1  # reading needs no lock
+        with pytest.raises(StateError, match="in use by another process"):
+            CHANGES[name](store)
+        assert value(store.load()) == 1
+    CHANGES[name](store)

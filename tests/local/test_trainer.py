@@ -14,11 +14,13 @@ from pfl_mobile.errors import (
     NonFiniteError,
     StateError,
     TensorMismatchError,
+    TooManyStepsError,
+    TooSlowError,
     UnknownNameError,
 )
 from pfl_mobile.local.batches import padded_batches, split_rows
 from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore
-from pfl_mobile.local.trainer import LocalTrainer
+from pfl_mobile.local.trainer import LocalTrainer, Most
 from tests.local.fake import Linear, Unigram, Words, linear_rows, plan, sgd
 
 TRAIN, HELD = split_rows(linear_rows(60), 0.2)
@@ -405,3 +407,55 @@ def test_a_state_that_is_not_published_serves_only_once_it_is_adopted(tmp_path):
     assert store.current == 1
     with pytest.raises(StateError, match="no version 7"):
         store.adopt(7)
+
+
+# -- what the bundle allows
+
+
+@pytest.mark.parametrize(
+    "phases", [[sgd(steps=6)], [sgd(steps=3), sgd(steps=3)], [sgd(steps=None, epochs=6)]], ids=str
+)
+def test_a_plan_of_more_steps_than_the_bundle_allows_is_not_begun(phases, tmp_path):
+    def trainer(most):
+        session = Linear()
+        made = LocalTrainer(session, plan(*phases), session.tensors, session.initial(), most=Most(steps=most))
+        return made, session
+
+    made, session = trainer(5)
+    store = PersonalStateStore(tmp_path / "s", ModelId.of("m", "1", Linear.tensors))
+    with pytest.raises(TooManyStepsError, match="makes 6 steps on these examples, the bundle allows 5"):
+        made.personalize(linear_rows(8), linear_rows(4), store)
+    assert session.calls == 0
+    assert store.load().state is None
+    made, _ = trainer(6)
+    assert made.personalize(linear_rows(8), linear_rows(4), store).steps == 6
+
+
+def test_training_that_takes_longer_than_the_bundle_allows_stops_and_can_go_on(tmp_path):
+    session = Linear()
+    store = PersonalStateStore(tmp_path / "s", ModelId.of("m", "1", Linear.tensors))
+
+    def trainer(seconds):
+        return LocalTrainer(
+            session,
+            plan(sgd(steps=9)),
+            session.tensors,
+            session.initial(),
+            checkpoint_every=100,
+            most=Most(seconds=seconds),
+        )
+
+    for step in (1, 2):
+        with pytest.raises(TooSlowError, match=f"step {step} of 9"):
+            trainer(1e-9).personalize(linear_rows(8), linear_rows(4), store)
+        assert store.load().state is None
+    report = trainer(600).personalize(linear_rows(8), linear_rows(4), store)
+    assert (report.resumed_at, report.steps) == (2, 9)
+
+
+def test_the_last_step_is_never_too_late():
+    session = Linear()
+    made = LocalTrainer(
+        session, plan(sgd(steps=1)), session.tensors, session.initial(), most=Most(seconds=1e-9)
+    )
+    assert made.personalize(linear_rows(8), linear_rows(4)).steps == 1

@@ -25,6 +25,7 @@ from tests.server.conftest import ADMIN_TOKEN, Server, device_of
 
 def _problem(answer: Any, status: int, code: str) -> dict[str, Any]:
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert answer.headers["PFL-Protocol"] == "1"
     body: dict[str, Any] = answer.json()
     assert (body["status"], body["code"], body["type"]) == (status, code, TYPE_PREFIX + code)
     assert body["title"]
@@ -120,6 +121,16 @@ class TestHeaders:
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["cache-control"] == "no-store"
         assert "server" not in headers
+
+    @pytest.mark.parametrize(
+        "path", ["/healthz", "/readyz", "/v1/federation", "/v1/nothing", "/", "/docs", "/metrics"]
+    )
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS"])
+    def test_every_answer_says_that_it_is_the_aggregators(
+        self, server: Server, method: str, path: str
+    ) -> None:
+        answer = server.client.request(method, path, follow_redirects=False)
+        assert answer.headers.get_list("PFL-Protocol") == ["1"]
 
     def test_every_request_has_an_id_of_its_own(self, server: Server) -> None:
         ids = {server.client.get("/healthz").headers["x-request-id"] for _ in range(5)}

@@ -103,6 +103,7 @@ def test_what_is_no_http_is_answered_with_a_problem(port: int, before: bytes, ga
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert b"content-type: application/problem+json" in head
+    assert b"pfl-protocol: 1" in head
     assert f"content-length: {len(body)}".encode() in head
     assert json.loads(body)["code"] == "bad-request"
 

@@ -77,6 +77,7 @@ def test_every_answer_is_one_that_the_document_names(case: schemathesis.Case, ur
     excluded = _unreasonable(case)
     if response.status_code == 413:  # a refusal like others, which the check does not know
         excluded.append(checks.negative_data_rejection)
+    assert response.headers["pfl-protocol"] == ["1"]
     case.validate_response(response, excluded_checks=excluded, headers=headers)
 
 

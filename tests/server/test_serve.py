@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +22,9 @@ import pytest
 
 from pfl_mobile import cli
 from pfl_mobile.bundle import Bundle
-from pfl_mobile.errors import ConfigError, OtherSettingsError
+from pfl_mobile.bundle.paths import MANIFEST, SIGNATURE
+from pfl_mobile.bundle.sign import generate_key, sign
+from pfl_mobile.errors import ConfigError, OtherSettingsError, TamperedBundleError
 from pfl_mobile.privacy import Ledger
 from pfl_server import launch
 from pfl_server.config import RoundsConfig
@@ -421,3 +424,118 @@ def test_what_privacy_plan_writes_is_served_as_it_is(start: Start, tmp_path: Pat
     facts = start("--privacy", tmp_path / "privacy.json").facts
     assert (facts["rounds"], facts["cohort"]) == ("synchronous, 3, 600 s each", "4, at least 2")
     assert facts["config"]["privacy"] == plan.model_dump(mode="json")
+
+
+# -- what workers check
+
+
+def _signed(folder: Path, to: Path, key: Path) -> Path:
+    shutil.copytree(folder, to)
+    (to / SIGNATURE).write_bytes(sign((to / MANIFEST).read_bytes(), str(key)))
+    return to
+
+
+def _touch_up(bundle: Path) -> None:
+    """Another manifest of the same model: what the database knows of it does not tell the two apart."""
+    manifest = bundle / MANIFEST
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+
+
+def _damage(bundle: Path) -> None:
+    values = bundle / json.loads((bundle / MANIFEST).read_bytes())["values"]
+    data = bytearray(values.read_bytes())
+    data[-1] ^= 1
+    values.write_bytes(data)
+
+
+WORKERS: dict[str, tuple[Callable[[Path, Path], object], bool]] = {
+    "nothing changed": (lambda bundle, other: None, True),
+    "signed by another key": (
+        lambda bundle, other: (bundle / SIGNATURE).write_bytes(
+            sign((bundle / MANIFEST).read_bytes(), str(other))
+        ),
+        False,
+    ),
+    "not signed any more": (lambda bundle, other: (bundle / SIGNATURE).unlink(), False),
+    "changed after it was signed": (lambda bundle, other: _touch_up(bundle), False),
+    "a damaged file": (lambda bundle, other: _damage(bundle), False),
+    "gone": (lambda bundle, other: shutil.rmtree(bundle), False),
+}
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_worker_checks_what_the_first_process_checked(
+    name: str,
+    pinned: bool,
+    federated_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    change, fine = WORKERS[name]
+    key = generate_key(tmp_path / "key")
+    generate_key(tmp_path / "other")
+    bundle = _signed(federated_folder, tmp_path / "bundle", tmp_path / "key")
+    settings = ServerSettings(bundle=bundle, data=tmp_path / "data", public_key=key if pinned else None)
+    started: list[ServerSettings] = []
+    monkeypatch.setattr(launch, "_supervise", lambda settings, _: started.append(settings))
+    with launch.open_bundle(settings) as opened:
+        services = Services.open(settings, opened, config_of())
+        launch.run(settings.model_copy(update={"processes": 2}), opened, services, socket.socket())
+    change(bundle, tmp_path / "other")
+    monkeypatch.setenv(launch._SETTINGS, started[0].model_dump_json())
+    monkeypatch.setattr(launch.logs, "set_up", lambda: None)
+    if fine or (not pinned and name in ("signed by another key", "not signed any more")):
+        app = launch.worker()  # without a key it is the manifest that counts
+        app.state.services.close()
+        return
+    with pytest.raises(SystemExit):
+        launch.worker()
+    assert "bundle" in caplog.text
+
+
+def test_a_worker_of_an_unsigned_bundle_opens_no_other(
+    federated_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(federated_folder, tmp_path / "bundle"))
+    settings = ServerSettings(bundle=bundle, data=tmp_path / "data")
+    with launch.open_bundle(settings) as opened:
+        found = settings.model_copy(update={"manifest_sha256": launch._manifest_sha256(opened)})
+    launch.open_bundle(found).close()
+    _touch_up(bundle)
+    with pytest.raises(TamperedBundleError, match="started with"):
+        launch.open_bundle(found)
+
+
+def test_a_server_refuses_a_bundle_of_another_key(federated_folder: Path, tmp_path: Path) -> None:
+    generate_key(tmp_path / "key")
+    other = generate_key(tmp_path / "other")
+    bundle = _signed(federated_folder, tmp_path / "bundle", tmp_path / "key")
+    arguments = [
+        "serve",
+        str(bundle),
+        "--data",
+        str(tmp_path / "data"),
+        "--open-enrolment",
+        "--public-key",
+        other,
+    ]
+    assert cli.main(arguments) == 2
+    assert not (tmp_path / "data" / "blobs").exists()
+
+
+def test_all_that_a_server_keeps_is_private(federated_folder: Path, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        for place in (tmp_path / "new" / "data", tmp_path / "old"):
+            if place.name == "old":
+                place.mkdir(mode=0o777)
+            settings = ServerSettings(bundle=federated_folder, data=place)
+            with launch.open_bundle(settings) as opened:
+                Services.open(settings, opened, config_of()).close()
+            below = [place, *place.rglob("*")]
+            assert len(below) > 5
+            assert [str(p) for p in below if p.stat().st_mode & 0o077] == []
+    finally:
+        os.umask(before)

@@ -30,7 +30,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from pfl_mobile.errors import ConfigError, MissingDependencyError
+from pfl_mobile.atomic import open_private, private_folder
+from pfl_mobile.errors import ConfigError, MissingDependencyError, UnwritableError
 from pfl_server.errors import DatabaseError, SchemaTooNewError
 
 if TYPE_CHECKING:
@@ -208,12 +209,15 @@ def _sqlite(url: URL) -> Engine:
     file = Path(str(url.database)).expanduser().absolute()
     folder = file.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):  # it holds secrets, so only its owner may read it
-            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    except OSError as error:
+        if not folder.exists():
+            private_folder(folder)
+        os.close(
+            open_private(file, os.O_CREAT | os.O_RDWR)
+        )  # it holds secrets, as do the files that SQLite adds
+    except (OSError, UnwritableError) as error:
+        why = error.message if isinstance(error, UnwritableError) else error.strerror
         raise DatabaseError(
-            f"the database cannot be made in {folder}: {error.strerror}",
+            f"the database cannot be made in {folder}: {why}",
             mend="choose another place",
         ) from error
     engine = sqlalchemy.create_engine(

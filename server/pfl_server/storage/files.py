@@ -7,7 +7,7 @@ import os
 import secrets
 from typing import TYPE_CHECKING
 
-from pfl_mobile.atomic import disk_errors, sync_folder
+from pfl_mobile.atomic import disk_errors, open_private, private_folder, sync_folder
 from pfl_server.errors import BlobError, BlobMissingError
 from pfl_server.storage.blobs import checked_key, checked_prefix
 
@@ -33,8 +33,8 @@ class FileBlobs:
         self._folder = folder.expanduser().absolute()
         self.scratch = self._folder / _SCRATCH
         self.place = str(self._folder)
-        with disk_errors(self._folder):
-            self.scratch.mkdir(parents=True, exist_ok=True)
+        private_folder(self._folder, ours=(_SCRATCH,))
+        private_folder(self.scratch)
 
     def put_file(self, key: str, path: Path) -> None:
         """See `Blobs.put_file`."""
@@ -53,7 +53,7 @@ class FileBlobs:
         temporary = self.scratch / f"put-{secrets.token_hex(8)}"
         with disk_errors(target):
             try:
-                with open(temporary, "xb", opener=_private) as file:
+                with open(temporary, "xb", opener=open_private) as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
@@ -125,7 +125,7 @@ class FileBlobs:
         if folder.exists():
             return
         self._make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        private_folder(folder)
         sync_folder(folder.parent)
 
     def _below(self, folder: Path, name: str) -> Iterator[str]:
@@ -139,10 +139,6 @@ class FileBlobs:
                     yield from self._below(folder / entry.name, f"{name}{entry.name}/")
             elif name:
                 yield name + entry.name
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _pieces(file: BinaryIO, first: int, last: int) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ import secrets
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
-from pfl_mobile.atomic import disk_errors
+from pfl_mobile.atomic import disk_errors, private_folder
 from pfl_mobile.cli.common import missing_package
 from pfl_mobile.errors import ConfigError
 from pfl_server.errors import BlobError, BlobMissingError
@@ -54,8 +54,7 @@ class S3Blobs:
             )
         self._bucket, prefix = parts.netloc, parts.path.strip("/")
         self._prefix = f"{prefix}/" if prefix else ""
-        with disk_errors(scratch):
-            scratch.mkdir(parents=True, exist_ok=True)
+        private_folder(scratch)
         self._client = boto3.client(
             "s3",
             endpoint_url=options.get("endpoint_url"),
