@@ -94,6 +94,7 @@ def run(
     engine: str = "executorch",
     presage: bool = False,
     recipe: Recipe | None = None,
+    min_messages: int = 100,
 ) -> dict[str, Any]:
     """Run the keyboard end to end and write bundle, table and plots.
 
@@ -105,6 +106,7 @@ def run(
         engine: ``executorch`` or ``onnxruntime``.
         presage: also compare with presage, which has to be installed.
         recipe: settings; by default those of the dataset.
+        min_messages: that a user needs to be personalized.
 
     Returns:
         The fields of :data:`FIELDS`, then further figures, among them ``keystroke_savings_before`` and ``_after``
@@ -123,7 +125,7 @@ def run(
         now = time.perf_counter()
         seconds[step], clock = round(now - clock, 1), now
 
-    prepared = prepare(data, recipe=recipe, report=say)
+    prepared = prepare(data, recipe=recipe, min_messages=min_messages, report=say)
     lap("backbone")
     folder = Path(out or f"out/keyboard-{Path(prepared.source).stem}")
     exported = export_bundle(
@@ -142,7 +144,7 @@ def run(
         lap("presage")
     summary = _summary(prepared, results, typed, trigram, exported)
     found: dict[str, Any] = {name: summary[name] for name in FIELDS} | summary
-    found |= {"seconds": seconds, "baselines": others}
+    found |= {"seconds": seconds, "baselines": others, "left_out": prepared.left_out}
     say("write table and plots", None)
     page = _write(folder, prepared, results, found)
     return found | {"report": str(page)}

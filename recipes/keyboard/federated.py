@@ -62,7 +62,7 @@ FIELDS = (
 )
 
 
-def people(text: UserText, devices: int) -> tuple[list[str], dict[str, list[str]]]:
+def people(text: UserText, devices: int, min_messages: int = 100) -> tuple[list[str], dict[str, list[str]]]:
     """Texts for the backbone, and the messages of each device, oldest first.
 
     Devices belong to users whom the backbone never sees. Where there are fewer of them than devices, a user has
@@ -71,7 +71,7 @@ def people(text: UserText, devices: int) -> tuple[list[str], dict[str, list[str]
     Raises:
         DataError: there are too few messages.
     """
-    parts = split(text)
+    parts = split(text, min_messages=min_messages)
     found: dict[str, list[str]] = {}
     most = max(len(text.users[user]) for user in parts.test)
     for turn in range(-(-most // MESSAGES)):
@@ -82,9 +82,11 @@ def people(text: UserText, devices: int) -> tuple[list[str], dict[str, list[str]
             if len(mine) >= FEWEST and len(found) < devices:
                 found[f"{user}-{turn + 1}"] = mine
     if len(found) < devices:
+        words = text.words_left_out()
         raise DataError(
-            f"{text.name} has messages of held-out users for {len(found)} devices, not for {devices}",
-            mend="ask for fewer devices or give more data",
+            f"{text.name} has messages of held-out users for {len(found)} devices with {FEWEST} messages or more, not "
+            f"for {devices}{words and f'; {words}'}",
+            mend="ask for fewer devices (--devices) or give more data",
         )
     return list(parts.train.all_texts()), found
 
@@ -131,6 +133,7 @@ def run(
     *,
     engine: str = "executorch",
     epsilon: float | None = 8.0,
+    min_messages: int = 100,
     report: Report | None = None,
     on_round: Callable[[Figures], None] = lambda _figures: None,
 ) -> dict[str, Any]:
@@ -143,6 +146,7 @@ def run(
         out: folder for everything; by default ``out/federated-<dataset>``. What an earlier run left is replaced.
         engine: of the devices.
         epsilon: budget over all rounds; None: no noise, which the devices then allow.
+        min_messages: that a user needs to have a device.
         report: told about progress.
         on_round: told every round's figures.
 
@@ -172,7 +176,9 @@ def run(
 
     say("load the data and train the backbone, where that was not done before", None)
     text = load(data)
-    known, mine = people(text, devices)
+    known, mine = people(text, devices, min_messages)
+    on_devices = sum(len(texts) for texts in mine.values())
+    unused = text.messages - len(known) - on_devices
     model = deployment(known)
     lap("backbone")
     folder = Path(out or f"out/federated-{Path(data).stem}").absolute()
@@ -197,6 +203,11 @@ def run(
     found |= {"engine": engine, "devices": devices, "seconds": round(time.perf_counter() - began, 1)}
     found = {name: found[name] for name in FIELDS} | found
     found |= {"steps_seconds": seconds, "dataset": data, "memory_mb": fleet.memory_mb}
+    found |= {
+        "left_out": text.counts_left_out(),
+        "messages_on_devices": on_devices,
+        "messages_unused": unused,
+    }
     found["report"] = str(_page(folder, found, config))
     return found
 

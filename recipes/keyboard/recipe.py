@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -164,6 +164,7 @@ class Prepared:
         tokenizer: word tokenizer of the backbone's users.
         parts: backbone users and held-out users.
         general: messages of the backbone's users that it was not trained on, to measure forgetting.
+        left_out: how many messages of the source nothing is done with, by reason; None where nobody counted.
     """
 
     source: str
@@ -172,6 +173,7 @@ class Prepared:
     tokenizer: WordTokenizer
     parts: data.Split
     general: list[str]
+    left_out: Mapping[str, int] | None = field(default_factory=dict)
 
     @property
     def encoder(self) -> TextEncoder:
@@ -182,7 +184,11 @@ class Prepared:
 
 
 def prepare(
-    source: str | None = None, *, recipe: Recipe | None = None, report: Report | None = None
+    source: str | None = None,
+    *,
+    recipe: Recipe | None = None,
+    min_messages: int = 100,
+    report: Report | None = None,
 ) -> Prepared:
     """Train the keyboard on the users of ``source`` that are not held out, or load it when that was done before.
 
@@ -192,6 +198,7 @@ def prepare(
     Args:
         source: dataset name or JSONL file; by default one from a package registry.
         recipe: settings; by default those of the dataset.
+        min_messages: that a user needs to be held out.
         report: told about progress.
 
     Raises:
@@ -201,7 +208,12 @@ def prepare(
     source = source or DEFAULT_DATA
     recipe = recipe or recipe_for(source)
     dataset = data.load(source, progress=say)
-    parts = _newest(data.split(dataset, seed=recipe.seed), recipe.max_messages)
+    parts = data.split(dataset, seed=recipe.seed, min_messages=min_messages)
+    held = dataset.select(list(parts.test)).newest(recipe.max_messages)
+    if dataset.left_out is not None and held.left_out is not None:
+        older = {left: count for left, count in held.left_out.items() if left.reason == "older"}
+        dataset = dataset.leaving_out(older)
+    parts = data.Split(parts.train, {user: data.split_texts(held.texts(user)) for user in held.users})
     seen = _Seen.of(parts.train, recipe)
     tokenizer = WordTokenizer.train(seen.learned, recipe.model.vocabulary)
     encoder = TextEncoder(tokenizer, recipe.model.length, recipe.model.vocabulary, recipe.slots)
@@ -216,7 +228,7 @@ def prepare(
     backbone.load_state_dict(kept["backbone"])
     model = personalize(backbone, recipe.modules(), seed=recipe.seed)
     set_gate(model, kept["gate"])
-    return Prepared(source, recipe, model, tokenizer, parts, seen.general)
+    return Prepared(source, recipe, model, tokenizer, parts, seen.general, dataset.counts_left_out())
 
 
 @dataclass(frozen=True)
@@ -287,17 +299,6 @@ def deploy(prepared: Prepared) -> Deployment:
         limits={"max_examples": recipe.max_examples},
         **text_parts(encoder, texts[0], recipe.batch),
     )
-
-
-def _newest(parts: data.Split, most: int | None) -> data.Split:
-    """The split with only the newest messages of each held-out user."""
-    if most is None:
-        return parts
-    test = {
-        user: data.split_texts([*texts.history, *texts.held_out][-most:])
-        for user, texts in parts.test.items()
-    }
-    return data.Split(parts.train, test)
 
 
 def _general(texts: list[str]) -> tuple[list[str], list[str]]:
