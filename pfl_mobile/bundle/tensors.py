@@ -102,7 +102,8 @@ def floats_from_bytes(data: bytes, *, what: str = "the data") -> Tensors:
         TensorFileError: not a safetensors file, a damaged one, or one with a dtype that is not supported.
     """
     try:
-        entries = safetensors.deserialize(data)
+        deserialize: Any = safetensors.deserialize  # it has no types
+        entries = deserialize(data)
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
         raise TensorFileError(f"{what} is not a valid safetensors file: {error}", mend=_AGAIN) from error
     found: Tensors = {}
