@@ -26,7 +26,7 @@ from pfl_mobile.local.plan import Plan
 from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore
 from pfl_mobile.local.trainer import LocalTrainer, Most
 from pfl_mobile.results import UserResult, peak_mb, summarize
-from pfl_mobile.text import TextEncoder, WordTokenizer
+from pfl_mobile.text import UNK, TextEncoder, WordTokenizer
 from pfl_mobile.verification import GoldenReport, golden_check
 
 if TYPE_CHECKING:
@@ -37,7 +37,16 @@ if TYPE_CHECKING:
     from pfl_mobile.local.report import Cancel, Progress
     from pfl_mobile.local.trainer import Examples
 
-__all__ = ["Evaluator", "UserResult", "model_id", "peak_mb", "personalize_user", "summarize", "text_encoder"]
+__all__ = [
+    "Evaluator",
+    "UserResult",
+    "model_id",
+    "peak_mb",
+    "personalize_user",
+    "summarize",
+    "text_encoder",
+    "unusable",
+]
 
 Sets = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -52,6 +61,17 @@ def text_encoder(bundle: Bundle) -> TextEncoder | None:
     if encoder is None or encoder.kind != "text" or path is None:
         return None
     return TextEncoder(WordTokenizer.load(path), encoder.length, encoder.vocabulary, encoder.slots)
+
+
+def unusable(examples: Examples, encoder: TextEncoder | None) -> dict[str, int]:
+    """How many texts give nothing to learn from: ``no_words``, or ``unknown_words`` only; 0 for rows of arrays."""
+    if encoder is None or isinstance(examples, Mapping):
+        return {"no_words": 0, "unknown_words": 0}
+    ids = [encoder.ids(text) for text in examples]
+    return {
+        "no_words": sum(not own for own in ids),
+        "unknown_words": sum(bool(own) and all(i == UNK for i in own) for own in ids),
+    }
 
 
 def model_id(bundle: Bundle) -> ModelId:
@@ -140,7 +160,8 @@ class Evaluator:
         cut = parts(examples, test=test, holdout=self.plan.holdout, most=most, what=f"user {user!r}")
         tested = cut.test
         counts = {"all": count_examples(examples), "train": count_examples(cut.train)}
-        counts |= {"holdout": count_examples(cut.holdout), "test": count_examples(tested)}
+        counts |= {"holdout": count_examples(cut.holdout), "test": count_examples(tested), "older": cut.older}
+        counts |= unusable(examples, self.encoder)
         old = state.load().state if isinstance(state, PersonalStateStore) else state
         known = () if old is None else old.words
         before = self.measure(tested, old)

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .closed_forms import ClosedForms, decompositions
 from .errors import ConfigError, ExportError
 from .graph import simplify
+from .local.batches import outside_classes
 from .personalization import PersonalizedModel
 from .tasks import Batch, Task
 from .verification import GRADIENT
@@ -164,13 +165,18 @@ def check_batch(task: Task, batch: Batch, *, labels: bool) -> None:
                 f"{list(batch['weight'].shape)}",
                 mend="give every entry the same first axis, the examples",
             )
-    classes, own = task.manifest()["vocabulary"], batch.get("labels")
+    check_classes(task, batch)
+
+
+def check_classes(task: Task, batch: Batch) -> None:
+    """The labels are classes of the task, where it has classes (ConfigError)."""
+    classes, own = task.manifest().get("vocabulary"), batch.get("labels")
     if isinstance(classes, int) and own is not None and own.dtype == torch.int64 and own.numel():
         least, most = int(own.min()), int(own.max())
         if least < 0 or most >= classes:
             raise ConfigError(
                 f"the label {least if least < 0 else most} is not in 0..{classes - 1}",
-                mend="a label that must not count gets the weight 0 and any class, 0 for instance",
+                mend=outside_classes(least, most, classes),
             )
 
 

@@ -23,7 +23,9 @@ class UserResult:
         user: the user's id.
         engine: that trained and measured.
         status: ``adopted``, ``kept``, ``skipped`` or ``cancelled``, see ``TrainReport``.
-        examples: how many there were: ``all``, ``train``, ``holdout`` (for the guard), ``test``.
+        examples: how many there were: ``all``, ``train``, ``holdout`` (for the guard), ``test``, ``older`` (beyond the
+            newest that the bundle's ``max_examples`` keeps); and of them all, texts with ``no_words``, and texts with
+            ``unknown_words`` only, for which the shipped vocabulary has nothing to learn from.
         before: metrics on the test part with the state that served until now.
         after: with the state that serves now; equal to ``before`` unless adopted.
         general_before: metrics on other people's examples with the state that served until now.

@@ -65,6 +65,24 @@ def _check_logits(task: str, output: Tensor, axes: str, classes: int) -> None:
         )
 
 
+def _check_labels(task: str, labels: Tensor, axes: str, classes: int) -> None:
+    """Raises ConfigError when labels are not classes int64 ``[axes...]``; the loss alone would take others too."""
+    if labels.dtype == torch.int64 and labels.dim() == len(axes):
+        return
+    mend = f"give whole numbers [{', '.join(axes)}]: labels.astype(np.int64)"
+    if labels.dim() == len(axes) + 1:
+        last = labels.shape[-1]
+        if last == classes:
+            mend = "one-hot labels are the classes labels.argmax(-1); for several yes and no in a row give a CustomTask"
+        elif last == 1:
+            mend = "give labels of one axis less: labels.squeeze(-1).astype(np.int64)"
+    raise ConfigError(
+        f"labels are {str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}, a {task} task takes int64 "
+        f"[{', '.join(axes)}]",
+        mend=mend,
+    )
+
+
 def _hits(scores: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, Tensor]:
     """Top-k hits from the label's rank. Ties count for the label, so equal scores never lose a hit.
 
@@ -110,8 +128,9 @@ class TokenTask(Task):
 
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy of each position, float32 [B, T]."""
-        _check_logits(self.kind, output, "BT", self.vocabulary)
         labels = batch["labels"]
+        _check_logits(self.kind, output, "BT", self.vocabulary)
+        _check_labels(self.kind, labels, "BT", self.vocabulary)
         flat = F.cross_entropy(output.flatten(0, 1), labels.flatten(), reduction="none")
         return flat.reshape(labels.shape)
 
@@ -158,6 +177,7 @@ class ClassificationTask(Task):
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy of each example, float32 [B]."""
         _check_logits(self.kind, output, "B", self.classes)
+        _check_labels(self.kind, batch["labels"], "B", self.classes)
         return F.cross_entropy(output, batch["labels"], reduction="none")
 
     def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, np.ndarray]
 _DTYPES = {"float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"}
+#: Dtypes that other tools write, by the format's names.
+_NUMPY = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+}
 _AGAIN = "write the file again from its source, or go back to an earlier copy"
 
 
@@ -78,6 +89,36 @@ def tensors_from_bytes(data: bytes, *, finite: bool = False, what: str = "the da
     if finite:
         check_finite(tensors, what)
     return {name: np.array(tensor) for name, tensor in tensors.items()}
+
+
+def floats_from_bytes(data: bytes, *, what: str = "the data") -> Tensors:
+    """The tensors in ``data`` as float32, as other tools may have written them: bfloat16 too, which numpy lacks.
+
+    Args:
+        data: a whole safetensors file.
+        what: the name that errors give the data.
+
+    Raises:
+        TensorFileError: not a safetensors file, a damaged one, or one with a dtype that is not supported.
+    """
+    try:
+        deserialize: Any = safetensors.deserialize  # it has no types
+        entries = deserialize(data)
+    except (safetensors.SafetensorError, ValueError, TypeError) as error:
+        raise TensorFileError(f"{what} is not a valid safetensors file: {error}", mend=_AGAIN) from error
+    found: Tensors = {}
+    for name, entry in sorted(entries, key=lambda item: item[0]):  # the library's order is left to chance
+        if entry["dtype"] == "BF16":  # the upper half of a float32
+            flat = (np.frombuffer(entry["data"], "<u2").astype("<u4") << 16).view("<f4")
+        elif entry["dtype"] in _NUMPY:
+            flat = np.frombuffer(entry["data"], _NUMPY[entry["dtype"]]).astype(np.float32)
+        else:
+            raise TensorFileError(
+                f"tensor {name!r} of {what} has the dtype {entry['dtype']}",
+                mend="save it as float32, float16 or bfloat16",
+            )
+        found[name] = flat.astype(np.float32, copy=False).reshape(entry["shape"])
+    return found
 
 
 def metadata_from_bytes(data: bytes) -> dict[str, str]:

@@ -143,6 +143,14 @@ def print_json(value: Any) -> None:
     print(json_text(value, indent=2), flush=True)
 
 
+def show_left_out(counts: Mapping[str, int] | None) -> None:
+    """Say how many messages were left out, by reason; nothing where none was, or nobody counted."""
+    from pfl_mobile.data.usertext import said_left_out
+
+    if counts:
+        console().print(f"left out: {said_left_out(counts)}", markup=False)
+
+
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", right: Iterable[int] = ()
 ) -> Table:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pfl_mobile.cli.common import EXIT_CODES, Json, Reporter, console, print_json, table
+from pfl_mobile.cli.common import EXIT_CODES, Json, Reporter, console, print_json, show_left_out, table
 
 commands = typer.Typer(no_args_is_help=True, help="Datasets: list them, get them, list their users.")
 
@@ -64,15 +64,19 @@ def get(
     entry = data.find(name)
     with Reporter() as report:
         if isinstance(entry, data.Dataset):
-            summary = data.get(name, from_file, report).summary()
+            messages = data.get(name, from_file, report)
+            summary: dict[str, Any] = {**messages.summary(), "left_out": messages.counts_left_out()}
         else:
             summary = data.summary(data.population(name, from_file=from_file, progress=report))
     path = str(cache.path_of(entry)) if isinstance(entry, data.Source) else None
     if as_json:
         print_json({**summary, "path": path})
         return
-    counts = [f"{summary[key]} {key.replace('_', ' ')}" for key in summary if key != "dataset"]
+    counts = [
+        f"{n} {key.replace('_', ' ')}" for key, n in summary.items() if key not in ("dataset", "left_out")
+    ]
     console().print(f"{summary['dataset']}: {', '.join(counts)}", markup=False)
+    show_left_out(summary.get("left_out"))
 
 
 @commands.command("users", epilog="Example:  pfl data users nus-sms --min 100  " + EXIT_CODES)
@@ -81,14 +85,26 @@ def users(
     least: Annotated[int, typer.Option("--min", help="Only users with so many messages or more.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """List the users of a dataset with their message counts, those with most messages first."""
+    """List the users of a dataset with their message counts, those with most messages first.
+
+    A dataset may leave out repeated messages of a user; those of a file of your own are all kept.
+
+    JSON: dataset, users (user, messages), fewer (users with fewer messages than --min), left_out (messages of the
+    source that are not counted, by reason; null where an earlier version read it without counting).
+    """
     from pfl_mobile import data
 
     with Reporter() as report:
         found = data.load(source, report)
     counts = sorted(((u, len(m)) for u, m in found.users.items()), key=lambda p: (-p[1], p[0]))
+    fewer = sum(n < least for _, n in counts)
     counts = [(u, n) for u, n in counts if n >= least]
     if as_json:
-        print_json({"dataset": found.name, "users": [{"user": u, "messages": n} for u, n in counts]})
+        listed = [{"user": u, "messages": n} for u, n in counts]
+        left = found.counts_left_out()
+        print_json({"dataset": found.name, "users": listed, "fewer": fewer, "left_out": left})
         return
     console().print(table(["user", "messages"], counts, right=[1]))
+    if fewer:
+        console().print(f"{fewer} users with fewer than {least} messages (--min) are not shown")
+    show_left_out(found.counts_left_out())

@@ -17,6 +17,7 @@ from pfl_mobile.cli.common import (
     console,
     missing_package,
     print_json,
+    show_left_out,
     size,
     table,
 )
@@ -28,6 +29,10 @@ MinUsers = Annotated[
     typer.Option(
         "--min-users", min=1, help="Users who must have written a word of the vocabulary that ships."
     ),
+]
+
+MinMessages = Annotated[
+    int, typer.Option("--min-messages", min=2, help="Messages that a user needs to take part.")
 ]
 
 commands = typer.Typer(no_args_is_help=True, help="Complete runs of the recipes.")
@@ -57,17 +62,24 @@ def keyboard(
         int | None, typer.Option("--users", min=1, help="Personalize at most so many users.")
     ] = None,
     min_users: MinUsers = MIN_USERS,
+    min_messages: MinMessages = 100,
     as_json: Json = False,
 ) -> None:
     """Train a keyboard, export it for Android, personalize every held-out user through the exported program.
 
     JSON: dataset, users, top1_before, top1_after, top3_before, top3_after, users_better, users_worse,
-    worst_decile_gain, general_top3_before, general_top3_after, trigram_top1_after, engine, ms_per_step.
+    worst_decile_gain, general_top3_before, general_top3_after, trigram_top1_after, engine, ms_per_step, left_out
+    (messages that nothing is done with, by reason).
     """
     module = _recipe("keyboard.demo", "the keyboard demo")
     with Reporter() as report:
         found: dict[str, Any] = module.run(
-            data=data, out=out, users=users, report=report, vocabulary=VocabularyRule(min_users)
+            data=data,
+            out=out,
+            users=users,
+            min_messages=min_messages,
+            report=report,
+            vocabulary=VocabularyRule(min_users),
         )
     if as_json:
         print_json(found)
@@ -78,6 +90,7 @@ def keyboard(
         if not isinstance(v, dict | list)
     ]
     console().print(table(["", ""], plain, right=[1]))
+    show_left_out(found["left_out"])
 
 
 @commands.command(
@@ -103,6 +116,7 @@ def federated(
         Path | None, typer.Option("--out", metavar="DIR", help="Folder for everything that the run makes.")
     ] = None,
     min_users: MinUsers = MIN_USERS,
+    min_messages: MinMessages = 100,
     as_json: Json = False,
 ) -> int:
     """Run a server and devices as real processes over real HTTP: the keyboard, trained in rounds with privacy.
@@ -112,7 +126,9 @@ def federated(
 
     JSON: rounds, global_top3 and personalized_top3 (percent, a number for every round: of the shared model that the
     round made, and of the devices' own models after it), epsilon, bytes_up, bytes_down, failures, engine, devices,
-    seconds, shipped_top3 (before the first round), and more. The exit code is 1 when rounds are missing.
+    seconds, shipped_top3 (before the first round), left_out (messages of the source, by reason), messages_on_devices,
+    messages_unused (of held-out users, beyond what the devices keep), and more. The exit code is 1 when rounds are
+    missing.
     """
     if no_privacy and epsilon is not None:
         raise ConfigError("--no-privacy and --epsilon contradict each other", mend="give one of them")
@@ -134,6 +150,7 @@ def federated(
             engine=engine,
             epsilon=budget,
             min_users=min_users,
+            min_messages=min_messages,
             report=report,
             on_round=on_round,
         )
@@ -155,6 +172,11 @@ def federated(
             f"{found['failures']} failures; {found['seconds']:.0f} s; {found['report']}",
             markup=False,
         )
+        console().print(
+            f"{found['messages_on_devices']} messages on devices, {found['messages_unused']} of held-out users unused",
+            markup=False,
+        )
+        show_left_out(found["left_out"])
     return OK if found["rounds"] == rounds else FAILED
 
 

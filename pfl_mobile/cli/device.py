@@ -22,9 +22,10 @@ from pfl_mobile.cli.common import (
     interruptible,
     percent,
     print_json,
+    show_left_out,
     size,
 )
-from pfl_mobile.cli.users import Source, user_examples
+from pfl_mobile.cli.users import Source, unused_words, user_examples
 from pfl_mobile.errors import ConfigError, DeviceError, NoExamplesError
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ def device(
     has heard from the aggregator before and no longer does: then the network may have changed, and that may pass too.
 
     JSON: ended, rounds, declined (by reason), dropped, bytes_up, bytes_down, version, shared (metrics of the newest
-    shared values on the test part, when the federation is finished).
+    shared values on the test part, when the federation is finished), left_out (messages of the source that are no
+    examples, by reason), unused (examples older than what the bundle keeps, texts with no_words or unknown_words only).
     """
     if rounds is not None and once:
         raise ConfigError("--rounds and --once contradict each other", mend="give one of them")
@@ -153,6 +155,8 @@ def device(
     from pfl_mobile.device.privacy import PrivacyPolicy
     from pfl_mobile.device.store import DeviceFolder
     from pfl_mobile.engines import open_session
+    from pfl_mobile.evaluation import text_encoder, unusable
+    from pfl_mobile.local.parts import count_examples, parts
 
     policy = PrivacyPolicy(
         require=not allow_no_privacy,
@@ -165,7 +169,7 @@ def device(
     with contextlib.ExitStack() as stack:
         report = stack.enter_context(Reporter())
         opened = stack.enter_context(open_bundle(bundle, public_key))
-        examples = user_examples(opened, data, user, report)
+        examples, left_out = user_examples(opened, data, user, report)
         report("load the programs and run the golden batch")
         session = stack.enter_context(open_session(opened, engine))
         model = Model.open(opened, session)
@@ -176,6 +180,11 @@ def device(
         client = stack.enter_context(
             Client(server, ca=None if ca is None else str(ca), allow_http=allow_http, cancel=cancel)
         )
+        enough = count_examples(examples) > 1  # with fewer the device declines
+        older = parts(examples, test=test, most=model.most).older if enough else 0
+        unused = {"older": older} | unusable(examples, text_encoder(opened))
+        for words in unused_words(unused):
+            report.note(words)
         taking_part = Device(
             model,
             examples,
@@ -197,7 +206,9 @@ def device(
                 )
             raise
         newest = _newest(taking_part.measure) if summary.ended == "done" else {}
-    _show(summary, newest, as_json)
+    _show(summary, newest | {"left_out": left_out, "unused": unused}, as_json)
+    if not as_json:
+        show_left_out(left_out)
     return {"cancelled": INTERRUPTED, "privacy": FAILED}.get(summary.ended, OK)
 
 

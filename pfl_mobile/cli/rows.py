@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfl_mobile.errors import DataError, UnknownNameError, near
+from pfl_mobile.local.batches import outside_classes
 
 if TYPE_CHECKING:
     from pfl_mobile.bundle.manifest import Manifest
@@ -138,5 +139,5 @@ def _check_values(manifest: Manifest, source: str, rows: dict[str, np.ndarray]) 
     if wrong.any():
         raise DataError(
             f"{source}: the label {labels[wrong][0]} is not in 0..{classes - 1}",
-            mend="number the classes from 0; a row that must not count gets the weight 0",
+            mend=outside_classes(int(labels.min()), int(labels.max()), classes),
         )

@@ -210,8 +210,8 @@ def peft(
     public_key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Export the LoRA part of a personal state as a Hugging Face peft adapter."""
-    from pfl_mobile.peft_export import export_adapter
+    """Export LoRA, and layers trained as a whole, of a personal state as a Hugging Face peft adapter."""
+    from pfl_mobile.peft_export import export_adapter, expressible
 
     with open_bundle(bundle, public_key) as opened:
         loaded = _store(state, opened).load()
@@ -228,7 +228,7 @@ def peft(
             [m.model_dump(mode="json") for m in manifest.modules],
             base_model=base_model,
         )
-        others = sorted({m.kind for m in manifest.modules} - {"lora"})
+        others = sorted({m.kind for m in manifest.modules if not expressible(m.kind, m.config)})
     if as_json:
         print_json({"out": str(out), "version": loaded.version, "left_out": others})
         return

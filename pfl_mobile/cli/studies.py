@@ -36,6 +36,14 @@ Model = Annotated[
 Data = Annotated[
     str | None, typer.Option("--data", metavar="SRC", help="Dataset, handed to the function as `data`.")
 ]
+With = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        metavar="NAME=VALUE",
+        help="An argument of MODEL's function, for instance min_messages=50 for keyboard; may be repeated.",
+    ),
+]
 Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Merges.")]
 LocalEpochs = Annotated[
     int | None,
@@ -119,6 +127,7 @@ def _one(found: dict[str, Any]) -> None:
 def train(
     model: Model,
     data: Data = None,
+    with_: With = None,
     strategy: Annotated[
         str | None, typer.Option("--strategy", metavar="S", help="See `pfl strategies`; default: MODEL's.")
     ] = None,
@@ -183,7 +192,7 @@ def train(
     from pfl_mobile.study import plots
     from pfl_mobile.study.runs import changed_study, is_started, note_source
 
-    settings: dict[str, Any] = {} if data is None else {"data": data}
+    settings = parameters(with_ or (), option="--with") | ({} if data is None else {"data": data})
     wanted = {
         "strategy": strategy,
         "parameters": parameters(set_) if set_ else None,
@@ -293,13 +302,15 @@ def stem(model: str) -> str:
     return Path(source).stem if source.endswith(".py") else source.rpartition(".")[2]
 
 
-def parameters(given: list[str] | tuple[()]) -> dict[str, Any]:
+def parameters(given: list[str] | tuple[()], option: str = "--set") -> dict[str, Any]:
     """Hyper-parameters given as ``NAME=VALUE``; values are JSON where they can be, else text."""
     found: dict[str, Any] = {}
     for item in given:
         name, equals, text = item.partition("=")
         if not equals or not name:
-            raise ConfigError(f"--set {item!r} is not NAME=VALUE", mend="write for instance --set mu=0.1")
+            raise ConfigError(
+                f"{option} {item!r} is not NAME=VALUE", mend=f"write for instance {option} mu=0.1"
+            )
         try:
             found[name] = json.loads(text)
         except ValueError:

@@ -19,11 +19,15 @@ from pfl_mobile.cli.common import (
     interruptible,
     percent,
     print_json,
+    show_left_out,
     table,
 )
 from pfl_mobile.cli.rows import rows_of
+from pfl_mobile.errors import NoExamplesError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pfl_mobile.bundle.read import Bundle
     from pfl_mobile.evaluation import UserResult
     from pfl_mobile.local.report import Progress
@@ -87,15 +91,24 @@ def personalize(
     says; its guard adopts the result only if it is better on examples that were held out. Ctrl-C cancels and
     keeps the state; with --state, the same command goes on where it stopped.
 
-    JSON: user, engine, status (adopted, kept, skipped, cancelled), examples, before and after (metrics on the
-    test part; recalls are fractions of 1), guard, steps, ms_per_step, peak_mb, slots, seconds.
+    JSON: user, engine, status (adopted, kept, skipped, cancelled), examples (counts: all, train, holdout, test, older
+    than what the bundle keeps, texts with no_words or unknown_words only), left_out (messages of the source that are
+    not among them, by reason), before and after (metrics on the test part; recalls are fractions of 1), guard, steps,
+    ms_per_step, peak_mb, slots, seconds.
     """
+    from pfl_mobile.data.usertext import said_left_out
     from pfl_mobile.engines import open_session
     from pfl_mobile.evaluation import Evaluator, model_id
+    from pfl_mobile.local.parts import count_examples
     from pfl_mobile.local.state import PersonalStateStore
 
     with Reporter() as report, open_bundle(bundle, public_key) as opened:
-        examples = user_examples(opened, data, user, report)
+        examples, left_out = user_examples(opened, data, user, report)
+        if count_examples(examples) < 2 and left_out:
+            raise NoExamplesError(
+                f"user {user!r} of {data} has {count_examples(examples)} example; left out: {said_left_out(left_out)}",
+                mend="give at least 3: one to learn from, one for the guard, one to test on",
+            )
         others = None if general is None else _general(opened, general, user, report)
         store = None if state is None else PersonalStateStore(state, model_id(opened), user=user)
         report("load the programs")
@@ -119,19 +132,25 @@ def personalize(
                 user, examples, test=test, state=store, on_progress=on_progress, cancel=cancel
             )
     if as_json:
-        print_json(result.to_json())
+        print_json(result.to_json() | {"left_out": left_out})
     else:
         _show(result, state)
+        show_left_out(left_out)
     return INTERRUPTED if result.status == "cancelled" else OK
 
 
-def user_examples(bundle: Bundle, source: str, user: str, report: Reporter) -> Examples:
-    """The examples of a user, oldest first: texts, or arrays for a bundle that takes them."""
+def user_examples(
+    bundle: Bundle, source: str, user: str, report: Reporter
+) -> tuple[Examples, dict[str, int] | None]:
+    """The examples of a user, oldest first: texts, or arrays for a bundle that takes them; and what was left out of
+    the user's messages, by reason.
+    """
     from pfl_mobile import data
 
     if _takes_rows(bundle, source):
-        return rows_of(bundle.manifest, source, user, report)
-    return data.load(source, report).texts(user)
+        return rows_of(bundle.manifest, source, user, report), {}
+    found = data.load(source, report)
+    return found.texts(user), found.counts_left_out(user)
 
 
 def _general(bundle: Bundle, source: str, user: str, report: Reporter) -> Examples:
@@ -160,6 +179,8 @@ def _show(result: UserResult, state: Path | None) -> None:
         f"{counts['holdout']} for the guard, {counts['test']} to test on",
         markup=False,
     )
+    for words in unused_words(counts):
+        out.print(words, markup=False)
     out.print(table(["", "before", "after"], rows, right=[1, 2]))
     out.print(_decision(result), markup=False)
     if result.steps:
@@ -170,6 +191,20 @@ def _show(result: UserResult, state: Path | None) -> None:
         out.print(f"note: {note}", markup=False)
     if result.status == "cancelled" and state is not None:
         out.print("the same command goes on from the last checkpoint")
+
+
+def unused_words(counts: Mapping[str, int]) -> list[str]:
+    """What is not learned from, in words."""
+    found = []
+    if counts.get("older"):
+        found.append(
+            f"{counts['older']} older examples are not used, the bundle keeps the newest (max_examples)"
+        )
+    if counts.get("no_words"):
+        found.append(f"{counts['no_words']} messages without a word give nothing to learn from")
+    if counts.get("unknown_words"):
+        found.append(f"{counts['unknown_words']} messages have no word of the shipped vocabulary")
+    return found
 
 
 def _decision(result: UserResult) -> str:

@@ -39,13 +39,14 @@ from pfl_mobile.data.registry import (
 )
 from pfl_mobile.data.split import Split, UserSplit, split, split_texts
 from pfl_mobile.data.tables import summary
-from pfl_mobile.data.usertext import Message, UserText
+from pfl_mobile.data.usertext import Left, Message, UserText
 
 __all__ = [
     "ArrayDataset",
     "Dataset",
     "Entry",
     "Generator",
+    "Left",
     "Message",
     "Progress",
     "Source",

@@ -18,7 +18,7 @@ from typing import IO
 import numpy as np
 
 from pfl_mobile.data.registry import ArrayDataset, Dataset, Source, Table
-from pfl_mobile.data.usertext import Message, UserText
+from pfl_mobile.data.usertext import Left, Message, UserText
 from pfl_mobile.errors import DataError
 
 _STALE_SECONDS = 24 * 3600.0
@@ -65,7 +65,8 @@ def workplace() -> Iterator[Path]:
 def write(dataset: Dataset, data: UserText) -> Path:
     """Store parsed data; readers see either the old file, none, or all of the new one."""
     with _replacing(dataset) as out:
-        head = {"dataset": dataset.name, "messages": data.messages}
+        left = None if data.left_out is None else [[*key, count] for key, count in data.left_out.items()]
+        head = {"dataset": dataset.name, "messages": data.messages, "left_out": left}
         out.write((json.dumps(head) + "\n").encode())
         for user, messages in data.users.items():
             for m in messages:
@@ -106,10 +107,12 @@ def read(dataset: Dataset) -> UserText | None:
             for line in lines:
                 user, text, moment = json.loads(line)
                 grouped.setdefault(user, []).append(Message(text, moment))
-    except (OSError, ValueError, StopIteration):
+        left = head.get("left_out")  # older versions did not count
+        counted = None if left is None else {Left(reason, user): int(n) for reason, user, n in left}
+    except (OSError, ValueError, StopIteration, AttributeError, TypeError):
         return None
-    data = UserText(dataset.name, {u: tuple(m) for u, m in grouped.items()})
-    complete = isinstance(head, dict) and head.get("messages") == data.messages
+    data = UserText(dataset.name, {u: tuple(m) for u, m in grouped.items()}, counted)
+    complete = head.get("messages") == data.messages
     return data if complete else None
 
 

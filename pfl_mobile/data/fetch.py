@@ -70,15 +70,17 @@ def get(name: str, from_file: str | Path | None = None, progress: Progress | Non
             mend=f"use pfl_mobile.data.population({name!r}) for its users",
         )
     report = progress or silent
-    parse = dataset.parse
+    parse, unique = dataset.parse, dataset.unique
     return _cached(
         dataset,
         from_file,
         report,
         lambda: cache.read(dataset),
-        lambda path: UserText.collect(name, parse(path, report)),
+        lambda path: UserText.collect(name, parse(path, report), unique=unique),
         lambda data: cache.write(dataset, data),
-        lambda data: f"{len(data.users)} users, {data.messages} messages",
+        lambda data: "; ".join(
+            filter(None, [f"{len(data.users)} users, {data.messages} messages", data.words_left_out()])
+        ),
     )
 
 
@@ -150,10 +152,15 @@ def _check_options(
         raise ConfigError(f"{entry.name} needs the option {missing[0]!r}", mend=f"give {missing[0]}=...")
 
 
-def load(source: str | Path, progress: Progress | None = None) -> UserText:
+def load(source: str | Path, progress: Progress | None = None, *, unique: bool = False) -> UserText:
     """A dataset by name, or the messages of a JSONL file.
 
     A registered name wins over a file of that name (write ``./sotu`` for the file).
+
+    Args:
+        source: the name or the path.
+        progress: called with a line and a fraction, often.
+        unique: leave out a user's repeated messages of a file. A dataset says itself whether it needs that.
 
     Raises:
         UnknownNameError: it is neither a known name nor a file.
@@ -162,7 +169,7 @@ def load(source: str | Path, progress: Progress | None = None) -> UserText:
         return get(str(source), progress=progress)
     path = Path(source).expanduser()
     if path.is_file():
-        return jsonl.read(path)
+        return jsonl.read(path, unique=unique)
     raise UnknownNameError(
         f"{str(source)!r} is neither a dataset nor a file here",
         mend=f"{near(str(source), names())} (a file of your own has JSONL lines with user and text)",

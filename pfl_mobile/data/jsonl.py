@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pfl_mobile.data.usertext import Message, UserText
+from pfl_mobile.data.usertext import Left, Message, UserText
 from pfl_mobile.errors import DataError
 
 _MEND = 'write one object a line: {"user": "ann", "text": "see you there", "time": "2026-01-31T09:30:00"}'
@@ -35,8 +35,8 @@ def seconds(value: object) -> float | None:
     return float(value)
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, Message]]:
-    """``(user, message)`` pairs of a JSONL file in file order.
+def read_lines(path: Path, blank: list[int] | None = None) -> Iterator[tuple[str, Message]]:
+    """``(user, message)`` pairs of a JSONL file in file order; numbers of blank lines are added to ``blank``.
 
     Raises:
         DataError: a line is not such an object; names the file and line.
@@ -46,6 +46,8 @@ def read_lines(path: Path) -> Iterator[tuple[str, Message]]:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield _pair(line, f"{path}, line {number}")
+                elif blank is not None:
+                    blank.append(number)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}", mend="give a readable UTF-8 JSONL file") from error
 
@@ -66,13 +68,20 @@ def _pair(line: str, where: str) -> tuple[str, Message]:
         raise DataError(f"{where}: {error}", mend=_MEND) from error
 
 
-def read(path: Path) -> UserText:
+def read(path: Path, *, unique: bool = False) -> UserText:
     """Read a JSONL file of messages.
+
+    Args:
+        path: of the file.
+        unique: leave out a user's repeated messages. People repeat themselves, and a device learns from that.
 
     Raises:
         DataError: it cannot be read, a line is wrong, or there is no message in it.
     """
-    result = UserText.collect(str(path), read_lines(path))
+    blank: list[int] = []
+    result = UserText.collect(str(path), read_lines(path, blank), unique=unique)
+    result = result.leaving_out({Left("blank_line", None): len(blank)})
     if not result.users:
-        raise DataError(f"{path} has no messages", mend=_MEND)
+        words = result.words_left_out()
+        raise DataError(f"{path} has no messages{words and f'; {words}'}", mend=_MEND)
     return result

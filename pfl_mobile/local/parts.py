@@ -22,11 +22,13 @@ class Parts:
         train: what is trained on.
         holdout: newer: what the guard measures.
         test: newest: what neither training nor the guard sees.
+        older: how many there were before them, beyond what a device keeps.
     """
 
     train: Examples
     holdout: Examples
     test: Examples
+    older: int = 0
 
 
 def parts(
@@ -60,10 +62,10 @@ def parts(
         raise ConfigError(f"the test part is {test:g}", mend="give a share between 0 and 1, for instance 0.2")
     cut = len(split_texts([""] * count, 1 - test).history)
     learn, tested = cut_examples(examples, cut)
-    if most is not None and cut > most:  # the newest ones, as a device keeps
-        learn = cut_examples(learn, cut - most)[1]
+    older = 0 if most is None else max(cut - most, 0)
+    learn = cut_examples(learn, older)[1]  # the newest ones, as a device keeps
     train, held = cut_examples(learn, count_examples(learn) - holdout_size(count_examples(learn), holdout))
-    return Parts(train, held, tested)
+    return Parts(train, held, tested, older)
 
 
 def count_examples(examples: Examples) -> int:

@@ -250,6 +250,11 @@ class TextPopulation:
         """Name of the text dataset."""
         return self.data.name
 
+    @property
+    def left_out(self) -> dict[str, int] | None:
+        """Messages of the source that nobody learns from or is tested on, by reason; None where nobody counted."""
+        return self.data.counts_left_out()
+
     def __len__(self) -> int:
         """Number of users."""
         return len(self._ids)

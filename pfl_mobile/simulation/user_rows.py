@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pfl_mobile.errors import DataError, UnknownNameError
-from pfl_mobile.local.batches import Rows, check_rows
+from pfl_mobile.local.batches import Rows, check_rows, outside_classes
 from pfl_mobile.simulation.finite import finite
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def weighted(
     Rows of several labels (tokens) get none, as some may be padding, which has weight 0.
 
     Raises:
-        DataError: a user's rows are no arrays by name, or a user's id is no text.
+        DataError: a user's rows are no arrays by name, a user's id is no text, or rows that have no weights need some.
     """
     for user, rows in users.items():
         if not isinstance(user, str):
@@ -77,29 +77,104 @@ def weighted(
         return users
     out: dict[str, Mapping[str, np.ndarray]] = {}
     for user, rows in users.items():
-        labels = np.asarray(rows.get("labels", 0))
-        several = labels.ndim == 0 or (labels.ndim > 1 and labels.dtype.kind in "iu")
-        out[user] = rows if several else {**rows, "weight": np.ones(len(labels), np.float32)}
+        what = f"the rows of user {user!r} of {name}"
+        if "labels" not in rows:
+            raise DataError(
+                f"{what} have {sorted(map(str, rows))}: neither 'labels' nor 'weight'",
+                mend=f"{rename_to_labels(rows)}; for a task of your own that reads no 'labels', give 'weight' too: "
+                "float32, 1 for an ordinary example",
+            )
+        labels = _array(rows["labels"], "labels", name, user)
+        if labels.ndim == 0:
+            raise DataError(f"'labels' of user {user!r} of {name} is one value", mend="give one label a row")
+        if labels.ndim > 1 and labels.shape[1:] != (1,) and labels.dtype.kind in "iu":
+            raise DataError(
+                f"{what} have no 'weight', and 'labels' is {labels.dtype} {list(labels.shape)}, several labels a row",
+                mend=_several(labels),
+            )
+        out[user] = {**rows, "weight": np.ones(len(labels), np.float32)}
     return out
+
+
+def _several(labels: np.ndarray) -> str:
+    """What can be done about whole numbers of which there are several in a row, without weights."""
+    rows = labels.reshape(len(labels), -1)
+    zero_one = labels.size > 0 and bool(((rows == 0) | (rows == 1)).all())
+    if zero_one and bool((rows.sum(1) == 1).all()):
+        return "one-hot labels are the classes labels.argmax(1), one a row"
+    words = "for a label for each position (tokens) give float32 weights of the labels' shape, 0 for padding"
+    return f"for several yes and no in a row, or real values, give labels.astype(np.float32); {words}"
+
+
+#: What targets are called elsewhere.
+_TARGETS = ("y", "label", "target", "targets", "class", "classes", "output", "outputs")
+
+
+def rename_to_labels(rows: Iterable[str]) -> str:
+    """Words for a mend: name the targets 'labels', with the array that seems to hold them."""
+    found = next(
+        (n for n in map(str, rows) if n.lower().strip("_") in _TARGETS or n.lower() == "labels"), None
+    )
+    return f"name the targets 'labels': rows['labels'] = rows.pop({found or 'the name'!r})"
+
+
+def _array(value: Any, array: str, name: str, user: str) -> np.ndarray:
+    """The values as an array (DataError for what is none)."""
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # rows of several lengths, a tensor elsewhere
+        raise DataError(
+            f"{array!r} of user {user!r} of {name}, a {type(value).__name__}, is no array: {error}",
+            mend="give numpy arrays: np.asarray(...) of rows of one length; for a tensor .detach().cpu().numpy()",
+        ) from error
 
 
 def numbers(rows: Mapping[str, np.ndarray], name: str, user: str) -> Rows:
     """The rows with float32 and int64 arrays (bool stays bool).
 
     Raises:
-        DataError: an array holds something else than numbers.
+        DataError: an array holds something else than numbers, or numbers that these cannot hold.
     """
     out: Rows = {}
-    for array, value in rows.items():
-        value = np.asarray(value)
+    for array, given in rows.items():
+        value = _array(given, array, name, user)
         kind = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}.get(value.dtype.kind)
+        what = f"{array!r} of user {user!r} of {name}"
         if kind is None:
-            raise DataError(
-                f"{array!r} of user {user!r} of {name} has dtype {value.dtype}",
-                mend="give numbers in every array",
-            )
+            raise DataError(f"{what} has dtype {value.dtype}{_sample(value)}", mend=_to_numbers(value, array))
+        limits = np.finfo(np.float32) if value.dtype.kind == "f" else np.iinfo(np.int64)
+        if value.dtype.itemsize > (4 if value.dtype.kind == "f" else 7) and value.dtype != np.int64:
+            whole = value[np.isfinite(value)]
+            if whole.size and (whole.max() > limits.max or whole.min() < limits.min):
+                raise DataError(
+                    f"{what} is {value.dtype} with values up to {np.abs(whole).max():g}, more than "
+                    f"{np.dtype(kind).name} holds",
+                    mend="scale the values, or number the ids from 0",
+                )
         out[array] = value.astype(kind, copy=False)
     return out
+
+
+def _sample(value: np.ndarray) -> str:
+    """What is in an array of no numbers, for an error."""
+    if not value.size:
+        return ""
+    odd = value.flat[0]
+    odd = odd.item() if isinstance(odd, np.generic) else odd
+    if value.dtype == object:  # the first that is no number, which made it one
+        odd = next((v for v in value.flat if isinstance(v, bool) or not isinstance(v, int | float)), odd)
+    return f", with the {type(odd).__name__} {str(odd)[:30]!r}"
+
+
+def _to_numbers(value: np.ndarray, array: str) -> str:
+    if array == "labels" and value.dtype.kind in "OUS":
+        return (
+            "number the classes, alike for all users: classes = sorted(set of all users' labels), then "
+            "labels = np.array([classes.index(label) for label in labels]); fill or leave out what is missing"
+        )
+    if value.dtype.kind in "mM":
+        return "give times as float32 numbers, for instance seconds since a time that fits"
+    return "give numbers in every array"
 
 
 #: Array name to dtype and shape of one row.
@@ -123,7 +198,7 @@ def check_layout(rows: Mapping[str, np.ndarray], wanted: Layout, name: str, user
             raise DataError(
                 f"{array!r} of the {what} rows of user {user!r} of {name} is {_said(found, array)}; "
                 f"the first user's is {_said(wanted, array)}",
-                mend="give every user the same arrays",
+                mend="give every user the same arrays, of one dtype and shape: rows[name].astype(...)",
             )
 
 
@@ -155,7 +230,9 @@ class RowCheck:
         check_rows(rows)
         missing = self._needed - rows.keys()
         if missing:
-            raise DataError(f"the rows have no {min(missing)!r}", mend=f"give {sorted(self._needed)}")
+            raise DataError(
+                f"the rows have {sorted(rows)} but no {min(missing)!r}", mend=f"give {sorted(self._needed)}"
+            )
         for name, value in rows.items():
             if name in self._like and (value.dtype, value.shape[1:]) != self._like[name]:
                 dtype, shape = self._like[name]
@@ -170,7 +247,7 @@ class RowCheck:
                 wrong = value[(value < 0) | (value >= self._classes)].flat[0]
                 raise DataError(
                     f"{name!r} has the class {wrong}, the model has the classes 0..{self._classes - 1}",
-                    mend="number the classes from 0, or give the model as many outputs as there are classes",
+                    mend=outside_classes(int(value.min()), int(value.max()), self._classes),
                 )
 
 

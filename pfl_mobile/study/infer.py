@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +14,9 @@ from pfl_mobile.errors import ConfigError, UnknownNameError
 from pfl_mobile.modules import Head
 from pfl_mobile.modules.insertion import matches, near_pattern
 from pfl_mobile.personalization import PersonalizedModel, personalize
-from pfl_mobile.tasks import Batch, ClassificationTask, RegressionTask, Task, TokenTask
+from pfl_mobile.simulation.user_rows import rename_to_labels
+from pfl_mobile.study.labels import LabelFacts, task_of
+from pfl_mobile.tasks import Batch, Task
 
 if TYPE_CHECKING:
     from pfl_mobile.local.batches import Rows
@@ -26,40 +28,28 @@ def example_batch(rows: Rows, size: int) -> Batch:
     return {name: torch.from_numpy(np.ascontiguousarray(value[index])) for name, value in rows.items()}
 
 
-def infer_task(model: nn.Module, batch: Batch, *, specials: int = 0) -> Task:
-    """The task that fits the data: tokens, classes or real values.
+def infer_task(
+    model: nn.Module, batch: Batch, *, specials: int = 0, labels: Iterable[np.ndarray] | None = None
+) -> tuple[Task, str]:
+    """The task that fits the data, tokens, classes or real values, and why it is that one.
 
     Args:
         model: gives outputs for the batch.
         batch: examples with ``labels`` and ``weight``.
         specials: first ids of tokens that stand for no word (padding, unknown): those of the text encoder, where
             one made the tokens.
+        labels: all labels that are known, by user; by default those of the batch.
 
     Raises:
         ConfigError: it cannot be told, or the model does not take the batch.
     """
     if "labels" not in batch:
-        raise ConfigError(f"the rows have {sorted(batch)} but no 'labels'", mend="name the targets 'labels'")
+        raise ConfigError(f"the rows have {sorted(batch)} but no 'labels'", mend=rename_to_labels(batch))
     inputs = tuple(name for name in batch if name not in ("labels", "weight"))
-    labels, output = batch["labels"], _output(model, batch, inputs)
-    if inputs == ("tokens",) and labels.dtype == torch.int64:
-        vocabulary = int(output.shape[-1])
-        return TokenTask(vocabulary, specials=specials, top_k=min(3, vocabulary - specials))
-    if labels.dtype == torch.int64 and labels.dim() == 1 and output.dim() == 2:
-        return ClassificationTask(int(output.shape[-1]), inputs=inputs)
-    if labels.dtype == torch.float32 and labels.shape == output.shape:
-        return RegressionTask(inputs=inputs)
-    mend = "give task=, for instance CustomTask(loss)"
-    if labels.dtype == torch.float32 and labels.numel() == output.numel():
-        mend = f"give every user labels of the output's shape: labels.reshape(-1{_sizes(output)})"
-    raise ConfigError(
-        f"labels {labels.dtype} {list(labels.shape)} and outputs {list(output.shape)} fit no known task",
-        mend=mend,
-    )
-
-
-def _sizes(output: torch.Tensor) -> str:
-    return "".join(f", {size}" for size in output.shape[1:])
+    own, output = batch["labels"], _output(model, batch, inputs)
+    facts = LabelFacts.of([own.numpy()] if labels is None else labels)
+    dtype = str(own.dtype).removeprefix("torch.")
+    return task_of(inputs, (dtype, tuple(own.shape)), tuple(output.shape), facts, specials)
 
 
 def _output(model: nn.Module, batch: Batch, inputs: Sequence[str]) -> torch.Tensor:

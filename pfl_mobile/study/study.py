@@ -22,6 +22,7 @@ from pfl_mobile.errors import ConfigError, near
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.personalization import PersonalizedModel, personalize
 from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.programs import check_classes
 from pfl_mobile.simulation.cohort import most_lanes
 from pfl_mobile.simulation.engine import usual_processes
 from pfl_mobile.simulation.privacy import SimulatedPrivacy, check_merge
@@ -42,6 +43,7 @@ from pfl_mobile.study.checks import (
 )
 from pfl_mobile.study.compose import compose
 from pfl_mobile.study.infer import example_batch, infer_task, personalized
+from pfl_mobile.study.labels import labels_seen
 from pfl_mobile.study.local_length import for_local_length
 from pfl_mobile.tasks import Task
 from pfl_mobile.text import SPECIALS
@@ -76,7 +78,8 @@ class Study:
         privacy: differential privacy of the rounds. The noise repeats with ``seed``, as results must: a simulation
             shows what privacy costs, and protects nobody.
         groups: group of every user: group name to user ids, or a JSON or CSV file; by default the data's own.
-        task: loss and metrics; by default what labels and outputs suggest.
+        task: loss and metrics; by default the one that labels and outputs say (``task_from`` in ``effective()`` tells
+            why). Where they could mean several, 0 and 1 as real numbers for one, it has to be given.
         local: local training.
         local_epochs: passes over a device's examples in a round, in place of those of ``local``. A strategy that
             counts in steps of its own (``scafflix``: steps from one communication to the next, ``pfedme``:
@@ -180,10 +183,18 @@ class Study:
             )
         self.personal = split if personal is None and needs_personal(self.strategy) else personal
         self.seed = int(seed)
-        self.batch = example_batch(first_rows(self.data), batch)
+        rows = first_rows(self.data)
+        self.batch = example_batch(rows, batch)
         made = self._made = _make(model, self.seed)
         specials = len(SPECIALS) if hasattr(self.data, "encoder") else 0
-        self.task = infer_task(made, self.batch, specials=specials) if task is None else task
+        if task is None:
+            self.task, why = infer_task(
+                made, self.batch, specials=specials, labels=labels_seen(self.data, rows)
+            )
+            self.task_from = f"inferred: {why}"
+        else:
+            self.task, self.task_from = task, "given"
+        check_classes(self.task, self.batch)
         self.model: PersonalizedModel = self._personalized(made, shared, self.personal)
         self.local = local or Local()
         if local_epochs is not None or local_steps is not None:
@@ -353,11 +364,13 @@ class Study:
         return {
             "data": self.data.name,
             "users": len(self.data),
+            **({"left_out": self.data.left_out} if hasattr(self.data, "left_out") else {}),
             "groups": {name: len(members) for name, members in self.groups.items()},
             "strategy": self.strategy_name,
             "parameters": describe(self.strategy),
             "model": type(self.model.backbone).__name__,
             "task": self.task.kind,
+            "task_from": self.task_from,
             "trained": {r: sum(int(np.prod(t.shape)) for t in table if t.role == r) for r in roles},
             "local": local,
             "batch": len(self.batch["weight"]),

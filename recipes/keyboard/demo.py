@@ -96,6 +96,7 @@ def run(
     presage: bool = False,
     recipe: Recipe | None = None,
     vocabulary: VocabularyRule | None = None,
+    min_messages: int = 100,
 ) -> dict[str, Any]:
     """Run the keyboard end to end and write bundle, table and plots.
 
@@ -108,6 +109,7 @@ def run(
         presage: also compare with presage, which has to be installed.
         recipe: settings; by default those of the dataset.
         vocabulary: which words of the users may ship; by default those of 5 users.
+        min_messages: that a user needs to be personalized.
 
     Returns:
         The fields of :data:`FIELDS`, then further figures, among them ``keystroke_savings_before`` and ``_after``
@@ -126,7 +128,7 @@ def run(
         now = time.perf_counter()
         seconds[step], clock = round(now - clock, 1), now
 
-    prepared = prepare(data, recipe=recipe, report=say, vocabulary=vocabulary)
+    prepared = prepare(data, recipe=recipe, min_messages=min_messages, report=say, vocabulary=vocabulary)
     lap("backbone")
     if not prepared.parts.test:
         raise DataError(
@@ -150,7 +152,7 @@ def run(
         lap("presage")
     summary = _summary(prepared, results, typed, trigram, exported)
     found: dict[str, Any] = {name: summary[name] for name in FIELDS} | summary
-    found |= {"seconds": seconds, "baselines": others}
+    found |= {"seconds": seconds, "baselines": others, "left_out": prepared.left_out}
     say("write table and plots", None)
     page = _write(folder, prepared, results, found)
     return found | {"report": str(page)}

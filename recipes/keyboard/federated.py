@@ -59,7 +59,7 @@ FIELDS = (
 )
 
 
-def people(text: UserText, devices: int) -> tuple[list[str], dict[str, list[str]]]:
+def people(text: UserText, devices: int, min_messages: int = 100) -> tuple[list[str], dict[str, list[str]]]:
     """Texts for the backbone, and the messages of each device, oldest first.
 
     Devices belong to users whom the backbone never sees. Where there are fewer of them than devices, a user has
@@ -68,7 +68,7 @@ def people(text: UserText, devices: int) -> tuple[list[str], dict[str, list[str]
     Raises:
         DataError: there are too few messages.
     """
-    parts = split(text)
+    parts = split(text, min_messages=min_messages)
     found: dict[str, list[str]] = {}
     most = max(len(text.users[user]) for user in parts.test)
     for turn in range(-(-most // MESSAGES)):
@@ -79,9 +79,11 @@ def people(text: UserText, devices: int) -> tuple[list[str], dict[str, list[str]
             if len(mine) >= FEWEST and len(found) < devices:
                 found[f"{user}-{turn + 1}"] = mine
     if len(found) < devices:
+        words = text.words_left_out()
         raise DataError(
-            f"{text.name} has messages of held-out users for {len(found)} devices, not for {devices}",
-            mend="ask for fewer devices or give more data",
+            f"{text.name} has messages of held-out users for {len(found)} devices with {FEWEST} messages or more, not "
+            f"for {devices}{words and f'; {words}'}",
+            mend="ask for fewer devices (--devices) or give more data",
         )
     return list(parts.train.all_texts()), found
 
@@ -134,6 +136,7 @@ def run(
     engine: str = "executorch",
     epsilon: float | None = 8.0,
     min_users: int = MIN_USERS,
+    min_messages: int = 100,
     report: Report | None = None,
     on_round: Callable[[Figures], None] = lambda _figures: None,
 ) -> dict[str, Any]:
@@ -147,6 +150,7 @@ def run(
         engine: of the devices.
         epsilon: budget over all rounds; None: no noise, which the devices then allow.
         min_users: users that a word of the vocabulary needs, as every device gets it.
+        min_messages: that a user needs to have a device.
         report: told about progress.
         on_round: told every round's figures.
 
@@ -176,8 +180,11 @@ def run(
 
     say("load the data and train the backbone, where that was not done before", None)
     text = load(data)
-    _, mine = people(text, devices)
-    model = deployment(split(text).train, min_users)
+    _, mine = people(text, devices, min_messages)
+    train = split(text, min_messages=min_messages).train
+    on_devices = sum(len(texts) for texts in mine.values())
+    unused = text.messages - train.messages - on_devices
+    model = deployment(train, min_users)
     lap("backbone")
     folder = Path(out or f"out/federated-{Path(data).stem}").absolute()
     private_folder(folder, ours=("messages.jsonl", "devices", "server"))
@@ -201,6 +208,11 @@ def run(
     found |= {"engine": engine, "devices": devices, "seconds": round(time.perf_counter() - began, 1)}
     found = {name: found[name] for name in FIELDS} | found
     found |= {"steps_seconds": seconds, "dataset": data, "memory_mb": fleet.memory_mb}
+    found |= {
+        "left_out": text.counts_left_out(),
+        "messages_on_devices": on_devices,
+        "messages_unused": unused,
+    }
     found["report"] = str(_page(folder, found, config))
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -165,6 +165,7 @@ class Prepared:
         tokenizer: word tokenizer of the backbone's users.
         parts: backbone users and held-out users.
         general: messages of the backbone's users that it was not trained on, to measure forgetting.
+        left_out: how many messages of the source nothing is done with, by reason; None where nobody counted.
     """
 
     source: str
@@ -173,6 +174,7 @@ class Prepared:
     tokenizer: WordTokenizer
     parts: data.Split
     general: list[str]
+    left_out: Mapping[str, int] | None = field(default_factory=dict)
 
     @property
     def encoder(self) -> TextEncoder:
@@ -184,6 +186,7 @@ def prepare(
     source: str | None = None,
     *,
     recipe: Recipe | None = None,
+    min_messages: int = 100,
     report: Report | None = None,
     vocabulary: VocabularyRule | None = None,
 ) -> Prepared:
@@ -195,6 +198,7 @@ def prepare(
     Args:
         source: dataset name or JSONL file; by default one from a package registry.
         recipe: settings; by default those of the dataset.
+        min_messages: that a user needs to be held out.
         report: told about progress.
         vocabulary: which words of the users may ship. The n-grams of everybody need as many users, and so does the
             gate, which keeps its defaults where there are fewer for it.
@@ -208,7 +212,7 @@ def prepare(
     recipe = recipe or recipe_for(source)
     rule = vocabulary or VocabularyRule()
     dataset = data.load(source, progress=say)
-    parts = _newest(_split(dataset, recipe, rule), recipe.max_messages)
+    parts, dataset = _newest(_split(dataset, recipe, rule, min_messages), dataset, recipe.max_messages)
     seen = _Seen.of(parts.train, recipe, rule.min_users)
     place = cache_dir() / "keyboard" / f"{_digest(recipe, seen, rule)}.pt"
     kept = load_weights(place)
@@ -230,9 +234,8 @@ def prepare(
     backbone.load_state_dict(kept["backbone"])
     model = personalize(backbone, recipe.modules(), seed=recipe.seed)
     set_gate(model, kept["gate"])
-    return Prepared(
-        source, recipe, model, tokenizer, parts, [t for own in seen.general.values() for t in own]
-    )
+    general = [t for own in seen.general.values() for t in own]
+    return Prepared(source, recipe, model, tokenizer, parts, general, dataset.counts_left_out())
 
 
 def _encoder(tokenizer: WordTokenizer, recipe: Recipe) -> TextEncoder:
@@ -246,12 +249,12 @@ def _counts(tokenizer: WordTokenizer) -> dict[str, int]:
     return {f.name: getattr(found, f.name) for f in fields(found) if f.name != "rule"}
 
 
-def _split(dataset: data.UserText, recipe: Recipe, rule: VocabularyRule) -> data.Split:
+def _split(dataset: data.UserText, recipe: Recipe, rule: VocabularyRule, min_messages: int) -> data.Split:
     """Users to train on and held-out ones; a single user is trained on, where the rule lets one person's words ship."""
     rule.check_users(len(dataset.users))
     if len(dataset.users) == 1:
         return data.Split(dataset, {})
-    return data.split(dataset, seed=recipe.seed)
+    return data.split(dataset, seed=recipe.seed, min_messages=min_messages)
 
 
 #: Messages by user.
@@ -338,15 +341,13 @@ def deploy(prepared: Prepared) -> Deployment:
     )
 
 
-def _newest(parts: data.Split, most: int | None) -> data.Split:
-    """The split with only the newest messages of each held-out user."""
-    if most is None:
-        return parts
-    test = {
-        user: data.split_texts([*texts.history, *texts.held_out][-most:])
-        for user, texts in parts.test.items()
-    }
-    return data.Split(parts.train, test)
+def _newest(parts: data.Split, dataset: data.UserText, most: int | None) -> tuple[data.Split, data.UserText]:
+    """The split with only the newest messages of each held-out user, and the data with the others counted."""
+    held = dataset.select(list(parts.test)).newest(most)
+    if dataset.left_out is not None and held.left_out is not None:
+        older = {left: count for left, count in held.left_out.items() if left.reason == "older"}
+        dataset = dataset.leaving_out(older)
+    return data.Split(parts.train, {user: data.split_texts(held.texts(user)) for user in held.users}), dataset
 
 
 def _general(users: data.UserText) -> tuple[_Texts, _Texts]:

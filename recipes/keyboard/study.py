@@ -54,30 +54,33 @@ class Adapted:
         )
 
 
-def study(data: UserText | str = "sotu", *, min_users: int = MIN_USERS, **settings: Any) -> Study:
+def study(
+    data: UserText | str = "sotu", *, min_users: int = MIN_USERS, min_messages: int = 100, **settings: Any
+) -> Study:
     """The study.
 
     Args:
         data: messages by user: a dataset's name, a JSONL file, or what ``pfl_mobile.data.load`` gives.
         min_users: users of the backbone's that a word of the vocabulary needs, as the vocabulary ships.
+        min_messages: that a user needs to take part; the backbone learns from the others too.
         settings: replace the study's own, named as in the constructor of ``Study``.
 
     Raises:
         TooFewUsersError: there are fewer users for the backbone.
     """
     text = load(data) if isinstance(data, str) else data
-    parts = split(text)
+    parts = split(text, min_messages=min_messages)
     known = list(parts.train.all_texts())
     encoder = encoder_of(parts.train, min_users)
-    newest = {user: text.users[user][-MESSAGES:] for user in parts.test}
+    newest = text.select(list(parts.test)).newest(MESSAGES)
     defaults: dict[str, Any] = {
         "strategy": "fedper",
         "local": Local(epochs=1, optimizer=AdamW(lr=2e-3, weight_decay=0.0), clip=1.0),
         "batch": 16,
-        "cohort": min(20, len(newest)),
+        "cohort": min(20, len(newest.users)),
         "name": "keyboard",
     }
-    people = TextPopulation(UserText(text.name, newest), encoder)
+    people = TextPopulation(newest, encoder)
     return Study(Adapted(backbone(encoder, known)), people, **(defaults | settings))
 
 

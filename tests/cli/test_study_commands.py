@@ -50,6 +50,8 @@ def test_train_then_recommend_then_resume(pfl: Run, tmp_path: Path) -> None:
     found = ran.json
     assert found["study"]["strategy"] == "ditto"
     assert found["study"]["parameters"]["lam"] == 0.5
+    assert found["study"]["task_from"].startswith("inferred: labels are int64 [rows] with ")
+    assert json.loads((run / "result.json").read_text())["study"]["task_from"] == found["study"]["task_from"]
     assert found["evaluation"]["users"] == 8
     assert set(found["evaluation"]["per_group"]) == {"calm", "wild"}
     assert found["costs"]["rounds"] == 2
@@ -159,6 +161,7 @@ def test_train_prints_the_configuration_first(pfl: Run, tmp_path: Path) -> None:
     ran = pfl("train", SMALL, *options)
     assert ran.code == 0, ran.err
     assert ran.out.startswith("effective configuration")
+    assert "task_from" in ran.out
     for setting in ("rounds", "engine", "processes", "lanes", "folder", "local.epochs"):
         assert f"\n{setting}" in ran.out
     assert "group low (4 users)" in ran.out
@@ -235,3 +238,13 @@ def test_recommend_needs_a_run(pfl: Run, tmp_path: Path) -> None:
     ran = pfl("recommend", tmp_path, "--json")
     assert ran.code == 2
     assert "holds no run" in ran.json["error"]["message"]
+
+
+def test_arguments_of_the_function_are_handed_on(pfl: Run, tmp_path: Path) -> None:
+    given = ["train", SMALL, "--rounds", 1, "--out", tmp_path / "run"]
+    found = pfl(*given, "--with", "batch=4", "--with", "strategy=ditto", "--json").json
+    assert (found["study"]["batch"], found["study"]["strategy"]) == (4, "ditto")
+    assert pfl("recommend", tmp_path / "run", "--json").code == 0
+    ran = pfl(*given, "--with", "batch", "--json")
+    assert (ran.code, ran.error["type"]) == (2, "ConfigError")
+    assert "--with" in ran.error["message"]

@@ -334,15 +334,18 @@ def test_demo_hands_its_arguments_on(pfl: Run, tmp_path: Path, monkeypatch: pyte
         got.update(given)
         given["report"]("training, loss 3", 0.5)
         given["report"]("done")
-        return {"users": 2, "top1_before": 17.25}
+        return {"users": 2, "top1_before": 17.25, "left_out": {"repeated": 3}}
 
     module.run = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pfl_recipes.keyboard.demo", module)
-    ran = pfl("demo", "keyboard", "--data", "sotu", "--users", 2, "--out", tmp_path, "--json")
-    assert ran.json == {"users": 2, "top1_before": 17.25}
-    assert (got["data"], got["users"], got["out"]) == ("sotu", 2, tmp_path)
+    given = ("--data", "sotu", "--users", 2, "--out", tmp_path, "--min-messages", 30)
+    ran = pfl("demo", "keyboard", *given, "--json")
+    assert ran.json == {"users": 2, "top1_before": 17.25, "left_out": {"repeated": 3}}
+    assert (got["data"], got["users"], got["out"], got["min_messages"]) == ("sotu", 2, tmp_path, 30)
     assert "training" in ran.err
-    assert "17.25" in pfl("demo", "keyboard").out
+    shown = pfl("demo", "keyboard").out
+    assert "17.25" in shown
+    assert "left out: 3 repeated by the same user" in shown
 
 
 def test_a_missing_package_names_the_extra(pfl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,3 +367,53 @@ def test_a_missing_package_names_the_extra(pfl: Run, monkeypatch: pytest.MonkeyP
 def test_json_is_the_only_thing_on_standard_output(pfl: Run, tiny_bundle: Path, messages: Path) -> None:
     ran = pfl("personalize", tiny_bundle, "--data", messages, "--user", "ann", "--json")
     assert json.loads(ran.out)["user"] == "ann"
+
+
+def write_messages(path: Path, lines: list[tuple[str, str]], blank: int = 0) -> Path:
+    text = "".join(json.dumps({"user": user, "text": message}) + "\n" for user, message in lines)
+    path.write_text(text + "  \n" * blank)
+    return path
+
+
+def test_repeated_messages_stay_and_what_is_left_out_is_counted(pfl: Run, tmp_path: Path) -> None:
+    lines = [("same", "on my way")] * 150 + [("same", "  ")] * 2 + [("none", "")] + [("few", "hi")]
+    source = write_messages(tmp_path / "own.jsonl", lines, blank=3)
+    found = pfl("data", "users", source, "--min", 2, "--json").json
+    assert found["users"] == [{"user": "same", "messages": 150}]
+    assert (found["fewer"], found["left_out"]) == (1, {"blank_line": 3, "empty": 3})
+    shown = pfl("data", "users", source, "--min", 2).out
+    assert "1 users with fewer than 2 messages (--min)" in shown
+    assert "left out: 3 blank (lines of the file), 3 without text" in shown
+
+
+def test_personalize_says_what_is_not_learned_from(
+    pfl: Run, tiny_bundle: Path, messages: Path, tmp_path: Path
+) -> None:
+    own = [json.loads(line) for line in messages.read_text().splitlines()]
+    mine = [("ann", line["text"]) for line in own if line["user"] == "ann"]
+    lines = [("ann", "\x01"), ("ann", " "), ("ann", "qwertz"), *mine, *mine]
+    source = write_messages(tmp_path / "own.jsonl", lines)
+    ran = pfl("personalize", tiny_bundle, "--data", source, "--user", "ann", "--json")
+    counts = ran.json["examples"]
+    assert ran.json["left_out"] == {"empty": 1}
+    assert counts["all"] == 2 + 2 * len(mine)
+    assert counts["train"] + counts["holdout"] + counts["test"] + counts["older"] == counts["all"]
+    assert (counts["no_words"], counts["unknown_words"]) == (1, 1)
+    shown = pfl("personalize", tiny_bundle, "--data", source, "--user", "ann").out
+    for words in (
+        "1 messages without a word",
+        "1 messages have no word of the shipped",
+        "left out: 1 without text",
+    ):
+        assert words in shown
+
+
+def test_too_few_messages_name_what_was_left_out(pfl: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    source = write_messages(tmp_path / "own.jsonl", [("ann", "hi there")] + [("ann", " ")] * 7)
+    ran = pfl("personalize", tiny_bundle, "--data", source, "--user", "ann", "--json")
+    assert (ran.code, ran.error["type"]) == (2, "NoExamplesError")
+    assert "left out: 7 without text" in ran.error["message"]
+    nothing = write_messages(tmp_path / "nothing.jsonl", [("ann", " ")], blank=2)
+    ran = pfl("data", "users", nothing, "--json")
+    assert (ran.code, ran.error["type"]) == (2, "DataError")
+    assert "no messages; left out: 2 blank (lines of the file), 1 without text" in ran.error["message"]

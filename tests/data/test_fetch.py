@@ -32,7 +32,10 @@ def test_a_dataset_is_read_once_and_then_cached(sms_zip: Path, pin: Pin) -> None
     first = data.get("nus-sms", sms_zip, progress=lambda what, part: said.append((what, part)))
     sms_zip.unlink()
     assert data.get("nus-sms") == first == data.load("nus-sms")
-    assert said[-1] == ("nus-sms: 2 users, 3 messages", 1.0)
+    assert said[-1] == (
+        "nus-sms: 2 users, 3 messages; left out: 1 repeated by the same user, 1 of an unknown writer",
+        1.0,
+    )
 
 
 def test_a_missing_manual_dataset_says_where_to_get_it() -> None:
@@ -208,3 +211,20 @@ def test_the_real_sms_corpus_has_its_known_size() -> None:
         "messages": 47183,
         "users_with_100_messages": 60,
     }
+
+
+def test_counts_are_kept_with_the_cache_and_older_caches_have_none(sms_zip: Path, pin: Pin) -> None:
+    pin("nus-sms", sms_zip)
+    counts = {"repeated": 1, "no_writer": 1}
+    assert data.get("nus-sms", sms_zip).counts_left_out() == counts
+    assert data.get("nus-sms").counts_left_out() == counts
+    path = store.path_of(registry.find("nus-sms"))
+    head, rest = path.read_text(encoding="utf-8").split("\n", 1)
+    older = {name: value for name, value in json.loads(head).items() if name != "left_out"}
+    path.write_text(json.dumps(older) + "\n" + rest, encoding="utf-8")
+    found = data.get("nus-sms")
+    assert found.counts_left_out() is None
+    assert found.newest(1).counts_left_out() is None
+    assert found.words_left_out() == ""
+    path.write_text("[]\n" + rest, encoding="utf-8")
+    assert store.read(registry.find("nus-sms")) is None

@@ -64,3 +64,13 @@ def test_too_few_users_is_an_error_that_counts_them() -> None:
         split(made({"a": 5}), test_users=0)
     with pytest.raises(ConfigError):
         split_texts(["a"], 1.0)
+
+
+def test_too_few_messages_name_what_was_left_out_and_the_option() -> None:
+    lines = [(f"u{i}", Message("again")) for i in range(4) for _ in range(120)]
+    assert len(split(UserText.collect("d", lines)).test) == 2
+    with pytest.raises(
+        DataError, match="the largest has 1; left out: 476 repeated by the same user"
+    ) as error:
+        split(UserText.collect("d", lines, unique=True))
+    assert "min_messages" in error.value.mend

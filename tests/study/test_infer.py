@@ -69,11 +69,13 @@ def test_models_that_cannot_be_split_are_refused(model, kwargs, text):
 
 def test_the_task_follows_from_labels_and_outputs():
     x, weight = torch.zeros(2, 4), torch.ones(2)
-    found = infer_task(Net(), {"x": x, "labels": torch.zeros(2, dtype=torch.int64), "weight": weight})
+    found, why = infer_task(Net(), {"x": x, "labels": torch.zeros(2, dtype=torch.int64), "weight": weight})
     assert (found.kind, found.classes) == ("classification", 3)
-    found = infer_task(Net(), {"x": x, "labels": torch.zeros(2, 3), "weight": weight})
+    assert why == "labels are int64 [rows] with nothing but 0; the model gives [rows, 3]"
+    found, why = infer_task(Net(), {"x": x, "labels": torch.tensor([[0.5, 2, -1]] * 2), "weight": weight})
     assert found.kind == "regression"
-    with pytest.raises(ConfigError, match="fit no known task"):
+    assert why == "labels are float32 [rows, 3] with numbers from -1 to 2; the model gives [rows, 3]"
+    with pytest.raises(ConfigError, match="fits no known task"):
         infer_task(Net(), {"x": x, "labels": torch.zeros(2, 2), "weight": weight})
     with pytest.raises(ConfigError, match="labels"):
         infer_task(Net(), {"x": x, "weight": weight})
@@ -112,7 +114,7 @@ def test_models_and_labels_that_fit_no_task_are_told_how_to():
     x, weight = torch.zeros(2, 4), torch.ones(2)
     with pytest.raises(ConfigError, match="returns a tuple"):
         infer_task(Pair(), {"x": x, "labels": torch.zeros(2, dtype=torch.int64), "weight": weight})
-    with pytest.raises(ConfigError, match="fit no known task") as error:
+    with pytest.raises(ConfigError, match="fits no known task") as error:
         infer_task(nn.Linear(4, 1), {"x": x, "labels": torch.zeros(2), "weight": weight})
     assert "labels.reshape(-1, 1)" in error.value.mend
 
@@ -121,4 +123,4 @@ def test_ids_of_a_users_own_tokens_are_all_words():
     net = nn.Embedding(5, 5)
     tokens = torch.tensor([[0, 1, 2]])
     batch = {"tokens": tokens, "labels": tokens, "weight": torch.ones(1, 3)}
-    assert (infer_task(net, batch).specials, infer_task(net, batch, specials=4).top_k) == (0, 1)
+    assert (infer_task(net, batch)[0].specials, infer_task(net, batch, specials=4)[0].top_k) == (0, 1)
