@@ -98,8 +98,8 @@ class Users:
         trouble: index to what happens when its rows are asked for: ``empty``, ``nan``, ``huge`` (training
             diverges), ``wide`` (another shape), ``double`` (another dtype), ``class`` and ``negative`` (labels
             that the model does not have), ``unlabelled``, ``test nan`` (in the test rows alone), ``error`` (a
-            TypeError), ``typed`` (a DataError of the population's own), ``kill`` (the process dies) and ``kill
-            once``.
+            TypeError), ``memory`` (a MemoryError), ``typed`` (a DataError of the population's own), ``list``
+            (no arrays), ``flipped`` (good rows, backwards in memory), ``kill`` (the process dies) and ``kill once``.
         marks: folder that remembers across processes what happened once.
         pause: seconds that asking for rows takes.
     """
@@ -137,6 +137,12 @@ class Users:
             del rows["labels"]
         if trouble == "error":
             raise TypeError(f"no rows for {index}")
+        if trouble == "memory":
+            raise MemoryError(f"no rows for {index}")
+        if trouble == "list":
+            rows["x"] = rows["x"].tolist()
+        if trouble == "flipped":
+            rows = {name: np.ascontiguousarray(value[::-1])[::-1] for name, value in rows.items()}
         if trouble == "typed":
             raise DataError(f"the file of {index} is damaged", mend="fetch it again")
         if trouble == "kill" or (trouble == "kill once" and self._first(index)):

@@ -63,9 +63,9 @@ class TestOnACluster:
             study.run()
 
     def test_exceptions_keep_their_type(self):
-        given = setup(trouble=dict.fromkeys(range(20), "error"))
+        given = setup(trouble=dict.fromkeys(range(20), "memory"))
         with RayEngine() as engine, rounds(DITTO, given, engine) as study:
-            with pytest.raises(TypeError, match="no rows for") as caught:
+            with pytest.raises(MemoryError, match="no rows for") as caught:
                 study.run()
             assert "in train" in "".join(caught.value.__notes__)
 
