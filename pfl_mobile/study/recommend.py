@@ -43,7 +43,7 @@ class Recommendation:
             ``sampling_spread``, what test sets of their sizes would show anyway).
         examples: 10th, 50th and 90th percentile of training examples a user.
         why: sentences.
-        failed: users that are in none of the figures, and why.
+        failed: users that failed, when they were measured or in rounds, and why.
     """
 
     verdict: str
@@ -136,7 +136,7 @@ def recommend(found: Evaluation, label_divergence: np.ndarray | None = None) -> 
         heterogeneity,
         {"p10": float(low), "median": float(middle), "p90": float(high)},
         tuple(why),
-        dict(found.failed),
+        failed,
     )
 
 

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import torch
 
 from pfl_mobile.atomic import atomic_write, disk_errors
 from pfl_mobile.deployment import Deployment, text_parts
@@ -23,7 +22,7 @@ from pfl_mobile.errors import (
     UnknownNameError,
     near,
 )
-from pfl_mobile.local.plan import LOWER_IS_BETTER
+from pfl_mobile.local.plan import LOWER_IS_BETTER, Sgd
 from pfl_mobile.local.random import derive, permutation
 from pfl_mobile.plain_json import json_text
 from pfl_mobile.results import scale
@@ -33,6 +32,7 @@ from pfl_mobile.simulation.records import RoundRecord
 from pfl_mobile.simulation.rounds import Rounds
 from pfl_mobile.simulation.user_rows import RowCheck, read_rows
 from pfl_mobile.simulation.worker import Setup
+from pfl_mobile.strategies import Local
 from pfl_mobile.study.checks import is_whole
 from pfl_mobile.study.evaluation import Evaluation, Trainings
 from pfl_mobile.study.named import strategy_entry
@@ -108,23 +108,12 @@ def general_rows(study: Study) -> Rows | None:
             continue
         chosen = permutation(derive(study.seed, 2, int(user)), len(rows["weight"]))[:GENERAL_EACH]
         some = {name: value[chosen] for name, value in rows.items()}
-        if len(chosen) and _runs(study, some):
+        if len(chosen) and study.runs(some):
             parts.append(some)
     if not parts:
         return None
     names = [name for name in parts[0] if all(name in part for part in parts)]
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
-
-
-def _runs(study: Study, rows: Rows) -> bool:
-    """Whether the shipped model has a finite loss on rows; else none has, which is told as that user's failure too."""
-    batch = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in rows.items()}
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output = study.model(*(batch[name] for name in study.task.inputs))
-            return bool(torch.isfinite(study.task.losses(output, batch)).all())
-    except (IndexError, RuntimeError):  # a token that the model's table does not have, for instance
-        return False
 
 
 def run_study(study: Study, rounds: int, *, resume: bool, on_progress: Report | None) -> StudyResult:
@@ -137,6 +126,8 @@ def run_study(study: Study, rounds: int, *, resume: bool, on_progress: Report | 
         trouble = f", {failed} devices failed" if failed else ""
         say(f"{study.strategy_name}: rounds{loss}{trouble}", (record.round + 1) / rounds)
 
+    if resume and study.folder is not None and (study.folder / _STUDY).exists():
+        _take_chosen(study, _about(study.folder))
     running = _rounds(study, rounds, resume, progress)
     done = running.server.round
     if done > rounds:
@@ -148,6 +139,8 @@ def run_study(study: Study, rounds: int, *, resume: bool, on_progress: Report | 
     try:
         if study.folder is not None:
             about = {"rounds": rounds, **study.local_length, "study": study.effective()}
+            if study.local_by_default:
+                about["chosen"] = {"optimizer": study.local.optimizer.model_dump(), "clip": study.local.clip}
             with disk_errors(study.folder):
                 atomic_write(study.folder / _STUDY, json.dumps(about, indent=2).encode())
         running.run()
@@ -162,16 +155,13 @@ def load_result(study: Study) -> StudyResult:
     if study.folder is None:
         raise ConfigError("the study has no folder", mend="give folder=, and run it")
     try:
-        about = json.loads((study.folder / _STUDY).read_text())
+        about = _about(study.folder)
         rounds, told = int(about["rounds"]), {name: about[name] for name in study.local_length}
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no run in {study.folder}", mend="run the study first") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{study.folder / _STUDY} is damaged: {error}", mend="run the study again"
-        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(study.folder, error) from error
     if told != study.local_length:  # as ``run`` was told
         study = study.replace(**told)
+    _take_chosen(study, about)
     running = _rounds(study, rounds, True, None)
     if running.server.round < rounds and not running.stopped:
         done = running.server.round
@@ -181,6 +171,38 @@ def load_result(study: Study) -> StudyResult:
             mend="finish it with resume=True, on the command line --resume",
         )
     return StudyResult(study, running)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What is written of the run in a folder (ConfigError: nothing, or it is damaged)."""
+    try:
+        about = json.loads((folder / _STUDY).read_text())
+        return dict(about)
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no run in {folder}", mend="run the study first") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _take_chosen(study: Study, about: dict[str, Any]) -> None:
+    """Go on with the learning rate and clip norm that a run has: another machine might choose others.
+
+    Raises:
+        ConfigError: what is written of them is damaged.
+    """
+    chosen = about.get("chosen")
+    if chosen is None:
+        return
+    try:
+        local = replace(Local(), optimizer=Sgd(**chosen["optimizer"]), clip=chosen["clip"])
+    except (KeyError, TypeError, ValueError) as error:
+        assert study.folder is not None
+        raise _damaged(study.folder, error) from error
+    study.choose(local)
+
+
+def _damaged(folder: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{folder / _STUDY} is damaged: {error}", mend="run the study again")
 
 
 def _close(rounds: Rounds) -> None:
