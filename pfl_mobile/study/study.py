@@ -30,6 +30,7 @@ from pfl_mobile.strategies import Context, Local, Strategy, Weighting, entries
 from pfl_mobile.strategies.rules import Average, Rule, create_rule
 from pfl_mobile.study.checks import (
     first_rows,
+    fitting,
     folder_path,
     fraction,
     instance,
@@ -183,10 +184,12 @@ class Study:
             )
         self.personal = split if personal is None and needs_personal(self.strategy) else personal
         self.seed = int(seed)
-        self.batch = example_batch(first_rows(self.data), batch)
+        candidates = first_rows(self.data)
+        self.batch = example_batch(candidates[0], batch)
         made = self._made = _make(model, self.seed)
         specials = len(SPECIALS) if hasattr(self.data, "encoder") else 0
         self.task = infer_task(made, self.batch, specials=specials) if task is None else task
+        self.batch = example_batch(fitting(candidates, self.task, self.batch), batch)
         self.model: PersonalizedModel = self._personalized(made, shared, self.personal)
         self._given_local = local or Local()
         if local_epochs is not None or local_steps is not None:
