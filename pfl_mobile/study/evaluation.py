@@ -19,6 +19,9 @@ MOST_FAILED = 0.2
 #: How much larger a user's loss on its own training examples may be after training, in parts of what it was before.
 _NO_LARGER = 0.01
 
+#: A round whose mean training loss is so many times that of any user before training has diverged, wherever it ends.
+_DIVERGED = 10.0
+
 
 @dataclass(frozen=True)
 class Trainings:
@@ -29,12 +32,14 @@ class Trainings:
         failed: users that failed in every round that they took part in, and why.
         sometimes: users that failed in some of their rounds, in how many and why.
         lost: trainings that failed of users who did not fail in all their rounds.
+        largest_loss: the largest mean training loss of a round; None where nothing was trained.
     """
 
     rounds: int = 0
     failed: Mapping[str, str] = field(default_factory=dict)
     sometimes: Mapping[str, str] = field(default_factory=dict)
     lost: int = 0
+    largest_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,8 @@ class Evaluation:
     def no_verdict(self) -> str | None:
         """Why nothing may be concluded from the figures; None where they stand.
 
-        More than ``MOST_FAILED`` of the users failed, or of the trainings in the rounds; or training has made the loss
-        on their own training examples larger for most users, so that it did not work.
+        More than ``MOST_FAILED`` of the users failed, or of the trainings in the rounds; or training did not work: it
+        went through losses many times those before it, or left most users a larger one on their own training examples.
         """
         failed, trainings = self.failed, self.trainings
         everyone = len(self.users) + len(failed)
@@ -120,6 +125,13 @@ class Evaluation:
                 f"{trainings.lost} of {trainings.rounds} trainings in the rounds failed, more than "
                 f"{100 * MOST_FAILED:.0f} %: {named({**trainings.failed, **trainings.sometimes})}"
             )
+        if self.losses is not None and trainings.largest_loss is not None:
+            worst = float(self.losses[:, 0].max())
+            if trainings.largest_loss > _DIVERGED * worst > 0:
+                return (
+                    f"training diverged: the mean training loss of a round was {trainings.largest_loss:.4g}, that of "
+                    f"no user above {worst:.4g} before training"
+                )
         larger = self.users_untaught
         if larger > len(self.users) / 2:
             assert self.losses is not None

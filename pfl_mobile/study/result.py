@@ -513,6 +513,7 @@ class StudyResult:
             {user: f"{t.why} (in all {t.rounds} rounds that it took part in)" for user, t in always.items()},
             {user: f"{t.why} (in {t.failed} of its {t.rounds} rounds)" for user, t in sometimes.items()},
             sum(t.failed for t in sometimes.values()),
+            max((r.loss for r in self.history if r.loss is not None), default=None),
         )
 
     def _as_in_rounds(self, found: Measured, trainings: Trainings) -> Measured:
