@@ -9,7 +9,7 @@ of a user who was not among them from throwing a model away.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pfl_mobile.study.study import Study
 
 #: Rates that are tried, in order; the first is taken where nothing speaks against it.
-RATES = tuple(float(f"{digit}e{power}") for power in range(-1, -13, -1) for digit in (1, 0.3))
+RATES = tuple(float(f"{digit}e{power}") for power in range(-1, -25, -1) for digit in (1, 0.3))
 
 #: Users who try them, fewer where each is trained alone; users that are looked at for so many; steps of each.
 USERS, USERS_ALONE, LOOKED_AT, STEPS = 16, 4, 100, 30
@@ -37,12 +37,14 @@ USERS, USERS_ALONE, LOOKED_AT, STEPS = 16, 4, 100, 30
 #: Batches that a user's rows are cut to.
 MOST_BATCHES = 32
 
-#: The clip norm in multiples of the largest gradient at the start, and the least one.
-TIMES, LEAST_CLIP = 3.0, 1.0
+#: The clip norm in multiples of the median of users' gradients at the start, and the least one.
+TIMES, LEAST_CLIP = 4.0, 1.0
 
-#: Of what is left of a loss: less than the first share of another is clearly better; more than the second of what there
-#: was before is too much for any single user.
-_BETTER, _TOO_MUCH = 0.9, 1.5
+#: Of what is left of a loss: less than this share of another is clearly better.
+_BETTER = 0.9
+
+#: In parts of a user's loss before: more than the first after a trial, or the second on average in it, is too much.
+_TOO_MUCH, _TOO_MUCH_ON_AVERAGE = 1.5, 2.0
 
 #: Counts for a user whose training failed.
 _LOST = 10.0
@@ -57,42 +59,38 @@ class _Trial:
     rows: Sequence[Rows]
     seeds: Sequence[int]
 
-    def run(self, optimizer: Sgd, clip: float | None, steps: int) -> list[dict[str, np.ndarray] | None]:
-        """Each user's tensors after some steps; None where training failed."""
+    def run(
+        self, optimizer: Sgd, clip: float | None, steps: int
+    ) -> list[tuple[dict[str, np.ndarray], float] | None]:
+        """Each user's tensors after some steps, and the mean loss of these; None where training failed."""
         plan = Plan(phases=(TrainPhase(steps=steps, optimizer=optimizer, clip=clip),))
         clients = [Client(rows, seed) for rows, seed in zip(self.rows, self.seeds, strict=True)]
         sets = {"initial": self.start, "global": self.start}
         return [
-            None if outcome.failure else {n: v.copy() for n, v in outcome.tensors.items()}
-            for outcome in self.trainer.run(plan, clients, self.start, sets)
+            None if one.failure else ({n: v.copy() for n, v in one.tensors.items()}, one.reports["loss"])
+            for one in self.trainer.run(plan, clients, self.start, sets)
         ]
 
-    def steepest(self) -> float:
-        """The largest norm of a user's gradient at the start; infinite where even one step overflows."""
-        found = [
-            math.sqrt(
-                sum(float(np.square(v - self.start[n], dtype=np.float64).sum()) for n, v in tensors.items())
-            )
-            for tensors in self.run(Sgd(lr=1.0), None, 1)
-            if tensors is not None
-        ]
-        return max(found, default=math.inf)
+    def gradients(self) -> np.ndarray:
+        """Norms of users' gradients at the start, float64 [n]; empty where even one step overflows."""
+        found = [one[0] for one in self.run(Sgd(lr=1.0), None, 1) if one is not None]
+        return np.array([_norm({n: v - self.start[n] for n, v in tensors.items()}) for tensors in found])
 
-    def losses(self, tensors: Sequence[dict[str, np.ndarray] | None]) -> np.ndarray:
-        """Each user's loss on the same rows, float64 [n]; infinite where there are no tensors."""
-        found = self.trainer.evaluate(self.rows, [one or {} for one in tensors], self.start)
-        known = [
-            one["loss"] if own is not None else math.inf for one, own in zip(found, tensors, strict=True)
-        ]
-        return np.array(known, np.float64)
+    def losses(self, tensors: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+        """Each user's loss on the same rows, float64 [n]."""
+        found = self.trainer.evaluate(self.rows, tensors, self.start)
+        return np.array([one["loss"] for one in found], np.float64)
 
     def left(self, rate: float, clip: float | None, before: np.ndarray) -> float:
         """What training with a rate leaves of the loss, mean over users: 1 is all of it, less is better."""
-        after = self.losses(self.run(Sgd(lr=rate), clip, STEPS))
+        found = [one for one in self.run(Sgd(lr=rate), clip, STEPS) if one is not None]
+        if len(found) < len(before):
+            return _LOST
         scale = np.abs(before) + 1e-3 * np.abs(before).mean() + 1e-12
         with np.errstate(over="ignore", invalid="ignore"):
-            left = 1 + (after - before) / scale
-        if not np.isfinite(left).all() or left.max() > _TOO_MUCH:
+            left = 1 + (self.losses([tensors for tensors, _ in found]) - before) / scale
+            average = 1 + (np.array([mean for _, mean in found]) - before) / scale
+        if not (left <= _TOO_MUCH).all() or not (average <= _TOO_MUCH_ON_AVERAGE).all():
             return _LOST
         return float(left.mean())
 
@@ -109,18 +107,17 @@ def choose_local(study: Study, local: Local) -> Local:
     trial = _trial(study)
     if trial is None:  # nobody can train, which the rounds tell
         return local
-    start = [dict(trial.start) for _ in trial.rows]
-    before = trial.losses(start)  # type: ignore[arg-type]
+    before = trial.losses([{} for _ in trial.rows])
     usable = [i for i in range(len(before)) if math.isfinite(before[i])]
     if not usable:
         return local
     trial = replace(trial, rows=[trial.rows[i] for i in usable], seeds=[trial.seeds[i] for i in usable])
     before = before[usable]
-    steepest = trial.steepest()
-    if not math.isfinite(steepest):  # even one step overflows
+    gradients = trial.gradients()
+    if not len(gradients) or not np.isfinite(gradients).all():
         return local
-    clip = float(f"{max(LEAST_CLIP, TIMES * steepest):.2g}") if local.clip is None else local.clip
-    return replace(local, optimizer=Sgd(lr=_rate(trial, clip, steepest, before)), clip=clip)
+    clip = local.clip or float(f"{max(LEAST_CLIP, TIMES * float(np.median(gradients))):.2g}")
+    return replace(local, optimizer=Sgd(lr=_rate(trial, clip, float(gradients.max()), before)), clip=clip)
 
 
 def _rate(trial: _Trial, clip: float, steepest: float, before: np.ndarray) -> float:
@@ -129,8 +126,7 @@ def _rate(trial: _Trial, clip: float, steepest: float, before: np.ndarray) -> fl
     The search ends only below the rate whose first step is as long as the values are: above it a step may end where
     all gradients are zero, and one rate looks like the other.
     """
-    size = math.sqrt(sum(float(np.square(value, dtype=np.float64).sum()) for value in trial.start.values()))
-    sane = (1 + size) / max(steepest, 1e-30)
+    sane = (1 + _norm(trial.start)) / max(steepest, 1e-30)
     tried: dict[float, float] = {}
     for rate in RATES:
         tried[rate] = trial.left(rate, clip, before)
@@ -138,8 +134,14 @@ def _rate(trial: _Trial, clip: float, steepest: float, before: np.ndarray) -> fl
         if rate <= sane and earlier and min(earlier) < 1 and tried[rate] > _BETTER * min(earlier):
             break
     best = next(rate for rate, left in tried.items() if _BETTER * left <= min(tried.values()))
-    harmless = next((rate for rate, left in tried.items() if left <= 1), RATES[-1])
-    return best if tried[best] < 1 else harmless  # where nothing is learned there may be nothing to learn
+    if tried[best] < 1:
+        return best
+    # Nothing is learned, as there may be nothing to learn: what does no harm.
+    return next((rate for rate, left in tried.items() if left <= 1), RATES[-1])
+
+
+def _norm(tensors: Mapping[str, np.ndarray]) -> float:
+    return math.sqrt(sum(float(np.square(v, dtype=np.float64).sum()) for v in tensors.values()))
 
 
 def _trial(study: Study) -> _Trial | None:
