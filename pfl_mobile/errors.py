@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 
 class PflError(Exception):
@@ -53,6 +54,10 @@ class MissingDependencyError(PflError):
 
 class DataError(PflError):
     """A dataset or example is missing, damaged, or not what it claims to be."""
+
+
+class UnusableRowsError(DataError):
+    """The rows of a user cannot be read, or a model cannot be run on them."""
 
 
 class NetworkError(DataError):
@@ -188,7 +193,18 @@ class NoExamplesError(TrainingError):
 
 
 class CohortFailedError(TrainingError):
-    """No device of a round gave an update that can be merged; the server is as it was before."""
+    """All devices that were asked failed, round after round; the server is as it was before."""
+
+
+class TrainingFailedError(TrainingError):
+    """So many users failed that there is nothing to tell of the others.
+
+    Attributes:
+        failed: the users that failed, and why.
+    """
+
+    exit_code = 1
+    failed: Mapping[str, str] = MappingProxyType({})
 
 
 class TooFewUpdatesError(TrainingError):

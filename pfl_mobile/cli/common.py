@@ -32,6 +32,15 @@ EXIT_CODES = (
     "130 interrupted."
 )
 
+#: Of the commands that train studies: they end, but some users failed and are in none of the figures.
+SOME_FAILED = 3
+
+STUDY_EXIT_CODES = (
+    "Exit codes: 0 fine, 1 training failed: more than 20 % of the users failed or training made most of them worse, so "
+    "there is no verdict, 2 wrong input or environment (the message says how to mend it), 3 done, but some users "
+    "failed (they are named) and are in none of the figures, 130 interrupted."
+)
+
 #: Package -> extra of this distribution that brings it.
 EXTRAS = {
     "torch": "torch",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pfl_mobile.cli.common import EXIT_CODES, Json, Reporter, console, print_json, table
+from pfl_mobile.cli.common import SOME_FAILED, STUDY_EXIT_CODES, Json, Reporter, console, print_json, table
 from pfl_mobile.cli.merging import (
     CLIP_NORM,
     DELTA,
@@ -40,7 +40,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         "compare",
         epilog="Examples:  pfl compare fedavg fedper ditto --data activity --rounds 30 --seeds 3;  "
-        "pfl compare fedper ditto --data activity --epsilon 8 --delta 1e-5.  " + EXIT_CODES,
+        "pfl compare fedper ditto --data activity --epsilon 8 --delta 1e-5.  " + STUDY_EXIT_CODES,
     )(compare)
 
 
@@ -90,7 +90,8 @@ def compare(
     where a strategy is not about sending less), bytes_down, bytes_up_per_device, steps of all devices in the rounds,
     personal_steps of a user's own model after them, failures, seconds, privacy as in `pfl train`, begins_with: whose
     trained model it starts from, beginning: the bytes_up, bytes_down, bytes_up_per_device, steps and seconds of that,
-    which come on top, as its epsilon does; or strategy and error, where it did not run).
+    which come on top, as its epsilon does, failed: users that are in none of its figures, and why; or strategy, error
+    and failed, where it did not run or its training failed).
     """
     from pfl_mobile.atomic import atomic_write, disk_errors
     from pfl_mobile.strategies import entry
@@ -148,18 +149,24 @@ def compare(
         files += [page, record]
     if as_json:
         print_json(found.to_json() | {"files": [str(f) for f in files]})
-        return
-    _show_comparison(found)
-    if found.privacy is not None:
-        show_simulated(BASELINE, found.privacy)
-    console().print(f"\nwritten to {folder}")
+    else:
+        _show_comparison(found)
+        if found.privacy is not None:
+            show_simulated(BASELINE, found.privacy)
+        console().print(f"\nwritten to {folder}")
+    if found.some_failed:
+        raise typer.Exit(SOME_FAILED)
 
 
 def _show_comparison(found: Comparison) -> None:
     columns, rows = found.table()
     out = console()
     if out.width < 120:  # the page has all columns
-        kept = [i for i, c in enumerate(columns) if i < 4 or c.startswith(("worst tenth", "epsilon", "kB"))]
+        kept = [
+            i
+            for i, c in enumerate(columns)
+            if i < 4 or c.startswith(("worst tenth", "epsilon", "failed", "kB"))
+        ]
         columns, rows = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
     out.print(table(columns, rows, right=range(1, len(columns))))
     for line in found.remarks():

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pfl_mobile.cli.common import EXIT_CODES, Json, Reporter, console, print_json, size, table
+from pfl_mobile.cli.common import (
+    FAILED,
+    SOME_FAILED,
+    STUDY_EXIT_CODES,
+    Json,
+    Reporter,
+    console,
+    print_json,
+    size,
+    table,
+)
 from pfl_mobile.cli.merging import (
     CLIP_NORM,
     DELTA,
@@ -23,10 +33,11 @@ from pfl_mobile.cli.merging import (
     spent,
     study_privacy,
 )
-from pfl_mobile.errors import ConfigError
+from pfl_mobile.errors import ConfigError, TrainingFailedError
+from pfl_mobile.simulation.failures import named
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from pfl_mobile.study import Evaluation
 
@@ -72,9 +83,12 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         "train",
         epilog="Examples:  pfl train activity --strategy fedrep --rounds 50;  "
-        "pfl train activity --epsilon 8 --delta 1e-5;  pfl train activity --rule median.  " + EXIT_CODES,
+        "pfl train activity --epsilon 8 --delta 1e-5;  pfl train activity --rule median.  "
+        + STUDY_EXIT_CODES,
     )(train)
-    app.command("recommend", epilog="Example:  pfl recommend runs/activity-fedrep.  " + EXIT_CODES)(recommend)
+    app.command("recommend", epilog="Example:  pfl recommend runs/activity-fedrep.  " + STUDY_EXIT_CODES)(
+        recommend
+    )
 
 
 _YES_NO = {True: "yes", False: "no", None: "depends on its hyper-parameters"}
@@ -187,7 +201,9 @@ def train(
     JSON: run, study (the configuration), costs, fairness (whether a bound is met), privacy (what the rounds guarantee
     if the noise is secure: epsilon, delta, rounds, assumptions, not_covered, ...; null without privacy), files,
     evaluation (global_acc, personalized_acc, gain with interval,
-    users_better, users_worse, worst_decile, per_group, worst_group_improvement, failed and untested users).
+    users_better, users_worse, worst_decile, per_group, worst_group_improvement, no_verdict: why nothing may be
+    concluded, else null; failed: users that are in none of the figures, and why; failed_in_rounds: users that failed
+    in some rounds; trainings: of devices in all rounds; untested users).
     """
     from pfl_mobile.study import plots
     from pfl_mobile.study.runs import changed_study, is_started, note_source
@@ -234,7 +250,11 @@ def train(
         study.run(rounds, resume=resume, on_progress=report) as result,
     ):
         report("measure every user", None)
-        found = result.evaluate(on_progress=report)
+        try:
+            found = result.evaluate(on_progress=report)
+        except TrainingFailedError:
+            result.save(folder)  # who failed, and why
+            raise
         files = [result.save(folder), plots.draw_users(found, folder / "users.png")]
         losses = {study.strategy_name: [math.nan if r.loss is None else r.loss for r in result.history]}
         files.append(plots.draw_history([r.round + 1 for r in result.history], losses, folder / "loss.png"))
@@ -251,11 +271,18 @@ def train(
                 "files": [str(f) for f in files],
             }
         )
-        return
-    _show(found, costs, fairness, said)
-    if said is not None:
-        show_simulated(study.strategy_name, said)
-    console().print(f"\nwritten to {folder}; next: pfl recommend {folder}")
+    else:
+        _show(found, costs, fairness, said)
+        if said is not None:
+            show_simulated(study.strategy_name, said)
+        console().print(f"\nwritten to {folder}; next: pfl recommend {folder}")
+    _exit(found.no_verdict is not None, {**found.trainings.sometimes, **found.failed})
+
+
+def _exit(no_verdict: bool, failed: Mapping[str, str]) -> None:
+    """End with the exit code that says that users failed."""
+    if no_verdict or failed:
+        raise typer.Exit(FAILED if no_verdict else SOME_FAILED)
 
 
 def recommend(
@@ -268,8 +295,10 @@ def recommend(
     Where parts of the model are personal, the comparison is with the one model for all that `pfl train` trained too.
 
     JSON: verdict (personalize, personalize some, do not personalize; not enough data: too few users for anything to
-    be certain; not measured: the strategy makes no models of users' own), min_examples, users,
-    expected_gain (mean, low, high, level, users), appeal, heterogeneity, examples, why.
+    be certain; not measured: the strategy makes no models of users' own; training failed: more than 20 % of the users,
+    or of the trainings in the rounds, failed, or training made most users' loss on their own training examples
+    larger), min_examples, users, expected_gain (mean, low, high, level, users) and appeal, null where training failed,
+    heterogeneity, examples, why, failed: users that are in none of the figures, and why.
     """
     from pfl_mobile.study.runs import open_run
 
@@ -277,11 +306,12 @@ def recommend(
         found = result.recommend(users, on_progress=report)
     if as_json:
         print_json(found.to_json())
-        return
-    out = console()
-    out.print(f"[bold]{found.verdict}[/]", markup=True)
-    for sentence in found.why:
-        out.print(f"- {sentence}", markup=False)
+    else:
+        out = console()
+        out.print(f"[bold]{found.verdict}[/]", markup=True)
+        for sentence in found.why:
+            out.print(f"- {sentence}", markup=False)
+    _exit(found.verdict == "training failed", found.failed)
 
 
 @contextlib.contextmanager
@@ -358,8 +388,16 @@ def _show(
         ("gain", found.gain),
         ("users better / worse", f"{found.users_better} / {found.users_worse} of {len(found.users)}"),
     ]
+    if found.no_verdict is not None:
+        rows.insert(0, ("training failed", f"nothing can be concluded: {found.no_verdict}"))
     if found.failed:
-        rows.append(("users who failed", f"{len(found.failed)}, see `failed` in result.json"))
+        rows.append(
+            ("users who failed", f"{len(found.failed)}: {named(found.failed)}; in none of these figures")
+        )
+        rows.append(("the first of them", next(iter(found.failed.values()))))
+    if found.trainings.sometimes:
+        some = found.trainings.sometimes
+        rows.append(("users who failed in some rounds", f"{len(some)}: {named(some)}"))
     if found.untested:
         rows.append(("users without test examples", f"{len(found.untested)}, see `untested` in result.json"))
     rows.append(("worst tenth of the users", show(found.worst_decile)))
@@ -375,7 +413,7 @@ def _show(
         ("sent up by a device in a round", size(costs["bytes_up_per_device"])),
         ("sent up in all", size(costs["bytes_up"])),
         *_against_full_sync(costs),
-        ("failures", f"{costs['failures']:.0f}"),
+        ("failed trainings in the rounds", f"{costs['failures']:.0f} of {found.trainings.rounds}"),
         ("seconds", f"{costs['seconds']:.1f}"),
     ]
     out.print(table(["result", "value"], rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from pfl_mobile.errors import CohortFailedError
+from pfl_mobile.simulation.failures import counted, kind, kinds
 from pfl_mobile.simulation.worker import Record
 
-#: Failed devices that a round's record names.
-_NAMED = 10
+_MENDS = {
+    "NonFiniteError": "lower the learning rate or set clip, and scale the inputs and targets to about 1",
+    "TooFewUpdatesError": "take larger cohorts, or a merge rule that needs fewer updates",
+}
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,10 @@ class RoundRecord:
 
     Attributes:
         round: counted from 0.
-        clients: devices whose updates were merged.
+        clients: devices whose updates were merged; where there are none the server's values stay as they are.
         dropped: devices that did not answer.
         failures: devices that failed, by the name of the error.
-        failed: (index, reason) of the first ten of them.
+        failed: (index, reason) of each of them.
         examples: training examples of the merged devices.
         steps: optimizer steps of the merged devices, in all.
         loss: mean over the merged devices of their mean training loss; None where nothing was trained.
@@ -76,8 +78,8 @@ def summary(
         number,
         len(good),
         dropped,
-        kinds(bad),
-        [(r.client, r.failure or "") for r in bad[:_NAMED]],
+        kinds(r.failure or "" for r in bad),
+        [(r.client, r.failure or "") for r in bad],
         sum(r.examples for r in good),
         sum(r.steps for r in good),
         loss,
@@ -89,15 +91,16 @@ def summary(
     )
 
 
-def kinds(failed: Sequence[Record]) -> dict[str, int]:
-    """How many devices failed with which error."""
-    return dict(Counter((r.failure or "").split(":", 1)[0] for r in failed))
+def all_failed(first: int, last: int, failures: Sequence[tuple[int, str]]) -> CohortFailedError:
+    """The error of a run that nobody can be merged in.
 
-
-def all_failed(number: int, records: Sequence[Record]) -> CohortFailedError:
-    """The error of a round that nobody can be merged from."""
-    counts = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds(records).items()))
+    Args:
+        first, last: rounds since the last merge.
+        failures: (index, reason) in those rounds.
+    """
+    rounds = f"round {last}" if first == last else f"rounds {first} to {last}"
+    reasons = [why for _, why in failures]
     return CohortFailedError(
-        f"all {len(records)} devices of round {number} failed ({counts}); the first: {records[0].failure}",
-        mend="lower the learning rate or set clip where values are not finite; otherwise check the examples",
+        f"all {len(dict(failures))} devices of {rounds} failed ({counted(reasons)}); the first: {reasons[0]}",
+        mend=_MENDS.get(kind(reasons[0]), "check the examples of these users, and the code that reads them"),
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from pfl_mobile.errors import ConfigError
+from pfl_mobile.errors import ConfigError, TooFewUpdatesError
 from pfl_mobile.local.phases import check_plan
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.local.random import derive, uniform
@@ -19,12 +19,14 @@ from pfl_mobile.local.upload import update_shapes
 from pfl_mobile.simulation.checkpoint import RunFolder
 from pfl_mobile.simulation.cohorts import balanced, sample
 from pfl_mobile.simulation.engine import Engine, LocalEngine
+from pfl_mobile.simulation.failures import reason
 from pfl_mobile.simulation.groups import Groups
 from pfl_mobile.simulation.privacy import SimulatedPrivacy, check_merge
 from pfl_mobile.simulation.records import RoundRecord, all_failed, summary
 from pfl_mobile.simulation.sending import Sent, send
 from pfl_mobile.simulation.settings import decisive, effective
 from pfl_mobile.simulation.states import RowFormat, kept_shapes
+from pfl_mobile.simulation.user_rows import known_size
 from pfl_mobile.simulation.worker import EvaluateTask, Evaluation, Job, Record, Setup, TrainTask
 from pfl_mobile.strategies.private import PrivateRule, check_own_noise
 from pfl_mobile.strategies.rules import Average, Rule
@@ -40,6 +42,23 @@ if TYPE_CHECKING:
 _COHORT, _DROPOUT, _CLIENT, _EVALUATION = range(4)
 #: Rounds whose plans are looked at for what devices must keep, as plans may differ from round to round.
 _PLANS = 20
+#: A run ends when so many devices, or all, have failed since anybody was merged: no other would do better.
+_HOPELESS = 100
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A device that failed in rounds.
+
+    Attributes:
+        rounds: that it took part in.
+        failed: those of them in which it failed.
+        why: the last failure.
+    """
+
+    rounds: int
+    failed: int
+    why: str
 
 
 class Rounds:
@@ -167,8 +186,10 @@ class Rounds:
         """All rounds that are left, or as many as the privacy budget allows.
 
         Raises:
-            CohortFailedError: all devices of a round failed; the server is as it was before that round.
-            NonFiniteError: a merge gave NaN or infinite values; likewise.
+            CohortFailedError: all devices, or a hundred of them, have failed since anybody was merged, or nobody was
+                in any round. A round whose devices all fail is not the end otherwise: it is recorded, and merges
+                nothing.
+            NonFiniteError: a merge gave NaN or infinite values; the server is as it was before that round.
             WorkerDiedError: processes died again and again.
         """
         while self.server.round < self.rounds and not self.stopped:
@@ -177,6 +198,9 @@ class Rounds:
                 self._run.save(self.server, lanes=self.engine.lanes, stopped=True)
                 break
             self.step()
+        failures = [(client, why) for record in self.history for client, why in record.failed]
+        if failures and not any(record.clients for record in self.history):
+            raise all_failed(0, self.server.round - 1, failures)
         return self.server
 
     def step(self) -> RoundRecord:
@@ -189,7 +213,7 @@ class Rounds:
         if hasattr(
             self.setup.population, "size"
         ):  # so that no process waits for the one with the largest clients
-            sizes = [self.setup.population.size(client) for client in cohort]
+            sizes = [known_size(self.setup.population, client) for client in cohort]
             cohort = balanced(cohort, sizes, self.effective_job_size())
         plan = self.plan(number)
         self._check_kept(plan, number)
@@ -211,15 +235,13 @@ class Rounds:
             )
             try:
                 records, matrix = self.engine.run(task, jobs, sent.pool, self.states)
-                self._merge(changes, matrix, records, by)
+                records = self._merged(changes, matrix, records, by, len(chosen))
             except BaseException:
                 self.states.give_back(writes)
                 raise
             good = [i for i, r in enumerate(records) if r.failure is None]
             self.states.adopt([cohort[i] for i in good], [writes[i] for i in good])
             self.states.give_back(w for w, r in zip(writes, records, strict=True) if r.failure is not None)
-        self.server.round = number + 1
-        self.server.numbers = plain_numbers(self.server.numbers, self.strategy)
         record = summary(
             number,
             records,
@@ -229,6 +251,8 @@ class Rounds:
             seconds=time.perf_counter() - began,
             epsilon=None if self.privacy is None else self.privacy.epsilon(self.server),
         )
+        self.server.round = number + 1
+        self.server.numbers = plain_numbers(self.server.numbers, self.strategy)
         self.history.append(record)
         self._run.history.add(asdict(record))
         self.stopped = bool(self._stop and self._stop(record))
@@ -261,7 +285,9 @@ class Rounds:
         for first in range(0, len(who), size):
             piece = who[first : first + size]
             sent = self._send((plan, personal) if personal else (plan,), piece)
-            task = EvaluateTask(plan, personal, part, self.states.form.layout.shapes, sent.start, sent.sets)
+            initial = sent.pool.add_set(self.initial)
+            shapes = self.states.form.layout.shapes
+            task = EvaluateTask(plan, personal, part, initial, shapes, sent.start, sent.sets)
             jobs = self._jobs(piece, sent, [-1] * len(piece), self._evaluation_seed)
             found += self.engine.run(task, jobs, sent.pool, self.states)[0]
         return found
@@ -377,13 +403,53 @@ class Rounds:
             )
         return jobs
 
+    def _merged(
+        self, layout: Layout, matrix: np.ndarray, records: list[Record], by: SummedBy | None, chosen: int
+    ) -> list[Record]:
+        """Merge; the records, all failures where so few of the cohort are left that the rule cannot merge them."""
+        good = sum(r.failure is None for r in records)
+        if not good:
+            self._check_hope(records)
+        try:
+            self._merge(layout, matrix, records, by)
+        except TooFewUpdatesError as error:
+            if good == chosen:  # nor could it in any other round
+                raise
+            records = [replace(r, failure=r.failure or reason(error)) for r in records]
+            self._check_hope(records)
+        return records
+
+    def _check_hope(self, records: Sequence[Record]) -> None:
+        """Raises CohortFailedError where no device can be expected to do better than those that have failed."""
+        failures = [(r.client, r.failure or "") for r in records]
+        since = self.server.round
+        for record in reversed(self.history):
+            if record.clients:
+                break
+            failures, since = [*record.failed, *failures], record.round
+        if len({client for client, _ in failures}) >= min(len(self.setup.population), _HOPELESS):
+            raise all_failed(since, self.server.round, failures)
+
+    def troubled(self) -> dict[int, Trouble]:
+        """The devices that failed in any round so far, by index."""
+        failed: dict[int, list[str]] = {}
+        for record in self.history:
+            for client, why in record.failed:
+                failed.setdefault(client, []).append(why)
+        took = dict.fromkeys(failed, 0)
+        for record in self.history if failed else ():
+            for client in self._answering(record.round, self.cohort(record.round)):
+                if client in took:
+                    took[client] += 1
+        return {client: Trouble(took[client], len(why), why[-1]) for client, why in failed.items()}
+
     def _merge(
         self, layout: Layout, matrix: np.ndarray, records: Sequence[Record], by: SummedBy | None
     ) -> None:
         good = [i for i, r in enumerate(records) if r.failure is None]
-        if records and not good:
-            raise all_failed(self.server.round, records)
-        if not layout.size:  # the plan sends nothing
+        if not layout.size or not (
+            good or self.privacy
+        ):  # nothing is sent, or by nobody; a private sum has its noise
             return
         told = [records[i] for i in good]
         names = dict.fromkeys(name for r in told for name in r.reports)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfl_mobile.errors import DataError, UnknownNameError
+from pfl_mobile.errors import DataError, UnknownNameError, UnusableRowsError
 from pfl_mobile.local.batches import Rows, check_rows, outside_classes
+from pfl_mobile.simulation.failures import unusable
 from pfl_mobile.simulation.finite import finite
 
 if TYPE_CHECKING:
@@ -36,6 +37,50 @@ def checked_index(population: Population, index: int) -> int:
             f"{population.name} has no user {index}", mend=f"users have the indexes 0..{len(population) - 1}"
         )
     return index
+
+
+def read_rows(population: Population, index: int, part: str) -> Rows:
+    """A user's rows. Whatever goes wrong in the population's code is an error of this user's rows.
+
+    Args:
+        population: whose code reads or makes them.
+        index: of the user.
+        part: ``train`` or ``test``.
+
+    Raises:
+        DataError: the population says what is wrong with them.
+        UnusableRowsError: it raises anything else, or gives no arrays by name.
+    """
+    what = f"the {'training' if part == 'train' else 'test'} rows"
+    try:
+        rows = population.train(index) if part == "train" else population.test(index)
+    except (DataError, MemoryError):  # memory is the machine's trouble, not this user's
+        raise
+    except Exception as error:
+        raise unusable(error, f"{what} cannot be read") from error
+    if not isinstance(rows, Mapping):
+        raise UnusableRowsError(
+            f"{what} are a {type(rows).__name__}",
+            mend="give a dict of numpy arrays, for instance {'x': x, 'labels': y}",
+        )
+    for name, value in rows.items():
+        if not isinstance(name, str) or not isinstance(value, np.ndarray) or value.ndim == 0:
+            raise UnusableRowsError(
+                f"{name!r} of {what} is a {type(value).__name__}, no numpy array with a row for every example",
+                mend="give a dict of numpy arrays, for instance {'x': x, 'labels': y}",
+            )
+    return dict(rows)
+
+
+def known_size(population: Population, index: int) -> int:
+    """How many training rows a user is said to have; 0 where that cannot be told, as reading the rows will say why."""
+    size = getattr(population, "size", None)
+    try:
+        return int(size(index)) if callable(size) else len(read_rows(population, index, "train")["weight"])
+    except MemoryError:
+        raise
+    except Exception:
+        return 0
 
 
 def check_user_rows(rows: Mapping[str, np.ndarray], name: str, user: str, what: str) -> None:
@@ -227,20 +272,23 @@ class RowCheck:
 
     def check(self, rows: Rows) -> None:
         """Raises DataError."""
-        check_rows(rows)
         missing = self._needed - rows.keys()
         if missing:
             raise DataError(
                 f"the rows have {sorted(rows)} but no {min(missing)!r}", mend=f"give {sorted(self._needed)}"
             )
-        for name, value in rows.items():
-            if name in self._like and (value.dtype, value.shape[1:]) != self._like[name]:
-                dtype, shape = self._like[name]
+        known = [name for name in self._like if name in rows]  # no model reads the others
+        for name in known:
+            value, (dtype, shape) = rows[name], self._like[name]
+            if (value.dtype, value.shape[1:]) != (dtype, shape):
                 raise DataError(
                     f"the rows of {name!r} are {value.dtype} {list(value.shape)}, those of the first user "
                     f"{dtype} [rows{''.join(f', {size}' for size in shape)}]",
                     mend="give every user the same arrays",
                 )
+        check_rows(rows)
+        for name in known:
+            value = rows[name]
             if value.dtype.kind == "f" and not finite(value):
                 raise DataError(f"{name!r} has NaN or infinite values", mend="remove these examples")
             if self._classes is not None and name in self._labels and _exceeds(value, self._classes):

@@ -7,20 +7,22 @@ are the same bits wherever a job runs.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from pfl_mobile.errors import DataError, NoExamplesError, NonFiniteError, PflError
+from pfl_mobile.errors import DataError, NoExamplesError, PflError
 from pfl_mobile.local.batches import Rows
 from pfl_mobile.local.phases import Work, served
 from pfl_mobile.simulation.cohort import Client, CohortTrainer, Outcome
+from pfl_mobile.simulation.failures import diverged, reason, unusable
 from pfl_mobile.simulation.finite import finite
 from pfl_mobile.simulation.pool import Refs, views
 from pfl_mobile.simulation.states import RowFormat
-from pfl_mobile.simulation.user_rows import RowCheck
+from pfl_mobile.simulation.user_rows import RowCheck, read_rows
 from pfl_mobile.strategies.updates import Layout
 from pfl_mobile.strategies.weighting import SummedBy, weights_of
 
@@ -135,12 +137,14 @@ class EvaluateTask:
         plan: whose ``serve`` says what predictions use.
         personal: run on every device before its own model is measured; None measures the state it has.
         part: ``test`` or ``train``: the rows that are measured.
+        initial: the shipped values, to tell whether training has made anything better.
         states, start, sets, key: as for training.
     """
 
     plan: Plan
     personal: Plan | None
     part: str
+    initial: Refs
     states: Mapping[str, tuple[int, ...]]
     start: Refs
     sets: Mapping[str, Refs]
@@ -209,6 +213,9 @@ class Evaluation:
             of its own.
         general_shared: the same of the values that the server sends to all.
         steps: optimizer steps of the personal plan.
+        train_examples: training rows with a positive weight; 0 where they are unusable.
+        losses: on the training rows, with the shipped values and with the model that the device ends with; None for a
+            failure.
     """
 
     client: int
@@ -219,6 +226,8 @@ class Evaluation:
     general: dict[str, float] | None = None
     general_shared: dict[str, float] | None = None
     steps: int = 0
+    train_examples: int = 0
+    losses: tuple[float, float] | None = None
 
 
 @dataclass
@@ -274,7 +283,7 @@ class Worker:
             try:
                 rows, examples = self._rows(index, "train")
             except (DataError, NoExamplesError) as error:
-                records[i] = Record(index, failure=failure(error))
+                records[i] = Record(index, failure=reason(error))
                 continue
             own = {name: views(refs, memory.pool) for name, refs in job.sets[i].items()} if job.sets else {}
             ready.append(self._client(task.plan, rows, job.seeds[i], memory.before[i], form, own))
@@ -290,7 +299,7 @@ class Worker:
         for i, (outcome, problem) in zip(places, trained, strict=True):
             if problem is None and form.size:
                 bad = form.pack(memory.after[i], outcome.tensors, outcome.copies)
-                problem = bad and _diverged(f"{bad} is not finite after training")
+                problem = bad and diverged(f"{bad} is not finite after training")
             told = records[i]
             assert told is not None
             records[i] = Record(told.client, told.examples, outcome.steps, outcome.reports, problem)
@@ -305,10 +314,9 @@ class Worker:
         rows: Sequence[np.ndarray],
     ) -> list[tuple[Outcome, str | None]]:
         """Write each client's change into its row; the outcomes, and why one must not be merged."""
-        outcomes = self.trainer.run(task.plan, clients, start, sets) if clients else []
         trained = []
-        for client, outcome, row in zip(clients, outcomes, rows, strict=True):
-            problem = _diverged(outcome.failure)
+        found = self._run(task.plan, clients, start, sets)
+        for client, (outcome, problem), row in zip(clients, found, rows, strict=True):
             if problem is None and task.changes.size:
                 problem = _write_change(task.changes, client, outcome, sets["global"], row)
             trained.append((outcome, problem))
@@ -325,11 +333,17 @@ class Worker:
     ) -> list[tuple[Outcome, str | None]]:
         """As ``_trained``, with the weighted sum of the changes alone."""
         if clients and isinstance(self.trainer, SummingTrainer):
-            outcomes, changes = self.trainer.run_summed(task.plan, clients, start, sets, weights)
-            task.changes.pack(changes, total)
-            if finite(total):
-                return [(outcome, _diverged(outcome.failure)) for outcome in outcomes]
-        # One by one, as the trainer cannot add up, or to find out whose change has overflowed.
+            try:
+                outcomes, changes = self.trainer.run_summed(task.plan, clients, start, sets, weights)
+            except (PflError, MemoryError):
+                raise
+            except Exception:  # somebody's rows make it raise: whose, ``_run`` finds out
+                pass
+            else:
+                task.changes.pack(changes, total)
+                if finite(total):
+                    return [(outcome, diverged(outcome.failure)) for outcome in outcomes]
+        # One by one, as the trainer cannot add up, or to find out whose change has overflowed or whose rows raise.
         rows = np.empty((len(clients), len(total)), np.float32)
         trained = self._trained(task, clients, start, sets, list(rows))
         total[:] = 0
@@ -338,25 +352,79 @@ class Worker:
                 total += row * np.float32(weight)
         return trained
 
+    def _run(
+        self, plan: Plan, clients: Sequence[Client], start: dict[str, np.ndarray], sets: Sets
+    ) -> list[tuple[Outcome, str | None]]:
+        """Train clients; their outcomes, and why one must not be used.
+
+        Where training raises it is done one by one, so that it is the failure of those whose rows make it raise (a
+        token that the model's table does not have, for instance).
+        """
+        try:
+            outcomes = self.trainer.run(plan, clients, start, sets) if clients else []
+        except (PflError, MemoryError):  # not of one client: the plan, the model, the machine
+            raise
+        except Exception as error:
+            if len(clients) == 1:
+                why = reason(unusable(error, "the model cannot be trained on its rows"))
+                return [(Outcome({}, {}, {}, 0), why)]
+            return [pair for client in clients for pair in self._run(plan, [client], start, sets)]
+        return [(outcome, diverged(outcome.failure)) for outcome in outcomes]
+
+    def _measure(
+        self,
+        rows: Sequence[Rows],
+        tensors: Sequence[dict[str, np.ndarray]],
+        start: Mapping[str, np.ndarray],
+        what: str,
+    ) -> list[tuple[dict[str, float], str | None]]:
+        """Metrics of models on rows, and why they cannot be used: as for ``_run``, or one is not finite."""
+        try:
+            found = self.trainer.evaluate(rows, tensors, start) if rows else []
+        except (PflError, MemoryError):
+            raise
+        except Exception as error:
+            if len(rows) == 1:
+                return [({}, reason(unusable(error, f"{what} cannot be run on its rows")))]
+            alone = zip(rows, tensors, strict=True)
+            return [pair for one, own in alone for pair in self._measure([one], [own], start, what)]
+        return [(metrics, _not_finite(metrics, what)) for metrics in found]
+
     def evaluate(self, task: EvaluateTask, job: Job, memory: Memory) -> list[Evaluation]:
-        """Measure the values of the server and each device's own on its rows."""
+        """Measure the values of the server and each device's own on its rows.
+
+        Training rows are looked at too: a device that cannot train is in no model, and a failure.
+        """
         start, sets, form = self._prepare(task, memory.pool)
+        failures: list[str | None] = [None] * len(job.clients)
+
+        def note(place: int, why: str | None) -> None:
+            failures[place] = failures[place] or why
+
         measured: list[Rows] = []
+        training: list[Rows | None] = []
+        examples = [0] * len(job.clients)
+        for i, index in enumerate(job.clients):
+            rows, own = self._fits.nothing, None
+            try:
+                own, examples[i] = self._rows(index, "train")
+            except (DataError, NoExamplesError) as error:
+                note(i, reason(error))
+            try:
+                rows = self._checked_rows(index, task.part) if own is None or task.part == "test" else own
+            except DataError as error:
+                note(i, reason(error))
+            measured.append(rows)
+            training.append(own)
         shared: list[dict[str, np.ndarray]] = []
         clients: list[Client] = []
-        failures: list[str | None] = [None] * len(job.clients)
-        steps = [0] * len(job.clients)
-        for i, index in enumerate(job.clients):
-            try:
-                rows = self._checked_rows(index, task.part)
-            except DataError as error:
-                failures[i], rows = failure(error), self._fits.nothing
-            measured.append(rows)
-            own = {name: views(refs, memory.pool) for name, refs in job.sets[i].items()} if job.sets else {}
-            common = start if "global" not in own else {**start, **own["global"]}
+        for i, rows in enumerate(measured):
+            sent = {name: views(refs, memory.pool) for name, refs in job.sets[i].items()} if job.sets else {}
+            common = start if "global" not in sent else {**start, **sent["global"]}
             shared.append({n: v for n, v in common.items() if v is not start[n]})
-            clients.append(self._client(task.plan, rows, job.seeds[i], memory.before[i], form, own))
+            clients.append(self._client(task.plan, rows, job.seeds[i], memory.before[i], form, sent))
         personal: list[dict[str, np.ndarray] | None]
+        steps = [0] * len(job.clients)
         if task.personal is None:
             personal = [
                 self._served(task.plan, start, one, c.tensors, c.copies, {**sets, **c.sets})
@@ -365,36 +433,66 @@ class Worker:
                 for one, c in zip(shared, clients, strict=True)
             ]
         else:
-            personal = self._adapted(task, job, clients, shared, start, sets, failures, steps)
-        of_shared = self.trainer.evaluate(measured, shared, start)
+            personal = self._adapted(task.personal, training, clients, shared, start, sets, failures, steps)
+        of_shared = self._measure(measured, shared, start, "the shared model")
         has_own = [i for i, tensors in enumerate(personal) if tensors is not None]
         own_rows, own_tensors = [measured[i] for i in has_own], [personal[i] or {} for i in has_own]
-        found = self.trainer.evaluate(own_rows, own_tensors, start)
+        found = self._measure(own_rows, own_tensors, start, "its own model")
         of_personal = dict(zip(has_own, found, strict=True))
+        for i, (_, why) in [*enumerate(of_shared), *of_personal.items()]:
+            note(i, why)
         general: dict[int, dict[str, float]] = {}
         general_shared = None
         if self.setup.general is not None and has_own:
             models = [{}, *own_tensors]
-            general_shared, *found = self.trainer.evaluate([self.setup.general] * len(models), models, start)
-            general = dict(zip(has_own, found, strict=True))
+            found = self._measure(
+                [self.setup.general] * len(models), models, start, "a model on others' rows"
+            )
+            general_shared = found[0][0]
+            for i, (metrics, why) in zip(has_own, found[1:], strict=True):
+                general[i] = metrics
+                note(i, why)
+        ends = [one if own is None else own for own, one in zip(personal, shared, strict=True)]
+        initial = {**start, **views(task.initial, memory.pool)}
+        losses = self._training_losses(training, ends, start, initial, failures)
         return [
             Evaluation(
                 index,
                 int(np.count_nonzero(measured[i]["weight"] > 0)),
-                of_shared[i],
-                of_personal.get(i),
+                of_shared[i][0],
+                of_personal[i][0] if i in of_personal else None,
                 failures[i],
                 general.get(i),
                 general_shared,
                 steps[i],
+                examples[i],
+                losses[i],
             )
             for i, index in enumerate(job.clients)
         ]
 
+    def _training_losses(
+        self,
+        training: Sequence[Rows | None],
+        ends: Sequence[dict[str, np.ndarray]],
+        start: dict[str, np.ndarray],
+        initial: dict[str, np.ndarray],
+        failures: Sequence[str | None],
+    ) -> list[tuple[float, float] | None]:
+        """Each client's loss on its training rows with the shipped values, and with the model that it ends with."""
+        places = [i for i, rows in enumerate(training) if rows is not None and failures[i] is None]
+        rows = [training[i] or {} for i in places]
+        before = self._measure(rows, [{}] * len(rows), initial, "the shipped model")
+        after = self._measure(rows, [ends[i] for i in places], start, "the trained model")
+        found: list[tuple[float, float] | None] = [None] * len(training)
+        for i, (one, _), (other, _) in zip(places, before, after, strict=True):
+            found[i] = (one.get("loss", math.nan), other.get("loss", math.nan))
+        return found
+
     def _adapted(
         self,
-        task: EvaluateTask,
-        job: Job,
+        plan: Plan,
+        training: Sequence[Rows | None],
         clients: Sequence[Client],
         shared: Sequence[dict[str, np.ndarray]],
         start: dict[str, np.ndarray],
@@ -405,31 +503,19 @@ class Worker:
         """What each device serves after the personal plan, its steps in ``steps``; None where it fails, and why in
         ``failures``.
         """
-        plan = task.personal
-        assert plan is not None
         ready: list[Client] = []
         places: list[int] = []
-        for i, index in enumerate(job.clients):
-            if failures[i] is not None:
-                continue
-            try:
-                rows, _ = self._rows(index, "train")
-            except (DataError, NoExamplesError) as error:
-                failures[i] = failure(error)
-                continue
-            known = clients[i]
-            ready.append(Client(rows, known.seed, known.tensors, known.copies, known.sets))
-            places.append(i)
+        for i, (rows, known) in enumerate(zip(training, clients, strict=True)):
+            if failures[i] is None and rows is not None:
+                ready.append(Client(rows, known.seed, known.tensors, known.copies, known.sets))
+                places.append(i)
         personal: list[dict[str, np.ndarray] | None] = [None] * len(clients)
-        outcomes = self.trainer.run(plan, ready, start, sets) if ready else []
-        for i, client, outcome in zip(places, ready, outcomes, strict=True):
-            steps[i] = outcome.steps
-            if outcome.failure is not None:
-                failures[i] = _diverged(outcome.failure)
-                continue
-            personal[i] = self._served(
-                plan, start, shared[i], outcome.tensors, outcome.copies, {**sets, **client.sets}
-            )
+        outcomes = self._run(plan, ready, start, sets)
+        for i, client, (outcome, problem) in zip(places, ready, outcomes, strict=True):
+            steps[i], failures[i] = outcome.steps, problem
+            if problem is None:
+                own = {**sets, **client.sets}
+                personal[i] = self._served(plan, start, shared[i], outcome.tensors, outcome.copies, own)
         return personal
 
     @staticmethod
@@ -471,10 +557,10 @@ class Worker:
         """A client's rows, maybe none.
 
         Raises:
-            DataError: they hold NaN or infinite values, do not belong together, or do not fit the model.
+            DataError: they cannot be read, hold NaN or infinite values, do not belong together, or do not fit the
+                model.
         """
-        population = self.setup.population
-        rows = population.train(index) if part == "train" else population.test(index)
+        rows = read_rows(self.setup.population, index, part)
         self._fits.check(rows)
         return rows
 
@@ -499,11 +585,6 @@ def count_examples(rows: Rows) -> int:
     return int(np.count_nonzero(weight.reshape(len(weight), -1).sum(axis=1) > 0)) if len(weight) else 0
 
 
-def failure(error: PflError) -> str:
-    """An error as a record tells it."""
-    return f"{error.code}: {error.message}"
-
-
 def _write_change(
     layout: Layout, client: Client, outcome: Outcome, common: Mapping[str, np.ndarray], row: np.ndarray
 ) -> str | None:
@@ -524,9 +605,10 @@ def _write_change(
             np.subtract(outcome.tensors[key], sent[key], out=target)
     if finite(row):
         return None
-    return _diverged("the change has NaN or infinite values")
+    return diverged("the change has NaN or infinite values")
 
 
-def _diverged(why: str | None) -> str | None:
-    """What the trainer says of a client; its rows were checked before, so all that can fail is the arithmetic."""
-    return why and f"{NonFiniteError.__name__}: {why}"
+def _not_finite(metrics: Mapping[str, float], what: str) -> str | None:
+    """The failure of a client whose metrics are not all numbers; None where they are."""
+    bad = next((name for name, value in metrics.items() if not math.isfinite(value)), None)
+    return bad and diverged(f"{bad} of {what} is not finite")

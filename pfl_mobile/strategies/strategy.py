@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 Values = Mapping[str, np.ndarray]
 
 
+#: What ``Local`` has where no optimizer is given; it is known by being this object.
+_UNSET = Sgd(lr=0.1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Local:
     """Local training, as far as it is the same for all strategies.
@@ -42,13 +46,14 @@ class Local:
     Attributes:
         epochs: passes over a device's examples in a round; 1 where ``steps`` is not given either.
         steps: optimizer steps in a round, in place of epochs.
-        optimizer: of the device.
-        clip: largest global L2 norm of a gradient; None for no limit.
+        optimizer: of the device; where none is given plain SGD, with the rate 0.1 or, in a study, one that is tried
+            out (``study.defaults``).
+        clip: largest global L2 norm of a gradient; None for no limit, or what a study tries out with the rate.
     """
 
     epochs: int | None = None
     steps: int | None = None
-    optimizer: Optimizer = field(default_factory=lambda: Sgd(lr=0.1))
+    optimizer: Optimizer = field(default_factory=lambda: _UNSET)
     clip: float | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +64,11 @@ class Local:
             )
         if self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 1)
+
+    @property
+    def by_default(self) -> bool:
+        """Whether no optimizer was given."""
+        return self.optimizer is _UNSET
 
     def train(self, **terms: Any) -> TrainPhase:
         """A train phase with these settings, and ``terms`` beside or in place of them.

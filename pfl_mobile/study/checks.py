@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfl_mobile.errors import ConfigError, DataError, UnknownNameError, near
+from pfl_mobile.errors import ConfigError, DataError, UnknownNameError, UnusableRowsError, near
+from pfl_mobile.local.batches import check_rows
 from pfl_mobile.simulation.groups import check_groups, groups_from
 from pfl_mobile.simulation.population import ArrayPopulation
+from pfl_mobile.simulation.user_rows import RowCheck, layout_of, read_rows
 
 if TYPE_CHECKING:
     from pfl_mobile.local.batches import Rows
     from pfl_mobile.simulation.population import Groups, Population
+    from pfl_mobile.tasks import Batch, Task
 
 #: Arrays that models and programs take; ``ArrayPopulation`` makes float32 and int64 of all others.
 _DTYPES = ("float32", "int64", "bool", "uint8")
@@ -23,8 +27,8 @@ _DTYPES = ("float32", "int64", "bool", "uint8")
 #: Engines by name.
 ENGINES = ("local", "ray")
 
-#: Users that are looked at for one with examples.
-_LOOKED_AT = 100
+#: Users that are looked at for some with examples, and for how many of these.
+_LOOKED_AT, _COMPARED = 100, 5
 
 
 def is_whole(value: Any, low: int, high: int | None = None) -> bool:
@@ -105,33 +109,68 @@ def population(given: Population | Mapping[str, Mapping[str, np.ndarray]] | str)
     return given
 
 
-def first_rows(data: Population) -> Rows:
-    """Training rows of the first user that has any.
+def first_rows(data: Population) -> list[Rows]:
+    """Training rows of the first users who have any, those first whose arrays are like most others'.
+
+    A user whose rows cannot be used is passed over, and told as a failure when the study runs.
 
     Raises:
         ConfigError: there are fewer than two users, or none of the first has examples.
-        DataError: the rows have no weights, or numbers of a kind that models do not take.
+        DataError: none of them has rows that can be used; what is wrong with those of the first.
     """
     if len(data) < 2:
         raise ConfigError(
             f"{data.name} has {len(data)} users", mend="a study needs at least two users to compare"
         )
+    found: list[Rows] = []
+    wrong: DataError | None = None
     for index in range(min(len(data), _LOOKED_AT)):
-        rows = data.train(index)
-        what = f"the training rows of user {data.id(index)!r} of {data.name}"
-        if "weight" not in rows:
+        try:
+            rows = _usable(data, index)
+        except DataError as error:
+            wrong = wrong or error
+            continue
+        found += [rows] if len(rows["weight"]) else []
+        if len(found) == _COMPARED:
+            break
+    if not found and wrong is not None:
+        raise wrong
+    if not found:
+        raise ConfigError(f"the first users of {data.name} have no training examples", mend="check the data")
+    layouts = [layout_of(rows) for rows in found]
+    usual = max(layouts, key=layouts.count)  # the first of equals
+    return sorted(found, key=lambda rows: layout_of(rows) != usual)
+
+
+def _usable(data: Population, index: int) -> Rows:
+    """A user's training rows, maybe none (DataError: of a kind that models do not take)."""
+    what = f"the training rows of user {data.id(index)!r} of {data.name}"
+    try:
+        rows = read_rows(data, index, "train")
+    except UnusableRowsError as error:
+        raise UnusableRowsError(
+            f"user {data.id(index)!r} of {data.name}: {error.message}", mend=error.mend
+        ) from error
+    if "weight" not in rows:
+        raise DataError(f"{what} have no 'weight'", mend="give float32 weights, 1 for an ordinary example")
+    for name, value in rows.items():
+        if str(value.dtype) not in _DTYPES:
             raise DataError(
-                f"{what} have no 'weight'", mend="give float32 weights, 1 for an ordinary example"
+                f"{name!r} of {what} is {value.dtype}",
+                mend="give float32 for real numbers and int64 for whole ones: rows[name].astype(...)",
             )
-        for name, value in rows.items():
-            if str(value.dtype) not in _DTYPES:
-                raise DataError(
-                    f"{name!r} of {what} is {value.dtype}",
-                    mend="give float32 for real numbers and int64 for whole ones: rows[name].astype(...)",
-                )
-        if len(rows["weight"]):
+    check_rows(rows, what)
+    return rows
+
+
+def fitting(candidates: Sequence[Rows], task: Task, batch: Batch) -> Rows:
+    """The first rows that are such as the task takes; the first of all where none are, as the error is about them."""
+    check = RowCheck(task, batch).check
+    for rows in candidates:
+        with contextlib.suppress(DataError):  # told as that user's failure when the study runs
+            check(rows)
             return rows
-    raise ConfigError(f"the first users of {data.name} have no training examples", mend="check the data")
+    return candidates[0]
 
 
 def user_groups(given: Any, data: Population) -> Groups:

@@ -7,13 +7,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pfl_mobile.errors import ConfigError, OtherSettingsError, PrivacyError, TrainingError
+from pfl_mobile.errors import (
+    ConfigError,
+    OtherSettingsError,
+    PrivacyError,
+    TrainingError,
+    TrainingFailedError,
+)
 from pfl_mobile.strategies import create, entry
 from pfl_mobile.study.comparison import BASELINE, Compared, Comparison
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from pfl_mobile.study.evaluation import Evaluation
     from pfl_mobile.study.study import Study
 
 #: ``on_progress(what, fraction done)``.
@@ -40,8 +47,8 @@ def compare(
     A strategy that needs personal layers gets the study's, every other one shares them too, so that each runs
     as its paper means it. One that inserts modules into a frozen model gets the model that the baseline ended with.
     One that does not fit the model or the data, whose merge is not one that the study's rule or privacy allows, or
-    whose training diverges, is listed with the reason. The study's rule and privacy are those of every strategy, the
-    baseline too; each run has a budget of its own.
+    whose training fails (``Evaluation.no_verdict``), is listed with the reason. The study's rule and privacy are those
+    of every strategy, the baseline too; each run has a budget of its own.
 
     Args:
         study: whose strategy does not matter.
@@ -62,11 +69,12 @@ def compare(
         OtherSettingsError: a run in the folder has other settings, or more rounds.
         CheckpointError: a run in the folder is damaged or in use.
         PrivacyError: the only strategy that is asked for cannot be private.
-        TrainingError: the baseline diverges.
+        TrainingError: the baseline's training fails.
     """
     say = on_progress or (lambda _what, _fraction: None)
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"the seeds are {list(seeds)}", mend="give at least one, none twice")
+    _ = study.local  # tried out once, where it is not given, so that all strategies have the same
     ordered = list(dict.fromkeys([BASELINE, *names]))
     found = {name: Compared(name) for name in ordered}
     trained: dict[int, dict[str, np.ndarray]] = {}
@@ -83,7 +91,10 @@ def compare(
             tell(f"{name}: measure every user")
             if name == BASELINE:
                 trained[seed] = result.values
-            found[name].evaluations.append(result.evaluate(users, baseline=False))
+            evaluation = result.evaluate(users, baseline=False)
+            if evaluation.no_verdict is not None:
+                raise training_failed(name, seed, evaluation)
+            found[name].evaluations.append(evaluation)
             found[name].costs.append(result.costs())
             found[name].privacy = _dearer(found[name].privacy, result.privacy)
             if seed == seeds[0]:
@@ -99,8 +110,19 @@ def compare(
         except (ConfigError, PrivacyError, TrainingError) as error:
             if len(names) == 1 or name == BASELINE:
                 raise
-            found[name] = Compared(name, error=f"{error.code}: {error.message}")
+            failed = error.failed if isinstance(error, TrainingFailedError) else {}
+            found[name] = Compared(name, error=f"{error.code}: {error.message}", failed=failed)
     return Comparison(study.data.name, common_settings(study), rounds, tuple(seeds), found)
+
+
+def training_failed(name: str, seed: int, found: Evaluation) -> TrainingFailedError:
+    """The error of a strategy from whose run nothing may be concluded, so that it gets no figures."""
+    error = TrainingFailedError(
+        f"{name} with seed {seed}: {found.no_verdict}",
+        mend="lower the learning rate or set clip where values are not finite; otherwise check the examples",
+    )
+    error.failed = dict(found.failed)
+    return error
 
 
 def run_folder(folder: str | Path | None, name: str, seed: int) -> Path | None:
@@ -110,6 +132,7 @@ def run_folder(folder: str | Path | None, name: str, seed: int) -> Path | None:
 
 def common_settings(study: Study) -> dict[str, Any]:
     """The settings of a study that all strategies of a comparison have; see ``Study.effective``."""
+    _ = study.local  # that of all strategies
     shown = for_strategy(study, BASELINE).effective()  # its own strategy might say how much a device trains
     return {name: value for name, value in shown.items() if name not in _OWN}
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pfl_mobile.errors import (
+    CohortFailedError,
+    NoExamplesError,
+    NonFiniteError,
+    TooFewUpdatesError,
+    TrainingFailedError,
+)
 from pfl_mobile.privacy.statement import rounded_up
+from pfl_mobile.simulation.failures import kind, named
 from pfl_mobile.study import plots
 from pfl_mobile.study.statistics import interval, student_interval
 
@@ -34,7 +42,8 @@ class Compared:
         privacy: what its rounds would guarantee with secure noise, of the seed that cost most; None without privacy.
         begins_with: the strategy whose trained model it begins with; what that cost comes on top, see
             ``Comparison.rows``.
-        error: why it did not run, ``<error>: <reason>``; None when it did.
+        error: why there are no figures, ``<error>: <reason>``: it did not run, or its training failed; else None.
+        failed: users that failed, where training did, and why.
     """
 
     name: str
@@ -44,6 +53,15 @@ class Compared:
     privacy: dict[str, Any] | None = None
     begins_with: str | None = None
     error: str | None = None
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def failed_users(self) -> dict[str, str]:
+        """Users that failed with any seed, so that they are in none of its figures, and why."""
+        found = dict(self.failed)
+        for evaluation in self.evaluations:
+            found |= evaluation.failed
+        return found
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,9 @@ class Comparison:
         95 % interval: over users with one seed (bootstrap), over seeds with more (Student's t). ``privacy`` is the
         statement of its rounds (``StudyResult.privacy``), to which that of ``begins_with`` adds up.
 
+        ``failed`` are the users that are in none of its figures, and why, with any seed; the means are over the others,
+        and gains over those that the baseline has measured too.
+
         ``steps`` are those of all merged devices in all rounds, ``personal_steps`` those that a user's own model took
         afterwards, mean over users. ``bytes_up_full_sync``, as in ``StudyResult.costs``, is None where a strategy is
         not about sending less. ``beginning`` has the costs of the rounds of ``begins_with``, which are in none of
@@ -87,7 +108,7 @@ class Comparison:
     def _row(self, found: Compared, base: Sequence[Evaluation]) -> dict[str, Any]:
         evaluations, costs = found.evaluations, found.costs
         if found.error is not None:
-            return {"strategy": found.name, "error": found.error}
+            return {"strategy": found.name, "error": found.error, "failed": found.failed_users}
 
         def mean(values: Sequence[float | None]) -> float | None:
             known = [v for v in values if v is not None]
@@ -95,7 +116,7 @@ class Comparison:
                 return known[0]  # a count of users stays one
             return float(np.mean(known)) if known else None
 
-        gains = [replace(e, shared=b.shared) for e, b in zip(evaluations, base, strict=True)]
+        gains = [e.against(b) for e, b in zip(evaluations, base, strict=True)]
         low, high = _gain_interval(gains)
         return {
             "strategy": found.name,
@@ -120,6 +141,7 @@ class Comparison:
             "steps": mean([c["steps"] for c in costs]),
             "personal_steps": mean([e.personal_steps for e in evaluations]),
             "failures": mean([c["failures"] for c in costs]),
+            "failed": found.failed_users,
             "seconds": mean([c["seconds"] for c in costs]),
             "privacy": found.privacy,
             "begins_with": found.begins_with,
@@ -156,6 +178,8 @@ class Comparison:
         columns += ["worst group"] if grouped else []
         private = self.privacy is not None
         columns += ["epsilon"] if private else []
+        some_failed = any(r["failed"] for r in rows)
+        columns += ["failed users"] if some_failed else []
         columns += ["forgetting", "kB up / device / round", "steps in rounds", "steps after / user", "s"]
         cells = []
         for r in rows:
@@ -173,6 +197,7 @@ class Comparison:
             begun = r["begins_with"]
             spent = [r["privacy"]] if begun is None else [r["privacy"], self.results[begun].privacy]
             line += [" + ".join(_epsilon(said) for said in spent)] if private else []
+            line += [str(len(r["failed"]))] if some_failed else []
             line.append("-" if r["forgetting"] is None else number(r["forgetting"], "+"))
 
             def cost(name: str, digits: int, scale: float = 1.0, row: Mapping[str, Any] = r) -> str:
@@ -192,7 +217,12 @@ class Comparison:
     def remarks(self) -> list[str]:
         """What did not run, and why; what is sent against full synchronization; what begins with another's model."""
         results = self.results.values()
-        found = [f"{f.name} did not run: {f.error}" for f in results if f.error is not None]
+        found = [_without_figures(f) for f in results if f.error is not None]
+        found += [
+            f"{len(f.failed_users)} users failed with {f.name} and are in none of its figures: {named(f.failed_users)}"
+            for f in results
+            if f.error is None and f.failed_users
+        ]
         found += [
             f"{r['strategy']} sent {r['bytes_up'] / 1000:.1f} kB up in all, "
             f"{100 * r['bytes_up'] / r['bytes_up_full_sync']:.0f} % of what full synchronization, an average after "
@@ -208,6 +238,11 @@ class Comparison:
                 f"{', '.join(begun)} {verb} with the model of {BASELINE}, whose {costs} come on top (after the +)"
             )
         return found
+
+    @property
+    def some_failed(self) -> bool:
+        """Whether training failed for any user of any strategy."""
+        return any(f.failed_users or _is_training_failure(f.error) for f in self.results.values())
 
     def markdown(self) -> str:
         """The table as a page."""
@@ -251,6 +286,16 @@ class Comparison:
                 [r for r in self.rows() if r["error"] is None], self.settings["users"], folder / "costs.png"
             ),
         ]
+
+
+def _without_figures(found: Compared) -> str:
+    says = "has no figures" if (found.error or "").startswith(TrainingFailedError.__name__) else "did not run"
+    return f"{found.name} {says}: {found.error}"
+
+
+def _is_training_failure(error: str | None) -> bool:
+    kinds = (TrainingFailedError, CohortFailedError, NonFiniteError, NoExamplesError, TooFewUpdatesError)
+    return error is not None and kind(error) in {one.__name__ for one in kinds}
 
 
 def _epsilon(said: dict[str, Any]) -> str:

@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from pfl_mobile.errors import NoExamplesError
+from pfl_mobile.errors import NoExamplesError, TrainingFailedError
 from pfl_mobile.local.plan import LOWER_IS_BETTER
+from pfl_mobile.simulation.failures import counted, named
 from pfl_mobile.study.statistics import Interval, interval
+
+#: Where a larger share of the users failed, or of the trainings in the rounds, there is no verdict on the others.
+MOST_FAILED = 0.2
+
+#: How much larger a user's loss on its own training examples may be after training, in parts of what it was before.
+_NO_LARGER = 0.01
+
+#: A round whose mean training loss is so many times that of any user before training has diverged, wherever it ends.
+_DIVERGED = 10.0
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """How training went in the rounds, over all users, measured or not.
+
+    Attributes:
+        rounds: trainings of devices in all rounds, failed ones included.
+        failed: users that failed in every round that they took part in, and why.
+        sometimes: users that failed in some of their rounds, in how many and why.
+        lost: trainings that failed of users who did not fail in all their rounds.
+        largest_loss: the largest mean training loss of a round; None where nothing was trained.
+    """
+
+    rounds: int = 0
+    failed: Mapping[str, str] = field(default_factory=dict)
+    sometimes: Mapping[str, str] = field(default_factory=dict)
+    lost: int = 0
+    largest_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -22,7 +51,7 @@ class Evaluation:
 
     Attributes:
         metric: what is compared.
-        users: ids of the users that have test examples.
+        users: ids of the users that were measured: they have test examples, and did not fail.
         groups: each user's group; empty where there are none.
         train_examples: of each user, int64 [n].
         test_examples: of each user, int64 [n]; for tokens, how many labels count.
@@ -31,12 +60,17 @@ class Evaluation:
         general_shared, general_personal: on examples of many users: what personalization forgets. Own models only;
             None where there are none, or no shared model to compare with.
         level: of the intervals.
-        failed: users whose own model could not be made, and why.
+        failed: users that are in none of the figures, and why, as ``<error>: <reason>``: their rows cannot be used,
+            training failed in all their rounds or when their own model was made, or a model of theirs is not finite.
         shared_is_trained: False where the shared model has personal layers as they were shipped, which makes it no
             fair measure of what one model for all can do.
         has_own: False where the strategy makes no models of users' own.
         personal_steps: optimizer steps that a user's own model took after the rounds, mean over users.
         untested: users that have no test examples, so that nothing else is told of them.
+        trainings: how training went in the rounds.
+        losses: of each user on its training examples, before any training and with the model that it ends with,
+            float64 [n, 2]; None where that was not measured.
+        beside: why nothing can be concluded from the shared model, where that is another run's; None where it can.
     """
 
     metric: str
@@ -54,11 +88,90 @@ class Evaluation:
     has_own: bool = True
     personal_steps: float = 0.0
     untested: Sequence[str] = ()
+    trainings: Trainings = field(default_factory=Trainings)
+    losses: np.ndarray | None = None
+    beside: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an evaluation of nobody (NoExamplesError)."""
-        if not len(self.users):
+        """Refuse an evaluation of nobody (NoExamplesError, TrainingFailedError)."""
+        if len(self.users):
+            return
+        if not self.failed:
             raise NoExamplesError("no user has test examples", mend="hold out a part of each user's examples")
+        error = TrainingFailedError(
+            f"all {len(self.failed)} users failed ({counted(self.failed.values())}): {named(self.failed)}; "
+            f"the first: {next(iter(self.failed.values()))}",
+            mend="lower the learning rate or set clip where values are not finite; otherwise check the examples",
+        )
+        error.failed = dict(self.failed)
+        raise error
+
+    @property
+    def no_verdict(self) -> str | None:
+        """Why nothing may be concluded from the figures; None where they stand.
+
+        More than ``MOST_FAILED`` of the users failed, or of the trainings in the rounds; or training did not work: it
+        went through losses many times those before it, or left most users a larger one on their own training examples.
+        """
+        failed, trainings = self.failed, self.trainings
+        everyone = len(self.users) + len(failed)
+        if len(failed) > MOST_FAILED * everyone:
+            return (
+                f"{len(failed)} of {everyone} users failed, more than {100 * MOST_FAILED:.0f} % "
+                f"({counted(failed.values())}): {named(failed)}"
+            )
+        if trainings.lost > MOST_FAILED * trainings.rounds:
+            return (
+                f"{trainings.lost} of {trainings.rounds} trainings in the rounds failed, more than "
+                f"{100 * MOST_FAILED:.0f} %: {named({**trainings.failed, **trainings.sometimes})}"
+            )
+        if self.losses is not None and trainings.largest_loss is not None:
+            worst = float(self.losses[:, 0].max())
+            if trainings.largest_loss > _DIVERGED * worst > 0:
+                return (
+                    f"training diverged: the mean training loss of a round was {trainings.largest_loss:.4g}, that of "
+                    f"no user above {worst:.4g} before training"
+                )
+        larger = self.users_untaught
+        if larger > len(self.users) / 2:
+            assert self.losses is not None
+            before, after = self.losses.mean(axis=0)
+            return (
+                f"training made the loss on users' own training examples larger for {larger} of {len(self.users)} "
+                f"users (mean {before:.4g} before, {after:.4g} after)"
+            )
+        return self.beside
+
+    @property
+    def users_untaught(self) -> int:
+        """Users whose loss on their own training examples is larger than before any training."""
+        if self.losses is None:
+            return 0
+        before, after = self.losses.T
+        return int((after > before + _NO_LARGER * np.abs(before)).sum())
+
+    def against(self, other: Evaluation) -> Evaluation:
+        """The same with the shared model of another evaluation, of the users that both have measured.
+
+        Users that failed in the other one have nothing to be compared with, so they have failed here too.
+        """
+        place = {user: i for i, user in enumerate(other.users)}
+        kept = [i for i, user in enumerate(self.users) if user in place]
+        missing = [user for user in self.users if user not in place]
+        failed = {**self.failed, **{u: other.failed.get(u, "NoExamplesError: not measured") for u in missing}}
+        both = [place[self.users[i]] for i in kept]
+        return replace(
+            self,
+            users=[self.users[i] for i in kept],
+            groups=[self.groups[i] for i in kept] if self.groups else [],
+            train_examples=self.train_examples[kept],
+            test_examples=self.test_examples[kept],
+            shared=other.shared[both],
+            personal=self.personal[kept],
+            losses=None if self.losses is None else self.losses[kept],
+            failed=failed,
+            beside=other.no_verdict and f"of the one model for all, {other.no_verdict}",
+        )
 
     @property
     def sign(self) -> float:
@@ -179,7 +292,10 @@ class Evaluation:
             "worst_group_improvement": self.worst_group_improvement,
             "forgetting": self.forgetting,
             "personal_steps": self.personal_steps,
+            "no_verdict": self.no_verdict,
             "failed": dict(self.failed),
+            "failed_in_rounds": dict(self.trainings.sometimes),
+            "trainings": self.trainings.rounds,
             "untested": list(self.untested),
         }
         return out | ({"per_user": self.per_user()} if users else {})

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pfl_mobile.errors import ConfigError, DataError
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.simulation.user_rows import known_size
 
 if TYPE_CHECKING:
     from pfl_mobile.simulation.population import Population
@@ -50,13 +51,10 @@ def for_local_length(
 
 
 def _batches(data: Population, batch: int) -> float:
-    """Batches in an epoch, mean over users; those with damaged rows are told when they train."""
-    count, size = len(data), getattr(data, "size", None)
-    found = []
-    for user in np.linspace(0, count - 1, min(count, _COUNTED)).astype(int).tolist():
-        try:
-            rows = size(user) if callable(size) else len(data.train(user)["weight"])
-        except DataError:
-            continue
-        found.append(-(-rows // batch))
-    return float(np.mean(found))
+    """Batches in an epoch, mean over users with examples; why others have none is told when they train."""
+    count = len(data)
+    sizes = (
+        known_size(data, user)
+        for user in np.linspace(0, count - 1, min(count, _COUNTED)).astype(int).tolist()
+    )
+    return float(np.mean([-(-rows // batch) for rows in sizes if rows] or [1]))

@@ -42,9 +42,12 @@ def draw_users(found: Evaluation, path: Path) -> Path:
     untrained = "" if found.shared_is_trained else ", personal layers untrained"
     axes.set_xlabel(f"shared model{untrained}: {unit(found.metric)}")
     axes.set_ylabel(f"own model: {unit(found.metric)}")
-    axes.set_title(
-        f"{len(found.users)} users: {found.users_better} better, {found.users_worse} worse", fontsize=10
-    )
+    title = f"{len(found.users)} users: {found.users_better} better, {found.users_worse} worse"
+    if found.failed:
+        title += f"; {len(found.failed)} failed and are not shown"
+    if found.no_verdict is not None:
+        title += "\ntraining failed: nothing can be concluded"
+    axes.set_title(title, fontsize=10)
     return save(figure, path)
 
 
@@ -72,7 +75,9 @@ def draw_distributions(found: Mapping[str, Sequence[Evaluation]], path: Path) ->
         box.set(facecolor=PERSONAL, alpha=0.35, linewidth=0.8)
     means = [float(v.mean()) for v in values][::-1]
     axes.plot(means, range(1, len(names) + 1), "|", color="black", ms=10)
-    axes.set_yticks(range(1, len(names) + 1), names[::-1])
+    failed = {name: len({user for e in found[name] for user in e.failed}) for name in names}
+    labels = [name + (f" ({failed[name]} failed)" if failed[name] else "") for name in names]
+    axes.set_yticks(range(1, len(names) + 1), labels[::-1])
     axes.set_xlabel(f"{unit(metric)} of users' own models")
     figure.supxlabel(
         "box: middle half and median; whiskers: 10 % and 90 %; black bar: mean",

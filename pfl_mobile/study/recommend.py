@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from pfl_mobile.results import is_recall
+from pfl_mobile.simulation.failures import named
 from pfl_mobile.study.evaluation import Evaluation
 from pfl_mobile.study.statistics import Interval, interval
 
@@ -30,31 +31,35 @@ class Recommendation:
 
     Attributes:
         verdict: ``personalize``, ``personalize some``, ``do not personalize``, ``not enough data`` with fewer than
-            ``CERTAIN_USERS`` users, or ``not measured`` where the strategy makes no models of users' own.
+            ``CERTAIN_USERS`` users, ``not measured`` where the strategy makes no models of users' own, or ``training
+            failed`` where nothing may be concluded (``Evaluation.no_verdict``); no figure is told then.
         min_examples: personalize users with at least so many examples; None for all or nobody.
         users: how many of the study's users that is.
         expected_gain: mean gain of those users, in points or in the metric's units; where a rule chose them,
-            measured on users that the rule was not chosen on.
-        appeal: share of users for whom the shared model is at least as good as their own.
+            measured on users that the rule was not chosen on. None where training failed.
+        appeal: share of users for whom the shared model is at least as good as their own. None where training failed.
         heterogeneity: what was measured of it: ``label_divergence`` in bits (mean over users; None for real
             values), ``shared_spread`` (standard deviation of the shared model's metric over users, and
             ``sampling_spread``, what test sets of their sizes would show anyway).
         examples: 10th, 50th and 90th percentile of training examples a user.
         why: sentences.
+        failed: users that failed, when they were measured or in rounds, and why.
     """
 
     verdict: str
     min_examples: int | None
     users: int
-    expected_gain: Interval
-    appeal: float
+    expected_gain: Interval | None
+    appeal: float | None
     heterogeneity: dict[str, float | None]
     examples: dict[str, float]
     why: Sequence[str]
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {**vars(self), "expected_gain": self.expected_gain.to_json(), "why": list(self.why)}
+        gain = self.expected_gain and self.expected_gain.to_json()
+        return {**vars(self), "expected_gain": gain, "why": list(self.why), "failed": dict(self.failed)}
 
     def __str__(self) -> str:
         return "\n".join([self.verdict, *(f"- {sentence}" for sentence in self.why)])
@@ -67,6 +72,8 @@ def recommend(found: Evaluation, label_divergence: np.ndarray | None = None) -> 
         found: the shared model against each user's own.
         label_divergence: of each user's labels from everybody's (``statistics.divergence``), [n].
     """
+    if found.no_verdict is not None:
+        return training_failed(found.no_verdict, found.failed, label_divergence)
     gains, everyone = found.gains, found.gain
     appeal = float((gains <= 0).mean())
     low, middle, high = np.percentile(found.train_examples, [10, 50, 90])
@@ -106,6 +113,12 @@ def recommend(found: Evaluation, label_divergence: np.ndarray | None = None) -> 
             why.append(
                 f"Users with {least} examples or more gain {expected} (measured on users the rule was not chosen on)."
             )
+    failed = {**found.trainings.sometimes, **found.failed}
+    if failed:
+        why.append(
+            f"{len(failed)} users failed, in {len(found.failed)} cases so that they are in none of the figures: "
+            f"{named(failed)}."
+        )
     if verdict == "do not personalize":
         why.append(
             f"It does harm, certain at {100 * everyone.level:.0f} %, and those with many examples gain nothing certain."
@@ -123,6 +136,36 @@ def recommend(found: Evaluation, label_divergence: np.ndarray | None = None) -> 
         heterogeneity,
         {"p10": float(low), "median": float(middle), "p90": float(high)},
         tuple(why),
+        failed,
+    )
+
+
+def training_failed(
+    why: str, failed: Mapping[str, str], label_divergence: np.ndarray | None = None
+) -> Recommendation:
+    """The recommendation where nothing may be concluded.
+
+    Args:
+        why: a clause.
+        failed: users that failed, and why.
+        label_divergence: as for ``recommend``; it is of the data alone.
+    """
+    reasons = list(dict.fromkeys(failed.values()))
+    return Recommendation(
+        "training failed",
+        None,
+        0,
+        None,
+        None,
+        {"label_divergence": None if label_divergence is None else float(np.mean(label_divergence))},
+        {},
+        (
+            f"Nothing can be concluded: {why}.",
+            *(f"One reason: {reason}." for reason in reasons[:3]),
+            "Where values are not finite or losses grow, lower the learning rate, set clip, or scale the inputs and "
+            "targets to about 1; otherwise check the examples of these users.",
+        ),
+        dict(failed),
     )
 
 

@@ -19,10 +19,11 @@ from pfl_mobile.errors import (
     DataError,
     OtherSettingsError,
     TooFewUsersError,
+    TrainingFailedError,
     UnknownNameError,
     near,
 )
-from pfl_mobile.local.plan import LOWER_IS_BETTER
+from pfl_mobile.local.plan import LOWER_IS_BETTER, Sgd
 from pfl_mobile.local.random import derive, permutation
 from pfl_mobile.made_up import batch_like
 from pfl_mobile.plain_json import json_text
@@ -32,12 +33,13 @@ from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.population import TextPopulation
 from pfl_mobile.simulation.records import RoundRecord
 from pfl_mobile.simulation.rounds import Rounds
-from pfl_mobile.simulation.user_rows import RowCheck
-from pfl_mobile.simulation.worker import Setup, count_examples
+from pfl_mobile.simulation.user_rows import RowCheck, read_rows
+from pfl_mobile.simulation.worker import Setup
+from pfl_mobile.strategies import Local
 from pfl_mobile.study.checks import is_whole
-from pfl_mobile.study.evaluation import Evaluation
+from pfl_mobile.study.evaluation import Evaluation, Trainings
 from pfl_mobile.study.named import strategy_entry
-from pfl_mobile.study.recommend import Recommendation, recommend
+from pfl_mobile.study.recommend import Recommendation, recommend, training_failed
 from pfl_mobile.study.statistics import divergence
 from pfl_mobile.vocabulary import MIN_USERS
 
@@ -105,13 +107,14 @@ def general_rows(study: Study) -> Rows | None:
     parts: list[Rows] = []
     for user in permutation(derive(study.seed, 1), len(data))[:GENERAL_USERS]:
         try:
-            rows = data.test(int(user))
+            rows = read_rows(data, int(user), "test")
             check(rows)
         except DataError:  # told as that user's failure when users are measured
             continue
         chosen = permutation(derive(study.seed, 2, int(user)), len(rows["weight"]))[:GENERAL_EACH]
-        if len(chosen):
-            parts.append({name: value[chosen] for name, value in rows.items()})
+        some = {name: value[chosen] for name, value in rows.items()}
+        if len(chosen) and study.runs(some):
+            parts.append(some)
     if not parts:
         return None
     names = [name for name in parts[0] if all(name in part for part in parts)]
@@ -128,6 +131,8 @@ def run_study(study: Study, rounds: int, *, resume: bool, on_progress: Report | 
         trouble = f", {failed} devices failed" if failed else ""
         say(f"{study.strategy_name}: rounds{loss}{trouble}", (record.round + 1) / rounds)
 
+    if resume and study.folder is not None and (study.folder / _STUDY).exists():
+        _take_chosen(study, _about(study.folder))
     running = _rounds(study, rounds, resume, progress)
     done = running.server.round
     if done > rounds:
@@ -139,6 +144,8 @@ def run_study(study: Study, rounds: int, *, resume: bool, on_progress: Report | 
     try:
         if study.folder is not None:
             about = {"rounds": rounds, **study.local_length, "study": study.effective()}
+            if study.local_by_default:
+                about["chosen"] = {"optimizer": study.local.optimizer.model_dump(), "clip": study.local.clip}
             atomic_write(study.folder / _STUDY, json.dumps(about, indent=2).encode(), mode=PRIVATE)
         running.run()
     except BaseException:
@@ -152,16 +159,13 @@ def load_result(study: Study) -> StudyResult:
     if study.folder is None:
         raise ConfigError("the study has no folder", mend="give folder=, and run it")
     try:
-        about = json.loads((study.folder / _STUDY).read_text())
+        about = _about(study.folder)
         rounds, told = int(about["rounds"]), {name: about[name] for name in study.local_length}
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no run in {study.folder}", mend="run the study first") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{study.folder / _STUDY} is damaged: {error}", mend="run the study again"
-        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(study.folder, error) from error
     if told != study.local_length:  # as ``run`` was told
         study = study.replace(**told)
+    _take_chosen(study, about)
     running = _rounds(study, rounds, True, None)
     if running.server.round < rounds and not running.stopped:
         done = running.server.round
@@ -171,6 +175,38 @@ def load_result(study: Study) -> StudyResult:
             mend="finish it with resume=True, on the command line --resume",
         )
     return StudyResult(study, running)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What is written of the run in a folder (ConfigError: nothing, or it is damaged)."""
+    try:
+        about = json.loads((folder / _STUDY).read_text())
+        return dict(about)
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no run in {folder}", mend="run the study first") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _take_chosen(study: Study, about: dict[str, Any]) -> None:
+    """Go on with the learning rate and clip norm that a run has: another machine might choose others.
+
+    Raises:
+        ConfigError: what is written of them is damaged.
+    """
+    chosen = about.get("chosen")
+    if chosen is None:
+        return
+    try:
+        local = replace(Local(), optimizer=Sgd(**chosen["optimizer"]), clip=chosen["clip"])
+    except (KeyError, TypeError, ValueError) as error:
+        assert study.folder is not None
+        raise _damaged(study.folder, error) from error
+    study.choose(local)
+
+
+def _damaged(folder: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{folder / _STUDY} is damaged: {error}", mend="run the study again")
 
 
 def _close(rounds: Rounds) -> None:
@@ -274,6 +310,7 @@ class StudyResult:
 
         Raises:
             NoExamplesError: no user has test examples.
+            TrainingFailedError: all users failed.
             UnknownNameError: the task does not measure that metric; there is no such user.
             ConfigError: the result is closed.
         """
@@ -286,7 +323,7 @@ class StudyResult:
         if self.has_shared_model or not baseline:
             return found
         other = self.baseline(on_progress).evaluate(users, metric=found.metric)
-        return replace(found, shared=other.shared, shared_is_trained=True)
+        return replace(found.against(other), shared_is_trained=True)
 
     @property
     def has_shared_model(self) -> bool:
@@ -311,8 +348,14 @@ class StudyResult:
     def recommend(
         self, users: int | Sequence[int] | None = None, *, on_progress: Report | None = None
     ) -> Recommendation:
-        """Personalize or not, for whom and why, from what ``evaluate`` finds; see ``recommend.recommend``."""
-        found = self.evaluate(users, on_progress=on_progress)
+        """Personalize or not, for whom and why, from what ``evaluate`` finds; see ``recommend.recommend``.
+
+        Where too many users failed the verdict is that training failed; the reasons and the users are named.
+        """
+        try:
+            found = self.evaluate(users, on_progress=on_progress)
+        except TrainingFailedError as error:
+            return training_failed(error.message, error.failed)
         index = {self.study.data.id(i): i for i in self._who(users)}
         return recommend(found, self._label_divergence([index[u] for u in found.users]))
 
@@ -399,13 +442,19 @@ class StudyResult:
             "costs": self.costs(),
             "fairness": self.fairness,
             "privacy": self.privacy,
-            "evaluation": self.evaluate().to_json(users=True),
+            "evaluation": self._evaluation_json(),
             "recommendation": self.recommend().to_json(),
             "history": [asdict(r) for r in self.history],
         }
         private_folder(path.parent, ours=(path.name, _STUDY, *FILES))
         atomic_write(path, json_text(found, indent=1).encode(), mode=PRIVATE)
         return path
+
+    def _evaluation_json(self) -> dict[str, Any]:
+        try:
+            return self.evaluate().to_json(users=True)
+        except TrainingFailedError as error:
+            return {"users": 0, "no_verdict": error.message, "failed": dict(error.failed)}
 
     def close(self) -> None:
         """End the engine's processes and let go of the folder; what was measured before can still be asked for."""
@@ -444,41 +493,51 @@ class StudyResult:
         return list(dict.fromkeys(int(i) for i in users))
 
     def _evaluate(self, who: Sequence[int], metric: str | None) -> Evaluation:
-        measured = self._rounds.evaluate(who)
-        counted = [m for m in measured if m.shared]
+        data, trainings = self.study.data, self._trainings()
+        measured = [self._as_in_rounds(m, trainings) for m in self._rounds.evaluate(who)]
+        counted = [m for m in measured if m.failure is None and m.shared]
         name = metric or _metric(counted)
         missing = next((m for m in counted if name not in m.shared), None)
         if missing is not None:
             raise UnknownNameError(f"the task does not measure {name!r}", mend=near(name, missing.shared))
-        data, shown = self.study.data, scale(name)
+        shown = scale(name)
         shared = np.array([m.shared[name] for m in counted], np.float64)
         personal = np.array([(m.personal or m.shared)[name] for m in counted], np.float64)
         return Evaluation(
             name,
             [data.id(m.client) for m in counted],
             [self._rounds.group(m.client) for m in counted] if self.study.groups else [],
-            np.array([self._train_examples(m.client) for m in counted], np.int64),
+            np.array([m.train_examples for m in counted], np.int64),
             np.array([m.examples for m in counted], np.int64),
             shown * shared,
             shown * personal,
             *self._forgetting(counted, name),
             failed={data.id(m.client): m.failure for m in measured if m.failure is not None},
             shared_is_trained=self.has_shared_model,
-            has_own=any(m.personal is not None or m.failure is not None for m in counted),
+            has_own=any(m.personal is not None for m in counted),
             personal_steps=float(np.mean([m.steps for m in counted])) if counted else 0.0,
             untested=[data.id(m.client) for m in measured if not m.shared and m.failure is None],
+            trainings=trainings,
+            losses=np.array([m.losses or (np.nan, np.nan) for m in counted], np.float64),
         )
 
-    def _train_rows(self, user: int) -> Rows | None:
-        """None where they are unusable, which is told as the user's failure in the rounds."""
-        try:
-            return self.study.data.train(user)
-        except DataError:
-            return None
+    def _trainings(self) -> Trainings:
+        """How training went in the rounds."""
+        id_of, troubled = self.study.data.id, self._rounds.troubled()
+        always = {id_of(i): t for i, t in troubled.items() if t.failed >= t.rounds}
+        sometimes = {id_of(i): t for i, t in troubled.items() if t.failed < t.rounds}
+        return Trainings(
+            sum(r.clients + sum(r.failures.values()) for r in self.history),
+            {user: f"{t.why} (in all {t.rounds} rounds that it took part in)" for user, t in always.items()},
+            {user: f"{t.why} (in {t.failed} of its {t.rounds} rounds)" for user, t in sometimes.items()},
+            sum(t.failed for t in sometimes.values()),
+            max((r.loss for r in self.history if r.loss is not None), default=None),
+        )
 
-    def _train_examples(self, user: int) -> int:
-        rows = self._train_rows(user)
-        return 0 if rows is None else count_examples(rows)
+    def _as_in_rounds(self, found: Measured, trainings: Trainings) -> Measured:
+        """What was measured of a user, a failure where the user was never merged."""
+        why = trainings.failed.get(self.study.data.id(found.client))
+        return found if why is None or found.failure is not None else replace(found, failure=why)
 
     def _forgetting(self, found: Sequence[Measured], name: str) -> tuple[float | None, np.ndarray | None]:
         """The metric on the general examples: of the shared model, and of those users' that have their own."""
@@ -493,8 +552,9 @@ class StudyResult:
         """Of each user's training labels; None for real values."""
         name = next(iter(self.study.task.labels), "labels")
         own = []
-        for rows in map(self._train_rows, who):
-            if rows is not None and name in rows:
+        for user in who:
+            rows = read_rows(self.study.data, user, "train")  # which was measured, so they are good
+            if name in rows:
                 if rows[name].dtype != np.int64:
                     return None
                 own.append(rows[name][rows["weight"] > 0])

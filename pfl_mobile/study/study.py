@@ -31,6 +31,7 @@ from pfl_mobile.strategies import Context, Local, Strategy, Weighting, entries
 from pfl_mobile.strategies.rules import Average, Rule, create_rule
 from pfl_mobile.study.checks import (
     first_rows,
+    fitting,
     folder_path,
     fraction,
     instance,
@@ -42,6 +43,7 @@ from pfl_mobile.study.checks import (
     whole,
 )
 from pfl_mobile.study.compose import compose
+from pfl_mobile.study.defaults import choose_local
 from pfl_mobile.study.infer import example_batch, infer_task, personalized
 from pfl_mobile.study.labels import labels_seen
 from pfl_mobile.study.local_length import for_local_length
@@ -49,6 +51,7 @@ from pfl_mobile.tasks import Task
 from pfl_mobile.text import SPECIALS
 
 if TYPE_CHECKING:
+    from pfl_mobile.local.batches import Rows
     from pfl_mobile.simulation.engine import Engine
     from pfl_mobile.simulation.population import Groups, Population
     from pfl_mobile.study.result import StudyResult
@@ -80,7 +83,8 @@ class Study:
         groups: group of every user: group name to user ids, or a JSON or CSV file; by default the data's own.
         task: loss and metrics; by default the one that labels and outputs say (``task_from`` in ``effective()`` tells
             why). Where they could mean several, 0 and 1 as real numbers for one, it has to be given.
-        local: local training.
+        local: local training. Where it has no optimizer it is plain SGD with a learning rate and a clip norm that are
+            tried out on some users, see ``study.defaults``; what is given is kept.
         local_epochs: passes over a device's examples in a round, in place of those of ``local``. A strategy that
             counts in steps of its own (``scafflix``: steps from one communication to the next, ``pfedme``:
             mini-batches) takes the steps that so many passes are on an average device.
@@ -183,31 +187,34 @@ class Study:
             )
         self.personal = split if personal is None and needs_personal(self.strategy) else personal
         self.seed = int(seed)
-        rows = first_rows(self.data)
-        self.batch = example_batch(rows, batch)
+        candidates = first_rows(self.data)
+        self.batch = example_batch(candidates[0], batch)
         made = self._made = _make(model, self.seed)
         specials = len(SPECIALS) if hasattr(self.data, "encoder") else 0
         if task is None:
             self.task, why = infer_task(
-                made, self.batch, specials=specials, labels=labels_seen(self.data, rows)
+                made, self.batch, specials=specials, labels=labels_seen(self.data, candidates[0])
             )
             self.task_from = f"inferred: {why}"
         else:
             self.task, self.task_from = task, "given"
+        self.batch = example_batch(fitting(candidates, self.task, self.batch), batch)
         check_classes(self.task, self.batch)
         self.model: PersonalizedModel = self._personalized(made, shared, self.personal)
-        self.local = local or Local()
+        self._given_local = local or Local()
         if local_epochs is not None or local_steps is not None:
-            self.local = replace(self.local, epochs=local_epochs, steps=local_steps)
+            self._given_local = replace(self._given_local, epochs=local_epochs, steps=local_steps)
             self.strategy = for_local_length(
-                self.strategy, self.local, self.data, len(self.batch["weight"]), given=self.parameters
+                self.strategy, self._given_local, self.data, len(self.batch["weight"]), given=self.parameters
             )
+        self._chosen: Local | None = None
         self.dropout, self.lanes, self.processes = dropout, lanes, processes
         self.device = _device(device)
         self.engine = engine
         self.folder = folder_path(folder)
         self.name = name or self.data.name
-        self.plan()  # fails now rather than after start-up
+        # Fails now rather than after start-up. The learning rate that is chosen later is no larger.
+        self.strategy.plan(Context(tuple(self.model.device_tensors()), self._given_local))
         check_merge(self.strategy, self.model.device_tensors(), self.robust, privacy is not None)
         if privacy is not None:
             SimulatedPrivacy(privacy, self.seed, count, self.cohort)
@@ -256,7 +263,48 @@ class Study:
 
     def replace(self, **changes: Any) -> Study:
         """The same study with other settings, named as in the constructor."""
-        return Study(**{**self._given, **changes})
+        other = Study(**{**self._given, **changes})
+        model = changes.get("model")
+        same = model is None or isinstance(model, _AllShared | _Trained)
+        if self._chosen is not None and same and not changes.keys() & {"data", "task", "batch", "local"}:
+            other.choose(self._chosen)
+        return other
+
+    @property
+    def local(self) -> Local:
+        """Local training; what was not given is tried out when it is first asked for (``study.defaults``)."""
+        if not self._given_local.by_default:
+            return self._given_local
+        if self._chosen is None:
+            self._chosen = choose_local(self, self._given_local)
+        return self._chosen
+
+    def choose(self, local: Local) -> None:
+        """Take optimizer and clip norm that were tried out before, where none are given."""
+        if self._given_local.by_default:
+            self._chosen = replace(self._given_local, optimizer=local.optimizer, clip=local.clip)
+
+    @property
+    def local_by_default(self) -> list[str]:
+        """The settings of ``local`` that nobody gave."""
+        if not self._given_local.by_default:
+            return []
+        return ["optimizer", *(["clip"] if self._given_local.clip is None else [])]
+
+    @property
+    def trained(self) -> set[str]:
+        """Names of the tensors that gradients train."""
+        return {t.name for t in self.model.device_tensors() if t.update == "gradient"}
+
+    def runs(self, rows: Rows) -> bool:
+        """Whether the model as shipped has a finite loss on these rows; where it has none nothing can train on them."""
+        batch = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in rows.items()}
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                output = self.model(*(batch[name] for name in self.task.inputs))
+                return bool(torch.isfinite(self.task.losses(output, batch)).all())
+        except (IndexError, RuntimeError):  # a token that the model's table does not have, for instance
+            return False
 
     def all_shared(self, strategy: str | Strategy = "fedavg", **changes: Any) -> Study:
         """The same study with nothing personal: what the named layers train is shared by all.
@@ -360,6 +408,8 @@ class Study:
         if own:
             local = {name: value for name, value in local.items() if name not in ("epochs", "steps")}
             local["length"] = f"by {' and '.join(own)} of the strategy"
+        if self.local_by_default:
+            local["by_default"] = self.local_by_default
         roles = sorted({t.role for t in table})
         return {
             "data": self.data.name,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pfl_mobile.strategies import names
+from pfl_mobile.study.evaluation import MOST_FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -248,3 +249,65 @@ def test_arguments_of_the_function_are_handed_on(pfl: Run, tmp_path: Path) -> No
     ran = pfl(*given, "--with", "batch", "--json")
     assert (ran.code, ran.error["type"]) == (2, "ConfigError")
     assert "--with" in ran.error["message"]
+
+
+@pytest.mark.parametrize(("bad", "code"), [(1, 3), (4, 1)])
+def test_users_that_failed_are_in_every_answer_and_in_the_exit_code(
+    pfl: Run, tmp_path: Path, bad: int, code: int
+) -> None:
+    run, who = tmp_path / "run", {f"u{i}" for i in range(bad)}
+    (tmp_path / "some.py").write_text(
+        f"from tests.study.small import spoiled\n\n\ndef study(): return spoiled({bad})\n"
+    )
+    model = f"{tmp_path}/some.py:study"
+    ran = pfl("train", model, "--rounds", 2, "--out", run, "--json")
+    assert ran.code == code, ran.err
+    assert set(ran.json["evaluation"]["failed"]) == who
+    assert (ran.json["evaluation"]["no_verdict"] is not None) == (code == 1)
+    said = json.loads((run / "result.json").read_text())
+    assert set(said["evaluation"]["failed"]) == set(said["recommendation"]["failed"]) == who
+    ran = pfl("train", model, "--rounds", 2, "--out", run, "--resume")
+    assert ran.code == code
+    assert "u0 (DataError)" in ran.out.replace("\n", " ")
+    assert "has the class 7" in " ".join(ran.out.split())
+    ran = pfl("recommend", run, "--json")
+    assert ran.code == code
+    assert set(ran.json["failed"]) == who
+    assert (ran.json["verdict"] == "training failed") == (code == 1)
+    ran = pfl("compare", "ditto", "local", "--data", model, "--rounds", 1, "--out", tmp_path / "c", "--json")
+    assert ran.code == code, ran.err
+    if code == 1:
+        assert ran.json["error"]["type"] == "TrainingFailedError"
+        assert "u0 (DataError)" in ran.json["error"]["message"]
+    else:
+        assert all(set(row["failed"]) == who for row in ran.json["strategies"])
+        assert "failed users" in (tmp_path / "c" / "comparison.md").read_text()
+
+
+def test_training_that_diverges_ends_with_an_error_code_and_without_a_verdict(
+    pfl: Run, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    ran = pfl("train", "tests.study.small:diverging", "--rounds", 2, "--out", run, "--json")
+    assert ran.code in (1, 2)
+    said = json.dumps(ran.json)
+    assert "NonFiniteError" in said or "diverged" in said
+
+
+def test_exit_codes_are_in_the_help(pfl: Run) -> None:
+    for command in ("train", "recommend", "compare"):
+        said = " ".join(pfl(command, "--help").out.split())
+        assert f"more than {100 * MOST_FAILED:.0f} % of the users failed" in said
+        assert "3 done, but some users failed" in said
+
+
+def test_train_says_what_was_chosen_by_default(pfl: Run, tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(
+        "from tests.study.small import study as small\n\n\ndef study(): return small(local=None)\n"
+    )
+    ran = pfl("train", f"{tmp_path}/plain.py:study", "--rounds", 1, "--out", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    assert "local.by_default ['optimizer', 'clip']" in " ".join(ran.out.split())
+    said = json.loads((tmp_path / "run" / "result.json").read_text())["study"]["local"]
+    assert said["by_default"] == ["optimizer", "clip"]
+    assert said["optimizer"]["lr"] == 0.1

@@ -95,11 +95,11 @@ class Users:
     """Users of 6 to 12 rows; some are not as they should be.
 
     Attributes:
-        trouble: index to what happens when its rows are asked for: ``empty``, ``nan``, ``huge`` (training
-            diverges), ``wide`` (another shape), ``double`` (another dtype), ``class`` and ``negative`` (labels
-            that the model does not have), ``unlabelled``, ``test nan`` (in the test rows alone), ``error`` (a
-            TypeError), ``typed`` (a DataError of the population's own), ``kill`` (the process dies) and ``kill
-            once``.
+        trouble: index to what happens when its rows are asked for: ``empty``, ``weightless``, ``nan``, ``huge``
+            (training diverges), ``wide`` (another shape), ``double`` (another dtype), ``class`` and ``negative``
+            (labels that the model does not have), ``unlabelled``, ``test nan`` (in the test rows alone), ``error``
+            (a TypeError), ``memory`` (a MemoryError), ``typed`` (a DataError of the population's own), ``list``
+            (no arrays), ``flipped`` (good rows, backwards in memory), ``kill`` (the process dies) and ``kill once``.
         marks: folder that remembers across processes what happened once.
         pause: seconds that asking for rows takes.
     """
@@ -123,6 +123,8 @@ class Users:
         trouble = self.trouble.get(index)
         if trouble == "empty":
             return {name: value[:0] for name, value in rows.items()}
+        if trouble == "weightless":
+            rows["weight"][:] = 0
         if trouble == "nan":
             rows["x"][0, 0] = np.nan
         if trouble == "huge":
@@ -137,6 +139,12 @@ class Users:
             del rows["labels"]
         if trouble == "error":
             raise TypeError(f"no rows for {index}")
+        if trouble == "memory":
+            raise MemoryError(f"no rows for {index}")
+        if trouble == "list":
+            rows["x"] = rows["x"].tolist()
+        if trouble == "flipped":
+            rows = {name: np.ascontiguousarray(value[::-1])[::-1] for name, value in rows.items()}
         if trouble == "typed":
             raise DataError(f"the file of {index} is damaged", mend="fetch it again")
         if trouble == "kill" or (trouble == "kill once" and self._first(index)):

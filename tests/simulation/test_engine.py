@@ -112,8 +112,8 @@ def test_a_job_whose_workers_always_die_ends_with_an_error_that_names_the_device
 
 def test_an_exception_in_a_worker_reaches_the_caller_and_the_engine_can_go_on(expected):
     with LocalEngine(2) as engine:
-        bad = rounds(PERSONAL, setup(trouble=dict.fromkeys(range(20), "error")), engine)
-        with pytest.raises(TypeError, match="no rows for") as caught:
+        bad = rounds(PERSONAL, setup(trouble=dict.fromkeys(range(20), "memory")), engine)
+        with pytest.raises(MemoryError, match="no rows for") as caught:
             bad.run()
         assert "in train" in "".join(caught.value.__notes__)
         bad.setup.population.trouble.clear()

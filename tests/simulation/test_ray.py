@@ -63,11 +63,20 @@ class TestOnACluster:
             study.run()
 
     def test_exceptions_keep_their_type(self):
-        given = setup(trouble=dict.fromkeys(range(20), "error"))
+        given = setup(trouble=dict.fromkeys(range(20), "memory"))
         with RayEngine() as engine, rounds(DITTO, given, engine) as study:
-            with pytest.raises(TypeError, match="no rows for") as caught:
+            with pytest.raises(MemoryError, match="no rows for") as caught:
                 study.run()
             assert "in train" in "".join(caught.value.__notes__)
+
+    def test_a_user_whose_rows_cannot_be_read_ends_nothing(self):
+        with (
+            RayEngine() as engine,
+            rounds(DITTO, setup(trouble={4: "error"}), engine, cohort_size=20) as study,
+        ):
+            study.run()
+            assert {r.clients for r in study.history} == {19}
+            assert study.troubled()[4].why.startswith("UnusableRowsError: ")
 
     def test_wrong_arguments_are_refused(self):
         with pytest.raises(ConfigError, match="in_flight"):

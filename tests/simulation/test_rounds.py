@@ -133,11 +133,13 @@ def test_failed_devices_are_counted_and_never_averaged_in(engine):
 
 def test_when_all_devices_fail_the_server_stays_as_it_was(engine):
     given = setup()
-    with rounds(FEDAVG, given, engine) as study:
+    with rounds(FEDAVG, given, engine, choose=lambda number: range(20)) as study:
         study.step()
         before, sets = dict(study.server.values), len(study.states)
         given.population.trouble = dict.fromkeys(range(20), "empty")
-        with pytest.raises(CohortFailedError, match=r"all 6 devices of round 1 failed \(6 NoExamplesError\)"):
+        with pytest.raises(
+            CohortFailedError, match=r"all 20 devices of round 1 failed \(20 NoExamplesError\)"
+        ):
             study.run()
         assert same(study.server.values, before)
         assert (study.server.round, len(study.states), len(study.history)) == (1, sets, 1)

@@ -65,7 +65,9 @@ class Bench:
         return self.worker.train(task, self.job, self.memory(before))
 
     def evaluate(self, personal=None, part="test", before=None):
-        task = EvaluateTask(self.plan, personal, part, self.shapes, self.refs, {"global": self.refs})
+        task = EvaluateTask(
+            self.plan, personal, part, self.refs, self.shapes, self.refs, {"global": self.refs}
+        )
         return self.worker.evaluate(task, self.job, self.memory(before))
 
     def memory(self, before):
@@ -122,6 +124,8 @@ def test_a_client_that_cannot_train_is_told_and_leaves_the_others_alone():
         ("class", "class 3, the model has the classes 0..2"),
         ("negative", "class -1"),
         ("unlabelled", "no 'labels'"),
+        ("list", "'x' of the training rows is a list"),
+        ("error", r"cannot be read: TypeError: no rows for 4 \(small.py, line \d+\)"),
     ],
 )
 def test_rows_that_do_not_fit_the_model_are_their_client_s_failure(trouble, text):
@@ -129,7 +133,7 @@ def test_rows_that_do_not_fit_the_model_are_their_client_s_failure(trouble, text
     records = bench.train()
     quiet.train()
     assert records[0].failure is None
-    assert records[1].failure.startswith("DataError: ")
+    assert records[1].failure.startswith(("DataError: ", "UnusableRowsError: "))
     assert re.search(text, records[1].failure)
     np.testing.assert_array_equal(bench.changes[[0, 2]], quiet.changes)
 
@@ -142,9 +146,37 @@ def test_a_client_that_cannot_be_measured_is_told_and_leaves_the_others_alone():
     assert [found[0], found[2]] == quiet
 
 
-def test_another_exception_is_no_client_s_failure():
-    with pytest.raises(TypeError, match="no rows for 3"):
-        Bench(FEDAVG, (1, 3), trouble={3: "error"}).train()
+def test_memory_that_ran_out_is_no_client_s_failure():
+    with pytest.raises(MemoryError, match="no rows for 3"):
+        Bench(FEDAVG, (1, 3), trouble={3: "memory"}).train()
+
+
+class Picky(OneByOne):
+    """A trainer that some rows make raise, as a token that a model's table does not have does."""
+
+    def run(self, plan, clients, start, sets):
+        self.look([client.rows for client in clients])
+        return super().run(plan, clients, start, sets)
+
+    def evaluate(self, rows, tensors, start):
+        self.look(rows)
+        return super().evaluate(rows, tensors, start)
+
+    def look(self, rows):
+        if any(len(one["x"]) == 6 + 11 % 7 for one in rows):
+            raise IndexError("index out of range in self")
+
+
+def test_rows_that_make_the_model_raise_are_their_client_s_failure():
+    bench, quiet = Bench(FEDAVG, (1, 11, 2)), Bench(FEDAVG, (1, 2))
+    bench.worker.trainer = Picky(bench.worker.setup)
+    records, found = bench.train(), bench.evaluate(FEDAVG)
+    quiet.train()
+    assert [r.failure and r.failure.split(":")[0] for r in records] == [None, "UnusableRowsError", None]
+    assert "IndexError: index out of range" in records[1].failure
+    np.testing.assert_array_equal(bench.changes[[0, 2]], quiet.changes)
+    assert "IndexError" in found[1].failure
+    assert [found[0], found[2]] == quiet.evaluate(FEDAVG)
 
 
 def test_a_plan_that_starts_afresh_does_not_read_the_state():

@@ -50,3 +50,15 @@ def personal():
 
 def tuned():
     return study("ifca", parameters={"clusters": 3})
+
+
+def spoiled(bad=1, lr=0.3):
+    """Twelve users of whom some have a label that the model does not have."""
+    data = population(12)
+    for train, _ in data.parts[:bad]:
+        train["labels"][2] = 7
+    return study("ditto", data, cohort=12, local=Local(epochs=1, optimizer=Sgd(lr=lr)))
+
+
+def diverging():
+    return spoiled(0, lr=1e6)
