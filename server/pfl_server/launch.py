@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import tempfile
+from functools import partial
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -139,7 +140,7 @@ def _config(settings: ServerSettings, app: FastAPI | str, workers: int | None = 
 
     return uvicorn.Config(
         app,
-        http=BoundedHttp,
+        http=partial(BoundedHttp, limits=settings.limits, trusted=settings.trust_proxy),  # type: ignore[arg-type]
         factory=isinstance(app, str),
         workers=workers,
         log_config=None,

@@ -14,6 +14,7 @@ from pfl_server.accepting import Acceptor
 from pfl_server.attestation import load_verifier
 from pfl_server.limits import Limits
 from pfl_server.metrics import Metrics
+from pfl_server.part import Uploads
 from pfl_server.refusals import Refusals
 from pfl_server.storage.blobs import open_blobs
 from pfl_server.storage.database import Database
@@ -41,6 +42,7 @@ class Services:
         admin_token: None where admin actions are not set up.
         attestation: None where devices need none.
         acceptor: of updates.
+        uploads: that are being taken in.
         trouble: of the coordinator.
     """
 
@@ -56,6 +58,7 @@ class Services:
     admin_token: str | None = field(default=None, repr=False)
     attestation: AttestationVerifier | None = None
     acceptor: Acceptor = field(init=False, repr=False)
+    uploads: Uploads = field(default_factory=Uploads, init=False, repr=False)
     trouble: Trouble = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
