@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
+import sys
 from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -35,6 +37,10 @@ HEAD_S = 20.0
 PIPELINED = 8
 #: Seconds between two looks at how far answers were read.
 LOOK_S = 1.0
+#: Bytes of answers that the system takes beyond those under way: with megabytes, as it likes to take, a client that
+#: reads slowly would seem not to read at all.
+_UNSENT_BYTES = 16 << 10
+_UNSENT_OPTION: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
 #: File descriptors that are left for all but connections: the database, uploads, downloads.
 _OTHER_FILES = 256
 
@@ -104,8 +110,15 @@ class Connections:
 _CONNECTIONS: WeakKeyDictionary[ServerState, Connections] = WeakKeyDictionary()
 
 
+class _Closed(Exception):
+    """Nothing more is read from this connection; it ends the parser's work."""
+
+
 class _Counted:
-    """A transport that counts what is written to it."""
+    """A transport that counts what is written to it, and drops what comes too late.
+
+    A connection may be closed here while a request of it is being answered, and some transports raise then.
+    """
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -113,6 +126,8 @@ class _Counted:
 
     def write(self, data: bytes) -> None:
         """Send bytes."""
+        if self._transport.is_closing():
+            return
         self.written += len(data)
         self._transport.write(data)
 
@@ -158,12 +173,13 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The client must send a head from now on."""
         super().connection_made(_Counted(transport))  # type: ignore[arg-type]
+        sock = transport.get_extra_info("socket")
+        if _UNSENT_OPTION is not None and sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, _UNSENT_OPTION, _UNSENT_BYTES)
         self.waits_since = self.loop.time()
         if not self._connections.enter(self, self.client[0] if self.client else None):
             self._answer(
-                Unavailable(
-                    "too many connections are open", mend="ask again", headers={"Retry-After": "1"}
-                )
+                Unavailable("too many connections are open", mend="ask again", headers={"Retry-After": "1"})
             )
             self.transport.close()
             return
@@ -212,7 +228,13 @@ class BoundedHttp(HttpToolsProtocol):
         self._note_waiting()
 
     def on_message_begin(self) -> None:
-        """A new request."""
+        """A new request.
+
+        Raises:
+            _Closed: it came with one that was refused.
+        """
+        if self.transport.is_closing():
+            raise _Closed
         self._beside, self._in_head = 0, True
         super().on_message_begin()
 
@@ -224,8 +246,6 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is whole, and maybe came at once."""
         self._stop_waiting()
-        if self.transport.is_closing():
-            return  # of a request that came with one that was refused
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > HEAD_BYTES or len(self.headers) > HEADERS or len(self.pipeline) >= PIPELINED:
             self._refuse()

@@ -25,7 +25,7 @@ from pfl_server.accepting import (
     own_task,
     refuse,
 )
-from pfl_server.part import BUFFER, Busy, Part, Scan, find_part, open_part
+from pfl_server.part import Busy, Part, Scan, find_part, open_part
 from pfl_server.problems import Problem
 from pfl_server.storage.models import Round
 
