@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, func, or_, select, update
 
 from pfl_mobile.errors import PrivacyBudgetError
-from pfl_server.selection import may_come, opening_of
+from pfl_server.places import invite, note_lapses
+from pfl_server.selection import may_come, opening_of, rested
 from pfl_server.state_file import get_state, put_set
 from pfl_server.storage.models import (
     Assignment,
@@ -110,6 +111,8 @@ def open_next(services: Services, owner: str) -> int | None:
                 summary={},
             )
         )
+        if opening.selection is None and opening.most is not None:
+            invite(session, rounds, number, opening.most, now, *rested(session, runtime.config))
         current.next_round = number + 1
         current.clip_norm = private.clip_norm
     return number
@@ -196,7 +199,7 @@ def _hopeless(session: Session, config: FederationConfig, at: Round, here: int, 
         return False  # a buffer waits as long as it takes
     if at.selection is None:
         missing = at.minimum - here
-        return missing > 0 and may_come(session, config, at.number, missing) < missing
+        return missing > 0 and may_come(session, config, at, missing) < missing
     # Nobody may be invited in place of who was drawn. How many Poisson sampling drew is hidden, and when a round ends
     # would tell it, so such a round waits for all who are drawn, or for its deadline.
     return config.privacy.sampling == "fixed" and at.target - lost < at.minimum
@@ -269,7 +272,7 @@ def _may_have_sent(at: Round) -> tuple[Any, ...]:
 def _end_tasks(services: Services, session: Session, at: Round) -> None:
     """End the tasks of a round that takes no more updates; in buffered training a later one takes them."""
     if services.runtime.config.rounds.mode == "synchronous":
-        _expire(session, services.clock(), Assignment.round == at.number)
+        _expire(services, session, services.clock(), Assignment.round == at.number)
 
 
 def expire_tasks(services: Services) -> None:
@@ -282,13 +285,16 @@ def expire_tasks(services: Services) -> None:
         if session.scalar(select(Assignment.id).where(late).limit(1)) is None:
             return
     with services.database.write() as session:
-        _expire(session, now, late)
+        _expire(services, session, now, late)
 
 
-def _expire(session: Session, now: float, *which: Any) -> None:
-    session.execute(
+def _expire(services: Services, session: Session, now: float, *which: Any) -> None:
+    """End tasks without an answer; their devices rest."""
+    ended = session.execute(
         update(Assignment)
         .where(*which, Assignment.state == "assigned")
         .values(state="expired", finished=now)
+        .returning(Assignment.device)
         .execution_options(synchronize_session=False)
     )
+    note_lapses(session, services.runtime.config.rounds, list(ended.scalars()), now)

@@ -16,7 +16,7 @@ class _Frozen(BaseModel):
 
 
 class LimitsConfig(_Frozen):
-    """What clients may ask of one process. Every process counts by itself, so ``n`` processes allow ``n`` times as much.
+    """What clients may ask of one process. Each counts by itself, so ``n`` processes allow ``n`` times as much.
 
     Rates are requests a second that are sustained, bursts how many may come at once before.
 

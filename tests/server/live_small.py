@@ -1,4 +1,7 @@
-"""A real server on the small bundle, for tests that kill or flood it: ``python -m tests.server.live_small FOLDER PORT``."""
+"""A real server on the small bundle, for tests that kill or flood it.
+
+``python -m tests.server.live_small FOLDER PORT [SECONDS OF A ROUND]``
+"""
 
 from __future__ import annotations
 

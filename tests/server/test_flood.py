@@ -92,7 +92,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
             with contextlib.suppress(httpx2.TransportError):
                 if client.get("/readyz").status_code == 200:
                     break
-            assert process.poll() is None and time.monotonic() < give_up
+            assert process.poll() is None
+            assert time.monotonic() < give_up
             time.sleep(0.1)
         bundle = client.get("/v1/federation").json()["bundle"]
         people = []
