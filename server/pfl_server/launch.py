@@ -17,6 +17,7 @@ from uvicorn.supervisors import Multiprocess
 from pfl_mobile.bundle.read import Bundle
 from pfl_mobile.errors import ConfigError
 from pfl_server import logs
+from pfl_server.clock import SteadyClock, elapsed
 from pfl_server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Environment variable with the settings of workers.
 _SETTINGS = "PFL_SERVER_SETTINGS"
+#: Environment variable with the time that workers share (`SteadyClock.began`).
+_CLOCK = "PFL_SERVER_CLOCK"
 #: Seconds after which a connection without requests ends; more than load balancers keep theirs.
 _KEEP_ALIVE_S = 75
 #: Seconds after which a worker that does not answer its supervisor is replaced.
@@ -104,7 +107,7 @@ def run(settings: ServerSettings, services: Services, listening: socket.socket) 
             _serve(settings, create_app(services), listening)
             return
         services.close()
-        _supervise(settings, listening)
+        _supervise(settings, listening, services.clock)
 
 
 def worker() -> FastAPI:
@@ -114,7 +117,8 @@ def worker() -> FastAPI:
 
     logs.set_up()
     settings = ServerSettings.model_validate_json(os.environ[_SETTINGS])
-    return create_app(Services.open(settings, Bundle.open(settings.bundle)))
+    clock = SteadyClock(float(os.environ[_CLOCK]))
+    return create_app(Services.open(settings, Bundle.open(settings.bundle), clock=clock))
 
 
 def _serve(settings: ServerSettings, app: FastAPI, listening: socket.socket) -> None:
@@ -124,12 +128,13 @@ def _serve(settings: ServerSettings, app: FastAPI, listening: socket.socket) -> 
         raise SystemExit(1)
 
 
-def _supervise(settings: ServerSettings, listening: socket.socket) -> None:
+def _supervise(settings: ServerSettings, listening: socket.socket, clock: Callable[[], float]) -> None:
     from pfl_server.metrics import FOLDER
 
+    began = repr(clock() - elapsed())
     with (
         tempfile.TemporaryDirectory(prefix="pfl-metrics-") as folder,
-        _environment({_SETTINGS: settings.model_dump_json(), FOLDER: folder}),
+        _environment({_SETTINGS: settings.model_dump_json(), _CLOCK: began, FOLDER: folder}),
     ):
         config = _config(settings, "pfl_server.launch:worker", workers=settings.processes)
         Multiprocess(config, sockets=[listening]).run()

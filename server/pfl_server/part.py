@@ -371,6 +371,21 @@ def old_parts(scratch: Path, before: float) -> list[Path]:
     return found
 
 
+def task_of(path: Path) -> str:
+    """The task that a part is of."""
+    return path.name.split(".")[0]
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a part is complete and being stored, which takes a moment."""
+    return path.name.endswith(_WHOLE)
+
+
+def spare_files(scratch: Path) -> list[Path]:
+    """What lies in the scratch folder beside parts: copies that a store makes for as long as it needs them."""
+    return [path for path in scratch.iterdir() if path.is_file()]
+
+
 def _folder(scratch: Path, task: str) -> Path:
     """Parts lie in 256 folders, so that none grows long."""
     return scratch / _FOLDER / task[:2]

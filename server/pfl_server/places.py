@@ -205,9 +205,7 @@ def no_place(session: Session, rounds: RoundsConfig, at: Round, device: Device, 
     )
     kept = int(
         session.scalar(
-            select(func.count()).where(
-                Device.invited == at.number, Device.state == "active", ~there.exists()
-            )
+            select(func.count()).where(Device.invited == at.number, Device.state == "active", ~there.exists())
         )
         or 0
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, func, or_, select, update
 
 from pfl_mobile.errors import PrivacyBudgetError
-from pfl_server.places import invite, note_lapses
+from pfl_server.places import invite, note_lapses, task_s
 from pfl_server.selection import may_come, opening_of, rested
 from pfl_server.state_file import get_state, put_set
 from pfl_server.storage.models import (
@@ -36,6 +36,8 @@ ITSELF = "aggregator"
 SLACK_S = 3600.0
 #: Seconds from now after which no lease ends, also by the clock of another process.
 FAR_S = 90.0
+#: Seconds that an end may lie further ahead than any can, as clocks of machines differ.
+REACH_S = 10.0
 #: Keys do not change, so rows that refer to a locked one may still be written (PostgreSQL: FOR NO KEY UPDATE).
 LOCK: dict[str, Any] = {"key_share": True}
 
@@ -275,10 +277,40 @@ def _end_tasks(services: Services, session: Session, at: Round) -> None:
         _expire(services, session, services.clock(), Assignment.round == at.number)
 
 
+def keep_in_reach(services: Services) -> None:
+    """Bring near the ends of rounds and tasks that lie further ahead than any can: the clock was set back since.
+
+    So an hour that the clock went back while the server was down costs one more round's time, and no hour.
+    """
+    now, config = services.clock(), services.runtime.config.rounds
+    round_far, task_far = now + config.deadline_s + REACH_S, now + task_s(config) + REACH_S
+    far = and_(Round.state == "open", or_(Round.opened > now + REACH_S, Round.deadline > round_far))
+    active = select(Round.number).where(Round.state.in_(ACTIVE))
+    late = and_(Assignment.round.in_(active), Assignment.state == "assigned", Assignment.expires > task_far)
+    with services.database.read() as session:
+        if session.scalar(select(Round.number).where(far).limit(1)) is None and (
+            session.scalar(select(Assignment.id).where(late).limit(1)) is None
+        ):
+            return
+    with services.database.write() as session:
+        session.execute(
+            update(Round)
+            .where(far)
+            .values(opened=now, deadline=None if config.mode == "buffered" else now + config.deadline_s)
+            .execution_options(synchronize_session=False)
+        )
+        session.execute(
+            update(Assignment)
+            .where(late)
+            .values(assigned=now, expires=now + task_s(config))
+            .execution_options(synchronize_session=False)
+        )
+
+
 def expire_tasks(services: Services) -> None:
     """End the tasks whose time is over."""
     now, config = services.clock(), services.runtime.config.rounds
-    since = now - (config.task_s or config.deadline_s) - SLACK_S
+    since = now - task_s(config) - SLACK_S
     recent = select(Round.number).where(or_(Round.closed.is_(None), Round.closed > since))
     late = and_(Assignment.round.in_(recent), Assignment.state == "assigned", Assignment.expires <= now)
     with services.database.read() as session:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from sqlalchemy import select
 from pfl_server import credentials
 from pfl_server.accepting import Acceptor
 from pfl_server.attestation import load_verifier
+from pfl_server.clock import SteadyClock
 from pfl_server.limits import Limits
 from pfl_server.metrics import Metrics
 from pfl_server.part import Uploads
@@ -54,7 +54,7 @@ class Services:
     limits: Limits
     refusals: Refusals
     secrets: Mapping[str, Any] = field(repr=False)
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = field(default_factory=SteadyClock)
     admin_token: str | None = field(default=None, repr=False)
     attestation: AttestationVerifier | None = None
     acceptor: Acceptor = field(init=False, repr=False)
@@ -73,7 +73,7 @@ class Services:
         bundle: Bundle,
         config: FederationConfig | None = None,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         admin_token: str | None = None,
     ) -> Services:
         """Open the places that ``settings`` name; the database is migrated.
@@ -82,7 +82,7 @@ class Services:
             settings: of this server.
             bundle: opened and checked.
             config: of the federation; None: the one that is stored.
-            clock: seconds since 1970.
+            clock: seconds since 1970; None: a `SteadyClock`.
             admin_token: None: from the environment (``credentials.admin_token``).
 
         Raises:
@@ -90,6 +90,7 @@ class Services:
         """
         from pfl_server.runtime import Runtime
 
+        clock = SteadyClock() if clock is None else clock
         token = credentials.admin_token() if admin_token is None else admin_token
         verifier = load_verifier(settings.attestation) if settings.attestation else None
         database = Database(settings.database_url)

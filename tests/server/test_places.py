@@ -38,7 +38,7 @@ class Crowd:
     silent: list[dict[str, str]] = field(default_factory=list)
     late: list[dict[str, str]] = field(default_factory=list)
     honest: list[dict[str, str]] = field(default_factory=list)
-    step_s: float = 30.0
+    step_s: float = 60.0
 
     def run(self, seconds: float) -> Counter[str]:
         """Rounds by how they ended."""
@@ -89,6 +89,7 @@ def enrolled_with(f: Small, token: str, count: int) -> list[dict[str, str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["silent", "late"])
 def test_thirteen_that_never_answer_do_not_stop_thirty_that_do(tmp_path, kind):
     with small(tmp_path, federation_config(rounds=ROUNDS)) as f:
@@ -98,6 +99,7 @@ def test_thirteen_that_never_answer_do_not_stop_thirty_that_do(tmp_path, kind):
         assert found["merged"] >= 4, found
 
 
+@pytest.mark.slow
 def test_two_gangs_in_turns_do_not_either(tmp_path):
     """The second comes when the first rests."""
     with small(tmp_path, federation_config(rounds=ROUNDS)) as f:
@@ -107,6 +109,7 @@ def test_two_gangs_in_turns_do_not_either(tmp_path):
         assert crowd.run(2700)["merged"] >= 4
 
 
+@pytest.mark.slow
 def test_many_enrolments_of_one_token_leave_the_others_their_places(tmp_path):
     with small(tmp_path, federation_config(rounds=ROUNDS)) as f:
         crowd = Crowd(f, silent=enrolled_with(f, "stolen", 60), honest=enrolled_with(f, "good", 12))
