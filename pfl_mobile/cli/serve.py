@@ -272,7 +272,7 @@ def _federation(
     return federation_config(said, base=base, privacy=privacy, private=not none, **stated)
 
 
-def _show(services: Services, url: str, as_json: bool, public_key: Path | None) -> None:
+def _show(services: Services, url: str, as_json: bool, public_key: str | None) -> None:
     """Say what will run before it runs, and what is other than at the last start."""
     from pfl_server.given import as_started, other_than_before
     from pfl_server.storage.database import shown
@@ -283,7 +283,7 @@ def _show(services: Services, url: str, as_json: bool, public_key: Path | None) 
         services.settings,
         database=shown(services.database.url),
         admin=services.admin_token is not None,
-        public_key=None if public_key is None else str(public_key.absolute()),
+        public_key=public_key,
     )
     changed = other_than_before(services.settings.data.absolute(), started)
     if as_json:

