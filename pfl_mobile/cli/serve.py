@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from pfl_mobile.cli.bundles import Key
 from pfl_mobile.cli.common import EXIT_CODES, Json, console, missing_package, print_json, table
@@ -183,7 +184,7 @@ def serve(
     with launch.open_bundle(settings) as opened, launch.listen(settings) as listening:
         services = Services.open(settings, opened, federation)
         try:
-            _show(services, launch.url(settings, listening), as_json)
+            _show(services, launch.url(settings, listening), as_json, public_key)
         except BaseException:
             services.close()
             raise
@@ -274,16 +275,27 @@ def _federation(
     return federation_config(said, base=base, privacy=privacy, private=not none, **stated)
 
 
-def _show(services: Services, url: str, as_json: bool) -> None:
-    """Say what will run before it runs."""
+def _show(services: Services, url: str, as_json: bool, public_key: str | None) -> None:
+    """Say what will run before it runs, and what is other than at the last start."""
+    from pfl_server.given import as_started, other_than_before
+    from pfl_server.storage.database import shown
     from pfl_server.summary import noise_ratio, summary
 
     facts = summary(services, url)
+    started = as_started(
+        services.settings,
+        database=shown(services.database.url),
+        admin=services.admin_token is not None,
+        public_key=public_key,
+    )
+    changed = other_than_before(services.settings.data.absolute(), started)
     if as_json:
-        print_json(facts | {"config": services.runtime.config.model_dump(mode="json")})
+        print_json(facts | {"changed": changed, "config": services.runtime.config.model_dump(mode="json")})
         return
     settings, out = services.settings, console()
     out.print(table(["", ""], facts.items()))
+    for change in changed:
+        out.print(f"[bold]other than before:[/] {escape(change)}")
     if settings.enrolment == "token" and services.admin_token is None:
         out.print(
             "[bold]no device can enrol:[/] set PFL_ADMIN_TOKEN and issue tokens, or use --open-enrolment"

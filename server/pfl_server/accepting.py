@@ -11,6 +11,7 @@ from sqlalchemy import func, select, update
 from pfl_server import problems
 from pfl_server.check_in import open_round
 from pfl_server.part import Scan, remove_parts
+from pfl_server.places import forgive, note_lapses
 from pfl_server.problems import Problem
 from pfl_server.storage.models import Assignment, Device, Federation, Round
 from pfl_server.together import Together
@@ -201,6 +202,8 @@ def _accept_one(services: Services, session: Session, stored: Stored, rounds: Ma
         .execution_options(synchronize_session=False)
     )
     if changed(done):
+        if found.mine.device is not None:
+            forgive(session, found.mine.device)
         return True
     mine = session.get_one(Assignment, found.mine.id, populate_existing=True)
     if mine.state not in STORED:
@@ -225,11 +228,13 @@ def between_rounds() -> Problem:
 def refuse(services: Services, mine: Assignment, code: str) -> None:
     """End a task whose update was refused."""
     with services.database.write() as session:
-        session.execute(
+        done = session.execute(
             update(Assignment)
             .where(Assignment.id == mine.id, Assignment.state == "assigned")
             .values(state="refused", reason=code, finished=services.clock())
         )
+        if changed(done):
+            note_lapses(session, services.runtime.config.rounds, [mine.device], services.clock())
     remove_parts(services.blobs.scratch, mine.id)
     services.runtime.wake.set()
 

@@ -10,8 +10,9 @@ from sqlalchemy.exc import IntegrityError
 
 from pfl_mobile.protocol.bodies import CheckedIn, CheckIn, Download, Task, TaskPrivacy, TensorLayout
 from pfl_server.credentials import new_id
+from pfl_server.places import ASKED_S, no_place, note_lapses, resting
 from pfl_server.problems import DeviceRevoked, OtherBundle
-from pfl_server.selection import placed, turned_away
+from pfl_server.selection import turned_away
 from pfl_server.state_file import put_set
 from pfl_server.storage.models import Assignment, Device, Federation, Round, Version
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 #: A device's facts and the time it was last seen are written at most every so many seconds.
 SEEN_S = 300.0
+#: Why a device waits that would train if there were a place.
+_PLACELESS = ("full", "between_rounds")
 #: States of an assignment that keeps its device from another task.
 _BUSY = ("assigned", "accepted")
 
@@ -55,9 +58,9 @@ def check_in(services: Services, identity: DeviceIdentity, body: CheckIn) -> Che
         if federation.state in ("finished", "spent"):
             return CheckedIn(status="done", reason="spent" if federation.state == "spent" else "finished")
         if mine is None or (mine.state == "assigned" and mine.round != (at.number if at else -1)):
-            reason = turned_away(session, runtime.config, federation, at, device, body)
+            reason = turned_away(session, runtime.config, federation, at, device, body, now)
     if reason is not None or at is None:
-        _seen(services, device, body, now)
+        _seen(services, device, body, now, waits=(reason or "between_rounds") in _PLACELESS)
         return _wait(runtime.config.rounds, reason or "between_rounds")
     sets = _own_sets(services, at, device)
     try:
@@ -66,6 +69,7 @@ def check_in(services: Services, identity: DeviceIdentity, body: CheckIn) -> Che
     except IntegrityError:  # the device asked twice at once, and the other request was first
         reason = None
     if reason is not None:
+        _seen(services, device, body, now, waits=reason in _PLACELESS)
         return _wait(runtime.config.rounds, reason)
     with services.database.read() as session:
         mine = session.scalars(_of(device.id)).first()
@@ -89,7 +93,7 @@ def _assign(
     services: Services, session: Session, number: int, device: Device, body: CheckIn, sets: dict[str, Any]
 ) -> Reason | None:
     """Give the device its task, unless something changed meanwhile; then why not."""
-    now = services.clock()
+    now, config = services.clock(), services.runtime.config.rounds
     # Where places are counted, one after the other; else together, but not while the round is closed.
     counted = select(Round.most).where(Round.number == number)
     lock: dict[str, Any] = {"key_share": True} if session.scalar(counted) is not None else {"read": True}
@@ -110,9 +114,13 @@ def _assign(
         )
         if done.rowcount == 0:
             return "too_soon"
-    if at.most is not None and placed(session, number) >= at.most:
-        return "full"
-    config = services.runtime.config.rounds
+        note_lapses(session, config, [device.id], now)
+        session.refresh(current)
+    if at.selection is None:
+        if resting(config, current, now):
+            return "too_soon"
+        if (reason := no_place(session, config, at, current, now)) is not None:
+            return reason
     expires = now + (config.task_s or config.deadline_s)
     session.add(
         Assignment(
@@ -128,7 +136,7 @@ def _assign(
             evaluated=False,
         )
     )
-    current.seen, current.facts = now, body.facts.model_dump(mode="json")
+    current.seen, current.facts, current.asked = now, body.facts.model_dump(mode="json"), 0.0
     return None
 
 
@@ -182,9 +190,13 @@ def _wait(config: RoundsConfig, reason: Reason) -> CheckedIn:
     return CheckedIn(status="wait", retry_after_s=config.retry_s * random.uniform(0.8, 1.2), reason=reason)
 
 
-def _seen(services: Services, device: Device, body: CheckIn, now: float) -> None:
-    if now - device.seen < SEEN_S:
+def _seen(services: Services, device: Device, body: CheckIn, now: float, *, waits: bool) -> None:
+    """Note that a device was here, and where it ``waits`` for a place, that it asked for one."""
+    asks = waits and not 0 <= now - device.asked < ASKED_S
+    if now - device.seen < SEEN_S and not asks:
         return
     with services.database.write() as session:
         current = session.get_one(Device, device.id)
         current.seen, current.facts = now, body.facts.model_dump(mode="json")
+        if asks:
+            current.asked = now

@@ -13,9 +13,10 @@ from sqlalchemy import and_, or_, select, update
 
 from pfl_mobile.errors import PflError
 from pfl_server.accepting import changed
+from pfl_server.clock import SteadyClock
 from pfl_server.garbage import Collector
 from pfl_server.merging import Checkpoint, LostLease, claim, give_back, merge
-from pfl_server.rounds import close_due, expire_tasks, lapsed, open_next
+from pfl_server.rounds import close_due, expire_tasks, keep_in_reach, lapsed, open_next
 from pfl_server.storage.models import Federation, Round
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ LEASE_S = 15.0
 #: Seconds between two looks, unless something wakes the coordinator.
 PERIOD_S = 1.0
 #: Seconds between two collections of garbage.
-COLLECT_S = 600.0
+COLLECT_S = 60.0
+#: Seconds by which this process's clock may differ from the coordinating one's, or from the system's, unnoticed.
+APART_S, SET_S = 5.0, 60.0
 
 
 class Coordinator:
@@ -45,6 +48,10 @@ class Coordinator:
         self._owner = secrets.token_hex(16)
         self._collector = Collector(services)
         self._collected: float | None = None
+        self._parts_collected: float | None = None
+        self._seen: tuple[str | None, float] | None = None
+        self._seen_at = 0.0
+        self._told_ahead = 0.0
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -75,20 +82,39 @@ class Coordinator:
             DatabaseError, BlobError, StorageFullError, StateError, LedgerError: storage failed, or is damaged.
             MergeMemoryError: there is too little memory.
         """
+        self._note_clock()
+        # by every process: uploads come in on every machine, and each has a scratch folder of its own
+        if self._is_due(self._parts_collected):
+            self._parts_collected = self._services.clock()
+            self._collector.collect_parts()
         if not self._lead():
             return
         with self._renewing():
+            keep_in_reach(self._services)
             expire_tasks(self._services)
             close_due(self._services)
             for number in self._to_merge():
                 self._merge(number)
             if open_next(self._services, self._owner) is not None:
                 log.info("a round was opened")
-        now = self._services.clock()
-        if self._collected is None or now - self._collected >= COLLECT_S:
-            self._collected = now
+        if self._is_due(self._collected):
+            self._collected = self._services.clock()
             self._collector.collect()
         self._services.trouble.worked()
+
+    def _is_due(self, last: float | None) -> bool:
+        return last is None or not 0 <= self._services.clock() - last < COLLECT_S
+
+    def _note_clock(self) -> None:
+        """Tell once when the system's clock was set while this process ran."""
+        clock = self._services.clock
+        if not isinstance(clock, SteadyClock) or abs(clock.ahead() - self._told_ahead) < SET_S:
+            return
+        self._told_ahead = clock.ahead()
+        log.warning(
+            "the system's clock is %.0f s from this server's, which rounds end by until it is started again",
+            -self._told_ahead,
+        )
 
     def attempt(self) -> float:
         """Do `step`; how many seconds to wait after a failure, 0 where it worked."""
@@ -143,10 +169,10 @@ class Coordinator:
 
     def _lead(self) -> bool:
         """Whether this process has the lease, taken or renewed where that is due."""
-        now = self._services.clock()
         with self._services.database.read() as session:
             found = session.get_one(Federation, 1)
-        over = lapsed(found.lease_until, now)
+        over = self._is_over(found)
+        now = self._services.clock()
         if found.lease_owner == self._owner and not over and found.lease_until - now > LEASE_S * 2 / 3:
             return True
         if found.lease_owner not in (None, self._owner) and not over:
@@ -154,7 +180,10 @@ class Coordinator:
         free = or_(
             Federation.lease_owner.is_(None),
             Federation.lease_owner == self._owner,
-            lapsed(Federation.lease_until, now),
+            and_(
+                Federation.lease_owner == found.lease_owner,  # as it was when it was found to be over
+                Federation.lease_until == found.lease_until,
+            ),
         )
         with self._services.database.write() as session:
             done = session.execute(
@@ -163,6 +192,29 @@ class Coordinator:
                 .values(lease_owner=self._owner, lease_until=now + LEASE_S)
             )
         return bool(changed(done))
+
+    def _is_over(self, found: Federation) -> bool:
+        """Whether the lease of the federation is over: its end has passed, or nobody has renewed it for as long.
+
+        A process that is seen to renew it is alive, whatever its clock says; then this one goes by the same time.
+        """
+        lease, before = (found.lease_owner, found.lease_until), self._seen
+        if lease != before:
+            renewed = before is not None and before[0] == lease[0] not in (None, self._owner)
+            if renewed and before is not None and lease[1] > before[1]:
+                self._follow(lease[1] - LEASE_S)
+            self._seen, self._seen_at = lease, self._services.clock()
+        now = self._services.clock()
+        return found.lease_until < now or not 0 <= now - self._seen_at <= LEASE_S
+
+    def _follow(self, time: float) -> None:
+        clock = self._services.clock
+        if isinstance(clock, SteadyClock) and abs(time - clock()) > APART_S:
+            log.warning(
+                "this process's clock was %.0f s from that of the process that coordinates; it goes by that now",
+                clock() - time,
+            )
+            clock.set(time)
 
     @contextmanager
     def _renewing(self, number: int | None = None, owner: str | None = None) -> Iterator[None]:

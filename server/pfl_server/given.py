@@ -1,4 +1,9 @@
-"""Options of a later start against the federation that there is: only what was said, in the words it was said in."""
+"""Options of a later start against what there is, in the words they were said in.
+
+What the federation computes was decided at its first start: an option that says something else is refused
+(`refuse_others`). How a server runs is decided at every start: what is other than at the last one is said
+(`other_than_before`), as an option that was forgotten changes what the server does, too.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,15 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pfl_mobile.atomic import atomic_write, disk_errors
 from pfl_mobile.errors import OtherSettingsError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pfl_mobile.privacy import PrivacyConfig
     from pfl_server.config import FederationConfig
+    from pfl_server.settings import ServerSettings
 
 #: Options by the field of `FederationConfig` that they set; of others, the field itself is named.
 _OPTIONS = {
@@ -80,6 +89,98 @@ def refuse_others(
         mend=f"leave {name} out to go on with it as it is; to begin another federation, choose another --data folder "
         "(and --db and --blobs, where you give them)",
     )
+
+
+#: What the last start from a data folder was.
+STARTED = "started.json"
+#: Options of a server by the name of what they set in that file; with what is other when it changes to a value.
+_OF_SERVER: dict[str, tuple[str, Mapping[Any, str]]] = {
+    "enrolment": (
+        "--open-enrolment",
+        {"token": "new devices need a token of an admin", "open": "any device may enrol, without a token"},
+    ),
+    "admin token": (
+        "PFL_ADMIN_TOKEN or PFL_ADMIN_TOKEN_FILE",
+        {False: "admin actions are off", True: "admin actions are on"},
+    ),
+    "public key": (
+        "--public-key",
+        {None: "nobody checks whether the bundle is signed"},
+    ),
+    "attestation": ("--attestation", {None: "devices enrol without an attestation"}),
+    "dashboard": ("--dashboard", {"public": "anybody may see it", "off": "nobody sees it"}),
+    "metrics": ("--metrics", {"public": "anybody may see them", "off": "nobody sees them"}),
+    "trust_proxy": ("--trust-proxy", {(): "limits count for the proxy's address in place of its clients'"}),
+    "tls_cert": ("--tls-cert", {None: "the server speaks plain HTTP"}),
+    "tls_key": ("--tls-key", {None: "the server speaks plain HTTP"}),
+    "database": ("--db", {}),
+    "blobs": ("--blobs", {}),
+    "host": ("--host", {}),
+    "port": ("--port", {}),
+    "processes": ("--processes", {}),
+    "limits": ("--limits", {}),
+}
+
+
+def as_started(
+    settings: ServerSettings, *, database: str, admin: bool, public_key: str | None
+) -> dict[str, Any]:
+    """What of a start the next one is compared with; no secret is among it.
+
+    Args:
+        settings: of the server.
+        database: its URL without a password.
+        admin: whether there is an admin token.
+        public_key: file that the bundle's signature was checked with.
+    """
+    plain = settings.model_dump(mode="json")
+    found = {name: plain[name] for name in _OF_SERVER if name in plain}
+    found |= {
+        "database": database,
+        "blobs": settings.blobs_place.partition("?")[0],
+        "dashboard": settings.access("dashboard", admin=admin),
+        "metrics": settings.access("metrics", admin=admin),
+    }
+    return found | {"admin token": admin, "public key": public_key}
+
+
+def other_than_before(data: Path, now: Mapping[str, Any]) -> list[str]:
+    """What is other than at the last start from a data folder, as sentences; then ``now`` is the last one.
+
+    Args:
+        data: the folder; made where it is missing.
+        now: from `as_started`.
+
+    Raises:
+        StorageFullError, UnwritableError: the folder cannot be written.
+    """
+    file, found = data / STARTED, []
+    with disk_errors(file):
+        data.mkdir(parents=True, exist_ok=True)
+    before: Any = {}
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        found.append(f"{file} cannot be read ({error}), so nobody knows how the last start was")
+    if isinstance(before, dict):
+        flat = dict(_leaves(before))
+        for path, value in _leaves(now):
+            # what an older version did not know is no change
+            if path in flat and flat[path] != value:
+                found.append(_changed(path, flat[path], value))
+    atomic_write(file, (json.dumps(dict(now), indent=2) + "\n").encode(), mode=0o600)
+    return found
+
+
+def _changed(path: str, was: Any, value: Any) -> str:
+    name, _, rest = path.partition(".")
+    option, meanings = _OF_SERVER[name]
+    meaning = meanings.get(tuple(value) if isinstance(value, list) else value)
+    what = f"{name} {rest}".replace("_", " ").rstrip()
+    told = f"{what} was {_shown(was)} at the last start and is {_shown(value)} now ({option})"
+    return told if meaning is None else f"{told}: {meaning}"
 
 
 def _option(path: str) -> str:

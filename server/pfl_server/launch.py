@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import tempfile
+from functools import partial
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -18,6 +19,7 @@ from uvicorn.supervisors import Multiprocess
 from pfl_mobile.bundle.read import Bundle
 from pfl_mobile.errors import ConfigError, PflError, TamperedBundleError
 from pfl_server import logs
+from pfl_server.clock import SteadyClock, elapsed
 from pfl_server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ log = logging.getLogger("pfl_server")
 
 #: Environment variable with the settings of workers.
 _SETTINGS = "PFL_SERVER_SETTINGS"
+#: Environment variable with the time that workers share (`SteadyClock.began`).
+_CLOCK = "PFL_SERVER_CLOCK"
 #: Seconds after which a connection without requests ends; more than load balancers keep theirs.
 _KEEP_ALIVE_S = 75
 #: Seconds after which a worker that does not answer its supervisor is replaced.
@@ -130,7 +134,7 @@ def run(settings: ServerSettings, bundle: Bundle, services: Services, listening:
             return
         services.close()
         pinned = {"manifest_sha256": _manifest_sha256(bundle)}
-        _supervise(settings.model_copy(update=pinned), listening)
+        _supervise(settings.model_copy(update=pinned), listening, services.clock)
 
 
 def worker() -> FastAPI:
@@ -140,8 +144,9 @@ def worker() -> FastAPI:
 
     logs.set_up()
     settings = ServerSettings.model_validate_json(os.environ[_SETTINGS])
+    clock = SteadyClock(float(os.environ[_CLOCK]))
     try:
-        return create_app(Services.open(settings, open_bundle(settings)))
+        return create_app(Services.open(settings, open_bundle(settings), clock=clock))
     except PflError as error:
         log.error("a worker cannot start: %s (%s)", error.message, error.mend)
         raise SystemExit(1) from error
@@ -154,12 +159,13 @@ def _serve(settings: ServerSettings, app: FastAPI, listening: socket.socket) -> 
         raise SystemExit(1)
 
 
-def _supervise(settings: ServerSettings, listening: socket.socket) -> None:
+def _supervise(settings: ServerSettings, listening: socket.socket, clock: Callable[[], float]) -> None:
     from pfl_server.metrics import FOLDER
 
+    began = repr(clock() - elapsed())
     with (
         tempfile.TemporaryDirectory(prefix="pfl-metrics-") as folder,
-        _environment({_SETTINGS: settings.model_dump_json(), FOLDER: folder}),
+        _environment({_SETTINGS: settings.model_dump_json(), _CLOCK: began, FOLDER: folder}),
     ):
         config = _config(settings, "pfl_server.launch:worker", workers=settings.processes)
         Multiprocess(config, sockets=[listening]).run()
@@ -170,7 +176,7 @@ def _config(settings: ServerSettings, app: FastAPI | str, workers: int | None = 
 
     return uvicorn.Config(
         app,
-        http=BoundedHttp,
+        http=partial(BoundedHttp, limits=settings.limits, trusted=settings.trust_proxy),  # type: ignore[arg-type]
         factory=isinstance(app, str),
         workers=workers,
         log_config=None,

@@ -1,4 +1,4 @@
-"""Rate limits by token buckets, per device and per address."""
+"""Limits per device and per address: how often requests come (token buckets), and how many are open at a time."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import hashlib
 import ipaddress
 import threading
 import time
-from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections import Counter, OrderedDict
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -43,8 +43,40 @@ class TokenBuckets:
         return wait
 
 
+class OpenRequests:
+    """Requests that are open, by who sent them. For the thread of the event loop.
+
+    Args:
+        most: in all.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: Counter[Hashable] = Counter()
+        self._all = 0
+
+    def begin(self, key: Hashable, most: int) -> Literal["begun", "own", "all"]:
+        """Count a request, unless ``key`` has ``most`` open already (``own``), or there are too many (``all``)."""
+        if self._open[key] >= most:
+            return "own"
+        if self._all >= self._most:
+            if not self._open[key]:
+                del self._open[key]
+            return "all"
+        self._open[key] += 1
+        self._all += 1
+        return "begun"
+
+    def end(self, key: Hashable) -> None:
+        """Tell that a request of ``key`` is over."""
+        self._all -= 1
+        self._open[key] -= 1
+        if not self._open[key]:
+            del self._open[key]
+
+
 class Limits:
-    """All rate limits of one process.
+    """All limits of one process on requests.
 
     A request with a credential that was seen to be valid counts for its device, whatever the address: many phones
     share one. Any other request counts for its address; so guessing credentials is limited, and a stranger cannot
@@ -53,6 +85,7 @@ class Limits:
 
     def __init__(self, config: LimitsConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.config = config
+        self.open = OpenRequests(config.open)
         self._clock = clock
         self._devices = TokenBuckets(config.device_rate, config.device_burst, config.tracked)
         self._addresses = TokenBuckets(config.address_rate, config.address_burst, config.tracked)
@@ -77,6 +110,12 @@ class Limits:
         if enrolling and (wait := self._enrolments.take(place, now)):
             return wait
         return self._addresses.take(place, now)
+
+    def sender(self, authorization: bytes | None, address: str | None) -> tuple[Hashable, int]:
+        """Whom an open request counts for, and how many that one may have."""
+        if authorization is not None and (digest := _digest(authorization)) in self._valid:
+            return digest, self.config.device_open
+        return network(address), self.config.address_open
 
     def seen_valid(self, authorization: str) -> None:
         """Tell that the credential in this header was checked and is valid."""

@@ -1,7 +1,7 @@
 """The layers around all endpoints, as plain ASGI so that they cost little.
 
 `Observe` is outside: it names the request, measures it, logs it, and answers what nobody foresaw. `Guard` is inside it:
-rate limits, the length of bodies before they are read, and their pace while they are.
+how often requests come and how many are open, the length of bodies before they are read, and their pace while they are.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pfl_mobile.protocol.answers import HEADER
 from pfl_mobile.protocol.bodies import PROBLEM_JSON, PROTOCOL
 from pfl_server import problems
 from pfl_server.answers import encode, problem_of
+from pfl_server.problems import Problem
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from pfl_server.problems import Problem
     from pfl_server.services import Services
 
 log = logging.getLogger("pfl_server.requests")
@@ -42,6 +42,8 @@ _RECEIVED = "pfl_server.received"
 #: Seconds and bytes for which a refused body is still read, so that the client sees the answer before the connection
 #: ends (a connection that is closed with unread bytes is reset, and the answer may be lost).
 _LINGER_S, _LINGER_BYTES = 2.0, 4 << 20
+#: Seconds after which a client asks again that has too many requests open.
+_AGAIN_S = "1"
 
 
 class Observe:
@@ -108,10 +110,11 @@ class Observe:
 
 
 class Guard:
-    """Refuses requests that come too often, and bodies that are too long or too slow.
+    """Refuses requests that come too often or too many at once, and bodies that are too long or too slow.
 
-    A body that turns out too long or too slow while it is read raises the problem out of ``receive``, so that an
-    endpoint can keep what has arrived.
+    Bodies are read whole here, so that they cost no more than their bytes, in however small pieces they come; but for
+    uploads. The body of an upload that turns out too long or too slow while it is read raises the problem out of
+    ``receive``, so that the endpoint can keep what has arrived.
     """
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
@@ -124,22 +127,48 @@ class Guard:
             return
         headers = dict(scope["headers"])
         body = _Body(self._services, scope, headers, receive)
+        if scope["path"] in _UNLIMITED:  # these read no body
+            await self._app(scope, body.receive, body.closing(send))
+            return
         problem = self._too_often(scope, headers) or body.refused()
         if problem is not None:
-            self._services.refusals.count(problem.code)
-            await send_problem(body.closing(send), problem)
-        elif not body.expected:
+            await self._refuse(body.closing(send), problem)
+            return
+        client = scope.get("client")
+        limits = self._services.limits
+        sender, most = limits.sender(headers.get(b"authorization"), client[0] if client else None)
+        if (begun := limits.open.begin(sender, most)) != "begun":
+            await self._refuse(body.closing(send), _too_many(most if begun == "own" else None))
+            return
+        try:
+            await self._serve(scope, receive, send, body)
+        finally:
+            limits.open.end(sender)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, body: _Body) -> None:
+        if not body.expected:
             await self._app(scope, receive, send)
-        else:
-            try:
+            return
+        try:
+            if body.is_update:
                 await self._app(scope, body.receive, body.closing(send))
-            finally:
-                scope[_RECEIVED] = body.received
-                body.stop_watching()
+                return
+            try:
+                content = await body.whole()
+            except Problem as problem:
+                await self._refuse(body.closing(send), problem)
+                return
+            if content is not None:  # else nobody is left to read an answer
+                await self._app(scope, _first(content, receive), send)
+        finally:
+            scope[_RECEIVED] = body.received
+            body.stop_watching()
+
+    async def _refuse(self, send: Send, problem: Problem) -> None:
+        self._services.refusals.count(problem.code)
+        await send_problem(send, problem)
 
     def _too_often(self, scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
-        if scope["path"] in _UNLIMITED:
-            return None
         client = scope.get("client")
         wait = self._services.limits.wait(
             headers.get(b"authorization"),
@@ -153,6 +182,29 @@ class Guard:
         )
 
 
+def _too_many(most: int | None) -> Problem:
+    """The problem of a request beside too many: ``most`` of its own sender's, or those of all."""
+    if most is not None:
+        return problems.RateLimited(
+            f"{most} requests from here are open already",
+            mend="wait until one is over",
+            headers={"Retry-After": _AGAIN_S},
+        )
+    return problems.Unavailable(
+        "too many requests are open", mend="ask again", headers={"Retry-After": _AGAIN_S}
+    )
+
+
+def _first(content: bytes, receive: Receive) -> Receive:
+    """``receive`` that gives a body which was read already, before what follows."""
+    left: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
+
+    async def giving() -> Message:
+        return left.pop() if left else await receive()
+
+    return giving
+
+
 class _Body:
     """The body of one request: how long it may be, how fast it must come, how much of it was read."""
 
@@ -161,8 +213,8 @@ class _Body:
     ) -> None:
         self._receive = receive
         self._limits = services.limits.config
-        update = scope["method"] == "PUT" and scope["path"].endswith("/update")
-        self._most = services.runtime.max_update_bytes if update else self._limits.json_bytes
+        self.is_update = scope["method"] == "PUT" and scope["path"].endswith("/update")
+        self._most = services.runtime.max_update_bytes if self.is_update else self._limits.json_bytes
         self._length = _length(headers.get(b"content-length"))
         self.expected = bool(self._length) or b"transfer-encoding" in headers
         self.received = 0
@@ -197,7 +249,8 @@ class _Body:
             if not self._too_slow or (self._waiting is not None and self._waiting.uncancel() > 0):
                 raise
             raise problems.BodyTooSlow(
-                f"less than {self._limits.min_rate:.0f} bytes a second arrived",
+                f"nothing arrived for {self._limits.silence_s:g} s, or less than {self._limits.min_rate:.0f} bytes a "
+                "second",
                 mend="send it again, or go on later",
             ) from None
         finally:
@@ -211,6 +264,20 @@ class _Body:
             raise self._too_large()
         return message
 
+    async def whole(self) -> bytes | None:
+        """The whole body; None when the client is gone.
+
+        Raises:
+            BodyTooLarge, BodyTooSlow: it is.
+        """
+        found = bytearray()
+        while self._left:
+            message = await self.receive()
+            if message["type"] != "http.request":
+                return None
+            found += message.get("body", b"")
+        return bytes(found)
+
     def stop_watching(self) -> None:
         """Watch the pace no longer."""
         if self._timer is not None:
@@ -218,13 +285,15 @@ class _Body:
 
     def _latest(self) -> float:
         """When the part that is waited for has to be there; what the endpoint takes between parts does not count."""
-        return self._since + self._limits.grace_s + self.received / self._limits.min_rate - self._waited
+        limits = self._limits
+        pace = self._since + limits.grace_s + self.received / limits.min_rate - self._waited
+        return min(pace, self._since + limits.silence_s)
 
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
         if self._waiting is None:  # the endpoint is at work
-            self._timer = loop.call_at(now + self._limits.grace_s, self._watch)
+            self._timer = loop.call_at(now + min(self._limits.grace_s, self._limits.silence_s), self._watch)
         elif now < self._latest():
             self._timer = loop.call_at(self._latest(), self._watch)
         else:

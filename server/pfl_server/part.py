@@ -18,7 +18,7 @@ import os
 import secrets
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 BLOCK = 4096
 #: Bytes that are written at once.
 BUFFER = 1 << 20
+#: Bytes that are written at once where there are many uploads.
+_LEAST = 64 << 10
 #: Squares that are added up in float32.
 _ROW = 256
 _FOLDER, _SUFFIX, _WHOLE = "parts", ".part", ".whole"
@@ -43,7 +45,38 @@ _OWN = threading.local()
 
 
 class Busy(Exception):
-    """Another request is writing the part."""
+    """Another request is sending the update."""
+
+
+class Uploads:
+    """Uploads that this process is taking in: one for a task, and so much memory for all. For the event loop's thread.
+
+    Args:
+        memory: bytes that all of them may hold before they are written, give or take the last piece of each.
+    """
+
+    def __init__(self, memory: int = 32 << 20) -> None:
+        self._memory = memory
+        self._open: set[Hashable] = set()
+
+    @contextlib.contextmanager
+    def only(self, upload: Hashable) -> Iterator[None]:
+        """Let nobody else send this upload while the block runs.
+
+        Raises:
+            Busy: somebody does. Of other processes, the lock of the part tells.
+        """
+        if upload in self._open:
+            raise Busy
+        self._open.add(upload)
+        try:
+            yield
+        finally:
+            self._open.discard(upload)
+
+    def share(self) -> int:
+        """Bytes after which one upload writes what it holds."""
+        return max(_LEAST, min(BUFFER, self._memory // max(1, len(self._open))))
 
 
 class Scan:
@@ -161,7 +194,7 @@ class Part:
                 raise Busy  # it was cut meanwhile
             scan.add(memoryview(data))
 
-    def write(self, pieces: Sequence[bytes], scan: Scan) -> None:
+    def write(self, pieces: Sequence[bytes | bytearray], scan: Scan) -> None:
         """Append.
 
         Raises:
@@ -336,6 +369,21 @@ def old_parts(scratch: Path, before: float) -> list[Path]:
                 if path.stat().st_mtime < before:
                     found.append(path)
     return found
+
+
+def task_of(path: Path) -> str:
+    """The task that a part is of."""
+    return path.name.split(".")[0]
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a part is complete and being stored, which takes a moment."""
+    return path.name.endswith(_WHOLE)
+
+
+def spare_files(scratch: Path) -> list[Path]:
+    """What lies in the scratch folder beside parts: copies that a store makes for as long as it needs them."""
+    return [path for path in scratch.iterdir() if path.is_file()]
 
 
 def _folder(scratch: Path, task: str) -> Path:

@@ -25,7 +25,7 @@ from pfl_server.accepting import (
     own_task,
     refuse,
 )
-from pfl_server.part import BUFFER, Busy, Part, Scan, find_part, open_part
+from pfl_server.part import Busy, Part, Scan, find_part, open_part
 from pfl_server.problems import Problem
 from pfl_server.storage.models import Round
 
@@ -109,15 +109,27 @@ async def receive(
         Problem: the upload is refused.
         ClientDisconnect: the connection broke.
     """
+    try:
+        with services.uploads.only((me.id, head.task)):
+            return await _take_in(services, me, head, body, note)
+    except Busy:
+        raise problems.Unavailable(
+            "another request is sending this update", mend="ask again", headers={"Retry-After": AGAIN_S}
+        ) from None
+
+
+async def _take_in(
+    services: Services,
+    me: DeviceIdentity,
+    head: Incoming,
+    body: AsyncIterator[bytes],
+    note: Callable[[int], None],
+) -> UploadState:
     found = await _in(_STORES, _begin, services, me, head, note)
     if found.mine.state in STORED:
         return await _again(found, head, body)
     try:
         return await _receive(services, head, found, body)
-    except Busy:
-        raise problems.Unavailable(
-            "another request is sending this update", mend="ask again", headers={"Retry-After": AGAIN_S}
-        ) from None
     except (
         UpdateFileError,
         problems.NotFinite,
@@ -180,14 +192,14 @@ async def _receive(
     with open_part(services.blobs.scratch, head.task, head.key, head.total) as part:
         await _in(_WRITES, _position, part, head, scan)
 
-        def take(pieces: list[bytes]) -> None:
+        def take(data: bytearray) -> None:
             known = scan.head is not None
-            part.write(pieces, scan)
+            part.write([data], scan)
             if scan.head is not None and not known:
                 check_head(scan.head, found)
 
         try:
-            await _pieces(body, head.total - part.size, take)
+            await _pieces(services, found, body, head.total - part.size, take)
         except BaseException:
             part.flush()
             raise
@@ -211,39 +223,49 @@ def _position(part: Part, head: Incoming, scan: Scan) -> None:
     part.rescan(scan)
 
 
-async def _pieces(body: AsyncIterator[bytes], most: int, take: Callable[[list[bytes]], None]) -> None:
+async def _pieces(
+    services: Services,
+    found: Accepting,
+    body: AsyncIterator[bytes],
+    most: int,
+    take: Callable[[bytearray], None],
+) -> None:
     """Give the body to ``take``, many pieces at a time, off the event loop.
 
     What was read reaches ``take`` also when the connection breaks.
 
     Raises:
         BodyTooLarge: more than ``most`` bytes came.
+        TaskExpired: the task's time was over before its update was there.
     """
-    pieces: list[bytes] = []
-    waiting = total = 0
+    waiting, total = bytearray(), 0  # no list: pieces may be as small as a byte
     source = aiter(body)
     while True:
         try:
             data = await anext(source, None)
+            if data is not None and found.mine.expires <= services.clock():
+                raise problems.TaskExpired("the task has expired", mend="check in again")
         except BaseException:
-            if pieces:  # here and now: nobody may be left to wait for a thread
-                take(pieces)
+            if waiting:  # here and now: nobody may be left to wait for a thread
+                take(waiting)
             raise
         if data is None:
             break
         total += len(data)
         if total > most:
-            raise problems.BodyTooLarge(
-                "the body is longer than its headers say", mend="send lengths that fit together"
-            )
-        if data:
-            pieces.append(data)
-            waiting += len(data)
-        if waiting >= BUFFER:  # each time costs a change of threads
-            await _in(_WRITES, take, pieces)
-            pieces, waiting = [], 0
-    if pieces:
-        await _in(_WRITES, take, pieces)
+            raise _longer()
+        waiting += data
+        if len(waiting) >= services.uploads.share():  # each time costs a change of threads
+            await _in(_WRITES, take, waiting)
+            waiting = bytearray()
+    if waiting:
+        await _in(_WRITES, take, waiting)
+
+
+def _longer() -> Problem:
+    return problems.BodyTooLarge(
+        "the body is longer than its headers say", mend="send lengths that fit together"
+    )
 
 
 async def _again(found: Accepting, head: Incoming, body: AsyncIterator[bytes]) -> UploadState:
@@ -252,13 +274,10 @@ async def _again(found: Accepting, head: Incoming, body: AsyncIterator[bytes]) -
     same = head.total == total
     if head.offset == 0 and same:
         seen = crc = 0
-
-        def take(pieces: list[bytes]) -> None:
-            nonlocal seen, crc
-            for piece in pieces:
-                seen, crc = seen + len(piece), zlib.crc32(piece, crc)
-
-        await _pieces(body, total, take)
+        async for piece in body:  # kept nowhere: an update can be sent again as often as a device likes
+            seen, crc = seen + len(piece), zlib.crc32(piece, crc)
+            if seen > total:
+                raise _longer()
         same = seen == total and f"{crc:08x}" == found.mine.digest
     if not same:
         raise problems.KeyReused(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, func, or_, select, update
 
 from pfl_mobile.errors import PrivacyBudgetError
-from pfl_server.selection import may_come, opening_of
+from pfl_server.places import invite, note_lapses, task_s
+from pfl_server.selection import may_come, opening_of, rested
 from pfl_server.state_file import get_state, put_set
 from pfl_server.storage.models import (
     Assignment,
@@ -35,6 +36,8 @@ ITSELF = "aggregator"
 SLACK_S = 3600.0
 #: Seconds from now after which no lease ends, also by the clock of another process.
 FAR_S = 90.0
+#: Seconds that an end may lie further ahead than any can, as clocks of machines differ.
+REACH_S = 10.0
 #: Keys do not change, so rows that refer to a locked one may still be written (PostgreSQL: FOR NO KEY UPDATE).
 LOCK: dict[str, Any] = {"key_share": True}
 
@@ -110,6 +113,8 @@ def open_next(services: Services, owner: str) -> int | None:
                 summary={},
             )
         )
+        if opening.selection is None and opening.most is not None:
+            invite(session, rounds, number, opening.most, now, *rested(session, runtime.config))
         current.next_round = number + 1
         current.clip_norm = private.clip_norm
     return number
@@ -196,7 +201,7 @@ def _hopeless(session: Session, config: FederationConfig, at: Round, here: int, 
         return False  # a buffer waits as long as it takes
     if at.selection is None:
         missing = at.minimum - here
-        return missing > 0 and may_come(session, config, at.number, missing) < missing
+        return missing > 0 and may_come(session, config, at, missing) < missing
     # Nobody may be invited in place of who was drawn. How many Poisson sampling drew is hidden, and when a round ends
     # would tell it, so such a round waits for all who are drawn, or for its deadline.
     return config.privacy.sampling == "fixed" and at.target - lost < at.minimum
@@ -269,26 +274,59 @@ def _may_have_sent(at: Round) -> tuple[Any, ...]:
 def _end_tasks(services: Services, session: Session, at: Round) -> None:
     """End the tasks of a round that takes no more updates; in buffered training a later one takes them."""
     if services.runtime.config.rounds.mode == "synchronous":
-        _expire(session, services.clock(), Assignment.round == at.number)
+        _expire(services, session, services.clock(), Assignment.round == at.number)
+
+
+def keep_in_reach(services: Services) -> None:
+    """Bring near the ends of rounds and tasks that lie further ahead than any can: the clock was set back since.
+
+    So an hour that the clock went back while the server was down costs one more round's time, and no hour.
+    """
+    now, config = services.clock(), services.runtime.config.rounds
+    round_far, task_far = now + config.deadline_s + REACH_S, now + task_s(config) + REACH_S
+    far = and_(Round.state == "open", or_(Round.opened > now + REACH_S, Round.deadline > round_far))
+    active = select(Round.number).where(Round.state.in_(ACTIVE))
+    late = and_(Assignment.round.in_(active), Assignment.state == "assigned", Assignment.expires > task_far)
+    with services.database.read() as session:
+        if session.scalar(select(Round.number).where(far).limit(1)) is None and (
+            session.scalar(select(Assignment.id).where(late).limit(1)) is None
+        ):
+            return
+    with services.database.write() as session:
+        session.execute(
+            update(Round)
+            .where(far)
+            .values(opened=now, deadline=None if config.mode == "buffered" else now + config.deadline_s)
+            .execution_options(synchronize_session=False)
+        )
+        session.execute(
+            update(Assignment)
+            .where(late)
+            .values(assigned=now, expires=now + task_s(config))
+            .execution_options(synchronize_session=False)
+        )
 
 
 def expire_tasks(services: Services) -> None:
     """End the tasks whose time is over."""
     now, config = services.clock(), services.runtime.config.rounds
-    since = now - (config.task_s or config.deadline_s) - SLACK_S
+    since = now - task_s(config) - SLACK_S
     recent = select(Round.number).where(or_(Round.closed.is_(None), Round.closed > since))
     late = and_(Assignment.round.in_(recent), Assignment.state == "assigned", Assignment.expires <= now)
     with services.database.read() as session:
         if session.scalar(select(Assignment.id).where(late).limit(1)) is None:
             return
     with services.database.write() as session:
-        _expire(session, now, late)
+        _expire(services, session, now, late)
 
 
-def _expire(session: Session, now: float, *which: Any) -> None:
-    session.execute(
+def _expire(services: Services, session: Session, now: float, *which: Any) -> None:
+    """End tasks without an answer; their devices rest."""
+    ended = session.execute(
         update(Assignment)
         .where(*which, Assignment.state == "assigned")
         .values(state="expired", finished=now)
+        .returning(Assignment.device)
         .execution_options(synchronize_session=False)
     )
+    note_lapses(session, services.runtime.config.rounds, list(ended.scalars()), now)

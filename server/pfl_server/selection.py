@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, or_, select
 
+from pfl_server.places import awake, no_place, resting
 from pfl_server.storage.models import Assignment, Device, Federation, LedgerEntry, Round
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 _BITS = 128
 _ANY = 2**62
-#: States of an assignment whose task holds a place in its round.
-PLACED = ("assigned", "accepted", "merged")
 
 
 @dataclass(frozen=True)
@@ -155,17 +154,14 @@ def _rested(session: Session, config: FederationConfig, device: Device) -> bool:
     )
 
 
-def may_come(session: Session, config: FederationConfig, number: int, most: int) -> int:
+def may_come(session: Session, config: FederationConfig, at: Round, most: int) -> int:
     """Devices that have no task of a round where none are drawn, and may get one; counted up to ``most``."""
-    mine = select(Assignment.id).where(Assignment.round == number, Assignment.device == Device.id)
-    free = select(Device.id).where(Device.state == "active", ~mine.exists(), *rested(session, config))
+    mine = select(Assignment.id).where(Assignment.round == at.number, Assignment.device == Device.id)
+    in_time = () if at.deadline is None else (awake(config.rounds, at.deadline),)
+    free = select(Device.id).where(
+        Device.state == "active", ~mine.exists(), *rested(session, config), *in_time
+    )
     return int(session.scalar(select(func.count()).select_from(free.limit(most).subquery())) or 0)
-
-
-def placed(session: Session, number: int) -> int:
-    """Devices that hold a place in a round."""
-    found = select(func.count()).where(Assignment.round == number, Assignment.state.in_(PLACED))
-    return int(session.scalar(found) or 0)
 
 
 def turned_away(
@@ -175,6 +171,7 @@ def turned_away(
     at: Round | None,
     device: Device,
     body: CheckIn,
+    now: float,
 ) -> Reason | None:
     """Why a device gets no task now; None where it does, if there is still a place when it is assigned."""
     if federation.state == "paused":
@@ -186,8 +183,8 @@ def turned_away(
     again = select(Assignment.id).where(Assignment.round == at.number, Assignment.device == device.id)
     if session.scalar(again) is not None or not _rested(session, config, device):
         return "too_soon"
-    if at.selection is not None and not Draw.parse(at.selection).chosen(device.id, device.index):
-        return "not_selected"
-    if at.most is not None and placed(session, at.number) >= at.most:
-        return "full"
-    return None
+    if at.selection is not None:
+        return None if Draw.parse(at.selection).chosen(device.id, device.index) else "not_selected"
+    if resting(config.rounds, device, now):
+        return "too_soon"
+    return no_place(session, config.rounds, at, device, now)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,10 @@ from pfl_mobile.atomic import private_folder
 from pfl_server import credentials
 from pfl_server.accepting import Acceptor
 from pfl_server.attestation import load_verifier
+from pfl_server.clock import SteadyClock
 from pfl_server.limits import Limits
 from pfl_server.metrics import Metrics
+from pfl_server.part import Uploads
 from pfl_server.refusals import Refusals
 from pfl_server.storage.blobs import open_blobs
 from pfl_server.storage.database import Database
@@ -42,6 +43,7 @@ class Services:
         admin_token: None where admin actions are not set up.
         attestation: None where devices need none.
         acceptor: of updates.
+        uploads: that are being taken in.
         trouble: of the coordinator.
     """
 
@@ -53,10 +55,11 @@ class Services:
     limits: Limits
     refusals: Refusals
     secrets: Mapping[str, Any] = field(repr=False)
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = field(default_factory=SteadyClock)
     admin_token: str | None = field(default=None, repr=False)
     attestation: AttestationVerifier | None = None
     acceptor: Acceptor = field(init=False, repr=False)
+    uploads: Uploads = field(default_factory=Uploads, init=False, repr=False)
     trouble: Trouble = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +74,7 @@ class Services:
         bundle: Bundle,
         config: FederationConfig | None = None,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         admin_token: str | None = None,
     ) -> Services:
         """Open the places that ``settings`` name; the database is migrated.
@@ -80,7 +83,7 @@ class Services:
             settings: of this server.
             bundle: opened and checked.
             config: of the federation; None: the one that is stored.
-            clock: seconds since 1970.
+            clock: seconds since 1970; None: a `SteadyClock`.
             admin_token: None: from the environment (``credentials.admin_token``).
 
         Raises:
@@ -89,6 +92,7 @@ class Services:
         """
         from pfl_server.runtime import Runtime
 
+        clock = SteadyClock() if clock is None else clock
         private_folder(settings.data.absolute(), ours=("federation.db", "blobs", "scratch"))
         token = credentials.admin_token() if admin_token is None else admin_token
         verifier = load_verifier(settings.attestation) if settings.attestation else None

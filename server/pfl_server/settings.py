@@ -16,13 +16,20 @@ class _Frozen(BaseModel):
 
 
 class LimitsConfig(_Frozen):
-    """What clients may ask of one process. Every process counts by itself.
+    """What clients may ask of one process. Each counts by itself, so ``n`` processes allow ``n`` times as much.
 
     Rates are requests a second that are sustained, bursts how many may come at once before.
 
     Attributes:
         json_bytes: largest body of all requests but uploads of updates.
-        min_rate: bytes a second that a body must bring on average, once ``grace_s`` seconds are over.
+        min_rate: bytes a second that a body, or the reading of an answer, must bring on average, once ``grace_s``
+            seconds are over. So no request takes longer than ``grace_s`` plus its bytes over ``min_rate``.
+        silence_s: seconds after which the next bytes must come, or be read, however fast those before were.
+        device_open: requests of one device that are open at a time.
+        address_open: those of one address whose credential was not seen to be valid before.
+        open: all requests that are open at a time, but for health checks.
+        connections, address_connections: connections, in all and of one address (but a trusted proxy). The one that
+            has waited longest for a request gives way to a new one.
         device_rate, device_burst: of one device.
         address_rate, address_burst: of one address (IPv6: one /64 network), over all requests whose credential was
             not seen to be valid before.
@@ -33,6 +40,12 @@ class LimitsConfig(_Frozen):
     json_bytes: Annotated[int, Field(ge=1024)] = 64 << 10
     min_rate: Positive = 1024.0
     grace_s: Positive = 10.0
+    silence_s: Positive = 10.0
+    device_open: Annotated[int, Field(ge=1)] = 4
+    address_open: Annotated[int, Field(ge=1)] = 256
+    open: Annotated[int, Field(ge=1)] = 512
+    connections: Annotated[int, Field(ge=1)] = 2048
+    address_connections: Annotated[int, Field(ge=1)] = 512
     device_rate: Positive = 5.0
     device_burst: Annotated[int, Field(ge=1)] = 60
     address_rate: Positive = 20.0

@@ -12,6 +12,7 @@ from pfl_mobile.results import is_recall
 from pfl_server import problems
 from pfl_server.accepting import changed, over, own_task
 from pfl_server.part import remove_parts
+from pfl_server.places import held_long, note_lapses
 from pfl_server.storage.models import Assignment, EvaluationSum
 
 #: Metrics that are shares of the labels, beside recalls.
@@ -47,6 +48,8 @@ def decline(services: Services, me: DeviceIdentity, task: str, body: Decline) ->
                 raise problems.AlreadyUploaded("the task has an update already", mend="check in again")
             if mine.state != "declined":
                 raise over(mine)
+        elif held_long(mine, services.clock()):
+            note_lapses(session, services.runtime.config.rounds, [me.id], services.clock())
         number = mine.round
     remove_parts(services.blobs.scratch, task)
     services.runtime.wake.set()

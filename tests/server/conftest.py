@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -31,6 +32,7 @@ from pfl_mobile.tasks import ClassificationTask
 from pfl_server import credentials
 from pfl_server.app import create_app
 from pfl_server.config import FederationConfig, RoundsConfig
+from pfl_server.connection import BoundedHttp
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
 from pfl_server.storage.database import Database
@@ -177,6 +179,7 @@ def serving(services: Services, *, coordinate: bool = True) -> Iterator[str]:
             port=port,
             log_config=None,
             access_log=False,
+            http=partial(BoundedHttp, limits=services.settings.limits),  # type: ignore[arg-type]
         )
     )
     thread = threading.Thread(target=running.run, daemon=True)

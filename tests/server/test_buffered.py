@@ -78,6 +78,9 @@ def test_a_buffer_has_no_deadline_and_tasks_outlive_it(tmp_path):
         f.step()
         assert f.assignment(slow).state == "expired"
         assert f.round(0).state == "merged"
+        assert f.check_in(f.devices[0])["reason"] == "too_soon"  # it rests, as it did not answer
+        f.clock.pass_time(100)
+        f.step()
         assert f.task(f.devices[0])["version"] == 1
 
 

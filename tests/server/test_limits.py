@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfl_mobile.bundle import Bundle
+from pfl_server import connection
 from pfl_server.config import FederationConfig
-from pfl_server.limits import Limits, TokenBuckets, network
+from pfl_server.limits import Limits, OpenRequests, TokenBuckets, network
 from pfl_server.services import Services
 from pfl_server.settings import LimitsConfig, ServerSettings
 from tests.server.conftest import ADMIN_TOKEN, GENEROUS, Server, serving
@@ -63,6 +65,25 @@ class TestTokenBuckets:
 )
 def test_an_ipv6_network_is_limited_as_one(address: str | None, expected: str) -> None:
     assert network(address) == expected
+
+
+class TestOpenRequests:
+    @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=80))
+    def test_no_more_are_open_than_allowed_and_all_are_forgotten(self, steps: list[tuple[str, bool]]) -> None:
+        requests, there = OpenRequests(4), {"a": 0, "b": 0, "c": 0}
+        for key, begins in steps:
+            if begins:
+                expected = "own" if there[key] >= 2 else "all" if sum(there.values()) >= 4 else "begun"
+                assert requests.begin(key, 2) == expected
+                there[key] += expected == "begun"
+            elif there[key]:
+                requests.end(key)
+                there[key] -= 1
+        for key, count in there.items():
+            for _ in range(count):
+                requests.end(key)
+        assert not requests._open
+        assert requests._all == 0
 
 
 class TestLimits:
@@ -166,6 +187,137 @@ def live_url(
     services = Services.open(settings, federated_bundle, federation_config, admin_token=ADMIN_TOKEN)
     with serving(services, coordinate=False) as url:
         yield url
+
+
+class TestConnections:
+    """With limits of a second, and few connections."""
+
+    @pytest.fixture
+    def url(
+        self,
+        settings: ServerSettings,
+        federated_bundle: Bundle,
+        federation_config: FederationConfig,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> Iterator[str]:
+        monkeypatch.setattr(connection, "LOOK_S", 0.1)
+        limits = GENEROUS.model_copy(update={"silence_s": 0.5, "address_connections": 4, "address_open": 3})
+        settings = settings.model_copy(update={"limits": limits})
+        services = Services.open(settings, federated_bundle, federation_config, admin_token=ADMIN_TOKEN)
+        services.blobs.put("sets/" + "a" * 64, b"x" * (16 << 20))
+        with serving(services, coordinate=False) as url:
+            yield url
+
+    def _connect(self, url: str) -> socket.socket:
+        found = socket.socket()
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        found.settimeout(10)
+        host, port = url.removeprefix("http://").split(":")
+        found.connect((host, int(port)))
+        return found
+
+    def _is_over(self, sock: socket.socket) -> bool:
+        """Whether the server ends the connection; what it sends is dropped."""
+        try:
+            while sock.recv(65536):
+                pass
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            pass
+        return True
+
+    def test_who_does_not_read_the_answer_is_dropped(self, url: str) -> None:
+        request = b"GET /v1/sets/%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n"
+        with self._connect(url) as sock:
+            sock.sendall(request % (b"a" * 64, ADMIN_TOKEN.encode()))
+            time.sleep(1.5)
+            got = 0
+            try:
+                while piece := sock.recv(65536):
+                    got += len(piece)
+            except ConnectionError:
+                pass
+            assert got < 16 << 20
+
+    def test_who_reads_slowly_but_steadily_gets_it_all(self, url: str) -> None:
+        request = (
+            b"GET /v1/sets/%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer %s\r\n\r\n"
+        )
+        with self._connect(url) as sock:
+            sock.sendall(request % (b"a" * 64, ADMIN_TOKEN.encode()))
+            got, began = 0, time.monotonic()
+            while piece := sock.recv(65536):
+                got += len(piece)
+                if time.monotonic() - began < 1.5:
+                    time.sleep(0.1)
+            assert got > 16 << 20
+
+    def test_a_body_that_goes_on_after_its_answer_is_not_waited_for(self, url: str) -> None:
+        with self._connect(url) as sock:
+            sock.sendall(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\nx")
+            assert sock.recv(65536).startswith(b"HTTP/1.1 405")
+            began = time.monotonic()
+            assert self._is_over(sock)
+            assert time.monotonic() - began < 5
+
+    def test_the_connection_that_waits_longest_gives_way(self, url: str) -> None:
+        with contextlib.ExitStack() as stack:
+            socks = []
+            for _ in range(5):
+                socks.append(stack.enter_context(self._connect(url)))
+                time.sleep(0.05)
+            assert self._is_over(socks[0])
+            socks[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert socks[-1].recv(65536).startswith(b"HTTP/1.1 200")
+
+    def test_where_all_connections_are_busy_the_next_is_refused_typed(self, url: str) -> None:
+        with contextlib.ExitStack() as stack:
+            for _ in range(4):
+                sock = stack.enter_context(self._connect(url))
+                sock.sendall(b"POST /v1/devices HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
+            time.sleep(0.2)
+            answer = stack.enter_context(self._connect(url)).recv(65536)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b'"code": "unavailable"' in answer
+            assert b"retry-after: 1" in answer
+
+    def test_more_requests_than_one_address_may_have_open_are_refused_typed(self, url: str) -> None:
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):
+                sock = stack.enter_context(self._connect(url))
+                sock.sendall(b"POST /v1/devices HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
+            time.sleep(0.2)
+            sock = stack.enter_context(self._connect(url))
+            sock.sendall(b"GET /v1/federation HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = sock.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 429 ")
+            assert b'"code": "rate-limited"' in answer
+
+    def test_a_body_that_came_fast_may_not_be_silent_for_long(self, url: str) -> None:
+        with self._connect(url) as sock:
+            sock.sendall(
+                b"POST /v1/devices HTTP/1.1\r\nHost: x\r\nContent-Length: 60001\r\n\r\n" + b"x" * 60000
+            )
+            began = time.monotonic()
+            assert sock.recv(65536).startswith(b"HTTP/1.1 408")
+            assert time.monotonic() - began < 5
+
+    @pytest.mark.parametrize("many", [connection.HEADERS + 1, 3000])
+    def test_many_small_headers_are_refused(self, url: str, many: int) -> None:
+        with self._connect(url) as sock:
+            sock.sendall(b"GET /healthz HTTP/1.1\r\n" + b"a:b\r\n" * many + b"\r\n")
+            assert sock.recv(65536).startswith(b"HTTP/1.1 431 ")
+
+    def test_a_client_may_send_some_requests_ahead_but_not_any_number(self, url: str) -> None:
+        one = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+        with self._connect(url) as sock:
+            sock.sendall(one * connection.PIPELINED)
+            time.sleep(0.5)
+            assert sock.recv(65536).count(b"HTTP/1.1 200") == connection.PIPELINED
+        with self._connect(url) as sock:
+            sock.sendall(one * 1000)
+            assert self._is_over(sock)
 
 
 class TestOverTheWire:

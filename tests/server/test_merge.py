@@ -231,10 +231,10 @@ def test_old_parts_go(tmp_path):
         task = f.task(f.devices[0])
         data = update_of(task)
         f.put(f.devices[0], task, data[:50], Upload_Length=str(len(data)))
-        Collector(f.services).collect()
+        Collector(f.services).collect_parts()
         [path] = old_parts(f.services.blobs.scratch, 1e18)
         os.utime(path, (1, 1))
-        Collector(f.services).collect()
+        Collector(f.services).collect_parts()
         assert old_parts(f.services.blobs.scratch, 1e18) == []
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from sqlalchemy import or_, select, update
 
 from pfl_mobile.protocol.bodies import BundleId, Challenge, Enrolled, Enrolment
-from pfl_server import credentials
+from pfl_server import credentials, places
 from pfl_server.answers import responses
 from pfl_server.attestation import check_verdict, new_challenge, use_challenge
 from pfl_server.auth import DeviceIdentity, device
+from pfl_server.limits import network
 from pfl_server.problems import (
     AttestationFailed,
     DeviceRevoked,
@@ -53,7 +54,7 @@ def challenge(services: _Services) -> Challenge:
     summary="Enrol a device",
     responses=responses(EnrolmentRefused, AttestationFailed, OtherBundle, UnknownGroup, body=True),
 )
-def enrol(body: Enrolment, services: _Services) -> Enrolled:
+def enrol(request: Request, body: Enrolment, services: _Services) -> Enrolled:
     """Take part: the answer holds the device's credential, which is told this once."""
     _check_group(services, body.group)
     if services.attestation is not None:
@@ -74,7 +75,7 @@ def enrol(body: Enrolment, services: _Services) -> Enrolled:
                 "there is no federation here yet", mend="ask again later", headers={"Retry-After": "5"}
             )
         _check_bundle(federation, body.bundle)
-        group = _take_token(session, services, body)
+        group, source = _take_token(session, services, body, request.client.host if request.client else None)
         new = credentials.new_id()
         credential, digest = credentials.new_credential(new)
         now = services.clock()
@@ -88,6 +89,7 @@ def enrol(body: Enrolment, services: _Services) -> Enrolled:
                 attestation=body.attestation.kind if body.attestation and services.attestation else "",
                 enrolled=now,
                 seen=now,
+                source=source,
             )
         )
         federation.next_index += 1
@@ -118,6 +120,9 @@ def leave(me: Annotated[DeviceIdentity, Depends(device)], services: _Services) -
                 attestation="",
                 enrolled=0.0,
                 seen=0.0,
+                source="",
+                asked=0.0,
+                invited=-1,
             )
         )
         mine = Assignment.device == me.id
@@ -158,11 +163,14 @@ def _check_bundle(federation: Federation, bundle: BundleId) -> None:
         )
 
 
-def _take_token(session: Session, services: Services, body: Enrolment) -> str:
-    """Use up one use of the token; the device's group."""
+def _take_token(
+    session: Session, services: Services, body: Enrolment, address: str | None
+) -> tuple[str, str]:
+    """Use up one use of the token; the device's group, and the tag of where it comes from."""
+    key = credentials.key(services.secrets, "sources")
     if body.token is None:
         if services.settings.enrolment == "open":
-            return body.group
+            return body.group, places.source(key, "address", network(address))
         raise EnrolmentRefused(
             "an enrolment token is needed", mend="ask the operator of the federation for one"
         )
@@ -182,4 +190,4 @@ def _take_token(session: Session, services: Services, body: Enrolment) -> str:
         raise EnrolmentRefused(
             "the enrolment token is for another group", mend=f"enrol as {token.group}, or as none"
         )
-    return token.group or body.group
+    return token.group or body.group, places.source(key, "token", token.id)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-#: Bytes of a piece that `FileBlobs.read` gives.
-PIECE = 1 << 20
+#: Bytes of a piece that `FileBlobs.read` gives; one waits in memory for each client that reads slowly.
+PIECE = 128 << 10
 _SCRATCH = ".scratch"
 
 

@@ -58,6 +58,11 @@ class Device(Base):
         facts: last eligibility facts, as checked in (engine, SDK, platform; no identifiers).
         attestation: kind of the verdict that was checked; empty for none.
         last_round: round that its update was last merged in; -1 for none.
+        source: tag of the token or the address that it enrolled with (`places.source`); empty where not known.
+        lapses: tasks in a row that ended without an answer.
+        rests_until: when it may have a task again.
+        asked: when it last asked and there was no place; 0 once it has a task.
+        invited: round that keeps a place for it; -1 for none.
     """
 
     __tablename__ = "devices"
@@ -71,6 +76,11 @@ class Device(Base):
     last_round: Mapped[int] = mapped_column(Integer, default=-1)
     enrolled: Mapped[float] = mapped_column(Float)
     seen: Mapped[float] = mapped_column(Float, index=True)
+    source: Mapped[str] = mapped_column(String(8), default="", server_default="")
+    lapses: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    rests_until: Mapped[float] = mapped_column(Float, default=0.0, server_default="0")
+    asked: Mapped[float] = mapped_column(Float, default=0.0, server_default="0", index=True)
+    invited: Mapped[int] = mapped_column(Integer, default=-1, server_default="-1", index=True)
 
 
 class EnrolmentToken(Base):
