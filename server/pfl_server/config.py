@@ -109,6 +109,8 @@ class FederationConfig(_Frozen):
         groups: names that devices may give as theirs; empty: there are none.
         max_norm: updates with a larger L2 norm are refused, as no device can have trained so far; None: 1e6.
         versions_kept: model versions whose tensors stay for roll-back.
+        open_sampling: whether privacy may rest on a draw from devices that nobody vouches for: False draws from those
+            that enrolled with a token or an attestation, and refuses open enrolment.
     """
 
     schema_version: Literal[1] = 1
@@ -120,6 +122,7 @@ class FederationConfig(_Frozen):
     groups: tuple[Name, ...] = ()
     max_norm: Positive = 1e6
     versions_kept: Annotated[int, Field(ge=2)] = 20
+    open_sampling: bool = False
 
     @classmethod
     def load(cls, text: str | bytes) -> FederationConfig:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.errors import OtherSettingsError
+from pfl_server.defaults import WITHOUT_NOISE
 
 if TYPE_CHECKING:
     from pfl_mobile.privacy import PrivacyConfig
@@ -64,9 +65,11 @@ def refuse_others(
             options.append((f"--privacy: {path}", given, was))
     if file is not None:
         path_, text = file
-        given_too = {path for path, _ in _leaves(said)} | (
-            {"privacy"} if none or privacy is not None else set()
-        )
+        given_too = {path for path, _ in _leaves(said)}
+        if privacy is not None:
+            given_too.add("privacy")
+        elif none:  # the file still says how updates are clipped
+            given_too |= {f"privacy.{name}" for name in now["privacy"] if name not in WITHOUT_NOISE}
         for path, given, was in _different(json.loads(text), now):
             if not any(path == p or path.startswith(f"{p}.") for p in given_too):
                 options.append((f"--config {path_}: {path}", given, was))

@@ -14,7 +14,7 @@ from tests.server.basics import ADMIN_TOKEN
 from tests.server.federation import federation_config, small
 
 LOCAL = {"mechanism": "local", "clip_norm": 0.3, "local_noise_multiplier": 2.0, "delta": 1e-5}
-MATRIX = {"mechanism": "matrix", "noise_multiplier": 0.5, "clip_norm": 0.3, "min_separation": 2}
+MATRIX = {"mechanism": "matrix", "noise_multiplier": 4.0, "clip_norm": 0.3, "min_separation": 2}
 ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 
 
