@@ -58,6 +58,10 @@ class RoundsConfig(_Frozen):
         staleness_exponent: buffered: weight (1 + staleness) ** -exponent.
         min_separation: rounds between two tasks of one device; at least what the privacy mechanism needs.
         min_examples: training examples that a device must have.
+        max_examples: examples that a device counts for at most, however many it names; ``privacy.example_cap`` instead
+            where it is set, and 1 with a robust rule or with noise of the aggregator.
+        max_part: how many equal shares of a mean, of all devices or of a group, one device may have; never more than
+            half of it where there are two or more. With noise of the aggregator each has at most one.
         needs: facts that must be true of a device that is to train.
         pause_s: seconds between two rounds.
         retry_s: seconds after which a device that gets no task is told to ask again, give or take a fifth; no
@@ -75,6 +79,8 @@ class RoundsConfig(_Frozen):
     staleness_exponent: Annotated[float, Field(ge=0, le=10)] = 0.5
     min_separation: Annotated[int, Field(ge=1)] = 1
     min_examples: Annotated[int, Field(ge=1)] = 1
+    max_examples: Annotated[int, Field(ge=1)] = 1000
+    max_part: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
     needs: tuple[Literal["idle", "charging", "unmetered"], ...] = ("idle", "charging", "unmetered")
     pause_s: Annotated[float, Field(ge=0)] = 0.0
     retry_s: Positive = 60.0

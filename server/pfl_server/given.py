@@ -24,7 +24,9 @@ _OPTIONS = {
     "rounds.total": "--rounds",
     "rounds.deadline_s": "--deadline",
     "rounds.min_separation": "--min-separation",
+    "rounds.max_examples": "--max-examples",
     "groups": "--group",
+    "open_sampling": "--open-sampling",
 }
 #: Fields of the privacy by the option that sets them.
 _PRIVACY = {"epsilon": "budget_epsilon", "delta": "delta", "clip_norm": "clip_norm"}

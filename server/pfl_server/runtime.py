@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 #: Who is drawn from, in a privacy statement.
 _VOUCHED = (
-    "Only devices that the operator vouches for, as they enrolled with a token or an attestation, are counted and drawn. "
-    "Of those, no one holds most: who does would know most of the draw."
+    "Only devices that the operator vouches for, as they enrolled with a token or an attestation, are counted and "
+    "drawn. Of those, no one holds most: who does would know most of the draw."
 )
 _OPEN = (
     "Anybody may enrol, and the operator has accepted it (open_sampling): who enrols most devices knows most of the "

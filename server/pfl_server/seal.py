@@ -62,8 +62,8 @@ def check_seal(state: Mapping[str, np.ndarray], config: Mapping[str, Any], ledge
     count = int(state[_ENTRIES][0])
     if count > _released(ledger) or state[_LEDGER].tobytes() != _chain(ledger, count):
         raise LedgerError(
-            f"the privacy ledger in the database is not the one that was published with the model: of its first {count} "
-            "rounds some are missing or were changed",
+            "the privacy ledger in the database is not the one that was published with the model: of its first "
+            f"{count} rounds some are missing or were changed",
             mend=_MEND,
         )
 

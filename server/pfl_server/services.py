@@ -138,10 +138,11 @@ def _check_sampling(settings: ServerSettings, config: FederationConfig, *, attes
     kind = config.privacy.sampling
     if settings.enrolment == "open" and not attested and not config.open_sampling:
         raise ConfigError(
-            f"enrolment is open, and the sampling {kind!r} protects by hiding who is drawn: whoever enrols most devices "
-            "knows most of the draw",
+            f"enrolment is open, and the sampling {kind!r} protects by hiding who is drawn: whoever enrols most "
+            "devices knows most of the draw",
             mend="let devices enrol with tokens (leave --open-enrolment out) or with --attestation; or use noise that "
-            "needs no sampling (pfl privacy plan --sampling matrix); --open-sampling accepts it, and the statement says so",
+            "needs no sampling (pfl privacy plan --sampling matrix); --open-sampling accepts it, and the privacy "
+            "statement says so",
         )
     for what in ("dashboard", "metrics"):
         if getattr(settings, what) == "public":

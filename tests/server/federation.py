@@ -91,7 +91,7 @@ def federation_config(**changes: Any) -> FederationConfig:
     privacy = {"mechanism": "none", "clip_norm": 1e6, "cohort": rounds["cohort"]} | changes.pop("privacy", {})
     if privacy["mechanism"] != "none":  # so that the default of 100 rounds may begin
         privacy = {"budget_epsilon": 20.0} | privacy
-    base = {"rounds": rounds, "privacy": privacy}
+    base = {"rounds": rounds, "privacy": privacy, "open_sampling": True}
     return FederationConfig.model_validate(base | changes)
 
 
