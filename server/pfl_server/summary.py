@@ -74,8 +74,8 @@ def _weights(services: Services) -> str:
     if cap is None:
         cap = config.rounds.max_examples if runtime.rule.additive else 1
     return (
-        f"a device counts for at most {cap} examples, and for at most {config.rounds.max_part:g} equal shares of a mean "
-        "or half of it"
+        f"a device counts for at most {cap} examples, and for at most {config.rounds.max_part:g} equal shares of a "
+        "mean or half of it"
     )
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import update
 
+from pfl_mobile.errors import ConfigError
 from pfl_mobile.local.plan import Plan
 from pfl_server.selection import Draw
 from pfl_server.storage.models import Device, Federation
+from tests.server.basics import ADMIN_TOKEN
 from tests.server.federation import federation_config, small, update_of
 
+ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 POISSON = {"mechanism": "gaussian", "noise_multiplier": 1.0, "clip_norm": 1.0, "sampling": "poisson"}
 
 
@@ -327,19 +332,21 @@ def test_devices_that_nobody_vouches_for_are_neither_counted_nor_drawn(tmp_path,
     privacy = POISSON | {"sampling": sampling, "population": 4, "cohort": 4}
     config = federation_config(rounds={"cohort": 4, "minimum": 1, "total": 5}, privacy=privacy)
     config = config.model_copy(update={"open_sampling": False})
-    with small(tmp_path, config, enrolment="token") as f:
-        own = [f.enrol_with_token() for _ in range(3)]
+    with small(tmp_path, config, settings={"enrolment": "token"}) as f:
+        token = f.client.post("/v1/admin/tokens", json={}, headers=ADMIN).json()["token"]
+        f.enrol(3, token=token)
         with f.services.database.write() as session:  # as from the time when enrolment was open
-            for device in session.scalars(select(Device)):
-                device.vouched = device.index > 0
+            session.execute(update(Device).values(vouched=Device.index > 0))
         f.step()
-        assert f.check_in(own[0])["status"] == "wait"
+        assert f.check_in(f.devices[0])["status"] == "wait"
         if sampling == "fixed":
-            assert f.check_in(own[1])["reason"] == "between_rounds"  # three are too few for the population
-            own += [f.enrol_with_token() for _ in range(2)]
+            assert (
+                f.check_in(f.devices[1])["reason"] == "between_rounds"
+            )  # three are too few for the population
+            f.enrol(2, token=token)
             f.step()
-        assert f.check_in(own[0])["reason"] == "not_selected"
-        assert [f.check_in(device)["status"] for device in own[1:]] == ["task"] * len(own[1:])
+        assert f.check_in(f.devices[0])["reason"] == "not_selected"
+        assert {f.check_in(device)["status"] for device in f.devices[1:]} == {"task"}
 
 
 @pytest.mark.parametrize("sampling", ["poisson", "fixed"])
