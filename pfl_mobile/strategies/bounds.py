@@ -38,7 +38,7 @@ def bounded_parts(parts: np.ndarray, most: float) -> np.ndarray:
         rest = found[~at_limit].sum()
         if rest > 0:
             left = max(1.0 - limit * int(at_limit.sum()), 0.0)
-            found = np.where(at_limit, limit, found / rest * left)
+            found[~at_limit] *= left / rest if rest > 1e-290 else 0.0
     return found
 
 
@@ -59,7 +59,7 @@ def lowered(terms: np.ndarray, most: float) -> np.ndarray:
         cap = limit * float(ordered[above:].sum()) / left if left > 0 else float(ordered[above])
         if left <= 0 or ordered[above] <= cap:
             return np.minimum(found, cap)
-    return found
+    return np.minimum(found, ordered[-1])
 
 
 def bounded_losses(losses: np.ndarray) -> np.ndarray:

@@ -362,10 +362,10 @@ class Runtime:
         """Read what the next merge will need, so that damage is found by who starts the server."""
         with database.read() as session:
             version = session.get_one(Version, session.get_one(Federation, 1).version)
+            check_statement(version.privacy, self.config.privacy)
             try:
                 server, noise = get_state(self.blobs, version.state_blob, self.table, 0)
                 self.private_rounds(session, noise)
-                check_statement(version.privacy, self.config.privacy)
             except (BlobMissingError, StateError) as error:
                 raise StateError(
                     f"the state of model version {version.number} in {self.blobs.place} cannot be used: "
