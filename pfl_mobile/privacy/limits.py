@@ -8,7 +8,7 @@ probable with a device's data as without it; with delta of 1 / population one de
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from pfl_mobile.errors import ConfigError
 
@@ -27,7 +27,7 @@ POPULATION_SHARE = 0.1
 LEAST_CLIP_NORM, MOST_CLIP_NORM = 1e-12, 1e12
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value that came from elsewhere is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 

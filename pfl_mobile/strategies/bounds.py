@@ -58,8 +58,8 @@ def lowered(terms: np.ndarray, most: float) -> np.ndarray:
         left = 1 - limit * above
         cap = limit * float(ordered[above:].sum()) / left if left > 0 else float(ordered[above])
         if left <= 0 or ordered[above] <= cap:
-            return np.minimum(found, cap)
-    return np.minimum(found, ordered[-1])
+            return np.asarray(np.minimum(found, cap), np.float64)
+    return np.asarray(np.minimum(found, ordered[-1]), np.float64)
 
 
 def bounded_losses(losses: np.ndarray) -> np.ndarray:
@@ -72,4 +72,4 @@ def bounded_losses(losses: np.ndarray) -> np.ndarray:
         return found
     middle = float(np.sort(found)[(len(found) - 1) // 2])
     reach = LOSS_SPREAD * abs(middle)
-    return np.clip(found, middle - reach, middle + reach)
+    return np.asarray(np.clip(found, middle - reach, middle + reach), np.float64)

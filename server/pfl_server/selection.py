@@ -116,7 +116,7 @@ def claims_sampling(config: FederationConfig) -> bool:
 def _population(config: FederationConfig) -> tuple[ColumnElement[bool], ...]:
     """What is true of devices that are drawn from: somebody who enrols many others must not be most of them."""
     active = Device.state == "active"
-    return (active,) if config.open_sampling else (active, Device.vouched)
+    return (active,) if config.open_sampling else (active, Device.vouched.is_(True))
 
 
 def _devices(session: Session, which: tuple[ColumnElement[bool], ...]) -> Iterator[tuple[str, int]]:
