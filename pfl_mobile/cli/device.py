@@ -87,7 +87,7 @@ def device(
         typer.Option(
             "--only-local-noise",
             help="Trust no aggregator: send updates only under this device's own noise, whatever noise the "
-            "aggregator says it adds, and no reports; with --max-epsilon, --min-noise or both.",
+            "aggregator says it adds, and no reports; at least --min-noise, at most --max-epsilon.",
         ),
     ] = False,
     min_noise: Annotated[
@@ -101,17 +101,20 @@ def device(
     max_epsilon: Annotated[
         float | None,
         typer.Option(
-            "--max-epsilon", metavar="E", help="Decline where epsilon would be larger with the update."
+            "--max-epsilon",
+            metavar="E",
+            help="Decline where epsilon would be larger with the update; at most 20; default: 10.",
         ),
     ] = None,
     max_delta: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--max-delta",
             metavar="D",
-            help="Largest delta at which this device computes the epsilon of its own noise.",
+            help="Largest delta of the aggregator's guarantee, and that for which this device computes the epsilon of "
+            "its own noise; default: 1e-6.",
         ),
-    ] = 1e-6,
+    ] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="Send no evaluation reports.")] = False,
     test: Annotated[
         float,
@@ -157,13 +160,14 @@ def device(
     from pfl_mobile.engines import open_session
     from pfl_mobile.evaluation import text_encoder, unusable
     from pfl_mobile.local.parts import count_examples, parts
+    from pfl_mobile.privacy.limits import DEVICE_DELTA, DEVICE_EPSILON
 
     policy = PrivacyPolicy(
         require=not allow_no_privacy,
         only_local=only_local_noise,
         min_noise=min_noise,
-        max_epsilon=max_epsilon,
-        max_delta=max_delta,
+        max_epsilon=DEVICE_EPSILON if max_epsilon is None else max_epsilon,
+        max_delta=DEVICE_DELTA if max_delta is None else max_delta,
         report=not no_report,
     )
     with contextlib.ExitStack() as stack:

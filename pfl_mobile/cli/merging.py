@@ -75,13 +75,19 @@ def study_privacy(
         given: ``epsilon``, ``delta``, ``clip_norm``, ``sampling``, ``min_separation``; None where not given.
 
     Raises:
-        ConfigError: options contradict each other, miss the budget, or no noise is enough.
+        ConfigError: options contradict each other, miss the budget, or cost more than may be called private; no noise
+            is enough.
         UnknownNameError: no such sampling.
         MissingDependencyError: dp-accounting is not installed.
     """
     stated: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if file is not None or not stated:
-        return privacy_file(file, stated)
+        config = privacy_file(file, stated)
+        if config is not None:
+            from pfl_mobile.privacy.limits import check_guarantee
+
+            check_guarantee(config, rounds)
+        return config
     if "epsilon" not in stated:
         raise ConfigError(
             f"--{next(iter(stated)).replace('_', '-')} is given without a budget, so nothing would be private",

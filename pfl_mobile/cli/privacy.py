@@ -241,8 +241,8 @@ def _simulate(
 ) -> dict[str, Any]:
     """What the study is worth at several budgets."""
     from pfl_mobile.privacy import plan as planning
-    from pfl_mobile.privacy.accounting import MOST_EPSILON
     from pfl_mobile.privacy.cost import accuracy_cost, without_noise
+    from pfl_mobile.privacy.limits import MOST_EPSILON
 
     configs: list[PrivacyConfig | None] = [None, without_noise(chosen.config)]
     for factor in _BUDGETS:

@@ -84,6 +84,12 @@ def serve(
         float | None, typer.Option("--deadline", metavar="S", help="Seconds of a round.")
     ] = None,
     min_separation: Annotated[int | None, MIN_SEPARATION] = None,
+    max_examples: Annotated[
+        int | None,
+        typer.Option(
+            "--max-examples", help="Examples that a device counts for at most, without noise; default: 1000."
+        ),
+    ] = None,
     group: Annotated[
         list[str] | None, typer.Option("--group", metavar="NAME", help="A group of devices; may be repeated.")
     ] = None,
@@ -98,6 +104,13 @@ def serve(
     open_enrolment: Annotated[
         bool,
         typer.Option("--open-enrolment", help="Any device may enrol; else it needs a token of an admin."),
+    ] = False,
+    open_sampling: Annotated[
+        bool,
+        typer.Option(
+            "--open-sampling",
+            help="Let privacy rest on a secret draw of devices although anybody may enrol as many as they like.",
+        ),
     ] = False,
     attestation: Annotated[
         str | None,
@@ -171,13 +184,21 @@ def serve(
             "total": rounds,
             "deadline_s": deadline,
             "min_separation": min_separation,
+            "max_examples": max_examples,
         },
     }
     stated = {
         k: v for k, v in {"epsilon": epsilon, "delta": delta, "clip_norm": clip_norm}.items() if v is not None
     }
     federation = _federation(
-        settings, config, given, group, _privacy(privacy, stated, no_privacy), stated, no_privacy
+        settings,
+        config,
+        given,
+        group,
+        _privacy(privacy, stated, no_privacy),
+        stated,
+        no_privacy,
+        open_sampling,
     )
     logs.set_up()
     # the address first: a start that fails must not decide what the federation computes
@@ -245,6 +266,7 @@ def _federation(
     privacy: PrivacyConfig | None,
     stated: dict[str, float],
     none: bool,
+    open_sampling: bool,
 ) -> FederationConfig | None:
     """The configuration that the options make; None where there is a federation already, which they agree with.
 
@@ -263,6 +285,8 @@ def _federation(
     }
     if groups:
         said["groups"] = tuple(groups)
+    if open_sampling:
+        said["open_sampling"] = True
     text = None if file is None else _read(file)
     base = None if text is None else FederationConfig.load(text)
     if base is not None and stated:

@@ -291,7 +291,10 @@ class Pipeline:
 
 
 def evaluation_report(shared: Sums, own: Sums, adopted: bool) -> EvaluationReport | None:
-    """The report of two measurements; None where no metric is finite in both."""
+    """The report of two measurements; None where no metric is finite in both.
+
+    Labels are counted whole, and at least one: where examples have weights their sum may be anything.
+    """
     names = [
         name
         for name in shared
@@ -299,10 +302,13 @@ def evaluation_report(shared: Sums, own: Sums, adopted: bool) -> EvaluationRepor
     ]
     if not names:
         return None
-    pairs = [
-        {name: MetricSum(sum=sums[name][0], weight=sums[name][1]) for name in names} for sums in (shared, own)
-    ]
+    pairs = [{name: _whole(*sums[name]) for name in names} for sums in (shared, own)]
     return EvaluationReport.model_validate({"global": pairs[0], "personalized": pairs[1], "adopted": adopted})
+
+
+def _whole(total: float, weight: float) -> MetricSum:
+    labels = float(max(round(weight), 1))
+    return MetricSum(sum=total / weight * labels if labels != weight else total, weight=labels)
 
 
 def _count_trained(examples: Examples) -> int:

@@ -10,12 +10,26 @@ import numpy as np
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import Noise, SecureNoise, clip_factor, l2_norm, private_update
+from pfl_mobile.privacy.limits import (
+    DEVICE_DELTA,
+    DEVICE_EPSILON,
+    LEAST_CLIP_NORM,
+    LEAST_DELTA,
+    MOST_CLIP_NORM,
+    MOST_DELTA,
+    MOST_EPSILON,
+    is_number,
+)
+from pfl_mobile.privacy.local import release_epsilon, sampled_epsilon
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from pfl_mobile.device.sent import SentNoise
     from pfl_mobile.protocol.bodies import TaskPrivacy
+
+#: Share by which numbers of a statement may differ from those computed here: they are rounded, and computed otherwise.
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -26,13 +40,14 @@ class PrivacyPolicy:
         require: False sends updates also where nothing protects them; only the device's user can say so.
         only_local: True trusts no aggregator: nothing that was trained or measured leaves the device but updates under
             its own noise, no evaluation reports either, whatever mechanism the task names; counts of examples and
-            steps do leave. Needs ``min_noise`` or ``max_epsilon``, as a task may ask for hardly any noise.
+            steps do leave.
         min_noise: with ``only_local``, the smallest noise multiplier (relative to the clip norm) of that noise.
-        max_epsilon: largest epsilon; None for any. Where the aggregator adds the noise, and is trusted to, that which
+        max_epsilon: largest epsilon. Where the aggregator adds the noise, and is trusted to, that which
             the task names for the time when the update is in a model; with the mechanism ``local``, or
             ``only_local``, that which the device computes from its own noise and its own count of updates under it,
             this one among them.
-        max_delta: largest delta at which the device computes epsilon; the task's statement may make it smaller.
+        max_delta: largest delta of the aggregator's guarantee, and that at which the device computes the epsilon of its
+            own noise, where the task's statement does not make it smaller.
         report: whether evaluation reports (sums, without noise) may be sent.
 
     Raises:
@@ -42,26 +57,28 @@ class PrivacyPolicy:
     require: bool = True
     only_local: bool = False
     min_noise: float = 0.0
-    max_epsilon: float | None = None
-    max_delta: float = 1e-6
+    max_epsilon: float = DEVICE_EPSILON
+    max_delta: float = DEVICE_DELTA
     report: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what would protect less than it seems to."""
-        if self.max_epsilon is not None and not 0 < self.max_epsilon < math.inf:
-            raise ConfigError(f"the largest epsilon is {self.max_epsilon:g}", mend="give one above 0")
-        if not 0 < self.max_delta < 1:
-            raise ConfigError(f"the largest delta is {self.max_delta:g}", mend="give one between 0 and 1")
+        if not 0 < self.max_epsilon <= MOST_EPSILON:
+            raise ConfigError(
+                f"the largest epsilon is {self.max_epsilon:g}",
+                mend=f"give one above 0 and up to {MOST_EPSILON:g}; with more nothing is protected, and there is "
+                "--allow-no-privacy for that",
+            )
+        if not LEAST_DELTA <= self.max_delta <= MOST_DELTA:
+            raise ConfigError(
+                f"the largest delta is {self.max_delta:g}",
+                mend=f"give one from {LEAST_DELTA:g} to {MOST_DELTA:g}, well below 1 / number of devices",
+            )
         if not 0 <= self.min_noise < math.inf:
             raise ConfigError(f"the smallest noise is {self.min_noise:g}", mend="give 0 or more")
         if self.only_local and not self.require:
             raise ConfigError(
                 "updates cannot need this device's own noise and be sent without any", mend="decide for one"
-            )
-        if self.only_local and not self.min_noise and self.max_epsilon is None:
-            raise ConfigError(
-                "it is not said how much noise of its own this device asks for",
-                mend="give a largest epsilon (--max-epsilon) or a smallest noise (--min-noise)",
             )
         if self.min_noise and not self.only_local:
             raise ConfigError(
@@ -84,9 +101,12 @@ class PrivacyPolicy:
             return None
         if privacy.mechanism == "none":
             return "nothing protects the updates (mechanism 'none')"
-        if privacy.clip_norm is None or not privacy.clip_norm > 0:
-            return "updates are not clipped, so noise could not hide one"
+        clip_norm = privacy.clip_norm
+        if clip_norm is None or not LEAST_CLIP_NORM <= clip_norm <= MOST_CLIP_NORM:
+            return f"updates are not clipped (clip norm {clip_norm}), so noise could not hide one"
         own, local = self._own(privacy), privacy.local_noise_multiplier
+        if not (math.isfinite(local) and math.isfinite(privacy.noise_multiplier)):
+            return f"noise of {privacy.noise_multiplier} and {local} clip norms is none"
         if own and not local > 0:
             return f"this device adds no noise of its own (mechanism {privacy.mechanism!r})"
         if not (local > 0 or privacy.noise_multiplier > 0):
@@ -97,25 +117,70 @@ class PrivacyPolicy:
             return (
                 f"the numbers {', '.join(reports)} are asked for, which no noise protects from the aggregator"
             )
-        return self._too_much(privacy, sent, counted)
+        if own:
+            more = () if counted else (local,)
+            return self._above(sent.epsilon(self._delta(privacy), *more))
+        return self._untold(privacy) or self._contradiction(privacy)
 
     def _own(self, privacy: TaskPrivacy) -> bool:
         """Whether only the device's own noise counts."""
         return self.only_local or privacy.mechanism == "local"
 
-    def _too_much(self, privacy: TaskPrivacy, sent: SentNoise, counted: bool) -> str | None:
-        if self.max_epsilon is None:
-            return None
-        epsilon: float | None
-        if self._own(privacy):
-            more = () if counted else (privacy.local_noise_multiplier,)
-            epsilon = sent.epsilon(self._delta(privacy), *more)
-        else:
-            epsilon = privacy.epsilon_after
-        if epsilon is None or math.isnan(epsilon):
-            return "the task names no epsilon for after its round"
-        if epsilon > self.max_epsilon:
+    def _above(self, epsilon: float) -> str | None:
+        if not epsilon <= self.max_epsilon:
             return f"epsilon is {epsilon:.4g}, the most that is accepted here is {self.max_epsilon:.4g}"
+        return None
+
+    def _untold(self, privacy: TaskPrivacy) -> str | None:
+        """What the aggregator's guarantee lacks, by its own words; None where it is enough."""
+        told, after = privacy.statement, privacy.epsilon_after
+        if told.get("private") is not True:
+            return "the aggregator's statement does not say that anything is private"
+        delta = told.get("delta")
+        if not is_number(delta) or not delta > 0:
+            return f"the aggregator's statement names no delta ({delta!r})"
+        if delta > self.max_delta * (1 + _ROUNDING):
+            return f"delta is {delta:g}, the most that is accepted here is {self.max_delta:g}"
+        if after is None or math.isnan(after):
+            return "the task names no epsilon for after its round"
+        return self._above(after)
+
+    def _contradiction(self, privacy: TaskPrivacy) -> str | None:
+        """What in a guarantee that is enough by its own words cannot be true; None where nothing shows it.
+
+        The sampling is believed, as it happens where a device does not see it. But no sampling makes noise hide an
+        update that hides nothing from those who know that it is there, and no number of rounds costs less than one.
+        """
+        told, after, noise = privacy.statement, privacy.epsilon_after or 0.0, privacy.noise_multiplier
+        delta = max(float(told["delta"]), LEAST_DELTA)
+        known = release_epsilon(1 / noise, delta) if noise > 1e-100 else math.inf
+        if known > MOST_EPSILON:
+            return (
+                f"the noise is too small: to those who know that it is in the round this update alone costs epsilon "
+                f"{known:.4g}, the most that is private is {MOST_EPSILON:g}"
+            )
+        said = told.get("noise_multiplier", noise)
+        if not is_number(said) or abs(said - noise) > _ROUNDING * noise:
+            return f"the statement is of a noise multiplier of {said!r}, the task's is {noise:g}"
+        before = told.get("epsilon")
+        if not is_number(before) or not 0 <= before <= after * (1 + _ROUNDING):
+            return f"the statement names epsilon {before!r} before the round, and the task {after:g} after it"
+        sampling, rate = told.get("sampling"), told.get("sampling_rate")
+        if sampling == "none":
+            rate = 1.0
+        elif sampling in ("poisson", "fixed"):
+            if not is_number(rate) or not 0 < rate <= 1:
+                return f"the statement names no sampling rate ({rate!r})"
+        elif sampling is not None or rate is not None:
+            return f"the statement names a sampling that is not known here ({sampling!r})"
+        else:  # an aggregator that does not tell
+            return None
+        least = sampled_epsilon(1 / noise, rate, delta)
+        if after < least * (1 - _ROUNDING):
+            return (
+                f"the task names epsilon {after:.4g} for after its round, but one round with a noise multiplier of "
+                f"{noise:g} and the sampling {sampling!r} costs {least:.4g}"
+            )
         return None
 
     def may_report(self, privacy: TaskPrivacy) -> bool:
@@ -125,7 +190,9 @@ class PrivacyPolicy:
     def _delta(self, privacy: TaskPrivacy) -> float:
         """The statement's where it is stricter."""
         told = privacy.statement.get("delta")
-        return told if isinstance(told, float) and 0 < told < self.max_delta else self.max_delta
+        if not is_number(told) or not 0 < told < self.max_delta:
+            return self.max_delta
+        return max(float(told), LEAST_DELTA)
 
 
 @dataclass(frozen=True)

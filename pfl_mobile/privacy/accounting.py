@@ -26,8 +26,8 @@ from pfl_mobile.privacy.statement import statement
 _INTERVAL = 1e-4
 #: Buckets up to epsilon; a larger one is computed on a coarser grid, which is an upper bound too.
 _BUCKETS = 200_000
-#: The largest epsilon that is planned for, and that privacy loss distributions are computed for; far above any use.
-MOST_EPSILON = 1e6
+#: The largest epsilon that privacy loss distributions are computed for; far above any use.
+_LARGEST = 1e6
 
 
 class Bound(NamedTuple):
@@ -148,15 +148,34 @@ class Ledger:
         taken = self.config.participations(self.rounds)
         return gaussian_epsilon([z / 2] * taken, self.config.delta if delta is None else delta)
 
+    def epsilon_known(self, rounds: int | None = None) -> float | None:
+        """Epsilon of a device that is known to be in every round, so no sampling hides it; None without sampling.
+
+        Args:
+            rounds: of the present configuration; by default those so far.
+        """
+        if self.config.sampling == "none" or self.config.mechanism == "none":
+            return None
+        entries = self._entries if rounds is None else [(events.round_event(self.config), rounds)]
+        noise = [event["event"]["noise_multiplier"] for event, count in entries for _ in range(count)]
+        return gaussian_epsilon(noise, self.config.delta)
+
     def statement(self) -> dict[str, Any]:
         """What is guaranteed after these rounds, as JSON values.
 
         Keys: private, epsilon (None where nothing is guaranteed), delta, rounds, unit, relation, mechanism,
-        accountant, guarantee (a sentence), assumptions and not_covered (sentences), local_epsilon.
+        sampling, sampling_rate, epsilon_known and epsilon_known_round (of a device that is known to take part in all
+        rounds, and in one; None without sampling), accountant, guarantee (a sentence), assumptions and not_covered
+        (sentences), local_epsilon.
         """
         found = self.bound()
         return statement(
-            self.config, self.rounds, found.epsilon, found.accountant, local_epsilon=self.local_epsilon()
+            self.config,
+            self.rounds,
+            found.epsilon,
+            found.accountant,
+            local_epsilon=self.local_epsilon(),
+            known=(self.epsilon_known(), self.epsilon_known(1)),
         )
 
     def dp_event(self) -> Any:
@@ -285,7 +304,7 @@ def _epsilon(counts: tuple[tuple[str, int], ...], relation: Relation, delta: flo
         bounds.append(Bound(_rdp(pairs, relation, delta), "dp-accounting RDP"))
         if relation == "add_or_remove_one":
             smallest = min(bound.epsilon for bound in bounds)
-            if smallest <= MOST_EPSILON:
+            if smallest <= _LARGEST:
                 interval = max(_INTERVAL, smallest / _BUCKETS)
                 bounds.append(Bound(_pld(pairs, interval, delta), "dp-accounting PLD"))
     return min(bounds)

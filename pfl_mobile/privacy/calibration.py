@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import events
-from pfl_mobile.privacy.accounting import MOST_EPSILON, Ledger, rdp_accountant
+from pfl_mobile.privacy.accounting import Ledger, rdp_accountant
+from pfl_mobile.privacy.limits import LEAST_EPSILON, MOST_EPSILON
 
 if TYPE_CHECKING:
     from pfl_mobile.privacy.config import PrivacyConfig
 
 #: Noise multipliers are found to this share of their size, and never too small.
 _RELATIVE = 1e-3
-#: Smaller ones are lost in the accountants' arithmetic.
-LEAST_EPSILON, LEAST_DELTA = 1e-4, 1e-100
 #: Of a sampled release: with less nothing useful is guaranteed, and accountants are slow.
 _LEAST = 0.2
 
@@ -43,12 +42,8 @@ def required_noise(config: PrivacyConfig, epsilon: float, rounds: int | None = N
     if not LEAST_EPSILON <= epsilon <= MOST_EPSILON:
         raise ConfigError(
             f"epsilon is {epsilon:g}",
-            mend=f"give a number from {LEAST_EPSILON:g} to {MOST_EPSILON:g}, such as 2; above 10 little is promised",
-        )
-    if config.delta < LEAST_DELTA:
-        raise ConfigError(
-            f"delta is {config.delta:g}, too small to compute with",
-            mend="give a number well below 1 / population, for instance 1e-6",
+            mend=f"give a number from {LEAST_EPSILON:g} to {MOST_EPSILON:g}, such as 2; above 10 little is "
+            "promised, and devices refuse it by default",
         )
     taken = config.participations(count)
     # what a plain Gaussian needs is exact without sampling, and enough with it

@@ -14,18 +14,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pfl_mobile.atomic import atomic_write
 from pfl_mobile.bundle.manifest import describe
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.privacy.limits import LEAST_CLIP_NORM, MOST_CLIP_NORM, delta_problem
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-#: Norms outside could not be told from zero or infinity in float32.
-ClipNorm = Annotated[float, Field(ge=1e-12, le=1e12)]
+ClipNorm = Annotated[float, Field(ge=LEAST_CLIP_NORM, le=MOST_CLIP_NORM)]
 Inside = Annotated[float, Field(gt=0, lt=1)]
 Whole = Annotated[int, Field(ge=1)]
+
+
+def _in_range(value: float) -> float:
+    if value and not 1e-100 <= value <= 1e100:
+        raise ValueError("noise is 0, or between 1e-100 and 1e100")
+    return value
+
+
+#: Squares of others, or their inverses, are no float64.
+NoiseMultiplier = Annotated[NotNegative, AfterValidator(_in_range)]
 
 #: The largest weight of a device, so that the sensitivity of the weighted sum is the clip norm.
 MAX_WEIGHT = 1.0
@@ -79,7 +89,8 @@ class PrivacyConfig(_Frozen):
         band: rounds over which the matrix mechanism's noise is correlated, at most min_separation; None: just that.
             The aggregator keeps band - 1 vectors of noise.
         max_participations: in how many rounds a device may take part; None: in as many as the rest allows.
-        delta: probability with which the guarantee may fail.
+        delta: probability with which the guarantee may fail; at most 1e-3 and a tenth of 1 / population, or of
+            1 / cohort where the population is not given (``limits.py``).
         budget_epsilon: training stops before a round that would exceed it; None: it does not stop.
         example_cap: a device with n examples has the weight min(n / example_cap, 1); None: all weigh 1. Where the
             aggregator adds no noise, None takes the numbers as devices name them, or 1 under a robust rule.
@@ -91,7 +102,7 @@ class PrivacyConfig(_Frozen):
     version: Literal[1] = 1
     mechanism: Literal["gaussian", "matrix", "local", "none"] = "gaussian"
     clip_norm: ClipNorm
-    noise_multiplier: NotNegative = 0.0
+    noise_multiplier: NoiseMultiplier = 0.0
     adaptive: AdaptiveClipping | None = None
     sampling: Literal["poisson", "fixed", "none"] = "none"
     population: Whole | None = None
@@ -104,7 +115,7 @@ class PrivacyConfig(_Frozen):
     budget_epsilon: Positive | None = None
     example_cap: Whole | None = None
     denominator: Positive | None = None
-    local_noise_multiplier: NotNegative = 0.0
+    local_noise_multiplier: NoiseMultiplier = 0.0
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -112,6 +123,7 @@ class PrivacyConfig(_Frozen):
             self._noise_problem(),
             self._band_problem(),
             self._sampling_problem(),
+            self._delta_problem(),
             self._adaptive_problem(),
         ):
             if problem:
@@ -150,11 +162,6 @@ class PrivacyConfig(_Frozen):
     def _sampling_problem(self) -> str:
         if self.population is not None and self.cohort > self.population:
             return f"the cohort of {self.cohort} is larger than the population of {self.population}"
-        if self.population is not None and self.delta >= 1 / self.population and self.mechanism != "none":
-            return (
-                f"delta {self.delta:g} is not below 1 / population = {1 / self.population:g}: it would allow to "
-                "publish some device's update as it is; lower delta"
-            )
         if self.sampling == "none":
             return ""
         if self.mechanism in ("matrix", "local"):
@@ -167,6 +174,11 @@ class PrivacyConfig(_Frozen):
                 "max_participations cannot hold; remove them, or set sampling to 'none'"
             )
         return ""
+
+    def _delta_problem(self) -> str:
+        if self.mechanism == "none":
+            return ""
+        return delta_problem(self.delta, self.cohort if self.population is None else self.population)
 
     def _adaptive_problem(self) -> str:
         if self.adaptive is None:

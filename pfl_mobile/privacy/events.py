@@ -99,7 +99,7 @@ def checked(event: Any) -> Event:
         isinstance(value, _FIELDS[name][k]) and not isinstance(value, bool) for k, value in fields.items()
     )
     ranged = typed and (
-        fields.get("noise_multiplier", 1.0) >= 0
+        (fields.get("noise_multiplier", 1.0) == 0 or 1e-101 <= fields.get("noise_multiplier", 1.0) <= 1e101)
         and 0 <= fields.get("sampling_probability", 1.0) <= 1
         and 1 <= fields.get("sample_size", 1) <= fields.get("source_dataset_size", 1)
     )

@@ -41,7 +41,16 @@ def local_epsilon(inverse_squares: float, delta: float) -> float:
         inverse_squares: sum over the updates of z^-2; 0 where nothing was sent.
         delta: between 0 and 1.
     """
-    mu = 2 * math.sqrt(inverse_squares)
+    return release_epsilon(2 * math.sqrt(inverse_squares), delta)
+
+
+def release_epsilon(mu: float, delta: float) -> float:
+    """Exact epsilon of one Gaussian release (Balle and Wang 2018, Theorem 8).
+
+    Args:
+        mu: how far one device moves it, in standard deviations of the noise.
+        delta: between 0 and 1.
+    """
     if mu == 0 or math.isinf(mu):
         return mu
     rho = mu * mu / 2
@@ -56,6 +65,25 @@ def local_epsilon(inverse_squares: float, delta: float) -> float:
             high = middle
         else:
             low = middle
+
+
+def sampled_epsilon(mu: float, rate: float, delta: float) -> float:
+    """Exact epsilon of one release that a device is in by a secret coin, when it is then left out.
+
+    So no number of rounds costs less. delta(log(1 + q (e^x - 1))) = q delta_0(x), with delta_0 of the release itself
+    (Balle, Barthe, Gaboardi 2018, Theorem 8).
+
+    Args:
+        mu: as in `release_epsilon`.
+        rate: q, the probability of the coin, above 0.
+        delta: between 0 and 1.
+    """
+    if rate >= 1:
+        return release_epsilon(mu, delta)
+    if delta >= rate:
+        return 0.0
+    whole = release_epsilon(mu, delta / rate)
+    return math.log1p(rate * math.expm1(whole)) if whole < 500 else whole + math.log(rate)
 
 
 def _gaussian_delta(epsilon: float, mu: float) -> float:

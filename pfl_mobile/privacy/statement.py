@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.privacy.events import relation
+from pfl_mobile.privacy.limits import epsilon_problem
 
 if TYPE_CHECKING:
     from pfl_mobile.privacy.config import PrivacyConfig
@@ -36,17 +37,20 @@ def statement(
     accountant: str,
     *,
     local_epsilon: float | None = None,
+    known: tuple[float | None, float | None] = (None, None),
 ) -> dict[str, Any]:
     """The guarantee after some rounds, as JSON values.
 
     Args:
         config: of the federation.
         rounds_done: that were released.
-        epsilon: of all of them; infinite where nothing is guaranteed.
+        epsilon: of all of them; infinite, or too large to be called private (``limits.py``), where nothing is
+            guaranteed.
         accountant: what computed it.
         local_epsilon: of the devices' own noise.
+        known: epsilon of a device that is known to take part in all those rounds, and in one; None without sampling.
     """
-    private = math.isfinite(epsilon)
+    private = not epsilon_problem(epsilon)
     return {
         "private": private,
         "epsilon": epsilon if private else None,
@@ -59,12 +63,16 @@ def statement(
         if config.mechanism == "local"
         else config.noise_multiplier,
         "clip_norm": config.clip_norm,
+        "sampling": config.sampling,
+        "sampling_rate": config.sampling_rate,
+        "epsilon_known": known[0],
+        "epsilon_known_round": known[1],
         "accountant": accountant,
         "local_epsilon": local_epsilon,
         "budget_epsilon": config.budget_epsilon,
         "guarantee": _guarantee(config, epsilon, private),
-        "assumptions": _assumptions(config) if private else [],
-        "not_covered": list(_NOT_COVERED) if private else ["everything: no noise is added"],
+        "assumptions": _assumptions(config, known[1]) if private else [],
+        "not_covered": list(_NOT_COVERED) if private else ["everything: there is no noise, or too little"],
     }
 
 
@@ -89,7 +97,8 @@ def rounded_up(value: float, digits: int = 4) -> float:
 
 def _guarantee(config: PrivacyConfig, epsilon: float, private: bool) -> str:
     if not private:
-        return "There is no guarantee of differential privacy."
+        much = f": {epsilon_problem(epsilon)}" if math.isfinite(epsilon) else ""
+        return f"There is no guarantee of differential privacy{much}."
     times = rounded_up(math.exp(min(epsilon, 700)), 3)
     return (
         f"All model versions so far together are ({rounded_up(epsilon):.4g}, {config.delta:g})-differentially private "
@@ -111,7 +120,7 @@ def _mechanism(config: PrivacyConfig) -> str:
     return kind + (", with a private adaptive clip norm" if config.adaptive else "")
 
 
-def _assumptions(config: PrivacyConfig) -> list[str]:
+def _assumptions(config: PrivacyConfig, known: float | None) -> list[str]:
     if config.mechanism == "local":
         found = [
             "Nobody is trusted but the device itself, which clips and adds noise before anything leaves it.",
@@ -131,7 +140,14 @@ def _assumptions(config: PrivacyConfig) -> list[str]:
     elif config.sampling == "fixed":
         found.append(
             f"Every round has {config.cohort} devices drawn uniformly without replacement from {config.population} "
-            "that could all have been drawn, and who is in a round is kept secret."
+            "that could all have been drawn, and who is in a round is kept secret: devices that tell each other "
+            "whether they were drawn count together how many others were, so they must be few of all."
+        )
+    if known is not None:
+        found.append(
+            "Sampling protects from those who do not know which rounds a device is in. Who watches its traffic knows; "
+            f"to them one round costs epsilon {rounded_up(known):.4g} (epsilon_known_round), and all rounds "
+            "epsilon_known if it is in every one."
         )
     else:
         found.append("Nothing is assumed about how devices are chosen or when they are available.")

@@ -228,10 +228,10 @@ class Decline(Body):
 
 
 class MetricSum(Body):
-    """A metric over held-out labels: its sum and how many there were."""
+    """A metric over held-out labels: its sum and how many there were, a whole number."""
 
     sum: Number
-    weight: Annotated[float, Field(gt=0, le=1e9)]
+    weight: Annotated[float, Field(ge=1, le=1e9, multiple_of=1)]
 
 
 class EvaluationReport(Body):

@@ -135,7 +135,7 @@ class FedP3(Strategy):
         """Average every entry over the devices that trained it."""
         with server.undo_on_error():
             names = server.names("shared")
-            weights = self.weighting.weights(updates, server)
+            weights = updates.bounded(self.weighting.weights(updates, server))
             groups = list(updates.groups) or [""] * len(updates)
             counted = {n: np.zeros(server.values[n].shape) for n in names}
             for client, group, weight in zip(updates.clients, groups, weights, strict=True):

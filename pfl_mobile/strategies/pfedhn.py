@@ -115,7 +115,7 @@ class PFedHN(Strategy):
     def merge(self, server: Server, updates: Updates) -> None:
         """One step of the hypernetwork and of the cohort's embeddings."""
         with server.undo_on_error():
-            weights = self.weighting.weights(updates, server)
+            weights = updates.bounded(self.weighting.weights(updates, server))
             embeddings, step_phi, step_v = self._steps(server, updates, weights)
             phi = dict(server.sets["hypernet"])
             self.optimizer.apply(server, "hypernet", phi, step_phi)

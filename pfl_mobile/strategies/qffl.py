@@ -50,7 +50,7 @@ class QFair(ByOwnLoss):
 
     def cohort_weights(self, updates: Updates, server: Server) -> np.ndarray:
         """Proportional to n_k * F_k^q; the largest loss is scaled to 1 so that no power overflows."""
-        losses = updates.report(SENT_LOSS) + TINY
+        losses = np.maximum(updates.report(SENT_LOSS), 0.0) + TINY
         return np.asarray(updates.examples * (losses / losses.max()) ** self.q, np.float64)
 
 
@@ -98,10 +98,14 @@ class QFedAvg(Strategy):
             names = server.names("shared")
             squares = updates.squares(names)
             # Numerator and denominator over L; what is p_k F_k^q here is scaled so that no power overflows.
-            fair = self.weighting.weights(updates, server)
-            steep = self.weighting.q * fair / (updates.report(SENT_LOSS) + TINY) * self.lipschitz * squares
+            fair = updates.bounded(self.weighting.weights(updates, server))
+            losses = np.maximum(updates.report(SENT_LOSS), 0.0) + TINY
+            steep = self.weighting.q * fair / losses * self.lipschitz * squares
             change = mean_change(updates, fair, names)
-            shrink = np.float32(fair.sum() / (fair + steep).sum()) if change else np.float32(0)
+            # of h_k too no device decides alone: one that says that its loss is 0 would end all steps
+            shrink = (
+                np.float32(fair.sum() / (fair + updates.lowered(steep)).sum()) if change else np.float32(0)
+            )
             self.apply(server, {name: shrink * delta for name, delta in change.items()})
             self.merge_groups(server, updates, fair)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pfl_mobile.errors import ConfigError, PrivacyError, near
+from pfl_mobile.strategies.bounds import bounded_parts, lowered
 from pfl_mobile.strategies.private import PRIVATE_MEND, OwnWeight, PrivateRule
 from pfl_mobile.strategies.rows import COLUMNS, GROUP, MatrixRows, Rows, weighted_sum
 from pfl_mobile.strategies.rules import Average, Mean, Rule, parts_of
@@ -65,6 +66,8 @@ class Updates:
         groups: name of each device's group; empty where there are no groups.
         population: devices in all.
         rule: how a mean is taken.
+        most: how many equal shares of a mean one device may have (``bounds.py``), as what devices say of themselves
+            cannot be checked; None: as many as its weight gives it, as in a simulation, where nobody says anything.
         merged: the mean that was taken last, in full; None before, and with a private rule.
 
     Args:
@@ -78,6 +81,7 @@ class Updates:
         population: as above.
         rule: as above.
         threads: for sums over rows that stream.
+        most: as above.
     """
 
     def __init__(
@@ -93,8 +97,10 @@ class Updates:
         *,
         rule: Rule | PrivateRule | None = None,
         threads: int = 1,
+        most: float | None = None,
     ) -> None:
         self.layout, self.clients, self.groups, self.population = layout, clients, groups, population
+        self.most = most
         self.rule: Rule | PrivateRule = Average() if rule is None else rule
         self.merged: Mean | None = None
         self._rows: Rows = MatrixRows(changes) if isinstance(changes, np.ndarray) else changes
@@ -144,6 +150,26 @@ class Updates:
             return np.zeros(0)
         return self.rule.own_weights(weight, {name: self._report(name) for name in names}, self._examples)
 
+    def bounded(self, weights: np.ndarray) -> np.ndarray:
+        """Weights as they count: no device above its largest part of their sum, float64 [n]; see ``most``.
+
+        Args:
+            weights: not negative and finite, [n].
+        """
+        found = np.asarray(weights, np.float64)
+        if self.private or self.most is None or not (found > 0).any():
+            return found
+        return bounded_parts(parts_of(len(found), found), self.most)
+
+    def lowered(self, terms: np.ndarray) -> np.ndarray:
+        """Terms of a sum, lowered so far that no device has more than its largest part of it, float64 [n].
+
+        Args:
+            terms: not negative and finite, [n].
+        """
+        found = np.asarray(terms, np.float64)
+        return found if self.private or self.most is None else lowered(found, self.most)
+
     def mean(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """The mean of the changes by the rule, float32 by name.
 
@@ -167,10 +193,12 @@ class Updates:
             return self.layout.unpack(self.rule.merge(self._rows, np.asarray(weights, np.float64)))
         if type(self.rule) is Average:
             used = parts_of(len(self), weights)
+            if self.most is not None:
+                used = bounded_parts(used, self.most)
             summed = self._sum(used)
             self.merged = Mean(summed, used)
         else:
-            self.merged = self.rule.mean(self._rows, weights, threads=self._threads)
+            self.merged = self.rule.mean(self._rows, self.bounded(weights), threads=self._threads)
         return self.layout.unpack(self.merged.values)
 
     # -- what reads single updates
@@ -301,6 +329,7 @@ class Updates:
             "population": self.population,
             "rule": self.rule,
             "threads": self._threads,
+            "most": self.most,
         }
         return Updates(**(now | changes))
 

@@ -197,7 +197,9 @@ def run(
     _write_settings(folder, mine, devices, rounds, config)
     say("start the server", None)
     with ended_in_order(), serving(folder) as server:
-        with Devices(folder, server.url, engine, runtime, private=config is not None) as fleet:
+        with Devices(
+            folder, server.url, engine, runtime, delta=None if config is None else config.delta
+        ) as fleet:
             fleet.start_all(list(mine), say)
             lap("start")
             figures = fleet.watch(rounds, say, on_round)

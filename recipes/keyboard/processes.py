@@ -202,6 +202,7 @@ class Devices:
     """The devices' processes.
 
     Attributes:
+        delta: of the guarantee that devices accept; None: they send without any.
         memory_mb: what one device needs for itself, in MB; None where the system does not say.
         codes: exit code by device.
     """
@@ -210,7 +211,7 @@ class Devices:
     url: str
     engine: str
     runtime: str
-    private: bool
+    delta: float | None
     memory_mb: float | None = None
     codes: dict[int, int] = field(default_factory=dict)
     _names: list[str] = field(default_factory=list)
@@ -291,7 +292,7 @@ class Devices:
         arguments = ["device", "--server", self.url, "--bundle", self.folder / "bundle", "--user", name]
         arguments += ["--data", self.folder / "messages.jsonl", "--state", place, "--engine", self.engine]
         arguments += ["--events", place / "events.jsonl", "--json"]
-        arguments += [] if self.private else ["--allow-no-privacy"]
+        arguments += ["--allow-no-privacy"] if self.delta is None else ["--max-delta", self.delta]
         order = {"arguments": [str(a) for a in arguments], "output": str(place / "summary.json")}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")

@@ -58,6 +58,10 @@ class RoundsConfig(_Frozen):
         staleness_exponent: buffered: weight (1 + staleness) ** -exponent.
         min_separation: rounds between two tasks of one device; at least what the privacy mechanism needs.
         min_examples: training examples that a device must have.
+        max_examples: examples that a device counts for at most, however many it names; ``privacy.example_cap`` instead
+            where it is set, and 1 with a robust rule or with noise of the aggregator.
+        max_part: how many equal shares of a mean, of all devices or of a group, one device may have; never more than
+            half of it where there are two or more. With noise of the aggregator each has at most one.
         needs: facts that must be true of a device that is to train.
         pause_s: seconds between two rounds.
         retry_s: seconds after which a device that gets no task is told to ask again, give or take a fifth; no
@@ -75,6 +79,8 @@ class RoundsConfig(_Frozen):
     staleness_exponent: Annotated[float, Field(ge=0, le=10)] = 0.5
     min_separation: Annotated[int, Field(ge=1)] = 1
     min_examples: Annotated[int, Field(ge=1)] = 1
+    max_examples: Annotated[int, Field(ge=1)] = 1000
+    max_part: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
     needs: tuple[Literal["idle", "charging", "unmetered"], ...] = ("idle", "charging", "unmetered")
     pause_s: Annotated[float, Field(ge=0)] = 0.0
     retry_s: Positive = 60.0
@@ -109,6 +115,8 @@ class FederationConfig(_Frozen):
         groups: names that devices may give as theirs; empty: there are none.
         max_norm: updates with a larger L2 norm are refused, as no device can have trained so far; None: 1e6.
         versions_kept: model versions whose tensors stay for roll-back.
+        open_sampling: whether privacy may rest on a draw from devices that nobody vouches for: False draws from those
+            that enrolled with a token or an attestation, and refuses open enrolment.
     """
 
     schema_version: Literal[1] = 1
@@ -120,6 +128,7 @@ class FederationConfig(_Frozen):
     groups: tuple[Name, ...] = ()
     max_norm: Positive = 1e6
     versions_kept: Annotated[int, Field(ge=2)] = 20
+    open_sampling: bool = False
 
     @classmethod
     def load(cls, text: str | bytes) -> FederationConfig:

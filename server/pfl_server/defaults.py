@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import PrivacyConfig
 from pfl_mobile.privacy.calibration import required_noise, with_noise
+from pfl_mobile.privacy.limits import DEVICE_DELTA
 from pfl_mobile.privacy.plan import BAND
 from pfl_mobile.strategies.rules import create_rule
 from pfl_server.config import FederationConfig
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: What is spent over all rounds where nothing else is said.
-EPSILON, DELTA = 8.0, 1e-6
+EPSILON, DELTA = 8.0, DEVICE_DELTA
 CLIP_NORM = 1.0
+#: Fields of the privacy that say something without noise too.
+WITHOUT_NOISE = ("clip_norm", "example_cap", "population")
 #: Share of the cohort that a round needs at its deadline.
 MINIMUM_SHARE = 0.4
 
@@ -69,9 +72,20 @@ def default_privacy(
     return with_noise(config, required_noise(config, epsilon))
 
 
-def no_privacy(*, cohort: int, clip_norm: float = CLIP_NORM) -> PrivacyConfig:
-    """Updates are clipped, and nothing else protects them."""
-    return PrivacyConfig.checked({"mechanism": "none", "clip_norm": clip_norm, "cohort": cohort})
+def no_privacy(
+    *, cohort: int, clip_norm: float = CLIP_NORM, base: PrivacyConfig | None = None
+) -> PrivacyConfig:
+    """Updates are clipped, and nothing else protects them.
+
+    Args:
+        cohort: updates of a round.
+        clip_norm: L2 bound on an update.
+        base: what there is instead of noise goes on from here: clip norm, cap on examples, population.
+    """
+    kept: dict[str, Any] = {"clip_norm": clip_norm}
+    if base is not None:
+        kept = {name: getattr(base, name) for name in WITHOUT_NOISE}
+    return PrivacyConfig.checked({"mechanism": "none", "cohort": cohort} | kept)
 
 
 def federation_config(
@@ -90,7 +104,7 @@ def federation_config(
         given: fields of `FederationConfig` by name, of ``rounds`` and ``strategy`` again by name.
         base: of ``federation.json``.
         privacy: given as a whole; says cohort and number of rounds where ``given`` and ``base`` do not.
-        private: False: no noise at all.
+        private: False: no noise at all; ``base`` still says how updates are clipped.
         epsilon, delta, clip_norm: where neither ``privacy`` nor ``base`` says what protects.
 
     Raises:
@@ -115,7 +129,8 @@ def federation_config(
         least = least_minimum(create_rule(first.rule.name, **first.rule.parameters), found.cohort)
         rounds["minimum"] = max(found.minimum, least or 1)
     if privacy is None and not private:
-        privacy = no_privacy(cohort=found.cohort, clip_norm=clip_norm)
+        given_privacy = None if base is None else base.privacy
+        privacy = no_privacy(cohort=found.cohort, clip_norm=clip_norm, base=given_privacy)
     elif privacy is None and base is None:
         privacy = default_privacy(
             cohort=found.cohort,

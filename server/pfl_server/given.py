@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.atomic import atomic_write, disk_errors
 from pfl_mobile.errors import OtherSettingsError
+from pfl_server.defaults import WITHOUT_NOISE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +33,9 @@ _OPTIONS = {
     "rounds.total": "--rounds",
     "rounds.deadline_s": "--deadline",
     "rounds.min_separation": "--min-separation",
+    "rounds.max_examples": "--max-examples",
     "groups": "--group",
+    "open_sampling": "--open-sampling",
 }
 #: Fields of the privacy by the option that sets them.
 _PRIVACY = {"epsilon": "budget_epsilon", "delta": "delta", "clip_norm": "clip_norm"}
@@ -73,9 +76,11 @@ def refuse_others(
             options.append((f"--privacy: {path}", given, was))
     if file is not None:
         path_, text = file
-        given_too = {path for path, _ in _leaves(said)} | (
-            {"privacy"} if none or privacy is not None else set()
-        )
+        given_too = {path for path, _ in _leaves(said)}
+        if privacy is not None:
+            given_too.add("privacy")
+        elif none:  # the file still says how updates are clipped
+            given_too |= {f"privacy.{name}" for name in now["privacy"] if name not in WITHOUT_NOISE}
         for path, given, was in _different(json.loads(text), now):
             if not any(path == p or path.startswith(f"{p}.") for p in given_too):
                 options.append((f"--config {path_}: {path}", given, was))

@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pfl_mobile.privacy.clipping import clip_factors
+from pfl_mobile.strategies.bounds import bounded_losses
+from pfl_mobile.strategies.maxfl import OWN_LOSS
 from pfl_mobile.strategies.private import PrivateRule
 from pfl_mobile.strategies.rows import Rows, finite_norms, toward_zero, weighted_sum
 from pfl_mobile.strategies.rules import anomaly_scores
 from pfl_mobile.strategies.updates import Updates
-from pfl_mobile.strategies.weighting import Weighting
+from pfl_mobile.strategies.weighting import SENT_LOSS, Weighting
 
 if TYPE_CHECKING:
     from pfl_mobile.privacy import PrivateRounds
     from pfl_mobile.strategies.strategy import Server
     from pfl_server.runtime import RoundPlan, Runtime
 
+#: Reports that become weights.
+LOSSES = frozenset({SENT_LOSS, OWN_LOSS})
 #: That split the columns of sums.
 _THREADS = 2
 
@@ -132,16 +136,14 @@ def merge_input(
         [row.index for row in rows],
         _examples(runtime, rows),
         np.array([row.steps for row in rows], np.int64),
-        {
-            name: np.array([row.reports.get(name, np.nan) for row in rows], np.float64)
-            for name in sorted(known.reports)
-        },
+        {name: _reports(runtime, rows, name) for name in sorted(known.reports)},
         [row.group for row in rows] if runtime.config.groups else [],
         population,
         rule=PrivateRule(config, partial(private.merge, row_norms=norms))
         if runtime.central
         else runtime.rule,
         threads=_THREADS,
+        most=runtime.config.rounds.max_part,
     )
     return Input(updates, bounded, norms, bound)
 
@@ -149,14 +151,24 @@ def merge_input(
 def _examples(runtime: Runtime, rows: Sequence[Accepted]) -> np.ndarray:
     """Numbers of examples that devices count by, int64 [n].
 
-    A device names its own number. Where a robust rule is chosen one that lies must not outweigh the others, so all
-    count the same unless the configuration bounds the numbers.
+    A device names its own number, so it is bounded. Where a robust rule is chosen one that lies must not outweigh the
+    others, so all count the same unless the configuration has a bound for private rounds.
     """
     claimed = np.array([row.examples for row in rows], np.int64)
     cap = runtime.config.privacy.example_cap
-    if cap is None and not runtime.rule.additive:
-        cap = 1
-    return claimed if cap is None else np.minimum(claimed, cap)
+    if cap is None:
+        cap = runtime.config.rounds.max_examples if runtime.rule.additive else 1
+    return np.minimum(claimed, cap)
+
+
+def _reports(runtime: Runtime, rows: Sequence[Accepted], name: str) -> np.ndarray:
+    """What devices reported under a name, float64 [n].
+
+    Losses become weights, so those that are far from all others are bounded; where the aggregator adds noise a bound
+    that depends on other devices would leak them, and each weight is clamped by itself.
+    """
+    found = np.array([row.reports.get(name, np.nan) for row in rows], np.float64)
+    return found if runtime.central or name not in LOSSES else bounded_losses(found)
 
 
 class Scaled:

@@ -26,6 +26,7 @@ from pfl_server.accepting import changed
 from pfl_server.errors import BlobError, BlobMissingError, DatabaseError, MergeMemoryError
 from pfl_server.merge_input import Accepted, Stale, merge_input
 from pfl_server.rounds import LOCK, end_without_merge, lapsed, pause_itself
+from pfl_server.seal import seal
 from pfl_server.state_file import get_state, put_set, put_state
 from pfl_server.storage.models import (
     Assignment,
@@ -221,7 +222,10 @@ def _publish(
 ) -> int:
     """Write the version's files, then everything else in one transaction."""
     runtime, version, ledger = services.runtime, made.before + 1, made.private.ledger
-    key = put_state(services.blobs, version, made.server, made.private.state())
+    with services.database.read() as session:
+        config = session.scalars(select(Federation.config)).one()
+    sealed = made.private.state() | seal(config, ledger)
+    key = put_state(services.blobs, version, made.server, sealed)
     checkpoint("state stored")
     values = put_set(services.blobs, runtime.published(made.server))
     checkpoint("values stored")

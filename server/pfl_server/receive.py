@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import update
+
 from pfl_mobile.errors import UpdateFileError, UpdateTensorsError
 from pfl_mobile.protocol.bodies import UploadState
 from pfl_mobile.protocol.update_file import size_limit
@@ -27,7 +29,7 @@ from pfl_server.accepting import (
 )
 from pfl_server.part import Busy, Part, Scan, find_part, open_part
 from pfl_server.problems import Problem
-from pfl_server.storage.models import Round
+from pfl_server.storage.models import Assignment, Round
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -179,7 +181,17 @@ def _begin(services: Services, me: DeviceIdentity, head: Incoming, note: Callabl
         if mine.expires <= now:
             raise problems.TaskExpired("the task has expired", mend="check in again")
         check_open(services, session, mine, at)
+    if mine.began is None and services.runtime.config.privacy.local_noise_multiplier > 0:
+        _note_began(services, mine, now)
     return Accepting(mine, known)
+
+
+def _note_began(services: Services, mine: Assignment, now: float) -> None:
+    """Remember, before anything is read, that something is sent: its noise is spent, whatever comes of it."""
+    with services.database.write() as session:
+        session.execute(
+            update(Assignment).where(Assignment.id == mine.id, Assignment.began.is_(None)).values(began=now)
+        )
 
 
 # -- the body

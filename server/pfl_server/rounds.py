@@ -10,7 +10,7 @@ from sqlalchemy import and_, func, or_, select, update
 
 from pfl_mobile.errors import PrivacyBudgetError
 from pfl_server.places import invite, note_lapses, task_s
-from pfl_server.selection import may_come, opening_of, rested
+from pfl_server.selection import may_come, may_have_sent, opening_of, rested
 from pfl_server.state_file import get_state, put_set
 from pfl_server.storage.models import (
     Assignment,
@@ -142,7 +142,9 @@ def _end(services: Services, state: str, why: str) -> None:
 def close_due(services: Services) -> None:
     """Close the open rounds that have all they wait for, or whose time is over; abandon those with too few updates.
 
-    Also before its deadline a round is abandoned once too few devices are left that may answer (`_hopeless`).
+    Also before its deadline a round is abandoned once too few devices are left that may answer (`_hopeless`). A round
+    whose devices were drawn ends at its deadline and never before: devices that know of each other whether they were
+    drawn, and what they answered, would learn from an early end whether others were.
     """
     with services.database.read() as session:
         numbers = list(session.scalars(select(Round.number).where(Round.state == "open")))
@@ -175,7 +177,9 @@ def _due(services: Services, session: Session, at: Round) -> str | None:
     accepted, answered = counts["accepted"], counts.total() - counts["assigned"]
     config, now = services.runtime.config, services.clock()
     over = at.deadline is not None and at.deadline <= now
-    done = accepted >= at.target or (at.selection is not None and answered >= at.target)
+    if at.selection is not None and not over:
+        return None
+    done = accepted >= at.target
     if accepted >= at.minimum:
         return "closing" if over or done else None
     if over:
@@ -184,10 +188,10 @@ def _due(services: Services, session: Session, at: Round) -> str | None:
     if now < at.opened + config.rounds.retry_s:
         return None
     here, lost = accepted + counts["assigned"], answered - accepted
-    return "abandoned" if done or (lost and _hopeless(session, config, at, here, lost)) else None
+    return "abandoned" if done or (lost and _hopeless(session, config, at, here)) else None
 
 
-def _hopeless(session: Session, config: FederationConfig, at: Round, here: int, lost: int) -> bool:
+def _hopeless(session: Session, config: FederationConfig, at: Round, here: int) -> bool:
     """Whether the devices that may still send an update to an open round are too few for its minimum.
 
     Args:
@@ -195,16 +199,11 @@ def _hopeless(session: Session, config: FederationConfig, at: Round, here: int, 
         config: of the federation.
         at: the round.
         here: devices whose update is there or may come.
-        lost: devices whose task ended without one.
     """
     if at.deadline is None:
         return False  # a buffer waits as long as it takes
-    if at.selection is None:
-        missing = at.minimum - here
-        return missing > 0 and may_come(session, config, at, missing) < missing
-    # Nobody may be invited in place of who was drawn. How many Poisson sampling drew is hidden, and when a round ends
-    # would tell it, so such a round waits for all who are drawn, or for its deadline.
-    return config.privacy.sampling == "fixed" and at.target - lost < at.minimum
+    missing = at.minimum - here
+    return missing > 0 and may_come(session, config, at, missing) < missing
 
 
 def end_without_merge(services: Services, session: Session, at: Round, state: str, why: str) -> list[str]:
@@ -241,7 +240,7 @@ def account_unmerged(services: Services, session: Session, at: Round) -> None:
     """Put a round that ends without a merge into the ledger, where devices add the noise.
 
     They do not trust the aggregator, which saw what they sent; so it counts whether a model came of it or not. Tasks
-    that were declined had no update; of others a part may have been sent, so they count.
+    that were declined before an upload began had no update; of others a part may have been sent, so they count.
     """
     if services.runtime.config.privacy.mechanism != "local":
         return
@@ -268,7 +267,7 @@ def _note_participation(services: Services, session: Session, at: Round) -> None
 
 
 def _may_have_sent(at: Round) -> tuple[Any, ...]:
-    return Assignment.round == at.number, Assignment.state != "declined"
+    return Assignment.round == at.number, may_have_sent()
 
 
 def _end_tasks(services: Services, session: Session, at: Round) -> None:

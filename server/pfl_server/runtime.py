@@ -14,7 +14,7 @@ import numpy as np
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
-from pfl_mobile.errors import ConfigError, LedgerError, OtherSettingsError, StateError
+from pfl_mobile.errors import ConfigError, OtherSettingsError, StateError
 from pfl_mobile.local.phases import check_plan, named_sets
 from pfl_mobile.local.plan import Plan
 from pfl_mobile.local.state import ModelId
@@ -30,6 +30,8 @@ from pfl_mobile.strategies.strategy import Context, Server, Strategy, Values
 from pfl_server.config import FederationConfig
 from pfl_server.credentials import new_secrets
 from pfl_server.errors import BlobMissingError
+from pfl_server.seal import check_seal, check_statement, seal
+from pfl_server.selection import claims_sampling
 from pfl_server.state_file import get_state, put_set, put_state
 from pfl_server.storage.models import Device, Federation, LedgerEntry, Version
 from pfl_server.strategy import check_config, effective, make_strategy
@@ -43,6 +45,15 @@ if TYPE_CHECKING:
     from pfl_server.storage.blobs import Blobs
     from pfl_server.storage.database import Database
 
+#: Who is drawn from, in a privacy statement.
+_VOUCHED = (
+    "Only devices that the operator vouches for, as they enrolled with a token or an attestation, are counted and "
+    "drawn. Of those, no one holds most: who does would know most of the draw."
+)
+_OPEN = (
+    "Anybody may enrol, and the operator has accepted it (open_sampling): who enrols most devices knows most of the "
+    "draw, and against them only epsilon_known holds."
+)
 #: Rounds whose plans a process keeps parsed, and states of versions that it keeps in memory.
 _ROUNDS, _STATES = 64, 1
 
@@ -145,7 +156,8 @@ class Runtime:
         Raises:
             OtherSettingsError: the database holds a federation of another bundle or configuration.
             ConfigError: none is stored and none is given, or it is invalid.
-            StateError: the model that is served, or its ledger, is missing or damaged.
+            StateError: the model that is served is missing or damaged.
+            LedgerError: the ledger is damaged, or it or the settings were changed in the database.
             BlobError: the store of files failed.
         """
         stored = _stored(database)
@@ -270,6 +282,7 @@ class Runtime:
         if state is None:
             private.ledger = ledger
         else:
+            check_seal(state, session.scalars(select(Federation.config)).one(), ledger)
             private.restore(state, ledger)
         return private
 
@@ -278,7 +291,10 @@ class Runtime:
         if self.config.privacy.mechanism == "none" and not ledger.rounds:
             ledger = Ledger(self.config.privacy)
             ledger.record()
-        return ledger.statement()
+        said = ledger.statement()
+        if claims_sampling(self.config) and said["assumptions"]:
+            said["assumptions"].append(_OPEN if self.config.open_sampling else _VOUCHED)
+        return said
 
     def _private(self) -> PrivateRounds:
         require_secure(self.noise)
@@ -346,10 +362,11 @@ class Runtime:
         """Read what the next merge will need, so that damage is found by who starts the server."""
         with database.read() as session:
             version = session.get_one(Version, session.get_one(Federation, 1).version)
+            check_statement(version.privacy, self.config.privacy)
             try:
                 server, noise = get_state(self.blobs, version.state_blob, self.table, 0)
                 self.private_rounds(session, noise)
-            except (BlobMissingError, StateError, LedgerError) as error:
+            except (BlobMissingError, StateError) as error:
                 raise StateError(
                     f"the state of model version {version.number} in {self.blobs.place} cannot be used: "
                     f"{error.message}",
@@ -361,7 +378,8 @@ class Runtime:
     def _begin(self, database: Database, now: float) -> None:
         server = self.beginning()
         private = self._private()
-        key = put_state(self.blobs, 0, server, private.state())
+        config = self.config.model_dump(mode="json")
+        key = put_state(self.blobs, 0, server, private.state() | seal(config, private.ledger))
         values = put_set(self.blobs, self.published(server))
         with database.write() as session:
             session.add(
@@ -370,7 +388,7 @@ class Runtime:
                     bundle_name=self.bundle.name,
                     bundle_version=self.bundle.version,
                     fingerprint=self.bundle.fingerprint,
-                    config=self.config.model_dump(mode="json"),
+                    config=config,
                     state="running",
                     version=0,
                     next_round=0,

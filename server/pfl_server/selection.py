@@ -81,7 +81,7 @@ class Opening:
 
     Attributes:
         selection: the draw, as text; None where devices are taken as they come.
-        target: updates, or answers of drawn devices, that close it.
+        target: updates that close it; with a draw those expected, as it ends at its deadline then.
         most: devices that may be assigned; None for no limit.
     """
 
@@ -93,26 +93,33 @@ class Opening:
 def opening_of(session: Session, config: FederationConfig, federation: Federation) -> Opening | None:
     """Who the round may have; None where there are too few devices for the sampling that privacy rests on."""
     rounds, privacy = config.rounds, config.privacy
-    if privacy.sampling == "none" or privacy.mechanism == "none":
+    if not claims_sampling(config):
         return Opening(None, rounds.cohort, math.ceil(rounds.cohort * rounds.over_selection))
-    active = int(session.scalar(select(func.count()).where(Device.state == "active")) or 0)
+    which = _population(config)
+    active = int(session.scalar(select(func.count()).where(*which)) or 0)
     if privacy.sampling == "poisson":
         if active * privacy.sampling_rate < rounds.minimum:
             return None
-        draw = Draw.poisson(privacy.sampling_rate)
-        drawn = sum(draw.chosen(device, index) for device, index in _devices(session))
-        # With fewer than the minimum it stays open to the deadline, so that small draws do not come in haste.
-        return Opening(draw.text(), max(drawn, rounds.minimum), None)
+        return Opening(Draw.poisson(privacy.sampling_rate).text(), rounds.cohort, None)
     if active < (privacy.population or 0):
         return None  # a part of fewer devices is a larger part of them than was accounted for
-    draw = Draw.fixed(_devices(session), privacy.cohort, federation.next_index)
+    draw = Draw.fixed(_devices(session, which), privacy.cohort, federation.next_index)
     return Opening(draw.text(), privacy.cohort, None)
 
 
-def _devices(session: Session) -> Iterator[tuple[str, int]]:
-    found = (
-        select(Device.id, Device.index).where(Device.state == "active").execution_options(yield_per=10_000)
-    )
+def claims_sampling(config: FederationConfig) -> bool:
+    """Whether the privacy guarantee rests on a secret draw of the devices of a round."""
+    return config.privacy.sampling != "none" and config.privacy.mechanism != "none"
+
+
+def _population(config: FederationConfig) -> tuple[ColumnElement[bool], ...]:
+    """What is true of devices that are drawn from: somebody who enrols many others must not be most of them."""
+    active = Device.state == "active"
+    return (active,) if config.open_sampling else (active, Device.vouched.is_(True))
+
+
+def _devices(session: Session, which: tuple[ColumnElement[bool], ...]) -> Iterator[tuple[str, int]]:
+    found = select(Device.id, Device.index).where(*which).execution_options(yield_per=10_000)
     return ((device, index) for device, index in session.execute(found))
 
 
@@ -136,7 +143,7 @@ def rested(session: Session, config: FederationConfig) -> tuple[ColumnElement[bo
     taken = Assignment.state == "merged"
     if config.privacy.mechanism == "local":
         counted = select(LedgerEntry.round).order_by(LedgerEntry.round.desc())
-        taken = Assignment.state != "declined"
+        taken = may_have_sent()
     newest = session.scalar(counted.offset(separation(config) - 1).limit(1))
     far = Device.last_round <= (-1 if newest is None else newest)
     most = config.privacy.max_participations
@@ -144,6 +151,14 @@ def rested(session: Session, config: FederationConfig) -> tuple[ColumnElement[bo
         return (far,)
     times = select(func.count()).where(Assignment.device == Device.id, taken).scalar_subquery()
     return far, or_(Device.last_round < 0, times < most)
+
+
+def may_have_sent() -> ColumnElement[bool]:
+    """What is true of an assignment whose device sent an update or a part of one, or may have.
+
+    A device that declines, or leaves, has sent nothing unless an upload began before.
+    """
+    return or_(Assignment.state != "declined", Assignment.began.is_not(None))
 
 
 def _rested(session: Session, config: FederationConfig, device: Device) -> bool:
@@ -184,7 +199,9 @@ def turned_away(
     if session.scalar(again) is not None or not _rested(session, config, device):
         return "too_soon"
     if at.selection is not None:
-        return None if Draw.parse(at.selection).chosen(device.id, device.index) else "not_selected"
+        counted = device.vouched or config.open_sampling
+        chosen = counted and Draw.parse(at.selection).chosen(device.id, device.index)
+        return None if chosen else "not_selected"
     if resting(config.rounds, device, now):
         return "too_soon"
     return no_place(session, config.rounds, at, device, now)

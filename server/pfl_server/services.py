@@ -9,6 +9,7 @@ from fastapi import Request
 from sqlalchemy import select
 
 from pfl_mobile.atomic import private_folder
+from pfl_mobile.errors import ConfigError
 from pfl_server import credentials
 from pfl_server.accepting import Acceptor
 from pfl_server.attestation import load_verifier
@@ -17,6 +18,7 @@ from pfl_server.limits import Limits
 from pfl_server.metrics import Metrics
 from pfl_server.part import Uploads
 from pfl_server.refusals import Refusals
+from pfl_server.selection import claims_sampling
 from pfl_server.storage.blobs import open_blobs
 from pfl_server.storage.database import Database
 from pfl_server.storage.models import Federation
@@ -100,7 +102,10 @@ class Services:
         try:
             database.migrate()
             blobs = open_blobs(settings.blobs_place, scratch=settings.data.absolute() / "scratch")
+            if config is not None:  # before it decides what the federation computes
+                _check_sampling(settings, config, attested=verifier is not None)
             runtime = Runtime.open(database, blobs, bundle, config, clock)
+            _check_sampling(settings, runtime.config, attested=verifier is not None)
             with database.read() as session:
                 secrets = session.scalars(select(Federation.secrets)).one()
         except BaseException:
@@ -127,6 +132,32 @@ class Services:
             self.refusals.flush()
         finally:
             self.database.close()
+
+
+def _check_sampling(settings: ServerSettings, config: FederationConfig, *, attested: bool) -> None:
+    """Refuse what would show who was drawn, where the guarantee rests on a secret draw.
+
+    Raises:
+        ConfigError: anybody may enrol as many devices as they like, or see how many take part in a round.
+    """
+    if not claims_sampling(config):
+        return
+    kind = config.privacy.sampling
+    if settings.enrolment == "open" and not attested and not config.open_sampling:
+        raise ConfigError(
+            f"enrolment is open, and the sampling {kind!r} protects by hiding who is drawn: whoever enrols most "
+            "devices knows most of the draw",
+            mend="let devices enrol with tokens (leave --open-enrolment out) or with --attestation; or use noise that "
+            "needs no sampling (pfl privacy plan --sampling matrix); --open-sampling accepts it, and the privacy "
+            "statement says so",
+        )
+    for what in ("dashboard", "metrics"):
+        if getattr(settings, what) == "public":
+            raise ConfigError(
+                f"the {what} would show everybody how many devices take part in a round, which the sampling {kind!r} "
+                "has to hide",
+                mend=f"set --{what} to admin or off",
+            )
 
 
 async def services(request: Request) -> Services:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.local.plan import MovePhase, Plan
+from pfl_mobile.privacy.limits import check_guarantee
 from pfl_mobile.strategies import create, fairness_names
 from pfl_mobile.strategies.inserted import Inserted
 from pfl_mobile.strategies.rules import create_rule
@@ -183,4 +184,5 @@ def check_config(config: FederationConfig, strategy: Strategy, table: Sequence[D
             f"{type(strategy).__name__} merges changes of one version only, a buffered federation has those of several",
             mend="use synchronous rounds, or a strategy like 'fedavg'",
         )
+    check_guarantee(privacy, rounds.total)
     return rule

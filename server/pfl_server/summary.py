@@ -37,6 +37,7 @@ def summary(services: Services, url: str) -> dict[str, Any]:
         "merge rule": _named(config.rule.name, config.rule.parameters),
         "rounds": f"{rounds.mode}, {rounds.total or 'without end'}, {rounds.deadline_s:g} s each",
         "cohort": f"{rounds.cohort}, at least {rounds.minimum}",
+        "weights": _weights(services),
         "privacy": _protection(config, statement),
         "noise": _noise(services),
         "database": shown(services.database.url),
@@ -60,6 +61,22 @@ def noise_ratio(services: Services) -> float:
 def _noise(services: Services) -> str:
     width, ratio = services.runtime.width, noise_ratio(services)
     return f"{ratio:.3g} clip norms in a round's mean of {width} values" if ratio else "none"
+
+
+def _weights(services: Services) -> str:
+    """How much one device counts at most."""
+    runtime = services.runtime
+    config, cap = runtime.config, runtime.config.privacy.example_cap
+    if runtime.central:
+        return (
+            f"at most 1 in a sum, at {cap} examples" if cap else "at most 1 in a sum, whatever a device names"
+        )
+    if cap is None:
+        cap = config.rounds.max_examples if runtime.rule.additive else 1
+    return (
+        f"a device counts for at most {cap} examples, and for at most {config.rounds.max_part:g} equal shares of a "
+        "mean or half of it"
+    )
 
 
 def _protection(config: FederationConfig, statement: dict[str, Any]) -> str:

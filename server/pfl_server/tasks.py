@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Table, update
+from sqlalchemy import Table, case, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pfl_mobile.local.plan import LOWER_IS_BETTER
@@ -98,6 +98,7 @@ def evaluate(services: Services, me: DeviceIdentity, task: str, body: Evaluation
                             "metric": name,
                             "total": total,
                             "weight": weight,
+                            "largest": weight,
                             "devices": 1,
                             "better": int(kind == "personalized" and gain > 0),
                             "worse": int(kind == "personalized" and gain < 0),
@@ -144,5 +145,10 @@ def _add(services: Services, session: Session, rows: list[dict[str, Any]]) -> No
     keys = ("version", "kind", "group", "metric")
     for row in rows:  # sorted by the caller, so that none waits in a circle
         statement = insert(table).values(**row)
-        added = {n: table.c[n] + statement.excluded[n] for n in row if n not in keys}
+        added: dict[str, Any] = {
+            n: table.c[n] + statement.excluded[n] for n in row if n not in (*keys, "largest")
+        }
+        added["largest"] = case(
+            (statement.excluded.largest > table.c.largest, statement.excluded.largest), else_=table.c.largest
+        )
         session.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=added))

@@ -104,7 +104,8 @@ def test_without_more_than_a_budget_the_defaults_are_those_of_the_plan(pfl: Run,
         (["--clip-norm", 1], "ConfigError", "--clip-norm is given without a budget"),
         (["--epsilon", -1], "ConfigError", "epsilon"),
         (["--epsilon", "nan"], "ConfigError", "epsilon"),
-        (["--epsilon", 8, "--delta", 0.5], "ConfigError", "1 / population"),
+        (["--epsilon", 8, "--delta", 0.5], "ConfigError", "delta is 0.5"),
+        (["--epsilon", 1e6], "ConfigError", "epsilon is 1e+06"),
         (["--epsilon", 8, "--sampling", "poison"], "UnknownNameError", "poison"),
         (["--epsilon", 8, "--min-separation", 2], "ConfigError", "--min-separation"),
         ([*PRIVATE, "--min-separation", 3], "ConfigError", "at most 2"),
@@ -124,7 +125,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(
 
 
 def test_a_file_for_other_cohorts_is_refused(pfl: Run, tmp_path: Path) -> None:
-    PrivacyConfig(clip_norm=1.0, noise_multiplier=1.0, cohort=5).dump(tmp_path / "privacy.json")
+    PrivacyConfig(clip_norm=1.0, noise_multiplier=50.0, cohort=5).dump(tmp_path / "privacy.json")
     given = ["--privacy", tmp_path / "privacy.json", "--out", tmp_path / "run", "--json"]
     ran = pfl("train", SMALL, *given)
     assert (ran.code, ran.error["type"]) == (2, "ConfigError")

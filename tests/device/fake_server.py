@@ -22,7 +22,13 @@ PRIVATE = {
     "mechanism": "gaussian",
     "clip_norm": 0.05,
     "noise_multiplier": 1.0,
-    "statement": {"epsilon": 7.0},
+    "statement": {
+        "private": True,
+        "epsilon": 7.0,
+        "delta": 1e-6,
+        "noise_multiplier": 1.0,
+        "sampling": "none",
+    },
     "epsilon_after": 8.0,
 }
 PLAN = plan(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 
 import numpy as np
@@ -12,9 +14,9 @@ from hypothesis import strategies as st
 from pfl_mobile.device.privacy import PrivacyPolicy, protect
 from pfl_mobile.device.sent import SentNoise
 from pfl_mobile.errors import ConfigError, DeviceFolderError, ServerProblem, UnreachableError
-from pfl_mobile.privacy import l2_norm, private_update
+from pfl_mobile.privacy import Ledger, PrivacyConfig, l2_norm, private_update
 from pfl_mobile.privacy.accounting import gaussian_epsilon
-from pfl_mobile.privacy.local import local_epsilon
+from pfl_mobile.privacy.local import local_epsilon, release_epsilon, sampled_epsilon
 from pfl_mobile.protocol.bodies import TaskPrivacy
 from tests.device.conftest import device
 from tests.device.fake_server import problem
@@ -171,7 +173,8 @@ def test_a_damaged_count_is_not_taken_for_nothing(address, tmp_path, text):
 
 @pytest.mark.parametrize(("after", "why"), [(2.1, "2.1"), (None, "names no epsilon"), (1.9, None)])
 def test_epsilon_after_the_round_decides_and_not_that_before(fake, address, tmp_path, after, why):
-    fake.privacy |= {"statement": {"epsilon": 1.8, "delta": 1e-6}, "epsilon_after": after}
+    told = {"private": True, "epsilon": 1.8, "delta": 1e-6, "noise_multiplier": 4.0, "sampling": "none"}
+    fake.privacy |= {"noise_multiplier": 4.0, "statement": told, "epsilon_after": after}
     with device(tmp_path, address, policy=PrivacyPolicy(max_epsilon=2.0)) as found:
         assert found.run().rounds == (why is None)
     assert [why in told for told in why_of(found)] == ([True] if why else [])
@@ -274,16 +277,145 @@ def test_an_evaluation_that_waits_is_held_against_a_stricter_policy(fake, addres
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"only_local": True}, "how much noise"),
         ({"only_local": True, "require": False, "min_noise": 1.0}, "without any"),
         ({"min_noise": 1.0}, "is not asked for"),
         ({"only_local": True, "min_noise": float("nan")}, "smallest noise"),
         ({"max_epsilon": float("nan")}, "largest epsilon"),
         ({"only_local": True, "max_epsilon": float("inf")}, "largest epsilon"),
+        ({"max_epsilon": 20.1}, "largest epsilon"),
+        ({"max_epsilon": 1e9}, "largest epsilon"),
         ({"max_delta": 0.0}, "largest delta"),
         ({"max_delta": 1.0}, "largest delta"),
+        ({"max_delta": 0.01}, "largest delta"),
+        ({"max_delta": 1e-320}, "largest delta"),
     ],
 )
 def test_a_policy_that_would_protect_less_than_it_seems_is_refused(settings, why):
     with pytest.raises(ConfigError, match=why):
         PrivacyPolicy(**settings)
+
+
+# -- what nobody would call private
+
+TOLD = {
+    "private": True,
+    "epsilon": 1.0,
+    "delta": 1e-6,
+    "noise_multiplier": 1.0,
+    "sampling": "poisson",
+    "sampling_rate": 1e-3,
+}
+
+
+def central(statement=None, **changes):
+    """A task that the aggregator's noise protects; of ``statement`` None removes a field."""
+    told = {k: v for k, v in (TOLD | (statement or {})).items() if v is not None}
+    fields = {"mechanism": "gaussian", "clip_norm": 1.0, "noise_multiplier": 1.0, "epsilon_after": 2.0}
+    return TaskPrivacy.model_construct(
+        **fields | {"local_noise_multiplier": 0.0, "statement": told} | changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("privacy", "why"),
+    [
+        (central(), None),
+        (central({"sampling": None, "sampling_rate": None}), None),  # an older aggregator
+        (central({"noise_multiplier": None}), None),
+        (central({"sampling": "none", "noise_multiplier": 5.0}, noise_multiplier=5.0), None),
+        (central(epsilon_after=None), "names no epsilon"),
+        (central(epsilon_after=math.nan), "names no epsilon"),
+        (central(epsilon_after=math.inf), "epsilon is inf"),
+        (central(epsilon_after=5e17), "epsilon is 5e"),
+        (central(epsilon_after=10.1), "epsilon is 10.1"),
+        (central(epsilon_after=-1.0), "before the round"),
+        (central({"delta": 0.99}), "delta is 0.99"),
+        (central({"delta": 1e-3}), "delta is 0.001"),
+        (central({"delta": 0}), "names no delta"),
+        (central({"delta": math.nan}), "names no delta"),
+        (central({"delta": "1e-6"}), "names no delta"),
+        (central({"delta": True}), "names no delta"),
+        (central({"delta": None}), "names no delta"),
+        (central({"private": None}), "anything is private"),
+        (central({"private": "yes"}), "anything is private"),
+        (central({"private": 1}), "anything is private"),
+        (central({"private": False}), "anything is private"),
+        (central(noise_multiplier=1e-9, statement={"noise_multiplier": 1e-9}), "too small"),
+        (central(noise_multiplier=1e-320, statement={"noise_multiplier": 1e-320}), "too small"),
+        (central(noise_multiplier=0.2, statement={"noise_multiplier": 0.2}), "too small"),
+        (central(noise_multiplier=math.inf), "is none"),
+        (central(noise_multiplier=math.nan), "is none"),
+        (central(noise_multiplier=0.5), "noise multiplier of 1.0"),
+        (central({"noise_multiplier": "1"}), "noise multiplier of '1'"),
+        (central({"epsilon": 3.0}), "before the round"),
+        (central({"epsilon": None}), "before the round"),
+        (central({"epsilon": "0"}), "before the round"),
+        (central({"sampling": "none"}), "one round"),
+        (central({"sampling_rate": 0.9}), "one round"),
+        (central({"sampling": "fixed", "sampling_rate": 0.9}), "one round"),
+        (central({"sampling_rate": None}), "sampling rate"),
+        (central({"sampling_rate": 0.0}), "sampling rate"),
+        (central({"sampling_rate": 7}), "sampling rate"),
+        (central({"sampling": "magic"}), "not known"),
+        (central(clip_norm=0.0), "not clipped"),
+        (central(clip_norm=math.inf), "not clipped"),
+        (central(clip_norm=math.nan), "not clipped"),
+        (central(clip_norm=1e300), "not clipped"),
+        (central(clip_norm=1e-320), "not clipped"),
+        (central(mechanism="local", local_noise_multiplier=1e-9, noise_multiplier=0.0), "epsilon is"),
+        (central(mechanism="local", local_noise_multiplier=1e-320, noise_multiplier=0.0), "epsilon is"),
+        (central(mechanism="local", local_noise_multiplier=math.inf, noise_multiplier=0.0), "is none"),
+        (central({}, mechanism="local", local_noise_multiplier=2.0, noise_multiplier=0.0), None),
+        (
+            central({"delta": 0.5}, mechanism="local", local_noise_multiplier=0.5, noise_multiplier=0.0),
+            "epsilon is",
+        ),
+    ],
+)
+def test_a_device_with_the_default_policy_sends_nothing_that_nobody_would_call_private(
+    tmp_path, privacy, why
+):
+    found = PrivacyPolicy().refusal(privacy, (), SentNoise(tmp_path / "sent.json"))
+    assert found is None if why is None else why in (found or "nothing")
+
+
+def test_what_the_aggregator_states_fits_what_devices_compute():
+    """For each mechanism and sampling, after the first rounds."""
+    base = {"clip_norm": 1.0, "cohort": 100, "rounds": 50, "delta": 1e-6, "population": 10_000}
+    for more in (
+        {"noise_multiplier": 1.0, "sampling": "poisson"},
+        {"noise_multiplier": 3.0, "sampling": "fixed"},
+        {"noise_multiplier": 4.0},
+        {"noise_multiplier": 4.0, "mechanism": "matrix", "min_separation": 5},
+        {"noise_multiplier": 4.0, "adaptive": {"noise_multiplier": 3.0}},
+    ):
+        ledger = Ledger(PrivacyConfig(**base, **more))
+        for _ in range(3):
+            told = central(
+                mechanism=ledger.config.mechanism,
+                noise_multiplier=ledger.config.noise_multiplier,
+                epsilon_after=ledger.epsilon_after(),
+            ).model_copy(update={"statement": json.loads(json.dumps(ledger.statement()))})
+            assert PrivacyPolicy().refusal(told, (), None) is None, more
+            less = told.model_copy(update={"epsilon_after": ledger.statement()["epsilon"] / 2 or 1e-3})
+            assert PrivacyPolicy().refusal(less, (), None) is not None, more
+            ledger.record()
+
+
+def test_sampling_costs_less_than_no_sampling_and_at_most_what_the_accountant_says():
+    for noise, rate in ((0.5, 0.01), (1.0, 0.5), (2.0, 1e-3), (0.35, 1.0)):
+        found = sampled_epsilon(1 / noise, rate, 1e-6)
+        config = PrivacyConfig(
+            clip_norm=1.0,
+            noise_multiplier=noise,
+            cohort=round(rate * 10**5),
+            population=10**5,
+            sampling="poisson",
+            rounds=1,
+            delta=1e-6,
+        )
+        ledger = Ledger(config)
+        ledger.record()
+        assert found <= ledger.epsilon() * 1.001
+        assert found >= 0.9 * ledger.epsilon() or found < 0.1
+        assert found <= release_epsilon(1 / noise, 1e-6) * (1 + 1e-9)

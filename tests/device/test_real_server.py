@@ -35,7 +35,7 @@ ROUNDS, DEVICES = 3, 3
 #: PyTorch loads one program at a time.
 LOADING = threading.Lock()
 PRIVATE = PrivacyConfig(
-    mechanism="gaussian", clip_norm=0.5, noise_multiplier=1.0, cohort=DEVICES, rounds=ROUNDS, delta=1e-3
+    mechanism="gaussian", clip_norm=0.5, noise_multiplier=4.0, cohort=DEVICES, rounds=ROUNDS, delta=1e-6
 )
 NONE = PrivacyConfig(mechanism="none", clip_norm=0.01, cohort=1, rounds=ROUNDS)
 
@@ -165,7 +165,7 @@ def test_the_command_takes_part_and_says_what_it_did(federated_folder, tmp_path,
 
         assert run("--once")[0] == 1  # nothing protects the updates
         assert run("--once", "--only-local-noise", "--min-noise", 1, "--state", tmp_path / "other")[0] == 1
-        code, found = run("--once", "--only-local-noise")  # any noise would do, so next to none
+        code, found = run("--once", "--max-epsilon", 1e9)  # that would protect nothing
         assert (code, found["error"]["type"]) == (2, "ConfigError")
         assert ask(url, "/v1/versions/latest")["version"] == 0
         code, found = run("--once", "--allow-no-privacy", "--events", tmp_path / "events.jsonl")

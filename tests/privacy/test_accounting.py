@@ -12,8 +12,7 @@ from scipy import stats
 
 from pfl_mobile.errors import ConfigError, LedgerError, PrivacyBudgetError
 from pfl_mobile.privacy import AdaptiveClipping, Ledger, PrivacyConfig, required_noise, with_noise
-from pfl_mobile.privacy.accounting import MOST_EPSILON
-from pfl_mobile.privacy.calibration import LEAST_DELTA, LEAST_EPSILON
+from pfl_mobile.privacy.limits import LEAST_DELTA, LEAST_EPSILON, MOST_EPSILON
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -205,7 +204,7 @@ def test_impossible_budgets_are_refused() -> None:
         with pytest.raises(ConfigError, match="epsilon"):
             required_noise(POISSON, epsilon, rounds=10)
     with pytest.raises(ConfigError, match="delta"):
-        required_noise(POISSON.model_copy(update={"delta": LEAST_DELTA / 2}), 1.0, rounds=10)
+        PrivacyConfig.checked(POISSON.model_dump() | {"delta": LEAST_DELTA / 2})
     with pytest.raises(ConfigError, match="rounds"):
         required_noise(POISSON, 1.0)
     with pytest.raises(ConfigError, match="no noise"):

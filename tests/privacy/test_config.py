@@ -31,7 +31,7 @@ ADAPTIVE = {"noise_multiplier": 5.0}
         (POISSON | {"population": None}, "needs the population"),
         (POISSON | {"sampling": "fixed", "population": None}, "needs the population"),
         (POISSON | {"population": 50}, "larger than the population"),
-        (POISSON | {"delta": 1e-4}, "not below 1 / population"),
+        (POISSON | {"delta": 1e-4}, "not well below 1 / population"),
         (POISSON | {"min_separation": 5}, "min_separation"),
         (POISSON | {"max_participations": 5}, "max_participations"),
         (BASE | {"mechanism": "matrix", "adaptive": ADAPTIVE}, "adaptive"),

@@ -89,7 +89,9 @@ def federation_config(**changes: Any) -> FederationConfig:
         "rounds", {}
     )
     privacy = {"mechanism": "none", "clip_norm": 1e6, "cohort": rounds["cohort"]} | changes.pop("privacy", {})
-    base = {"rounds": rounds, "privacy": privacy}
+    if privacy["mechanism"] != "none":  # so that the default of 100 rounds may begin
+        privacy = {"budget_epsilon": 20.0} | privacy
+    base = {"rounds": rounds, "privacy": privacy, "open_sampling": True}
     return FederationConfig.model_validate(base | changes)
 
 
@@ -113,11 +115,11 @@ class Small:
 
     # -- devices
 
-    def enrol(self, count: int, group: str = "") -> list[dict[str, str]]:
+    def enrol(self, count: int, group: str = "", **more: Any) -> list[dict[str, str]]:
         """More devices."""
         bundle = self.services.runtime.bundle.model_dump()
         for _ in range(count):
-            answer = self.client.post("/v1/devices", json={"bundle": bundle, "group": group})
+            answer = self.client.post("/v1/devices", json={"bundle": bundle, "group": group} | more)
             assert answer.status_code == 201, answer.text
             self.devices.append({"Authorization": f"Bearer {answer.json()['credential']}"})
         return self.devices[-count:]
@@ -205,6 +207,7 @@ def small(
     devices: int = 0,
     noise: Any = None,
     database: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     **bundle: Any,
 ) -> Iterator[Small]:
     """A federation whose files lie in a folder; opened again there, it goes on.
@@ -216,21 +219,16 @@ def small(
         devices: that enrol.
         noise: in place of secure noise.
         database: URL in place of a file in the folder.
+        settings: others of the server.
         bundle: tensors, plan, version, strategy.
     """
     where = folder / "bundle"
     if not where.exists():
         write_small_bundle(where, **bundle)
-    settings = ServerSettings(
-        bundle=where,
-        data=folder / "data",
-        enrolment="open",
-        limits=GENEROUS,
-        dashboard="off",
-        database=database,
-    )
+    base: dict[str, Any] = {"enrolment": "open", "limits": GENEROUS, "dashboard": "off", "database": database}
+    served = ServerSettings(bundle=where, data=folder / "data", **base | dict(settings or {}))
     clock = clock or Clock()
-    services = Services.open(settings, Bundle.open(where), config, clock=clock, admin_token=ADMIN_TOKEN)
+    services = Services.open(served, Bundle.open(where), config, clock=clock, admin_token=ADMIN_TOKEN)
     if noise is not None:
         services.runtime.noise = noise
     with TestClient(create_app(services, coordinate=False), raise_server_exceptions=False) as client:

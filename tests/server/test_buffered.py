@@ -24,22 +24,23 @@ def merge(f, *devices):
 
 
 def test_updates_of_an_older_version_are_merged_with_less_weight(tmp_path):
-    with small(tmp_path, config(staleness_exponent=0.5), devices=4) as f:
+    with small(tmp_path, config(staleness_exponent=0.5, cohort=3), devices=6) as f:
         slow = f.task(f.devices[0])
-        merge(f, *f.devices[1:3])
+        merge(f, *f.devices[1:4])
         assert f.version().number == 1
         before = f.model().values["a"].copy()
         assert f.put(f.devices[0], slow, update_of(slow, 1.0)).status_code == 200
         mine = f.assignment(slow)
         assert (mine.round, mine.base, mine.state) == (1, 0, "accepted")
-        f.send(f.devices[3], 0.0)
+        f.send(f.devices[4], 0.0)
+        f.send(f.devices[5], 0.0)
         f.step()
         weight = 2**-0.5
-        np.testing.assert_allclose(f.model().values["a"] - before, weight / (1 + weight), rtol=1e-5)
+        np.testing.assert_allclose(f.model().values["a"] - before, weight / (2 + weight), rtol=1e-5)
         mine = f.assignment(slow)
         assert (mine.state, mine.staleness) == ("merged", 1)
-        assert mine.weight == pytest.approx(weight / (1 + weight))
-        assert f.round(1).summary["mean_staleness"] == 0.5
+        assert mine.weight == pytest.approx(weight / (2 + weight))
+        assert f.round(1).summary["mean_staleness"] == pytest.approx(1 / 3)
 
 
 def test_updates_that_are_too_stale_are_refused(tmp_path):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import update
 
+from pfl_mobile.errors import ConfigError
 from pfl_mobile.local.plan import Plan
 from pfl_server.selection import Draw
 from pfl_server.storage.models import Device, Federation
+from tests.server.basics import ADMIN_TOKEN
 from tests.server.federation import federation_config, small, update_of
 
+ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 POISSON = {"mechanism": "gaussian", "noise_multiplier": 1.0, "clip_norm": 1.0, "sampling": "poisson"}
 
 
@@ -187,9 +192,9 @@ def test_all_subsets_are_drawn_alike():
     assert all(abs(count - 500) < 6 * 500**0.5 for count in subsets.values())
 
 
-def test_a_poisson_round_takes_who_is_drawn_and_ends_when_all_have_answered(tmp_path):
-    privacy = POISSON | {"population": 20, "cohort": 10, "delta": 0.01}
-    rounds = {"cohort": 10, "minimum": 2, "total": 10}
+def test_a_poisson_round_takes_who_is_drawn_and_ends_at_its_deadline(tmp_path):
+    privacy = POISSON | {"population": 20, "cohort": 10, "delta": 1e-3}
+    rounds = {"cohort": 10, "minimum": 1, "total": 10}
     with small(tmp_path, federation_config(rounds=rounds, privacy=privacy), devices=20) as f:
         f.step()
         draw = Draw.parse(f.round().selection)
@@ -200,10 +205,13 @@ def test_a_poisson_round_takes_who_is_drawn_and_ends_when_all_have_answered(tmp_
                 f.send(device)
             else:
                 assert f.check_in(device)["reason"] == "not_selected"
-        assert f.round(0).target == max(len(drawn), 2)
-        if len(drawn) >= 2:
+        for _ in range(4):  # also once all who were drawn have answered
             f.step()
-            assert f.round(0).state != "open"
+            assert f.round(0).state == "open"
+            f.clock.pass_time(24)
+        f.clock.pass_time(5)
+        f.step()
+        assert f.round(0).state == ("merged" if drawn else "abandoned")
 
 
 def test_a_fixed_round_waits_until_the_population_is_there(tmp_path):
@@ -280,7 +288,7 @@ def test_devices_that_rest_or_are_gone_are_not_waited_for(tmp_path):
         assert (f.round(1).state, f.round(1).number) == ("abandoned", 1)
 
 
-def test_a_draw_without_replacement_ends_when_too_few_of_those_drawn_are_left(tmp_path):
+def test_a_draw_without_replacement_ends_at_its_deadline_whatever_those_drawn_answer(tmp_path):
     privacy = POISSON | {"sampling": "fixed", "population": 5, "cohort": 4}
     rounds = {"cohort": 4, "minimum": 3}
     with small(tmp_path, federation_config(rounds=rounds, privacy=privacy), devices=5) as f:
@@ -295,6 +303,9 @@ def test_a_draw_without_replacement_ends_when_too_few_of_those_drawn_are_left(tm
         other = next(device for index, device in enumerate(f.devices) if index not in indexes)
         assert f.check_in(other)["reason"] == "not_selected"  # who was not drawn takes nobody's place
         f.step()
+        assert f.round(0).state == "open"
+        f.clock.pass_time(41)
+        f.step()
         assert f.round(0).state == "abandoned"
 
 
@@ -307,7 +318,54 @@ def test_a_poisson_round_does_not_tell_how_many_were_drawn_by_ending_early(tmp_p
         assert after_a_while(f) == "open"
         decline(f, f.devices[3])
         f.step()
-        assert f.round(0).state == "abandoned"
-        decline(f, *f.devices)
+        assert f.round(0).state == "open"
+        f.clock.pass_time(41)
         f.step()
-        assert f.round(1).state == "open"  # not in haste either
+        assert f.round(0).state == "abandoned"
+
+
+# -- who is counted and drawn where privacy rests on a secret draw
+
+
+@pytest.mark.parametrize("sampling", ["poisson", "fixed"])
+def test_devices_that_nobody_vouches_for_are_neither_counted_nor_drawn(tmp_path, sampling):
+    privacy = POISSON | {"sampling": sampling, "population": 4, "cohort": 4}
+    config = federation_config(rounds={"cohort": 4, "minimum": 1, "total": 5}, privacy=privacy)
+    config = config.model_copy(update={"open_sampling": False})
+    with small(tmp_path, config, settings={"enrolment": "token"}) as f:
+        token = f.client.post("/v1/admin/tokens", json={}, headers=ADMIN).json()["token"]
+        f.enrol(3, token=token)
+        with f.services.database.write() as session:  # as from the time when enrolment was open
+            session.execute(update(Device).values(vouched=Device.index > 0))
+        f.step()
+        assert f.check_in(f.devices[0])["status"] == "wait"
+        if sampling == "fixed":
+            assert (
+                f.check_in(f.devices[1])["reason"] == "between_rounds"
+            )  # three are too few for the population
+            f.enrol(2, token=token)
+            f.step()
+        assert f.check_in(f.devices[0])["reason"] == "not_selected"
+        assert {f.check_in(device)["status"] for device in f.devices[1:]} == {"task"}
+
+
+@pytest.mark.parametrize("sampling", ["poisson", "fixed"])
+def test_a_guarantee_by_sampling_goes_with_no_open_enrolment_unless_that_is_said(tmp_path, sampling):
+    privacy = POISSON | {"sampling": sampling, "population": 4, "cohort": 4}
+    config = federation_config(rounds={"cohort": 4, "minimum": 1, "total": 5}, privacy=privacy)
+    strict = config.model_copy(update={"open_sampling": False})
+    with pytest.raises(ConfigError, match="enrolment is open"), small(tmp_path, strict):
+        pass
+    with small(tmp_path, config) as f:  # nothing was decided by the start that failed
+        said = f.version().privacy
+    assert any("open_sampling" in sentence for sentence in said["assumptions"])
+    assert said["epsilon_known_round"] > 0
+    assert (said["sampling"], said["sampling_rate"]) == (sampling, 1.0)
+
+
+@pytest.mark.parametrize("what", ["dashboard", "metrics"])
+def test_nobody_but_admins_sees_how_many_take_part_in_a_sampled_round(tmp_path, what):
+    privacy = POISSON | {"population": 4, "cohort": 4}
+    config = federation_config(rounds={"cohort": 4, "minimum": 1, "total": 5}, privacy=privacy)
+    with pytest.raises(ConfigError, match=what), small(tmp_path, config, settings={what: "public"}):
+        pass

@@ -43,7 +43,7 @@ def test_migrating_again_changes_nothing(database: Database) -> None:
 
 def test_a_database_without_tables_is_not_ready(database_url: str) -> None:
     database = Database(database_url)
-    with pytest.raises(DatabaseError, match="needs 0003"):
+    with pytest.raises(DatabaseError, match="needs 0004"):
         database.check()
     database.close()
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 CONFIG = federation_config(
     strategy={"name": "fedadam"},
-    privacy={"mechanism": "gaussian", "noise_multiplier": 1.0, "clip_norm": 0.2, "budget_epsilon": 100.0},
+    privacy={"mechanism": "gaussian", "noise_multiplier": 8.0, "clip_norm": 0.2, "budget_epsilon": 20.0},
 )
 #: Points of a merge of three updates, see ``checkpoint`` in merging.py.
 POINTS = [

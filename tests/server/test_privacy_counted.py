@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import stat
 
 import pytest
 
+from pfl_mobile.errors import LedgerError
 from pfl_mobile.privacy import Ledger
 from pfl_server.state_file import get_state
-from pfl_server.storage.models import LedgerEntry
+from pfl_server.storage.models import Federation, LedgerEntry
 from tests.server.basics import ADMIN_TOKEN
-from tests.server.federation import federation_config, small
+from tests.server.federation import federation_config, small, update_of
 
 LOCAL = {"mechanism": "local", "clip_norm": 0.3, "local_noise_multiplier": 2.0, "delta": 1e-5}
-MATRIX = {"mechanism": "matrix", "noise_multiplier": 0.5, "clip_norm": 0.3, "min_separation": 2}
+MATRIX = {"mechanism": "matrix", "noise_multiplier": 4.0, "clip_norm": 0.3, "min_separation": 2}
 ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 
 
@@ -157,3 +159,112 @@ def test_states_cannot_be_downloaded(tmp_path):
             for headers in (f.devices[0], ADMIN):
                 answer = f.client.get(f"/v1/sets/{name}", headers=headers)
                 assert answer.status_code in (404, 422), name
+
+
+@pytest.mark.parametrize("part", [0, 1, 40])
+@pytest.mark.parametrize("goes", ["leaves", "declines"])
+def test_an_upload_that_was_begun_is_spent_though_its_device_goes(tmp_path, goes, part):
+    """The aggregator saw a part of it. Bytes are counted before they are read, so even none may have been sent."""
+    config = federation_config(privacy=LOCAL)
+    with small(tmp_path, config, devices=1) as f:
+        task, device = f.task(f.devices[0]), f.devices[0]
+        data = update_of(task)
+        sent = f.put(device, task, data[:part], Upload_Length=str(len(data)))
+        assert sent.status_code == 202, sent.text
+        if goes == "leaves":
+            assert f.client.delete("/v1/devices/me", headers=device).status_code == 204
+        else:
+            url = f"/v1/tasks/{task['id']}/decline"
+            assert f.client.post(url, json={"reason": "cancelled"}, headers=device).status_code == 204
+        abandoned_by_time(f)
+        ledger = Ledger(config.privacy)
+        ledger.record()
+        assert [e.epsilon for e in entries(f)] == [pytest.approx(ledger.epsilon())]
+
+
+@pytest.mark.parametrize("goes", ["leaves", "declines"])
+def test_a_device_that_goes_before_it_sends_costs_nothing(tmp_path, goes):
+    with small(tmp_path, federation_config(privacy=LOCAL), devices=1) as f:
+        task, device = f.task(f.devices[0]), f.devices[0]
+        if goes == "leaves":
+            assert f.client.delete("/v1/devices/me", headers=device).status_code == 204
+        else:
+            url = f"/v1/tasks/{task['id']}/decline"
+            assert f.client.post(url, json={"reason": "cancelled"}, headers=device).status_code == 204
+        abandoned_by_time(f)
+        assert entries(f) == []
+
+
+# -- what was changed in the database
+
+
+def _config(change):
+    def edit(session):
+        found = session.get_one(Federation, 1)
+        config = json.loads(json.dumps(found.config))
+        change(config)
+        found.config = config
+
+    return edit
+
+
+def _no_ledger(session):
+    session.query(LedgerEntry).delete()
+
+
+def _cheaper(session):
+    found = session.query(LedgerEntry).first()
+    found.event = found.event | {"noise_multiplier": 400.0}
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        _config(lambda c: c["privacy"].update(budget_epsilon=19.9)),
+        _config(lambda c: c["privacy"].update(noise_multiplier=5.0)),
+        _config(lambda c: c["privacy"].update(delta=1e-4)),
+        _config(lambda c: c["privacy"].update(clip_norm=7.0)),
+        _config(lambda c: c["privacy"].update(min_separation=3)),
+        _config(lambda c: c["rounds"].update(total=10_000)),
+        _config(lambda c: c["rounds"].update(max_examples=10_000)),
+        _no_ledger,
+        _cheaper,
+    ],
+)
+def test_what_was_changed_in_the_database_is_refused_at_the_start(tmp_path, monkeypatch, edit, sealed):
+    config = federation_config(rounds={"cohort": 1, "minimum": 1, "min_separation": 2}, privacy=MATRIX)
+    statement_only = edit not in (_no_ledger, _cheaper)
+    if not sealed:  # as versions from before there were seals
+        monkeypatch.setattr("pfl_server.runtime.seal", lambda *_: {})
+        monkeypatch.setattr("pfl_server.merging.seal", lambda *_: {})
+    with small(tmp_path, config, devices=1) as f:
+        f.send(f.devices[0])
+        f.step()
+        assert f.version().number == 1
+        said = f.version().privacy
+        with f.services.database.write() as session:
+            edit(session)
+            now = session.get_one(Federation, 1).config["privacy"]
+    in_statement = any(
+        now[n] != said[n] for n in ("budget_epsilon", "noise_multiplier", "delta", "clip_norm")
+    )
+    if sealed or (statement_only and in_statement):
+        with pytest.raises(LedgerError, match=r"changed|missing") as caught, small(tmp_path):
+            pass
+        assert "backup" in caught.value.mend
+    else:
+        with small(tmp_path):
+            pass
+
+
+def test_a_ledger_that_is_changed_while_the_server_runs_merges_nothing_more(tmp_path):
+    config = federation_config(rounds={"cohort": 1, "minimum": 1}, privacy=MATRIX | {"min_separation": 1})
+    with small(tmp_path, config, devices=1) as f:
+        f.send(f.devices[0])
+        f.step()
+        f.send(f.devices[0])
+        with f.services.database.write() as session:
+            _no_ledger(session)
+        assert f.coordinator.attempt() > 0
+        assert f.version().number == 1

@@ -14,10 +14,10 @@ from pfl_server.storage.models import LedgerEntry
 from tests.server.basics import ADMIN_TOKEN, RepeatingNoise
 from tests.server.federation import federation_config, layout, small, update_of
 
-GAUSSIAN = {"mechanism": "gaussian", "noise_multiplier": 0.5, "clip_norm": 0.3, "delta": 1e-5}
+GAUSSIAN = {"mechanism": "gaussian", "noise_multiplier": 4.0, "clip_norm": 0.3, "delta": 1e-5}
 MATRIX = {
     "mechanism": "matrix",
-    "noise_multiplier": 0.5,
+    "noise_multiplier": 4.0,
     "clip_norm": 0.3,
     "min_separation": 2,
     "delta": 1e-5,
@@ -43,7 +43,7 @@ def test_the_merge_is_the_private_mean_and_nothing_else(tmp_path):
             task = f.send(device, value, examples=1000)
         assert task["privacy"]["mechanism"] == "gaussian"
         assert task["privacy"]["clip_norm"] == 0.3
-        assert task["privacy"]["noise_multiplier"] == 0.5
+        assert task["privacy"]["noise_multiplier"] == 4.0
         f.step()
         assert f.round(0).state == "merged", f.round(0).error
         private = PrivateRounds(config.privacy, SimulatedNoise(5))
@@ -154,13 +154,13 @@ def test_a_buffered_task_says_what_is_spent_when_it_is_merged_as_late_as_it_may_
         ("end", {"max_staleness": 4, "total": 3}, 3),
         ("budget", {"max_staleness": 4}, None),
     ):
-        privacy = GAUSSIAN | ({} if rounds else {"budget_epsilon": 20.0})
+        privacy = GAUSSIAN | ({} if rounds else {"budget_epsilon": 2.0})
         config = federation_config(rounds=ONE | {"mode": "buffered"} | more, privacy=privacy)
         ledger = Ledger(config.privacy)
         ledger.record(rounds or 0)
         with small(tmp_path / name, config, devices=1) as f:
             found = f.task(f.devices[0])["privacy"]["epsilon_after"]
-            assert found == pytest.approx(ledger.epsilon() if rounds else 20.0)
+            assert found == pytest.approx(ledger.epsilon() if rounds else 2.0)
 
 
 def test_training_stops_before_a_round_that_would_exceed_the_budget(tmp_path):
@@ -214,7 +214,7 @@ def test_correlated_noise_goes_on_after_a_restart(tmp_path):
 
 
 def test_an_adaptive_clip_norm_moves_and_devices_are_told(tmp_path):
-    adaptive = {"quantile": 0.5, "rate": 1.0, "noise_multiplier": 1.0}
+    adaptive = {"quantile": 0.5, "rate": 1.0, "noise_multiplier": 4.0}
     config = federation_config(rounds=ONE, privacy=GAUSSIAN | {"adaptive": adaptive})
     with small(tmp_path, config, devices=1, noise=RepeatingNoise(3)) as f:
         first = f.send(f.devices[0], 5.0)

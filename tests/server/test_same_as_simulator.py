@@ -1,4 +1,7 @@
-"""The aggregator merges as the simulator does: the same updates give the same state, for every strategy."""
+"""The aggregator merges as the simulator does: the same updates give the same state, for every strategy.
+
+Under the bounds of the aggregator, which a simulation, where nobody can lie, leaves out unless it is told.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ import pytest
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.strategies import create, names
+from pfl_mobile.strategies.bounds import bounded_losses
 from pfl_mobile.strategies.state_file import plain_numbers
 from pfl_mobile.strategies.strategy import Context, Local, Server
 from pfl_mobile.strategies.updates import Updates
+from pfl_server.config import RoundsConfig
+from pfl_server.merge_input import LOSSES
 from tests.server.federation import federation_config, layout, small, update_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:EWC without fisher")
@@ -50,9 +56,14 @@ def merged(strategy, server, updates, groups):
             list(range(len(updates))),
             np.array(examples, np.int64),
             np.array(steps, np.int64),
-            {name: np.array([r[name] for r in reports]) for name in sorted(reports[0])},
+            {
+                name: bounded_losses(found) if name in LOSSES else found
+                for name in sorted(reports[0])
+                for found in [np.array([r[name] for r in reports])]
+            },
             groups,
             len(updates),
+            most=RoundsConfig().max_part,
         ),
     )
     server.round += 1

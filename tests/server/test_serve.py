@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -25,7 +26,7 @@ from pfl_mobile.bundle import Bundle
 from pfl_mobile.bundle.paths import MANIFEST, SIGNATURE
 from pfl_mobile.bundle.sign import generate_key, sign
 from pfl_mobile.errors import ConfigError, OtherSettingsError, TamperedBundleError
-from pfl_mobile.privacy import Ledger
+from pfl_mobile.privacy import Ledger, PrivacyConfig
 from pfl_server import launch
 from pfl_server.config import RoundsConfig
 from pfl_server.defaults import default_privacy, federation_config
@@ -539,3 +540,69 @@ def test_all_that_a_server_keeps_is_private(federated_folder: Path, tmp_path: Pa
             assert [str(p) for p in below if p.stat().st_mode & 0o077] == []
     finally:
         os.umask(before)
+
+
+def test_without_noise_the_file_still_says_how_updates_are_clipped(
+    federated_folder: Path, tmp_path: Path
+) -> None:
+    base = federation_config({"rounds": {"cohort": 5, "total": 30}}, epsilon=4.0, clip_norm=0.25)
+    base = base.model_copy(update={"privacy": base.privacy.model_copy(update={"example_cap": 7})})
+    found = federation_config({}, base=base, private=False)
+    kept = found.privacy
+    assert (kept.mechanism, kept.noise_multiplier, kept.clip_norm, kept.example_cap) == ("none", 0.0, 0.25, 7)
+    with Bundle.open(federated_folder) as bundle:
+        Services.open(ServerSettings(bundle=federated_folder, data=tmp_path), bundle, found).close()
+    stored = launch.stored_config(ServerSettings(bundle=federated_folder, data=tmp_path))
+    assert stored is not None
+    refuse_others(stored, {}, file=("f", base.dump()), none=True)
+    other = base.model_copy(update={"privacy": base.privacy.model_copy(update={"clip_norm": 3.0})})
+    with pytest.raises(OtherSettingsError, match=r"privacy\.clip_norm"):
+        refuse_others(stored, {}, file=("f", other.dump()), none=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"epsilon": 1e6}, "epsilon"),
+        ({"epsilon": math.inf}, "epsilon"),
+        ({"epsilon": math.nan}, "epsilon"),
+        ({"epsilon": 20.1}, "epsilon"),
+        ({"delta": 0.99}, "delta is 0.99"),
+        ({"delta": 0.01}, "delta is 0.01"),
+        ({"delta": 1e-320}, "delta is"),
+        ({"delta": 0.0}, "delta"),
+        ({"delta": 1.0}, "delta"),
+        ({"delta": 9e-4, "cohort": 500}, "not well below 1 / population"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"clip_norm": math.inf}, "clip_norm"),
+        ({"clip_norm": 1e300}, "clip_norm"),
+    ],
+)
+def test_options_that_nobody_would_call_private_make_no_federation(
+    options: dict[str, float], says: str
+) -> None:
+    cohort = int(options.pop("cohort", 50))
+    with pytest.raises(ConfigError, match=says):
+        federation_config({"rounds": {"cohort": cohort, "total": 10}}, **options)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "says"),
+    [
+        ({"noise_multiplier": 1e-9, "budget_epsilon": 8.0}, "first round costs epsilon 5e"),
+        ({"noise_multiplier": 1e-9}, "hides nobody"),
+        ({"noise_multiplier": 0.5}, "hides nobody"),
+        ({"noise_multiplier": 1.0, "budget_epsilon": 1e9}, "budget guarantees nothing"),
+        ({"mechanism": "local", "local_noise_multiplier": 1e-9}, "hides nobody"),
+        ({"mechanism": "local", "local_noise_multiplier": 2.0, "budget_epsilon": 21.0}, "budget guarantees"),
+    ],
+)
+def test_a_file_with_noise_that_hides_nobody_makes_no_federation(
+    federated_folder: Path, tmp_path: Path, privacy: dict[str, Any], says: str
+) -> None:
+    fields = {"mechanism": "gaussian", "clip_norm": 1.0, "cohort": 50, "rounds": 50} | privacy
+    config = federation_config({}, privacy=PrivacyConfig.checked(fields))
+    settings = ServerSettings(bundle=federated_folder, data=tmp_path)
+    with Bundle.open(federated_folder) as bundle, pytest.raises(ConfigError, match=says):
+        Services.open(settings, bundle, config)
+    assert launch.stored_config(settings) is None

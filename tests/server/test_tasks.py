@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import select
 
 from pfl_mobile.bundle import tensors_from_bytes
+from pfl_server.dashboard.quality import history
 from pfl_server.storage.models import EvaluationSum, Refusal
 from tests.server.federation import federation_config, small
 
@@ -62,7 +63,6 @@ def test_a_report_may_come_when_the_task_is_over(tmp_path):
         {"global": {}, "personalized": {}},
         {"global": {"secret": metric(1.0)}, "personalized": {"secret": metric(1.0)}},
         {"global": {"loss": metric(1e300)}, "personalized": {"loss": metric(1.0)}},
-        {"global": {"loss": metric(1.0)}, "personalized": {"loss": metric(1.0, 1e-320)}},
         {"global": {"loss": metric(1.0)}, "personalized": {"loss": metric(1.1e5)}},
         {"global": {"accuracy": metric(1.0)}, "personalized": {"accuracy": metric(11.0)}},
         {"global": {"accuracy": metric(-1.0)}, "personalized": {"accuracy": metric(1.0)}},
@@ -72,7 +72,6 @@ def test_a_report_may_come_when_the_task_is_over(tmp_path):
         "none",
         "not the bundle's",
         "absurd",
-        "not finite",
         "implausible",
         "share above 1",
         "share below 0",
@@ -131,3 +130,48 @@ def test_the_newest_version_is_told_with_its_values(tmp_path):
         assert {n: v.tolist() for n, v in values.items()} == {
             n: f.model().values[n].tolist() for n in ("a", "b")
         }
+
+
+@pytest.mark.parametrize("weight", [0, -1, 1e-320, 1e-9, 0.5, 1.5, 1 + 1e-9, 1e10, "many", None])
+@pytest.mark.parametrize("kind", ["global", "personalized"])
+def test_labels_are_whole_and_at_least_one(tmp_path, weight, kind):
+    """Reports of next to no labels would leave a figure of three devices to one of them."""
+    with small(tmp_path, federation_config(), devices=1) as f:
+        task = f.task(f.devices[0])
+        found = {"global": {"loss": metric(1.0)}, "personalized": {"loss": metric(1.0)}}
+        found[kind] = {"loss": {"sum": 0.0, "weight": weight}}
+        answer = report(f, f.devices[0], task, **found)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request")
+        assert sums(f) == {}
+
+
+@pytest.mark.parametrize("groups", [("north", "south"), ()])
+def test_figures_that_one_device_decides_are_hidden(tmp_path, groups):
+    """Of three devices two may know their own reports, or have hardly any labels."""
+    config = federation_config(groups=groups, rounds={"cohort": 6, "minimum": 1})
+    with small(tmp_path, config) as f:
+        for i in range(6):
+            f.enrol(1, group=groups[i % 2] if groups else "")
+        weights = [40.0, 200.0, 40.0, 1.0, 40.0, 1.0]  # of the south one has 200 of 202
+        for device, weight in zip(f.devices, weights, strict=True):
+            task = f.send(device)
+            found = {kind: {"accuracy": metric(0.5 * weight, weight)} for kind in ("global", "personalized")}
+            assert report(f, device, task, **found).status_code == 204
+        f.step()
+        with f.services.database.read() as session:
+            now = history(session, "accuracy", config.groups, 3)
+        assert now is not None
+        first = now.versions[0]
+        assert (first.shared, first.personalized, first.groups) == (None, None, ())  # 200 of 322
+        with f.services.database.write() as session:  # as with 40 labels in place of 200
+            for row in session.query(EvaluationSum):
+                row.weight -= 160.0 if row.group in ("", "south") else 0.0
+                row.total -= 80.0 if row.group in ("", "south") else 0.0
+                row.largest = 40.0
+        with f.services.database.read() as session:
+            now = history(session, "accuracy", config.groups, 3)
+        first = now.versions[0]
+        assert first.personalized is not None
+        # the south is one device's for more than half, and would follow from the total less the north
+        assert [g.name for g in first.groups] == []
+        assert first.hidden == len(groups)

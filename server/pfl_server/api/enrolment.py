@@ -87,6 +87,7 @@ def enrol(request: Request, body: Enrolment, services: _Services) -> Enrolled:
                 state="active",
                 group=group,
                 attestation=body.attestation.kind if body.attestation and services.attestation else "",
+                vouched=body.token is not None or services.attestation is not None,
                 enrolled=now,
                 seen=now,
                 source=source,

@@ -2,7 +2,8 @@
 
 What is shown must not give away one device's figures:
 
-- sums over fewer than ``min_devices`` devices are hidden;
+- sums over fewer than ``min_devices`` devices are hidden, and those where one device has more than half of the labels:
+  they would be that device's figure, give or take a little;
 - where hidden groups together have fewer than ``min_devices`` devices, they would follow from the total less the
   groups shown, so the smallest shown group is hidden as well (complementary suppression, as statistical offices do);
 - a version that devices are still at work on is hidden, as two looks at a running sum give the reports in between.
@@ -26,6 +27,8 @@ from pfl_server.storage.models import Assignment, EvaluationSum, Round
 
 #: Versions that a chart goes back.
 VERSIONS_SHOWN = 100
+#: What is measured: the shared values as sent, and what serves after training.
+KINDS = ("global", "personalized")
 #: Metrics people understand first.
 _PREFERRED = ("top3", "top1", "accuracy", "top5", "auc", "f1", "rmse", "mae", "mse", "loss")
 
@@ -138,7 +141,7 @@ def history(
     rows = session.scalars(
         select(EvaluationSum).where(
             EvaluationSum.version.in_(range(max(0, newest - limit + 1), newest + 1)),
-            EvaluationSum.kind.in_(("global", "personalized")),
+            EvaluationSum.kind.in_(KINDS),
             EvaluationSum.group.in_(("", *groups)),
             EvaluationSum.metric == chosen,
         )
@@ -177,6 +180,11 @@ def _metrics(session: Session, newest: int) -> list[str]:
     return sorted(names, key=lambda m: (order.get(m, len(order) - (not is_recall(m))), m))
 
 
+def _decided(weight: float, largest: float, min_devices: int) -> bool:
+    """Whether one device has more than half of the labels, where figures of single devices are not to be shown."""
+    return min_devices > 1 and 2 * largest > weight
+
+
 def _figure(row: EvaluationSum | None) -> Figure | None:
     if row is None or row.weight <= 0:
         return None
@@ -187,9 +195,13 @@ def _quality(version: int, rows: Iterable[EvaluationSum], min_devices: int, lowe
     cells = {(row.group, row.kind): row for row in rows}
     counts = {group: row.devices for (group, kind), row in cells.items() if kind == "personalized"}
     reported = counts.pop("", 0)
-    if reported < min_devices:
+    decided = {group for (group, _), row in cells.items() if _decided(row.weight, row.largest, min_devices)}
+    if reported < min_devices or "" in decided:
         return Quality(version, None, None, hidden=len(counts), devices=reported)
-    shown = shown_groups(counts, reported, min_devices)
+    told = {group: n for group, n in counts.items() if group not in decided}
+    shown = shown_groups(told, reported, min_devices)
+    while shown and _rest_is_decided(cells, shown, min_devices):
+        shown.pop()
     groups = []
     for name in shown:
         own = _figure(cells[name, "personalized"])
@@ -204,6 +216,21 @@ def _quality(version: int, rows: Iterable[EvaluationSum], min_devices: int, lowe
         len(counts) - len(groups),
         reported,
     )
+
+
+def _rest_is_decided(
+    cells: Mapping[tuple[str, str], EvaluationSum], shown: Sequence[str], min_devices: int
+) -> bool:
+    """Whether what is left of the total without the groups shown may be one device's for more than half."""
+    for kind in KINDS:
+        whole = cells.get(("", kind))
+        if whole is None:
+            continue
+        rest = whole.weight - sum(cells[name, kind].weight for name in shown if (name, kind) in cells)
+        # of devices without a group it is not known how much the largest has
+        if rest > 0.5 and _decided(rest, min(whole.largest, rest), min_devices):
+            return True
+    return False
 
 
 def shown_groups(devices: Mapping[str, int], total: int, min_devices: int) -> list[str]:

@@ -57,6 +57,7 @@ class Device(Base):
         group: name of its group; empty for none.
         facts: last eligibility facts, as checked in (engine, SDK, platform; no identifiers).
         attestation: kind of the verdict that was checked; empty for none.
+        vouched: whether the operator vouches for it: it enrolled with a token or an attestation.
         last_round: round that its update was last merged in; -1 for none.
         source: tag of the token or the address that it enrolled with (`places.source`); empty where not known.
         lapses: tasks in a row that ended without an answer.
@@ -73,6 +74,7 @@ class Device(Base):
     group: Mapped[str] = mapped_column(String(100), default="")
     facts: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     attestation: Mapped[str] = mapped_column(String(40), default="")
+    vouched: Mapped[bool] = mapped_column(default=False)
     last_round: Mapped[int] = mapped_column(Integer, default=-1)
     enrolled: Mapped[float] = mapped_column(Float)
     seen: Mapped[float] = mapped_column(Float, index=True)
@@ -166,6 +168,7 @@ class Assignment(Base):
 
     Attributes:
         id: the task id that the device knows.
+        began: when an upload began, where devices add the noise: from then on something may have been sent.
         state: ``assigned``, ``accepted`` (its update is stored), ``merged``, ``refused``, ``declined`` (by the
             device), ``expired``, ``discarded`` (accepted in a round that was abandoned or failed).
         base: model version that it started from.
@@ -198,6 +201,7 @@ class Assignment(Base):
     assigned: Mapped[float] = mapped_column(Float)
     expires: Mapped[float] = mapped_column(Float)
     downloaded: Mapped[float | None] = mapped_column(Float)
+    began: Mapped[float | None] = mapped_column(Float)
     finished: Mapped[float | None] = mapped_column(Float)
     key: Mapped[str | None] = mapped_column(String(100))
     digest: Mapped[str | None] = mapped_column(String(64))
@@ -261,6 +265,7 @@ class EvaluationSum(Base):
         group: empty for all devices together.
         total: sum over devices of (metric * weight).
         weight: sum of weights (held-out labels).
+        largest: weight of one device; 0 in sums from before it was kept.
         devices: how many reported.
         better, worse, adopted: devices by what personalization did; with ``personalized`` rows.
     """
@@ -274,6 +279,7 @@ class EvaluationSum(Base):
     metric: Mapped[str] = mapped_column(String(60))
     total: Mapped[float] = mapped_column(Float)
     weight: Mapped[float] = mapped_column(Float)
+    largest: Mapped[float] = mapped_column(Float, default=0.0)
     devices: Mapped[int] = mapped_column(Integer)
     better: Mapped[int] = mapped_column(Integer, default=0)
     worse: Mapped[int] = mapped_column(Integer, default=0)
