@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .closed_forms import ClosedForms, decompositions
 from .errors import ConfigError, ExportError
 from .graph import simplify
+from .normalization import check_exportable
 from .personalization import PersonalizedModel
 from .tasks import Batch, Task
 from .verification import GRADIENT
@@ -266,6 +267,7 @@ def trace_programs(
     check_batch(task, predict_batch, labels=False)
     full = {k: batch[k] for k in (*task.inputs, *task.labels, "weight")}
     short = {k: predict_batch[k] for k in (*task.inputs, *task.predict_extra)}
+    check_exportable(model, [batch[name] for name in task.inputs])
     values = model.values()
     trained = trained_names(model)
     if not trained:

@@ -20,6 +20,7 @@ from torch import nn
 
 from pfl_mobile.errors import ConfigError, near
 from pfl_mobile.local.plan import Plan
+from pfl_mobile.normalization import check_trainable
 from pfl_mobile.personalization import PersonalizedModel, personalize
 from pfl_mobile.privacy import PrivacyConfig
 from pfl_mobile.simulation.cohort import most_lanes
@@ -184,6 +185,10 @@ class Study:
         made = self._made = _make(model, self.seed)
         specials = len(SPECIALS) if hasattr(self.data, "encoder") else 0
         self.task = infer_task(made, self.batch, specials=specials) if task is None else task
+        if (
+            set(self.task.inputs) <= self.batch.keys()
+        ):  # else the first check of the batch names what is missing
+            check_trainable(made, [self.batch[name] for name in self.task.inputs])
         self.model: PersonalizedModel = self._personalized(made, shared, self.personal)
         self.local = local or Local()
         if local_epochs is not None or local_steps is not None:
