@@ -240,28 +240,32 @@ def check_trainable(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     layers = dict(model.named_modules())
     if seen.changed:
         raise ConfigError(
-            f"{_listed(layers, seen.changed)} changes {_what(seen.changed)} in every forward pass, in eval mode too, "
+            f"{_listed(layers, seen.changed, 'changes', 'change')}"
+            f" {_what(seen.changed)} in every forward pass, in eval mode too, "
             "which no device would do",
             mend=_WAYS_OUT if _any_norm(layers, seen.changed) else "take it out of forward",
         )
     if seen.by_batch:
         raise ConfigError(
-            f"{_listed(layers, seen.by_batch)} normalizes with the statistics of each batch, so the rows that fill "
+            f"{_listed(layers, seen.by_batch, 'normalizes', 'normalize')}"
+            " with the statistics of each batch, so the rows that fill "
             "up a batch would change the results of the others",
             mend="train a normalization of single examples: model = replace_batch_norm(model), which is in pfl_mobile",
         )
     moving = _updated_in_training(model, inputs, layers)
     if moving:
-        fresh = " (0 and 1 now, so it would normalize nothing)" if moving.keys() & set(seen.unfitted) else ""
+        fresh = " (0 and 1 now, which would normalize nothing)" if moving.keys() & set(seen.unfitted) else ""
         raise ConfigError(
-            f"{_listed(layers, moving)} is in training mode, where a plain loop updates {_what(moving)} in every "
+            f"{_listed(layers, moving, 'is', 'are')}"
+            f" in training mode, where a plain loop updates {_what(moving)} in every "
             f"forward pass; a study trains parameters alone, and would leave them as they are{fresh}",
             mend=(f"{_WAYS_OUT}; " if _any_norm(layers, moving) else "")
             + "where they are fitted already and to stay as they are, say so: .eval() of the layer, or model.eval()",
         )
     if seen.unfitted:
         raise ConfigError(
-            f"{_listed(layers, seen.unfitted)} has running statistics of 0 and 1, so it normalizes nothing, and a "
+            f"{_listed(layers, seen.unfitted, 'has', 'have')}"
+            " running statistics of 0 and 1, which normalize nothing, and a "
             "study does not train them",
             mend=_WAYS_OUT,
         )
@@ -286,20 +290,23 @@ def check_exportable(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     layers = dict(model.named_modules())
     if seen.changed:
         raise ExportError(
-            f"{_listed(layers, seen.changed)} changes {_what(seen.changed)} in its forward pass, which a program "
+            f"{_listed(layers, seen.changed, 'changes', 'change')}"
+            f" {_what(seen.changed)} in its forward pass, which a program "
             "cannot do",
             mend="leave normalization in eval mode (no .train() and no training=True in forward), and take counters "
             "and moving averages out of forward",
         )
     if seen.unfitted:
         warnings.warn(
-            f"{_listed(layers, seen.unfitted)} has running statistics of 0 and 1, so it normalizes nothing on a "
+            f"{_listed(layers, seen.unfitted, 'has', 'have')}"
+            " running statistics of 0 and 1, which normalize nothing on a "
             "device: export the trained model, or use fit_batch_norm or replace_batch_norm of pfl_mobile",
             stacklevel=2,
         )
     if seen.by_batch:
         warnings.warn(
-            f"{_listed(layers, seen.by_batch)} normalizes with the statistics of each batch, so on a device the rows "
+            f"{_listed(layers, seen.by_batch, 'normalizes', 'normalize')}"
+            " with the statistics of each batch, so on a device the rows "
             "that fill up a batch change the results of the others: use replace_batch_norm of pfl_mobile",
             stacklevel=2,
         )
@@ -325,13 +332,16 @@ def _updated_in_training(
     }
 
 
-def _listed(layers: Mapping[str, nn.Module], paths: Mapping[str, Any] | Sequence[str]) -> str:
+def _listed(
+    layers: Mapping[str, nn.Module], paths: Mapping[str, Any] | Sequence[str], one: str, several: str
+) -> str:
+    """The layers as the subject of a sentence, with its verb."""
     some = []
     for path in list(paths)[:3]:
         kind, name = type(layers[path]).__name__, path.removeprefix("backbone").removeprefix(".")
         some.append(f"layer {name!r} ({kind})" if name else f"the model ({kind})")
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return f"{', '.join(some)}{more}"
+    return f"{', '.join(some)}{more} {one if len(paths) == 1 else several}"
 
 
 def _what(changed: Mapping[str, tuple[str, ...]]) -> str:

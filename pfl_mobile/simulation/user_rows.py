@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pfl_mobile.bundle.sealed import digest
 from pfl_mobile.errors import DataError, UnknownNameError
 from pfl_mobile.local.batches import Rows, check_rows
 from pfl_mobile.simulation.finite import finite
@@ -100,6 +102,16 @@ def numbers(rows: Mapping[str, np.ndarray], name: str, user: str) -> Rows:
             )
         out[array] = value.astype(kind, copy=False)
     return out
+
+
+def rows_digest(*parts: Mapping[str, np.ndarray]) -> int:
+    """64 bits of a digest of rows: names, dtypes, shapes, values and order."""
+    return number("".join(digest(rows) for rows in parts))
+
+
+def number(text: str) -> int:
+    """64 bits of a digest of a text, as an int64."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
 
 
 #: Array name to dtype and shape of one row.
