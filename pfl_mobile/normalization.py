@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ class Normalization:
     """What a forward pass of a model showed.
 
     Attributes:
-        changed: layer to what of its own a pass changes: buffers, and attributes that the next output depends on.
+        changed: layer to what of its own a pass changes: buffers, parameters, and attributes that the next output
+            depends on.
         by_batch: layers that normalize with the statistics of the batch, so that its rows depend on each other.
         unfitted: layers whose running statistics are all 0 and 1, so that they normalize nothing.
     """
@@ -145,7 +147,7 @@ def look(model: nn.Module, inputs: Sequence[Tensor], *, training: bool = False) 
     finally:
         for handle in handles:
             handle.remove()
-    same = isinstance(outputs[0], Tensor) and _equal(*outputs)
+    same = _equal(*outputs)
     changed: dict[str, tuple[str, ...]] = {}
     for path, (buffers, values) in states[2].items():
         begin, between = states[0].get(path, ({}, {}))[0], states[1].get(path, ({}, {}))[1]
@@ -157,24 +159,66 @@ def look(model: nn.Module, inputs: Sequence[Tensor], *, training: bool = False) 
     return Normalization(changed, tuple(calls.by_batch), tuple(calls.unfitted))
 
 
+def _rows_depend_on_each_other(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Whether another last row changes the outputs of the rows before it."""
+    count = len(inputs[0]) if inputs and inputs[0].dim() else 0
+    if count < 2:
+        return False
+    others = []
+    for value in inputs:
+        other = value.clone()
+        other[-1] = 0 if value.is_floating_point() else value[0]
+        others.append(other)
+    with _unchanged(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model.eval()
+        found = []
+        for given in (inputs, others):
+            torch.manual_seed(0)
+            found.append(model(*given))
+    one, other = found
+    if not isinstance(one, Tensor) or not one.dim() or len(one) != count or not one.is_floating_point():
+        return False
+    one, other = one[:-1], other[:-1]
+    size = float(torch.nan_to_num(one).abs().max())
+    return not torch.allclose(one, other, rtol=0, atol=1e-3 * size + 1e-6, equal_nan=True)
+
+
+#: Elements of a parameter that is not trained up to which its values are looked at.
+_SMALL = 1 << 20
+
+
 def _attributes(layer: nn.Module) -> dict[str, Any]:
     """Values that a layer has beside parameters, buffers and layers."""
     return {n: v for n, v in vars(layer).items() if not n.startswith("_") and n != "training"}
 
 
 def _state(model: nn.Module) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Of every layer the buffers, and the attributes that are numbers or tensors."""
+    """Of every layer the buffers and marks of the parameters, and the attributes that are numbers or tensors, or lists
+    and dicts of them.
+    """
     seen: dict[int, Tensor] = {}  # what several layers have is copied once
 
     def kept(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return seen.setdefault(id(value), value.detach().clone())
+        if isinstance(value, Tensor):
+            return seen.setdefault(id(value), value.detach().clone())
+        if isinstance(value, list | tuple | deque):
+            return tuple(kept(item) for item in value)
+        if isinstance(value, dict):
+            return tuple((repr(key), kept(item)) for key, item in value.items())
+        return value if isinstance(value, int | float) else None
+
+    def mark(parameter: Tensor) -> Any:
+        """Differs where a forward pass writes to it."""
+        values = parameter.detach()
+        small = not parameter.requires_grad and parameter.numel() <= _SMALL
+        version = 0 if parameter.is_inference() else parameter._version
+        return version, values.data_ptr(), values.double().sum() if small else None
 
     return {
         path: (
-            {n: kept(b) for n, b in layer._buffers.items() if b is not None and not is_lazy(b)},
-            {n: kept(v) for n, v in _attributes(layer).items() if isinstance(v, Tensor | int | float)},
+            {n: kept(b) for n, b in layer._buffers.items() if b is not None and not is_lazy(b)}
+            | {n: mark(p) for n, p in layer._parameters.items() if p is not None and not is_lazy(p)},
+            {n: kept(v) for n, v in _attributes(layer).items()},
         )
         for path, layer in model.named_modules()
     }
@@ -182,7 +226,10 @@ def _state(model: nn.Module) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back what layers have, and their modes; a lazy layer keeps the shape that it finds."""
+    """Put back what layers have, and their modes.
+
+    A lazy layer keeps the shape that it finds. Parameters are not copied: a model that writes to one is refused.
+    """
     modes = [(layer, layer.training) for layer in model.modules()]
     lazy = {
         id(m)
@@ -197,9 +244,14 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
         if isinstance(t, Tensor)
     }
     copies = {key: t.detach().clone() for key, t in tensors.items()}
+    filled = [v for _, _, values in held for v in values.values() if isinstance(v, list | dict | deque)]
+    contents = [copy.copy(value) for value in filled]
     try:
         yield
     finally:
+        for value, content in zip(filled, contents, strict=True):
+            value.clear()
+            value.update(content) if isinstance(value, dict) else value.extend(content)
         with torch.no_grad():
             for key, tensor in tensors.items():
                 if not _equal(tensor, copies[key]):
@@ -218,7 +270,9 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.shape == other.shape and bool(torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)))
-    return type(one) is type(other) and (one == other or one != one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return type(one) is type(other) and bool(one == other or one != one)
 
 
 def check_trainable(model: nn.Module, inputs: Sequence[Tensor]) -> None:
@@ -235,9 +289,16 @@ def check_trainable(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     """
     try:
         seen = look(model, inputs)
+        coupled = not seen.by_batch and not seen.changed and _rows_depend_on_each_other(model, inputs)
     except Exception:  # the trace says what is wrong with a model that does not run
         return
     layers = dict(model.named_modules())
+    if coupled:
+        raise ConfigError(
+            f"the output of {type(model).__name__} for one row of a batch depends on the other rows, so the rows that "
+            "fill up a batch would change the results",
+            mend="compute over the features of each row, not over the first dimension",
+        )
     if seen.changed:
         raise ConfigError(
             f"{_listed(layers, seen.changed, 'changes', 'change')}"

@@ -66,6 +66,32 @@ class Counting(nn.Module):
         return x / (1 + self.steps)
 
 
+class Remembering(nn.Module):
+    """Averages in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = [torch.zeros(16)]
+
+    def forward(self, x):
+        if self.training:
+            self.seen.append(0.9 * self.seen[-1] + 0.1 * x.detach().mean(0))
+        return x - self.seen[-1]
+
+
+class Writing(nn.Module):
+    """Averages in a parameter that is not trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.average = nn.Parameter(torch.zeros(16), requires_grad=False)
+
+    def forward(self, x):
+        if self.training:
+            self.average.data.mul_(0.9).add_(0.1 * x.detach().mean(0))
+        return x - self.average
+
+
 class Functional(nn.Module):
     """Calls the function, with buffers of its own."""
 
@@ -90,7 +116,14 @@ KINDS = {
     "InstanceNorm1d": lambda: Net(nn.InstanceNorm1d(4, track_running_stats=True), (4,)),
     "nested": lambda: Net(nn.Sequential(nn.Identity(), nn.BatchNorm1d(16))),
 }
-OWN = {"moving": Moving, "replacing": Replacing, "counting": Counting, "functional": Functional}
+OWN = {
+    "moving": Moving,
+    "replacing": Replacing,
+    "counting": Counting,
+    "functional": Functional,
+    "list": Remembering,
+    "parameter": Writing,
+}
 
 
 def users(scale=1.0, count=4, rows=100):
@@ -175,6 +208,26 @@ def test_a_normalization_by_the_batch_is_refused_as_padding_would_count():
     study(Net(nn.InstanceNorm1d(4), (4,)))  # normalizes each example by itself
 
 
+class Centering(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+def test_rows_that_depend_on_each_other_are_refused_as_padding_would_count():
+    with pytest.raises(ConfigError, match="depends on the other rows"):
+        study(Net(Centering()))
+
+
+def test_constant_buffers_of_every_dtype_are_no_change():
+    net = Net(nn.Identity())
+    for i, dtype in enumerate((torch.bool, torch.int64, torch.float16, torch.bfloat16, torch.complex64)):
+        net.norm.register_buffer(f"constant{i}", torch.ones(3).to(dtype))
+    net.norm.register_buffer("nothing", None)
+    net.norm.register_buffer("nan", torch.full((2,), torch.nan))
+    study(net)
+    assert not look(net, [torch.randn(4, 6)], training=True).changed
+
+
 def test_what_a_pass_notes_for_others_is_no_change():
     class Noting(nn.Linear):
         def forward(self, x):
@@ -188,14 +241,15 @@ def test_what_a_pass_notes_for_others_is_no_change():
 
 
 def test_looking_leaves_nothing():
-    net = Net(nn.Sequential(Replacing(), nn.BatchNorm1d(16), nn.Dropout(0.5), Counting()))
+    net = Net(nn.Sequential(Replacing(), nn.BatchNorm1d(16), nn.Dropout(0.5), Counting(), Remembering()))
     net.norm[1].eval()
     before = copy.deepcopy(net.state_dict())
     average, modes = net.norm[0].average, [m.training for m in net.modules()]
     x = torch.randn(4, 6)
     generator = torch.random.get_rng_state()
     seen = look(net, [x], training=True)
-    assert set(seen.changed) == {"norm.0", "norm.1", "norm.3"}
+    assert set(seen.changed) == {"norm.0", "norm.1", "norm.3", "norm.4"}
+    assert len(net.norm[4].seen) == 1
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert net.norm[0].average is average
     assert net.norm[3].steps == 0

@@ -61,7 +61,8 @@ class Study:
 
     Args:
         model: any ``nn.Module``; what ``personalize`` returned; or a function (a class, say) that makes either,
-            which is called with torch's generator seeded by ``seed``, so that initial weights repeat.
+            which is called with torch's generator seeded by ``seed``, so that initial weights repeat. What its forward
+            pass updates in training mode (BatchNorm's running statistics) is not trained, see ``normalization.py``.
         data: a ``Population``; each user's rows, arrays by name, as ``ArrayPopulation.of`` takes them (the newest
             part of each is the test set); or the name of a dataset (see ``pfl data list``).
         strategy: a name (``pfl strategies``) or a ``Strategy``.
@@ -97,7 +98,8 @@ class Study:
 
     Raises:
         UnknownNameError: of a strategy, a hyper-parameter, a layer, a dataset.
-        ConfigError: a setting is out of range, or settings do not fit together.
+        ConfigError: a setting is out of range, or settings do not fit together; the model has running statistics or
+            other state that a plain loop would go on changing.
         DataError: users without examples, NaN in their rows, groups that miss users.
     """
 
@@ -308,7 +310,7 @@ class Study:
             on_progress: ``(what, fraction done)``.
 
         Raises:
-            OtherSettingsError: the run in the folder has other settings, or more rounds.
+            OtherSettingsError: the run in the folder has other settings, data or code, or more rounds.
             ConfigError: a run is in the folder, and ``resume`` is not set; rounds out of range; epochs or steps beside
                 a hyper-parameter of the strategy that says the same.
             TrainingError: all devices of a round failed.
