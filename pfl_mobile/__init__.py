@@ -42,6 +42,8 @@ _HOME = {
     "Sgd": "local.plan",
     "TrainPhase": "local.plan",
     "LocalTrainer": "local.trainer",
+    "fit_batch_norm": "normalization",
+    "replace_batch_norm": "normalization",
     "Study": "study",
     "StudyResult": "study",
     "Local": "strategies",

@@ -29,11 +29,10 @@ __all__ = ["DeviceTensorInfo", "PersonalizedModel", "personalize", "tensor_diges
 def _copy(backbone: nn.Module) -> nn.Module:
     """A structural copy whose parameters and buffers use the backbone's storage, frozen, in eval mode."""
     memo: dict[int, Any] = {}
-    for name, parameter in backbone.named_parameters():
-        if is_lazy(parameter):
-            raise ConfigError(
-                f"parameter {name!r} has no shape yet", mend="run the lazy backbone on an example first"
-            )
+    for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers()):
+        if is_lazy(tensor):
+            raise ConfigError(f"{name!r} has no shape yet", mend="run the lazy backbone on an example first")
+    for parameter in backbone.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
     for buffer in backbone.buffers():
         memo[id(buffer)] = buffer.detach()

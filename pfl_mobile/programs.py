@@ -18,6 +18,7 @@ from .closed_forms import ClosedForms, decompositions
 from .errors import ConfigError, ExportError
 from .graph import simplify
 from .local.batches import outside_classes
+from .normalization import check_exportable
 from .personalization import PersonalizedModel
 from .tasks import Batch, Task
 from .verification import GRADIENT
@@ -272,6 +273,7 @@ def trace_programs(
     check_batch(task, predict_batch, labels=False)
     full = {k: batch[k] for k in (*task.inputs, *task.labels, "weight")}
     short = {k: predict_batch[k] for k in (*task.inputs, *task.predict_extra)}
+    check_exportable(model, [batch[name] for name in task.inputs])
     values = model.values()
     trained = trained_names(model)
     if not trained:

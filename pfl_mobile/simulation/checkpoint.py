@@ -1,14 +1,17 @@
 """A run of rounds on disk, so that a killed one goes on with the same bits.
 
-    FOLDER/checkpoint      server values, groups and sets; rows of the devices' states; settings; a digest of all
+    FOLDER/checkpoint      server values, groups and sets; rows of the devices' states and a digest of each; digests of
+                           the users' data; settings; a digest of all
     FOLDER/states          the rows, see ``states.py``
     FOLDER/history.jsonl   one line a round
 
-The checkpoint is replaced in one step and says how much of the history belongs to it.
+The checkpoint is replaced in one step and says how much of the history belongs to it. What is resumed has the data,
+the settings and the files of the run that was stopped, or is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -29,13 +32,15 @@ from pfl_mobile.errors import (
 )
 from pfl_mobile.simulation.settings import differences
 from pfl_mobile.simulation.states import RowFormat, States
+from pfl_mobile.simulation.used_data import UsedData
 from pfl_mobile.strategies.state_file import pack, unpack
 
 if TYPE_CHECKING:
+    from pfl_mobile.simulation.population import Population
     from pfl_mobile.strategies.strategy import Server
 
 FORMAT = "pfl-rounds"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: Names in the folder of a run.
 FILES = ("checkpoint", "states", "history.jsonl")
 _AGAIN = "put the folder's files back from a copy, or start the run again in an empty folder"
@@ -51,8 +56,10 @@ class Checkpoint:
         round: rounds merged.
         stopped: whether the run asked to stop early.
         values, groups, sets, numbers: of the server.
-        devices, rows: devices with a state, and the row of each, int64.
+        devices, rows, digests: devices with a state, the row of each and a digest of what is in it, int64.
+        data: what is known of the users' data, as ``UsedData.table``.
         history: bytes of the history that belong to it.
+        history_digest: of those bytes.
     """
 
     settings: dict[str, Any]
@@ -65,7 +72,10 @@ class Checkpoint:
     numbers: dict[str, Any]
     devices: np.ndarray
     rows: np.ndarray
+    digests: np.ndarray
+    data: np.ndarray
     history: int
+    history_digest: str
 
     def put_into(self, server: Server) -> None:
         """Make the server what it was."""
@@ -75,7 +85,12 @@ class Checkpoint:
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write it in one step; errors as ``atomic_write``."""
-    tensors = {"states.devices": checkpoint.devices, "states.rows": checkpoint.rows}
+    tensors = {
+        "states.devices": checkpoint.devices,
+        "states.rows": checkpoint.rows,
+        "states.digests": checkpoint.digests,
+        "data": checkpoint.data,
+    }
     packed, names = pack(checkpoint)
     tensors |= packed
     head = {
@@ -87,6 +102,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "numbers": checkpoint.numbers,
         "names": names,
         "history": checkpoint.history,
+        "history_digest": checkpoint.history_digest,
     }
     atomic_write(path, seal(tensors, json.dumps(head), form=FORMAT), mode=PRIVATE)
 
@@ -95,7 +111,7 @@ def load(path: Path) -> Checkpoint | None:
     """The checkpoint; None when there is no file.
 
     Raises:
-        CheckpointError: it is damaged, or of a newer version.
+        CheckpointError: it is damaged, or of another version.
     """
     try:
         tensors, head = unseal(path.read_bytes(), form=FORMAT, schema_version=SCHEMA_VERSION, what=str(path))
@@ -107,6 +123,11 @@ def load(path: Path) -> Checkpoint | None:
         raise CheckpointError(error.message, mend=_AGAIN) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}", mend=_AGAIN) from error
+    if head["schema_version"] < SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path} is of an older version, which did not note the data of the run",
+            mend="start the run again in an empty folder, or finish it with the version that began it",
+        )
     found = unpack(tensors, head["names"])
     return Checkpoint(
         head["settings"],
@@ -119,7 +140,10 @@ def load(path: Path) -> Checkpoint | None:
         head["numbers"],
         tensors["states.devices"],
         tensors["states.rows"],
+        tensors["states.digests"],
+        tensors["data"],
         head["history"],
+        head["history_digest"],
     )
 
 
@@ -131,12 +155,34 @@ def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Any], folder: 
     """
     differing = list(differences(checkpoint.settings, json.loads(json.dumps(settings))))
     if differing:
-        some = "; ".join(f"{path} was {old!r} and is {new!r}" for path, old, new in differing[:3])
-        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+        # Whatever is named says more than that the result is another program.
+        named = [d for d in differing if d[0] != "program"] or differing
+        said = dict.fromkeys(_said(*difference) for difference in named)
+        some = "; ".join(list(said)[:3])
+        more = f"; and {len(said) - 3} more" if len(said) > 3 else ""
         raise OtherSettingsError(
             f"the checkpoint in {folder} is of a run with other settings: {some}{more}",
             mend="give the old settings, or another folder",
         )
+
+
+#: What a digest among the settings is of, by the end of its path.
+_DIGESTS = {
+    "model.backbone": "the model has other frozen weights",
+    "model.values": "the model has other initial weights",
+    "program": "the model or the task computes something else, though it is called the same",
+}
+
+
+def _said(path: str, old: Any, new: Any) -> str:
+    if path in _DIGESTS:
+        return _DIGESTS[path]
+    owner, _, last = path.rpartition(".")
+    if last == "code" and old and new:
+        return f"the code of {owner} is another"
+    if last == "sha256":
+        return f"{owner} has other values"
+    return f"{path} was {old!r} and is {new!r}"
 
 
 class History:
@@ -145,14 +191,16 @@ class History:
     Args:
         path: the file; None keeps nothing.
         size: bytes that count; what follows is of rounds that a killed run did not finish.
+        digest: of the bytes that count.
 
     Raises:
         CheckpointError: the file is shorter, or damaged.
     """
 
-    def __init__(self, path: Path | None, size: int = 0) -> None:
+    def __init__(self, path: Path | None, size: int = 0, digest: str = "") -> None:
         """Cut the file to what counts."""
         self.size = size
+        self._sha = hashlib.sha256()
         self._file = None
         self.lines: list[dict[str, Any]] = []
         if path is None:
@@ -163,12 +211,20 @@ class History:
             data = self._file.read(size)
             if len(data) < size:
                 raise CheckpointError(f"{path} is shorter than it was", mend=_AGAIN)
+            self._sha.update(data)
+            if size and self.digest != digest:
+                raise CheckpointError(f"{path} is damaged: it does not match its digest", mend=_AGAIN)
             self._file.truncate(size)
         try:
             self.lines = [json.loads(line) for line in data.splitlines()]
         except ValueError as error:
             self._file.close()
             raise CheckpointError(f"{path} is damaged: {error}", mend=_AGAIN) from error
+
+    @property
+    def digest(self) -> str:
+        """Of all lines."""
+        return self._sha.hexdigest()
 
     def add(self, line: dict[str, Any]) -> None:
         """Append a line."""
@@ -177,6 +233,7 @@ class History:
         data = json.dumps(line).encode() + b"\n"
         with disk_errors(self._file.name):
             self._file.write(data)
+        self._sha.update(data)
         self.size += len(data)
 
     def flush(self) -> None:
@@ -199,11 +256,13 @@ class RunFolder:
         form: of the devices' states.
         settings: that decide the results.
         resume: go on with the run that is there.
+        population: whose rows decide them too.
 
     Attributes:
         states: of the devices.
         history: the rounds so far.
         found: the checkpoint to go on from; None for none.
+        data: what is known of the users' rows; None without a folder.
 
     Raises:
         ConfigError: there is a run, and ``resume`` is not set.
@@ -211,10 +270,16 @@ class RunFolder:
     """
 
     def __init__(
-        self, folder: Path | None, form: RowFormat, settings: Mapping[str, Any], resume: bool
+        self,
+        folder: Path | None,
+        form: RowFormat,
+        settings: Mapping[str, Any],
+        resume: bool,
+        population: Population,
     ) -> None:
         """Open it."""
         self.folder, self.settings = folder, dict(settings)
+        self.data = None if folder is None else UsedData(population, folder)
         self.found: Checkpoint | None = None
         if folder is None:
             self.states, self.history = States(form), History(None)
@@ -231,8 +296,11 @@ class RunFolder:
                         mend="go on with it (resume=True, on the command line --resume), or give another folder",
                     )
                 check_settings(found, settings, folder)
-                self.states.restore(found.devices, found.rows)
-            self.history = History(folder / "history.jsonl", found.history if found else 0)
+                assert self.data is not None
+                self.data.resume(found.data)
+                self.states.restore(found.devices, found.rows, found.digests)
+            told = (found.history, found.history_digest) if found else ()
+            self.history = History(folder / "history.jsonl", *told)
         except BaseException:
             self.states.close()
             raise
@@ -240,6 +308,7 @@ class RunFolder:
     def save(self, server: Server, *, lanes: int | None, stopped: bool) -> None:
         """Write a checkpoint; rows that only the one before it named may be used again."""
         if self.folder is not None:
+            assert self.data is not None
             self.history.flush()
             self.states.flush()
             devices, rows = self.states.mapping()
@@ -254,7 +323,10 @@ class RunFolder:
                 server.numbers,
                 devices,
                 rows,
+                self.states.digests(),
+                self.data.table(),
                 self.history.size,
+                self.history.digest,
             )
             save(self.folder / "checkpoint", point)
         self.states.commit()

@@ -8,7 +8,7 @@ the graph as a Python function, so that at run time there is neither autograd no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from pfl_mobile.bundle.sealed import digest
 from pfl_mobile.closed_forms import ClosedForms
 from pfl_mobile.errors import ConfigError, ExportError
 from pfl_mobile.graph import simplify
@@ -90,6 +91,27 @@ class Graph:
     module: fx.GraphModule
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
+
+    def text(self, known: Container[int]) -> Iterator[str]:
+        """The function as text, the same for the same operators on the same inputs.
+
+        Args:
+            known: addresses of tensors whose values do not count, the model's own.
+        """
+        for name, value in self.inputs.items():
+            yield f"{name} {value.dtype} {list(value.shape)}"
+        for node in self.module.graph.nodes:
+            yield (
+                f"{node.name} = {node.target} {node.args} {node.kwargs}"
+                if node.op != "get_attr"
+                else node.name
+            )
+            if node.op == "get_attr":
+                value = getattr(self.module, node.target).detach()
+                yield f"{value.dtype} {list(value.shape)} {value.stride()}"
+                if value.data_ptr() not in known:
+                    yield digest({"": value.cpu().numpy()})
+        yield " ".join(self.outputs)
 
 
 def trace_step(model: PersonalizedModel, task: Task, batch: Batch) -> Graph:

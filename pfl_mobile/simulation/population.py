@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,7 +19,9 @@ from pfl_mobile.simulation.user_rows import (
     check_user_rows,
     checked_index,
     layout_of,
+    number,
     numbers,
+    rows_digest,
     weighted,
 )
 
@@ -39,7 +42,9 @@ class Population(Protocol):
     first, ``weight`` float32 among them. ``test`` may have no rows; what it has is never trained on.
     ``groups`` maps a group's name to the indexes of its users; every user is in exactly one, or there are none.
     A population may also have ``size(index)``, how many training rows a user has, where that is known without making
-    them: work is shared out more evenly then.
+    them: work is shared out more evenly then. And ``digest(index)``, an int64 that differs where any of a user's rows
+    do, where that is known without making them: a run is only resumed with the same. Without it, rows are noted
+    when they are trained on.
     """
 
     @property
@@ -150,6 +155,10 @@ class ArrayPopulation:
     def size(self, index: int) -> int:
         """How many training rows a user has."""
         return len(self.parts[index][0]["weight"])
+
+    def digest(self, index: int) -> int:
+        """Differs where any of a user's rows do."""
+        return rows_digest(*self.parts[index])
 
     def train(self, index: int) -> Rows:
         """A user's older rows."""
@@ -270,6 +279,17 @@ class TextPopulation:
     def test(self, index: int) -> Rows:
         """Rows of a user's newest messages."""
         return self._rows(index, newest=True)
+
+    def digest(self, index: int) -> int:
+        """Differs where a user's messages do, or what makes rows of them."""
+        return number(repr((self.data.texts(self.id(index)), self.fraction, self._encoding)))
+
+    @cached_property
+    def _encoding(self) -> str:
+        encoder = self.encoder
+        return repr(
+            (encoder.tokenizer.to_json(), encoder.length, encoder.vocabulary, encoder.slots, encoder.words)
+        )
 
     def _rows(self, index: int, *, newest: bool) -> Rows:
         user, key = self.id(index), (index, newest)

@@ -95,7 +95,7 @@ class Rounds:
         ConfigError: a setting is out of range; the folder holds a run and ``resume`` is not set; the strategy does
             not fit the model.
         PrivacyError: the strategy cannot be private, or a robust rule would read single updates.
-        OtherSettingsError: the folder holds a run with other settings.
+        OtherSettingsError: the folder holds a run with other settings or data.
         CheckpointError: the folder's files are damaged or in use.
     """
 
@@ -168,7 +168,8 @@ class Rounds:
         if privacy is not None:
             check_own_noise(privacy, self.plan(0))
         self.folder = None if folder is None else Path(folder)
-        self._run = RunFolder(self.folder, RowFormat(shapes), self.settings() if folder else {}, resume)
+        told = self.settings() if folder else {}
+        self._run = RunFolder(self.folder, RowFormat(shapes), told, resume, setup.population)
         self.states = self._run.states
         found = self._run.found
         if found is not None:
@@ -190,6 +191,7 @@ class Rounds:
                 in any round. A round whose devices all fail is not the end otherwise: it is recorded, and merges
                 nothing.
             NonFiniteError: a merge gave NaN or infinite values; the server is as it was before that round.
+            OtherSettingsError: a device of a resumed run has other rows than before; likewise.
             WorkerDiedError: processes died again and again.
         """
         while self.server.round < self.rounds and not self.stopped:
@@ -228,13 +230,17 @@ class Rounds:
             self._merge(changes, np.empty((0, changes.size), np.float32), records, None)
         if cohort:
             by = self._summed_by(plan, sent) if changes.size else None
-            task = TrainTask(plan, changes, self.states.form.layout.shapes, sent.start, sent.sets, by)
+            data = self._run.data  # rows that are in memory were looked at already
+            note = data is not None and not data.complete
+            task = TrainTask(plan, changes, self.states.form.layout.shapes, sent.start, sent.sets, by, note)
             writes = self.states.take(len(cohort))
             jobs = self._jobs(
                 cohort, sent, writes, self.client_seed or self._seed_of, numbered=by is not None
             )
             try:
                 records, matrix = self.engine.run(task, jobs, sent.pool, self.states)
+                if data is not None:
+                    data.note(records)
                 records = self._merged(changes, matrix, records, by, len(chosen))
             except BaseException:
                 self.states.give_back(writes)

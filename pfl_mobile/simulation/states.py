@@ -9,6 +9,7 @@ checkpoint as they were.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +37,7 @@ except ImportError:  # Windows: two runs in one folder are not told apart there
 
 _ALIGN = 16  # values; rows begin at multiples of 64 bytes
 _FIRST_ROWS = 16
+_AGAIN = "put the whole folder of the run back, or start the run again in an empty folder"
 
 
 def kept_shapes(plan: Plan, table: Sequence[TensorEntry]) -> dict[str, tuple[int, ...]]:
@@ -146,7 +148,9 @@ class States:
 
     def __init__(self, form: RowFormat, path: Path | None = None, *, wait: float = 60.0) -> None:
         """Open the file; ``restore`` says which of its rows count."""
-        self.form = form
+        self.form, self._path = form, path
+        self._digests: dict[int, int] = {}
+        self._untried: set[int] = set()
         if path is None:
             self.file = SharedFile()
         else:
@@ -168,8 +172,22 @@ class States:
         return row(number, self.form.stride, self.form.size, self.file.bytes())
 
     def of(self, clients: Iterable[int]) -> list[int]:
-        """The row of each device; -1 where it has none."""
-        return [self._current.get(client, -1) for client in clients]
+        """The row of each device; -1 where it has none.
+
+        Raises:
+            CheckpointError: a row that is asked for the first time since ``restore`` is not what was saved.
+        """
+        rows = []
+        for client in clients:
+            number = self._current.get(client, -1)
+            if client in self._untried:
+                if self._digest(number) != self._digests[client]:
+                    raise CheckpointError(
+                        f"the state of device {client} in {self._path} does not match its digest", mend=_AGAIN
+                    )
+                self._untried.discard(client)
+            rows.append(number)
+        return rows
 
     def take(self, count: int) -> list[int]:
         """Free rows to write new states into; they count once ``adopt`` names them."""
@@ -197,6 +215,8 @@ class States:
                 self._superseded.append(old)
             self._current[client] = number
             self._fresh.add(number)
+            self._untried.discard(client)
+            self._digests.pop(client, None)
 
     def give_back(self, rows: Iterable[int]) -> None:
         """Rows that were taken and not adopted."""
@@ -221,8 +241,18 @@ class States:
             self._current.values(), np.int64, count
         )
 
-    def restore(self, devices: np.ndarray, rows: np.ndarray) -> None:
-        """Go back to the states of a checkpoint.
+    def digests(self) -> np.ndarray:
+        """A digest of each row, in the order of ``mapping``, int64 [m]; only rows that are new are read."""
+        for client, number in self._current.items():
+            if client not in self._digests:
+                self._digests[client] = self._digest(number)
+        return np.fromiter((self._digests[client] for client in self._current), np.int64, len(self._current))
+
+    def _digest(self, number: int) -> int:
+        return int.from_bytes(hashlib.sha256(self.row(number).data).digest()[:8], "little", signed=True)
+
+    def restore(self, devices: np.ndarray, rows: np.ndarray, digests: np.ndarray | None = None) -> None:
+        """Go back to the states of a checkpoint; with ``digests`` each is tried when it is first asked for.
 
         Raises:
             CheckpointError: the file lacks rows.
@@ -231,9 +261,12 @@ class States:
         if len(rows) and int(rows.max()) >= self._rows:
             raise CheckpointError(
                 f"the file of the devices' states has {self._rows} rows, the checkpoint names {int(rows.max()) + 1}",
-                mend="put the whole folder of the run back, or start the run again in an empty folder",
+                mend=_AGAIN,
             )
         self._current = dict(zip(devices.tolist(), rows.tolist(), strict=True))
+        known = [] if digests is None else zip(devices.tolist(), digests.tolist(), strict=True)
+        self._digests = dict(known)
+        self._untried = set(self._digests)
         used = np.zeros(self._rows, bool)
         used[rows] = True
         self._free = np.flatnonzero(~used)[::-1].tolist()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pfl_mobile.bundle.sealed import digest
 from pfl_mobile.errors import DataError, UnknownNameError, UnusableRowsError
 from pfl_mobile.local.batches import Rows, check_rows, outside_classes
 from pfl_mobile.simulation.failures import unusable
@@ -220,6 +222,16 @@ def _to_numbers(value: np.ndarray, array: str) -> str:
     if value.dtype.kind in "mM":
         return "give times as float32 numbers, for instance seconds since a time that fits"
     return "give numbers in every array"
+
+
+def rows_digest(*parts: Mapping[str, np.ndarray]) -> int:
+    """64 bits of a digest of rows: names, dtypes, shapes, values and order."""
+    return number("".join(digest(rows) for rows in parts))
+
+
+def number(text: str) -> int:
+    """64 bits of a digest of a text, as an int64."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
 
 
 #: Array name to dtype and shape of one row.

@@ -9,20 +9,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from pfl_mobile.bundle.sealed import digest
 from pfl_mobile.errors import DataError, NoExamplesError, PflError
 from pfl_mobile.local.batches import Rows
 from pfl_mobile.local.phases import Work, served
 from pfl_mobile.simulation.cohort import Client, CohortTrainer, Outcome
+from pfl_mobile.simulation.compiled import trace_evaluate, trace_step
 from pfl_mobile.simulation.failures import diverged, reason, unusable
 from pfl_mobile.simulation.finite import finite
 from pfl_mobile.simulation.pool import Refs, views
 from pfl_mobile.simulation.states import RowFormat
-from pfl_mobile.simulation.user_rows import RowCheck, read_rows
+from pfl_mobile.simulation.user_rows import RowCheck, read_rows, rows_digest
 from pfl_mobile.strategies.updates import Layout
 from pfl_mobile.strategies.weighting import SummedBy, weights_of
 
@@ -104,6 +106,18 @@ class Setup:
         trained = {t.name for t in self.model.device_tensors() if t.update == "gradient"}
         return {n: v.cpu().numpy() for n, v in self.model.values().items() if n in trained}
 
+    def program_digest(self) -> str | None:
+        """Digest of what model and task compute in a step and an evaluation; None with a trainer of one's own.
+
+        It is of the traced operators, so that it knows another forward or loss under the same name, and does not
+        mind a comment or another place of the same code. Weights count elsewhere.
+        """
+        if self.trainer is not cohort_trainer:
+            return None
+        known = {t.data_ptr() for t in (*self.model.parameters(), *self.model.buffers()) if t.numel()}
+        graphs = [trace(self.model, self.task, self.example) for trace in (trace_step, trace_evaluate)]
+        return digest({}, "\n".join(text for graph in graphs for text in graph.text(known)))
+
 
 @dataclass(frozen=True)
 class TrainTask:
@@ -117,6 +131,7 @@ class TrainTask:
         sets: the sets sent to all, ``global`` among them.
         summed_by: None gives a row of changes for each client. Otherwise each job has one row, the weighted sum
             over its clients that are well; weights are the numbers of ``examples``, or one for all ``devices``.
+        note_rows: whether records have a digest of the rows.
         key: different for every task of this process.
     """
 
@@ -126,6 +141,7 @@ class TrainTask:
     start: Refs
     sets: Mapping[str, Refs]
     summed_by: SummedBy | None = None
+    note_rows: bool = False
     key: int = field(default_factory=lambda: next(_KEYS))
 
 
@@ -190,6 +206,7 @@ class Record:
         steps: optimizer steps.
         reports: what the plan measured, and ``loss``.
         failure: why it must not be merged, ``<error>: <reason>``; None when all is well.
+        rows: digest of its rows, where the task asks for it.
     """
 
     client: int
@@ -197,6 +214,7 @@ class Record:
     steps: int = 0
     reports: Mapping[str, float] = field(default_factory=dict)
     failure: str | None = None
+    rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +306,7 @@ class Worker:
             own = {name: views(refs, memory.pool) for name, refs in job.sets[i].items()} if job.sets else {}
             ready.append(self._client(task.plan, rows, job.seeds[i], memory.before[i], form, own))
             places.append(i)
-            records[i] = Record(index, examples)
+            records[i] = Record(index, examples, rows=rows_digest(rows) if task.note_rows else None)
         if task.summed_by is None:
             trained = self._trained(task, ready, start, sets, [memory.changes[i] for i in places])
         else:
@@ -302,7 +320,7 @@ class Worker:
                 problem = bad and diverged(f"{bad} is not finite after training")
             told = records[i]
             assert told is not None
-            records[i] = Record(told.client, told.examples, outcome.steps, outcome.reports, problem)
+            records[i] = replace(told, steps=outcome.steps, reports=outcome.reports, failure=problem)
         return [record for record in records if record is not None]
 
     def _trained(

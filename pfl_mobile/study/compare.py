@@ -66,7 +66,7 @@ def compare(
         UnknownNameError: no such strategy.
         ConfigError: no seed, or a strategy needs personal layers and the study has none; the folder holds runs and
             ``resume`` is not set.
-        OtherSettingsError: a run in the folder has other settings, or more rounds.
+        OtherSettingsError: a run in the folder has other settings, data or code, or more rounds.
         CheckpointError: a run in the folder is damaged or in use.
         PrivacyError: the only strategy that is asked for cannot be private.
         TrainingError: the baseline's training fails.

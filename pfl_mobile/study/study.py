@@ -20,6 +20,7 @@ from torch import nn
 
 from pfl_mobile.errors import ConfigError, near
 from pfl_mobile.local.plan import Plan
+from pfl_mobile.normalization import check_trainable
 from pfl_mobile.personalization import PersonalizedModel, personalize
 from pfl_mobile.privacy import PrivacyConfig
 from pfl_mobile.programs import check_classes
@@ -65,7 +66,8 @@ class Study:
 
     Args:
         model: any ``nn.Module``; what ``personalize`` returned; or a function (a class, say) that makes either,
-            which is called with torch's generator seeded by ``seed``, so that initial weights repeat.
+            which is called with torch's generator seeded by ``seed``, so that initial weights repeat. What its forward
+            pass updates in training mode (BatchNorm's running statistics) is not trained, see ``normalization.py``.
         data: a ``Population``; each user's rows, arrays by name, as ``ArrayPopulation.of`` takes them (the newest
             part of each is the test set); or the name of a dataset (see ``pfl data list``).
         strategy: a name (``pfl strategies``) or a ``Strategy``.
@@ -103,7 +105,8 @@ class Study:
 
     Raises:
         UnknownNameError: of a strategy, a hyper-parameter, a layer, a dataset.
-        ConfigError: a setting is out of range, or settings do not fit together.
+        ConfigError: a setting is out of range, or settings do not fit together; the model has running statistics or
+            other state that a plain loop would go on changing.
         DataError: users without examples, NaN in their rows, groups that miss users.
     """
 
@@ -200,6 +203,10 @@ class Study:
             self.task, self.task_from = task, "given"
         self.batch = example_batch(fitting(candidates, self.task, self.batch), batch)
         check_classes(self.task, self.batch)
+        if (
+            set(self.task.inputs) <= self.batch.keys()
+        ):  # else the first check of the batch names what is missing
+            check_trainable(made, [self.batch[name] for name in self.task.inputs])
         self.model: PersonalizedModel = self._personalized(made, shared, self.personal)
         self._given_local = local or Local()
         if local_epochs is not None or local_steps is not None:
@@ -362,7 +369,7 @@ class Study:
             on_progress: ``(what, fraction done)``.
 
         Raises:
-            OtherSettingsError: the run in the folder has other settings, or more rounds.
+            OtherSettingsError: the run in the folder has other settings, data or code, or more rounds.
             ConfigError: a run is in the folder, and ``resume`` is not set; rounds out of range; epochs or steps beside
                 a hyper-parameter of the strategy that says the same.
             TrainingError: all devices of a round failed.
