@@ -153,6 +153,10 @@ class EngineUnavailableError(EngineError):
     """The engine's runtime is not installed, or the bundle has no programs for it."""
 
 
+class ProgramDiedError(EngineError):
+    """A program that nobody vouches for ended the process it was tried in, or used more than it was given."""
+
+
 class EngineMismatchError(EngineError):
     """The golden batch gives other numbers here than in PyTorch."""
 

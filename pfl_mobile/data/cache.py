@@ -20,14 +20,9 @@ import numpy as np
 from pfl_mobile.data.registry import ArrayDataset, Dataset, Source, Table
 from pfl_mobile.data.usertext import Message, UserText
 from pfl_mobile.errors import DataError
+from pfl_mobile.places import cache_dir
 
 _STALE_SECONDS = 24 * 3600.0
-
-
-def cache_dir() -> Path:
-    """Folder for parsed data: ``$PFL_CACHE``, else ``~/.cache/pfl-mobile``."""
-    chosen = os.environ.get("PFL_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "pfl-mobile"
 
 
 def path_of(dataset: Source) -> Path:

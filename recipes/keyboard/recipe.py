@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from pfl_mobile import data
-from pfl_mobile.data.cache import cache_dir
 from pfl_mobile.deployment import Deployment, text_parts
 from pfl_mobile.local.plan import AdamW, AssignSlotsPhase, Guard, MemorizePhase, MovePhase, Plan, TrainPhase
 from pfl_mobile.modules import LoRA, NgramMemory, VocabularySlots
 from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.personalization import PersonalizedModel, personalize
+from pfl_mobile.places import cache_dir
 from pfl_mobile.tasks import TokenTask
 from pfl_mobile.text import TextEncoder, WordTokenizer
 
