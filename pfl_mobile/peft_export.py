@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save
 
 from pfl_mobile.atomic import atomic_write, disk_errors
 from pfl_mobile.errors import ConfigError, DataError, TensorMismatchError, near
+from pfl_mobile.reading import read_json
 
 if TYPE_CHECKING:
     import os
@@ -152,7 +153,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if not (folder / name).is_file():
             raise DataError(f"{folder} has no {name}", mend="give the folder of a peft adapter")
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG_FILE)
         tensors = load_file(folder / WEIGHTS_FILE)
     except (SafetensorError, ValueError, OSError) as error:
         raise DataError(f"the adapter in {folder} is damaged: {error}", mend="save it again") from error

@@ -2,9 +2,9 @@
 
 **Rules** (the same on every platform; Kotlin and Swift follow this list word for word):
 
-1. normalize: Unicode NFKC; then U+2019 and U+2018 (curly single quotes) become U+0027; then each code
-   point is replaced by its simple or full lower-case mapping, without looking at its neighbours
-   (so a capital sigma always gives U+03C3).
+1. normalize: half of a surrogate pair without the other half becomes U+FFFD; Unicode NFKC; then U+2019
+   and U+2018 (curly single quotes) become U+0027; then each code point is replaced by its simple or full
+   lower-case mapping, without looking at its neighbours (so a capital sigma always gives U+03C3).
 2. split: matches of ``WORD`` or, where none starts, ``SYMBOL``, left to right, are the pieces; what
    matches neither (separators and control characters) is dropped.
    ``WORD``: a letter or digit, then letters, digits and marks; parts joined by single apostrophes belong
@@ -28,6 +28,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from pfl_mobile.errors import ConfigError, DataError, OutOfVocabularyError
+from pfl_mobile.reading import parse_json, read_text, whole_text
 
 SPECIALS = ("<pad>", "<s>", "<unk>", "</s>")
 PAD, BOS, UNK, EOS = range(4)
@@ -53,6 +54,11 @@ class WordTokenizer:
             if not 0 <= index < len(self._words):
                 raise DataError("the tokenizer's ids have gaps", mend="train it with WordTokenizer.train")
             self._words[index] = word
+        if not all(self._words):
+            raise DataError(
+                "the tokenizer has an empty word, or two words of one id",
+                mend="train it with WordTokenizer.train",
+            )
         if tuple(self._words[: len(SPECIALS)]) != SPECIALS:
             raise DataError(
                 f"the tokenizer's first ids are {self._words[:4]}, not {list(SPECIALS)}",
@@ -82,8 +88,8 @@ class WordTokenizer:
             DataError: it is missing or not a tokenizer of this kind.
         """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            return cls.from_json(read_text(path))
+        except (OSError, ValueError) as error:
             raise DataError(f"cannot read the tokenizer {path}: {error}", mend="check the path") from error
 
     @classmethod
@@ -94,7 +100,7 @@ class WordTokenizer:
             DataError: it is not a tokenizer with the rules of this module.
         """
         try:
-            given = json.loads(text)
+            given = parse_json(text)
             vocabulary = given["model"]["vocab"]
             ours = json.loads(_build(vocabulary).to_str())
             same = all(given.get(k) == ours[k] for k in ("normalizer", "pre_tokenizer", "added_tokens"))
@@ -155,7 +161,8 @@ def _build(vocabulary: dict[str, int]) -> Tokenizer:
 
 
 def _pieces(tokenizer: Tokenizer, text: str) -> list[str]:
-    return [p for p, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))]
+    normal = tokenizer.normalizer.normalize_str(whole_text(text))
+    return [p for p, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
 
 
 def is_symbol(piece: str) -> bool:

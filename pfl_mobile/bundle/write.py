@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import stat
 import zipfile
@@ -33,6 +32,7 @@ from pfl_mobile.errors import (
     TamperedBundleError,
     UnwritableError,
 )
+from pfl_mobile.reading import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -263,10 +263,10 @@ def _is_old_zip(path: Path) -> bool:
 def _listed(manifest: Path) -> set[str]:
     """The files of the bundle with this manifest, which may be an old or damaged one; else none."""
     try:
-        raw = json.loads(manifest.read_bytes())
+        raw = read_json(manifest)
         if raw["kind"] == "pfl-bundle":
             return {MANIFEST, SIGNATURE, *raw["files"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     return set()
 

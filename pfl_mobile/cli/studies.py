@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +23,7 @@ from pfl_mobile.cli.merging import (
     study_privacy,
 )
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.reading import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -301,7 +301,7 @@ def parameters(given: list[str] | tuple[()]) -> dict[str, Any]:
         if not equals or not name:
             raise ConfigError(f"--set {item!r} is not NAME=VALUE", mend="write for instance --set mu=0.1")
         try:
-            found[name] = json.loads(text)
+            found[name] = parse_json(text)
         except ValueError:
             found[name] = text
     return found

@@ -27,6 +27,7 @@ from pfl_mobile.device.sent import SentNoise
 from pfl_mobile.errors import DeviceFolderError
 from pfl_mobile.local.state import ModelId, PersonalStateStore
 from pfl_mobile.protocol.bodies import TaskPrivacy
+from pfl_mobile.reading import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -166,7 +167,7 @@ class DeviceFolder:
     def _membership(self) -> Membership | None:
         path = self.directory / "device.json"
         try:
-            found = json.loads(path.read_bytes())
+            found = read_json(path)
             model, version = ModelId(*found.pop("model")), found.pop("schema_version")
             membership = Membership(**found)
         except FileNotFoundError:
@@ -191,7 +192,7 @@ class DeviceFolder:
         """Refuse the folder of another user; note the user of one that has none."""
         path = self.directory / "user.json"
         try:
-            found = json.loads(path.read_bytes())["user"]
+            found = read_json(path)["user"]
         except FileNotFoundError:
             atomic_write(path, _json({"user": user}), mode=0o600)
             return
@@ -270,7 +271,7 @@ class DeviceFolder:
         found, damaged = list[Pending](), list[str]()
         for path in self.queue.glob("*.json"):
             try:
-                raw = json.loads(path.read_bytes())
+                raw = read_json(path)
                 if raw.pop("schema_version") != SCHEMA_VERSION:
                     raise ValueError("another schema")
                 entry = Pending(**{**raw, **{name: tuple(raw[name]) for name in ("copies", "reports")}})

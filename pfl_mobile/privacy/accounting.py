@@ -11,7 +11,6 @@ import functools
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pfl_mobile.atomic import atomic_write
@@ -21,6 +20,7 @@ from pfl_mobile.privacy import events
 from pfl_mobile.privacy.config import PrivacyConfig
 from pfl_mobile.privacy.events import Event, Relation
 from pfl_mobile.privacy.statement import statement
+from pfl_mobile.reading import parse_json, read_bytes
 
 #: Width of a bucket of privacy loss, as dp-accounting's own default.
 _INTERVAL = 1e-4
@@ -189,7 +189,7 @@ class Ledger:
         """
         mend = "restore it from a backup; a ledger is never edited by hand"
         try:
-            value = json.loads(text)
+            value = parse_json(text)
         except ValueError as error:
             raise LedgerError(f"{what} is not valid JSON: {error}", mend=mend) from error
         _need(value, ("version", "config", "entries"), f"{what} is not a privacy ledger")
@@ -210,7 +210,7 @@ class Ledger:
     def load(cls, path: str | os.PathLike[str]) -> Ledger:
         """Read a ledger file; raises LedgerError where there is none."""
         try:
-            text = Path(path).read_bytes()
+            text = read_bytes(path)
         except OSError as error:
             raise LedgerError(
                 f"{path} cannot be read: {error.strerror or error}",

@@ -18,6 +18,7 @@ from pfl_mobile.errors import ConfigError, DataError, OtherSettingsError, Unknow
 from pfl_mobile.local.plan import LOWER_IS_BETTER
 from pfl_mobile.local.random import derive, permutation
 from pfl_mobile.plain_json import json_text
+from pfl_mobile.reading import read_json
 from pfl_mobile.results import scale
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.population import TextPopulation
@@ -142,7 +143,7 @@ def load_result(study: Study) -> StudyResult:
     if study.folder is None:
         raise ConfigError("the study has no folder", mend="give folder=, and run it")
     try:
-        about = json.loads((study.folder / _STUDY).read_text())
+        about = read_json(study.folder / _STUDY)
         rounds, told = int(about["rounds"]), {name: about[name] for name in study.local_length}
     except FileNotFoundError as error:
         raise ConfigError(f"there is no run in {study.folder}", mend="run the study first") from error

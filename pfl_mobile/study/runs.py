@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pfl_mobile.atomic import atomic_write, disk_errors
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.reading import read_json
 
 if TYPE_CHECKING:
     from pfl_mobile.study.result import StudyResult
@@ -55,7 +56,7 @@ def study_of(folder: str | Path) -> Study:
     """
     path = Path(folder) / _SOURCE
     try:
-        source = json.loads(path.read_text())
+        source = read_json(path)
         model, settings, changes = source["model"], source["settings"], source["changes"]
     except FileNotFoundError as error:
         raise ConfigError(f"{folder} holds no run", mend="make one with `pfl train`") from error

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.errors import OtherSettingsError
+from pfl_mobile.reading import parse_json
 
 if TYPE_CHECKING:
     from pfl_mobile.privacy import PrivacyConfig
@@ -67,7 +68,7 @@ def refuse_others(
         given_too = {path for path, _ in _leaves(said)} | (
             {"privacy"} if none or privacy is not None else set()
         )
-        for path, given, was in _different(json.loads(text), now):
+        for path, given, was in _different(parse_json(text), now):
             if not any(path == p or path.startswith(f"{p}.") for p in given_too):
                 options.append((f"--config {path_}: {path}", given, was))
     if not options:
