@@ -8,6 +8,7 @@ part of a personal state has a counterpart in peft. Plain numpy: neither torch n
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,7 +151,7 @@ def export_model(model: Any, folder: str | os.PathLike[str], *, base_model: str 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):
             raise DataError(f"{folder} has no {name}", mend="give the folder of a peft adapter")
     try:
         config = read_json(folder / CONFIG_FILE)

@@ -213,7 +213,7 @@ def _sink(out: Path, as_zip: bool | None) -> Iterator[_Sink]:
 @contextlib.contextmanager
 def _parents(out: Path) -> Iterator[None]:
     """Make the missing folders above ``out``; remove them again when the block fails."""
-    missing = [folder for folder in out.parents if not folder.exists()]
+    missing = [folder for folder in out.parents if not os.path.exists(folder)]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -229,17 +229,21 @@ def _check_replaceable(out: Path, zipped: bool) -> None:
     problem = None
     if not out.name:
         problem = "is not the name of a folder"
-    elif not out.exists():
+    elif not os.path.exists(out):
         return
     elif zipped:
         problem = (
-            None if out.is_file() and _is_old_zip(out) else "is there already and is not a zipped bundle"
+            None
+            if os.path.isfile(out) and _is_old_zip(out)
+            else "is there already and is not a zipped bundle"
         )
-    elif not out.is_dir():
+    elif not os.path.isdir(out):
         problem = "is there already and is not a folder"
     else:
         present = {
-            str(p.relative_to(out).as_posix()) for p in out.rglob("*") if p.is_symlink() or not p.is_dir()
+            str(p.relative_to(out).as_posix())
+            for p in out.rglob("*")
+            if p.is_symlink() or not os.path.isdir(p)
         }
         foreign = sorted(present - _listed(out / MANIFEST))
         if foreign:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ def rows_of(manifest: Manifest, source: str, user: str, report: Reporter, *, oth
     )
     mend = f"bundle {manifest.name!r} takes rows of {form}: a .npz file with these and user [rows], or the name of a "
     mend += "dataset, a recipe or a study (study.py:study) that has such rows"
-    if source.endswith(".npz") or Path(source).is_file():
+    if source.endswith(".npz") or os.path.isfile(source):
         arrays = _from_file(Path(source), mend)
         users = arrays.pop("user", None)
     else:

@@ -146,7 +146,9 @@ class Ledger:
         if not z:
             return None
         taken = self.config.participations(self.rounds)
-        return gaussian_epsilon([z / 2] * taken, self.config.delta if delta is None else delta)
+        return gaussian_epsilon(
+            [(z / 2, taken)] if taken else [], self.config.delta if delta is None else delta
+        )
 
     def statement(self) -> dict[str, Any]:
         """What is guaranteed after these rounds, as JSON values.
@@ -254,16 +256,22 @@ def _need(value: Any, names: tuple[str, ...], what: str) -> None:
         )
 
 
-def gaussian_epsilon(noise_multipliers: list[float], delta: float) -> float:
+def gaussian_epsilon(noise_multipliers: list[tuple[float, int]], delta: float) -> float:
     """Exact epsilon of Gaussian releases on the same data (Balle and Wang 2018).
 
-    Together they are one of the noise multiplier (sum of z_i^-2)^(-1/2).
+    Together they are one of the noise multiplier (sum of n_i z_i^-2)^(-1/2).
+
+    Args:
+        noise_multipliers: z and how many releases have it; a count costs no more work when it is large.
+        delta: of the guarantee.
     """
     if not noise_multipliers:
         return 0.0
-    if min(noise_multipliers) <= 0:
+    if min(noise_multipliers)[0] <= 0:
         return math.inf
-    together = math.fsum(z**-2 for z in noise_multipliers) ** -0.5
+    together = math.fsum(count / z / z for z, count in noise_multipliers) ** -0.5  # z^-2 itself may overflow
+    if together <= 0:
+        return math.inf
     return float(events.dp_accounting().get_epsilon_gaussian(together, delta))
 
 
@@ -276,12 +284,12 @@ def _epsilon(counts: tuple[tuple[str, int], ...], relation: Relation, delta: flo
     if "NonPrivateDpEvent" in classes:
         return Bound(math.inf, "no noise")
     if classes == {"GaussianDpEvent"}:
-        multipliers = [event["noise_multiplier"] for event, count in pairs for _ in range(count)]
+        multipliers = [(event["noise_multiplier"], count) for event, count in pairs]
         return Bound(gaussian_epsilon(multipliers, delta), "exact Gaussian")
-    inner = [event.get("event", event)["noise_multiplier"] for event, count in pairs for _ in range(count)]
+    inner = [(event.get("event", event)["noise_multiplier"], count) for event, count in pairs]
     # what holds without the amplification by sampling holds with it
     bounds = [Bound(gaussian_epsilon(inner, delta), "exact Gaussian without amplification by sampling")]
-    if min(inner) > 0:
+    if min(inner)[0] > 0:
         bounds.append(Bound(_rdp(pairs, relation, delta), "dp-accounting RDP"))
         if relation == "add_or_remove_one":
             smallest = min(bound.epsilon for bound in bounds)

@@ -295,6 +295,10 @@ class PrivacyConfig(_Frozen):
             return cls.model_validate_json(decoded(text) if isinstance(text, bytes) else text)
         except ValidationError as error:
             raise _invalid(error, what) from error
+        except ValueError as error:
+            raise ConfigError(
+                f"{what} is not valid JSON: {error}", mend="make it anew with `pfl privacy plan`"
+            ) from error
 
     @classmethod
     def checked(cls, fields: Mapping[str, Any], what: str = "the privacy configuration") -> PrivacyConfig:

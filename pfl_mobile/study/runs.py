@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,12 +40,12 @@ def note_source(folder: Path, model: str, settings: Mapping[str, Any], changes: 
 
 def is_started(place: str | Path) -> bool:
     """Whether a path is the folder of a run that has a checkpoint, so that its note must stay as it is."""
-    return is_run(place) and (Path(place) / "checkpoint").exists()
+    return is_run(place) and os.path.exists(Path(place) / "checkpoint")
 
 
 def is_run(place: str | Path) -> bool:
     """Whether a path is the folder of a run."""
-    return (Path(place) / _SOURCE).is_file()
+    return os.path.isfile(Path(place) / _SOURCE)
 
 
 def study_of(folder: str | Path) -> Study:
