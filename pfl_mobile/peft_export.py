@@ -8,6 +8,7 @@ part of a personal state has a counterpart in peft. Plain numpy: neither torch n
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -29,6 +30,8 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
+_REPEATED_GROUP = re.compile(r"\)[*+?{]")
+_REPEATS = re.compile(r"[*+{]")
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\.weight)?"
 )
@@ -156,7 +159,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         config = read_json(folder / CONFIG_FILE)
         tensors = load_file(folder / WEIGHTS_FILE)
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, KeyError, TypeError) as error:
         raise DataError(f"the adapter in {folder} is damaged: {error}", mend="save it again") from error
     if not isinstance(config, dict):
         raise DataError(f"{folder / CONFIG_FILE} holds no settings", mend="save the adapter again")
@@ -165,10 +168,25 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 def _setting(pattern: Any, path: str, default: float) -> float:
     """peft's rule: the first key of the pattern that fits the end of the path, else the default."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", path):
-            return float(value)
-    return float(default)
+    try:
+        for key, value in (pattern or {}).items():
+            # Whoever wrote the file chose the pattern: one that repeats what repeats would never end.
+            if len(key) > 500 or _REPEATED_GROUP.search(key) or len(_REPEATS.findall(key)) > 2:
+                raise ValueError(f"the pattern {key[:80]!r} is too complicated")
+            if re.match(rf"(.*\.)?({key})$", path):
+                return _number(value)
+        return _number(default)
+    except (ValueError, TypeError, AttributeError, OverflowError, re.error) as error:
+        raise DataError(
+            f"the adapter's settings are damaged: {error}", mend="save the adapter again"
+        ) from error
+
+
+def _number(value: Any) -> float:
+    found = float(value)
+    if not (math.isfinite(found) and found > 0):
+        raise ValueError(f"a rank or alpha is {value!r}")
+    return found
 
 
 def import_adapter(

@@ -49,7 +49,7 @@ def read_bytes(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:
         OSError: it is not there, not a regular file (opening a pipe would wait for ever), too large, or the system
             refuses to read it.
     """
-    with open(path, "rb", opener=_open_regular) as file:
+    with open_bytes(path) as file:
         if os.fstat(file.fileno()).st_size > most:
             raise OSError(errno.EFBIG, f"it has more than {most} bytes", os.fspath(path))
         return file.read()
@@ -65,13 +65,22 @@ def read_text(path: str | os.PathLike[str], most: int = MOST_BYTES) -> str:
     return decoded(read_bytes(path, most))
 
 
+def open_bytes(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """An open regular file, for a library that reads it.
+
+    Raises:
+        OSError: it is not there, not a regular file (opening a pipe would wait for ever), or the system refuses.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
 def open_text(path: str | os.PathLike[str]) -> TextIO:
     """The same file, however large, to be read line by line.
 
     Raises:
         OSError: as `read_bytes`. What is not text raises ``UnicodeError`` where it is read.
     """
-    file = open(path, "rb", opener=_open_regular)  # noqa: SIM115 - for the caller to close
+    file = open_bytes(path)
     try:
         encoding = _encoding(file.peek(4)[:4])
     except BaseException:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pfl_mobile.errors import DataError, UnknownNameError, near
+from pfl_mobile.reading import open_bytes
 
 if TYPE_CHECKING:
     from pfl_mobile.bundle.manifest import Manifest
@@ -80,17 +80,11 @@ def rows_of(manifest: Manifest, source: str, user: str, report: Reporter, *, oth
 
 def _from_file(path: Path, mend: str) -> Arrays:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_bytes(path) as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}", mend=mend) from error
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        TypeError,
-        zipfile.BadZipFile,
-    ) as error:  # TypeError: one .npy array
+    except Exception as error:  # NumPy, zipfile and zlib share no base for what is not theirs
         raise DataError(f"{path} is not a .npz file of plain arrays", mend=mend) from error
 
 

@@ -269,10 +269,16 @@ def gaussian_epsilon(noise_multipliers: list[tuple[float, int]], delta: float) -
         return 0.0
     if min(noise_multipliers)[0] <= 0:
         return math.inf
-    together = math.fsum(count / z / z for z, count in noise_multipliers) ** -0.5  # z^-2 itself may overflow
-    if together <= 0:
-        return math.inf
+    total = math.fsum(count / z / z for z, count in noise_multipliers)  # z^-2 itself may overflow
+    if total == 0 or math.isinf(total):
+        return total
+    together = total**-0.5
     return float(events.dp_accounting().get_epsilon_gaussian(together, delta))
+
+
+#: Noise multipliers whose squares float64 holds. Less noise than that hides nothing with sampling either, and more
+#: leaves nothing to amplify.
+_COMPUTED = (1e-6, 1e100)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -289,7 +295,7 @@ def _epsilon(counts: tuple[tuple[str, int], ...], relation: Relation, delta: flo
     inner = [(event.get("event", event)["noise_multiplier"], count) for event, count in pairs]
     # what holds without the amplification by sampling holds with it
     bounds = [Bound(gaussian_epsilon(inner, delta), "exact Gaussian without amplification by sampling")]
-    if min(inner)[0] > 0:
+    if _COMPUTED[0] <= min(inner)[0] and max(inner)[0] <= _COMPUTED[1]:
         bounds.append(Bound(_rdp(pairs, relation, delta), "dp-accounting RDP"))
         if relation == "add_or_remove_one":
             smallest = min(bound.epsilon for bound in bounds)

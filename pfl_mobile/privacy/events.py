@@ -90,7 +90,7 @@ def checked(event: Any) -> Event:
         LedgerError: the class is not known here, or a field is missing, too many, or not in its range.
     """
     name = event.get("class") if isinstance(event, dict) else None
-    if name not in _FIELDS:
+    if not isinstance(name, str) or name not in _FIELDS:
         raise LedgerError(
             f"the ledger has an event of class {name!r}", mend=f"known: {', '.join(sorted(_FIELDS))}"
         )

@@ -59,6 +59,8 @@ def study_of(folder: str | Path) -> Study:
     try:
         source = read_json(path)
         model, settings, changes = source["model"], source["settings"], source["changes"]
+        if not (isinstance(model, str) and isinstance(settings, dict) and isinstance(changes, dict)):
+            raise TypeError("model is no text, or settings or changes are no objects")
     except FileNotFoundError as error:
         raise ConfigError(f"{folder} holds no run", mend="make one with `pfl train`") from error
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -48,7 +48,8 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
 def mutate_json(value: Any, rng: random.Random) -> Any:
     """The same value with one thing in it changed: another value, a key more or less, an entry twice."""
     places: list[tuple[Any, Any]] = []
-    stack = [value := json.loads(json.dumps(value))]
+    value = json.loads(json.dumps(value))
+    stack = [value] if isinstance(value, dict | list) else []
     while stack:
         node = stack.pop()
         inner = list(node.items()) if isinstance(node, dict) else list(enumerate(node))
