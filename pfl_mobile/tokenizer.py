@@ -22,7 +22,7 @@ from __future__ import annotations
 import collections
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
@@ -102,6 +102,7 @@ class WordTokenizer:
         try:
             given = parse_json(text)
             vocabulary = given["model"]["vocab"]
+            _check_ids(vocabulary)  # before anything is built: the library makes room for the largest id
             ours = json.loads(_build(vocabulary).to_str())
             same = all(given.get(k) == ours[k] for k in ("normalizer", "pre_tokenizer", "added_tokens"))
         except Exception as error:  # the tokenizers library raises bare Exception
@@ -144,6 +145,18 @@ class WordTokenizer:
                 f"token id {index} lies outside 0..{self.size - 1}", mend="use the tokenizer of this model"
             )
         return self._words[index]
+
+
+def _check_ids(vocabulary: Mapping[str, int]) -> None:
+    """Refuse what does not number its words 0, 1, 2, ...
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not isinstance(vocabulary, dict) or not all(type(i) is int for i in vocabulary.values()):
+        raise ValueError("its vocabulary does not number words")
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))) or "" in vocabulary:
+        raise ValueError("its ids have gaps, or two words of one id, or a word is empty")
 
 
 def _build(vocabulary: dict[str, int]) -> Tokenizer:

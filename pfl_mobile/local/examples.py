@@ -330,7 +330,14 @@ class ExampleStore:
                     f"cannot use the example store {self.path}: {error}",
                     mend="check that its folder exists, may be written and that no other process holds it",
                 ) from error
-            raise StateError(
-                f"the example store {self.path} is damaged: {error}",
-                mend="restore it from a backup, or delete the file and collect examples anew",
-            ) from error
+            raise self._damaged(error) from error
+        except (
+            UnicodeDecodeError
+        ) as error:  # SQLite names a damaged part of its schema by the bytes it has there
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> StateError:
+        return StateError(
+            f"the example store {self.path} is damaged: {error}",
+            mend="restore it from a backup, or delete the file and collect examples anew",
+        )

@@ -182,7 +182,7 @@ class PersonalStateStore:
             raise self._damaged_pointer(error) from error
         if not text.strip().isdecimal():
             raise self._damaged_pointer(repr(text[:20]))
-        return int(text)
+        return int(text.strip())
 
     def save(self, state: PersonalState) -> int:
         """Write ``state`` as a new version and make it current; returns its number.

@@ -100,7 +100,7 @@ def checked(event: Any) -> Event:
     )
     ranged = typed and (
         fields.get("noise_multiplier", 1.0) >= 0
-        and 0 <= fields.get("sampling_probability", 1.0) <= 1
+        and 0 < fields.get("sampling_probability", 1.0) <= 1
         and 1 <= fields.get("sample_size", 1) <= fields.get("source_dataset_size", 1)
     )
     inner = fields.get("event")

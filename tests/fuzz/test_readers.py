@@ -41,7 +41,7 @@ from pfl_mobile.cli.bundles import _show, describe
 from pfl_mobile.device.client import parse
 from pfl_mobile.device.sent import SentNoise
 from pfl_mobile.device.store import DeviceFolder, Pending
-from pfl_mobile.errors import PflError
+from pfl_mobile.errors import DataError, PflError
 from pfl_mobile.evaluation import text_encoder
 from pfl_mobile.local import checkpoint as local_checkpoint
 from pfl_mobile.local.examples import ExampleStore
@@ -718,6 +718,16 @@ def test_a_small_manifest_takes_little_time_and_memory(bomb: str) -> None:
     took, most = _cost(data)
     assert took < SECONDS
     assert most < MEMORY
+
+
+def test_a_tokenizer_with_a_huge_id_takes_little_time_and_memory() -> None:
+    """The library makes room for every id up to the largest."""
+    text = json.loads(WORDS.to_json())
+    text["model"]["vocab"]["there"] = 2**31
+    began = time.monotonic()
+    with pytest.raises(DataError, match="gaps"):
+        WordTokenizer.from_json(json.dumps(text))
+    assert time.monotonic() - began < 1
 
 
 def test_patterns_take_no_longer_than_names_and_patterns_are_long() -> None:

@@ -216,7 +216,9 @@ def test_a_new_kind_is_one_registration() -> None:
         make_config("memory", {"order": 0})
 
 
-@pytest.mark.parametrize("target", ["enc.layers.1.self_attn", "enc.layers.0.self_attn", "enc.layers.1", "enc"])
+@pytest.mark.parametrize(
+    "target", ["enc.layers.1.self_attn", "enc.layers.0.self_attn", "enc.layers.1", "enc"]
+)
 def test_attention_under_a_head_takes_padded_rows(target: str) -> None:
     """PyTorch packs padded rows by what its first layer is; the layers behind it fail where they are trained."""
 
