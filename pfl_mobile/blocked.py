@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pfl_mobile.errors import StateError
+from pfl_mobile.reading import parse_json
 from pfl_mobile.vocabulary import is_blocked
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class BlockList:
                 taken for empty.
         """
         try:
-            raw = json.loads(data)
+            raw = parse_json(data)
             version, kind = raw["schema_version"], raw["kind"]
             if kind == KIND and type(version) is int and version > SCHEMA_VERSION:
                 raise StateError(f"{what} has schema {version}, newer than 1", mend="update pfl-mobile")

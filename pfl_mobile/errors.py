@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
@@ -19,9 +20,9 @@ class PflError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, *, mend: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.mend = mend
+        self.message = shown(message)
+        self.mend = shown(mend)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n  mend: {self.mend}"
@@ -30,6 +31,19 @@ class PflError(Exception):
     def code(self) -> str:
         """Stable identifier for scripts, for instance ``TamperedBundleError``."""
         return type(self).__name__
+
+
+#: Characters of a message: what a file or a server said may be a part of it, of any length.
+_MOST_SHOWN = 6000
+_UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def shown(text: str) -> str:
+    """Text that a terminal and a log can show: control characters and broken surrogates as escapes, and not
+    without end."""
+    if len(text) > _MOST_SHOWN:
+        text = f"{text[: _MOST_SHOWN - 1000]} [...] {text[-900:]}"
+    return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class ConfigError(PflError):
@@ -160,6 +174,10 @@ class EngineError(PflError):
 
 class EngineUnavailableError(EngineError):
     """The engine's runtime is not installed, or the bundle has no programs for it."""
+
+
+class ProgramDiedError(EngineError):
+    """A program that nobody vouches for ended the process it was tried in, or used more than it was given."""
 
 
 class EngineMismatchError(EngineError):
@@ -333,8 +351,10 @@ class ServerProblem(DeviceError):
 
 def near(name: str, known: Iterable[str], limit: int = 3) -> str:
     """Words for a mend: the known names nearest to ``name``, or all when none is near."""
-    names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=limit, cutoff=0.4)
+    # Comparing takes the product of the lengths, for each name: what is longer than a name is not looked at, nor
+    # are more names than a person gives.
+    names = sorted({n for n in known if len(n) <= 200})
+    close = difflib.get_close_matches(name[:200], names[:5000], n=limit, cutoff=0.4)
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")

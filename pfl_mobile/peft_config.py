@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.errors import ConfigError, DataError
+from pfl_mobile.reading import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,7 +104,7 @@ class AdapterConfig:
             ConfigError: a setting makes it something else than LoRA on the backbone as it is.
         """
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = read_json(path)
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path} is damaged: {error}", mend="save the adapter again") from error
         if not isinstance(config, dict):

@@ -9,6 +9,7 @@ Plain numpy: neither torch nor peft is imported here.
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,7 +219,7 @@ def _read(folder: Path) -> tuple[AdapterConfig, dict[str, np.ndarray]]:
             mend="save the adapter again with save_pretrained(folder, safe_serialization=True)",
         )
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):
             raise DataError(f"{folder} has no {name}", mend="give the folder of a peft adapter")
     config = AdapterConfig.read(folder / CONFIG_FILE)
     try:

@@ -44,11 +44,16 @@ def _copy(backbone: nn.Module) -> nn.Module:
             )
     try:
         root = copy.deepcopy(backbone, memo)
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # what the layers themselves raise
         raise ConfigError(
             f"the backbone {type(backbone).__name__} cannot be copied: {error}",
             mend="keep only parameters, buffers and plain values as attributes",
         ) from error
+    for layer in root.modules():
+        if isinstance(layer, nn.TransformerEncoder):
+            # It packs padded rows where its first layer is frozen, and the layers behind it cannot take that where
+            # they are trained. A program never packs: it computes what is here too.
+            layer.enable_nested_tensor = layer.use_nested_tensor = False
     return root.eval()
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """JSON of plain values; numbers that JSON does not have (NaN, infinity) become null."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    # A half of a surrogate pair is in no encoding; as an escape it is JSON.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _finite(value: Any) -> Any:

@@ -2,9 +2,9 @@
 
 **Rules** (the same on every platform; Kotlin and Swift follow this list word for word):
 
-1. normalize: Unicode NFKC; then U+2019 and U+2018 (curly single quotes) become U+0027; then each code
-   point is replaced by its simple or full lower-case mapping, without looking at its neighbours
-   (so a capital sigma always gives U+03C3).
+1. normalize: half of a surrogate pair without the other half becomes U+FFFD; Unicode NFKC; then U+2019
+   and U+2018 (curly single quotes) become U+0027; then each code point is replaced by its simple or full
+   lower-case mapping, without looking at its neighbours (so a capital sigma always gives U+03C3).
 2. split: matches of ``WORD`` or, where none starts, ``SYMBOL``, left to right, are the pieces; what
    matches neither (separators and control characters) is dropped.
    ``WORD``: a letter or digit, then letters, digits and marks; parts joined by single apostrophes belong
@@ -28,6 +28,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from pfl_mobile.errors import ConfigError, DataError, OutOfVocabularyError
+from pfl_mobile.reading import parse_json, read_text, whole_text
 from pfl_mobile.vocabulary import VocabularyReport, VocabularyRule, choose_words
 
 SPECIALS = ("<pad>", "<s>", "<unk>", "</s>")
@@ -58,6 +59,11 @@ class WordTokenizer:
             if not 0 <= index < len(self._words):
                 raise DataError("the tokenizer's ids have gaps", mend="train it with WordTokenizer.train")
             self._words[index] = word
+        if not all(self._words):
+            raise DataError(
+                "the tokenizer has an empty word, or two words of one id",
+                mend="train it with WordTokenizer.train",
+            )
         if tuple(self._words[: len(SPECIALS)]) != SPECIALS:
             raise DataError(
                 f"the tokenizer's first ids are {self._words[:4]}, not {list(SPECIALS)}",
@@ -113,8 +119,8 @@ class WordTokenizer:
             DataError: it is missing or not a tokenizer of this kind.
         """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            return cls.from_json(read_text(path))
+        except (OSError, ValueError) as error:
             raise DataError(f"cannot read the tokenizer {path}: {error}", mend="check the path") from error
 
     @classmethod
@@ -125,8 +131,9 @@ class WordTokenizer:
             DataError: it is not a tokenizer with the rules of this module.
         """
         try:
-            given = json.loads(text)
+            given = parse_json(text)
             vocabulary = given["model"]["vocab"]
+            _check_ids(vocabulary)  # before anything is built: the library makes room for the largest id
             ours = json.loads(_build(vocabulary).to_str())
             same = all(given.get(k) == ours[k] for k in ("normalizer", "pre_tokenizer", "added_tokens"))
         except Exception as error:  # the tokenizers library raises bare Exception
@@ -171,6 +178,18 @@ class WordTokenizer:
         return self._words[index]
 
 
+def _check_ids(vocabulary: Mapping[str, int]) -> None:
+    """Refuse what does not number its words 0, 1, 2, ...
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not isinstance(vocabulary, dict) or not all(type(i) is int for i in vocabulary.values()):
+        raise ValueError("its vocabulary does not number words")
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))) or "" in vocabulary:
+        raise ValueError("its ids have gaps, or two words of one id, or a word is empty")
+
+
 def _build(vocabulary: dict[str, int]) -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIALS[UNK]))
     tokenizer.normalizer = normalizers.Sequence(
@@ -191,7 +210,8 @@ def _check_size(size: int) -> None:
 
 
 def _pieces(tokenizer: Tokenizer, text: str) -> list[str]:
-    return [p for p, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))]
+    normal = tokenizer.normalizer.normalize_str(whole_text(text))
+    return [p for p, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
 
 
 def cut(text: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from dataclasses import dataclass
@@ -234,8 +235,8 @@ def find_function(model: str, wanted: str = "deployment") -> UserFunction:
 
 def _without_function(model: str, wanted: str) -> UserFunction:
     path = Path(model).expanduser()
-    if model.endswith(".py") or path.is_file():
-        if not path.is_file():
+    if model.endswith(".py") or os.path.isfile(path):
+        if not os.path.isfile(path):
             raise UnknownNameError(f"there is no file {model}", mend=_FORMS)
         names = _functions(_import_file(path))
         mend = f"name the function: {model}:{names[0] if len(names) == 1 else 'FUNCTION'}"
@@ -243,7 +244,7 @@ def _without_function(model: str, wanted: str) -> UserFunction:
             f"{model} is a file; which function in it makes the {wanted}?", mend=_list(mend, names)
         )
     known = recipes()
-    if wanted == "deployment" and model not in known and path.is_dir():
+    if wanted == "deployment" and model not in known and os.path.isdir(path):
         from pfl_mobile.study.runs import open_run
 
         return UserFunction(path.resolve().name, f"the run in {model}", lambda: open_run(path), None)
@@ -275,9 +276,9 @@ def _list(mend: str, names: list[str]) -> str:
 
 
 def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not os.path.isfile(path):
         folder = path.parent
-        beside = [p.name for p in folder.glob("*.py")] if folder.is_dir() else []
+        beside = [p.name for p in folder.glob("*.py")] if os.path.isdir(folder) else []
         mend = near(path.name, beside) if beside else _FORMS
         raise UnknownNameError(f"there is no file {path}", mend=mend)
     path = path.resolve()

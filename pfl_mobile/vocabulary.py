@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.errors import ConfigError, DataError, MissingDependencyError, TooFewUsersError
+from pfl_mobile.reading import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
@@ -164,7 +165,7 @@ def rule_of(data: bytes) -> dict[str, Any] | None:
         DataError: it is no such record.
     """
     try:
-        raw = json.loads(data)
+        raw = parse_json(data)
         if raw["schema_version"] != 1 or not (raw["rule"] is None or isinstance(raw["rule"], dict)):
             raise ValueError("not of schema 1")
     except (ValueError, TypeError, KeyError, RecursionError) as error:

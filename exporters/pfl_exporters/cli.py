@@ -182,14 +182,14 @@ def _check_place(out: Path) -> None:
         UnwritableError: it holds something that is not a bundle, or may not be written.
     """
     folder = out.absolute().parent
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        why = "is not a folder" if not folder.is_dir() else "may not be written"
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        why = "is not a folder" if not os.path.isdir(folder) else "may not be written"
         raise UnwritableError(f"cannot write {out}: {folder} {why}", mend="give another --out")
-    if out.is_file() and out.suffix != ".pflb":
+    if os.path.isfile(out) and out.suffix != ".pflb":
         raise UnwritableError(f"{out} is a file that is there already", mend="give a folder or a .pflb file")
-    if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").is_file():
+    if os.path.isdir(out) and any(out.iterdir()) and not os.path.isfile(out / "manifest.json"):
         raise UnwritableError(
             f"{out} is a folder with other things in it, not a bundle",
             mend=f"give a new folder, for instance --out {out / 'bundle'}",

@@ -21,7 +21,7 @@ from pfl_mobile.bundle.write import write_bundle
 from pfl_mobile.deployment import Deployment
 from pfl_mobile.engines import ENGINES
 from pfl_mobile.engines.base import EngineSession
-from pfl_mobile.errors import ExportError
+from pfl_mobile.errors import ExportError, PflError
 from pfl_mobile.personalization import tensor_digest
 from pfl_mobile.programs import TracedProgram, trace_programs
 from pfl_mobile.vocabulary import RECORD, VocabularyReport, record
@@ -160,7 +160,15 @@ def export_bundle(
     specs = program_specs(programs)
     lap("trace")
     report("compare the traced graphs with PyTorch")
-    reference = cases(model, task, batch, little, seed=seed)
+    try:
+        reference = cases(model, task, batch, little, seed=seed)
+    except PflError:
+        raise
+    except Exception as error:  # the user's own layers and loss raise what they like
+        raise ExportError(
+            f"the model fails on another batch than the example: {type(error).__name__}: {error}",
+            mend="it has to take any batch of the example's shape, also rows that are padding",
+        ) from error
     check_traced(programs, reference)
     lap("compare")
     errors: dict[str, dict[str, float]] = {}

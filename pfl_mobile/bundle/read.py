@@ -47,6 +47,8 @@ class Bundle:
         signed_by: hex public key of the signature, or None when it is not signed.
         manifest_bytes: the exact bytes that are signed.
         signature_bytes: the content of its signature file, or None.
+        pinned: whether the signature was checked against a key that the opener gave: someone whom the opener
+            knows vouches for every byte.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, manifest_bytes: bytes) -> None:
@@ -56,6 +58,7 @@ class Bundle:
         self.manifest_bytes = manifest_bytes
         self.signature_bytes: bytes | None = None
         self.signed_by: str | None = None
+        self.pinned = False
         self._cleanup: weakref.finalize[[str], Bundle] | None = None
 
     @classmethod
@@ -106,6 +109,7 @@ class Bundle:
                 signed_by = verify(data, signature, public_key)
             bundle = cls(where, parse_manifest(data), data)
             bundle.signature_bytes, bundle.signed_by = signature, signed_by
+            bundle.pinned = public_key is not None
             _check_presence(source, bundle.manifest, max_bytes)
             if isinstance(source, FolderSource):
                 _check_files(source, bundle.manifest, None, progress)

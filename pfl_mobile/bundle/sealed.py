@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pfl_mobile.bundle.tensors import Tensors, metadata_from_bytes, tensors_from_bytes, tensors_to_bytes
 from pfl_mobile.errors import NewerFileError, TensorFileError
+from pfl_mobile.reading import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 
 def seal(tensors: Mapping[str, np.ndarray], head: str, *, form: str | None, finite: bool = False) -> bytes:
@@ -52,13 +53,35 @@ def unseal(
     text = metadata.get("head", "")
     if metadata.get("format") != form or metadata.get("sha256") != digest(tensors, text):
         raise TensorFileError(f"{what} does not match its digest", mend="restore it from a copy")
-    head = json.loads(text)
-    if head.get("schema_version", 0) > schema_version:
+    try:
+        head = parse_json(text)
+        version = head.get("schema_version", 0) if isinstance(head, dict) else None
+        if type(version) is not int:
+            raise ValueError("its head is no object with a schema_version")
+    except ValueError as error:
+        raise TensorFileError(
+            f"the head of {what} is damaged: {error}", mend="restore it from a copy"
+        ) from error
+    if version > schema_version:
         raise NewerFileError(
             f"{what} has schema {head['schema_version']}, newer than {schema_version}",
             mend="update pfl-mobile",
         )
     return tensors, head
+
+
+@contextlib.contextmanager
+def damaged_head(what: str) -> Iterator[None]:
+    """Turn what goes wrong where the parts of a head are taken as what they should be into `TensorFileError`.
+
+    A digest that fits says that a file is whole, not that this program wrote it.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise TensorFileError(
+            f"the head of {what} is damaged: {type(error).__name__}: {error}", mend="restore it from a copy"
+        ) from error
 
 
 def digest(tensors: Mapping[str, np.ndarray], text: str = "") -> str:

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pfl_mobile.atomic import PRIVATE, atomic_write
 from pfl_mobile.bundle.paths import MANIFEST, SIGNATURE
 from pfl_mobile.errors import KeyFileError, SignatureError
+from pfl_mobile.reading import decoded, parse_json, read_bytes
 
 #: A key in memory, 64 hex digits, PEM text, or the path of a file with one of the two.
 PrivateKey = Ed25519PrivateKey | str | os.PathLike[str]
@@ -174,8 +175,7 @@ def _text(source: str | os.PathLike[str], what: str) -> tuple[str, str]:
     ):  # never shown: it may be secret
         raise KeyFileError(f"the {what} has {len(source.strip())} hex digits, not 64", mend=_MEND)
     try:
-        with open(source, "rb") as file:
-            return file.read(_MAX_KEY_BYTES).decode("ascii").strip(), f"the {what} in {source}"
+        return decoded(read_bytes(source, _MAX_KEY_BYTES)).strip(), f"the {what} in {source}"
     except UnicodeDecodeError as error:
         raise KeyFileError(f"the {what} in {source} is not text", mend=_MEND) from error
     except (OSError, ValueError) as error:
@@ -189,7 +189,7 @@ def _parse(signature: bytes) -> tuple[bytes, bytes]:
     try:
         if len(signature) > MAX_SIGNATURE_BYTES:
             raise ValueError("it is too long")
-        record = json.loads(signature)
+        record = parse_json(signature)
         if not isinstance(record, dict) or set(record) != {"algorithm", "public_key", "signature"}:
             raise ValueError("it needs exactly the fields algorithm, public_key and signature")
         if record["algorithm"] != ALGORITHM:
@@ -197,7 +197,7 @@ def _parse(signature: bytes) -> tuple[bytes, bytes]:
         if not (_HEX_KEY.fullmatch(record["public_key"]) and len(record["signature"]) == 128):
             raise ValueError("its key or signature has the wrong length")
         return bytes.fromhex(record["public_key"]), bytes.fromhex(record["signature"])
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise SignatureError(
             f"{SIGNATURE} is not a signature: {error}", mend="obtain the bundle again"
         ) from error

@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from pfl_mobile.atomic import atomic_write
 from pfl_mobile.errors import NonFiniteError, TensorFileError
+from pfl_mobile.reading import MOST_TENSOR_BYTES, parse_json, read_bytes
 
 if TYPE_CHECKING:
     import os
@@ -170,8 +171,7 @@ def check_finite(tensors: Mapping[str, np.ndarray], what: str = "") -> None:
 
 def _read(path: str | os.PathLike[str]) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return read_bytes(path, MOST_TENSOR_BYTES)
     except OSError as error:
         raise TensorFileError(
             f"cannot read {path}: {error.strerror or error}", mend="check the path and its permissions"
@@ -184,10 +184,10 @@ def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
         (length,) = struct.unpack_from("<Q", data)
         if length > len(data) - 8:
             raise ValueError("the header is longer than the file")
-        header = json.loads(data[8 : 8 + length])
+        header = parse_json(data[8 : 8 + length])
         if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
             raise ValueError("the header is not an object")
-    except (struct.error, ValueError, RecursionError) as error:
+    except (struct.error, ValueError) as error:
         raise TensorFileError(f"not a valid safetensors file: {error}", mend=_AGAIN) from error
     return header, data[8 + length :]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import stat
 import zipfile
@@ -33,6 +32,7 @@ from pfl_mobile.errors import (
     TamperedBundleError,
     UnwritableError,
 )
+from pfl_mobile.reading import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -213,7 +213,7 @@ def _sink(out: Path, as_zip: bool | None) -> Iterator[_Sink]:
 @contextlib.contextmanager
 def _parents(out: Path) -> Iterator[None]:
     """Make the missing folders above ``out``; remove them again when the block fails."""
-    missing = [folder for folder in out.parents if not folder.exists()]
+    missing = [folder for folder in out.parents if not os.path.exists(folder)]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -229,17 +229,21 @@ def _check_replaceable(out: Path, zipped: bool) -> None:
     problem = None
     if not out.name:
         problem = "is not the name of a folder"
-    elif not out.exists():
+    elif not os.path.exists(out):
         return
     elif zipped:
         problem = (
-            None if out.is_file() and _is_old_zip(out) else "is there already and is not a zipped bundle"
+            None
+            if os.path.isfile(out) and _is_old_zip(out)
+            else "is there already and is not a zipped bundle"
         )
-    elif not out.is_dir():
+    elif not os.path.isdir(out):
         problem = "is there already and is not a folder"
     else:
         present = {
-            str(p.relative_to(out).as_posix()) for p in out.rglob("*") if p.is_symlink() or not p.is_dir()
+            str(p.relative_to(out).as_posix())
+            for p in out.rglob("*")
+            if p.is_symlink() or not os.path.isdir(p)
         }
         foreign = sorted(present - _listed(out / MANIFEST))
         if foreign:
@@ -263,10 +267,10 @@ def _is_old_zip(path: Path) -> bool:
 def _listed(manifest: Path) -> set[str]:
     """The files of the bundle with this manifest, which may be an old or damaged one; else none."""
     try:
-        raw = json.loads(manifest.read_bytes())
+        raw = read_json(manifest)
         if raw["kind"] == "pfl-bundle":
             return {MANIFEST, SIGNATURE, *raw["files"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     return set()
 

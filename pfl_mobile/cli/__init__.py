@@ -1,7 +1,8 @@
 """The ``pfl`` command. Heavy packages are imported by the command that needs them, never by ``--help``.
 
 Exit codes: 0 fine; 1 a check failed (an engine disagrees with PyTorch); 2 wrong input or environment (the
-message says how to mend it); 130 interrupted. With ``--json``, standard output holds one JSON value and
+message says how to mend it); 70 a fault of pfl-mobile itself, whose traceback --debug or PFL_DEBUG=1 shows; 130
+interrupted. With ``--json``, standard output holds one JSON value and
 nothing else, ``{"error": {"type", "message", "mend"}}`` after an error; progress goes to standard error.
 """
 

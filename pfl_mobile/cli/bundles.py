@@ -183,16 +183,17 @@ def verify(bundle: BundlePath, engine: Engine = None, public_key: Key = None, as
     """Run the golden batch of a bundle and compare every output with what PyTorch gave at the export.
 
     Without --engine every engine of the bundle is run, except torch: its files can hold code, so it has to be named.
+    Each runs in a process of its own: a damaged program that ends it is an error here.
     The JSON is one object with engine, loss_rel_err,
     grad_max_rel_err, ok when one engine was run, else {"ok": ..., "engines": [one such object each]}. There,
     an engine that cannot be run is not ok and has an "error".
     """
-    from pfl_mobile.engines import open_session, unasked
+    from pfl_mobile.engines import open_isolated, unasked
 
     with open_bundle(bundle, public_key) as opened, Reporter() as report:
         names = [engine] if engine is not None else unasked(opened.manifest.engines)
         if not names:  # says which engine to name
-            open_session(opened)
+            open_isolated(opened)
         results = []
         for name in names:
             report(f"run the golden batch on {name}")
@@ -223,10 +224,10 @@ def verify(bundle: BundlePath, engine: Engine = None, public_key: Key = None, as
 
 
 def _verify(bundle: Bundle, engine: str) -> dict[str, Any]:
-    from pfl_mobile.engines import open_session
+    from pfl_mobile.engines import open_isolated
     from pfl_mobile.verification import golden_check
 
-    with open_session(bundle, engine) as session:
+    with open_isolated(bundle, engine) as session:
         return golden_check(bundle, session).to_json()
 
 

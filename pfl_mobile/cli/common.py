@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import os
 import signal
 import sys
 import threading
@@ -17,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pfl_mobile.errors import MissingDependencyError, PflError, UserCodeError
+from pfl_mobile.errors import MissingDependencyError, PflError, UserCodeError, shown
 from pfl_mobile.plain_json import json_text
 
 if TYPE_CHECKING:
@@ -26,10 +28,10 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
-OK, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, WRONG, UNFORESEEN, INTERRUPTED = 0, 1, 2, 70, 130
 EXIT_CODES = (
     "Exit codes: 0 fine, 1 a check failed, 2 wrong input or environment (the message says how to mend it), "
-    "130 interrupted."
+    "70 a fault of pfl-mobile itself, 130 interrupted."
 )
 
 #: Of the commands that train studies: they end, but some users failed and are in none of the figures.
@@ -40,6 +42,8 @@ STUDY_EXIT_CODES = (
     "there is no verdict, 2 wrong input or environment (the message says how to mend it), 3 done, but some users "
     "failed (they are named) and are in none of the figures, 130 interrupted."
 )
+#: Set to 1, shows the traceback of a fault of pfl-mobile itself, as the option ``--debug`` does.
+DEBUG = "PFL_DEBUG"
 
 #: Package -> extra of this distribution that brings it.
 EXTRAS = {
@@ -76,14 +80,23 @@ def console(*, error: bool = False) -> Console:
 
 
 def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code; an exception that nobody foresaw goes through."""
+    """Run a command line and return its exit code.
+
+    An exception that nobody foresaw is told in a few lines, with how to report it; its traceback is shown with
+    ``--debug`` anywhere on the line, or ``PFL_DEBUG=1``.
+    """
     args = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in args or os.environ.get(DEBUG, "") not in ("", "0")
+    args = [arg for arg in args if arg != "--debug"]
     as_json = "--json" in args
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may hold what the terminal's encoding has not
+            stream.reconfigure(errors="backslashreplace")
     logging.getLogger("torch.utils._pytree").addFilter(_not_of_torchao)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"torch\.")  # nothing in them is for who runs a command
         warnings.showwarning = _show_warning
-        return _run(app, name, args, as_json)
+        return _run(app, name, args, as_json, debug)
 
 
 def _not_of_torchao(record: logging.LogRecord) -> bool:
@@ -108,7 +121,7 @@ def _show_warning(
         print(text, end="", file=file or sys.stderr)
 
 
-def _run(app: typer.Typer, name: str, args: list[str], as_json: bool) -> int:
+def _run(app: typer.Typer, name: str, args: list[str], as_json: bool, debug: bool) -> int:
     try:
         code = typer.main.get_command(app).main(args, prog_name=name, standalone_mode=False)
     except PflError as error:
@@ -123,7 +136,41 @@ def _run(app: typer.Typer, name: str, args: list[str], as_json: bool) -> int:
             mend = f"run: {name} --help"
             print_json({"error": {"type": "UsageError", "message": _usage(error), "mend": mend}})
         return int(getattr(error, "exit_code", WRONG))
+    except BrokenPipeError:
+        return _nobody_reads()
+    except Exception as error:
+        return _unforeseen(error, name, as_json, debug)
     return code if isinstance(code, int) else OK
+
+
+def _nobody_reads() -> int:
+    """Whoever read the output went away (``pfl ... | head``): end quietly, as other commands do."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # so that Python's last flush fails no more
+    return FAILED
+
+
+def _unforeseen(error: Exception, name: str, as_json: bool, debug: bool) -> int:
+    """Tell of a fault of this program: what, where, and how to report it."""
+    out = console(error=True)
+    if debug:
+        out.print(escape("".join(traceback.format_exception(error))), style="dim")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "pfl_" in f.filename]
+    last = frames[-1] if frames else None
+    where = "" if last is None else f" ({Path(last.filename).name}, line {last.lineno}, in {last.name})"
+    said = shown(str(error)).strip().splitlines()
+    message = f"{type(error).__name__}: {said[0][:300] if said else 'no message'}{where}"
+    mend = (
+        f"this is a fault of {name} or of what it runs: run the same command with --debug, and report all of its "
+        "output with the versions that `pip freeze` shows"
+    )
+    out.print(f"[bold red]unforeseen error[/] {escape(message)}")
+    out.print(f"[bold]mend:[/] {escape(mend)}")
+    if as_json:
+        print_json({"error": {"type": "UnforeseenError", "message": message, "mend": mend}})
+    return UNFORESEEN
 
 
 def _usage(error: Exception) -> str:

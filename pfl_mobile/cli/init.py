@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib import resources
 from pathlib import Path
@@ -139,9 +140,9 @@ def _check(folder: Path) -> None:
             mend="begin with a letter; letters, digits, - and _ may follow, 64 in all",
         )
     with disk_errors(folder):
-        if folder.exists() and not folder.is_dir():
+        if os.path.exists(folder) and not os.path.isdir(folder):
             raise UnwritableError(f"{folder} is a file", mend="give another name")
-        if folder.is_dir() and any(folder.iterdir()):
+        if os.path.isdir(folder) and any(folder.iterdir()):
             raise UnwritableError(f"the folder {folder} is not empty", mend="give another name")
 
 

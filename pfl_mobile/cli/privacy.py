@@ -51,7 +51,7 @@ def add_to(app: typer.Typer) -> None:
 def plan(
     epsilon: Annotated[float, EPSILON],
     population: Annotated[int, typer.Option("--population", min=1, help="Devices in all.")],
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Merges in all.")],
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=1_000_000, help="Merges in all.")],
     cohort: Annotated[int, typer.Option("--cohort", min=1, help="Devices in a round.")],
     delta: Annotated[float, DELTA] = DEFAULT_DELTA,
     sampling: Annotated[str, SAMPLING] = DEFAULT_SAMPLING,

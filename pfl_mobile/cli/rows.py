@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from pfl_mobile.errors import DataError, UnknownNameError, near
 from pfl_mobile.local.batches import outside_classes
+from pfl_mobile.reading import open_bytes
 
 if TYPE_CHECKING:
     from pfl_mobile.bundle.manifest import Manifest
@@ -48,7 +49,7 @@ def rows_of(manifest: Manifest, source: str, user: str, report: Reporter, *, oth
     )
     mend = f"bundle {manifest.name!r} takes rows of {form}: a .npz file with these and user [rows], or the name of a "
     mend += "dataset, a recipe or a study (study.py:study) that has such rows"
-    if source.endswith(".npz") or Path(source).is_file():
+    if source.endswith(".npz") or os.path.isfile(source):
         arrays = _from_file(Path(source), mend)
         users = arrays.pop("user", None)
     else:
@@ -80,17 +81,11 @@ def rows_of(manifest: Manifest, source: str, user: str, report: Reporter, *, oth
 
 def _from_file(path: Path, mend: str) -> Arrays:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_bytes(path) as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}", mend=mend) from error
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        TypeError,
-        zipfile.BadZipFile,
-    ) as error:  # TypeError: one .npy array
+    except Exception as error:  # NumPy, zipfile and zlib share no base for what is not theirs
         raise DataError(f"{path} is not a .npz file of plain arrays", mend=mend) from error
 
 

@@ -14,6 +14,7 @@ from pfl_mobile.cli.common import EXIT_CODES, Json, console, missing_package, pr
 from pfl_mobile.cli.merging import CLIP_NORM, DELTA, EPSILON, MIN_SEPARATION, PRIVACY, Rule, privacy_file
 from pfl_mobile.cli.studies import parameters
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.reading import read_text
 
 if TYPE_CHECKING:
     from pfl_mobile.privacy import PrivacyConfig
@@ -246,8 +247,8 @@ def _limits(file: Path) -> LimitsConfig:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(file)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read: {error}", mend="check the path") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +38,7 @@ def _store(folder: Path, bundle: Bundle) -> PersonalStateStore:
     from pfl_mobile.evaluation import model_id
     from pfl_mobile.local.state import PersonalStateStore
 
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise StateError(
             f"there is no personal state at {folder}",
             mend="make one with: pfl personalize BUNDLE --state DIR",

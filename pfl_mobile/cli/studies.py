@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +33,7 @@ from pfl_mobile.cli.merging import (
     study_privacy,
 )
 from pfl_mobile.errors import ConfigError, TrainingFailedError
+from pfl_mobile.reading import parse_json
 from pfl_mobile.simulation.failures import named
 
 if TYPE_CHECKING:
@@ -342,7 +342,7 @@ def parameters(given: list[str] | tuple[()], option: str = "--set") -> dict[str,
                 f"{option} {item!r} is not NAME=VALUE", mend=f"write for instance {option} mu=0.1"
             )
         try:
-            found[name] = json.loads(text)
+            found[name] = parse_json(text)
         except ValueError:
             found[name] = text
     return found

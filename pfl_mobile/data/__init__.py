@@ -24,7 +24,6 @@ from pfl_mobile.data import (
     synthetic,
     wisdm,
 )
-from pfl_mobile.data.cache import cache_dir
 from pfl_mobile.data.fetch import get, load, population
 from pfl_mobile.data.registry import (
     ArrayDataset,
@@ -40,6 +39,7 @@ from pfl_mobile.data.registry import (
 from pfl_mobile.data.split import Split, UserSplit, split, split_texts
 from pfl_mobile.data.tables import summary
 from pfl_mobile.data.usertext import Left, Message, UserText
+from pfl_mobile.places import cache_dir
 
 __all__ = [
     "ArrayDataset",

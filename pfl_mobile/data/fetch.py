@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -168,7 +169,7 @@ def load(source: str | Path, progress: Progress | None = None, *, unique: bool =
     if str(source) in names():
         return get(str(source), progress=progress)
     path = Path(source).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):
         return jsonl.read(path, unique=unique)
     raise UnknownNameError(
         f"{str(source)!r} is neither a dataset nor a file here",

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from pfl_mobile.data.usertext import Left, Message, UserText
 from pfl_mobile.errors import DataError
+from pfl_mobile.reading import open_text, parse_json, whole_text
 
 _MEND = 'write one object a line: {"user": "ann", "text": "see you there", "time": "2026-01-31T09:30:00"}'
 
@@ -42,20 +42,20 @@ def read_lines(path: Path, blank: list[int] | None = None) -> Iterator[tuple[str
         DataError: a line is not such an object; names the file and line.
     """
     try:
-        with path.open(encoding="utf-8") as lines:
+        with open_text(path) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield _pair(line, f"{path}, line {number}")
                 elif blank is not None:
                     blank.append(number)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise DataError(f"cannot read {path}: {error}", mend="give a readable UTF-8 JSONL file") from error
 
 
 def _pair(line: str, where: str) -> tuple[str, Message]:
     try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        entry = parse_json(line)
+    except ValueError as error:
         raise DataError(f"{where} is not JSON: {error}", mend=_MEND) from error
     if not isinstance(entry, dict) or "user" not in entry or not isinstance(entry.get("text"), str):
         raise DataError(f'{where} has no "user" or no "text"', mend=_MEND)
@@ -63,7 +63,7 @@ def _pair(line: str, where: str) -> tuple[str, Message]:
     if isinstance(user, bool) or not isinstance(user, str | int):
         raise DataError(f"{where}: user is {user!r}", mend=_MEND)
     try:
-        return str(user), Message(entry["text"], seconds(entry.get("time")))
+        return whole_text(str(user)), Message(whole_text(entry["text"]), seconds(entry.get("time")))
     except (ValueError, OverflowError) as error:
         raise DataError(f"{where}: {error}", mend=_MEND) from error
 

@@ -6,7 +6,6 @@ Every call is tried again while the reason for its failure may pass; all of them
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import ssl
 import threading
@@ -43,6 +42,7 @@ from pfl_mobile.protocol.bodies import (
     FederationInfo,
     LatestVersion,
 )
+from pfl_mobile.reading import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -328,8 +328,8 @@ def parse(kind: type[Answer], data: bytes, what: str) -> Answer:
 def _problem(status: int, headers: Mapping[str, str], body: bytes) -> ServerProblem:
     """The error that an answer is; one without a problem's JSON (to HEAD, or cut off) is named by its status."""
     found: dict[str, Any] = {}
-    with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(body)
+    with contextlib.suppress(ValueError):
+        value = parse_json(body)
         found = value if isinstance(value, dict) else {}
 
     def text(name: str, default: str) -> str:

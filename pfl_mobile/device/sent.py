@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pfl_mobile.atomic import PRIVATE, atomic_write
 from pfl_mobile.errors import DeviceFolderError
 from pfl_mobile.privacy.local import local_epsilon
+from pfl_mobile.reading import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,7 +88,7 @@ class SentNoise:
 
 def _read(path: Path) -> _Count:
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
         version, updates, inverse = found["schema_version"], found["updates"], float(found["inverse_squares"])
         fits = (
             isinstance(updates, int)
@@ -97,7 +98,7 @@ def _read(path: Path) -> _Count:
         )
     except FileNotFoundError:
         return _Count()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise _damaged(path, repr(error)) from error
     if version != SCHEMA_VERSION:
         raise DeviceFolderError(

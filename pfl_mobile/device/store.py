@@ -27,6 +27,7 @@ from pfl_mobile.device.sent import SentNoise
 from pfl_mobile.errors import DeviceFolderError
 from pfl_mobile.local.state import ModelId, PersonalStateStore, note_user
 from pfl_mobile.protocol.bodies import TaskPrivacy
+from pfl_mobile.reading import MOST_TENSOR_BYTES, read_bytes, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -169,7 +170,7 @@ class DeviceFolder:
     def _membership(self) -> Membership | None:
         path = self.directory / "device.json"
         try:
-            found = json.loads(path.read_bytes())
+            found = read_json(path)
             model, version = ModelId(*found.pop("model")), found.pop("schema_version")
             membership = Membership(**found)
         except FileNotFoundError:
@@ -205,9 +206,11 @@ class DeviceFolder:
         """
         path = self.set_path(sha256)
         try:
-            data = path.read_bytes()
+            data = read_bytes(path, MOST_TENSOR_BYTES)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise _unreadable(path, error) from error
         if hashlib.sha256(data).hexdigest() != sha256:
             path.unlink()
             return None
@@ -254,13 +257,15 @@ class DeviceFolder:
         found, damaged = list[Pending](), list[str]()
         for path in self.queue.glob("*.json"):
             try:
-                raw = json.loads(path.read_bytes())
+                raw = read_json(path)
                 if raw.pop("schema_version") != SCHEMA_VERSION:
                     raise ValueError("another schema")
                 entry = Pending(**{**raw, **{name: tuple(raw[name]) for name in ("copies", "reports")}})
                 TaskPrivacy.model_validate(entry.privacy)
                 if not entry.uploaded and not self._intact(entry):
                     raise ValueError("the update is damaged")
+            except OSError as error:  # it may be there another time, so nothing is thrown away
+                raise _unreadable(path, error) from error
             except (ValueError, TypeError, KeyError, AttributeError):
                 damaged.append(path.stem)
                 continue
@@ -274,10 +279,17 @@ class DeviceFolder:
 
     def _intact(self, entry: Pending) -> bool:
         try:
-            data = self.update_path(entry.task).read_bytes()
+            data = read_bytes(self.update_path(entry.task), MOST_TENSOR_BYTES)
         except FileNotFoundError:
             return False
         return len(data) == entry.bytes and hashlib.sha256(data).hexdigest() == entry.sha256
+
+
+def _unreadable(path: Path, error: OSError) -> DeviceFolderError:
+    return DeviceFolderError(
+        f"{path} cannot be read: {error.strerror or error}",
+        mend="check what is there and its permissions; if it is no file of this device, remove it",
+    )
 
 
 def _json(content: dict[str, Any]) -> bytes:

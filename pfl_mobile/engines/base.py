@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.manifest import ProgramSpec
-from ..errors import EngineError, TensorMismatchError, UnknownNameError, near
+from ..errors import EngineError, PflError, TensorMismatchError, UnknownNameError, near
 
 Array = NDArray[np.generic]
 
@@ -65,6 +65,20 @@ def check_inputs(spec: ProgramSpec, inputs: Mapping[str, Array]) -> list[Array]:
     return ordered
 
 
+def file_for(files: Mapping[str, str], purpose: str) -> str:
+    """The file that an engine loads for ``purpose``.
+
+    Raises:
+        EngineError: the bundle has none.
+    """
+    if purpose not in files:
+        raise EngineError(
+            f"the bundle has no file for {purpose!r} of this engine; it has one for {sorted(files)}",
+            mend="export the bundle again",
+        )
+    return files[purpose]
+
+
 class EngineSession(ABC):
     """Common part of all engines: look up, check, run, name the outputs."""
 
@@ -91,9 +105,11 @@ class EngineSession(ABC):
         ordered = check_inputs(spec, inputs)
         try:
             values = self._execute(program, ordered)
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except PflError:
+            raise
+        except Exception as error:  # the exceptions of the runtimes share no base
             raise EngineError(
-                f"engine {self.name!r} failed in program {program!r}: {error}",
+                f"engine {self.name!r} failed in program {program!r}: {error or type(error).__name__}",
                 mend="run `pfl verify` on the bundle; if it fails too, export it again",
             ) from error
         if len(values) != len(spec.outputs):

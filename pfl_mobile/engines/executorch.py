@@ -12,7 +12,7 @@ from executorch.runtime import Runtime, Verification
 
 from ..bundle.manifest import ProgramSpec
 from ..errors import EngineError
-from .base import Array, EngineSession
+from .base import Array, EngineSession, file_for
 
 
 class ExecutorchSession(EngineSession):
@@ -23,11 +23,13 @@ class ExecutorchSession(EngineSession):
     def __init__(self, path: str, programs: Sequence[ProgramSpec]) -> None:
         super().__init__(programs)
         try:
-            self._program = Runtime.get().load_program(path, verification=Verification.Minimal)
+            # The full check: the runtime follows every offset in the file, wherever it leads.
+            self._program = Runtime.get().load_program(path, verification=Verification.InternalConsistency)
             present = self._program.method_names
-        except RuntimeError as error:
+        except Exception as error:  # a damaged name is a UnicodeDecodeError, a damaged count a MemoryError
             raise EngineError(
-                f"ExecuTorch cannot load {os.path.basename(path)}: {error}", mend="export the bundle again"
+                f"ExecuTorch cannot load {os.path.basename(path)}: {error or type(error).__name__}",
+                mend="export the bundle again",
             ) from error
         missing = sorted(set(self.programs) - set(present))
         if missing:
@@ -56,4 +58,4 @@ class ExecutorchSession(EngineSession):
 
 def load(files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int | None) -> ExecutorchSession:  # noqa: ARG001
     """Load the ``model`` file. The stock runtime sizes its own thread pool; restrict it by CPU affinity."""
-    return ExecutorchSession(files["model"], programs)
+    return ExecutorchSession(file_for(files, "model"), programs)

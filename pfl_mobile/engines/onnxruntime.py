@@ -9,7 +9,7 @@ import onnxruntime
 
 from ..bundle.manifest import ProgramSpec
 from ..errors import EngineError
-from .base import Array, EngineSession
+from .base import Array, EngineSession, file_for
 
 
 class OnnxRuntimeSession(EngineSession):
@@ -32,7 +32,7 @@ class OnnxRuntimeSession(EngineSession):
     def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
         session = self._sessions.get(program)
         if session is None:
-            path = self._files[program]
+            path = file_for(self._files, program)
             try:
                 session = onnxruntime.InferenceSession(
                     path, self._options, providers=["CPUExecutionProvider"]

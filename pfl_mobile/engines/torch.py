@@ -20,7 +20,7 @@ import torch
 
 from ..bundle.manifest import ProgramSpec
 from ..errors import EngineError
-from .base import Array, EngineSession
+from .base import Array, EngineSession, file_for
 
 _TARGET = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.getitem")
 #: Entries of our files: a graph, raw weights, their tables, example inputs, and marks of the format.
@@ -57,7 +57,7 @@ def load(files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int
         torch.set_num_threads(threads)
     functions: dict[str, Callable[..., Any]] = {}
     for program in programs:
-        path = Path(files[program.name])
+        path = Path(file_for(files, program.name))
         reason = None
         try:
             reason = _suspicious(path)

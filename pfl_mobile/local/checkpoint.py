@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfl_mobile.atomic import PRIVATE, atomic_write
-from pfl_mobile.bundle.sealed import digest, seal, unseal
+from pfl_mobile.bundle.sealed import damaged_head, digest, seal, unseal
 from pfl_mobile.errors import TensorFileError
 from pfl_mobile.local.phases import Work
+from pfl_mobile.reading import MOST_TENSOR_BYTES, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,15 +47,21 @@ def save(path: Path, work: Work, job: str) -> None:
 def load(path: Path, job: str) -> tuple[Work | None, str | None]:
     """The saved work of this job, or (None, why it cannot be used); (None, None) when there is no file."""
     try:
-        flat, head = unseal(path.read_bytes(), form=None, what="the checkpoint")
+        flat, head = unseal(read_bytes(path, MOST_TENSOR_BYTES), form=None, what="the checkpoint")
+        with damaged_head("the checkpoint"):
+            known = head.pop("job")
+            head["words"], head["reports"] = tuple(head["words"]), dict(head["reports"])
+            wanted = {"phase": int, "step": int, "done": int, "rate": int | float}
+            for name, of in wanted.items():
+                if not isinstance(head[name], of) or isinstance(head[name], bool):
+                    raise TypeError(f"{name} is {head[name]!r}")
     except FileNotFoundError:
         return None, None
     except (OSError, TensorFileError) as error:
         return None, f"the checkpoint could not be read and was discarded: {error}"
-    if head["job"] != job:
+    if known != job:
         return None, "the checkpoint was of other examples, another plan or an older state, and was discarded"
-    counts = {name: head[name] for name in ("phase", "step", "done", "rate", "reports")}
-    work = Work({}, words=tuple(head["words"]), **counts)
+    work = Work({}, **{name: head[name] for name in ("words", "phase", "step", "done", "rate", "reports")})
     for key, value in flat.items():
         kind, _, name = key.partition(":")
         if kind == "tensor":

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pfl_mobile.bundle.tensors import tensors_from_bytes, tensors_to_bytes
 from pfl_mobile.errors import ConfigError, StateError, StorageFullError, TensorFileError
+from pfl_mobile.reading import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -291,7 +292,7 @@ class ExampleStore:
 
     def _example(self, identifier: int, created: float, kind: str, payload: bytes, note: str) -> Example:
         try:
-            kept = json.loads(note)
+            kept = parse_json(note)
             if kind == "text":
                 return Example(identifier, created, "text", payload.decode(), kept)
             return Example(identifier, created, "arrays", tensors_from_bytes(payload), kept)
@@ -329,7 +330,14 @@ class ExampleStore:
                     f"cannot use the example store {self.path}: {error}",
                     mend="check that its folder exists, may be written and that no other process holds it",
                 ) from error
-            raise StateError(
-                f"the example store {self.path} is damaged: {error}",
-                mend="restore it from a backup, or delete the file and collect examples anew",
-            ) from error
+            raise self._damaged(error) from error
+        except (
+            UnicodeDecodeError
+        ) as error:  # SQLite names a damaged part of its schema by the bytes it has there
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> StateError:
+        return StateError(
+            f"the example store {self.path} is damaged: {error}",
+            mend="restore it from a backup, or delete the file and collect examples anew",
+        )

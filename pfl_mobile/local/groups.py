@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from pfl_mobile.errors import ConfigError, UnknownNameError, near
@@ -19,8 +18,29 @@ def matches(pattern: str, tensor: TensorEntry) -> bool:
         return tensor.role == pattern[5:]
     if pattern.startswith("module:"):
         return tensor.module == pattern[7:]
-    expression = "".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in pattern)
-    return re.fullmatch(expression, tensor.name, re.DOTALL) is not None
+    return _fits(pattern, tensor.name)
+
+
+def _fits(pattern: str, name: str) -> bool:
+    """Whether a name fits a pattern of ``*`` and ``?``, in at most len(pattern) * len(name) steps.
+
+    A regular expression with many ``.*`` would try their lengths against each other, without end.
+    """
+    at = place = 0
+    star, behind = -1, 0  # the last * seen, and how far into the name it reaches so far
+    while place < len(name):
+        if at < len(pattern) and pattern[at] == "*":
+            star, behind = at, place
+            at += 1
+        elif at < len(pattern) and pattern[at] in ("?", name[place]):
+            at += 1
+            place += 1
+        elif star >= 0:
+            behind += 1
+            at, place = star + 1, behind
+        else:
+            return False
+    return pattern[at:].strip("*") == ""
 
 
 def select(patterns: Iterable[str], tensors: Iterable[TensorEntry]) -> list[str]:

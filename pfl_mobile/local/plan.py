@@ -36,6 +36,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.reading import parse_json
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -361,8 +362,8 @@ class Plan(_Frozen):
             ConfigError: not JSON, an unknown or missing field, a value out of range, a newer schema.
         """
         try:
-            raw = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            raw = parse_json(text)
+        except ValueError as error:
             raise ConfigError(
                 f"the plan is not valid JSON: {error}", mend="compare it with plan.schema.json"
             ) from error

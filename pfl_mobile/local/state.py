@@ -35,9 +35,10 @@ from pfl_mobile.atomic import (
     sync_folder,
 )
 from pfl_mobile.blocked import BlockList
-from pfl_mobile.bundle.sealed import seal, unseal
+from pfl_mobile.bundle.sealed import damaged_head, seal, unseal
 from pfl_mobile.errors import NewerFileError, PflError, StateError, TensorFileError
 from pfl_mobile.local.upload import copy_key
+from pfl_mobile.reading import MOST_TENSOR_BYTES, read_bytes, read_json
 
 if TYPE_CHECKING:
     import os
@@ -61,7 +62,7 @@ def note_user(folder: Path, user: str, refused: type[PflError]) -> None:
     """
     path = folder / "user.json"
     try:
-        found = json.loads(path.read_bytes())["user"]
+        found = read_json(path)["user"]
     except FileNotFoundError:
         atomic_write(path, (json.dumps({"user": user}, indent=1) + "\n").encode(), mode=PRIVATE)
         return
@@ -267,14 +268,14 @@ class PersonalStateStore:
     def current(self) -> int:
         """Number of the adopted version; 0 = the shipped values."""
         try:
-            text = (self.directory / "CURRENT").read_text("ascii")
+            text = read_bytes(self.directory / "CURRENT", 100).decode("ascii")
         except FileNotFoundError:
             return 0
         except (OSError, UnicodeDecodeError) as error:
             raise self._damaged_pointer(error) from error
         if not text.strip().isdecimal():
             raise self._damaged_pointer(repr(text[:20]))
-        return int(text)
+        return int(text.strip())
 
     def save(self, state: PersonalState) -> int:
         """Write ``state`` as a new version and make it current; returns its number.
@@ -406,7 +407,7 @@ class PersonalStateStore:
         """
         path = self.directory / "FORGOTTEN"
         try:
-            data = path.read_bytes()
+            data = read_bytes(path)
         except FileNotFoundError:
             return BlockList()
         except OSError as error:
@@ -493,27 +494,25 @@ class PersonalStateStore:
         path = self._path(version)
         try:
             tensors, head = unseal(
-                path.read_bytes(), form=FORMAT, schema_version=SCHEMA_VERSION, what=str(path)
+                read_bytes(path, MOST_TENSOR_BYTES),
+                form=FORMAT,
+                schema_version=SCHEMA_VERSION,
+                what=str(path),
             )
+            with damaged_head(str(path)):
+                model, state, head = _parts(tensors, head)
         except NewerFileError as error:
             raise StateError(error.message, mend=error.mend) from error
         except (OSError, TensorFileError) as error:
             raise _DamagedError(str(getattr(error, "message", error))) from error
-        if tuple(head["model"]) != (self.model.name, self.model.version, self.model.fingerprint):
-            name, number, _ = head["model"]
+        if model != self.model:
+            other = " (its tensors differ)" if model.name == self.model.name else ""
             raise StateError(
-                f"{path} belongs to model {name} {number}, not to {self.model.name} {self.model.version}"
-                + (
-                    " (its tensors differ)" if (name, number) == (self.model.name, self.model.version) else ""
-                ),
+                f"{path} belongs to model {model.name} {model.version}, not to {self.model.name} "
+                f"{self.model.version}{other if model.version == self.model.version else ''}",
                 mend="use the bundle it was trained with, or another folder for this one",
             )
-        own = {n: v for n, v in tensors.items() if not n.startswith("copy:")}
-        copies: dict[str, dict[str, np.ndarray]] = {}
-        for name in tensors.keys() - own.keys():
-            _, copy, tensor = name.split(":", 2)
-            copies.setdefault(copy, {})[tensor] = tensors[name]
-        return PersonalState(own, copies, tuple(head["words"]), head["metrics"]), head
+        return state, head
 
     def _before(self, version: int) -> int:
         """The version to go back to: the parent, else the newest older one, else 0."""
@@ -547,6 +546,27 @@ class PersonalStateStore:
             f"{self.directory / 'CURRENT'} is damaged: {why}",
             mend="call revert(VERSION) with one of versions(), or reset()",
         )
+
+
+def _parts(
+    tensors: dict[str, np.ndarray], head: dict[str, Any]
+) -> tuple[ModelId, PersonalState, dict[str, Any]]:
+    """Model, state and typed head of a version file; anything may be raised where a part is not as written."""
+    name, version, fingerprint = head["model"]
+    if not all(isinstance(part, str) for part in (name, version, fingerprint, *head["words"])):
+        raise TypeError("a name or word is no text")
+    own = {n: v for n, v in tensors.items() if not n.startswith("copy:")}
+    copies: dict[str, dict[str, np.ndarray]] = {}
+    for key in tensors.keys() - own.keys():
+        _, copy, tensor = key.split(":", 2)
+        copies.setdefault(copy, {})[tensor] = tensors[key]
+    metrics = {metric: float(value) for metric, value in head["metrics"].items()}
+    typed = {**head, "parent": int(head["parent"]), "created": float(head["created"]), "metrics": metrics}
+    return (
+        ModelId(name, version, fingerprint),
+        PersonalState(own, copies, tuple(head["words"]), metrics),
+        typed,
+    )
 
 
 class _DamagedError(StateError):

@@ -11,7 +11,6 @@ import functools
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pfl_mobile.atomic import atomic_write
@@ -21,6 +20,7 @@ from pfl_mobile.privacy import events
 from pfl_mobile.privacy.config import PrivacyConfig
 from pfl_mobile.privacy.events import Event, Relation
 from pfl_mobile.privacy.statement import statement
+from pfl_mobile.reading import parse_json, read_bytes
 
 #: Width of a bucket of privacy loss, as dp-accounting's own default.
 _INTERVAL = 1e-4
@@ -146,7 +146,9 @@ class Ledger:
         if not z:
             return None
         taken = self.config.participations(self.rounds)
-        return gaussian_epsilon([z / 2] * taken, self.config.delta if delta is None else delta)
+        return gaussian_epsilon(
+            [(z / 2, taken)] if taken else [], self.config.delta if delta is None else delta
+        )
 
     def epsilon_known(self, rounds: int | None = None) -> float | None:
         """Epsilon of a device that is known to be in every round, so no sampling hides it; None without sampling.
@@ -208,7 +210,7 @@ class Ledger:
         """
         mend = "restore it from a backup; a ledger is never edited by hand"
         try:
-            value = json.loads(text)
+            value = parse_json(text)
         except ValueError as error:
             raise LedgerError(f"{what} is not valid JSON: {error}", mend=mend) from error
         _need(value, ("version", "config", "entries"), f"{what} is not a privacy ledger")
@@ -229,7 +231,7 @@ class Ledger:
     def load(cls, path: str | os.PathLike[str]) -> Ledger:
         """Read a ledger file; raises LedgerError where there is none."""
         try:
-            text = Path(path).read_bytes()
+            text = read_bytes(path)
         except OSError as error:
             raise LedgerError(
                 f"{path} cannot be read: {error.strerror or error}",
@@ -273,17 +275,29 @@ def _need(value: Any, names: tuple[str, ...], what: str) -> None:
         )
 
 
-def gaussian_epsilon(noise_multipliers: list[float], delta: float) -> float:
+def gaussian_epsilon(noise_multipliers: list[tuple[float, int]], delta: float) -> float:
     """Exact epsilon of Gaussian releases on the same data (Balle and Wang 2018).
 
-    Together they are one of the noise multiplier (sum of z_i^-2)^(-1/2).
+    Together they are one of the noise multiplier (sum of n_i z_i^-2)^(-1/2).
+
+    Args:
+        noise_multipliers: z and how many releases have it; a count costs no more work when it is large.
+        delta: of the guarantee.
     """
     if not noise_multipliers:
         return 0.0
-    if min(noise_multipliers) <= 0:
+    if min(noise_multipliers)[0] <= 0:
         return math.inf
-    together = math.fsum(z**-2 for z in noise_multipliers) ** -0.5
+    total = math.fsum(count / z / z for z, count in noise_multipliers)  # z^-2 itself may overflow
+    if total == 0 or math.isinf(total):
+        return total
+    together = total**-0.5
     return float(events.dp_accounting().get_epsilon_gaussian(together, delta))
+
+
+#: Noise multipliers whose squares float64 holds. Less noise than that hides nothing with sampling either, and more
+#: leaves nothing to amplify.
+_COMPUTED = (1e-6, 1e100)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -295,12 +309,12 @@ def _epsilon(counts: tuple[tuple[str, int], ...], relation: Relation, delta: flo
     if "NonPrivateDpEvent" in classes:
         return Bound(math.inf, "no noise")
     if classes == {"GaussianDpEvent"}:
-        multipliers = [event["noise_multiplier"] for event, count in pairs for _ in range(count)]
+        multipliers = [(event["noise_multiplier"], count) for event, count in pairs]
         return Bound(gaussian_epsilon(multipliers, delta), "exact Gaussian")
-    inner = [event.get("event", event)["noise_multiplier"] for event, count in pairs for _ in range(count)]
+    inner = [(event.get("event", event)["noise_multiplier"], count) for event, count in pairs]
     # what holds without the amplification by sampling holds with it
     bounds = [Bound(gaussian_epsilon(inner, delta), "exact Gaussian without amplification by sampling")]
-    if min(inner) > 0:
+    if _COMPUTED[0] <= min(inner)[0] and max(inner)[0] <= _COMPUTED[1]:
         bounds.append(Bound(_rdp(pairs, relation, delta), "dp-accounting RDP"))
         if relation == "add_or_remove_one":
             smallest = min(bound.epsilon for bound in bounds)

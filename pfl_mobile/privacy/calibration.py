@@ -114,9 +114,19 @@ def _calibrated(
         if accountant().compose(event(_LEAST)).get_epsilon(delta) <= epsilon:
             return _LEAST
     tolerance = _RELATIVE * (bracket.endpoint_1 if hasattr(bracket, "endpoint_1") else 1.0)
-    return float(
-        dp.calibrate_dp_mechanism(accountant, event, epsilon, delta, bracket_interval=bracket, tol=tolerance)
-    )
+    from dp_accounting.mechanism_calibration import NoBracketIntervalFoundError
+
+    try:
+        return float(
+            dp.calibrate_dp_mechanism(
+                accountant, event, epsilon, delta, bracket_interval=bracket, tol=tolerance
+            )
+        )
+    except NoBracketIntervalFoundError as error:
+        raise ConfigError(
+            f"no noise that can be computed keeps epsilon at {epsilon:g} for so many rounds",
+            mend="ask for fewer rounds, or for a larger epsilon",
+        ) from error
 
 
 def _enough(config: PrivacyConfig, found: float, epsilon: float, rounds: int) -> float:

@@ -10,7 +10,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -20,6 +19,7 @@ from pfl_mobile.atomic import atomic_write
 from pfl_mobile.bundle.manifest import describe
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy.limits import LEAST_CLIP_NORM, MOST_CLIP_NORM, delta_problem
+from pfl_mobile.reading import decoded, parse_json, read_bytes
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -303,9 +303,14 @@ class PrivacyConfig(_Frozen):
             ConfigError: it is not JSON, a field is unknown or out of range, or fields do not fit together.
         """
         try:
-            return cls.model_validate_json(text)
+            parse_json(text)  # bounds the work, and refuses what parsers read in different ways
+            return cls.model_validate_json(decoded(text) if isinstance(text, bytes) else text)
         except ValidationError as error:
             raise _invalid(error, what) from error
+        except ValueError as error:
+            raise ConfigError(
+                f"{what} is not valid JSON: {error}", mend="make it anew with `pfl privacy plan`"
+            ) from error
 
     @classmethod
     def checked(cls, fields: Mapping[str, Any], what: str = "the privacy configuration") -> PrivacyConfig:
@@ -323,7 +328,7 @@ class PrivacyConfig(_Frozen):
             ConfigError: there is no such file, or it is invalid.
         """
         try:
-            text = Path(path).read_bytes()
+            text = read_bytes(path)
         except OSError as error:
             raise ConfigError(
                 f"{path} cannot be read: {error.strerror or error}",

@@ -90,7 +90,7 @@ def checked(event: Any) -> Event:
         LedgerError: the class is not known here, or a field is missing, too many, or not in its range.
     """
     name = event.get("class") if isinstance(event, dict) else None
-    if name not in _FIELDS:
+    if not isinstance(name, str) or name not in _FIELDS:
         raise LedgerError(
             f"the ledger has an event of class {name!r}", mend=f"known: {', '.join(sorted(_FIELDS))}"
         )
@@ -100,7 +100,7 @@ def checked(event: Any) -> Event:
     )
     ranged = typed and (
         (fields.get("noise_multiplier", 1.0) == 0 or 1e-101 <= fields.get("noise_multiplier", 1.0) <= 1e101)
-        and 0 <= fields.get("sampling_probability", 1.0) <= 1
+        and 0 < fields.get("sampling_probability", 1.0) <= 1
         and 1 <= fields.get("sample_size", 1) <= fields.get("source_dataset_size", 1)
     )
     inner = fields.get("event")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pfl_mobile.atomic import PRIVATE, atomic_write, disk_errors, open_private, private_folder
-from pfl_mobile.bundle.sealed import seal, unseal
+from pfl_mobile.bundle.sealed import damaged_head, seal, unseal
 from pfl_mobile.errors import (
     CheckpointError,
     ConfigError,
@@ -30,6 +30,7 @@ from pfl_mobile.errors import (
     OtherSettingsError,
     TensorFileError,
 )
+from pfl_mobile.reading import MOST_TENSOR_BYTES, parse_json, read_bytes
 from pfl_mobile.simulation.settings import differences
 from pfl_mobile.simulation.states import RowFormat, States
 from pfl_mobile.simulation.used_data import UsedData
@@ -114,7 +115,10 @@ def load(path: Path) -> Checkpoint | None:
         CheckpointError: it is damaged, or of another version.
     """
     try:
-        tensors, head = unseal(path.read_bytes(), form=FORMAT, schema_version=SCHEMA_VERSION, what=str(path))
+        data = read_bytes(path, MOST_TENSOR_BYTES)
+        tensors, head = unseal(data, form=FORMAT, schema_version=SCHEMA_VERSION, what=str(path))
+        with damaged_head(str(path)):
+            return _parts(tensors, head)
     except FileNotFoundError:
         return None
     except NewerFileError as error:
@@ -123,11 +127,26 @@ def load(path: Path) -> Checkpoint | None:
         raise CheckpointError(error.message, mend=_AGAIN) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}", mend=_AGAIN) from error
+
+
+def _parts(tensors: dict[str, np.ndarray], head: dict[str, Any]) -> Checkpoint:
+    """The parts of a file; anything but CheckpointError means that one is not as written."""
     if head["schema_version"] < SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path} is of an older version, which did not note the data of the run",
+            "the checkpoint is of an older version, which did not note the data of the run",
             mend="start the run again in an empty folder, or finish it with the version that began it",
         )
+    for name, kind in (
+        ("settings", dict),
+        ("lanes", (int, type(None))),
+        ("round", int),
+        ("stopped", bool),
+        ("numbers", dict),
+        ("history", int),
+        ("history_digest", str),
+    ):
+        if not isinstance(head[name], kind):
+            raise TypeError(f"{name} is {head[name]!r}")
     found = unpack(tensors, head["names"])
     return Checkpoint(
         head["settings"],
@@ -216,7 +235,9 @@ class History:
                 raise CheckpointError(f"{path} is damaged: it does not match its digest", mend=_AGAIN)
             self._file.truncate(size)
         try:
-            self.lines = [json.loads(line) for line in data.splitlines()]
+            self.lines = [parse_json(line) for line in data.splitlines()]
+            if not all(isinstance(line, dict) for line in self.lines):
+                raise ValueError("a line is no object")
         except ValueError as error:
             self._file.close()
             raise CheckpointError(f"{path} is damaged: {error}", mend=_AGAIN) from error

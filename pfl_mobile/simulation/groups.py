@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfl_mobile.errors import ConfigError, DataError, UnknownNameError, near
+from pfl_mobile.reading import parse_json, read_bytes, read_text
 
 if TYPE_CHECKING:
     from pfl_mobile.simulation.population import Population
@@ -108,15 +109,15 @@ def _read(path: Path) -> dict[str, str]:
         return _once(path, reader(path))
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}", mend="check the path of the groups") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}", mend=_MEND) from error
 
 
 def _read_json(path: Path) -> list[tuple[str, object]]:
     try:
         # Pairs, not a dict: a user named twice must not be lost silently.
-        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError) as error:
+        pairs = parse_json(read_bytes(path), pairs=_Pairs)
+    except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}", mend=_MEND) from error
     if not isinstance(pairs, _Pairs):
         raise DataError(f"{path} is not a JSON object", mend=_MEND)
@@ -128,11 +129,10 @@ class _Pairs(list[tuple[str, object]]):
 
 
 def _read_csv(path: Path) -> list[tuple[str, object]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        table = csv.DictReader(lines)
-        if not {"user", "group"} <= set(table.fieldnames or ()):
-            raise DataError(f"{path} has no columns user and group", mend=_MEND)
-        return [(row["user"], row["group"]) for row in table]
+    table = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    if not {"user", "group"} <= set(table.fieldnames or ()):
+        raise DataError(f"{path} has no columns user and group", mend=_MEND)
+    return [(row["user"], row["group"]) for row in table]
 
 
 def _once(path: Path, pairs: list[tuple[str, object]]) -> dict[str, str]:

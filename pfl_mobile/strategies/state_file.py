@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pfl_mobile.bundle.sealed import seal, unseal
+from pfl_mobile.bundle.sealed import damaged_head, seal, unseal
 from pfl_mobile.errors import ConfigError, NewerFileError, StateError, TensorFileError
 from pfl_mobile.strategies.strategy import Server
 
@@ -115,21 +115,16 @@ def decode(
     """
     try:
         tensors, head = unseal(data, form=FORMAT, schema_version=SCHEMA_VERSION, what=what)
+        with damaged_head(what):
+            found = unpack(tensors, head["names"])
+            extra = {name: tensors[f"extra.{i}"] for i, name in enumerate(head["extra"])}
+            values, groups, sets = found["values"][""], found["groups"], found["sets"]
+            numbers, number = dict(head["numbers"]), int(head["round"])
     except NewerFileError as error:
         raise StateError(error.message, mend=error.mend) from error
     except TensorFileError as error:
         raise StateError(error.message, mend=_AGAIN) from error
-    found = unpack(tensors, head["names"])
-    server = Server(
-        table,
-        population,
-        found["values"][""],
-        found["groups"],
-        found["sets"],
-        head["numbers"],
-        head["round"],
-    )
-    return server, {name: tensors[f"extra.{i}"] for i, name in enumerate(head["extra"])}
+    return Server(table, population, values, groups, sets, numbers, number), extra
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pfl_mobile.atomic import PRIVATE, atomic_write, private_folder
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.reading import read_json
 from pfl_mobile.simulation.checkpoint import FILES
 
 if TYPE_CHECKING:
@@ -38,12 +40,12 @@ def note_source(folder: Path, model: str, settings: Mapping[str, Any], changes: 
 
 def is_started(place: str | Path) -> bool:
     """Whether a path is the folder of a run that has a checkpoint, so that its note must stay as it is."""
-    return is_run(place) and (Path(place) / "checkpoint").exists()
+    return is_run(place) and os.path.exists(Path(place) / "checkpoint")
 
 
 def is_run(place: str | Path) -> bool:
     """Whether a path is the folder of a run."""
-    return (Path(place) / _SOURCE).is_file()
+    return os.path.isfile(Path(place) / _SOURCE)
 
 
 def study_of(folder: str | Path) -> Study:
@@ -55,8 +57,10 @@ def study_of(folder: str | Path) -> Study:
     """
     path = Path(folder) / _SOURCE
     try:
-        source = json.loads(path.read_text())
+        source = read_json(path)
         model, settings, changes = source["model"], source["settings"], source["changes"]
+        if not (isinstance(model, str) and isinstance(settings, dict) and isinstance(changes, dict)):
+            raise TypeError("model is no text, or settings or changes are no objects")
     except FileNotFoundError as error:
         raise ConfigError(f"{folder} holds no run", mend="make one with `pfl train`") from error
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from pfl_mobile import data
-from pfl_mobile.data.cache import cache_dir
 from pfl_mobile.deployment import Deployment, text_parts
 from pfl_mobile.errors import TooFewUsersError
 from pfl_mobile.local.plan import AdamW, AssignSlotsPhase, Guard, MemorizePhase, MovePhase, Plan, TrainPhase
 from pfl_mobile.modules import LoRA, NgramMemory, VocabularySlots
 from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.personalization import PersonalizedModel, personalize
+from pfl_mobile.places import cache_dir
 from pfl_mobile.tasks import TokenTask
 from pfl_mobile.text import Rows, TextEncoder, WordTokenizer
 from pfl_mobile.vocabulary import VocabularyReport, VocabularyRule

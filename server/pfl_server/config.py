@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pfl_mobile.bundle.manifest import StrategyEntry
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.reading import parse_json
 
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -138,8 +139,8 @@ class FederationConfig(_Frozen):
             ConfigError: not JSON, an unknown field, a value out of range.
         """
         try:
-            raw = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            raw = parse_json(text)
+        except ValueError as error:
             raise ConfigError(
                 f"the federation's settings are not valid JSON: {error}",
                 mend="compare them with the example in server/PROTOCOL.md",

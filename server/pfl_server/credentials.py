@@ -12,9 +12,9 @@ import hmac
 import os
 import re
 import secrets
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pfl_mobile.reading import read_text
 from pfl_server.errors import SecretError
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def admin_token(environment: Mapping[str, str] | None = None) -> str | None:
         raise SecretError(f"{ADMIN_TOKEN} and {ADMIN_TOKEN_FILE} are both set", mend="set one of them")
     if file is not None:
         try:
-            token = Path(file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
+            token = read_text(file).strip()
+        except (OSError, ValueError) as error:
             raise SecretError(
                 f"the file of {ADMIN_TOKEN_FILE} cannot be read: {error}",
                 mend="check the path and its permissions",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.atomic import atomic_write, disk_errors
 from pfl_mobile.errors import OtherSettingsError
+from pfl_mobile.reading import parse_json
 from pfl_server.defaults import WITHOUT_NOISE
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def refuse_others(
             given_too.add("privacy")
         elif none:  # the file still says how updates are clipped
             given_too |= {f"privacy.{name}" for name in now["privacy"] if name not in WITHOUT_NOISE}
-        for path, given, was in _different(json.loads(text), now):
+        for path, given, was in _different(parse_json(text), now):
             if not any(path == p or path.startswith(f"{p}.") for p in given_too):
                 options.append((f"--config {path_}: {path}", given, was))
     if not options:

@@ -66,7 +66,9 @@ def test_local_noise_is_added_after_clipping_and_relative_to_the_bound():
 )
 def test_epsilon_without_any_package_is_that_of_the_ledger(multipliers, delta):
     found = local_epsilon(sum(z**-2 for z in multipliers), delta)
-    assert found == pytest.approx(gaussian_epsilon([z / 2 for z in multipliers], delta), rel=1e-4, abs=1e-7)
+    assert found == pytest.approx(
+        gaussian_epsilon([(z / 2, 1) for z in multipliers], delta), rel=1e-4, abs=1e-7
+    )
 
 
 def test_no_noise_is_no_guarantee():

@@ -214,3 +214,34 @@ def test_a_new_kind_is_one_registration() -> None:
     assert make_config("lora", settings) == LoRA("0", rank=4)
     with pytest.raises(ConfigError, match="order"):
         make_config("memory", {"order": 0})
+
+
+@pytest.mark.parametrize(
+    "target", ["enc.layers.1.self_attn", "enc.layers.0.self_attn", "enc.layers.1", "enc"]
+)
+def test_attention_under_a_head_takes_padded_rows(target: str) -> None:
+    """PyTorch packs padded rows by what its first layer is; the layers behind it fail where they are trained."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.emb = nn.Embedding(10, 8)
+            self.enc = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            kept = (ids != 0).float().unsqueeze(-1)
+            found: Tensor = self.enc(self.emb(ids), src_key_padding_mask=ids == 0) * kept
+            return found.sum(1) / kept.sum(1)
+
+    backbone = Encoder().eval()
+    ids = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]])
+    with torch.no_grad():
+        before = backbone(ids)
+    model = personalize(backbone, [Head(target)], example=(ids,))
+    after = model(ids)
+    after.sum().backward()
+    torch.testing.assert_close(after.detach(), before, atol=1e-5, rtol=1e-5)
+    assert all(p.grad is not None for p in model.train_parameters())
+    layers = backbone.enc
+    assert layers.use_nested_tensor  # the backbone itself is left as it was
