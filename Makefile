@@ -34,7 +34,7 @@ quick: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy pfl_mobile exporters/pfl_exporters recipes server/pfl_server
+	$(BIN)/mypy pfl_mobile exporters/pfl_exporters recipes/pfl_recipes server/pfl_server
 
 format: setup
 	$(BIN)/ruff check --fix .

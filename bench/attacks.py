@@ -20,7 +20,7 @@ from attack.report import collect, page, table
 from attack.run import RULES, Settings, cases, run_all
 from attack.threats import ATTACKS
 
-from pfl_mobile.atomic import atomic_write
+from pfl_mobile.files.atomic import atomic_write
 
 PAGE = Path(__file__).with_suffix(".md")
 COMMAND = "python bench/attacks.py --write"

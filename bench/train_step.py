@@ -31,11 +31,11 @@ def deployment() -> Any:
     import torch
     from gpt import seeded
 
-    from pfl_mobile.deployment import Deployment
-    from pfl_mobile.local.plan import Plan, Sgd, TrainPhase
     from pfl_mobile.modules import LoRA
-    from pfl_mobile.personalization import personalize
-    from pfl_mobile.tasks import TokenTask
+    from pfl_mobile.modules.personalize import personalize
+    from pfl_mobile.plan.schema import Plan, Sgd, TrainPhase
+    from pfl_mobile.programs.deployment import Deployment
+    from pfl_mobile.programs.tasks import TokenTask
 
     model = personalize(seeded(), [LoRA("*.[qv]", rank=4)])
     generator = torch.Generator().manual_seed(1)
@@ -226,7 +226,7 @@ def step_gflop(d: Any) -> float:
     """Arithmetic of the matrix products in the traced ``gradients`` program, in GFLOP."""
     import torch
 
-    from pfl_mobile.programs import trace_programs
+    from pfl_mobile.programs.trace import trace_programs
 
     graph = trace_programs(d.model, d.task, d.batch, d.predict_batch)["gradients"].graph
     total = 0

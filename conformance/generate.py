@@ -18,19 +18,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from pfl_mobile.blocked import BlockList
-from pfl_mobile.bundle.sealed import digest
-from pfl_mobile.bundle.tensors import tensors_from_bytes, tensors_to_bytes
+from pfl_mobile import rows as batches
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.local import batches, guard, update
+from pfl_mobile.files.sealed import digest
+from pfl_mobile.files.tensors import tensors_from_bytes, tensors_to_bytes
+from pfl_mobile.local import guard, update
 from pfl_mobile.local.forget import forget_words, words_to_forget
-from pfl_mobile.local.groups import matches
 from pfl_mobile.local.memory import memorize
-from pfl_mobile.local.plan import AdamW, Guard, Momentum, Optimizer, Plan, Sgd
-from pfl_mobile.local.random import derive, permutation, splitmix64
 from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore
 from pfl_mobile.local.trainer import LocalTrainer
-from pfl_mobile.text import SPECIALS, TextEncoder, WordTokenizer
+from pfl_mobile.plan.schema import AdamW, Guard, Momentum, Optimizer, Plan, Sgd
+from pfl_mobile.plan.select import matches
+from pfl_mobile.random import derive, permutation, splitmix64
+from pfl_mobile.text.blocked import BlockList
+from pfl_mobile.text.encoder import SPECIALS, TextEncoder, WordTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

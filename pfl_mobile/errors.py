@@ -359,3 +359,36 @@ def near(name: str, known: Iterable[str], limit: int = 3) -> str:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"known: {shown}" if names else "none are known"
+
+
+#: Package -> extra of this distribution that brings it.
+EXTRAS = {
+    "torch": "torch",
+    "executorch": "android",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+    "peft": "peft",
+    "matplotlib": "report",
+    "dp_accounting": "privacy",
+    "alembic": "server",
+    "fastapi": "server",
+    "fastapi_offline": "server",
+    "jinja2": "server",
+    "prometheus_client": "server",
+    "sqlalchemy": "server",
+    "uvicorn": "server",
+    "psycopg": "postgres",
+    "boto3": "s3",
+    "httpx2": "device",
+}
+
+
+def missing_package(error: ModuleNotFoundError, what: str) -> MissingDependencyError | None:
+    """The error for an optional package that is not installed; None when it is none of ours."""
+    package = (error.name or "").split(".")[0]
+    if package not in EXTRAS:
+        return None
+    return MissingDependencyError(
+        f"{what} needs the package {package!r}", mend=f"pip install 'pfl-mobile[{EXTRAS[package]}]'"
+    )

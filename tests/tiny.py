@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pfl_mobile.deployment import Deployment
-from pfl_mobile.local.plan import AdamW, AssignSlotsPhase, Guard, MemorizePhase, Plan, TrainPhase
 from pfl_mobile.modules import LoRA, NgramMemory, VocabularySlots
-from pfl_mobile.personalization import personalize
-from pfl_mobile.tasks import ClassificationTask, TokenTask
-from pfl_mobile.text import TextEncoder, WordTokenizer
+from pfl_mobile.modules.personalize import personalize
+from pfl_mobile.plan.schema import AdamW, AssignSlotsPhase, Guard, MemorizePhase, Plan, TrainPhase
+from pfl_mobile.programs.deployment import Deployment
+from pfl_mobile.programs.tasks import ClassificationTask, TokenTask
+from pfl_mobile.text.encoder import TextEncoder, WordTokenizer
 from tests.backbones import MLP, Decoder
 
 if TYPE_CHECKING:

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from attack.threats import ATTACKS, TARGET, Poisoned, Scaling, with_trigger
 from pfl_mobile import data
+from pfl_mobile.data.populations import Population
 from pfl_mobile.errors import TrainingError
-from pfl_mobile.local.plan import Sgd
-from pfl_mobile.local.random import permutation
+from pfl_mobile.merge.rules import Rule, create_rule
+from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.random import permutation
 from pfl_mobile.simulation.engine import LocalEngine
-from pfl_mobile.simulation.population import Population
 from pfl_mobile.simulation.rounds import Rounds
 from pfl_mobile.simulation.worker import Setup
 from pfl_mobile.strategies import Local
-from pfl_mobile.strategies.rules import Rule, create_rule
 from pfl_mobile.study import Study
 
 FRACTIONS = (0.1, 0.2, 0.3)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pfl_mobile.local.batches import Rows
-from pfl_mobile.simulation.population import Groups, Population
-from pfl_mobile.strategies.updates import Updates
+from pfl_mobile.data.populations import Groups, Population
+from pfl_mobile.merge.updates import Updates
+from pfl_mobile.rows import Rows
 
 #: The class that a backdoor turns images into, and the side of its white square, in the corner of 28 x 28 pixels.
 TARGET, PATCH, SIDE = 0, 4, 28

@@ -26,10 +26,10 @@ THREADS = 2
 
 def ours(paths: list[Path], weights: list[int]) -> Callable[[], np.ndarray]:
     """The server's: rows that are files, through the strategy's merge."""
+    from pfl_mobile.merge.rows import FileRows, RowFile
+    from pfl_mobile.merge.updates import Layout, Updates
     from pfl_mobile.strategies.fedavg import FedAvg
-    from pfl_mobile.strategies.rows import FileRows, RowFile
-    from pfl_mobile.strategies.strategy import Server
-    from pfl_mobile.strategies.updates import Layout, Updates
+    from pfl_mobile.strategies.state import Server
 
     size = paths[0].stat().st_size // 4
     table = (_Tensor("w", (size,)),)

@@ -28,7 +28,7 @@ def prepare(folder: Path, size_mb: float, devices: int) -> None:
     from pfl_mobile.protocol.bodies import UpdateHead
     from pfl_mobile.protocol.update_file import canonical, encode
     from pfl_server.app import create_app
-    from pfl_server.config import FederationConfig, RoundsConfig
+    from pfl_server.federation.config import FederationConfig, RoundsConfig
     from pfl_server.services import Services
 
     rank = round(size_mb * 1e6 / 4 / (_IN + _OUT))
@@ -91,7 +91,8 @@ def _settings(folder: Path, port: int) -> object:
 def run(folder: Path, port: int) -> None:
     """Serve as ``pfl serve`` does, until the process is ended. Nothing is merged: uploads are what is measured."""
     from pfl_mobile.bundle import Bundle
-    from pfl_server import launch, logs
+    from pfl_server import launch
+    from pfl_server.counting import logs
     from pfl_server.services import Services
 
     logs.set_up()

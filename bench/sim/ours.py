@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pfl_mobile.local.batches import Rows
-from pfl_mobile.local.plan import Sgd
+from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.rows import Rows
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.rounds import RoundRecord, Rounds
 from pfl_mobile.simulation.worker import Setup
 from pfl_mobile.strategies.fedavg import FedAvg
-from pfl_mobile.strategies.strategy import Local
+from pfl_mobile.strategies.state import Local
 from sim.job import Job, Meter
 from sim.workloads import Prepared
 

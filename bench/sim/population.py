@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from pfl_mobile import ClassificationTask, Head, personalize
-from pfl_mobile.simulation.population import GeneratedPopulation
+from pfl_mobile.data.populations import GeneratedPopulation
 from pfl_mobile.simulation.worker import Setup
 from sim.job import Job
 from sim.ours import run

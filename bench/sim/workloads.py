@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from pfl_mobile import PersonalizedModel
-    from pfl_mobile.local.plan import Plan
-    from pfl_mobile.tasks import Task
+    from pfl_mobile.plan.schema import Plan
+    from pfl_mobile.programs.tasks import Task
 
 CLASSES = 62
 LENGTH, VOCABULARY, RANK = 20, 2000, 4
@@ -78,7 +78,7 @@ class LoRALinear(nn.Linear):
 
 def _keyboard() -> nn.Module:
     """The keyboard recipe's decoder, read from its file: the package need not be installed."""
-    path = REPOSITORY / "recipes" / "keyboard" / "model.py"
+    path = REPOSITORY / "recipes" / "pfl_recipes" / "keyboard" / "model.py"
     spec = importlib.util.spec_from_file_location("keyboard_model", path)
     assert spec is not None
     assert spec.loader is not None
@@ -238,7 +238,7 @@ def prepare(
         rounds: rounds with a cohort and orders of their own; a system that runs longer begins again.
         clients, cohort: sizes other than the workload's.
     """
-    from pfl_mobile.local.batches import epoch_order
+    from pfl_mobile.rows import epoch_order
 
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(42)
@@ -360,9 +360,9 @@ class Prepared:
 
     def plan(self) -> Plan:
         """What FedAvg lets a device do: take the server's values over, then one epoch of SGD."""
-        from pfl_mobile.local.plan import Sgd
+        from pfl_mobile.plan.schema import Sgd
         from pfl_mobile.strategies.fedavg import FedAvg
-        from pfl_mobile.strategies.strategy import Context, Local
+        from pfl_mobile.strategies.state import Context, Local
 
         local = Local(epochs=1, optimizer=Sgd(lr=self.workload.lr))
         return FedAvg().plan(Context(tuple(self.personalized().device_tensors()), local))

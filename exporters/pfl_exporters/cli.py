@@ -9,24 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pfl_exporters.targets import resolve
-from pfl_mobile.cli.common import (
-    EXIT_CODES,
-    Json,
-    Reporter,
-    console,
-    missing_package,
-    print_json,
-    run,
-    size,
-    table,
-)
-from pfl_mobile.errors import ConfigError, UnwritableError
+from pfl_mobile.cli.common import EXIT_CODES, Json, Reporter, console, print_json, run, size, table
+from pfl_mobile.errors import ConfigError, UnwritableError, missing_package
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pfl_exporters.export import ExportReport
-    from pfl_mobile.vocabulary import VocabularyRule
+    from pfl_mobile.text.vocabulary import VocabularyRule
 
 #: As ``pfl_exporters.targets`` has them; that module needs torch, ``--help`` and wrong names do not.
 
@@ -97,7 +87,7 @@ def export(
     """Export a personalizable model as a bundle of verified on-device training programs.
 
     The function takes no argument, or of `data`, `report` and `vocabulary` what it needs, and returns a
-    pfl_mobile.deployment.Deployment, or a pfl_mobile.Study, which is trained first. The folder of a run of
+    pfl_mobile.programs.deployment.Deployment, or a pfl_mobile.Study, which is trained first. The folder of a run of
     `pfl train` gives what that run trained.
     Loss and every gradient of each exported program are compared with PyTorch before anything is written; when
     they differ nothing is left behind and the exit code is 1.
@@ -126,7 +116,7 @@ def _rule(
     min_users: int | None, epsilon: float | None, delta: float | None, block: Path | None
 ) -> VocabularyRule | None:
     """The rule that the options make; None where none is given."""
-    from pfl_mobile.vocabulary import VocabularyRule, blocked_words
+    from pfl_mobile.text.vocabulary import VocabularyRule, blocked_words
 
     if min_users is not None and epsilon is not None:
         raise ConfigError(
@@ -153,7 +143,7 @@ def _export(
 ) -> ExportReport:
     """Find out early what would fail late: keys, targets and places are looked at before any model is built."""
     from pfl_mobile.bundle.sign import load_private_key
-    from pfl_mobile.user_code import find_function
+    from pfl_mobile.cli.user_code import find_function
 
     key = None if sign is None else load_private_key(sign)
     if out is not None:

@@ -16,15 +16,15 @@ import torch
 
 from pfl_mobile.bundle.manifest import Manifest, ProgramSpec, TensorSpec
 from pfl_mobile.bundle.sign import PrivateKey
-from pfl_mobile.bundle.tensors import tensors_to_bytes
 from pfl_mobile.bundle.write import write_bundle
-from pfl_mobile.deployment import Deployment
 from pfl_mobile.engines import ENGINES
 from pfl_mobile.engines.base import EngineSession
 from pfl_mobile.errors import ExportError, PflError
-from pfl_mobile.personalization import tensor_digest
-from pfl_mobile.programs import TracedProgram, trace_programs
-from pfl_mobile.vocabulary import RECORD, VocabularyReport, record
+from pfl_mobile.files.tensors import tensors_to_bytes
+from pfl_mobile.modules.personalize import tensor_digest
+from pfl_mobile.programs.deployment import Deployment
+from pfl_mobile.programs.trace import TracedProgram, trace_programs
+from pfl_mobile.text.vocabulary import RECORD, VocabularyReport, record
 
 from .targets import Lowered, Report, Target, resolve
 from .verify import Case, cases, check_engine, check_traced

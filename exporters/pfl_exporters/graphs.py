@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from pfl_mobile.errors import ExportError
-from pfl_mobile.programs import TracedProgram
+from pfl_mobile.programs.trace import TracedProgram
 
 _aten = torch.ops.aten
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from pfl_mobile.engines.base import EngineSession
+from pfl_mobile.engines.compare import TOLERANCE, output_errors, relative_error
 from pfl_mobile.errors import ExportError, GradientMismatchError
-from pfl_mobile.personalization import PersonalizedModel
-from pfl_mobile.programs import TracedProgram, evaluate, gradients, predict, trained_names
-from pfl_mobile.tasks import Batch, Task
-from pfl_mobile.verification import TOLERANCE, output_errors, relative_error
+from pfl_mobile.modules.personalize import PersonalizedModel
+from pfl_mobile.programs.tasks import Batch, Task
+from pfl_mobile.programs.trace import TracedProgram, evaluate, gradients, predict, trained_names
 
 __all__ = ["TOLERANCE", "Case", "cases", "check_engine", "check_traced", "compare", "relative_error"]
 

@@ -64,7 +64,8 @@ from pfl_mobile.bundle.manifest import (
 )
 from pfl_mobile.bundle.read import Bundle
 from pfl_mobile.bundle.sign import generate_key, load_private_key, load_public_key, public_hex, sign, verify
-from pfl_mobile.bundle.tensors import (
+from pfl_mobile.bundle.write import ZIP_SUFFIX, copy_bundle, write_bundle
+from pfl_mobile.files.tensors import (
     check_finite,
     load_metadata,
     load_tensors,
@@ -73,7 +74,6 @@ from pfl_mobile.bundle.tensors import (
     tensors_from_bytes,
     tensors_to_bytes,
 )
-from pfl_mobile.bundle.write import ZIP_SUFFIX, copy_bundle, write_bundle
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -17,8 +17,8 @@ from pfl_mobile.errors import (
     UnknownNameError,
     near,
 )
-from pfl_mobile.local.plan import Optimizer
-from pfl_mobile.reading import parse_json
+from pfl_mobile.files.reading import parse_json
+from pfl_mobile.plan.schema import Optimizer
 
 #: The newest manifest schema that this version writes and reads.
 SCHEMA_VERSION = 1

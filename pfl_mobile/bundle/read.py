@@ -8,14 +8,12 @@ import weakref
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
-from pfl_mobile.atomic import disk_errors
 from pfl_mobile.bundle.content import GoldenCase, check_values, golden_cases
 from pfl_mobile.bundle.manifest import FileEntry, Manifest, parse_manifest
 from pfl_mobile.bundle.paths import MANIFEST, SIGNATURE
 from pfl_mobile.bundle.sign import MAX_SIGNATURE_BYTES, PublicKey, verify
 from pfl_mobile.bundle.source import FolderSource, Source, no_manifest, open_source
 from pfl_mobile.bundle.stream import Progress, copy
-from pfl_mobile.bundle.tensors import Tensors, tensors_from_bytes
 from pfl_mobile.errors import (
     BundleTooLargeError,
     InvalidManifestError,
@@ -25,6 +23,8 @@ from pfl_mobile.errors import (
     TruncatedFileError,
     near,
 )
+from pfl_mobile.files.atomic import disk_errors
+from pfl_mobile.files.tensors import Tensors, tensors_from_bytes
 
 if TYPE_CHECKING:
     import os

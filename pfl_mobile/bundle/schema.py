@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pfl_mobile.atomic import atomic_write
 from pfl_mobile.bundle.manifest import json_schema
+from pfl_mobile.files.atomic import atomic_write
 
 #: The published schema.
 PATH = Path(__file__).with_name("manifest.schema.json")

@@ -15,10 +15,10 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from pfl_mobile.atomic import PRIVATE, atomic_write
 from pfl_mobile.bundle.paths import MANIFEST, SIGNATURE
 from pfl_mobile.errors import KeyFileError, SignatureError
-from pfl_mobile.reading import decoded, parse_json, read_bytes
+from pfl_mobile.files.atomic import PRIVATE, atomic_write
+from pfl_mobile.files.reading import decoded, parse_json, read_bytes
 
 #: A key in memory, 64 hex digits, PEM text, or the path of a file with one of the two.
 PrivateKey = Ed25519PrivateKey | str | os.PathLike[str]

@@ -11,20 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pydantic
 
-from pfl_mobile.atomic import (
-    disk_errors,
-    remove_stale,
-    replace_folder,
-    sync_folder,
-    temporary_file,
-    temporary_folder,
-)
 from pfl_mobile.bundle.content import check_values, golden_cases
 from pfl_mobile.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest, describe
 from pfl_mobile.bundle.paths import MANIFEST, SIGNATURE, check_distinct, check_path
 from pfl_mobile.bundle.sign import PrivateKey, load_private_key, sign
 from pfl_mobile.bundle.stream import Progress, chunks_of, copy
-from pfl_mobile.bundle.tensors import tensors_from_bytes
 from pfl_mobile.errors import (
     BundleTooLargeError,
     InvalidManifestError,
@@ -32,7 +23,16 @@ from pfl_mobile.errors import (
     TamperedBundleError,
     UnwritableError,
 )
-from pfl_mobile.reading import read_json
+from pfl_mobile.files.atomic import (
+    disk_errors,
+    remove_stale,
+    replace_folder,
+    sync_folder,
+    temporary_file,
+    temporary_folder,
+)
+from pfl_mobile.files.reading import read_json
+from pfl_mobile.files.tensors import tensors_from_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

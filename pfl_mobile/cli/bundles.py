@@ -75,8 +75,8 @@ def _program(spec: ProgramSpec, manifest: Manifest) -> dict[str, Any]:
 
 def describe(bundle: Bundle, *, pinned: bool) -> dict[str, Any]:
     """What ``pfl inspect --json`` prints."""
-    from pfl_mobile.cli.plan_words import plan_words
-    from pfl_mobile.local.plan import Plan
+    from pfl_mobile.plan.schema import Plan
+    from pfl_mobile.plan.words import plan_words
 
     manifest = bundle.manifest
     roles: dict[str, dict[str, int]] = {}
@@ -113,7 +113,7 @@ def describe(bundle: Bundle, *, pinned: bool) -> dict[str, Any]:
 
 def _vocabulary(bundle: Bundle) -> dict[str, Any] | None:
     """The rule by which the words were chosen from users' text; None where the bundle does not say."""
-    from pfl_mobile.vocabulary import RECORD, rule_of
+    from pfl_mobile.text.vocabulary import RECORD, rule_of
 
     return rule_of(bundle.path(RECORD).read_bytes()) if RECORD in bundle.manifest.files else None
 
@@ -225,7 +225,7 @@ def verify(bundle: BundlePath, engine: Engine = None, public_key: Key = None, as
 
 def _verify(bundle: Bundle, engine: str) -> dict[str, Any]:
     from pfl_mobile.engines import open_isolated
-    from pfl_mobile.verification import golden_check
+    from pfl_mobile.engines.compare import golden_check
 
     with open_isolated(bundle, engine) as session:
         return golden_check(bundle, session).to_json()

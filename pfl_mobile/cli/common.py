@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pfl_mobile.errors import MissingDependencyError, PflError, UserCodeError, shown
-from pfl_mobile.plain_json import json_text
+from pfl_mobile.errors import PflError, UserCodeError, shown
+from pfl_mobile.files.plain_json import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,27 +45,6 @@ STUDY_EXIT_CODES = (
 #: Set to 1, shows the traceback of a fault of pfl-mobile itself, as the option ``--debug`` does.
 DEBUG = "PFL_DEBUG"
 
-#: Package -> extra of this distribution that brings it.
-EXTRAS = {
-    "torch": "torch",
-    "executorch": "android",
-    "onnx": "onnx",
-    "onnxscript": "onnx",
-    "onnxruntime": "onnx",
-    "peft": "peft",
-    "matplotlib": "report",
-    "dp_accounting": "privacy",
-    "alembic": "server",
-    "fastapi": "server",
-    "fastapi_offline": "server",
-    "jinja2": "server",
-    "prometheus_client": "server",
-    "sqlalchemy": "server",
-    "uvicorn": "server",
-    "psycopg": "postgres",
-    "boto3": "s3",
-    "httpx2": "device",
-}
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON value on standard output and nothing else.")
@@ -314,16 +293,6 @@ def percent(metrics: Mapping[str, float], name: str) -> str:
     if name not in metrics:
         return "-"
     value = metrics[name]
-    from pfl_mobile.results import is_recall
+    from pfl_mobile.local.results import is_recall
 
     return f"{100 * value:.1f} %" if is_recall(name) else f"{value:.4f}"
-
-
-def missing_package(error: ModuleNotFoundError, what: str) -> MissingDependencyError | None:
-    """The error for an optional package that is not installed; None when it is none of ours."""
-    package = (error.name or "").split(".")[0]
-    if package not in EXTRAS:
-        return None
-    return MissingDependencyError(
-        f"{what} needs the package {package!r}", mend=f"pip install 'pfl-mobile[{EXTRAS[package]}]'"
-    )

@@ -29,7 +29,7 @@ from pfl_mobile.cli.studies import (
     show_settings,
     stem,
 )
-from pfl_mobile.plain_json import json_text
+from pfl_mobile.files.plain_json import json_text
 
 if TYPE_CHECKING:
     from pfl_mobile.study.comparison import Comparison
@@ -93,13 +93,13 @@ def compare(
     which come on top, as its epsilon does, failed: users that are in none of its figures, and why; or strategy, error
     and failed, where it did not run or its training failed).
     """
-    from pfl_mobile.atomic import atomic_write, disk_errors
+    from pfl_mobile.cli.runs import changed_study
+    from pfl_mobile.files.atomic import atomic_write, disk_errors
     from pfl_mobile.strategies import entry
     from pfl_mobile.strategies import names as all_names
     from pfl_mobile.study.compare import common_settings
     from pfl_mobile.study.compare import compare as run_comparison
     from pfl_mobile.study.comparison import BASELINE
-    from pfl_mobile.study.runs import changed_study
 
     chosen = all_names() if names == ["all"] else list(names)
     for name in chosen:

@@ -15,14 +15,13 @@ from pfl_mobile.cli.common import (
     Json,
     Reporter,
     console,
-    missing_package,
     print_json,
     show_left_out,
     size,
     table,
 )
-from pfl_mobile.errors import ConfigError
-from pfl_mobile.vocabulary import MIN_USERS, VocabularyRule
+from pfl_mobile.errors import ConfigError, missing_package
+from pfl_mobile.text.vocabulary import MIN_USERS, VocabularyRule
 
 MinUsers = Annotated[
     int,

@@ -158,7 +158,7 @@ def device(
     from pfl_mobile.device.privacy import PrivacyPolicy
     from pfl_mobile.device.store import DeviceFolder
     from pfl_mobile.engines import open_session
-    from pfl_mobile.evaluation import text_encoder, unusable
+    from pfl_mobile.local.evaluation import text_encoder, unusable
     from pfl_mobile.local.parts import count_examples, parts
     from pfl_mobile.privacy.limits import DEVICE_DELTA, DEVICE_EPSILON
 
@@ -217,7 +217,7 @@ def device(
 
 
 def _opened(path: Path) -> IO[str]:
-    from pfl_mobile.atomic import disk_errors, open_private
+    from pfl_mobile.files.atomic import disk_errors, open_private
 
     with disk_errors(path):
         return open(path, "a", encoding="utf-8", opener=open_private)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pfl_mobile.atomic import atomic_write, disk_errors
 from pfl_mobile.cli.common import EXIT_CODES, Json, console, print_json
 from pfl_mobile.errors import ConfigError, UnknownNameError, UnwritableError, near
+from pfl_mobile.files.atomic import atomic_write, disk_errors
 
 if TYPE_CHECKING:
     from pfl_recipes import Recipe

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pfl_mobile.privacy import PrivacyConfig
     from pfl_mobile.privacy.audit import Audit
     from pfl_mobile.privacy.plan import Budget, Option
-    from pfl_mobile.privacy.simulation import StudyCost
+    from pfl_mobile.study.privacy_cost import StudyCost
 
 #: Recipe that is simulated where none is named: it needs no download and takes seconds.
 _SMALL = "synthetic"
@@ -90,10 +90,10 @@ def plan(
     epsilon_by_round, alternatives, config, statement, files; accuracy (study, metric, rounds, cohort, users, clip_norm,
     width, noise_scale, points: label, epsilon, noise_multiplier, accuracy), null with --no-simulate.
     """
-    from pfl_mobile.atomic import disk_errors
+    from pfl_mobile.files.atomic import disk_errors
     from pfl_mobile.privacy import plan as planning
-    from pfl_mobile.privacy import plots
     from pfl_mobile.privacy.cost import Cost
+    from pfl_mobile.study import privacy_plots as plots
 
     kind = planning.known_kind(sampling)
     with disk_errors(out):  # before anything runs
@@ -224,9 +224,9 @@ def _measure(
     study: str | None, rounds: int, clip_norm: float | None, width: int | None, report: Reporter
 ) -> StudyCost:
     """The study that shows what privacy costs."""
-    from pfl_mobile.privacy.simulation import StudyCost
+    from pfl_mobile.cli.user_code import load_study
     from pfl_mobile.strategies import Equally
-    from pfl_mobile.user_code import load_study
+    from pfl_mobile.study.privacy_cost import StudyCost
 
     report("measure norms of updates", None)
     if study is not None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfl_mobile.errors import DataError, UnknownNameError, near
-from pfl_mobile.local.batches import outside_classes
-from pfl_mobile.reading import open_bytes
+from pfl_mobile.files.reading import open_bytes
+from pfl_mobile.rows import outside_classes
 
 if TYPE_CHECKING:
     from pfl_mobile.bundle.manifest import Manifest
     from pfl_mobile.cli.common import Reporter
-    from pfl_mobile.simulation.population import Population
+    from pfl_mobile.data.populations import Population
 
 Arrays = dict[str, np.ndarray]
 
@@ -93,7 +93,7 @@ def _people(source: str, mend: str, report: Reporter) -> Population:
     """The users of a study; of a dataset itself where no recipe serves it."""
     import pfl_recipes
     from pfl_mobile import data
-    from pfl_mobile.user_code import load_study
+    from pfl_mobile.cli.user_code import load_study
 
     datasets, served = data.names(), [*pfl_recipes.names(), *pfl_recipes.datasets()]
     if source in datasets and isinstance(data.find(source), data.Dataset):

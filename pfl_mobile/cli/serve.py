@@ -10,15 +10,15 @@ import typer
 from rich.markup import escape
 
 from pfl_mobile.cli.bundles import Key
-from pfl_mobile.cli.common import EXIT_CODES, Json, console, missing_package, print_json, table
+from pfl_mobile.cli.common import EXIT_CODES, Json, console, print_json, table
 from pfl_mobile.cli.merging import CLIP_NORM, DELTA, EPSILON, MIN_SEPARATION, PRIVACY, Rule, privacy_file
 from pfl_mobile.cli.studies import parameters
-from pfl_mobile.errors import ConfigError
-from pfl_mobile.reading import read_text
+from pfl_mobile.errors import ConfigError, missing_package
+from pfl_mobile.files.reading import read_text
 
 if TYPE_CHECKING:
     from pfl_mobile.privacy import PrivacyConfig
-    from pfl_server.config import FederationConfig
+    from pfl_server.federation.config import FederationConfig
     from pfl_server.services import Services
     from pfl_server.settings import LimitsConfig, ServerSettings
 
@@ -144,7 +144,8 @@ def serve(
     or the file that PFL_ADMIN_TOKEN_FILE names; without one, admin actions are off.
     """
     try:
-        from pfl_server import launch, logs
+        from pfl_server import launch
+        from pfl_server.counting import logs
         from pfl_server.services import Services
     except ModuleNotFoundError as error:
         raise missing_package(error, "pfl serve") or error from error
@@ -274,9 +275,9 @@ def _federation(
     Raises:
         OtherSettingsError: they do not.
     """
-    from pfl_server.config import FederationConfig
-    from pfl_server.defaults import federation_config
-    from pfl_server.given import refuse_others
+    from pfl_server.federation.config import FederationConfig
+    from pfl_server.federation.defaults import federation_config
+    from pfl_server.federation.restart import refuse_others
     from pfl_server.launch import stored_config
 
     said: dict[str, Any] = {
@@ -302,7 +303,7 @@ def _federation(
 
 def _show(services: Services, url: str, as_json: bool, public_key: str | None) -> None:
     """Say what will run before it runs, and what is other than at the last start."""
-    from pfl_server.given import as_started, other_than_before
+    from pfl_server.federation.restart import as_started, other_than_before
     from pfl_server.storage.database import shown
     from pfl_server.summary import noise_ratio, summary
 

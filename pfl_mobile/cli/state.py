@@ -35,7 +35,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _store(folder: Path, bundle: Bundle) -> PersonalStateStore:
-    from pfl_mobile.evaluation import model_id
+    from pfl_mobile.local.evaluation import model_id
     from pfl_mobile.local.state import PersonalStateStore
 
     if not os.path.isdir(folder):
@@ -168,8 +168,8 @@ def forget(
     JSON: state, words (as the keyboard cuts them), slots and entries (freed in the version that serves), versions
     (all rewritten), blocked (words on the list), trained (values that gradients trained are still there).
     """
-    from pfl_mobile.evaluation import text_encoder
     from pfl_mobile.local import forget as forgetting
+    from pfl_mobile.local.evaluation import text_encoder
 
     with open_bundle(bundle, None) as opened:
         encoder = text_encoder(opened)
@@ -212,7 +212,7 @@ def peft(
     as_json: Json = False,
 ) -> None:
     """Export LoRA, and layers trained as a whole, of a personal state as a Hugging Face peft adapter."""
-    from pfl_mobile.peft_export import export_adapter, expressible
+    from pfl_mobile.bundle.peft import export_adapter, expressible
 
     with open_bundle(bundle, public_key) as opened:
         loaded = _store(state, opened).load()

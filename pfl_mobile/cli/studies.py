@@ -32,9 +32,9 @@ from pfl_mobile.cli.merging import (
     spent,
     study_privacy,
 )
+from pfl_mobile.data.failures import named
 from pfl_mobile.errors import ConfigError, TrainingFailedError
-from pfl_mobile.reading import parse_json
-from pfl_mobile.simulation.failures import named
+from pfl_mobile.files.reading import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -205,8 +205,8 @@ def train(
     concluded, else null; failed: users that are in none of the figures, and why; failed_in_rounds: users that failed
     in some rounds; trainings: of devices in all rounds; untested users).
     """
+    from pfl_mobile.cli.runs import changed_study, is_started, note_source
     from pfl_mobile.study import plots
-    from pfl_mobile.study.runs import changed_study, is_started, note_source
 
     settings = parameters(with_ or (), option="--with") | ({} if data is None else {"data": data})
     wanted = {
@@ -300,7 +300,7 @@ def recommend(
     larger), min_examples, users, expected_gain (mean, low, high, level, users) and appeal, null where training failed,
     heterogeneity, examples, why, failed: users that are in none of the figures, and why.
     """
-    from pfl_mobile.study.runs import open_run
+    from pfl_mobile.cli.runs import open_run
 
     with Reporter() as report, open_run(run) as result:
         found = result.recommend(users, on_progress=report)

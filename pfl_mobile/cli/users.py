@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pfl_mobile.bundle.read import Bundle
-    from pfl_mobile.evaluation import UserResult
+    from pfl_mobile.local.evaluation import UserResult
     from pfl_mobile.local.report import Progress
     from pfl_mobile.local.trainer import Examples
 
@@ -98,7 +98,7 @@ def personalize(
     """
     from pfl_mobile.data.usertext import said_left_out
     from pfl_mobile.engines import open_session
-    from pfl_mobile.evaluation import Evaluator, model_id
+    from pfl_mobile.local.evaluation import Evaluator, model_id
     from pfl_mobile.local.parts import count_examples
     from pfl_mobile.local.state import PersonalStateStore
 

@@ -36,10 +36,11 @@ from pfl_mobile.data.registry import (
     names,
     register,
 )
-from pfl_mobile.data.split import Split, UserSplit, split, split_texts
+from pfl_mobile.data.split import Split, split
 from pfl_mobile.data.tables import summary
 from pfl_mobile.data.usertext import Left, Message, UserText
-from pfl_mobile.places import cache_dir
+from pfl_mobile.files.places import cache_dir
+from pfl_mobile.rows import UserSplit, split_texts
 
 __all__ = [
     "ArrayDataset",

@@ -24,12 +24,12 @@ from pathlib import Path
 import numpy as np
 
 from pfl_mobile.data.obtain import pip_wheel
+from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.data.registry import ArrayDataset, Progress, Table, register
 from pfl_mobile.data.tables import Parts, archived, check_fraction, rows_at
+from pfl_mobile.data.user_groups import group_by
 from pfl_mobile.errors import ConfigError, DataError
-from pfl_mobile.local.batches import Rows, holdout_size
-from pfl_mobile.simulation.groups import group_by
-from pfl_mobile.simulation.population import ArrayPopulation
+from pfl_mobile.rows import Rows, holdout_size
 
 #: Scaling of the readings, in mg/dL.
 CENTRE, SCALE = 120.0, 40.0

@@ -26,11 +26,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.data.registry import ArrayDataset, Progress, Table, register
 from pfl_mobile.data.tables import Parts, check_fraction
 from pfl_mobile.errors import ConfigError, DataError
-from pfl_mobile.local.batches import Rows, holdout_size
-from pfl_mobile.simulation.population import ArrayPopulation
+from pfl_mobile.rows import Rows, holdout_size
 
 #: Cycles left above which an engine counts as new.
 MOST_LEFT = 125

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pfl_mobile.data.generated import check, groups_of, kind_of, kinds, of_user, parted
+from pfl_mobile.data.populations import GeneratedPopulation
 from pfl_mobile.data.registry import Generator, register
-from pfl_mobile.local.batches import Rows
-from pfl_mobile.simulation.population import GeneratedPopulation
+from pfl_mobile.rows import Rows
 
 VEHICLES = ("car", "van", "lorry")
 #: What the columns of ``x`` are; curvature in 1/100 m, speed in (v - 20 m/s) / 10, offset in m, heading in 0.1 rad.

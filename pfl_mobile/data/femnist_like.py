@@ -21,9 +21,9 @@ from functools import lru_cache
 import numpy as np
 
 from pfl_mobile.data.generated import check, of_all, of_user, parted
+from pfl_mobile.data.populations import GeneratedPopulation
 from pfl_mobile.data.registry import Generator, register
-from pfl_mobile.local.batches import Rows
-from pfl_mobile.simulation.population import GeneratedPopulation
+from pfl_mobile.rows import Rows
 
 FEATURES, CLASSES = 784, 62
 _STRIP = 1 << 18

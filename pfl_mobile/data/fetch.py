@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pfl_mobile.data import cache, jsonl
+from pfl_mobile.data.populations import TextPopulation
 from pfl_mobile.data.registry import (
     ArrayDataset,
     Dataset,
@@ -24,10 +25,9 @@ from pfl_mobile.data.registry import (
 )
 from pfl_mobile.data.usertext import UserText
 from pfl_mobile.errors import ConfigError, DataError, UnknownNameError, near
-from pfl_mobile.simulation.population import TextPopulation
 
 if TYPE_CHECKING:
-    from pfl_mobile.simulation.population import Population
+    from pfl_mobile.data.populations import Population
 
 Parsed = TypeVar("Parsed")
 

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pfl_mobile.data.generated import check, groups_of, kind_of, kinds, of_user, parted
+from pfl_mobile.data.populations import GeneratedPopulation
 from pfl_mobile.data.registry import Generator, register
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.local.batches import Rows
-from pfl_mobile.simulation.population import GeneratedPopulation
+from pfl_mobile.rows import Rows
 
 SEGMENTS = ("student", "family", "business", "retiree")
 SHOPS = ("food", "restaurant", "travel", "fashion", "electronics", "jewellery", "online service", "health")

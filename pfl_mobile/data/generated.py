@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.local.batches import Rows, split_rows
-from pfl_mobile.local.random import derive, splitmix64, uniform
+from pfl_mobile.random import derive, splitmix64, uniform
+from pfl_mobile.rows import Rows, split_rows
 
 #: Keys of what is drawn from a seed.
 _KINDS, _USERS, _SHARED = 0, 1, 2

@@ -12,10 +12,10 @@ from __future__ import annotations
 import numpy as np
 
 from pfl_mobile.data.partition import dirichlet
+from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.data.registry import Table
 from pfl_mobile.data.tables import check_fraction
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.simulation.population import ArrayPopulation
 
 PIXELS, CLASSES = 784, 10
 

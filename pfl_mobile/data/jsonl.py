@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pfl_mobile.data.usertext import Left, Message, UserText
 from pfl_mobile.errors import DataError
-from pfl_mobile.reading import open_text, parse_json, whole_text
+from pfl_mobile.files.reading import open_text, parse_json, whole_text
 
 _MEND = 'write one object a line: {"user": "ann", "text": "see you there", "time": "2026-01-31T09:30:00"}'
 

@@ -21,12 +21,12 @@ import numpy as np
 
 from pfl_mobile.data.obtain import pip_wheel
 from pfl_mobile.data.pickled import read_frame
+from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.data.registry import ArrayDataset, Progress, Table, register
 from pfl_mobile.data.tables import Parts, archived, check_fraction, rows_at
+from pfl_mobile.data.user_groups import quartiles
 from pfl_mobile.errors import DataError
-from pfl_mobile.local.batches import split_rows
-from pfl_mobile.simulation.groups import quartiles
-from pfl_mobile.simulation.population import ArrayPopulation
+from pfl_mobile.rows import split_rows
 
 GENRES = (
     "Action", "Adventure", "Animation", "Children", "Comedy", "Crime", "Documentary", "Drama", "Fantasy", "Film-Noir",

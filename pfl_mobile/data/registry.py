@@ -12,8 +12,8 @@ import numpy as np
 from pfl_mobile.errors import ConfigError, UnknownNameError, near
 
 if TYPE_CHECKING:
+    from pfl_mobile.data.populations import Population
     from pfl_mobile.data.usertext import Message
-    from pfl_mobile.simulation.population import Population
 
 #: Columns of a source file, each an array without objects.
 Table = Mapping[str, np.ndarray]

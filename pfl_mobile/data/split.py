@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 
 from pfl_mobile.data.registry import Dataset, find, names
 from pfl_mobile.data.usertext import UserText
 from pfl_mobile.errors import ConfigError, DataError
-
-
-@dataclass(frozen=True)
-class UserSplit:
-    """One held-out user: the older texts to learn from and the newer ones to test on."""
-
-    history: list[str]
-    held_out: list[str]
+from pfl_mobile.rows import UserSplit, split_texts
 
 
 @dataclass(frozen=True)
@@ -30,19 +22,6 @@ class Split:
 
     train: UserText
     test: dict[str, UserSplit]
-
-
-def split_texts(texts: list[str], fraction: float = 0.8) -> UserSplit:
-    """The first ``fraction`` of a user's texts as history, the rest held out.
-
-    Both parts have at least one text when there are two or more.
-    """
-    if not 0.0 < fraction < 1.0:
-        raise ConfigError(f"the history fraction is {fraction}", mend="give a number between 0 and 1")
-    # The small term keeps 0.8 * 100 at 80 although the product may fall just short of it in binary.
-    cut = math.floor(len(texts) * fraction + 1e-9)
-    cut = min(max(cut, 1), max(len(texts) - 1, 0))
-    return UserSplit(texts[:cut], texts[cut:])
 
 
 def split(

@@ -30,11 +30,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.data.registry import Generator, register
+from pfl_mobile.data.user_groups import quartiles
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.local.batches import Rows
-from pfl_mobile.simulation.groups import quartiles
-from pfl_mobile.simulation.population import ArrayPopulation
+from pfl_mobile.rows import Rows
 
 DIMENSION, CLASSES = 60, 10
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfl_mobile.errors import ConfigError, DataError
-from pfl_mobile.local.batches import Rows
+from pfl_mobile.rows import Rows
 
 if TYPE_CHECKING:
-    from pfl_mobile.simulation.population import Population
+    from pfl_mobile.data.populations import Population
 
 Parts = dict[str, tuple[Rows, Rows]]
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.data.registry import ArrayDataset, Progress, Table, register
 from pfl_mobile.data.tables import Parts, check_fraction, rows_at, standardised
 from pfl_mobile.errors import ConfigError, DataError
-from pfl_mobile.local.batches import holdout_size
-from pfl_mobile.simulation.population import ArrayPopulation
+from pfl_mobile.rows import holdout_size
 
 ACTIVITIES = ("Downstairs", "Jogging", "Sitting", "Standing", "Upstairs", "Walking")
 _FEATURES = 43

@@ -29,6 +29,7 @@ from pfl_mobile.errors import (
     ServerProblem,
     UnreachableError,
 )
+from pfl_mobile.files.reading import parse_json
 from pfl_mobile.protocol.answers import judge
 from pfl_mobile.protocol.bodies import (
     Body,
@@ -42,7 +43,6 @@ from pfl_mobile.protocol.bodies import (
     FederationInfo,
     LatestVersion,
 )
-from pfl_mobile.reading import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

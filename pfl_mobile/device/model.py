@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from pfl_mobile.engines.compare import golden_check
 from pfl_mobile.errors import EngineError, NonFiniteError, ProtocolError
-from pfl_mobile.evaluation import model_id, text_encoder
+from pfl_mobile.local.evaluation import model_id, text_encoder
 from pfl_mobile.local.session import Programs
 from pfl_mobile.local.trainer import Most
 from pfl_mobile.protocol.bodies import BundleId
-from pfl_mobile.verification import golden_check
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pfl_mobile.bundle.read import Bundle
     from pfl_mobile.engines.base import Session as EngineSession
     from pfl_mobile.local.session import Encoder, Session
-    from pfl_mobile.local.state import ModelId, TensorEntry
+    from pfl_mobile.local.state import ModelId
+    from pfl_mobile.plan.select import TensorEntry
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,11 @@ from pfl_mobile.errors import (
 from pfl_mobile.local.measure import metric_sums
 from pfl_mobile.local.parts import Parts, count_examples, parts
 from pfl_mobile.local.phases import Work, served
-from pfl_mobile.local.plan import Plan
 from pfl_mobile.local.session import Programs
 from pfl_mobile.local.state import PersonalState
 from pfl_mobile.local.trainer import LocalTrainer
-from pfl_mobile.local.upload import change, check_sends
+from pfl_mobile.plan.schema import Plan
+from pfl_mobile.plan.upload import change, check_sends
 from pfl_mobile.protocol.bodies import EvaluationReport, MetricSum, UpdateHead
 from pfl_mobile.protocol.update_file import encode, layout_of
 
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from pfl_mobile.local.report import Cancel, Progress, TrainReport
     from pfl_mobile.local.state import PersonalStateStore
     from pfl_mobile.local.trainer import Examples
+    from pfl_mobile.merge.updates import Layout
     from pfl_mobile.privacy import Noise
     from pfl_mobile.protocol.bodies import Task
-    from pfl_mobile.strategies.updates import Layout
 
 Sets = Mapping[str, Mapping[str, np.ndarray]]
 

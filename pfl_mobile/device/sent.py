@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pfl_mobile.atomic import PRIVATE, atomic_write
 from pfl_mobile.errors import DeviceFolderError
+from pfl_mobile.files.atomic import PRIVATE, atomic_write
+from pfl_mobile.files.reading import read_json
 from pfl_mobile.privacy.local import local_epsilon
-from pfl_mobile.reading import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path

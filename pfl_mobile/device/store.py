@@ -21,13 +21,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from pfl_mobile.atomic import PRIVATE, atomic_write, disk_errors, open_private, private_folder
-from pfl_mobile.bundle.tensors import tensors_from_bytes
 from pfl_mobile.device.sent import SentNoise
 from pfl_mobile.errors import DeviceFolderError
+from pfl_mobile.files.atomic import PRIVATE, atomic_write, disk_errors, open_private, private_folder
+from pfl_mobile.files.reading import MOST_TENSOR_BYTES, read_bytes, read_json
+from pfl_mobile.files.tensors import tensors_from_bytes
 from pfl_mobile.local.state import ModelId, PersonalStateStore, note_user
 from pfl_mobile.protocol.bodies import TaskPrivacy
-from pfl_mobile.reading import MOST_TENSOR_BYTES, read_bytes, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -6,9 +6,9 @@ import hashlib
 import os
 from typing import TYPE_CHECKING
 
-from pfl_mobile.atomic import disk_errors, open_private, sync_folder
 from pfl_mobile.device.client import parse
 from pfl_mobile.errors import ProtocolError, ServerProblem, UnreachableError
+from pfl_mobile.files.atomic import disk_errors, open_private, sync_folder
 from pfl_mobile.protocol.bodies import SAFETENSORS, UploadState
 
 if TYPE_CHECKING:

@@ -29,11 +29,12 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from pfl_mobile.files.atomic import atomic_write
+from pfl_mobile.files.places import cache_dir
+
 from .. import errors
-from ..atomic import atomic_write
 from ..bundle.manifest import ProgramSpec
 from ..errors import EngineError, PflError, ProgramDiedError
-from ..places import cache_dir
 from .base import Array, EngineSession
 from .frames import BrokenFrameError, receive, send
 
@@ -218,7 +219,7 @@ def memory_for(bundle: Bundle, engine: str) -> int:
 def survive(bundle: Bundle, engine: str, files: Mapping[str, str]) -> None:
     """Load and run all programs of a bundle in a child process, unless they are known to have lived.
 
-    Whether the numbers are right is not looked at here (see `pfl_mobile.verification.golden_check`).
+    Whether the numbers are right is not looked at here (see `pfl_mobile.engines.compare.golden_check`).
 
     Raises:
         ProgramDiedError: they ended the child, or took too much.

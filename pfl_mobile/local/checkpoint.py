@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pfl_mobile.atomic import PRIVATE, atomic_write
-from pfl_mobile.bundle.sealed import damaged_head, digest, seal, unseal
 from pfl_mobile.errors import TensorFileError
+from pfl_mobile.files.atomic import PRIVATE, atomic_write
+from pfl_mobile.files.reading import MOST_TENSOR_BYTES, read_bytes
+from pfl_mobile.files.sealed import damaged_head, digest, seal, unseal
 from pfl_mobile.local.phases import Work
-from pfl_mobile.reading import MOST_TENSOR_BYTES, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

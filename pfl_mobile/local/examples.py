@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pfl_mobile.bundle.tensors import tensors_from_bytes, tensors_to_bytes
 from pfl_mobile.errors import ConfigError, StateError, StorageFullError, TensorFileError
-from pfl_mobile.reading import parse_json
+from pfl_mobile.files.reading import parse_json
+from pfl_mobile.files.tensors import tensors_from_bytes, tensors_to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -14,15 +14,16 @@ import numpy as np
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.local import memory
 from pfl_mobile.local.state import PersonalState
-from pfl_mobile.text import SPECIALS, UNK
-from pfl_mobile.tokenizer import cut, is_symbol
-from pfl_mobile.vocabulary import is_blocked
+from pfl_mobile.text.encoder import SPECIALS, UNK
+from pfl_mobile.text.tokenizer import cut, is_symbol
+from pfl_mobile.text.vocabulary import is_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pfl_mobile.local.state import PersonalStateStore, TensorEntry
-    from pfl_mobile.text import TextEncoder
+    from pfl_mobile.local.state import PersonalStateStore
+    from pfl_mobile.plan.select import TensorEntry
+    from pfl_mobile.text.encoder import TextEncoder
 
     Tensors = Mapping[str, np.ndarray]
 

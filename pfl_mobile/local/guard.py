@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from pfl_mobile.local.plan import Guard
+    from pfl_mobile.plan.schema import Guard
 
 Reason = Literal["better", "not_better", "within_tolerance", "too_few_examples", "good_enough", "not_finite"]
 

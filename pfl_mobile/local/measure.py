@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.text import UNK
+from pfl_mobile.text.encoder import UNK
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pfl_mobile.data.split import split_texts
 from pfl_mobile.errors import ConfigError, NoExamplesError
-from pfl_mobile.local.batches import holdout_size
+from pfl_mobile.rows import holdout_size, split_texts
 
 if TYPE_CHECKING:
     from pfl_mobile.local.trainer import Examples

@@ -6,14 +6,14 @@ import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pfl_mobile.errors import EngineError, NoExamplesError, NonFiniteError, TensorMismatchError
-from pfl_mobile.local.batches import Rows, padded_batches
+from pfl_mobile.rows import Rows, padded_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
 
-    from pfl_mobile.blocked import BlockList
+    from pfl_mobile.text.blocked import BlockList
 
 
 class Session(Protocol):
@@ -28,7 +28,7 @@ class Session(Protocol):
 
 
 class Encoder(Protocol):
-    """Turns texts into rows (see ``pfl_mobile.text.TextEncoder``)."""
+    """Turns texts into rows (see ``pfl_mobile.text.encoder.TextEncoder``)."""
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -21,11 +21,12 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfl_mobile.atomic import (
+from pfl_mobile.errors import NewerFileError, PflError, StateError, TensorFileError
+from pfl_mobile.files.atomic import (
     PRIVATE,
     atomic_write,
     disk_errors,
@@ -34,11 +35,10 @@ from pfl_mobile.atomic import (
     remove_stale,
     sync_folder,
 )
-from pfl_mobile.blocked import BlockList
-from pfl_mobile.bundle.sealed import damaged_head, seal, unseal
-from pfl_mobile.errors import NewerFileError, PflError, StateError, TensorFileError
-from pfl_mobile.local.upload import copy_key
-from pfl_mobile.reading import MOST_TENSOR_BYTES, read_bytes, read_json
+from pfl_mobile.files.reading import MOST_TENSOR_BYTES, read_bytes, read_json
+from pfl_mobile.files.sealed import damaged_head, seal, unseal
+from pfl_mobile.plan.select import TensorEntry, copy_key
+from pfl_mobile.text.blocked import BlockList
 
 if TYPE_CHECKING:
     import os
@@ -81,23 +81,6 @@ def note_user(folder: Path, user: str, refused: type[PflError]) -> None:
 def _is_device(folder: Path) -> bool:
     """Whether a folder is that of a device (``device/store.py``), in which the personal state is a part."""
     return (folder / "queue").is_dir() and (folder / "personal").is_dir()
-
-
-class TensorEntry(Protocol):
-    """What is needed of a manifest's device tensor."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def role(self) -> str: ...  # noqa: D102
-    @property
-    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
-    @property
-    def dtype(self) -> str: ...  # noqa: D102
-    @property
-    def update(self) -> str: ...  # noqa: D102
-    @property
-    def module(self) -> str | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfl_mobile.bundle.sealed import digest
 from pfl_mobile.errors import (
     ConfigError,
     NonFiniteError,
@@ -26,18 +25,20 @@ from pfl_mobile.errors import (
     TooSlowError,
     TrainingError,
 )
+from pfl_mobile.files.sealed import digest
 from pfl_mobile.local import checkpoint, guard
-from pfl_mobile.local.batches import Rows, check_rows
-from pfl_mobile.local.phases import Context, Work, check_plan, kept_copies, memorize_rows, run_phases, served
-from pfl_mobile.local.plan import MemorizePhase
+from pfl_mobile.local.phases import Context, Work, kept_copies, memorize_rows, run_phases, served
 from pfl_mobile.local.report import Cancel, Progress, Trained, TrainReport
 from pfl_mobile.local.session import Encoder, Programs, Session
 from pfl_mobile.local.state import Loaded, PersonalState, PersonalStateStore
+from pfl_mobile.plan.check import check_plan
+from pfl_mobile.plan.schema import MemorizePhase
+from pfl_mobile.rows import Rows, check_rows
 
 if TYPE_CHECKING:
-    from pfl_mobile.blocked import BlockList
-    from pfl_mobile.local.plan import Plan
-    from pfl_mobile.local.state import TensorEntry
+    from pfl_mobile.plan.schema import Plan
+    from pfl_mobile.plan.select import TensorEntry
+    from pfl_mobile.text.blocked import BlockList
 
 #: Rows of arrays, or texts for the encoder; oldest first.
 Examples = Mapping[str, np.ndarray] | Sequence[str]

@@ -33,7 +33,7 @@ def tensor_digest(tensors: Mapping[str, Tensor] | nn.Module) -> str:
 
 
 class PersonalizedModel(nn.Module):
-    """A frozen backbone with modules, made by :func:`pfl_mobile.personalization.personalize`.
+    """A frozen backbone with modules, made by :func:`pfl_mobile.modules.personalize.personalize`.
 
     Always in eval mode: dropout is off and BatchNorm keeps its statistics, as on a device. Names of tensors
     are paths in the backbone (``blocks.0.attn.q.lora_A``), or begin with the module's name (``memory.next``).

@@ -17,8 +17,8 @@ from pfl_mobile.privacy.config import MAX_WEIGHT, AdaptiveClipping, PrivacyConfi
 from pfl_mobile.privacy.local import private_update
 from pfl_mobile.privacy.mechanisms import GaussianMechanism, MatrixMechanism, Mechanism, mechanism_for
 from pfl_mobile.privacy.noise import Noise, SecureNoise, SimulatedNoise, require_secure
+from pfl_mobile.privacy.private_mean import PrivateMean
 from pfl_mobile.privacy.rounds import PrivateRounds
-from pfl_mobile.privacy.rule import PrivateMean
 
 __all__ = [
     "MAX_WEIGHT",

@@ -13,14 +13,14 @@ import math
 import os
 from typing import Any, NamedTuple
 
-from pfl_mobile.atomic import atomic_write
 from pfl_mobile.errors import LedgerError, PrivacyBudgetError
-from pfl_mobile.plain_json import json_text
+from pfl_mobile.files.atomic import atomic_write
+from pfl_mobile.files.plain_json import json_text
+from pfl_mobile.files.reading import parse_json, read_bytes
 from pfl_mobile.privacy import events
 from pfl_mobile.privacy.config import PrivacyConfig
 from pfl_mobile.privacy.events import Event, Relation
 from pfl_mobile.privacy.statement import statement
-from pfl_mobile.reading import parse_json, read_bytes
 
 #: Width of a bucket of privacy loss, as dp-accounting's own default.
 _INTERVAL = 1e-4

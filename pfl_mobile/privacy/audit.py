@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.merge.rows import MatrixRows
 from pfl_mobile.privacy.config import PrivacyConfig
 from pfl_mobile.privacy.local import private_update
 from pfl_mobile.privacy.mechanisms import root_coefficients
 from pfl_mobile.privacy.noise import Noise, SecureNoise
 from pfl_mobile.privacy.rounds import PrivateRounds
-from pfl_mobile.strategies.rows import MatrixRows
 
 #: Shares of the canaries that the attacker guesses at, the surest; the best one counts, at a price in confidence.
 _SHARES = (0.1, 0.25, 0.5, 1.0)

@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pfl_mobile.atomic import atomic_write
 from pfl_mobile.bundle.manifest import describe
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.files.atomic import atomic_write
+from pfl_mobile.files.reading import decoded, parse_json, read_bytes
 from pfl_mobile.privacy.limits import LEAST_CLIP_NORM, MOST_CLIP_NORM, delta_problem
-from pfl_mobile.reading import decoded, parse_json, read_bytes
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

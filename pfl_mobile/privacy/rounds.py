@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfl_mobile.errors import StateError
+from pfl_mobile.merge.rows import norms
 from pfl_mobile.privacy.accounting import Ledger
 from pfl_mobile.privacy.clipping import AdaptiveClip, clip_factors
 from pfl_mobile.privacy.mechanisms import mechanism_for
-from pfl_mobile.privacy.rule import PrivateMean
-from pfl_mobile.strategies.rows import norms
+from pfl_mobile.privacy.private_mean import PrivateMean
 
 if TYPE_CHECKING:
+    from pfl_mobile.merge.rows import Rows
     from pfl_mobile.privacy.config import PrivacyConfig
     from pfl_mobile.privacy.noise import Noise
-    from pfl_mobile.strategies.rows import Rows
 
 _CLIP, _NOISE = "clip_norm", "mechanism."
 

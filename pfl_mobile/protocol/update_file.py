@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from pfl_mobile.bundle.tensors import check_finite
 from pfl_mobile.errors import TensorMismatchError, UpdateFileError, UpdateTensorsError
-from pfl_mobile.local.upload import update_shapes
+from pfl_mobile.files.tensors import check_finite
+from pfl_mobile.merge.updates import Layout
+from pfl_mobile.plan.upload import update_shapes
 from pfl_mobile.protocol.bodies import UPDATE_FORMAT, UpdateHead
-from pfl_mobile.strategies.updates import Layout
 
 if TYPE_CHECKING:
-    from pfl_mobile.local.plan import Plan
-    from pfl_mobile.local.state import TensorEntry
+    from pfl_mobile.plan.schema import Plan
+    from pfl_mobile.plan.select import TensorEntry
 
 #: Bytes that a header may have beside its tensors' entries.
 MAX_HEAD_BYTES = 64 << 10

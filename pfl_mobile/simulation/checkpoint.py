@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfl_mobile.atomic import PRIVATE, atomic_write, disk_errors, open_private, private_folder
-from pfl_mobile.bundle.sealed import damaged_head, seal, unseal
 from pfl_mobile.errors import (
     CheckpointError,
     ConfigError,
@@ -30,15 +28,17 @@ from pfl_mobile.errors import (
     OtherSettingsError,
     TensorFileError,
 )
-from pfl_mobile.reading import MOST_TENSOR_BYTES, parse_json, read_bytes
-from pfl_mobile.simulation.settings import differences
+from pfl_mobile.files.atomic import PRIVATE, atomic_write, disk_errors, open_private, private_folder
+from pfl_mobile.files.describe import differences
+from pfl_mobile.files.reading import MOST_TENSOR_BYTES, parse_json, read_bytes
+from pfl_mobile.files.sealed import damaged_head, seal, unseal
 from pfl_mobile.simulation.states import RowFormat, States
 from pfl_mobile.simulation.used_data import UsedData
-from pfl_mobile.strategies.state_file import pack, unpack
+from pfl_mobile.strategies.server_state_file import pack, unpack
 
 if TYPE_CHECKING:
-    from pfl_mobile.simulation.population import Population
-    from pfl_mobile.strategies.strategy import Server
+    from pfl_mobile.data.populations import Population
+    from pfl_mobile.strategies.state import Server
 
 FORMAT = "pfl-rounds"
 SCHEMA_VERSION = 2

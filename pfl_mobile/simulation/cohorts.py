@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pfl_mobile.local.random import outputs, permutation
+from pfl_mobile.random import outputs, permutation
 
 
 def sample(seed: int, count: int, size: int) -> np.ndarray:

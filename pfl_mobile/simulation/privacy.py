@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pfl_mobile.errors import ConfigError, PrivacyError
-from pfl_mobile.local.random import derive, permutation, uniform
+from pfl_mobile.merge.private import PrivateRule
 from pfl_mobile.privacy import Ledger, PrivacyConfig, PrivateRounds, SimulatedNoise, private_update
+from pfl_mobile.random import derive, permutation, uniform
 from pfl_mobile.simulation.cohorts import sample
-from pfl_mobile.strategies.private import PrivateRule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pfl_mobile.merge.rows import Rows
+    from pfl_mobile.merge.rules import Rule
+    from pfl_mobile.merge.updates import Updates
     from pfl_mobile.modules.roles import DeviceTensorInfo
-    from pfl_mobile.strategies.rows import Rows
-    from pfl_mobile.strategies.rules import Rule
-    from pfl_mobile.strategies.strategy import Server, Strategy
-    from pfl_mobile.strategies.updates import Updates
+    from pfl_mobile.strategies.state import Server
+    from pfl_mobile.strategies.strategy import Strategy
 
 _KEY = "privacy"
 #: Keys of ``derive``, above all numbers of rounds.

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from pfl_mobile.data.failures import counted, kind, kinds
 from pfl_mobile.errors import CohortFailedError
-from pfl_mobile.simulation.failures import counted, kind, kinds
 from pfl_mobile.simulation.worker import Record
 
 _MENDS = {

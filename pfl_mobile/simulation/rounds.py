@@ -11,28 +11,29 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from pfl_mobile.data.failures import reason
+from pfl_mobile.data.user_groups import Groups
+from pfl_mobile.data.user_rows import known_size
 from pfl_mobile.errors import ConfigError, TooFewUpdatesError
-from pfl_mobile.local.phases import check_plan
-from pfl_mobile.local.plan import Plan
-from pfl_mobile.local.random import derive, uniform
-from pfl_mobile.local.upload import update_shapes
+from pfl_mobile.merge.private import PrivateRule, check_own_noise
+from pfl_mobile.merge.rules import Average, Rule
+from pfl_mobile.merge.updates import Layout, Sums, Updates
+from pfl_mobile.plan.check import check_plan
+from pfl_mobile.plan.schema import Plan
+from pfl_mobile.plan.upload import update_shapes
+from pfl_mobile.random import derive, uniform
 from pfl_mobile.simulation.checkpoint import RunFolder
 from pfl_mobile.simulation.cohorts import balanced, sample
 from pfl_mobile.simulation.engine import Engine, LocalEngine
-from pfl_mobile.simulation.failures import reason
-from pfl_mobile.simulation.groups import Groups
 from pfl_mobile.simulation.privacy import SimulatedPrivacy, check_merge
 from pfl_mobile.simulation.records import RoundRecord, all_failed, summary
 from pfl_mobile.simulation.sending import Sent, send
 from pfl_mobile.simulation.settings import decisive, effective
 from pfl_mobile.simulation.states import RowFormat, kept_shapes
-from pfl_mobile.simulation.user_rows import known_size
 from pfl_mobile.simulation.worker import EvaluateTask, Evaluation, Job, Record, Setup, TrainTask
-from pfl_mobile.strategies.private import PrivateRule, check_own_noise
-from pfl_mobile.strategies.rules import Average, Rule
-from pfl_mobile.strategies.state_file import plain_numbers
-from pfl_mobile.strategies.strategy import Context, Local, Server, Strategy
-from pfl_mobile.strategies.updates import Layout, Sums, Updates
+from pfl_mobile.strategies.server_state_file import plain_numbers
+from pfl_mobile.strategies.state import Context, Local, Server
+from pfl_mobile.strategies.strategy import Strategy
 from pfl_mobile.strategies.weighting import SummedBy, weights_of
 
 if TYPE_CHECKING:

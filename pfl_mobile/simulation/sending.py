@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pfl_mobile.local.phases import named_sets
-from pfl_mobile.local.plan import Plan
+from pfl_mobile.plan.check import named_sets
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.simulation.pool import Pool, Refs
-from pfl_mobile.strategies.strategy import Server, Strategy, Values
+from pfl_mobile.strategies.state import Server, Values
+from pfl_mobile.strategies.strategy import Strategy
 
 
 @dataclass(frozen=True)

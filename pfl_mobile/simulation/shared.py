@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfl_mobile.atomic import disk_errors, open_private
+from pfl_mobile.files.atomic import disk_errors, open_private
 
 _KEYS = itertools.count()
 _PAGE = mmap.ALLOCATIONGRANULARITY

@@ -18,17 +18,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pfl_mobile.atomic import disk_errors
+from pfl_mobile.data.finite import finite
 from pfl_mobile.errors import CheckpointError
-from pfl_mobile.local.groups import select
-from pfl_mobile.local.plan import CombinePhase, MovePhase, Plan, TrainPhase
-from pfl_mobile.local.upload import copy_key
-from pfl_mobile.simulation.finite import finite
+from pfl_mobile.files.atomic import disk_errors
+from pfl_mobile.merge.updates import Layout
+from pfl_mobile.plan.schema import CombinePhase, MovePhase, Plan, TrainPhase
+from pfl_mobile.plan.select import copy_key, select
 from pfl_mobile.simulation.shared import SharedFile
-from pfl_mobile.strategies.updates import Layout
 
 if TYPE_CHECKING:
-    from pfl_mobile.local.state import TensorEntry
+    from pfl_mobile.plan.select import TensorEntry
 
 try:
     import fcntl

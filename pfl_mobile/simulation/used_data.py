@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pfl_mobile.data.user_rows import number, rows_digest
 from pfl_mobile.errors import DataError, OtherSettingsError
-from pfl_mobile.simulation.user_rows import number, rows_digest
 
 if TYPE_CHECKING:
-    from pfl_mobile.simulation.population import Population
+    from pfl_mobile.data.populations import Population
     from pfl_mobile.simulation.worker import Record
 
 #: Users up to which each one's digest is kept, so that an error can name the user; above it one digest of all.

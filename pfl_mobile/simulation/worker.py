@@ -14,25 +14,27 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from pfl_mobile.bundle.sealed import digest
+from pfl_mobile.data.failures import diverged, reason, unusable
+from pfl_mobile.data.finite import finite
+from pfl_mobile.data.user_rows import read_rows, rows_digest
 from pfl_mobile.errors import DataError, NoExamplesError, PflError
-from pfl_mobile.local.batches import Rows
+from pfl_mobile.files.sealed import digest
 from pfl_mobile.local.phases import Work, served
-from pfl_mobile.simulation.cohort import Client, CohortTrainer, Outcome
-from pfl_mobile.simulation.compiled import trace_evaluate, trace_step
-from pfl_mobile.simulation.failures import diverged, reason, unusable
-from pfl_mobile.simulation.finite import finite
+from pfl_mobile.merge.updates import Layout
+from pfl_mobile.rows import Rows
 from pfl_mobile.simulation.pool import Refs, views
+from pfl_mobile.simulation.row_check import RowCheck
 from pfl_mobile.simulation.states import RowFormat
-from pfl_mobile.simulation.user_rows import RowCheck, read_rows, rows_digest
-from pfl_mobile.strategies.updates import Layout
 from pfl_mobile.strategies.weighting import SummedBy, weights_of
+from pfl_mobile.vectorized.cohort import CohortTrainer, Outcome
+from pfl_mobile.vectorized.compiled import trace_evaluate, trace_step
+from pfl_mobile.vectorized.lanes import Client
 
 if TYPE_CHECKING:
-    from pfl_mobile.local.plan import Plan
+    from pfl_mobile.data.populations import Population
     from pfl_mobile.modules.model import PersonalizedModel
-    from pfl_mobile.simulation.population import Population
-    from pfl_mobile.tasks import Batch, Task
+    from pfl_mobile.plan.schema import Plan
+    from pfl_mobile.programs.tasks import Batch, Task
 
 Sets = Mapping[str, Mapping[str, np.ndarray]]
 _KEYS = itertools.count()

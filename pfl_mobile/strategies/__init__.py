@@ -3,20 +3,13 @@
 A new strategy is one file here with one ``@register``; nothing else has to know of it.
 """
 
-from pfl_mobile.strategies.private import PrivateRule
-from pfl_mobile.strategies.registry import (
-    Entry,
-    Param,
-    create,
-    entries,
-    entry,
-    fairness_names,
-    names,
-    register,
-)
-from pfl_mobile.strategies.rules import Rule, RuleEntry, create_rule, rule_entries
-from pfl_mobile.strategies.strategy import Context, Local, Server, Strategy
-from pfl_mobile.strategies.updates import Updates
+from pfl_mobile.hyperparameters import Param
+from pfl_mobile.merge.private import PrivateRule
+from pfl_mobile.merge.rules import Rule, RuleEntry, create_rule, rule_entries
+from pfl_mobile.merge.updates import Updates
+from pfl_mobile.strategies.registry import Entry, create, entries, entry, fairness_names, names, register
+from pfl_mobile.strategies.state import Context, Local, Server
+from pfl_mobile.strategies.strategy import Strategy
 from pfl_mobile.strategies.weighting import ByExamples, Equally, Weighting
 
 __all__ = [

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
+from pfl_mobile.hyperparameters import Param
 from pfl_mobile.strategies.fedavg import FedAvg
-from pfl_mobile.strategies.registry import Param, register
+from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.weighting import SENT_LOSS, ByLoss, group_losses
 
 if TYPE_CHECKING:
-    from pfl_mobile.strategies.strategy import Server
-    from pfl_mobile.strategies.updates import Updates
+    from pfl_mobile.merge.updates import Updates
+    from pfl_mobile.strategies.state import Server
 
 Step = Annotated[float, Param("step of the mixture's ascent; 0 keeps all domains equal", low=0.0)]
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.hyperparameters import Param
 from pfl_mobile.strategies.fedavg import FedAvg
-from pfl_mobile.strategies.registry import Param, register
+from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.weighting import SENT_LOSS, ByLoss, group_losses
 
 if TYPE_CHECKING:
-    from pfl_mobile.strategies.strategy import Server
-    from pfl_mobile.strategies.updates import Updates
+    from pfl_mobile.merge.updates import Updates
+    from pfl_mobile.strategies.state import Server
 
 MaxLoss = Annotated[float, Param("zeta: bound on every group's mean loss", low=0.0, open=("low",))]
 Step = Annotated[float, Param("step of the dual variables", low=0.0)]

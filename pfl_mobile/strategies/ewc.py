@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.local.batches import take, weighted_rows
-from pfl_mobile.local.plan import Phase
+from pfl_mobile.hyperparameters import Param
 from pfl_mobile.local.update import check_finite
+from pfl_mobile.plan.schema import Phase
+from pfl_mobile.rows import take, weighted_rows
 from pfl_mobile.strategies.fedavg_finetune import FedAvgFineTune
-from pfl_mobile.strategies.registry import Param, register
-from pfl_mobile.strategies.strategy import Context, Server, Values
+from pfl_mobile.strategies.registry import register
+from pfl_mobile.strategies.state import Context, Server, Values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pfl_mobile.local.batches import Rows
     from pfl_mobile.local.session import Programs
+    from pfl_mobile.rows import Rows
 
 
 @register(

@@ -24,9 +24,11 @@ from typing import Annotated
 
 import numpy as np
 
+from pfl_mobile.hyperparameters import Param
 from pfl_mobile.strategies.fedavg import FedAvg
-from pfl_mobile.strategies.registry import Param, register
-from pfl_mobile.strategies.strategy import Server, ServerOptimizer, Values
+from pfl_mobile.strategies.registry import register
+from pfl_mobile.strategies.server_optimizer import ServerOptimizer
+from pfl_mobile.strategies.state import Server, Values
 
 Rate = Annotated[float, Param("learning rate of the server, eta", low=0.0, open=("low",))]
 Beta1 = Annotated[float, Param("decay of the first moment; 0 is none", low=0.0, high=1.0, open=("high",))]

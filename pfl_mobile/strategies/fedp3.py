@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
-from pfl_mobile.local.plan import Phase, Plan
-from pfl_mobile.local.random import derive, permutation
-from pfl_mobile.strategies.registry import Param, check_ranges, register
-from pfl_mobile.strategies.strategy import Context, Server, Strategy, Values, without_upload
+from pfl_mobile.hyperparameters import Param, check_ranges
+from pfl_mobile.plan.schema import Phase, Plan
+from pfl_mobile.random import derive, permutation
+from pfl_mobile.strategies.registry import register
+from pfl_mobile.strategies.state import Context, Server, Values
+from pfl_mobile.strategies.strategy import Strategy, without_upload
 
 if TYPE_CHECKING:
-    from pfl_mobile.strategies.updates import Updates
+    from pfl_mobile.merge.updates import Updates
 
 Masks = dict[str, np.ndarray]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pfl_mobile.local.plan import Phase
+from pfl_mobile.plan.schema import Phase
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.strategy import Context, Strategy
+from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.strategy import Strategy
 
 
 @register(

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
-from pfl_mobile.strategies.registry import Param, register
-from pfl_mobile.strategies.strategy import Server, Strategy, check_values, mean_change
+from pfl_mobile.hyperparameters import Param
+from pfl_mobile.strategies.registry import register
+from pfl_mobile.strategies.state import Server
+from pfl_mobile.strategies.strategy import Strategy, check_values, mean_change
 
 if TYPE_CHECKING:
-    from pfl_mobile.strategies.updates import Updates
+    from pfl_mobile.merge.updates import Updates
 
 
 @register(

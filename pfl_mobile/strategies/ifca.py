@@ -7,24 +7,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
-from pfl_mobile.local.plan import ChoosePhase, Phase, Plan
-from pfl_mobile.local.random import derive, permutation
-from pfl_mobile.strategies.registry import Param, register
-from pfl_mobile.strategies.rows import finite_gram, weighted_sum
-from pfl_mobile.strategies.strategy import (
-    Context,
-    Server,
-    Strategy,
-    Values,
-    check_values,
-    local_plan,
-    mean_change,
-    without_upload,
-)
+from pfl_mobile.hyperparameters import Param
+from pfl_mobile.merge.rows import finite_gram, weighted_sum
+from pfl_mobile.plan.schema import ChoosePhase, Phase, Plan
+from pfl_mobile.random import derive, permutation
+from pfl_mobile.strategies.registry import register
+from pfl_mobile.strategies.state import Context, Server, Values
+from pfl_mobile.strategies.strategy import Strategy, check_values, local_plan, mean_change, without_upload
 
 if TYPE_CHECKING:
-    from pfl_mobile.strategies.rows import Rows
-    from pfl_mobile.strategies.updates import Updates
+    from pfl_mobile.merge.rows import Rows
+    from pfl_mobile.merge.updates import Updates
 
 #: Report of the cluster that a device chose.
 CLUSTER = "cluster"

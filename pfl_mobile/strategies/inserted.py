@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.local.plan import Plan
-from pfl_mobile.strategies.strategy import Context, Server, Strategy, local_plan
+from pfl_mobile.plan.schema import Plan
+from pfl_mobile.strategies.state import Context, Server
+from pfl_mobile.strategies.strategy import Strategy, local_plan
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from pfl_mobile.strategies.updates import Updates
+    from pfl_mobile.merge.updates import Updates
 
 #: What attention layers are called that LoRA's paper adapts: queries and values.
 _QUERY_VALUE = ("q", "v", "q_proj", "v_proj", "query", "value")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from pfl_mobile.local.plan import Plan, ServeMix
+from pfl_mobile.hyperparameters import Param
+from pfl_mobile.plan.schema import Plan, ServeMix
 from pfl_mobile.strategies.fedavg import FedAvg
-from pfl_mobile.strategies.registry import Param, register
-from pfl_mobile.strategies.strategy import Context, local_plan
+from pfl_mobile.strategies.registry import register
+from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.strategy import local_plan
 
 
 @register(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pfl_mobile.local.plan import Phase
+from pfl_mobile.hyperparameters import Param
+from pfl_mobile.plan.schema import Phase
 from pfl_mobile.strategies.fedavg_finetune import FedAvgFineTune
-from pfl_mobile.strategies.registry import Param, register
-from pfl_mobile.strategies.strategy import Context
+from pfl_mobile.strategies.registry import register
+from pfl_mobile.strategies.state import Context
 
 
 @register(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pfl_mobile.local.plan import Plan
+from pfl_mobile.merge.updates import Updates
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.strategy import Context, Server, Strategy
-from pfl_mobile.strategies.updates import Updates
+from pfl_mobile.strategies.state import Context, Server
+from pfl_mobile.strategies.strategy import Strategy
 
 
 @register(

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from pfl_mobile.hyperparameters import Param
 from pfl_mobile.strategies.inserted import Inserted, attention_layers
-from pfl_mobile.strategies.registry import Param, register
+from pfl_mobile.strategies.registry import register
 
 if TYPE_CHECKING:
     from torch import nn

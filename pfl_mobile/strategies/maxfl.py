@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
-from pfl_mobile.local.plan import MeasurePhase, Phase
+from pfl_mobile.hyperparameters import Param
+from pfl_mobile.plan.schema import MeasurePhase, Phase
 from pfl_mobile.strategies.fedavg import FedAvg
-from pfl_mobile.strategies.registry import Param, register
+from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.weighting import SENT_LOSS, ByOwnLoss
 
 if TYPE_CHECKING:
-    from pfl_mobile.strategies.strategy import Context, Server
-    from pfl_mobile.strategies.updates import Updates
+    from pfl_mobile.merge.updates import Updates
+    from pfl_mobile.strategies.state import Context, Server
 
 #: Report of a device's loss with the model that it trains alone.
 OWN_LOSS = "own_loss"

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from pfl_mobile.hyperparameters import Param
 from pfl_mobile.strategies.inserted import inner_layers
-from pfl_mobile.strategies.registry import Param, register
-from pfl_mobile.strategies.strategy import Context, Strategy
+from pfl_mobile.strategies.registry import register
+from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.strategy import Strategy
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from pfl_mobile.local.plan import Phase
     from pfl_mobile.modules.registry import ModuleConfig
+    from pfl_mobile.plan.schema import Phase
 
 
 @register(

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
-from pfl_mobile.local.plan import Phase
-from pfl_mobile.strategies.registry import Param, register
-from pfl_mobile.strategies.strategy import Context, Server, Strategy, Values, check_values
+from pfl_mobile.hyperparameters import Param
+from pfl_mobile.plan.schema import Phase
+from pfl_mobile.strategies.registry import register
+from pfl_mobile.strategies.state import Context, Server, Values
+from pfl_mobile.strategies.strategy import Strategy, check_values
 
 if TYPE_CHECKING:
-    from pfl_mobile.strategies.updates import Updates
+    from pfl_mobile.merge.updates import Updates
 
 #: Part of the identity that keeps a learned relation invertible.
 RIDGE = 0.1

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from pfl_mobile.local.plan import Lookahead, Phase, Plan, Sgd
-from pfl_mobile.strategies.registry import Param, register
-from pfl_mobile.strategies.strategy import Context, Strategy, local_plan
+from pfl_mobile.hyperparameters import Param
+from pfl_mobile.plan.schema import Lookahead, Phase, Plan, Sgd
+from pfl_mobile.strategies.registry import register
+from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.strategy import Strategy, local_plan
 
 
 @register(

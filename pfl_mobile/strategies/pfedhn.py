@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
-from pfl_mobile.local.random import derive
-from pfl_mobile.strategies.registry import Param, register
-from pfl_mobile.strategies.rows import GROUP
-from pfl_mobile.strategies.strategy import Server, Strategy, Values, check_values
-from pfl_mobile.strategies.updates import Layout
+from pfl_mobile.hyperparameters import Param
+from pfl_mobile.merge.rows import GROUP
+from pfl_mobile.merge.updates import Layout
+from pfl_mobile.random import derive
+from pfl_mobile.strategies.registry import register
+from pfl_mobile.strategies.state import Server, Values
+from pfl_mobile.strategies.strategy import Strategy, check_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pfl_mobile.strategies.updates import Updates
+    from pfl_mobile.merge.updates import Updates
 
 #: Largest norm of a gradient of the hypernetwork, as in the authors' code.
 CLIP = 50.0

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from pfl_mobile.errors import PrivacyError
-from pfl_mobile.strategies.registry import Param, register
-from pfl_mobile.strategies.strategy import Server, Strategy, mean_change
+from pfl_mobile.hyperparameters import Param
+from pfl_mobile.strategies.registry import register
+from pfl_mobile.strategies.state import Server
+from pfl_mobile.strategies.strategy import Strategy, mean_change
 from pfl_mobile.strategies.weighting import SENT_LOSS, ByOwnLoss, LossCap, Weighting, needed_cap
 
 if TYPE_CHECKING:
+    from pfl_mobile.merge.updates import Updates
     from pfl_mobile.modules.roles import DeviceTensorInfo
-    from pfl_mobile.strategies.updates import Updates
 
 #: Added to every loss, as in the authors' code, so that F^(q-1) exists at a loss of 0.
 TINY = 1e-10

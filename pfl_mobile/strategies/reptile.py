@@ -7,9 +7,11 @@ from typing import Annotated
 
 import numpy as np
 
-from pfl_mobile.local.plan import Plan
-from pfl_mobile.strategies.registry import Param, register
-from pfl_mobile.strategies.strategy import Context, Server, Strategy, Values, local_plan
+from pfl_mobile.hyperparameters import Param
+from pfl_mobile.plan.schema import Plan
+from pfl_mobile.strategies.registry import register
+from pfl_mobile.strategies.state import Context, Server, Values
+from pfl_mobile.strategies.strategy import Strategy, local_plan
 from pfl_mobile.strategies.weighting import Equally, Weighting
 
 

@@ -8,11 +8,13 @@ from typing import Annotated
 
 import numpy as np
 
-from pfl_mobile.local.plan import CombinePhase, CopyStart, Mix, Phase, Plan, ServeMix, Term, TrainPhase
-from pfl_mobile.local.random import derive, uniform
-from pfl_mobile.strategies.registry import Param, register
-from pfl_mobile.strategies.strategy import Context, Server, Strategy, Values, local_plan
-from pfl_mobile.strategies.updates import Updates
+from pfl_mobile.hyperparameters import Param
+from pfl_mobile.merge.updates import Updates
+from pfl_mobile.plan.schema import CombinePhase, CopyStart, Mix, Phase, Plan, ServeMix, Term, TrainPhase
+from pfl_mobile.random import derive, uniform
+from pfl_mobile.strategies.registry import register
+from pfl_mobile.strategies.state import Context, Server, Values
+from pfl_mobile.strategies.strategy import Strategy, local_plan
 from pfl_mobile.strategies.weighting import Equally, Weighting
 
 _SHARED = ("role:shared",)

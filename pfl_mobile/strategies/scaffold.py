@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pfl_mobile.local.plan import CombinePhase, CopyStart, Phase, Term
-from pfl_mobile.local.upload import copy_key
+from pfl_mobile.merge.updates import Updates
+from pfl_mobile.plan.schema import CombinePhase, CopyStart, Phase, Term
+from pfl_mobile.plan.select import copy_key
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.strategy import Context, Server, Strategy, Values, check_values, mean_change
-from pfl_mobile.strategies.updates import Updates
+from pfl_mobile.strategies.state import Context, Server, Values
+from pfl_mobile.strategies.strategy import Strategy, check_values, mean_change
 from pfl_mobile.strategies.weighting import Equally, Weighting
 
 _SHARED = ("role:shared",)

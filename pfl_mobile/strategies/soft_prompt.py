@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from pfl_mobile.hyperparameters import Param
 from pfl_mobile.strategies.inserted import Inserted, first_layer, token_embedding
-from pfl_mobile.strategies.registry import Param, register
+from pfl_mobile.strategies.registry import register
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
+from pfl_mobile.hyperparameters import Param
 from pfl_mobile.strategies.fedavg import FedAvg
-from pfl_mobile.strategies.registry import Param, register
+from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.weighting import SENT_LOSS, ByOwnLoss, LossCap, needed_cap
 
 if TYPE_CHECKING:
-    from pfl_mobile.strategies.strategy import Server
-    from pfl_mobile.strategies.updates import Updates
+    from pfl_mobile.merge.updates import Updates
+    from pfl_mobile.strategies.state import Server
 
 Tilt = Annotated[
     float,
@@ -53,7 +54,7 @@ class Tilted(ByOwnLoss):
 
     Differs from the paper: its stochastic solver keeps a moving estimate of R; ours normalizes within the round's
     cohort, and a device's update is several local steps instead of one gradient. For tilting the examples within a
-    device see :func:`pfl_mobile.tasks.tilted_task`.
+    device see :func:`pfl_mobile.programs.tasks.tilted_task`.
 
     Private rounds (``loss_cap`` B): device k counts p_k exp(t (min(F_k, B) - B)), p_k its examples up to their cap; for
     t < 0, where a loss of 0 counts most, p_k exp(t max(F_k, 0)). Below B these are the weights above times a number

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pfl_mobile.data.user_groups import check_groups, groups_from
+from pfl_mobile.data.user_rows import layout_of, read_rows
 from pfl_mobile.errors import ConfigError, DataError, UnknownNameError, UnusableRowsError, near
-from pfl_mobile.local.batches import check_rows
-from pfl_mobile.simulation.groups import check_groups, groups_from
-from pfl_mobile.simulation.population import ArrayPopulation
-from pfl_mobile.simulation.user_rows import RowCheck, layout_of, read_rows
+from pfl_mobile.rows import check_rows
+from pfl_mobile.simulation.row_check import RowCheck
 
 if TYPE_CHECKING:
-    from pfl_mobile.local.batches import Rows
-    from pfl_mobile.simulation.population import Groups, Population
-    from pfl_mobile.tasks import Batch, Task
+    from pfl_mobile.data.populations import Groups, Population
+    from pfl_mobile.programs.tasks import Batch, Task
+    from pfl_mobile.rows import Rows
 
 #: Arrays that models and programs take; ``ArrayPopulation`` makes float32 and int64 of all others.
 _DTYPES = ("float32", "int64", "bool", "uint8")
@@ -83,30 +83,6 @@ def folder_path(folder: Any) -> Path | None:
     if folder is not None and not isinstance(folder, str | os.PathLike):
         raise ConfigError(f"folder is {folder!r}", mend="give a path, or None to keep nothing")
     return None if folder is None else Path(folder)
-
-
-def population(given: Population | Mapping[str, Mapping[str, np.ndarray]] | str) -> Population:
-    """The population, that of the named dataset, or one of these users.
-
-    Raises:
-        UnknownNameError: there is no such dataset.
-        ConfigError: it is no population.
-        DataError: users given by name have no rows that a study can use.
-    """
-    if isinstance(given, Mapping):
-        return ArrayPopulation.of("data", given)
-    if isinstance(given, str):
-        from pfl_mobile import data
-
-        found: Population = data.population(given)
-        return found
-    missing = [m for m in ("train", "test", "id", "__len__", "name", "groups") if not hasattr(given, m)]
-    if missing:
-        raise ConfigError(
-            f"the data is a {type(given).__name__}, which lacks {', '.join(missing)}",
-            mend="give users and their rows, for instance {'ann': {'x': x, 'labels': y}, 'bob': ...}, or a Population",
-        )
-    return given
 
 
 def first_rows(data: Population) -> list[Rows]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pfl_mobile.data.failures import kind, named
 from pfl_mobile.errors import (
     CohortFailedError,
     NoExamplesError,
@@ -19,7 +20,6 @@ from pfl_mobile.errors import (
     TrainingFailedError,
 )
 from pfl_mobile.privacy.statement import rounded_up
-from pfl_mobile.simulation.failures import kind, named
 from pfl_mobile.study import plots
 from pfl_mobile.study.statistics import interval, student_interval
 

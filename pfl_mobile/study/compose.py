@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pfl_mobile.errors import ConfigError, UnknownNameError, near
+from pfl_mobile.hyperparameters import parameters as hyper_parameters
 from pfl_mobile.strategies import Strategy, Weighting, create, entry, fairness_names
-from pfl_mobile.strategies.registry import parameters as hyper_parameters
 
 #: Before the name of a hyper-parameter that is the fairness's, whatever the strategy has.
 _PREFIX = "fairness."

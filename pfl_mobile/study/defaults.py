@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pfl_mobile.data.finite import finite
+from pfl_mobile.data.user_rows import read_rows
 from pfl_mobile.errors import DataError
-from pfl_mobile.local.plan import Plan, Sgd, TrainPhase
-from pfl_mobile.local.random import derive, permutation
-from pfl_mobile.simulation.cohort import Client, CohortTrainer
-from pfl_mobile.simulation.finite import finite
-from pfl_mobile.simulation.user_rows import RowCheck, read_rows
+from pfl_mobile.plan.schema import Plan, Sgd, TrainPhase
+from pfl_mobile.random import derive, permutation
+from pfl_mobile.simulation.row_check import RowCheck
 from pfl_mobile.simulation.worker import count_examples
+from pfl_mobile.vectorized.cohort import CohortTrainer
+from pfl_mobile.vectorized.lanes import Client
 
 if TYPE_CHECKING:
-    from pfl_mobile.local.batches import Rows
+    from pfl_mobile.rows import Rows
     from pfl_mobile.strategies import Local
     from pfl_mobile.study.study import Study
 

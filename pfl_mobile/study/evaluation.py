@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from pfl_mobile.data.failures import counted, named
 from pfl_mobile.errors import NoExamplesError, TrainingFailedError
-from pfl_mobile.local.plan import LOWER_IS_BETTER
-from pfl_mobile.simulation.failures import counted, named
+from pfl_mobile.plan.schema import LOWER_IS_BETTER
 from pfl_mobile.study.statistics import Interval, interval
 
 #: Where a larger share of the users failed, or of the trainings in the rounds, there is no verdict on the others.

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from pfl_mobile.data.user_rows import rename_to_labels
 from pfl_mobile.errors import ConfigError, UnknownNameError
 from pfl_mobile.modules import Head
 from pfl_mobile.modules.insertion import matches, near_pattern
-from pfl_mobile.personalization import PersonalizedModel, personalize
-from pfl_mobile.simulation.user_rows import rename_to_labels
+from pfl_mobile.modules.personalize import PersonalizedModel, personalize
+from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.study.labels import LabelFacts, task_of
-from pfl_mobile.tasks import Batch, Task
 
 if TYPE_CHECKING:
-    from pfl_mobile.local.batches import Rows
+    from pfl_mobile.rows import Rows
 
 
 def example_batch(rows: Rows, size: int) -> Batch:

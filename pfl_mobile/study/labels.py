@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pfl_mobile.data.user_rows import rename_to_labels
 from pfl_mobile.errors import ConfigError, DataError
-from pfl_mobile.simulation.user_rows import rename_to_labels
-from pfl_mobile.tasks import ClassificationTask, RegressionTask, Task, TokenTask
+from pfl_mobile.programs.tasks import ClassificationTask, RegressionTask, Task, TokenTask
 
 if TYPE_CHECKING:
-    from pfl_mobile.local.batches import Rows
-    from pfl_mobile.simulation.population import Population
+    from pfl_mobile.data.populations import Population
+    from pfl_mobile.rows import Rows
 
 #: Users whose labels are looked at: of those in memory, and of others where the first user's are all the same.
 _IN_MEMORY, _OTHERS = 1000, 20

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pfl_mobile.data.user_rows import known_size
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.simulation.user_rows import known_size
 
 if TYPE_CHECKING:
-    from pfl_mobile.simulation.population import Population
+    from pfl_mobile.data.populations import Population
     from pfl_mobile.strategies import Local, Strategy
 
 #: Users that the steps of an average device are counted on, evenly over the population, where there are more.

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.bundle.manifest import StrategyEntry
-from pfl_mobile.simulation.settings import describe
+from pfl_mobile.files.describe import describe
 from pfl_mobile.strategies import create, entries
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfl_mobile.figures import BAD, PERSONAL, SHARED, save
-from pfl_mobile.figures import axes as new_axes
-from pfl_mobile.results import is_recall
+from pfl_mobile.local.results import is_recall
+from pfl_mobile.study.figures import BAD, PERSONAL, SHARED, save
+from pfl_mobile.study.figures import axes as new_axes
 
 if TYPE_CHECKING:
     from pfl_mobile.study.evaluation import Evaluation

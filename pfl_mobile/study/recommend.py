@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pfl_mobile.results import is_recall
-from pfl_mobile.simulation.failures import named
+from pfl_mobile.data.failures import named
+from pfl_mobile.local.results import is_recall
 from pfl_mobile.study.evaluation import Evaluation
 from pfl_mobile.study.statistics import Interval, interval
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from pfl_mobile.atomic import PRIVATE, atomic_write, private_folder
-from pfl_mobile.deployment import Deployment, text_parts
+from pfl_mobile.data.populations import TextPopulation
+from pfl_mobile.data.user_rows import read_rows
 from pfl_mobile.errors import (
     ConfigError,
     DataError,
@@ -23,17 +23,18 @@ from pfl_mobile.errors import (
     UnknownNameError,
     near,
 )
-from pfl_mobile.local.plan import LOWER_IS_BETTER, Sgd
-from pfl_mobile.local.random import derive, permutation
-from pfl_mobile.made_up import batch_like
-from pfl_mobile.plain_json import json_text
-from pfl_mobile.results import scale
+from pfl_mobile.files.atomic import PRIVATE, atomic_write, private_folder
+from pfl_mobile.files.plain_json import json_text
+from pfl_mobile.local.results import scale
+from pfl_mobile.plan.schema import LOWER_IS_BETTER, Sgd
+from pfl_mobile.programs.deployment import Deployment, text_parts
+from pfl_mobile.programs.made_up import batch_like
+from pfl_mobile.random import derive, permutation
 from pfl_mobile.simulation.checkpoint import FILES
 from pfl_mobile.simulation.engine import LocalEngine
-from pfl_mobile.simulation.population import TextPopulation
 from pfl_mobile.simulation.records import RoundRecord
 from pfl_mobile.simulation.rounds import Rounds
-from pfl_mobile.simulation.user_rows import RowCheck, read_rows
+from pfl_mobile.simulation.row_check import RowCheck
 from pfl_mobile.simulation.worker import Setup
 from pfl_mobile.strategies import Local
 from pfl_mobile.study.checks import is_whole
@@ -41,14 +42,14 @@ from pfl_mobile.study.evaluation import Evaluation, Trainings
 from pfl_mobile.study.named import strategy_entry
 from pfl_mobile.study.recommend import Recommendation, recommend, training_failed
 from pfl_mobile.study.statistics import divergence
-from pfl_mobile.vocabulary import MIN_USERS
+from pfl_mobile.text.vocabulary import MIN_USERS
 
 if TYPE_CHECKING:
-    from pfl_mobile.local.batches import Rows
+    from pfl_mobile.programs.tasks import Batch
+    from pfl_mobile.rows import Rows
     from pfl_mobile.simulation.engine import Engine
     from pfl_mobile.simulation.worker import Evaluation as Measured
     from pfl_mobile.study.study import Study
-    from pfl_mobile.tasks import Batch
 
 #: ``on_progress(what, fraction done)``.
 Report = Callable[[str, float | None], None]

@@ -18,18 +18,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from pfl_mobile.data.populations import population
 from pfl_mobile.errors import ConfigError, near
-from pfl_mobile.local.plan import Plan
-from pfl_mobile.normalization import check_trainable
-from pfl_mobile.personalization import PersonalizedModel, personalize
+from pfl_mobile.files.describe import describe
+from pfl_mobile.merge.rules import Average, Rule, create_rule
+from pfl_mobile.modules.normalization import check_trainable
+from pfl_mobile.modules.personalize import PersonalizedModel, personalize
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.privacy import PrivacyConfig
-from pfl_mobile.programs import check_classes
-from pfl_mobile.simulation.cohort import most_lanes
+from pfl_mobile.programs.tasks import Task
+from pfl_mobile.programs.trace import check_classes
 from pfl_mobile.simulation.engine import usual_processes
 from pfl_mobile.simulation.privacy import SimulatedPrivacy, check_merge
-from pfl_mobile.simulation.settings import describe
 from pfl_mobile.strategies import Context, Local, Strategy, Weighting, entries
-from pfl_mobile.strategies.rules import Average, Rule, create_rule
 from pfl_mobile.study.checks import (
     first_rows,
     fitting,
@@ -39,7 +40,6 @@ from pfl_mobile.study.checks import (
     is_whole,
     known_engine,
     list_of_names,
-    population,
     user_groups,
     whole,
 )
@@ -48,13 +48,13 @@ from pfl_mobile.study.defaults import choose_local
 from pfl_mobile.study.infer import example_batch, infer_task, personalized
 from pfl_mobile.study.labels import labels_seen
 from pfl_mobile.study.local_length import for_local_length
-from pfl_mobile.tasks import Task
-from pfl_mobile.text import SPECIALS
+from pfl_mobile.text.encoder import SPECIALS
+from pfl_mobile.vectorized.cohort import most_lanes
 
 if TYPE_CHECKING:
-    from pfl_mobile.local.batches import Rows
+    from pfl_mobile.data.populations import Groups, Population
+    from pfl_mobile.rows import Rows
     from pfl_mobile.simulation.engine import Engine
-    from pfl_mobile.simulation.population import Groups, Population
     from pfl_mobile.study.result import StudyResult
 
 #: Devices in a round, where the user did not say and there are more.

@@ -13,10 +13,10 @@ from starlette.concurrency import run_in_threadpool
 
 from pfl_mobile.errors import PflError
 from pfl_server import dashboard
-from pfl_server.answers import PROBLEM_SCHEMA, add_handlers
-from pfl_server.api import admin, check_in, enrolment, federation, health, sets, tasks, versions
-from pfl_server.middleware import Guard, Observe
-from pfl_server.refusals import FLUSH_S
+from pfl_server.counting.refusals import FLUSH_S
+from pfl_server.web.answers import PROBLEM_SCHEMA, add_handlers
+from pfl_server.web.api import admin, check_in, enrolment, federation, health, sets, tasks, versions
+from pfl_server.web.middleware import Guard, Observe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -106,7 +106,7 @@ async def _beside(services: Services, *, coordinate: bool) -> AsyncIterator[None
     """The coordinator, and the writing of what is counted, while the application runs."""
     coordinator = None
     if coordinate:
-        from pfl_server.coordinator import Coordinator
+        from pfl_server.rounds.coordinator import Coordinator
 
         coordinator = Coordinator(services)
         coordinator.start()

@@ -18,8 +18,8 @@ from uvicorn.supervisors import Multiprocess
 
 from pfl_mobile.bundle.read import Bundle
 from pfl_mobile.errors import ConfigError, PflError, TamperedBundleError
-from pfl_server import logs
 from pfl_server.clock import SteadyClock, elapsed
+from pfl_server.counting import logs
 from pfl_server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-    from pfl_server.config import FederationConfig
+    from pfl_server.federation.config import FederationConfig
     from pfl_server.services import Services
 
 log = logging.getLogger("pfl_server")
@@ -49,7 +49,7 @@ def stored_config(settings: ServerSettings) -> FederationConfig | None:
         DatabaseError: it cannot be reached.
         ConfigError: what is stored is invalid.
     """
-    from pfl_server.config import FederationConfig
+    from pfl_server.federation.config import FederationConfig
     from pfl_server.storage.database import Database
     from pfl_server.storage.models import Federation
 
@@ -160,7 +160,7 @@ def _serve(settings: ServerSettings, app: FastAPI, listening: socket.socket) -> 
 
 
 def _supervise(settings: ServerSettings, listening: socket.socket, clock: Callable[[], float]) -> None:
-    from pfl_server.metrics import FOLDER
+    from pfl_server.counting.metrics import FOLDER
 
     began = repr(clock() - elapsed())
     with (
@@ -172,7 +172,7 @@ def _supervise(settings: ServerSettings, listening: socket.socket, clock: Callab
 
 
 def _config(settings: ServerSettings, app: FastAPI | str, workers: int | None = None) -> uvicorn.Config:
-    from pfl_server.connection import BoundedHttp
+    from pfl_server.web.connection import BoundedHttp
 
     return uvicorn.Config(
         app,

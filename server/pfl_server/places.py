@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from pfl_mobile.protocol.bodies import Reason
-    from pfl_server.config import RoundsConfig
+    from pfl_server.federation.config import RoundsConfig
 
 #: Longest rest, in seconds, unless a single task takes longer.
 MOST_REST_S = 24 * 3600.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, ClassVar
 
 #: Prefix of the ``type`` member; the code follows.
@@ -101,3 +102,19 @@ PROBLEMS: dict[str, type[Problem]] = {
     for c in list(globals().values())
     if isinstance(c, type) and issubclass(c, Problem) and c is not Problem
 }
+
+
+def _unauthorized(whose: str = "device") -> Problem:
+    return Unauthorized(
+        f"there is no valid {whose} credential with the request",
+        mend="enrol, and send the credential as Authorization: Bearer ..."
+        if whose == "device"
+        else "send the admin token as Authorization: Bearer ...",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def encode(problem: Problem, instance: str | None = None) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of the answer."""
+    content = json.dumps(problem.to_json(instance)).encode()
+    return content, {"cache-control": "no-store"} | problem.headers

@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 from sqlalchemy import select
 
-from pfl_mobile.atomic import private_folder
 from pfl_mobile.errors import ConfigError
-from pfl_server import credentials
-from pfl_server.accepting import Acceptor
-from pfl_server.attestation import load_verifier
+from pfl_mobile.files.atomic import private_folder
 from pfl_server.clock import SteadyClock
-from pfl_server.limits import Limits
-from pfl_server.metrics import Metrics
-from pfl_server.part import Uploads
-from pfl_server.refusals import Refusals
-from pfl_server.selection import claims_sampling
+from pfl_server.counting.backoff import Trouble
+from pfl_server.counting.metrics import Metrics
+from pfl_server.counting.rate_limits import Limits
+from pfl_server.counting.refusals import Refusals
+from pfl_server.federation.config import claims_sampling
+from pfl_server.identity import credentials
+from pfl_server.identity.attestation import load_verifier
 from pfl_server.storage.blobs import open_blobs
 from pfl_server.storage.database import Database
 from pfl_server.storage.models import Federation
-from pfl_server.trouble import Trouble
+from pfl_server.uploads.accept import Acceptor
+from pfl_server.uploads.partial_file import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pfl_mobile.bundle import Bundle
-    from pfl_server.attestation import AttestationVerifier
-    from pfl_server.config import FederationConfig
-    from pfl_server.runtime import Runtime
+    from pfl_server.federation.config import FederationConfig
+    from pfl_server.federation.runtime import Runtime
+    from pfl_server.identity.attestation import AttestationVerifier
     from pfl_server.settings import ServerSettings
     from pfl_server.storage.blobs import Blobs
 
@@ -92,7 +92,7 @@ class Services:
             ConfigError, DatabaseError, BlobError, UnwritableError: something cannot be opened, or belongs to another
                 federation.
         """
-        from pfl_server.runtime import Runtime
+        from pfl_server.federation.runtime import Runtime
 
         clock = SteadyClock() if clock is None else clock
         private_folder(settings.data.absolute(), ours=("federation.db", "blobs", "scratch"))

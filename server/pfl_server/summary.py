@@ -6,13 +6,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.privacy.plan import noise_to_update
-from pfl_server.config import BUNDLE
+from pfl_server.federation.config import BUNDLE
 from pfl_server.storage.database import shown
 from pfl_server.storage.models import Federation, Version
 
 if TYPE_CHECKING:
     from pfl_mobile.bundle.manifest import StrategyEntry
-    from pfl_server.config import FederationConfig
+    from pfl_server.federation.config import FederationConfig
     from pfl_server.services import Services
 
 

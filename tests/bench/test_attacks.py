@@ -26,9 +26,9 @@ from attack.threats import (
     with_trigger,
 )
 
-from pfl_mobile.simulation.population import ArrayPopulation
+from pfl_mobile.data.populations import ArrayPopulation
+from pfl_mobile.merge.updates import Layout
 from pfl_mobile.strategies import Updates
-from pfl_mobile.strategies.updates import Layout
 
 SMALL = Settings(users=10, rounds=12, hidden=16, lr=0.1)
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pfl_mobile import atomic, errors
-from pfl_mobile.atomic import atomic_write
+from pfl_mobile import errors
 from pfl_mobile.bundle import Bundle, copy_bundle, save_tensors, tensors_to_bytes, write_bundle
+from pfl_mobile.files import atomic
+from pfl_mobile.files.atomic import atomic_write
 
 from .conftest import make_files, make_parts, make_tensors, names_in
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pfl_mobile import user_code
+from pfl_mobile.cli import user_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,7 +154,7 @@ def test_rules_for_a_vocabulary_are_handed_on_or_refused(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "blocked.txt").write_text("Zorp\n")
     (tmp_path / "ruled.py").write_text(
-        "from pfl_mobile.text import WordTokenizer\n"
+        "from pfl_mobile.text.encoder import WordTokenizer\n"
         "def build(vocabulary=None):\n"
         "    WordTokenizer.of_users({'ann': ['see zorp 7']}, 9, vocabulary)\n"
         "def plain():\n    pass\n"

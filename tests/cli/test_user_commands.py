@@ -16,8 +16,8 @@ import pfl_recipes.fraud.study
 from pfl_mobile.cli.common import Reporter
 from pfl_mobile.cli.rows import rows_of
 from pfl_mobile.data import Generator, registry
+from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.local.trainer import LocalTrainer
-from pfl_mobile.simulation.population import ArrayPopulation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -221,7 +221,7 @@ def test_personalize_an_array_bundle(pfl: Run, tiny_arrays: Path, tmp_path: Path
 STUDY = """
 import numpy as np
 from torch import nn
-from pfl_mobile.simulation.population import ArrayPopulation
+from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.study import Study
 
 def study():

@@ -12,10 +12,10 @@ import pytest
 from pydantic import ValidationError
 
 from pfl_mobile.errors import UpdateFileError, UpdateTensorsError
+from pfl_mobile.merge.updates import Layout
 from pfl_mobile.protocol import bodies
 from pfl_mobile.protocol.answers import judge
 from pfl_mobile.protocol.update_file import encode, parse_prefix
-from pfl_mobile.strategies.updates import Layout
 
 FOLDER = Path(__file__).parents[2] / "conformance"
 UPDATES = json.loads((FOLDER / "updates.json").read_text())

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pfl_mobile.bundle.tensors import metadata_from_bytes
+from pfl_mobile import rows as batches
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.local import batches, memory
+from pfl_mobile.files.tensors import metadata_from_bytes
+from pfl_mobile.local import memory
 from pfl_mobile.local.guard import before_training, decide
-from pfl_mobile.local.plan import Guard, Plan
 from pfl_mobile.local.state import ModelId, PersonalStateStore
+from pfl_mobile.plan.schema import Guard, Plan
 
 FOLDER = Path(__file__).parents[2] / "conformance"
 

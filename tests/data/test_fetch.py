@@ -19,7 +19,7 @@ from pfl_mobile.data import cache as store
 from pfl_mobile.data import obtain, registry
 from pfl_mobile.data.usertext import Message, UserText
 from pfl_mobile.errors import DataError, MissingDependencyError, NetworkError, UnknownNameError
-from pfl_mobile.text import TextEncoder, WordTokenizer
+from pfl_mobile.text.encoder import TextEncoder, WordTokenizer
 
 from .conftest import tarball
 
@@ -194,7 +194,7 @@ def test_a_killed_writer_leaves_all_or_nothing(cache: Path) -> None:
 
 
 def test_importing_data_and_text_does_not_import_torch() -> None:
-    code = "import pfl_mobile.data, pfl_mobile.text, sys, json; print(json.dumps('torch' in sys.modules))"
+    code = "import pfl_mobile.data, pfl_mobile.text.encoder, sys, json; print(json.dumps('torch' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) is False
 

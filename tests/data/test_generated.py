@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pfl_mobile import data
 from pfl_mobile.data import driving, femnist_like, fraud
 from pfl_mobile.data.generated import kind_of, kinds
+from pfl_mobile.data.populations import GeneratedPopulation
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.simulation.population import GeneratedPopulation
 
 SHAPES = {
     "femnist-like": {"x": ("float32", (784,)), "labels": ("int64", ()), "weight": ("float32", ())},

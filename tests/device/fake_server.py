@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pfl_mobile.bundle.tensors import tensors_from_bytes, tensors_to_bytes
-from pfl_mobile.local.plan import Plan
+from pfl_mobile.files.tensors import tensors_from_bytes, tensors_to_bytes
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.protocol.update_file import layout_of, parse_prefix
 from tests.local.fake import Linear, plan, sgd
 

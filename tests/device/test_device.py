@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pfl_mobile.bundle.tensors import load_tensors
 from pfl_mobile.device.privacy import PrivacyPolicy
 from pfl_mobile.device.store import DeviceFolder
 from pfl_mobile.errors import (
@@ -17,6 +16,7 @@ from pfl_mobile.errors import (
     ServerProblem,
     UnreachableError,
 )
+from pfl_mobile.files.tensors import load_tensors
 from pfl_mobile.local.state import ModelId
 from pfl_mobile.local.trainer import Most
 from pfl_mobile.protocol.bodies import Attestation

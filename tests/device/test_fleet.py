@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pfl_mobile.device.fleet import Fleet
+from pfl_mobile.cli.fleet import Fleet
 
 
 def wait(fleet, count):
@@ -32,7 +32,7 @@ def test_devices_are_processes_whose_output_and_exit_code_are_kept(tmp_path):
 
 def fleet_process():
     return subprocess.Popen(
-        [sys.executable, "-m", "pfl_mobile.device.fleet", "pfl_mobile.cli"],
+        [sys.executable, "-m", "pfl_mobile.cli.fleet", "pfl_mobile.cli"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -63,7 +63,7 @@ def sleeping_fleet(folder, *, also=""):
     )
     (folder / "sleeping.py").write_text(module + also)
     process = subprocess.Popen(
-        [sys.executable, "-m", "pfl_mobile.device.fleet", "sleeping"],
+        [sys.executable, "-m", "pfl_mobile.cli.fleet", "sleeping"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

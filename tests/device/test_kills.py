@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from pfl_mobile.bundle.sealed import digest
+from pfl_mobile.files.sealed import digest
 from pfl_mobile.local.state import PersonalStateStore
 from tests.device.conftest import ID, device
 from tests.device.fake_server import PLAN, Fake, serving

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from pfl_mobile.bundle import Bundle
-from pfl_mobile.bundle.tensors import tensors_from_bytes
 from pfl_mobile.cli import main
 from pfl_mobile.device.backoff import Backoff
 from pfl_mobile.device.client import Client
@@ -22,8 +21,9 @@ from pfl_mobile.device.privacy import PrivacyPolicy
 from pfl_mobile.device.store import DeviceFolder
 from pfl_mobile.engines import open_session
 from pfl_mobile.errors import EngineError, EngineMismatchError
+from pfl_mobile.files.tensors import tensors_from_bytes
 from pfl_mobile.privacy import PrivacyConfig
-from pfl_server.config import RoundsConfig
+from pfl_server.federation.config import RoundsConfig
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
 from tests.device.chaos import breaking

@@ -26,32 +26,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfl_mobile.bundle import (
-    Bundle,
-    generate_key,
-    parse_manifest,
-    sealed,
-    tensors_to_bytes,
-    verify,
-    write_bundle,
-)
+from pfl_mobile.bundle import Bundle, generate_key, parse_manifest, tensors_to_bytes, verify, write_bundle
 from pfl_mobile.bundle.sign import load_private_key, load_public_key, sign
-from pfl_mobile.bundle.tensors import load_metadata, load_tensors
 from pfl_mobile.cli.bundles import _show, describe
 from pfl_mobile.device.client import parse
 from pfl_mobile.device.sent import SentNoise
 from pfl_mobile.device.store import DeviceFolder, Pending
 from pfl_mobile.errors import DataError, PflError
-from pfl_mobile.evaluation import text_encoder
+from pfl_mobile.files import sealed
+from pfl_mobile.files.tensors import load_metadata, load_tensors
 from pfl_mobile.local import checkpoint as local_checkpoint
+from pfl_mobile.local.evaluation import text_encoder
 from pfl_mobile.local.examples import ExampleStore
 from pfl_mobile.local.phases import Work
-from pfl_mobile.local.plan import Plan
 from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.privacy.accounting import Ledger
 from pfl_mobile.privacy.config import PrivacyConfig
 from pfl_mobile.protocol import bodies
-from pfl_mobile.tokenizer import WordTokenizer
+from pfl_mobile.text.tokenizer import WordTokenizer
 from tests.bundle.conftest import make_files, make_parts
 from tests.fuzz.mutate import WHOLE, json_text, mutate_bytes, mutate_json
 from tests.local.fake import Linear
@@ -174,13 +167,13 @@ def _open_zip(folder: Path) -> None:
 
 
 def _unsealed(data: bytes) -> Any:
-    from pfl_mobile.bundle.tensors import metadata_from_bytes
+    from pfl_mobile.files.tensors import metadata_from_bytes
 
     return json.loads(metadata_from_bytes(data)["head"])
 
 
 def _sealed_again(form: str | None) -> Callable[[bytes, Any], bytes]:
-    from pfl_mobile.bundle.tensors import tensors_from_bytes
+    from pfl_mobile.files.tensors import tensors_from_bytes
 
     return lambda old, value: sealed.seal(tensors_from_bytes(old), json.dumps(value), form=form)
 
@@ -229,8 +222,8 @@ def _load_simulated(folder: Path) -> None:
 
 
 def _server_state(folder: Path) -> Path:
-    from pfl_mobile.strategies.state_file import encode
-    from pfl_mobile.strategies.strategy import Server
+    from pfl_mobile.strategies.server_state_file import encode
+    from pfl_mobile.strategies.state import Server
 
     server = Server(Linear.tensors, 3, dict(VALUES), {}, {}, {"n": 1}, 2)
     (folder / "server").write_bytes(encode(server, {"more": np.ones(2)}))
@@ -238,7 +231,7 @@ def _server_state(folder: Path) -> Path:
 
 
 def _decode_server(folder: Path) -> None:
-    from pfl_mobile.strategies.state_file import decode
+    from pfl_mobile.strategies.server_state_file import decode
 
     decode((folder / "server").read_bytes(), Linear.tensors, 3)
 
@@ -304,7 +297,7 @@ def _read_ledger(folder: Path) -> None:
 
 def _read_federation(folder: Path) -> None:
     from pfl_mobile.cli.serve import _read
-    from pfl_server.config import FederationConfig
+    from pfl_server.federation.config import FederationConfig
 
     FederationConfig.load(_read(folder / "federation.json"))
 
@@ -316,13 +309,13 @@ def _read_limits(folder: Path) -> None:
 
 
 def _federation() -> str:
-    from pfl_server.config import FederationConfig
+    from pfl_server.federation.config import FederationConfig
 
     return FederationConfig(privacy=CONFIG).dump()
 
 
 def _admin_token(folder: Path) -> None:
-    from pfl_server.credentials import admin_token
+    from pfl_server.identity.credentials import admin_token
 
     admin_token({"PFL_ADMIN_TOKEN_FILE": str(folder / "token")})
 
@@ -331,7 +324,7 @@ def _admin_token(folder: Path) -> None:
 
 
 def _source(folder: Path) -> None:
-    from pfl_mobile.study.runs import study_of
+    from pfl_mobile.cli.runs import study_of
 
     study_of(folder)
 
@@ -344,7 +337,7 @@ def _study(folder: Path) -> None:
 
 def _groups(name: str) -> Callable[[Path], None]:
     def read(folder: Path) -> None:
-        from pfl_mobile.simulation.groups import groups_from
+        from pfl_mobile.data.user_groups import groups_from
         from tests.study.small import population
 
         groups_from(folder / name, population())
@@ -354,7 +347,7 @@ def _groups(name: str) -> Callable[[Path], None]:
 
 def _adapter(name: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        from pfl_mobile.peft_export import export_adapter
+        from pfl_mobile.bundle.peft import export_adapter
 
         export_adapter(folder, _LORA, dict.fromkeys(_LORA, "lora"), _MODULES)
         return folder / name
@@ -367,7 +360,7 @@ _MODULES = [{"name": "lora", "kind": "lora", "config": {"rank": 2}}]
 
 
 def _read_adapter(folder: Path) -> None:
-    from pfl_mobile.peft_export import import_adapter
+    from pfl_mobile.bundle.peft import import_adapter
 
     import_adapter(folder, {n: v.shape for n, v in _LORA.items()}, dict.fromkeys(_LORA, "lora"), _MODULES)
 
@@ -433,8 +426,8 @@ def _update(folder: Path) -> Path:
 
 
 def _read_update(folder: Path) -> None:
+    from pfl_mobile.merge.updates import Layout
     from pfl_mobile.protocol.update_file import parse_prefix
-    from pfl_mobile.strategies.updates import Layout
 
     data = (folder / "update").read_bytes()
     parse_prefix(data, Layout({"a": (2, 2)}), len(data))
@@ -731,7 +724,7 @@ def test_a_tokenizer_with_a_huge_id_takes_little_time_and_memory() -> None:
 
 
 def test_patterns_take_no_longer_than_names_and_patterns_are_long() -> None:
-    from pfl_mobile.local.groups import matches
+    from pfl_mobile.plan.select import matches
 
     tensor = SimpleNamespace(name="a" * 190, role="shared", module=None)
     began = time.monotonic()
@@ -751,7 +744,7 @@ def test_a_ledger_of_many_rounds_costs_as_much_as_one_of_few() -> None:
 
 #: Modules that open what this process wrote itself, or what only the author of a study gives, and why.
 ELSEWHERE = {
-    "pfl_mobile/atomic.py": "opens folders and its own temporaries",
+    "pfl_mobile/files/atomic.py": "opens folders and its own temporaries",
     "pfl_mobile/bundle/read.py": "writes what it unpacks",
     "pfl_mobile/bundle/stream.py": "reads in pieces what `Bundle.open` checks",
     "pfl_mobile/bundle/write.py": "writes",
@@ -763,18 +756,18 @@ ELSEWHERE = {
     "pfl_mobile/engines/isolated.py": "a lock",
     "pfl_mobile/engines/torch.py": "a program, which is tried in a child: see test_programs",
     "pfl_mobile/protocol/update_file.py": "a bounded header in a form of its own: see update_file.py here",
-    "pfl_mobile/device/fleet.py": "writes logs",
+    "pfl_mobile/cli/fleet.py": "writes logs",
     "pfl_mobile/device/store.py": "a lock",
     "pfl_mobile/device/transfer.py": "its own partial downloads, whose digest decides",
     "pfl_mobile/local/examples.py": "makes the database",
     "pfl_mobile/simulation/shared.py": "makes the file of states",
     "pfl_mobile/simulation/checkpoint.py": "appends to the history",
-    "pfl_mobile/reading.py": "the reader itself",
+    "pfl_mobile/files/reading.py": "the reader itself",
 }
 
 
 def test_every_reader_is_listed() -> None:
-    """Files are opened through `pfl_mobile.reading`, or by a module that says above why not."""
+    """Files are opened through `pfl_mobile.files.reading`, or by a module that says above why not."""
     root = Path(__file__).parents[2]
     found = {}
     for path in sorted(root.glob("pfl_mobile/**/*.py")):

@@ -17,8 +17,8 @@ with atheris.instrument_imports(include=["pfl_mobile.protocol", "json"]):
     import json
 
     from pfl_mobile.errors import UpdateFileError
+    from pfl_mobile.merge.updates import Layout
     from pfl_mobile.protocol.update_file import header_limit, parse_prefix
-    from pfl_mobile.strategies.updates import Layout
 
 SEEDS = Path(__file__).parents[2] / "conformance"
 _ABOUT = json.loads((SEEDS / "updates.json").read_text())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pfl_mobile.local.plan import Plan
+from pfl_mobile.plan.schema import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -132,7 +132,7 @@ class Unigram:
 
 
 class Words:
-    """A tiny encoder with the protocol of ``pfl_mobile.text.TextEncoder``."""
+    """A tiny encoder with the protocol of ``pfl_mobile.text.encoder.TextEncoder``."""
 
     known = ("<pad>", "<s>", "<unk>", "</s>", "a", "b", "c", "d")
 

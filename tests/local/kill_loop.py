@@ -14,10 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-from pfl_mobile.bundle.sealed import digest
-from pfl_mobile.local.batches import split_rows
+from pfl_mobile.files.sealed import digest
 from pfl_mobile.local.state import ModelId, PersonalStateStore
 from pfl_mobile.local.trainer import LocalTrainer
+from pfl_mobile.rows import split_rows
 from tests.local.fake import Linear, linear_rows, plan, sgd
 
 TRAIN, HELD = split_rows(linear_rows(40), 0.2)

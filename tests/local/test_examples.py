@@ -11,8 +11,8 @@ import pytest
 
 from pfl_mobile.errors import ConfigError, StateError, StorageFullError
 from pfl_mobile.local import examples as module
-from pfl_mobile.local.batches import newest_part
 from pfl_mobile.local.examples import ExampleStore, Retention
+from pfl_mobile.rows import newest_part
 
 FREE = Retention(None, None, None)
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfl_mobile.blocked import BlockList
 from pfl_mobile.errors import ConfigError, StateError
 from pfl_mobile.local import checkpoint
 from pfl_mobile.local.forget import forget, forget_words, words_to_forget
 from pfl_mobile.local.phases import Work
 from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore
-from pfl_mobile.text import SPECIALS, UNK, TextEncoder, WordTokenizer
+from pfl_mobile.text.blocked import BlockList
+from pfl_mobile.text.encoder import SPECIALS, UNK, TextEncoder, WordTokenizer
 from tests.local.fake import Tensor
 
 TOKENIZER = WordTokenizer.train(["see you there"], 16)

@@ -18,9 +18,9 @@ from pfl_mobile.errors import (
     TooSlowError,
     UnknownNameError,
 )
-from pfl_mobile.local.batches import padded_batches, split_rows
 from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore
 from pfl_mobile.local.trainer import LocalTrainer, Most
+from pfl_mobile.rows import padded_batches, split_rows
 from tests.local.fake import Linear, Unigram, Words, linear_rows, plan, sgd
 
 TRAIN, HELD = split_rows(linear_rows(60), 0.2)

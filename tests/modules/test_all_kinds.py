@@ -29,7 +29,7 @@ from pfl_mobile.modules import (
     kinds,
     make_config,
 )
-from pfl_mobile.personalization import PersonalizedModel, personalize, tensor_digest
+from pfl_mobile.modules.personalize import PersonalizedModel, personalize, tensor_digest
 from tests.backbones import BACKBONES
 
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from torch import nn
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules.experts import PERSONAL_GATE, Experts, gate_shares
-from pfl_mobile.personalization import personalize
+from pfl_mobile.modules.personalize import personalize
 from tests.backbones import BACKBONES
 
 

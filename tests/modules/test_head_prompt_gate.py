@@ -8,7 +8,7 @@ from torch import nn
 
 from pfl_mobile.errors import ConfigError, UnknownNameError
 from pfl_mobile.modules import Adapter, Gate, Head, SoftPrompt
-from pfl_mobile.personalization import personalize, tensor_digest
+from pfl_mobile.modules.personalize import personalize, tensor_digest
 from tests.backbones import cnn, decoder, encoder, gru, mlp, sensor, tied_decoder
 
 

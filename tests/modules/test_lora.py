@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pfl_mobile.errors import ConfigError, UnknownNameError
 from pfl_mobile.modules import LoRA, make_config
-from pfl_mobile.personalization import personalize
+from pfl_mobile.modules.personalize import personalize
 
 
 def randomized(layer: nn.Module, config: LoRA) -> tuple[nn.Module, Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pfl_mobile.errors import ConfigError, OutOfVocabularyError
 from pfl_mobile.modules import NgramMemory, VocabularySlots
-from pfl_mobile.personalization import PersonalizedModel, personalize
+from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from tests.backbones import decoder, encoder
 
 VOCABULARY = 7

@@ -24,7 +24,7 @@ from pfl_mobile.modules import (
     register,
 )
 from pfl_mobile.modules.insertion import matches
-from pfl_mobile.personalization import personalize, tensor_digest
+from pfl_mobile.modules.personalize import personalize, tensor_digest
 from tests.backbones import cnn, decoder, mlp, tied_decoder
 
 EVERYTHING: list[ModuleConfig] = [

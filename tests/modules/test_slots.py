@@ -11,7 +11,7 @@ from torch import nn
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules import Head, LoRA, SoftPrompt, VocabularySlots
-from pfl_mobile.personalization import PersonalizedModel, personalize
+from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from tests.backbones import decoder, tied_decoder
 
 SLOTS = VocabularySlots("embed", "head", count=4)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import LedgerError, NonFiniteError, PrivacyBudgetError, StateError
+from pfl_mobile.merge.rows import MatrixRows
 from pfl_mobile.privacy import (
     AdaptiveClipping,
     Ledger,
@@ -16,7 +17,6 @@ from pfl_mobile.privacy import (
     SecureNoise,
     SimulatedNoise,
 )
-from pfl_mobile.strategies.rows import MatrixRows
 
 BASE: dict[str, Any] = {"clip_norm": 1.0, "noise_multiplier": 2.0, "cohort": 10, "delta": 1e-5}
 ADAPTIVE = PrivacyConfig(**BASE, adaptive=AdaptiveClipping(noise_multiplier=3.0))

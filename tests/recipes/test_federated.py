@@ -12,7 +12,7 @@ from pfl_mobile.cli import main
 from pfl_mobile.data import UserText, split
 from pfl_mobile.data.usertext import Message
 from pfl_mobile.errors import ConfigError, DataError, TooFewUsersError
-from pfl_mobile.local.plan import Plan
+from pfl_mobile.plan.schema import Plan
 from pfl_recipes.keyboard import federated, study
 from pfl_recipes.keyboard.processes import Seen
 

@@ -12,9 +12,9 @@ from pfl_mobile.data import Message, UserText
 from pfl_mobile.errors import ConfigError, DataError
 from pfl_mobile.modules import LoRA, NgramMemory
 from pfl_mobile.modules.model import tensor_digest
+from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from pfl_mobile.modules.shared_ngrams import SharedNgrams
-from pfl_mobile.personalization import PersonalizedModel, personalize
-from pfl_mobile.text import Rows, TextEncoder, WordTokenizer
+from pfl_mobile.text.encoder import Rows, TextEncoder, WordTokenizer
 from pfl_recipes.keyboard.gate import (
     GateExamples,
     fit_gate,

@@ -10,9 +10,9 @@ import pytest
 
 import pfl_recipes
 from pfl_mobile import data
+from pfl_mobile.cli.user_code import load_study
 from pfl_mobile.errors import UnknownNameError
 from pfl_mobile.study.compare import for_strategy
-from pfl_mobile.user_code import load_study
 
 QUICK = {"cohort": 4, "processes": 0, "lanes": 4}
 ARRAYS = [name for name in pfl_recipes.names() if name != "keyboard"]

@@ -23,20 +23,20 @@ from starlette.testclient import TestClient
 
 from pfl_exporters.export import export_bundle
 from pfl_mobile.bundle import Bundle
-from pfl_mobile.deployment import Deployment
-from pfl_mobile.local.plan import Plan, Sgd, TrainPhase
 from pfl_mobile.modules import LoRA
-from pfl_mobile.personalization import personalize
+from pfl_mobile.modules.personalize import personalize
+from pfl_mobile.plan.schema import Plan, Sgd, TrainPhase
 from pfl_mobile.privacy import PrivacyConfig
-from pfl_mobile.tasks import ClassificationTask
-from pfl_server import credentials
+from pfl_mobile.programs.deployment import Deployment
+from pfl_mobile.programs.tasks import ClassificationTask
 from pfl_server.app import create_app
-from pfl_server.config import FederationConfig, RoundsConfig
-from pfl_server.connection import BoundedHttp
+from pfl_server.federation.config import FederationConfig, RoundsConfig
+from pfl_server.identity import credentials
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
 from pfl_server.storage.database import Database
 from pfl_server.storage.models import EnrolmentToken
+from pfl_server.web.connection import BoundedHttp
 from tests.backbones import MLP
 from tests.server.basics import ADMIN_TOKEN, GENEROUS, Clock, free_port
 

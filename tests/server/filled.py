@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from pfl_mobile.privacy import PrivacyConfig
 from pfl_mobile.privacy.statement import statement
-from pfl_server.config import EvaluationConfig, FederationConfig, RoundsConfig
+from pfl_server.federation.config import EvaluationConfig, FederationConfig, RoundsConfig
 from pfl_server.services import Services
 from pfl_server.storage.models import (
     Assignment,

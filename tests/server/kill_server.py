@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 
 from pfl_mobile.bundle import Bundle
-from pfl_server.coordinator import Coordinator
+from pfl_server.rounds.coordinator import Coordinator
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
 from tests.server.basics import RepeatingNoise

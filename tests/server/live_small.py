@@ -12,13 +12,13 @@ from pathlib import Path
 import uvicorn
 
 from pfl_mobile.bundle import Bundle
-from pfl_server import coordinator
 from pfl_server.app import create_app
-from pfl_server.connection import BoundedHttp
+from pfl_server.rounds import coordinator
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
+from pfl_server.web.connection import BoundedHttp
 from tests.server.basics import GENEROUS
-from tests.server.federation import federation_config
+from tests.server.testbed import federation_config
 
 #: So that a test need not wait long until another process takes over.
 LEASE_S = 0.6

@@ -14,8 +14,9 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from pfl_server import logs, problems
+from pfl_server import problems
 from pfl_server.app import openapi_document
+from pfl_server.counting import logs
 from pfl_server.errors import DatabaseError
 from pfl_server.problems import PROBLEMS, TYPE_PREFIX
 from pfl_server.settings import ServerSettings
@@ -305,7 +306,8 @@ class Block:
             raise ModuleNotFoundError(name, name=name)
 
 sys.meta_path.insert(0, Block())
-import pfl_server.launch, pfl_server.app, pfl_server.services, pfl_server.runtime, pfl_server.coordinator
+import pfl_server.launch, pfl_server.app, pfl_server.services
+import pfl_server.federation.runtime, pfl_server.rounds.coordinator
 from pfl_mobile.strategies import entries
 assert entries()
 """

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from sqlalchemy import update
 
-from pfl_server import check_in
-from pfl_server.rounds import close_due
+from pfl_server.rounds import check_in
+from pfl_server.rounds.lifecycle import close_due
 from pfl_server.storage.models import Assignment
-from tests.server.federation import federation_config, small, update_of
+from tests.server.testbed import federation_config, small, update_of
 
 
 def config(**rounds):

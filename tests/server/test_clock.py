@@ -11,11 +11,11 @@ import pytest
 
 from pfl_server import clock as clocks
 from pfl_server.clock import SteadyClock
-from pfl_server.coordinator import LEASE_S, Coordinator
-from pfl_server.garbage import RAW_GRACE_S, Collector
-from pfl_server.part import old_parts
+from pfl_server.rounds.coordinator import LEASE_S, Coordinator
+from pfl_server.rounds.garbage import RAW_GRACE_S, Collector
 from pfl_server.storage.models import Federation
-from tests.server.federation import federation_config, small, update_of
+from pfl_server.uploads.partial_file import old_parts
+from tests.server.testbed import federation_config, small, update_of
 
 
 @pytest.mark.parametrize("step", [-3600.0, 3600.0, -1e9])

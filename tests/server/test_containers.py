@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from pfl_server import credentials
+from pfl_server.identity import credentials
 from pfl_server.settings import ServerSettings
 
 SERVER = Path(__file__).parents[2] / "server"

@@ -19,17 +19,18 @@ import pytest
 import uvicorn
 
 from pfl_mobile.errors import ConfigError, TensorFileError
-from pfl_mobile.strategies import rows
-from pfl_server import connection, launch
+from pfl_mobile.merge import rows
+from pfl_server import launch
 from pfl_server.app import create_app
-from pfl_server.connection import HEAD_BYTES, BoundedHttp
-from pfl_server.coordinator import Coordinator
 from pfl_server.errors import BlobMissingError, DatabaseError
+from pfl_server.rounds.coordinator import Coordinator
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
 from pfl_server.storage.database import Database
+from pfl_server.web import connection
+from pfl_server.web.connection import HEAD_BYTES, BoundedHttp
 from tests.server.basics import free_port
-from tests.server.federation import federation_config, small, update_of
+from tests.server.testbed import federation_config, small, update_of
 
 
 @pytest.fixture

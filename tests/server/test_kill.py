@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from pfl_server.coordinator import LEASE_S
-from pfl_server.garbage import Collector
+from pfl_server.rounds.coordinator import LEASE_S
+from pfl_server.rounds.garbage import Collector
 from pfl_server.storage.models import Assignment, LedgerEntry, Version
-from tests.server.federation import federation_config, small
 from tests.server.kill_server import NOISE
+from tests.server.testbed import federation_config, small
 
 pytestmark = pytest.mark.slow
 

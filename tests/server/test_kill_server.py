@@ -18,7 +18,7 @@ from pfl_mobile.bundle import Bundle
 from pfl_mobile.local.state import ModelId
 from pfl_server.storage.models import Assignment, Round
 from tests.server.basics import free_port
-from tests.server.federation import layout, small, update_of, write_small_bundle
+from tests.server.testbed import layout, small, update_of, write_small_bundle
 
 pytestmark = pytest.mark.slow
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from pfl_mobile.protocol.bodies import CheckedIn, CheckIn, Facts
-from pfl_server.auth import DeviceIdentity
-from pfl_server.check_in import check_in
-from pfl_server.config import RoundsConfig
+from pfl_server.federation.config import RoundsConfig
+from pfl_server.identity.devices import DeviceIdentity
 from pfl_server.places import MOST_REST_S, rest_s, shared_out, source
+from pfl_server.rounds.check_in import check_in
 from pfl_server.storage.models import Device, Federation, Round
 from tests.server.conftest import device_of
-from tests.server.federation import Small, federation_config, small, update_of
+from tests.server.testbed import Small, federation_config, small, update_of
 
 ROUNDS = {"cohort": 10, "minimum": 4, "over_selection": 1.3, "deadline_s": 600.0, "total": None}
 

@@ -10,10 +10,10 @@ import pytest
 
 from pfl_mobile.errors import LedgerError
 from pfl_mobile.privacy import Ledger
-from pfl_server.state_file import get_state
 from pfl_server.storage.models import Federation, LedgerEntry
+from pfl_server.storage.sets import get_state
 from tests.server.basics import ADMIN_TOKEN
-from tests.server.federation import federation_config, small, update_of
+from tests.server.testbed import federation_config, small, update_of
 
 LOCAL = {"mechanism": "local", "clip_norm": 0.3, "local_noise_multiplier": 2.0, "delta": 1e-5}
 MATRIX = {"mechanism": "matrix", "noise_multiplier": 4.0, "clip_norm": 0.3, "min_separation": 2}
@@ -236,8 +236,8 @@ def test_what_was_changed_in_the_database_is_refused_at_the_start(tmp_path, monk
     config = federation_config(rounds={"cohort": 1, "minimum": 1, "min_separation": 2}, privacy=MATRIX)
     statement_only = edit not in (_no_ledger, _cheaper)
     if not sealed:  # as versions from before there were seals
-        monkeypatch.setattr("pfl_server.runtime.seal", lambda *_: {})
-        monkeypatch.setattr("pfl_server.merging.seal", lambda *_: {})
+        monkeypatch.setattr("pfl_server.federation.runtime.seal", lambda *_: {})
+        monkeypatch.setattr("pfl_server.rounds.merge.seal", lambda *_: {})
     with small(tmp_path, config, devices=1) as f:
         f.send(f.devices[0])
         f.step()

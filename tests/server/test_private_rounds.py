@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import ConfigError, PrivacyError
+from pfl_mobile.merge.private import PrivateRule
+from pfl_mobile.merge.rows import MatrixRows
 from pfl_mobile.privacy import Ledger, PrivacyConfig, PrivateRounds, SecureNoise, SimulatedNoise
 from pfl_mobile.strategies import Server, Updates, create
-from pfl_mobile.strategies.private import PrivateRule
-from pfl_mobile.strategies.rows import MatrixRows
 from pfl_server.storage.models import LedgerEntry
 from tests.server.basics import ADMIN_TOKEN, RepeatingNoise
-from tests.server.federation import federation_config, layout, small, update_of
+from tests.server.testbed import federation_config, layout, small, update_of
 
 GAUSSIAN = {"mechanism": "gaussian", "noise_multiplier": 4.0, "clip_norm": 0.3, "delta": 1e-5}
 MATRIX = {

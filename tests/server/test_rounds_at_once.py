@@ -7,9 +7,9 @@ from collections import Counter
 
 from sqlalchemy import select
 
-from pfl_server.coordinator import Coordinator
+from pfl_server.rounds.coordinator import Coordinator
 from pfl_server.storage.models import Assignment, EvaluationSum
-from tests.server.federation import federation_config, small, update_of
+from tests.server.testbed import federation_config, small, update_of
 
 
 def at_once(*jobs):

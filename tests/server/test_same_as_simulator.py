@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.merge.bounds import bounded_losses
+from pfl_mobile.merge.updates import Updates
 from pfl_mobile.strategies import create, names
-from pfl_mobile.strategies.bounds import bounded_losses
-from pfl_mobile.strategies.state_file import plain_numbers
-from pfl_mobile.strategies.strategy import Context, Local, Server
-from pfl_mobile.strategies.updates import Updates
-from pfl_server.config import RoundsConfig
-from pfl_server.merge_input import LOSSES
-from tests.server.federation import federation_config, layout, small, update_of
+from pfl_mobile.strategies.server_state_file import plain_numbers
+from pfl_mobile.strategies.state import Context, Local, Server
+from pfl_server.federation.config import RoundsConfig
+from pfl_server.rounds.merge_input import LOSSES
+from tests.server.testbed import federation_config, layout, small, update_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:EWC without fisher")
 

@@ -28,9 +28,9 @@ from pfl_mobile.bundle.sign import generate_key, sign
 from pfl_mobile.errors import ConfigError, OtherSettingsError, TamperedBundleError
 from pfl_mobile.privacy import Ledger, PrivacyConfig
 from pfl_server import launch
-from pfl_server.config import RoundsConfig
-from pfl_server.defaults import default_privacy, federation_config
-from pfl_server.given import refuse_others
+from pfl_server.federation.config import RoundsConfig
+from pfl_server.federation.defaults import default_privacy, federation_config
+from pfl_server.federation.restart import refuse_others
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
 from tests.server.conftest import ADMIN_TOKEN, config_of

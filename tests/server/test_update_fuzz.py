@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pfl_server.problems import PROBLEMS
-from tests.server.federation import federation_config, small, update_of
+from tests.server.testbed import federation_config, small, update_of
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,17 @@ from pfl_mobile.engines.torch import TorchSession
 from pfl_mobile.errors import NoExamplesError, NonFiniteError
 from pfl_mobile.local.phases import Context, Work, kept_copies, run_phases
 from pfl_mobile.local.session import Programs
-from pfl_mobile.programs import trace_programs
+from pfl_mobile.programs.trace import trace_programs
 from tests.backbones import MLP
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pfl_mobile.local.plan import Plan
     from pfl_mobile.modules.model import PersonalizedModel
-    from pfl_mobile.simulation.cohort import Client, CohortTrainer
-    from pfl_mobile.tasks import Task
+    from pfl_mobile.plan.schema import Plan
+    from pfl_mobile.programs.tasks import Task
+    from pfl_mobile.vectorized.cohort import CohortTrainer
+    from pfl_mobile.vectorized.lanes import Client
 
 BATCH = 4
 

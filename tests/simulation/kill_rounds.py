@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from pfl_mobile.bundle.sealed import digest
+from pfl_mobile.files.sealed import digest
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.strategies import create
 from tests.simulation.small import rounds, setup

@@ -18,12 +18,13 @@ import torch
 
 from pfl_mobile.errors import DataError, NonFiniteError
 from pfl_mobile.local.phases import Context, Work, kept_copies, run_phases
-from pfl_mobile.local.plan import Plan, Sgd
 from pfl_mobile.local.session import Programs
-from pfl_mobile.simulation.cohort import Client, Outcome
+from pfl_mobile.plan.schema import Plan, Sgd
 from pfl_mobile.simulation.rounds import Rounds
 from pfl_mobile.simulation.worker import Setup
 from pfl_mobile.strategies import Local, Strategy
+from pfl_mobile.vectorized.cohort import Outcome
+from pfl_mobile.vectorized.lanes import Client
 from tests.local.fake import Linear, linear_rows
 
 LOCAL = Local(epochs=1, optimizer=Sgd(lr=0.5))

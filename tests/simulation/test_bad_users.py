@@ -125,7 +125,7 @@ def test_a_run_that_merged_nobody_is_an_error_however_short(engine, tmp_path):
 
 def test_a_round_with_too_few_left_for_its_rule_is_recorded_unless_all_of_it_is_there(engine):
     from pfl_mobile.errors import TooFewUpdatesError
-    from pfl_mobile.strategies.robust import Krum
+    from pfl_mobile.merge.robust import Krum
 
     rule = Krum(attackers=0.1)
     cohorts = [[0, 2, 4, 6, 8, 10], [0, 1, 3, 5, 7, 9], [0, 2, 4, 6, 8, 10]]

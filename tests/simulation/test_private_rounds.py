@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import CohortFailedError, ConfigError, OtherSettingsError, PrivacyError
+from pfl_mobile.merge.robust import Median, TrimmedMean
+from pfl_mobile.merge.rules import Average
 from pfl_mobile.privacy import Ledger, PrivacyConfig
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.privacy import SimulatedPrivacy
 from pfl_mobile.strategies import Updates, create
-from pfl_mobile.strategies.robust import Median, TrimmedMean
-from pfl_mobile.strategies.rules import Average
 from tests.simulation.small import rounds, same, setup
 
 pytest.importorskip("dp_accounting")

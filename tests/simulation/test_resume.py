@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from pfl_mobile import ClassificationTask, CustomTask
+from pfl_mobile.data.populations import ArrayPopulation, GeneratedPopulation
 from pfl_mobile.errors import CheckpointError, OtherSettingsError
+from pfl_mobile.files.describe import describe
 from pfl_mobile.simulation import used_data
-from pfl_mobile.simulation.population import ArrayPopulation, GeneratedPopulation
-from pfl_mobile.simulation.settings import describe
 from pfl_mobile.simulation.worker import Setup
 from pfl_mobile.strategies import create
 from pfl_mobile.strategies.fedavg import FedAvg
@@ -375,7 +375,7 @@ def test_a_digit_changed_in_the_history_is_refused(tmp_path):
 
 
 def test_a_checkpoint_without_notes_of_its_data_is_refused(tmp_path):
-    from pfl_mobile.bundle.sealed import seal
+    from pfl_mobile.files.sealed import seal
 
     run(arrays(), tmp_path, 1)
     old = seal({"states.devices": np.zeros(0, np.int64)}, '{"schema_version": 1}', form="pfl-rounds")

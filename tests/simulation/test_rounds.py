@@ -20,15 +20,15 @@ from pfl_mobile.errors import (
     OtherSettingsError,
     UnknownNameError,
 )
-from pfl_mobile.local.plan import CombinePhase, CopyStart, Momentum, Sgd, Term
-from pfl_mobile.local.random import derive
-from pfl_mobile.simulation.cohort import Client
+from pfl_mobile.plan.schema import CombinePhase, CopyStart, Momentum, Sgd, Term
+from pfl_mobile.random import derive
 from pfl_mobile.simulation.cohorts import balanced, sample
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.rounds import Rounds, default_job_size
 from pfl_mobile.simulation.worker import Setup
 from pfl_mobile.strategies import Local, Strategy, create
 from pfl_mobile.strategies.strategy import mean_change
+from pfl_mobile.vectorized.lanes import Client
 from tests.simulation.small import LOCAL, OneByOne, rounds, same, setup
 
 FEDAVG, DITTO = create("fedavg"), create("ditto")
@@ -516,7 +516,7 @@ def test_checkpoints_are_written_as_often_as_asked_and_at_the_end(tmp_path, engi
 @pytest.mark.slow
 def test_rounds_of_real_networks_give_what_the_reference_gives(engine):
     """The compiled cohort trainer in place of the reference interpreter."""
-    from pfl_mobile.simulation.population import ArrayPopulation
+    from pfl_mobile.data.populations import ArrayPopulation
     from tests.simulation.alone import classifier
     from tests.simulation.alone import rows as examples
 

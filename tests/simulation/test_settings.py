@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfl_mobile.simulation.settings import describe, differences
+from pfl_mobile.files.describe import describe, differences
 from pfl_mobile.strategies import Local, create
 
 

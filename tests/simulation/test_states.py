@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfl_mobile.errors import CheckpointError, StorageFullError
-from pfl_mobile.local.plan import CombinePhase, CopyStart, MovePhase, Plan, Sgd, Term, TrainPhase
+from pfl_mobile.plan.schema import CombinePhase, CopyStart, MovePhase, Plan, Sgd, Term, TrainPhase
 from pfl_mobile.simulation.states import RowFormat, States, finite, kept_shapes
 from tests.local.fake import Linear
 

@@ -11,21 +11,21 @@ import pytest
 import torch
 
 from pfl_mobile import ClassificationTask, Head, personalize
+from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.local.plan import Sgd
+from pfl_mobile.merge.updates import Layout, Sums, Updates
+from pfl_mobile.plan.schema import Sgd
 from pfl_mobile.simulation.engine import LocalEngine
-from pfl_mobile.simulation.population import ArrayPopulation
 from pfl_mobile.simulation.ray_engine import RayEngine
 from pfl_mobile.simulation.rounds import Rounds
 from pfl_mobile.simulation.worker import Setup, TrainTask
 from pfl_mobile.strategies import Local, Strategy, create
 from pfl_mobile.strategies.fedavg import FedAvg
-from pfl_mobile.strategies.strategy import Server
+from pfl_mobile.strategies.state import Server
 from pfl_mobile.strategies.tilted import Tilted
-from pfl_mobile.strategies.updates import Layout, Sums, Updates
 from pfl_mobile.strategies.weighting import ByExamples, Equally
 from tests.simulation.small import OneByOne, rounds, same, setup, shared_setup
-from tests.simulation.test_cohort_models import Wide, images
+from tests.vectorized.test_cohort_models import Wide, images
 
 FEDAVG = create("fedavg")
 

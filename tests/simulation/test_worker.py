@@ -5,13 +5,13 @@ import re
 import numpy as np
 import pytest
 
-from pfl_mobile.local.plan import CombinePhase, CopyStart, MovePhase, Plan, ServeMix, Sgd, Term, TrainPhase
-from pfl_mobile.local.upload import change, update_shapes
-from pfl_mobile.simulation.cohort import Client
+from pfl_mobile.merge.updates import Layout
+from pfl_mobile.plan.schema import CombinePhase, CopyStart, MovePhase, Plan, ServeMix, Sgd, Term, TrainPhase
+from pfl_mobile.plan.upload import change, update_shapes
 from pfl_mobile.simulation.pool import Pool
 from pfl_mobile.simulation.states import RowFormat, kept_shapes
 from pfl_mobile.simulation.worker import EvaluateTask, Job, Memory, TrainTask, Worker
-from pfl_mobile.strategies.updates import Layout
+from pfl_mobile.vectorized.lanes import Client
 from tests.local.fake import Linear
 from tests.simulation.small import OneByOne, setup
 

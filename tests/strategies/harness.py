@@ -12,23 +12,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfl_mobile.errors import TrainingError
-from pfl_mobile.local import phases, upload
-from pfl_mobile.local.groups import select
-from pfl_mobile.local.plan import MovePhase, Sgd
-from pfl_mobile.local.random import derive
+from pfl_mobile.local import phases
 from pfl_mobile.local.session import Programs
+from pfl_mobile.merge.rows import FileRows, RowFile
+from pfl_mobile.merge.updates import Layout
+from pfl_mobile.plan import upload
+from pfl_mobile.plan.schema import MovePhase, Sgd
+from pfl_mobile.plan.select import select
+from pfl_mobile.random import derive
 from pfl_mobile.strategies import Context, Local, Server, Strategy, Updates
-from pfl_mobile.strategies.rows import FileRows, RowFile
-from pfl_mobile.strategies.updates import Layout
 from tests.strategies.models import Location
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from pfl_mobile.local.batches import Rows
-    from pfl_mobile.local.plan import Plan
     from pfl_mobile.modules.roles import DeviceTensorInfo
+    from pfl_mobile.plan.schema import Plan
+    from pfl_mobile.rows import Rows
     from tests.strategies.models import Model
 
 Tensors = dict[str, np.ndarray]

@@ -12,7 +12,7 @@ from pfl_mobile.modules.roles import DeviceTensorInfo
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pfl_mobile.local.batches import Rows
+    from pfl_mobile.rows import Rows
 
 
 def info(name: str, role: str, shape: tuple[int, ...]) -> DeviceTensorInfo:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import ConfigError, NonFiniteError, UnknownNameError
-from pfl_mobile.local.plan import Plan
+from pfl_mobile.hyperparameters import parameters
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.strategies import Param, create, entry, names
-from pfl_mobile.strategies.registry import parameters
 from tests.strategies.harness import Federation, state
 from tests.strategies.models import Softmax, classes
 

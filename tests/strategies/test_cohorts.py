@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from pfl_mobile import ClassificationTask, Head, LoRA, personalize
-from pfl_mobile.local.plan import Sgd
-from pfl_mobile.local.upload import change, update_shapes
-from pfl_mobile.simulation.cohort import Client, CohortTrainer
+from pfl_mobile.merge.updates import Layout
+from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.plan.upload import change, update_shapes
 from pfl_mobile.strategies import Context, Local, Server, Updates, create, entry, names
-from pfl_mobile.strategies.updates import Layout
+from pfl_mobile.vectorized.cohort import CohortTrainer
+from pfl_mobile.vectorized.lanes import Client
 from tests.backbones import MLP
 from tests.simulation.alone import BATCH, Alone, assert_same, rows
 

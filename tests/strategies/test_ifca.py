@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pfl_mobile.strategies import ifca, rows
+from pfl_mobile.merge import rows
+from pfl_mobile.strategies import ifca
 from pfl_mobile.strategies.fedavg import FedAvg
 from pfl_mobile.strategies.ifca import CLUSTER, TRIES, Ifca, k_means
 from tests.strategies.harness import Federation, assert_near, full_batch, merge_peak

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.local.plan import Sgd
-from pfl_mobile.personalization import PersonalizedModel, personalize, tensor_digest
-from pfl_mobile.simulation.cohort import Client, CohortTrainer
+from pfl_mobile.modules.personalize import PersonalizedModel, personalize, tensor_digest
+from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.programs.tasks import ClassificationTask, Task, TokenTask, tilted_task
 from pfl_mobile.strategies import Context, Local, Strategy, create
 from pfl_mobile.strategies.inserted import attention_layers, first_layer, inner_layers, token_embedding
-from pfl_mobile.tasks import ClassificationTask, Task, TokenTask, tilted_task
+from pfl_mobile.vectorized.cohort import CohortTrainer
+from pfl_mobile.vectorized.lanes import Client
 from tests.backbones import BACKBONES
 
 CASES = {

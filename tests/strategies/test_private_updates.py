@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import ConfigError, PrivacyError, TooFewUpdatesError
+from pfl_mobile.merge.private import PrivateRule
+from pfl_mobile.merge.robust import Median
+from pfl_mobile.merge.rows import FileRows, MatrixRows, RowFile, Rows
+from pfl_mobile.merge.rules import Average, create_rule, rule_entries
+from pfl_mobile.merge.updates import Layout
 from pfl_mobile.privacy import GaussianMechanism, PrivacyConfig, PrivateMean, SimulatedNoise
 from pfl_mobile.strategies import Updates, create, entry, names
-from pfl_mobile.strategies.private import PrivateRule
-from pfl_mobile.strategies.robust import Median
-from pfl_mobile.strategies.rows import FileRows, MatrixRows, RowFile, Rows
-from pfl_mobile.strategies.rules import Average, create_rule, rule_entries
 from pfl_mobile.strategies.strategy import mean_change
-from pfl_mobile.strategies.updates import Layout
 from tests.strategies.harness import Federation, state
 from tests.strategies.models import Softmax, classes
 

@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfl_mobile.errors import ConfigError, PrivacyError
-from pfl_mobile.local.plan import MeasurePhase, Plan
+from pfl_mobile.merge.private import PrivateRule, check_own_noise
+from pfl_mobile.merge.rows import MatrixRows
+from pfl_mobile.merge.updates import Layout
+from pfl_mobile.plan.schema import MeasurePhase, Plan
 from pfl_mobile.privacy import GaussianMechanism, PrivacyConfig, PrivateMean, SimulatedNoise
 from pfl_mobile.strategies import Strategy, Updates, create
 from pfl_mobile.strategies.fedavg import FedAvg
 from pfl_mobile.strategies.maxfl import OWN_LOSS, Appeal
-from pfl_mobile.strategies.private import PrivateRule, check_own_noise
 from pfl_mobile.strategies.qffl import QFair, QFedAvg
-from pfl_mobile.strategies.rows import MatrixRows
 from pfl_mobile.strategies.scaffold import Scaffold
 from pfl_mobile.strategies.tilted import Tilted
-from pfl_mobile.strategies.updates import Layout
 from pfl_mobile.strategies.weighting import SENT_LOSS, ByOwnLoss
 from tests.strategies.harness import Federation, full_batch, state
 from tests.strategies.models import Softmax, classes

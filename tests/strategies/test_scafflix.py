@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.local.plan import AdamW
-from pfl_mobile.local.random import derive
+from pfl_mobile.plan.schema import AdamW
+from pfl_mobile.random import derive
 from pfl_mobile.strategies import Context, Equally, Local, create
 from pfl_mobile.strategies.fedavg import FedAvg
 from pfl_mobile.strategies.scafflix import Scafflix

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules import LoRA
-from pfl_mobile.personalization import personalize
-from pfl_mobile.programs import trace_programs
+from pfl_mobile.modules.personalize import personalize
+from pfl_mobile.programs.tasks import ClassificationTask, tilted_task
+from pfl_mobile.programs.trace import trace_programs
 from pfl_mobile.strategies.fedavg import FedAvg
 from pfl_mobile.strategies.tilted import Tilted, tilt
-from pfl_mobile.tasks import ClassificationTask, tilted_task
 from tests.backbones import MLP
 from tests.strategies.harness import Federation, assert_near, full_batch
 from tests.strategies.models import Softmax, classes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from pfl_mobile.local.plan import Sgd
-from pfl_mobile.simulation.population import ArrayPopulation
+from pfl_mobile.data.populations import ArrayPopulation
+from pfl_mobile.plan.schema import Sgd
 from pfl_mobile.strategies import Local
 from pfl_mobile.study import Study
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from pfl_mobile.local.plan import AdamW, Sgd
-from pfl_mobile.simulation.population import GeneratedPopulation
+from pfl_mobile.data.populations import GeneratedPopulation
+from pfl_mobile.plan.schema import AdamW, Sgd
 from pfl_mobile.strategies import Local
 from pfl_mobile.study import Study
 from pfl_mobile.study.compare import for_strategy

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from pfl_mobile import ClassificationTask, CustomTask, RegressionTask, Study, TokenTask
+from pfl_mobile.data.populations import ArrayPopulation, GeneratedPopulation
 from pfl_mobile.errors import ConfigError, DataError, PflError
-from pfl_mobile.local.batches import Rows
-from pfl_mobile.simulation.population import ArrayPopulation, GeneratedPopulation
+from pfl_mobile.rows import Rows
 from pfl_mobile.study.labels import LabelFacts, task_of
 
 Change = Callable[[np.ndarray], Any]

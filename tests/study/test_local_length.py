@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pfl_mobile.cli.runs import changed_study
+from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.local.random import derive
-from pfl_mobile.simulation.population import ArrayPopulation
+from pfl_mobile.random import derive
 from pfl_mobile.strategies import create, names
 from pfl_mobile.study.compare import compare, for_strategy
-from pfl_mobile.study.runs import changed_study
 from tests.study.small import population, study
 
 #: In batches of 8, the training rows of the 8 users of ``small.population``.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import ConfigError, OtherSettingsError, PrivacyError, UnknownNameError
+from pfl_mobile.merge.robust import Median, TrimmedMean
 from pfl_mobile.privacy import PrivacyConfig
-from pfl_mobile.strategies.robust import Median, TrimmedMean
 from tests.study.small import study
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from pfl_exporters.export import export_bundle
 from pfl_mobile.bundle import StrategyEntry
-from pfl_mobile.local.plan import AdamW, Momentum
-from pfl_mobile.local.upload import check_sends
-from pfl_mobile.simulation.settings import describe
+from pfl_mobile.files.describe import describe
+from pfl_mobile.plan.schema import AdamW, Momentum
+from pfl_mobile.plan.upload import check_sends
 from pfl_mobile.strategies import Local, Strategy, create, names
 from pfl_mobile.strategies.ewc import EWC
 from pfl_mobile.strategies.fedopt import FedAdam
@@ -20,8 +20,8 @@ from pfl_mobile.strategies.fedrep import FedRep
 from pfl_mobile.strategies.qffl import QFair
 from pfl_mobile.strategies.tilted import Tilted
 from pfl_mobile.study.named import strategy_entry
-from pfl_server.strategy import make_strategy
-from tests.server.federation import federation_config, small
+from pfl_server.federation.strategy import make_strategy
+from tests.server.testbed import federation_config, small
 from tests.study.small import study
 
 LOCAL = Local(epochs=3, optimizer=AdamW(lr=0.01), clip=1.0)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from pfl_mobile.errors import TooFewUsersError
-from pfl_mobile.made_up import batch_like
 from pfl_mobile.modules import Head
-from pfl_mobile.personalization import personalize
-from pfl_mobile.tasks import ClassificationTask, RegressionTask
+from pfl_mobile.modules.personalize import personalize
+from pfl_mobile.programs.made_up import batch_like
+from pfl_mobile.programs.tasks import ClassificationTask, RegressionTask
 from tests.study.small import study
 
 

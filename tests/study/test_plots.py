@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
 
-from pfl_mobile import figures
 from pfl_mobile.strategies import names
-from pfl_mobile.study import plots
+from pfl_mobile.study import figures, plots
 from tests.study.test_evaluation import evaluation
 
 

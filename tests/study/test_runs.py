@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import pfl_recipes
+from pfl_mobile.cli.runs import changed_study, is_run, note_source, study_of
 from pfl_mobile.study import Study
 from pfl_mobile.study.compare import for_strategy
-from pfl_mobile.study.runs import changed_study, is_run, note_source, study_of
 from pfl_recipes.fraud.study import Net
 
 SOURCE = """

@@ -8,9 +8,10 @@ import pytest
 from pfl_exporters.export import export_bundle
 from pfl_mobile.bundle import Bundle
 from pfl_mobile.engines import open_session
-from pfl_mobile.local.plan import Guard, Plan
 from pfl_mobile.local.trainer import LocalTrainer
-from pfl_mobile.simulation.cohort import Client, CohortTrainer
+from pfl_mobile.plan.schema import Guard, Plan
+from pfl_mobile.vectorized.cohort import CohortTrainer
+from pfl_mobile.vectorized.lanes import Client
 from tests.study.small import study
 
 pytestmark = pytest.mark.slow

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from pfl_mobile.data.populations import ArrayPopulation, GeneratedPopulation
 from pfl_mobile.errors import ConfigError, DataError, OtherSettingsError, UnknownNameError
+from pfl_mobile.programs.tasks import CustomTask
 from pfl_mobile.simulation.engine import usual_processes
-from pfl_mobile.simulation.population import ArrayPopulation, GeneratedPopulation
 from pfl_mobile.strategies import Local, Strategy
 from pfl_mobile.strategies.bounded_group_loss import BoundedGroupLoss
 from pfl_mobile.strategies.tilted import Tilted
 from pfl_mobile.study import Study
-from pfl_mobile.tasks import CustomTask
 from tests.study.small import Net, population, study
 
 

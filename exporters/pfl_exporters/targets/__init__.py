@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from pfl_mobile.errors import ConfigError, MissingDependencyError, near
 
 if TYPE_CHECKING:  # the names of targets are wanted without PyTorch too
-    from pfl_mobile.programs import TracedProgram
+    from pfl_mobile.programs.trace import TracedProgram
 
 #: Called with a line of text when a step begins.
 Report = Callable[[str], None]

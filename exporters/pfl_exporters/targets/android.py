@@ -1,9 +1,9 @@
 """ExecuTorch for Android: one ``.pte`` with all programs, lowered for XNNPACK.
 
 Three things decide size and speed. Frozen weights reach XNNPACK as constants in the layout they are stored in, so
-forward, backward and all methods share one copy of the bytes. The graph arrives simplified (see
-``pfl_mobile.graph``), so few operators stay outside the delegate. And a weight that both the delegate and a kernel
-outside of it read (a tied embedding) passes through the delegate for the latter, or it would be stored twice.
+forward, backward and all methods share one copy of the bytes. The graph arrives simplified
+(``pfl_mobile.programs.simplify``), so few operators stay outside the delegate. And a weight that both the delegate and a
+kernel outside of it read (a tied embedding) passes through the delegate for the latter, or it would be stored twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_
 from torch import fx
 
 from pfl_mobile.errors import UnsupportedOperatorError
-from pfl_mobile.programs import TracedProgram
+from pfl_mobile.programs.trace import TracedProgram
 
 from ..graphs import export_graph, own_views, shared_copy, unfuse_dynamic_linear
 from . import Lowered, Report

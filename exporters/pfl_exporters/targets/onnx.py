@@ -14,7 +14,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from pfl_mobile.errors import UnsupportedOperatorError
-from pfl_mobile.programs import TracedProgram
+from pfl_mobile.programs.trace import TracedProgram
 
 from ..graphs import export_graph
 from . import Lowered, Report

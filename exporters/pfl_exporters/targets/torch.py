@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pfl_mobile.programs import TracedProgram
+from pfl_mobile.programs.trace import TracedProgram
 
 from ..graphs import export_graph
 from . import Lowered, Report

@@ -16,15 +16,15 @@ from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException
 
 from pfl_mobile.errors import PflError
-from pfl_server import credentials
-from pfl_server.answers import problem_of
-from pfl_server.dashboard import queries
+from pfl_server.counting.rate_limits import TokenBuckets
 from pfl_server.dashboard.html import page
 from pfl_server.dashboard.session import FORM_S, SESSION_S, Sessions, Signed
-from pfl_server.limits import TokenBuckets
+from pfl_server.identity import credentials
 from pfl_server.problems import AdminDisabled, AdminRequired, NotFound, Problem
+from pfl_server.reports import queries
 from pfl_server.services import Services, services
 from pfl_server.storage.models import EndedSession
+from pfl_server.web.answers import problem_of
 
 SESSION_COOKIE, FORM_COOKIE = "pfl_session", "pfl_form"
 #: Seconds that the overview's count of devices is good for.

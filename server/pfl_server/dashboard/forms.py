@@ -1,4 +1,4 @@
-"""What admins do on the dashboard: each form is one action of ``pfl_server.actions``, then back to a page."""
+"""What admins do on the dashboard: each form is one of ``rounds.admin_actions``, then back to a page."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from pfl_server import credentials
-from pfl_server.actions import NOTE_LENGTH, Actions
-from pfl_server.api.admin import HexId, Number
+from pfl_server.counting.rate_limits import network
 from pfl_server.dashboard.access import (
     ACTOR,
     FORM_COOKIE,
@@ -24,8 +22,10 @@ from pfl_server.dashboard.access import (
     start_session,
 )
 from pfl_server.dashboard.routes import tokens_page
-from pfl_server.limits import network
+from pfl_server.identity import credentials
 from pfl_server.problems import AdminRequired, InvalidRequest, RateLimited
+from pfl_server.rounds.admin_actions import NOTE_LENGTH, Actions
+from pfl_server.web.parameters import HexId, Number
 
 router = APIRouter(route_class=HtmlRoute, include_in_schema=False)
 

@@ -7,15 +7,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from pfl_server.actions import NewToken, is_kept
-from pfl_server.api.admin import Number, tensors_response
-from pfl_server.dashboard import queries, views
+from pfl_server.dashboard import views
 from pfl_server.dashboard.access import AdminViewer, Gated, HtmlRoute, On, View, Viewer, answer, sign_in_form
-from pfl_server.dashboard.budget import budget_of
 from pfl_server.dashboard.html import docs_page, static_file
-from pfl_server.dashboard.status import status
 from pfl_server.problems import NotFound
-from pfl_server.rounds import ACTIVE
+from pfl_server.reports import queries
+from pfl_server.reports.budget import budget_of
+from pfl_server.reports.status import status
+from pfl_server.rounds.admin_actions import NewToken, is_kept
+from pfl_server.storage.federation_row import ACTIVE
+from pfl_server.web.downloads import tensors_response
+from pfl_server.web.parameters import Number
 
 router = APIRouter(route_class=HtmlRoute, include_in_schema=False)
 

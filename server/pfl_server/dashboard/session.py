@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pfl_server import credentials
+from pfl_server.identity import credentials
 
 #: Seconds after which an admin signs in again.
 SESSION_S = 8 * 3600.0

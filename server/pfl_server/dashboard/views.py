@@ -10,14 +10,9 @@ from typing import Any
 from markupsafe import Markup
 from sqlalchemy.orm import Session
 
-from pfl_mobile.results import is_recall
-from pfl_server.config import FederationConfig
-from pfl_server.dashboard import quality, queries
-from pfl_server.dashboard.budget import Budget
+from pfl_mobile.local.results import is_recall
 from pfl_server.dashboard.charts import Level, Line, Mark, Part, Point, bar, legend, line_chart
-from pfl_server.dashboard.quality import Figure, History
-from pfl_server.dashboard.queries import Devices, Funnel, Reason
-from pfl_server.dashboard.words import (
+from pfl_server.dashboard.wording import (
     DEVICE_STATES,
     MERGE,
     RAW,
@@ -30,6 +25,11 @@ from pfl_server.dashboard.words import (
     reason,
     share,
 )
+from pfl_server.federation.config import FederationConfig
+from pfl_server.reports import quality, queries
+from pfl_server.reports.budget import Budget
+from pfl_server.reports.quality import Figure, History
+from pfl_server.reports.queries import Devices, Funnel, Reason
 from pfl_server.storage.models import LedgerEntry, Version
 
 #: Ledger entries that the chart of the privacy loss goes back.

@@ -30,8 +30,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from pfl_mobile.atomic import open_private, private_folder
 from pfl_mobile.errors import ConfigError, MissingDependencyError, UnwritableError
+from pfl_mobile.files.atomic import open_private, private_folder
 from pfl_server.errors import DatabaseError, SchemaTooNewError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import os
 import secrets
 from typing import TYPE_CHECKING
 
-from pfl_mobile.atomic import disk_errors, open_private, private_folder, sync_folder
+from pfl_mobile.files.atomic import disk_errors, open_private, private_folder, sync_folder
 from pfl_server.errors import BlobError, BlobMissingError
 from pfl_server.storage.blobs import checked_key, checked_prefix
 

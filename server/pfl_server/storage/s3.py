@@ -7,9 +7,8 @@ import secrets
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
-from pfl_mobile.atomic import disk_errors, private_folder
-from pfl_mobile.cli.common import missing_package
-from pfl_mobile.errors import ConfigError
+from pfl_mobile.errors import ConfigError, missing_package
+from pfl_mobile.files.atomic import disk_errors, private_folder
 from pfl_server.errors import BlobError, BlobMissingError
 from pfl_server.storage.blobs import checked_key, checked_prefix
 from pfl_server.storage.files import PIECE, no_such

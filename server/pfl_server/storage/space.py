@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from pfl_mobile.atomic import disk_errors
 from pfl_mobile.errors import StorageFullError
+from pfl_mobile.files.atomic import disk_errors
 
 if TYPE_CHECKING:
     from pathlib import Path

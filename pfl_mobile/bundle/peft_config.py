@@ -1,0 +1,290 @@
+"""What an adapter_config.json of Hugging Face peft says, read in full.
+
+Every key is understood, known to change nothing in what the adapter computes, or refused by name: a key that is
+passed over in silence is an adapter with other outputs than in peft.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pfl_mobile.errors import ConfigError, DataError
+from pfl_mobile.files.reading import read_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MERGE = (
+    "merge it into the backbone with peft, PeftModel.from_pretrained(backbone, folder).merge_and_unload(), and "
+    "personalize the result"
+)
+
+#: Keys that change nothing in what is computed: where the adapter comes from, how it was started and trained, for
+#: which kernels. (``fan_in_fan_out`` is about merging into transposed weights, VeLoRA about the backward pass.)
+_HARMLESS = frozenset(
+    {
+        "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
+        "lora_dropout", "fan_in_fan_out", "megatron_core", "qalora_group_size", "runtime_config",
+        "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    }
+)  # fmt: skip
+
+#: Keys that :class:`AdapterConfig` reads.
+_READ = frozenset(
+    {
+        "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
+        "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "target_parameters",
+        "init_lora_weights", "bias",
+    }
+)  # fmt: skip
+
+#: Keys that change what is computed in a way that our LoRA cannot follow, and how.
+_REFUSED = {
+    "use_dora": "DoRA rescales the whole weight",
+    "lora_bias": "the low-rank part has a bias",
+    "use_qalora": "QA-LoRA averages groups of inputs",
+    "velora_config": "VeLoRA compresses what training keeps of the inputs",
+    "use_bdlora": "BD-LoRA has block-diagonal matrices",
+    "kasa_config": "KaSA changes the backbone's weights",
+    "monteclora_config": "MonteCLoRA's matrices are random variables",
+    "alora_invocation_tokens": "aLoRA acts only after its invocation tokens",
+    "arrow_config": "Arrow chooses among several adapters for every token",
+    "layer_replication": "the adapter belongs to a model with repeated layers",
+    "megatron_config": "the adapter belongs to layers of Megatron",
+    "trainable_token_indices": "rows of the embedding were trained",
+    "ensure_weight_tying": "tied layers share one adapter",
+}
+
+#: Neither of these can be merged: what they compute depends on the input.
+_NOT_MERGED = frozenset({"alora_invocation_tokens", "arrow_config", "monteclora_config"})
+
+#: Initial values that leave the backbone's weights as they are.
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
+
+#: Initial values for which peft takes their product out of the backbone's weights, or quantizes these.
+_CHANGED_BACKBONE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The settings of a plain LoRA adapter. Paths are module paths in the backbone.
+
+    Attributes:
+        rank, alpha: where no pattern says otherwise.
+        rank_stabilized: the scale is alpha over the root of the rank.
+        ranks, alphas: patterns over paths; the first that fits counts.
+        targets, excluded: as in peft, a regex for whole paths or a list of endings of paths.
+        parameters: endings of parameter names.
+        layers, layers_pattern: indexes of the adapted layers, and what their list may be called.
+        saved: endings of the paths of layers that are kept whole.
+    """
+
+    rank: int
+    alpha: float
+    rank_stabilized: bool = False
+    ranks: dict[str, float] = field(default_factory=dict)
+    alphas: dict[str, float] = field(default_factory=dict)
+    targets: str | tuple[str, ...] | None = None
+    excluded: str | tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    layers_pattern: tuple[str, ...] = ()
+    saved: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> AdapterConfig:
+        """Read ``adapter_config.json``.
+
+        Raises:
+            DataError: it cannot be read, or a value is of a wrong kind.
+            ConfigError: a setting makes it something else than LoRA on the backbone as it is.
+        """
+        try:
+            config = read_json(path)
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{path} is damaged: {error}", mend="save the adapter again") from error
+        if not isinstance(config, dict):
+            raise DataError(f"{path} holds no settings", mend="save the adapter again")
+        _check_plain(config)
+        get = _Getter(path, config)
+        targets = config.get("target_modules")
+        return cls(
+            rank=get.whole("r", 8),
+            alpha=get.number("lora_alpha", 8.0),
+            rank_stabilized=get.flag("use_rslora"),
+            ranks=get.pattern("rank_pattern", least=1),
+            alphas=get.pattern("alpha_pattern"),
+            targets=None if targets in (None, "all-linear") else get.names("target_modules"),
+            excluded=get.names("exclude_modules"),
+            parameters=_listed(get.names("target_parameters")),
+            layers=get.layers("layers_to_transform"),
+            layers_pattern=_listed(get.names("layers_pattern")),
+            saved=_listed(get.names("modules_to_save")),
+        )
+
+    def rank_of(self, path: str) -> int:
+        """The rank of a layer."""
+        return int(_setting(self.ranks, self._key(path), self.rank))
+
+    def scale(self, path: str) -> float:
+        """The factor of B(A(x)) in a layer."""
+        rank = self.rank_of(path)
+        alpha = _setting(self.alphas, self._key(path), self.alpha)
+        return alpha / (rank**0.5 if self.rank_stabilized else rank)
+
+    def _key(self, path: str) -> str:
+        """What patterns are matched with: the parameter where that is what is adapted, else the layer."""
+        return f"{path}.weight" if self._by_parameter(path) else path
+
+    def adapts(self, path: str) -> bool:
+        """Whether peft puts LoRA on the layer; tensors of other layers it passes over."""
+        if self._by_parameter(path):
+            return True
+        if _named(self.excluded, path) or any(re.match(rf"(^|.*\.){m}($|\..*)", path) for m in self.saved):
+            return False
+        if self.targets is None:
+            return not self.parameters
+        if isinstance(self.targets, str) or path in self.targets:
+            return isinstance(self.targets, tuple) or _named(self.targets, path)
+        return _named(self.targets, path) and (not self.layers or self._index(path) in self.layers)
+
+    def _by_parameter(self, path: str) -> bool:
+        return any(_ends(f"{path}.weight", parameter) for parameter in self.parameters)
+
+    def _index(self, path: str) -> int | None:
+        """The first number in a path that stands for a layer."""
+        found = None
+        for pattern in self.layers_pattern or (r"[^.]*",):
+            start = r"(?:^|.*?\.)" if self.layers_pattern else r".*?\."
+            found = found or re.match(rf"{start}{pattern}\.(\d+)\.", path)
+        return None if found is None else int(found.group(1))
+
+
+def _check_plain(config: dict[str, Any]) -> None:
+    """Raises ConfigError for what is not LoRA on the backbone as it is."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise ConfigError(f"the adapter is {kind!r}, not LORA", mend="give a LoRA adapter")
+    start = config.get("init_lora_weights", True)
+    name = str(start).lower()
+    if name.startswith(_CHANGED_BACKBONE):
+        raise ConfigError(
+            f"the adapter has init_lora_weights={start!r}: peft changes the backbone's weights for it, so its tensors "
+            "mean something else on the backbone as it is",
+            mend="convert it to plain LoRA as peft does, save_pretrained(folder, path_initial_model_for_weight_"
+            f"conversion=initial_adapter), where peft can for this start; or {MERGE}",
+        )
+    if not isinstance(start, bool | None) and name not in _PLAIN_STARTS:
+        raise ConfigError(
+            f"the adapter has init_lora_weights={start!r}, which is not known here, and might change the backbone",
+            mend=f"{MERGE}; or set init_lora_weights to true in the file if the backbone stays as it is",
+        )
+    if config.get("bias", "none") not in ("none", None):
+        raise ConfigError(
+            f"the adapter has bias={config['bias']!r}: biases of the backbone were trained with it",
+            mend=f"train it with bias='none'; or {MERGE}",
+        )
+    for key, value in config.items():
+        if key in _HARMLESS or key in _READ or value is None or value is False or value == []:
+            continue
+        if key in _REFUSED:
+            way = "" if key in _NOT_MERGED else f"; or {MERGE}"
+            raise ConfigError(
+                f"the adapter sets {key}={json.dumps(value)[:80]}: {_REFUSED[key]}",
+                mend=f"train it without{way}",
+            )
+        if value != {}:
+            raise ConfigError(
+                f"the adapter sets {key}={json.dumps(value)[:80]}, which is not known here and might change what it "
+                "computes",
+                mend=f"{MERGE}; or take {key!r} out of adapter_config.json if it changes nothing",
+            )
+
+
+class _Getter:
+    """Values of a config by key, each of its kind (DataError)."""
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path, self.config = path, config
+
+    def number(self, key: str, default: float) -> float:
+        return self._number(key, self.config.get(key, default))
+
+    def whole(self, key: str, default: int) -> int:
+        return int(self._number(key, self.config.get(key, default), least=1))
+
+    def flag(self, key: str) -> bool:
+        value = self.config.get(key) or False
+        return value if isinstance(value, bool) else self._wrong(key, value, "true or false")
+
+    def pattern(self, key: str, least: int | None = None) -> dict[str, float]:
+        value = self.config.get(key) or {}
+        if not isinstance(value, dict):
+            self._wrong(key, value, "an object of patterns and numbers")
+        for regex in value:
+            self._regex(key, f"(.*\\.)?({regex})$")
+        return {regex: self._number(key, number, least) for regex, number in value.items()}
+
+    def names(self, key: str) -> str | tuple[str, ...]:
+        value = self.config.get(key) or ()
+        if isinstance(value, str):
+            return self._regex(key, value)
+        if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+            self._wrong(key, value, "a text or a list of texts")
+        if key in ("modules_to_save", "layers_pattern"):  # peft takes these for regexes too
+            for name in value:
+                self._regex(key, name)
+        return tuple(value)
+
+    def layers(self, key: str) -> tuple[int, ...]:
+        value = self.config.get(key)
+        found = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(isinstance(index, int) and not isinstance(index, bool) for index in found):
+            self._wrong(key, value, "a whole number or a list of them")
+        return tuple(found)
+
+    def _number(self, key: str, value: Any, least: int | None = None) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            self._wrong(key, value, "a number")
+        if least is not None and (value != int(value) or value < least):
+            self._wrong(key, value, f"a whole number, {least} or more")
+        return float(value)
+
+    def _regex(self, key: str, regex: str) -> str:
+        try:
+            re.compile(regex)
+        except re.error as error:
+            raise DataError(
+                f"{key} of {self.path} has {regex!r}, which is no valid regex: {error}", mend="correct it"
+            ) from error
+        return regex
+
+    def _wrong(self, key: str, value: Any, wanted: str) -> Any:
+        raise DataError(f"{key} of {self.path} is {value!r}", mend=f"give {wanted}, as peft does")
+
+
+def _listed(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _setting(patterns: dict[str, float], path: str, default: float) -> float:
+    """peft's rule: the first pattern that fits the end of the path, else the default."""
+    for regex, value in patterns.items():
+        if re.match(rf"(.*\.)?({regex})$", path):
+            return value
+    return float(default)
+
+
+def _ends(path: str, ending: str) -> bool:
+    return path == ending or path.endswith(f".{ending}")
+
+
+def _named(names: str | tuple[str, ...], path: str) -> bool:
+    """peft's rule: a text is a regex for the whole path, a list has ends of paths."""
+    if isinstance(names, str):
+        return bool(names) and re.fullmatch(names, path) is not None
+    return any(_ends(path, name) for name in names)

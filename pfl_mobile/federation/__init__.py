@@ -1,0 +1,1 @@
+"""What a federation is, whoever runs it, as one checked object."""

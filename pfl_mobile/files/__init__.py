@@ -1,0 +1,1 @@
+"""Files: atomic writes, plain JSON, tensors, sealed states."""

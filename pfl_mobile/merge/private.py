@@ -1,0 +1,71 @@
+"""The merge rule of a round with differential privacy: one noisy sum, and nothing else of the updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pfl_mobile.errors import PrivacyError
+
+if TYPE_CHECKING:
+    from pfl_mobile.merge.rows import Rows
+    from pfl_mobile.plan.schema import Plan
+    from pfl_mobile.privacy.config import PrivacyConfig
+
+#: A device's weight, of its own reports by name and its weight by examples in 0..1.
+OwnWeight = Callable[[Mapping[str, float], float], float]
+
+#: What errors advise where a strategy reads more than a private merge lets out.
+PRIVATE_MEND = "choose a strategy that `pfl strategies --json` shows as private, or run without privacy"
+
+
+@dataclass(frozen=True)
+class PrivateRule:
+    """What ``Updates`` merge by where devices are protected.
+
+        rounds = PrivateRounds(config, SecureNoise())
+        strategy.merge(server, updates.under(PrivateRule(config, rounds.merge)))
+
+    Attributes:
+        config: clip norm, weights, denominator.
+        merge: ``(rows, weights float64 [n])`` to the private mean, float32 [P]; asked once a round.
+    """
+
+    config: PrivacyConfig
+    merge: Callable[[Rows, np.ndarray], np.ndarray]
+
+    def own_weights(
+        self, weight: OwnWeight, reports: Mapping[str, np.ndarray], examples: np.ndarray
+    ) -> np.ndarray:
+        """Weights that devices have by their own reports, float64 [n] in 0..1.
+
+        ``weight`` sees one device at a time. So a device more or less changes no other's weight, and moves the sum by
+        the clip norm at most, whatever it reports. What is not finite counts 0: an error would tell of one device.
+
+        Args:
+            weight: fixed before the round; what it returns is clamped to 0..1.
+            reports: what it may read, by name, float64 [n].
+            examples: of each device, [n].
+        """
+        found = np.zeros(len(examples))
+        for i, most in enumerate(self.config.weights(examples)):
+            own = {name: float(values[i]) for name, values in reports.items()}
+            if np.isfinite(list(own.values())).all():
+                found[i] = weight(own, float(most))
+        return np.clip(np.where(np.isfinite(found), found, 0.0), 0.0, 1.0)
+
+
+def check_own_noise(config: PrivacyConfig, plan: Plan) -> None:
+    """Refuse reports beside updates that devices protect by noise of their own.
+
+    Raises:
+        PrivacyError: the plan sends reports, which that noise does not hide from the aggregator.
+    """
+    if config.local_noise_multiplier and plan.reports:
+        raise PrivacyError(
+            f"devices add noise to their updates themselves, but would report {', '.join(plan.reports)} without any",
+            mend="choose a strategy whose devices report nothing, or set local_noise_multiplier to 0",
+        )

@@ -1,0 +1,1 @@
+"""Training as ordinary programs: forward, loss and backward traced into one graph, and simplified."""

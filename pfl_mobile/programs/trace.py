@@ -1,0 +1,287 @@
+"""Training as ordinary programs: ``predict``, ``evaluate`` and ``gradients`` as pure traced functions.
+
+``gradients`` holds forward, loss and backward in one graph, so any inference runtime can train with it. Frozen
+weights are constants of the graph; the tensors that live on the device are inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pfl_mobile.engines.compare import GRADIENT
+from pfl_mobile.errors import ConfigError, ExportError
+from pfl_mobile.modules.normalization import check_exportable
+from pfl_mobile.modules.personalize import PersonalizedModel
+from pfl_mobile.programs.closed_forms import ClosedForms, decompositions
+from pfl_mobile.programs.simplify import simplify
+from pfl_mobile.programs.tasks import Batch, Task
+from pfl_mobile.rows import outside_classes
+
+_SEEDED = torch.Tag.nondeterministic_seeded
+
+
+@dataclass(frozen=True)
+class TracedProgram:
+    """One traced program.
+
+    Attributes:
+        name: ``predict``, ``evaluate`` or ``gradients``.
+        graph: ATen graph; placeholders in the order of ``inputs``, frozen weights as ``get_attr``.
+        inputs: names and example values of the inputs: batch entries, then device tensors.
+        outputs: names of the outputs.
+        batch: which of the inputs are batch entries.
+    """
+
+    name: str
+    graph: fx.GraphModule
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+    batch: tuple[str, ...]
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run the graph in PyTorch."""
+        with torch.no_grad():
+            values = self.graph(*(inputs[name] for name in self.inputs))
+        return dict(zip(self.outputs, values, strict=True))
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Keep PyTorch from fused kernels that have no decomposition, or a wrong one.
+
+    Recurrent layers and the encoder's fast path have none. Fused attention, where it is called from inside another
+    PyTorch function and so escapes :class:`ClosedForms`, has a decomposed forward that its backward does not fit.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _sums(task: Task, output: Tensor, batch: Batch, metrics: bool) -> tuple[dict[str, Tensor], Tensor]:
+    weight = batch["weight"]
+
+    def weighted(what: str, value: Tensor) -> Tensor:
+        if value.shape != weight.shape:  # [B] * [B, 1] would be all pairs
+            raise ConfigError(
+                f"the {what} has shape {list(value.shape)}, the weights have {list(weight.shape)}",
+                mend=f"return one {what} per weighted element (no mean, no sum), and give one weight for each",
+            )
+        return (value * weight).sum()
+
+    loss = weighted("loss", task.losses(output, batch))
+    sums = {"loss_sum": loss.reshape(1), "weight_sum": weight.sum().reshape(1)}
+    if metrics:
+        for name, value in task.metrics(output, batch).items():
+            sums[f"{name}_sum"] = weighted(name, value).reshape(1)
+    return sums, loss
+
+
+def evaluate(
+    model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Weighted sums of loss and metrics, each float32 [1]; the full model, memory included."""
+    output = model.call(values, *(batch[name] for name in task.inputs))
+    return _sums(task, output, batch, metrics=True)[0]
+
+
+def predict(
+    model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What the task predicts for ``batch``."""
+    return task.predict(model.call(values, *(batch[name] for name in task.inputs)), batch)
+
+
+def gradients(
+    model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor], trained: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Loss sum, weight sum and ``grad.<name>`` = d loss_sum / d tensor for each name in ``trained``.
+
+    Raises:
+        ExportError: a tensor has no influence on the loss.
+    """
+    leaves = {name: values[name].detach().requires_grad_() for name in trained}
+    output = model.call({**values, **leaves}, *(batch[name] for name in task.inputs), for_gradients=True)
+    sums, loss = _sums(task, output, batch, metrics=False)
+    if not loss.requires_grad:
+        raise ExportError(
+            f"no trainable tensor has any influence on the loss, not even {trained[0]!r}",
+            mend="check that the model's forward uses the layers that the modules were put into",
+        )
+    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    result = {name: value.detach() for name, value in sums.items()}
+    for name, grad in zip(trained, grads, strict=True):
+        if grad is None:
+            raise ExportError(
+                f"tensor {name!r} has no influence on the loss, so it cannot be trained",
+                mend="remove the module, or check that the model's forward uses the layer it was put into",
+            )
+        result[f"{GRADIENT}{name}"] = grad
+    return result
+
+
+def check_batch(task: Task, batch: Batch, *, labels: bool) -> None:
+    """The batch has what the task reads.
+
+    Raises:
+        ConfigError: an entry is missing, has a dtype that programs do not take, another number of examples than
+            the weights, or a label that is no class.
+    """
+    wanted = (
+        *task.inputs,
+        *(task.labels if labels else task.predict_extra),
+        *(("weight",) if labels else ()),
+    )
+    for name in wanted:
+        if name not in batch:
+            raise ConfigError(
+                f"the example batch has no {name!r}; it has {sorted(batch)}",
+                mend=f"a {task.kind} task needs {list(wanted)}",
+            )
+        if not isinstance(batch[name], Tensor):
+            kind = type(batch[name]).__name__
+            raise ConfigError(f"batch entry {name!r} is a {kind}", mend="give tensors: torch.as_tensor(...)")
+        if batch[name].dtype not in (torch.float32, torch.int64):
+            raise ConfigError(
+                f"batch entry {name!r} is {batch[name].dtype}",
+                mend="use float32 for values and int64 for ids",
+            )
+    if not labels:
+        return
+    if batch["weight"].dtype != torch.float32:
+        raise ConfigError("the weights are not float32", mend="give one float32 weight per label")
+    for name in wanted:
+        if batch[name].shape[:1] != batch["weight"].shape[:1] or batch[name].dim() == 0:
+            raise ConfigError(
+                f"batch entry {name!r} is {list(batch[name].shape)}, the weights are "
+                f"{list(batch['weight'].shape)}",
+                mend="give every entry the same first axis, the examples",
+            )
+    check_classes(task, batch)
+
+
+def check_classes(task: Task, batch: Batch) -> None:
+    """The labels are classes of the task, where it has classes (ConfigError)."""
+    classes, own = task.manifest().get("vocabulary"), batch.get("labels")
+    if isinstance(classes, int) and own is not None and own.dtype == torch.int64 and own.numel():
+        least, most = int(own.min()), int(own.max())
+        if least < 0 or most >= classes:
+            raise ConfigError(
+                f"the label {least if least < 0 else most} is not in 0..{classes - 1}",
+                mend=outside_classes(least, most, classes),
+            )
+
+
+def trained_names(model: PersonalizedModel) -> tuple[str, ...]:
+    """Names of the tensors that the update rule trains, sorted."""
+    return tuple(info.name for info in model.device_tensors() if info.update == "gradient")
+
+
+def _check_random(name: str, graph: fx.GraphModule) -> None:
+    for node in graph.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and _SEEDED in node.target.tags:
+            raise ExportError(
+                f"{name} draws random numbers ({node.target}), so it could not be compared with PyTorch",
+                mend="leave dropout and noise out of forward and loss, or make the noise an entry of the batch",
+            )
+
+
+def _mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _trace(
+    name: str,
+    function: Callable[[Batch, Mapping[str, Tensor]], dict[str, Tensor]],
+    batch: Batch,
+    values: Mapping[str, Tensor],
+    keep: tuple[str, ...],
+) -> TracedProgram:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    names: list[str] = []
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        split = len(batch)
+        entries = dict(zip(batch, tensors[:split], strict=True))
+        with ClosedForms():
+            out = function(entries, dict(zip(values, tensors[split:], strict=True)))
+        names[:] = out
+        return tuple(out.values())
+
+    examples = [t.detach().clone() for t in (*batch.values(), *values.values())]
+    try:
+        with plain_kernels():
+            graph = make_fx(flat, decomposition_table=decompositions(), tracing_mode="real")(*examples)
+            _check_random(name, graph)
+            if any(_mutates(node) for node in graph.graph.nodes):
+                # x[...] = y writes through a view; simplification reads every node as a value
+                pure = torch.func.functionalize(graph, remove="mutations")
+                graph = make_fx(pure, decomposition_table=decompositions(), tracing_mode="real")(*examples)
+    except (ExportError, ConfigError):
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{name} cannot be traced: {type(error).__name__}: {error}",
+            mend="the forward pass must be plain tensor operations: no branches on values, no .item(), no NumPy",
+        ) from error
+    mutating = next((node for node in graph.graph.nodes if _mutates(node)), None)
+    if mutating is not None:
+        raise ExportError(
+            f"{name} writes to a tensor in place ({mutating.target})",
+            mend="write the operation without its trailing underscore, or without indexed assignment",
+        )
+    simplify(graph, examples)
+    inputs = dict(zip((*batch, *values), examples, strict=True))
+    used: dict[str, Tensor] = {}
+    for node, (key, example) in zip(
+        [n for n in graph.graph.nodes if n.op == "placeholder"], inputs.items(), strict=True
+    ):
+        if node.users or key in keep:
+            used[key] = example
+        else:
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return TracedProgram(name, graph, used, tuple(names), tuple(k for k in batch if k in used))
+
+
+def trace_programs(
+    model: PersonalizedModel, task: Task, batch: Batch, predict_batch: Batch
+) -> dict[str, TracedProgram]:
+    """Trace ``gradients``, ``evaluate`` and ``predict`` with the shapes of the example batches.
+
+    Args:
+        model: backbone with modules.
+        task: loss, metrics, predictions.
+        batch: example batch with labels and weights; its shapes are the programs' shapes.
+        predict_batch: example inputs of ``predict``.
+
+    Raises:
+        ConfigError: the batches do not fit the task, or nothing is trainable.
+        ExportError: the model cannot be traced, or a tensor gets no gradient.
+    """
+    check_batch(task, batch, labels=True)
+    check_batch(task, predict_batch, labels=False)
+    full = {k: batch[k] for k in (*task.inputs, *task.labels, "weight")}
+    short = {k: predict_batch[k] for k in (*task.inputs, *task.predict_extra)}
+    check_exportable(model, [batch[name] for name in task.inputs])
+    values = model.values()
+    trained = trained_names(model)
+    if not trained:
+        raise ConfigError("the model has nothing to train", mend="add a module with gradient-trained tensors")
+    return {
+        "gradients": _trace(
+            "gradients", lambda b, v: gradients(model, task, b, v, trained), full, values, (*full, *trained)
+        ),
+        "evaluate": _trace("evaluate", lambda b, v: evaluate(model, task, b, v), full, values, tuple(full)),
+        "predict": _trace("predict", lambda b, v: predict(model, task, b, v), short, values, tuple(short)),
+    }

@@ -1,0 +1,1 @@
+"""Text on the device: tokenizer, encoder and vocabulary slots."""

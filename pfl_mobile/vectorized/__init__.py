@@ -1,0 +1,1 @@
+"""Local training of many simulated devices at once, the traced program stacked over them."""

@@ -1,0 +1,1 @@
+"""Rate limits, refusals, metrics and logs."""

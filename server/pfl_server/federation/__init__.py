@@ -1,0 +1,1 @@
+"""What the federation of a database is: configuration, restarts, run time."""

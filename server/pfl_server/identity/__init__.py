@@ -1,0 +1,1 @@
+"""Who a device is: credentials and attestation."""

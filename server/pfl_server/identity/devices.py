@@ -1,0 +1,57 @@
+"""Which device a credential belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from pfl_server.identity import credentials
+from pfl_server.problems import DeviceRevoked, _unauthorized
+from pfl_server.services import Services
+from pfl_server.storage.models import Device
+
+#: Compared with for devices that are not there, so that these take as long.
+_NOBODY = "0" * 64
+
+
+@dataclass(frozen=True)
+class DeviceIdentity:
+    """A device whose credential was checked.
+
+    Attributes:
+        id: 32 hex digits.
+        index: place in the population.
+        group: name; empty for none.
+    """
+
+    id: str
+    index: int
+    group: str
+
+
+def identify(services: Services, credential: str) -> DeviceIdentity:
+    """The active device that ``credential`` belongs to.
+
+    Raises:
+        Unauthorized: it is no device's credential, or its device has left.
+        DeviceRevoked: an admin has excluded the device.
+    """
+    parsed = credentials.parse_credential(credential)
+    if parsed is None:
+        raise _unauthorized()
+    device, digest = parsed
+    with services.database.read() as session:
+        found = session.execute(  # a label, as `index` of a row is the method of tuples
+            select(Device.index.label("place"), Device.group, Device.state, Device.secret_sha256).where(
+                Device.id == device
+            )
+        ).one_or_none()
+    matches = credentials.same(found.secret_sha256 if found else _NOBODY, digest)
+    if found is None or not matches or found.state == "left":
+        raise _unauthorized()
+    if found.state != "active":
+        services.limits.seen_invalid(f"Bearer {credential}")
+        raise DeviceRevoked("this device was excluded from the federation", mend="stop taking part")
+    services.limits.seen_valid(f"Bearer {credential}")
+    return DeviceIdentity(device, found.place, found.group)

@@ -1,0 +1,1 @@
+"""What operators see: figures, status, budget, queries."""

@@ -1,0 +1,1 @@
+"""An upload: received, stored, accepted, merged, published."""

@@ -1,0 +1,1 @@
+"""HTTP: middleware, connections, answers, credentials of requests, endpoints."""

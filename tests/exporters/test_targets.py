@@ -1,0 +1,95 @@
+"""Every backbone through every engine: loss and every gradient equal PyTorch's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pfl_exporters.export import frozen_bytes, load_engine, program_specs
+from pfl_exporters.targets import resolve
+from pfl_exporters.verify import cases, check_engine, check_traced
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.programs.trace import trace_programs
+from tests.exporters.models import DEPLOYMENTS, tokens
+
+
+def check(name: str, target_name: str, folder: Path) -> dict[str, float]:
+    torch.set_num_threads(1)
+    d = DEPLOYMENTS[name]()
+    predict = d.inputs_of_predict()
+    programs = trace_programs(d.model, d.task, d.batch, predict)
+    reference = cases(d.model, d.task, d.batch, predict)
+    check_traced(programs, reference)
+    (target,) = resolve([target_name])
+    lowered = target.load()(programs, folder, lambda _: None)
+    with load_engine(target, lowered, program_specs(programs)) as session:
+        return check_engine(session, reference)
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+@pytest.mark.parametrize("target", ["onnx", "torch"])
+def test_loss_and_every_gradient_equal_pytorch(name: str, target: str, tmp_path: Path) -> None:
+    errors = check(name, target, tmp_path)
+    assert errors["loss_rel_err"] < 1e-5
+    assert errors["grad_max_rel_err"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_loss_and_every_gradient_equal_pytorch_on_android(name: str, tmp_path: Path) -> None:
+    errors = check(name, "android", tmp_path)
+    assert errors["loss_rel_err"] < 1e-5
+    assert errors["grad_max_rel_err"] < 1e-5
+
+
+@pytest.mark.slow
+def test_every_frozen_weight_is_stored_once(tmp_path: Path) -> None:
+    """Also one that the embedding and the output share: three methods, both directions, one copy."""
+    from pfl_mobile.modules import LoRA
+    from pfl_mobile.modules.personalize import personalize
+    from pfl_mobile.programs.deployment import Deployment
+    from pfl_mobile.programs.tasks import TokenTask
+    from tests.backbones import Decoder
+    from tests.exporters.models import PLAN
+
+    torch.manual_seed(0)
+    backbone = Decoder(vocabulary=20000, width=128, heads=4, layers=2, tied=True).eval()
+    x = torch.randint(4, 20000, (2, 8))
+    d = Deployment(
+        "tied",
+        personalize(backbone, [LoRA("*.attn.[qv]", rank=2)]),
+        TokenTask(20000),
+        {"tokens": x, "labels": x.roll(-1, 1), "weight": torch.ones(2, 8)},
+        PLAN,
+        predict_batch={"tokens": x[:1], "position": torch.tensor([3])},
+    )
+    programs = trace_programs(d.model, d.task, d.batch, d.inputs_of_predict())
+    needed = frozen_bytes(programs)
+    assert needed == pytest.approx(4 * sum(p.numel() for p in backbone.parameters()), rel=0.01)
+    (android,) = resolve(["android"])
+    lowered = android.load()(programs, tmp_path, lambda _: None)
+    assert lowered.measured["model_bytes"] <= 1.05 * needed
+    with load_engine(android, lowered, program_specs(programs)) as session:
+        check_engine(session, cases(d.model, d.task, d.batch, d.inputs_of_predict(), rounds=1))
+
+
+def test_onnx_programs_share_one_weight_file(tmp_path: Path) -> None:
+    d = tokens("decoder", *DEPLOYMENTS["decoder with sdpa"]().model.configs.values())
+    programs = trace_programs(d.model, d.task, d.batch, d.inputs_of_predict())
+    (target,) = resolve(["onnx"])
+    lowered = target.load()(programs, tmp_path, lambda _: None)
+    big = sum(v.numel() * 4 for v in d.model.frozen_tensors().values() if v.numel() * 4 >= 1024)
+    stored = lowered.paths["onnx/weights.bin"].stat().st_size
+    assert big <= stored < big + 4096 * 40  # offsets are page-aligned
+
+
+@pytest.mark.parametrize(("name", "words"), [("ios", "not available"), ("androi", "did you mean 'android'")])
+def test_unknown_targets_are_named(name: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        resolve([name])
+
+
+def test_all_means_every_target_once() -> None:
+    assert [t.name for t in resolve(["onnx", "all"])] == ["onnx", "android", "torch"]
