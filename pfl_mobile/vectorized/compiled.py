@@ -36,8 +36,8 @@ class _CrossEntropy(torch.autograd.Function):
     """Cross-entropy of rows [R, V] that computes one exponential for each logit, forward and backward together.
 
     log-sum-exp is max(z) - log(max(p)), as in :mod:`pfl_mobile.programs.closed_forms`. The gradient
-    (p - onehot) * g has its row factor outermost, so that it can move behind the next matrix product. Of few classes two exponentials
-    cost less than the operators that save one.
+    (p - onehot) * g has its row factor outermost, so that it can move behind the next matrix product. Of few classes
+    two exponentials cost less than the operators that save one.
     """
 
     @staticmethod

@@ -2,8 +2,9 @@
 
 Three things decide size and speed. Frozen weights reach XNNPACK as constants in the layout they are stored in, so
 forward, backward and all methods share one copy of the bytes. The graph arrives simplified
-(``pfl_mobile.programs.simplify``), so few operators stay outside the delegate. And a weight that both the delegate and a
-kernel outside of it read (a tied embedding) passes through the delegate for the latter, or it would be stored twice.
+(``pfl_mobile.programs.simplify``), so few operators stay outside the delegate. And a weight that both the delegate
+and a kernel outside of it read (a tied embedding) passes through the delegate for the latter, or it would be stored
+twice.
 """
 
 from __future__ import annotations
