@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.plan.schema import Plan
@@ -22,6 +22,8 @@ _QUERY_VALUE = ("q", "v", "q_proj", "v_proj", "query", "value")
 @dataclass(frozen=True, kw_only=True)
 class Inserted(Strategy):
     """Trains what was inserted; the tensors' roles say what travels, and nothing need."""
+
+    merges_stale: ClassVar[bool] = True
 
     def plan(self, at: Context) -> Plan:
         """As in federated averaging where tensors are shared; else training on the device alone."""

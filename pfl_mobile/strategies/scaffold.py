@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -42,6 +43,8 @@ class Scaffold(Strategy):
 
     Limits: with one device it is SGD; while all c_i are 0, in the first round, it is FedAvg.
     """
+
+    merges_stale: ClassVar[bool] = True
 
     weighting: Weighting = field(default_factory=Equally)
 

@@ -46,9 +46,26 @@ class Strategy:
     merges_means: ClassVar[bool] = True
     #: Why its rounds cannot be private, in words; empty where it takes one mean and reads nothing else of the changes.
     why_not_private: ClassVar[str] = ""
+    #: Whether `merge` needs no change of a single device, so that changes may be added up where devices train.
+    merges_sums: ClassVar[bool] = True
+    #: Whether `merge` adds up changes whichever version they start from, so that rounds can be buffered.
+    merges_stale: ClassVar[bool] = True
+    #: Whether `sets_for` sends a device sets of its own, beside those of its group.
+    sends_own_sets: ClassVar[bool] = False
 
     weighting: Weighting = field(default_factory=ByExamples)
     optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """What a class says of a method holds for that method: a subclass with its own has to say it again."""
+        super().__init_subclass__(**arguments)
+        own = vars(cls)
+        if "merge" in own or "merge_groups" in own:
+            cls.merges_sums = own.get("merges_sums", False)
+        if "merge" in own:
+            cls.merges_stale = own.get("merges_stale", False)
+        if "sets_for" in own:
+            cls.sends_own_sets = own.get("sends_own_sets", True)
 
     def __post_init__(self) -> None:
         """Refuse hyper-parameters outside their range, and what is no weighting or optimizer (ConfigError)."""
@@ -199,11 +216,9 @@ class Strategy:
     def summed_by(self, server: Server) -> SummedBy | None:
         """How devices count, where ``merge`` needs no change of a single device; changes are added up early then.
 
-        None where a subclass merges in its own way or a weight needs more than a number of examples.
+        None where the merge needs more (``merges_sums``) or a weight needs more than a number of examples.
         """
-        own = type(self)
-        usual = own.merge is Strategy.merge and own.merge_groups is Strategy.merge_groups
-        return self.weighting.summed_by if usual and not server.names("group") else None
+        return self.weighting.summed_by if self.merges_sums and not server.names("group") else None
 
     def merge(self, server: Server, updates: Updates) -> None:
         """Merge a round. Called with at least one update.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -37,6 +37,14 @@ class Weighting:
     needs_groups: ClassVar[bool] = False
     #: Why private rounds cannot use it, in words; empty where no device's weight depends on others.
     why_not_private: ClassVar[str] = ""
+    #: What a device's weight is, where it depends on nothing but its examples; None for other weights.
+    summed_by: ClassVar[SummedBy | None] = None
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """A subclass with weights of its own has to say itself what they depend on."""
+        super().__init_subclass__(**arguments)
+        if "weights" in vars(cls):
+            cls.summed_by = vars(cls).get("summed_by")
 
     def __post_init__(self) -> None:
         """Refuse hyper-parameters outside their range (ConfigError)."""
@@ -54,11 +62,6 @@ class Weighting:
         """Whether a device counts by more than its number of examples."""
         return self.summed_by is None
 
-    @property
-    def summed_by(self) -> SummedBy | None:
-        """What a device's weight is where it depends on nothing but its examples; None for other weights."""
-        return _SUMMED_BY.get(type(self).weights)
-
     def measures(self, at: Context) -> tuple[Phase, ...]:
         """What each device measures before it trains, with the values that it was sent."""
         return ()
@@ -75,6 +78,8 @@ class Weighting:
 class ByExamples(Weighting):
     """A device counts by its number of examples (McMahan 2017)."""
 
+    summed_by: ClassVar[SummedBy | None] = "examples"
+
     def weights(self, updates: Updates, server: Server) -> np.ndarray:
         """The numbers of examples."""
         return weights_of(updates.examples, "examples")
@@ -84,13 +89,11 @@ class ByExamples(Weighting):
 class Equally(Weighting):
     """Every device counts the same."""
 
+    summed_by: ClassVar[SummedBy | None] = "devices"
+
     def weights(self, updates: Updates, server: Server) -> np.ndarray:
         """Ones."""
         return weights_of(updates.examples, "devices")
-
-
-#: By the method, so that a subclass with one of its own is not among them.
-_SUMMED_BY: dict[object, SummedBy] = {ByExamples.weights: "examples", Equally.weights: "devices"}
 
 
 def weights_of(examples: Sequence[int] | np.ndarray, by: SummedBy) -> np.ndarray:

@@ -27,7 +27,6 @@ from pfl_mobile.protocol.bodies import BundleId
 from pfl_mobile.protocol.update_file import layout_of, size_limit
 from pfl_mobile.strategies.server_state_file import plain_numbers
 from pfl_mobile.strategies.state import Context, Server, Values
-from pfl_mobile.strategies.strategy import Strategy
 from pfl_server.errors import BlobMissingError
 from pfl_server.federation.config import FederationConfig, claims_sampling
 from pfl_server.federation.strategy import check_config, effective, make_strategy
@@ -212,9 +211,7 @@ class Runtime:
     @property
     def has_own_sets(self) -> bool:
         """Whether devices may get sets of their own."""
-        return type(self.strategy).sets_for is not Strategy.sets_for or any(
-            t.role == "group" for t in self.table
-        )
+        return self.strategy.sends_own_sets or any(t.role == "group" for t in self.table)
 
     def round_plan(self, number: int, plan: Mapping[str, Any]) -> RoundPlan:
         """The parsed plan of a round; it never changes, so each process parses it once."""

@@ -11,8 +11,6 @@ from pfl_mobile.merge.rules import create_rule
 from pfl_mobile.plan.schema import MovePhase, Plan
 from pfl_mobile.privacy.limits import check_guarantee
 from pfl_mobile.strategies import create, fairness_names
-from pfl_mobile.strategies.inserted import Inserted
-from pfl_mobile.strategies.scaffold import Scaffold
 from pfl_mobile.strategies.state import Context, Local
 from pfl_mobile.strategies.strategy import Strategy, take_over
 from pfl_mobile.strategies.weighting import Weighting
@@ -24,9 +22,6 @@ if TYPE_CHECKING:
     from pfl_mobile.merge.rules import Rule
     from pfl_mobile.modules.roles import DeviceTensorInfo
     from pfl_server.federation.config import FederationConfig, StrategyConfig
-
-#: Merges that are a sum of changes, whichever version a change starts from.
-_STALE_MERGES = (Strategy.merge, Inserted.merge, Scaffold.merge)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +173,7 @@ def check_config(config: FederationConfig, strategy: Strategy, table: Sequence[D
             f"privacy is computed for cohorts of {privacy.cohort}, rounds have {rounds.cohort}",
             mend="give both the same cohort",
         )
-    if rounds.mode == "buffered" and (
-        type(strategy).merge not in _STALE_MERGES or type(strategy).sets_for is not Strategy.sets_for
-    ):
+    if rounds.mode == "buffered" and (not strategy.merges_stale or strategy.sends_own_sets):
         raise ConfigError(
             f"{type(strategy).__name__} merges changes of one version only, a buffered federation has those of several",
             mend="use synchronous rounds, or a strategy like 'fedavg'",
