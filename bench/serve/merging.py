@@ -27,7 +27,8 @@ THREADS = 2
 def ours(paths: list[Path], weights: list[int]) -> Callable[[], np.ndarray]:
     """The server's: rows that are files, through the strategy's merge."""
     from pfl_mobile.merge.rows import FileRows, RowFile
-    from pfl_mobile.merge.updates import Layout, Updates
+    from pfl_mobile.merge.updates import Updates
+    from pfl_mobile.plan.upload import UpdateLayout
     from pfl_mobile.strategies.fedavg import FedAvg
     from pfl_mobile.strategies.state import Server
 
@@ -39,7 +40,7 @@ def ours(paths: list[Path], weights: list[int]) -> Callable[[], np.ndarray]:
         with FileRows([RowFile(p) for p in paths], size) as rows:
             count = len(paths)
             updates = Updates(
-                Layout({"w": (size,)}),
+                UpdateLayout({"w": (size,)}),
                 rows,
                 list(range(count)),
                 np.asarray(weights, np.int64),

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pfl_mobile.local.report import Cancel, Progress, TrainReport
     from pfl_mobile.local.state import PersonalStateStore
     from pfl_mobile.local.trainer import Examples
-    from pfl_mobile.merge.updates import Layout
+    from pfl_mobile.plan.upload import UpdateLayout
     from pfl_mobile.privacy import Noise
     from pfl_mobile.protocol.bodies import Task
 
@@ -121,7 +121,7 @@ class Pipeline:
         unit: int = 10 ** max(len(str(count)) - 2, 0)
         return count // unit * unit
 
-    def accept(self, task: Task) -> tuple[Plan, Layout]:
+    def accept(self, task: Task) -> tuple[Plan, UpdateLayout]:
         """Look at a task before anything is downloaded for it.
 
         Raises:
@@ -191,7 +191,13 @@ class Pipeline:
             raise DeclineTask("out_of_memory", "there is not enough memory to train") from error
 
     def _finish(
-        self, task: Task, plan: Plan, layout: Layout, cut: Parts, trainer: LocalTrainer, report: TrainReport
+        self,
+        task: Task,
+        plan: Plan,
+        layout: UpdateLayout,
+        cut: Parts,
+        trainer: LocalTrainer,
+        report: TrainReport,
     ) -> Done:
         trained, guard = report.trained, report.guard
         if trained is None:

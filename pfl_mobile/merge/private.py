@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from pfl_mobile.errors import PrivacyError
-
 if TYPE_CHECKING:
     from pfl_mobile.merge.rows import Rows
-    from pfl_mobile.plan.schema import Plan
-    from pfl_mobile.privacy.config import PrivacyConfig
 
 #: A device's weight, of its own reports by name and its weight by examples in 0..1.
 OwnWeight = Callable[[Mapping[str, float], float], float]
 
 #: What errors advise where a strategy reads more than a private merge lets out.
 PRIVATE_MEND = "choose a strategy that `pfl strategies --json` shows as private, or run without privacy"
+
+
+class Bounds(Protocol):
+    """What a private merge asks of the federation's privacy; ``PrivacyConfig`` is one."""
+
+    @property
+    def cohort(self) -> int:
+        """Devices that a round is expected to have."""
+        ...
+
+    def weights(self, examples: np.ndarray) -> np.ndarray:
+        """Weights of devices with so many examples, float64 [n] in 0..1."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class PrivateRule:
         merge: ``(rows, weights float64 [n])`` to the private mean, float32 [P]; asked once a round.
     """
 
-    config: PrivacyConfig
+    config: Bounds
     merge: Callable[[Rows, np.ndarray], np.ndarray]
 
     def own_weights(
@@ -56,16 +65,3 @@ class PrivateRule:
             if np.isfinite(list(own.values())).all():
                 found[i] = weight(own, float(most))
         return np.clip(np.where(np.isfinite(found), found, 0.0), 0.0, 1.0)
-
-
-def check_own_noise(config: PrivacyConfig, plan: Plan) -> None:
-    """Refuse reports beside updates that devices protect by noise of their own.
-
-    Raises:
-        PrivacyError: the plan sends reports, which that noise does not hide from the aggregator.
-    """
-    if config.local_noise_multiplier and plan.reports:
-        raise PrivacyError(
-            f"devices add noise to their updates themselves, but would report {', '.join(plan.reports)} without any",
-            mend="choose a strategy whose devices report nothing, or set local_noise_multiplier to 0",
-        )

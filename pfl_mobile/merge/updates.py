@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from math import prod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,40 +12,7 @@ from pfl_mobile.merge.bounds import bounded_parts, lowered
 from pfl_mobile.merge.private import PRIVATE_MEND, OwnWeight, PrivateRule
 from pfl_mobile.merge.rows import COLUMNS, GROUP, MatrixRows, Rows, weighted_sum
 from pfl_mobile.merge.rules import Average, Mean, Rule, parts_of
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each tensor lies in a flat vector.
-
-    Attributes:
-        shapes: names and shapes in order; copies are named as ``local.upload.copy_key`` does.
-    """
-
-    shapes: Mapping[str, tuple[int, ...]]
-
-    @cached_property
-    def size(self) -> int:
-        """Number of values."""
-        return sum(prod(shape) for shape in self.shapes.values())
-
-    def items(self) -> Iterator[tuple[str, slice, tuple[int, ...]]]:
-        """Name, place and shape of every tensor."""
-        start = 0
-        for name, shape in self.shapes.items():
-            yield name, slice(start, start + prod(shape)), shape
-            start += prod(shape)
-
-    def unpack(self, flat: np.ndarray) -> dict[str, np.ndarray]:
-        """Views on a flat vector [P], or on a stack of them [n, P], by name."""
-        return {
-            name: flat[..., place].reshape((*flat.shape[:-1], *shape)) for name, place, shape in self.items()
-        }
-
-    def pack(self, values: Mapping[str, np.ndarray], out: np.ndarray) -> None:
-        """Copy tensors into a flat vector [P]; a missing one becomes zero."""
-        for name, place, _ in self.items():
-            out[place] = values[name].reshape(-1) if name in values else 0.0
+from pfl_mobile.plan.upload import UpdateLayout
 
 
 class Updates:
@@ -86,7 +50,7 @@ class Updates:
 
     def __init__(
         self,
-        layout: Layout,
+        layout: UpdateLayout,
         changes: np.ndarray | Rows,
         clients: Sequence[int],
         examples: np.ndarray,
@@ -365,7 +329,7 @@ class Sums(Updates):
 
     def __init__(
         self,
-        layout: Layout,
+        layout: UpdateLayout,
         changes: np.ndarray,
         clients: Sequence[int],
         examples: np.ndarray,

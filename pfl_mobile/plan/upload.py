@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,3 +87,37 @@ def change(
                 value = after[1][copy][name]
                 result[copy_key(copy, name)] = value if old is None else value - old
     return result
+
+
+@dataclass(frozen=True)
+class UpdateLayout:
+    """Where each tensor lies in a flat vector.
+
+    Attributes:
+        shapes: names and shapes in order; copies are named as ``local.upload.copy_key`` does.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @cached_property
+    def size(self) -> int:
+        """Number of values."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+    def items(self) -> Iterator[tuple[str, slice, tuple[int, ...]]]:
+        """Name, place and shape of every tensor."""
+        start = 0
+        for name, shape in self.shapes.items():
+            yield name, slice(start, start + prod(shape)), shape
+            start += prod(shape)
+
+    def unpack(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        """Views on a flat vector [P], or on a stack of them [n, P], by name."""
+        return {
+            name: flat[..., place].reshape((*flat.shape[:-1], *shape)) for name, place, shape in self.items()
+        }
+
+    def pack(self, values: Mapping[str, np.ndarray], out: np.ndarray) -> None:
+        """Copy tensors into a flat vector [P]; a missing one becomes zero."""
+        for name, place, _ in self.items():
+            out[place] = values[name].reshape(-1) if name in values else 0.0

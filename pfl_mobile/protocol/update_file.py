@@ -24,8 +24,7 @@ from pydantic import ValidationError
 
 from pfl_mobile.errors import TensorMismatchError, UpdateFileError, UpdateTensorsError
 from pfl_mobile.files.tensors import check_finite
-from pfl_mobile.merge.updates import Layout
-from pfl_mobile.plan.upload import update_shapes
+from pfl_mobile.plan.upload import UpdateLayout, update_shapes
 from pfl_mobile.protocol.bodies import UPDATE_FORMAT, UpdateHead
 
 if TYPE_CHECKING:
@@ -40,12 +39,14 @@ _ENTRY_BYTES = 160
 _AGAIN = "write the update again: names, shapes, order and offsets as the task's layout says"
 
 
-def canonical(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+def canonical(shapes: Mapping[str, tuple[int, ...]]) -> UpdateLayout:
     """The layout of tensors in an update: sorted by the bytes of their UTF-8 names."""
-    return Layout({name: tuple(shapes[name]) for name in sorted(shapes, key=lambda name: name.encode())})
+    return UpdateLayout(
+        {name: tuple(shapes[name]) for name in sorted(shapes, key=lambda name: name.encode())}
+    )
 
 
-def layout_of(plan: Plan, table: Sequence[TensorEntry]) -> Layout:
+def layout_of(plan: Plan, table: Sequence[TensorEntry]) -> UpdateLayout:
     """The layout of what a plan sends.
 
     Args:
@@ -58,7 +59,7 @@ def layout_of(plan: Plan, table: Sequence[TensorEntry]) -> Layout:
     return canonical(update_shapes(plan, table))
 
 
-def header_limit(layout: Layout) -> int:
+def header_limit(layout: UpdateLayout) -> int:
     """The most bytes that the header of such an update may have."""
     # A byte of a name takes six in JSON where it is escaped; a size takes up to 20 digits and a comma.
     return MAX_HEAD_BYTES + sum(
@@ -66,12 +67,12 @@ def header_limit(layout: Layout) -> int:
     )
 
 
-def size_limit(layout: Layout) -> int:
+def size_limit(layout: UpdateLayout) -> int:
     """The most bytes that such an update may have."""
     return 8 + header_limit(layout) + 4 * layout.size
 
 
-def encode(head: UpdateHead, tensors: Mapping[str, np.ndarray], layout: Layout) -> bytes:
+def encode(head: UpdateHead, tensors: Mapping[str, np.ndarray], layout: UpdateLayout) -> bytes:
     """The bytes of an update: the same for the same content.
 
     Args:
@@ -112,7 +113,7 @@ def encode(head: UpdateHead, tensors: Mapping[str, np.ndarray], layout: Layout) 
     return b"".join([struct.pack("<Q", len(text)), text, flat.data])
 
 
-def payload_offset(layout: Layout, total_length: int) -> int:
+def payload_offset(layout: UpdateLayout, total_length: int) -> int:
     """Where the values begin in an update of this length; as many bytes are needed by `parse_prefix`.
 
     Raises:
@@ -128,7 +129,7 @@ def payload_offset(layout: Layout, total_length: int) -> int:
 
 
 def parse_prefix(
-    data: bytes | bytearray | memoryview, layout: Layout, total_length: int
+    data: bytes | bytearray | memoryview, layout: UpdateLayout, total_length: int
 ) -> tuple[UpdateHead, int]:
     """Parse the header of an update, and nothing of its values.
 
@@ -163,7 +164,7 @@ def parse_prefix(
     return _head(metadata), offset
 
 
-def _check_tensors(header: Mapping[str, Any], layout: Layout) -> None:
+def _check_tensors(header: Mapping[str, Any], layout: UpdateLayout) -> None:
     for name in header:
         if name not in layout.shapes:
             raise UpdateTensorsError(f"the update has a tensor {name!a} that is not asked for", mend=_AGAIN)

@@ -12,45 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfl_mobile.errors import ConfigError, PrivacyError
+from pfl_mobile.errors import ConfigError
 from pfl_mobile.merge.private import PrivateRule
 from pfl_mobile.privacy import Ledger, PrivacyConfig, PrivateRounds, SimulatedNoise, private_update
 from pfl_mobile.random import derive, permutation, uniform
 from pfl_mobile.simulation.cohorts import sample
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pfl_mobile.merge.rows import Rows
-    from pfl_mobile.merge.rules import Rule
     from pfl_mobile.merge.updates import Updates
-    from pfl_mobile.modules.roles import DeviceTensorInfo
     from pfl_mobile.strategies.state import Server
-    from pfl_mobile.strategies.strategy import Strategy
 
 _KEY = "privacy"
 #: Keys of ``derive``, above all numbers of rounds.
 _NOISE, _TURNS, _DEVICES = 2**40, 2**40 + 1, 2**40 + 2
-
-
-def check_merge(
-    strategy: Strategy, table: Sequence[DeviceTensorInfo], rule: Rule | None, private: bool
-) -> None:
-    """Refuse what cannot go together, before anything runs.
-
-    Raises:
-        ConfigError: the merge would go around the rule.
-        PrivacyError: the strategy or the rule would read more than a private merge lets out.
-    """
-    if rule is not None:
-        strategy.check_rule(rule)
-    if private:
-        strategy.check_private(table)
-        if rule is not None:
-            raise PrivacyError(
-                f"{type(rule).__name__} reads single updates, so it cannot be combined with privacy",
-                mend="leave the rule out: a private merge bounds every update by its clip norm",
-            )
 
 
 @dataclass(frozen=True)

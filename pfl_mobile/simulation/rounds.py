@@ -15,17 +15,18 @@ from pfl_mobile.data.failures import reason
 from pfl_mobile.data.user_groups import Groups
 from pfl_mobile.data.user_rows import known_size
 from pfl_mobile.errors import ConfigError, TooFewUpdatesError
-from pfl_mobile.merge.private import PrivateRule, check_own_noise
+from pfl_mobile.federation.checks import check_merge, check_own_noise
+from pfl_mobile.merge.private import PrivateRule
 from pfl_mobile.merge.rules import Average, Rule
-from pfl_mobile.merge.updates import Layout, Sums, Updates
+from pfl_mobile.merge.updates import Sums, Updates
 from pfl_mobile.plan.check import check_plan
 from pfl_mobile.plan.schema import Plan
-from pfl_mobile.plan.upload import update_shapes
+from pfl_mobile.plan.upload import UpdateLayout, update_shapes
 from pfl_mobile.random import derive, uniform
 from pfl_mobile.simulation.checkpoint import RunFolder
 from pfl_mobile.simulation.cohorts import balanced, sample
 from pfl_mobile.simulation.engine import Engine, LocalEngine
-from pfl_mobile.simulation.privacy import SimulatedPrivacy, check_merge
+from pfl_mobile.simulation.privacy import SimulatedPrivacy
 from pfl_mobile.simulation.records import RoundRecord, all_failed, summary
 from pfl_mobile.simulation.sending import Sent, send
 from pfl_mobile.simulation.settings import decisive, effective
@@ -222,7 +223,7 @@ class Rounds:
         self._check_kept(plan, number)
         plan = _keeping_what_it_sends(plan)
         sent = self._send((plan,), cohort)
-        changes = Layout(update_shapes(plan, self.server.table))
+        changes = UpdateLayout(update_shapes(plan, self.server.table))
         wire = [self.strategy.bytes_on_wire(self.server, c, self.group(c)) for c in cohort]
         traffic = [(sent.bytes_down, 4 * changes.size) if found is None else found for found in wire]
         down, up = np.mean(traffic or [(0, 0)], axis=0).round().astype(int).tolist()
@@ -411,7 +412,12 @@ class Rounds:
         return jobs
 
     def _merged(
-        self, layout: Layout, matrix: np.ndarray, records: list[Record], by: SummedBy | None, chosen: int
+        self,
+        layout: UpdateLayout,
+        matrix: np.ndarray,
+        records: list[Record],
+        by: SummedBy | None,
+        chosen: int,
     ) -> list[Record]:
         """Merge; the records, all failures where so few of the cohort are left that the rule cannot merge them."""
         good = sum(r.failure is None for r in records)
@@ -451,7 +457,7 @@ class Rounds:
         return {client: Trouble(took[client], len(why), why[-1]) for client, why in failed.items()}
 
     def _merge(
-        self, layout: Layout, matrix: np.ndarray, records: Sequence[Record], by: SummedBy | None
+        self, layout: UpdateLayout, matrix: np.ndarray, records: Sequence[Record], by: SummedBy | None
     ) -> None:
         good = [i for i, r in enumerate(records) if r.failure is None]
         if not layout.size or not (

@@ -9,8 +9,7 @@ import numpy as np
 from pfl_mobile.files.describe import describe
 from pfl_mobile.files.sealed import digest
 from pfl_mobile.merge.rules import Average
-from pfl_mobile.merge.updates import Layout
-from pfl_mobile.plan.upload import update_shapes
+from pfl_mobile.plan.upload import UpdateLayout, update_shapes
 
 if TYPE_CHECKING:
     from pfl_mobile.simulation.rounds import Rounds
@@ -61,7 +60,7 @@ def effective(rounds: Rounds) -> dict[str, Any]:
         "task": setup.task.kind,
         "trained_values": values,
         "kept_values_per_device": rounds.states.form.size,
-        "bytes_up_per_device": 4 * Layout(update_shapes(rounds.plan(rounds.server.round), table)).size,
+        "bytes_up_per_device": 4 * UpdateLayout(update_shapes(rounds.plan(rounds.server.round), table)).size,
         "batch": len(setup.example["weight"]),
         "rounds": rounds.rounds,
         "rounds_done": rounds.server.round,

@@ -21,9 +21,9 @@ import numpy as np
 from pfl_mobile.data.finite import finite
 from pfl_mobile.errors import CheckpointError
 from pfl_mobile.files.atomic import disk_errors
-from pfl_mobile.merge.updates import Layout
 from pfl_mobile.plan.schema import CombinePhase, MovePhase, Plan, TrainPhase
 from pfl_mobile.plan.select import copy_key, select
+from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.simulation.shared import SharedFile
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class RowFormat:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Lay the tensors out one after the other."""
-        self.layout = Layout(shapes)
+        self.layout = UpdateLayout(shapes)
         self.size = self.layout.size
         self.stride = -(-self.size // _ALIGN) * _ALIGN
         self.parts: list[tuple[str | None, str, slice, tuple[int, ...]]] = []

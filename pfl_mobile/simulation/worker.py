@@ -20,7 +20,7 @@ from pfl_mobile.data.user_rows import read_rows, rows_digest
 from pfl_mobile.errors import DataError, NoExamplesError, PflError
 from pfl_mobile.files.sealed import digest
 from pfl_mobile.local.phases import Work, served
-from pfl_mobile.merge.updates import Layout
+from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.rows import Rows
 from pfl_mobile.simulation.pool import Refs, views
 from pfl_mobile.simulation.row_check import RowCheck
@@ -138,7 +138,7 @@ class TrainTask:
     """
 
     plan: Plan
-    changes: Layout
+    changes: UpdateLayout
     states: Mapping[str, tuple[int, ...]]
     start: Refs
     sets: Mapping[str, Refs]
@@ -606,7 +606,7 @@ def count_examples(rows: Rows) -> int:
 
 
 def _write_change(
-    layout: Layout, client: Client, outcome: Outcome, common: Mapping[str, np.ndarray], row: np.ndarray
+    layout: UpdateLayout, client: Client, outcome: Outcome, common: Mapping[str, np.ndarray], row: np.ndarray
 ) -> str | None:
     """Write after minus before (as ``local.upload.change``) into the row [P]; why it cannot be merged, or None."""
     sent = client.sets.get("global", common)

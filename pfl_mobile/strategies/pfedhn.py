@@ -11,7 +11,7 @@ import numpy as np
 
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.merge.rows import GROUP
-from pfl_mobile.merge.updates import Layout
+from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.random import derive
 from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.state import Server, Values
@@ -92,8 +92,8 @@ class PFedHN(Strategy):
         server.sets |= {"hypernet": phi, "hypernet_shipped": {"theta": shipped}, "embeddings": {}}
 
     @staticmethod
-    def _layout(server: Server) -> Layout:
-        return Layout({n: server.values[n].shape for n in server.names("shared", "group")})
+    def _layout(server: Server) -> UpdateLayout:
+        return UpdateLayout({n: server.values[n].shape for n in server.names("shared", "group")})
 
     def embedding_of(self, server: Server, client: int) -> np.ndarray:
         """v_i, float32: trained, or the random one that it starts from."""

@@ -20,6 +20,7 @@ from torch import nn
 
 from pfl_mobile.data.populations import population
 from pfl_mobile.errors import ConfigError, near
+from pfl_mobile.federation.checks import check_merge
 from pfl_mobile.files.describe import describe
 from pfl_mobile.merge.rules import Average, Rule, create_rule
 from pfl_mobile.modules.normalization import check_trainable
@@ -29,7 +30,7 @@ from pfl_mobile.privacy import PrivacyConfig
 from pfl_mobile.programs.tasks import Task
 from pfl_mobile.programs.trace import check_classes
 from pfl_mobile.simulation.engine import usual_processes
-from pfl_mobile.simulation.privacy import SimulatedPrivacy, check_merge
+from pfl_mobile.simulation.privacy import SimulatedPrivacy
 from pfl_mobile.strategies import Context, Local, Strategy, Weighting, entries
 from pfl_mobile.study.checks import (
     first_rows,

@@ -27,7 +27,7 @@ from attack.threats import (
 )
 
 from pfl_mobile.data.populations import ArrayPopulation
-from pfl_mobile.merge.updates import Layout
+from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.strategies import Updates
 
 SMALL = Settings(users=10, rounds=12, hidden=16, lr=0.1)
@@ -69,7 +69,7 @@ def test_poisoned_rows_are_those_of_attackers_in_training_alone(users: ArrayPopu
 def test_attackers_scale_their_updates_alone() -> None:
     ones = np.ones((3, 2), np.float32)
     counts = np.ones(3, np.int64)
-    given = Updates(Layout({"a": (2,)}), ones, [5, 7, 9], counts, counts, {}, [], 10)
+    given = Updates(UpdateLayout({"a": (2,)}), ones, [5, 7, 9], counts, counts, {}, [], 10)
     found = Scaling(frozenset({7}), -4.0)(0, given)
     assert found.changes.tolist() == [[1, 1], [-4, -4], [1, 1]]
     assert (ones == 1).all()

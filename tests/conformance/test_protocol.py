@@ -12,14 +12,14 @@ import pytest
 from pydantic import ValidationError
 
 from pfl_mobile.errors import UpdateFileError, UpdateTensorsError
-from pfl_mobile.merge.updates import Layout
+from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.protocol import bodies
 from pfl_mobile.protocol.answers import judge
 from pfl_mobile.protocol.update_file import encode, parse_prefix
 
 FOLDER = Path(__file__).parents[2] / "conformance"
 UPDATES = json.loads((FOLDER / "updates.json").read_text())
-LAYOUT = Layout({t["name"]: tuple(t["shape"]) for t in UPDATES["layout"]})
+LAYOUT = UpdateLayout({t["name"]: tuple(t["shape"]) for t in UPDATES["layout"]})
 CODES = {"wrong-tensors": UpdateTensorsError, "malformed-update": UpdateFileError}
 
 

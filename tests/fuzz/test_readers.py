@@ -426,11 +426,11 @@ def _update(folder: Path) -> Path:
 
 
 def _read_update(folder: Path) -> None:
-    from pfl_mobile.merge.updates import Layout
+    from pfl_mobile.plan.upload import UpdateLayout
     from pfl_mobile.protocol.update_file import parse_prefix
 
     data = (folder / "update").read_bytes()
-    parse_prefix(data, Layout({"a": (2, 2)}), len(data))
+    parse_prefix(data, UpdateLayout({"a": (2, 2)}), len(data))
 
 
 READERS: dict[str, Reader] = {

@@ -17,12 +17,12 @@ with atheris.instrument_imports(include=["pfl_mobile.protocol", "json"]):
     import json
 
     from pfl_mobile.errors import UpdateFileError
-    from pfl_mobile.merge.updates import Layout
+    from pfl_mobile.plan.upload import UpdateLayout
     from pfl_mobile.protocol.update_file import header_limit, parse_prefix
 
 SEEDS = Path(__file__).parents[2] / "conformance"
 _ABOUT = json.loads((SEEDS / "updates.json").read_text())
-LAYOUT = Layout({t["name"]: tuple(t["shape"]) for t in _ABOUT["layout"]})
+LAYOUT = UpdateLayout({t["name"]: tuple(t["shape"]) for t in _ABOUT["layout"]})
 
 
 def one(data: bytes) -> None:

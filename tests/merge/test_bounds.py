@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfl_mobile.merge.bounds import bounded_losses, bounded_parts, largest_part, lowered
-from pfl_mobile.merge.updates import Layout, Updates
+from pfl_mobile.merge.updates import Updates
+from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.strategies import create
 from pfl_mobile.strategies.state import Server
 from pfl_mobile.strategies.weighting import SENT_LOSS
@@ -60,7 +61,7 @@ MEANS = ("fedavg", "fedper", "fedprox", "term", "afl", "qffl", "maxfl", "bounded
 
 def merged(name, losses, examples, **parameters):
     """The merge of devices that all send zeros, but the last one, which sends ones, and how far it moves the model."""
-    count, layout = len(losses), Layout({"w": (4,)})
+    count, layout = len(losses), UpdateLayout({"w": (4,)})
     changes = np.zeros((count, 4), np.float32)
     changes[-1] = 1
     table = [_Tensor("w")]
@@ -99,7 +100,7 @@ def test_a_device_that_lies_moves_no_mean_by_more_than_three_shares(name, loss):
 @pytest.mark.parametrize("loss", [LIE, -LIE, 0.0])
 def test_a_device_that_lies_about_its_loss_ends_no_training_of_qffl(q, loss):
     """The others all move the model by one; it goes on moving that way."""
-    count, layout = 20, Layout({"w": (4,)})
+    count, layout = 20, UpdateLayout({"w": (4,)})
     changes = np.ones((count, 4), np.float32) * 0.1
     server = Server([_Tensor("w")], count, {"w": np.zeros(4, np.float32)})
     losses = bounded_losses(np.array([1.0] * (count - 1) + [loss]))

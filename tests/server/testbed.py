@@ -14,7 +14,7 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from pfl_mobile.bundle import Bundle, tensors_to_bytes, write_bundle
-from pfl_mobile.merge.updates import Layout
+from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.protocol.bodies import UpdateHead
 from pfl_mobile.protocol.update_file import encode
 from pfl_mobile.strategies.state import Server as Model
@@ -179,8 +179,8 @@ class Small:
         return get_state(self.services.blobs, self.version().state_blob, runtime.table, 1)[0]
 
 
-def layout(task: Mapping[str, Any]) -> Layout:
-    return Layout({t["name"]: tuple(t["shape"]) for t in task["layout"]})
+def layout(task: Mapping[str, Any]) -> UpdateLayout:
+    return UpdateLayout({t["name"]: tuple(t["shape"]) for t in task["layout"]})
 
 
 def update_of(of: Mapping[str, Any], value: Any = 0.1, **head: Any) -> bytes:

@@ -13,8 +13,9 @@ import torch
 from pfl_mobile import ClassificationTask, Head, personalize
 from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.merge.updates import Layout, Sums, Updates
+from pfl_mobile.merge.updates import Sums, Updates
 from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.ray_engine import RayEngine
 from pfl_mobile.simulation.rounds import Rounds
@@ -235,7 +236,7 @@ def test_devices_that_keep_something_send_single_changes() -> None:
 
 
 def test_sums_refuse_what_they_cannot_answer() -> None:
-    layout = Layout({"w": (2,)})
+    layout = UpdateLayout({"w": (2,)})
     changes = np.array([[2, 4], [6, 8]], np.float32)
     weights = np.array([1.0, 3.0, 4.0])
     sums = Sums(layout, changes, [5, 6, 7], np.array([1, 3, 4]), np.ones(3, int), {}, [], 9, weights)

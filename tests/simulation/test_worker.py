@@ -5,9 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from pfl_mobile.merge.updates import Layout
 from pfl_mobile.plan.schema import CombinePhase, CopyStart, MovePhase, Plan, ServeMix, Sgd, Term, TrainPhase
-from pfl_mobile.plan.upload import change, update_shapes
+from pfl_mobile.plan.upload import UpdateLayout, change, update_shapes
 from pfl_mobile.simulation.pool import Pool
 from pfl_mobile.simulation.states import RowFormat, kept_shapes
 from pfl_mobile.simulation.worker import EvaluateTask, Job, Memory, TrainTask, Worker
@@ -45,7 +44,7 @@ class Bench:
         self, plan: Plan, clients: tuple[int, ...], own: tuple[dict, ...] = (), **users: object
     ) -> None:
         self.plan, self.worker = plan, Worker(setup(**users))
-        self.layout = Layout(update_shapes(plan, TABLE))
+        self.layout = UpdateLayout(update_shapes(plan, TABLE))
         self.shapes = kept_shapes(plan, TABLE)
         self.form = RowFormat(self.shapes)
         self.start = values()

@@ -15,10 +15,10 @@ from pfl_mobile.errors import TrainingError
 from pfl_mobile.local import phases
 from pfl_mobile.local.session import Programs
 from pfl_mobile.merge.rows import FileRows, RowFile
-from pfl_mobile.merge.updates import Layout
 from pfl_mobile.plan import upload
 from pfl_mobile.plan.schema import MovePhase, Sgd
 from pfl_mobile.plan.select import select
+from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.random import derive
 from pfl_mobile.strategies import Context, Local, Server, Strategy, Updates
 from tests.strategies.models import Location
@@ -90,7 +90,7 @@ class Federation:
     def collect(self, cohort: Sequence[int] | None = None) -> Updates:
         """Train a cohort (all by default) and stack what it sends; a device that fails is left out."""
         plan = self.strategy.plan(self.context())
-        layout = Layout(upload.update_shapes(plan, self.table))
+        layout = UpdateLayout(upload.update_shapes(plan, self.table))
         changes, clients, steps, reports = [], [], [], []
         for client in range(len(self.data)) if cohort is None else cohort:
             before = {**self.shipped, **self.sets(client)["global"]}
@@ -166,7 +166,7 @@ def merge_peak(strategy: Strategy, folder: Path, count: int, width: int) -> int:
     with FileRows([files[i % len(files)] for i in range(count)], width) as rows:
         ones, zeros = np.ones(count, np.int64), np.zeros(count)
         reports = {"loss": zeros, "cluster": zeros}
-        updates = Updates(Layout({"w": (width,)}), rows, range(count), ones, ones, reports, [], count)
+        updates = Updates(UpdateLayout({"w": (width,)}), rows, range(count), ones, ones, reports, [], count)
         tracemalloc.start()
         strategy.merge(server, updates)
         peak = tracemalloc.get_traced_memory()[1]

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from pfl_mobile import ClassificationTask, Head, LoRA, personalize
-from pfl_mobile.merge.updates import Layout
 from pfl_mobile.plan.schema import Sgd
-from pfl_mobile.plan.upload import change, update_shapes
+from pfl_mobile.plan.upload import UpdateLayout, change, update_shapes
 from pfl_mobile.strategies import Context, Local, Server, Updates, create, entry, names
 from pfl_mobile.vectorized.cohort import CohortTrainer
 from pfl_mobile.vectorized.lanes import Client
@@ -64,7 +63,7 @@ def test_a_cohort_equals_each_device_alone(name: str, trained: dict[bool, Traine
         clients = [Client(data[k], 7 * number + k, *kept[k], own[k]) for k in range(3)]
         assert_same(trainer, alone, plan, clients, server.values, sets, tolerance=1e-4)
         # On to the next round, with what the reference kept.
-        layout = Layout(update_shapes(plan, table))
+        layout = UpdateLayout(update_shapes(plan, table))
         changes, reports = np.zeros((3, layout.size), np.float32), []
         for k, client in enumerate(clients):
             work = alone.run(plan, client, server.values, sets)

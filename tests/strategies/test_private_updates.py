@@ -14,7 +14,7 @@ from pfl_mobile.merge.private import PrivateRule
 from pfl_mobile.merge.robust import Median
 from pfl_mobile.merge.rows import FileRows, MatrixRows, RowFile, Rows
 from pfl_mobile.merge.rules import Average, create_rule, rule_entries
-from pfl_mobile.merge.updates import Layout
+from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.privacy import GaussianMechanism, PrivacyConfig, PrivateMean, SimulatedNoise
 from pfl_mobile.strategies import Updates, create, entry, names
 from pfl_mobile.strategies.strategy import mean_change
@@ -24,7 +24,7 @@ from tests.strategies.models import Softmax, classes
 pytestmark = pytest.mark.filterwarnings("ignore:EWC without fisher")
 
 USERS = 6
-LAYOUT = Layout({"a": (2, 3), "b": (4,)})
+LAYOUT = UpdateLayout({"a": (2, 3), "b": (4,)})
 #: Name -> whether rounds may be private: what `pfl strategies --json` tells, and what merges do.
 TABLE = {
     "adapter": True,

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfl_mobile.errors import ConfigError, PrivacyError
-from pfl_mobile.merge.private import PrivateRule, check_own_noise
+from pfl_mobile.federation.checks import check_own_noise
+from pfl_mobile.merge.private import PrivateRule
 from pfl_mobile.merge.rows import MatrixRows
-from pfl_mobile.merge.updates import Layout
 from pfl_mobile.plan.schema import MeasurePhase, Plan
+from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.privacy import GaussianMechanism, PrivacyConfig, PrivateMean, SimulatedNoise
 from pfl_mobile.strategies import Strategy, Updates, create
 from pfl_mobile.strategies.fedavg import FedAvg
@@ -61,7 +62,7 @@ def rule(clip_norm: float = CLIP, **more: Any) -> tuple[PrivateRule, list[np.nda
 def updates(changes: np.ndarray, reports: np.ndarray, examples: np.ndarray) -> Updates:
     count = len(changes)
     named = {SENT_LOSS: reports[:, 0], OWN_LOSS: reports[:, 1], "loss": np.full(count, math.nan)}
-    layout = Layout({"w": (WIDTH,)})
+    layout = UpdateLayout({"w": (WIDTH,)})
     return Updates(layout, changes, range(count), examples, np.ones(count, int), named, [], 100)
 
 
@@ -127,7 +128,7 @@ def test_weights_by_own_reports_are_of_private_rules_and_known_reports() -> None
 
 def test_nobody_has_no_weights() -> None:
     nobody = Updates(
-        Layout({"w": (WIDTH,)}), np.ones((0, WIDTH), np.float32), [], np.ones(0), np.ones(0), {}, [], 9
+        UpdateLayout({"w": (WIDTH,)}), np.ones((0, WIDTH), np.float32), [], np.ones(0), np.ones(0), {}, [], 9
     )
     assert nobody.under(rule()[0]).own_weights(lambda losses, examples: 1.0, [SENT_LOSS]).shape == (0,)
 

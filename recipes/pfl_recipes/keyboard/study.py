@@ -101,6 +101,7 @@ def backbone(encoder: TextEncoder, texts: list[str]) -> Keyboard:
     if weights is None:
         weights = train_backbone(encoder.encode(texts), CONFIG, TRAIN).state_dict()
         keep_weights(place, weights)
-    model = Keyboard(CONFIG).eval()
+    model = Keyboard(CONFIG)
     model.load_state_dict(weights)
+    model.eval()
     return model

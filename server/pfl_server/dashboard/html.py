@@ -12,7 +12,7 @@ from fastapi import Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pfl_server.dashboard import wording as words
+from pfl_server.reports import wording as words
 
 _HERE = Path(__file__).parent
 #: Files of the pages by name, with their media types.

@@ -12,7 +12,12 @@ from sqlalchemy.orm import Session
 
 from pfl_mobile.local.results import is_recall
 from pfl_server.dashboard.charts import Level, Line, Mark, Part, Point, bar, legend, line_chart
-from pfl_server.dashboard.wording import (
+from pfl_server.federation.config import FederationConfig
+from pfl_server.reports import quality, queries
+from pfl_server.reports.budget import Budget
+from pfl_server.reports.quality import Figure, History
+from pfl_server.reports.queries import Devices, Funnel, Reason
+from pfl_server.reports.wording import (
     DEVICE_STATES,
     MERGE,
     RAW,
@@ -25,11 +30,6 @@ from pfl_server.dashboard.wording import (
     reason,
     share,
 )
-from pfl_server.federation.config import FederationConfig
-from pfl_server.reports import quality, queries
-from pfl_server.reports.budget import Budget
-from pfl_server.reports.quality import Figure, History
-from pfl_server.reports.queries import Devices, Funnel, Reason
 from pfl_server.storage.models import LedgerEntry, Version
 
 #: Ledger entries that the chart of the privacy loss goes back.

@@ -15,9 +15,9 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from pfl_mobile.errors import ConfigError, OtherSettingsError, StateError
+from pfl_mobile.federation.checks import check_own_noise
 from pfl_mobile.files.describe import differences
 from pfl_mobile.local.state import ModelId
-from pfl_mobile.merge.private import check_own_noise
 from pfl_mobile.plan.check import check_plan, named_sets
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.plan.upload import check_sends
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from pfl_mobile.bundle import Bundle
-    from pfl_mobile.merge.updates import Layout
+    from pfl_mobile.plan.upload import UpdateLayout
     from pfl_mobile.privacy import Noise
     from pfl_server.storage.blobs import Blobs
     from pfl_server.storage.database import Database
@@ -68,7 +68,7 @@ class RoundPlan:
     """
 
     plan: Plan
-    layout: Layout
+    layout: UpdateLayout
     reports: frozenset[str]
 
 

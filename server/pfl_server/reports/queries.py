@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Select, case, func, literal, select, union_all
 from sqlalchemy.orm import Session, defer
 
-from pfl_server.dashboard.wording import MERGE_FAILED
+from pfl_server.reports.wording import MERGE_FAILED
 from pfl_server.storage.models import (
     Assignment,
     AuditEntry,

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from pfl_server.dashboard.wording import count, duration, epsilon, many
 from pfl_server.federation.config import FederationConfig
 from pfl_server.reports import queries
 from pfl_server.reports.budget import Budget, budget_of
 from pfl_server.reports.queries import Funnel, Reason
+from pfl_server.reports.wording import count, duration, epsilon, many
 from pfl_server.storage.federation_row import ACTIVE, ITSELF
 from pfl_server.storage.models import AuditEntry, Federation, Round, Version
 

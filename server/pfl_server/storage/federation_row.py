@@ -6,14 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from pfl_server.storage.models import Round
-
-if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
-from typing import TYPE_CHECKING
-
-from pfl_server.storage.models import AuditEntry, Federation
+from pfl_server.storage.models import AuditEntry, Federation, Round
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session

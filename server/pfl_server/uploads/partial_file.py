@@ -28,7 +28,7 @@ from pfl_mobile.files.atomic import disk_errors, private_folder
 from pfl_mobile.protocol.update_file import parse_prefix, payload_offset
 
 if TYPE_CHECKING:
-    from pfl_mobile.merge.updates import Layout
+    from pfl_mobile.plan.upload import UpdateLayout
     from pfl_mobile.protocol.bodies import UpdateHead
 
 #: What direct writes are aligned to, in memory and in the file.
@@ -99,7 +99,7 @@ class Scan:
         UpdateTensorsError: no update of this layout has this length.
     """
 
-    def __init__(self, layout: Layout, total: int) -> None:
+    def __init__(self, layout: UpdateLayout, total: int) -> None:
         self._layout, self.total = layout, total
         self.offset = payload_offset(layout, total)
         self.seen = 0

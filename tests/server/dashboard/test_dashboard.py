@@ -15,11 +15,11 @@ from sqlalchemy import event, select, text
 from starlette.testclient import TestClient
 
 from pfl_server.app import create_app
-from pfl_server.dashboard import wording as words
 from pfl_server.dashboard.access import COUNTED_S, FORM_COOKIE, SESSION_COOKIE, safe_next
 from pfl_server.dashboard.charts import Level, Line, Mark, Part, Point, bar, line_chart, ticks
 from pfl_server.dashboard.session import SESSION_S, Sessions
 from pfl_server.federation.config import EvaluationConfig, FederationConfig
+from pfl_server.reports import wording as words
 from pfl_server.reports.quality import history, shown_groups
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
