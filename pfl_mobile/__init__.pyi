@@ -1,0 +1,58 @@
+# The public names. `lazy_loader` reads this file at run time too, so a name stands in one place.
+
+from .bundle import Bundle
+from .data.populations import ArrayPopulation, GeneratedPopulation, TextPopulation
+from .engines import open_session
+from .errors import PflError
+from .local.trainer import LocalTrainer
+from .modules import Adapter, Experts, Gate, Head, LoRA, NgramMemory, SoftPrompt, VocabularySlots
+from .modules.model import PersonalizedModel
+from .modules.normalization import fit_batch_norm, replace_batch_norm
+from .modules.personalize import personalize
+from .plan.schema import AdamW, AssignSlotsPhase, Guard, MemorizePhase, Momentum, Plan, Sgd, TrainPhase
+from .programs.deployment import Deployment
+from .programs.tasks import ClassificationTask, CustomTask, RegressionTask, TokenTask, tilted_task
+from .strategies import Local, Strategy
+from .strategies.bounded_group_loss import BoundedGroupLoss
+from .study import Study, StudyResult
+
+__all__ = [
+    "AdamW",
+    "Adapter",
+    "ArrayPopulation",
+    "AssignSlotsPhase",
+    "BoundedGroupLoss",
+    "Bundle",
+    "ClassificationTask",
+    "CustomTask",
+    "Deployment",
+    "Experts",
+    "Gate",
+    "GeneratedPopulation",
+    "Guard",
+    "Head",
+    "LoRA",
+    "Local",
+    "LocalTrainer",
+    "MemorizePhase",
+    "Momentum",
+    "NgramMemory",
+    "PersonalizedModel",
+    "PflError",
+    "Plan",
+    "RegressionTask",
+    "Sgd",
+    "SoftPrompt",
+    "Strategy",
+    "Study",
+    "StudyResult",
+    "TextPopulation",
+    "TokenTask",
+    "TrainPhase",
+    "VocabularySlots",
+    "fit_batch_norm",
+    "open_session",
+    "personalize",
+    "replace_batch_norm",
+    "tilted_task",
+]
