@@ -34,6 +34,7 @@ quick: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy pfl_mobile exporters/pfl_exporters recipes/pfl_recipes server/pfl_server
 
 format: setup

@@ -10,7 +10,6 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from pfl_mobile.files.code import code_digest, is_users
 
@@ -30,7 +29,7 @@ def describe(value: Any, *, exact: bool = False) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, Tensor):
+    if hasattr(value, "detach") and hasattr(value, "numpy"):  # a tensor; aggregators have no PyTorch
         return {"torch": inner(value.detach().cpu().numpy())}
     if isinstance(value, np.ndarray):
         sha = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
