@@ -169,9 +169,9 @@ def test_what_the_mends_say_trains(change, k, task):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda y: np.eye(3, dtype=np.float32)[y], ["float32 [16, 3]", "int64 [B]", "argmax"]),
-        (lambda y: y.astype(np.float32), ["float32 [16]", "astype(np.int64)"]),
-        (lambda y: y[:, None], ["int64 [16, 1]", "squeeze(-1)"]),
+        (lambda y: np.eye(3, dtype=np.float32)[y], ["float32 [", ", 3]", "int64 [B]", "argmax"]),
+        (lambda y: y.astype(np.float32), ["float32 [", "astype(np.int64)"]),
+        (lambda y: y[:, None], ["int64 [", ", 1]", "squeeze(-1)"]),
     ],
 )
 def test_a_given_task_names_labels_that_it_does_not_take(change, words):
