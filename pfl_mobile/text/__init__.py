@@ -1,1 +1,6 @@
 """Text on the device: tokenizer, encoder and vocabulary slots."""
+
+from pfl_mobile.text.encoder import TextEncoder
+from pfl_mobile.text.tokenizer import WordTokenizer
+
+__all__ = ["TextEncoder", "WordTokenizer"]
