@@ -34,6 +34,7 @@ from pfl_mobile.files.places import cache_dir
 
 from .. import errors
 from ..bundle.manifest import ProgramSpec
+from ..bundle.rules import tensor_bytes
 from ..errors import EngineError, PflError, ProgramDiedError
 from .base import Array, EngineSession
 from .frames import BrokenFrameError, receive, send
@@ -135,7 +136,7 @@ class IsolatedSession(EngineSession):
 
     def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
         spec = self.programs[program]
-        most = sum(_bytes(output.shape, output.dtype) for output in spec.outputs)
+        most = sum(tensor_bytes(output) for output in spec.outputs)
         return self._ask({"program": program}, inputs, most, f"running {program!r}")
 
     def _ask(self, head: Mapping[str, object], arrays: Sequence[Array], most: int, what: str) -> list[Array]:
@@ -286,13 +287,6 @@ def _alone(note: Path) -> Iterator[None]:
                 file = stack.enter_context(open(note.with_suffix(".lock"), "wb"))
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _bytes(shape: Sequence[int], dtype: str) -> int:
-    count = np.dtype(dtype).itemsize
-    for size in shape:
-        count *= size
-    return count
 
 
 def _error(said: object) -> PflError:

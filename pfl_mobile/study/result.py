@@ -25,6 +25,7 @@ from pfl_mobile.errors import (
 )
 from pfl_mobile.files.atomic import PRIVATE, atomic_write, private_folder
 from pfl_mobile.files.plain_json import json_text
+from pfl_mobile.files.reading import read_json
 from pfl_mobile.local.results import scale
 from pfl_mobile.plan.schema import LOWER_IS_BETTER, Sgd
 from pfl_mobile.programs.deployment import Deployment, text_parts
@@ -181,8 +182,7 @@ def load_result(study: Study) -> StudyResult:
 def _about(folder: Path) -> dict[str, Any]:
     """What is written of the run in a folder (ConfigError: nothing, or it is damaged)."""
     try:
-        about = json.loads((folder / _STUDY).read_text())
-        return dict(about)
+        return dict(read_json(folder / _STUDY, finite=False))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no run in {folder}", mend="run the study first") from error
     except (OSError, ValueError, TypeError) as error:
