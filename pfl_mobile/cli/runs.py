@@ -63,7 +63,7 @@ def study_of(folder: str | Path) -> Study:
             raise TypeError("model is no text, or settings or changes are no objects")
     except FileNotFoundError as error:
         raise ConfigError(f"{folder} holds no run", mend="make one with `pfl train`") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ConfigError(f"{path} is damaged: {error}", mend="run `pfl train` again") from error
     return changed_study(model, settings, {**changes, "folder": folder})
 

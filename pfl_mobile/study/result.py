@@ -163,7 +163,7 @@ def load_result(study: Study) -> StudyResult:
     try:
         about = _about(study.folder)
         rounds, told = int(about["rounds"]), {name: about[name] for name in study.local_length}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _damaged(study.folder, error) from error
     if told != study.local_length:  # as ``run`` was told
         study = study.replace(**told)
@@ -200,7 +200,7 @@ def _take_chosen(study: Study, about: dict[str, Any]) -> None:
         return
     try:
         local = replace(Local(), optimizer=Sgd(**chosen["optimizer"]), clip=chosen["clip"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         assert study.folder is not None
         raise _damaged(study.folder, error) from error
     study.choose(local)
