@@ -159,7 +159,7 @@ class Ledger:
         if self.config.sampling == "none" or self.config.mechanism == "none":
             return None
         entries = self._entries if rounds is None else [(events.round_event(self.config), rounds)]
-        noise = [event["event"]["noise_multiplier"] for event, count in entries for _ in range(count)]
+        noise = [(event["event"]["noise_multiplier"], count) for event, count in entries]
         return gaussian_epsilon(noise, self.config.delta)
 
     def statement(self) -> dict[str, Any]:

@@ -245,7 +245,10 @@ def test_what_is_written_by_hand_is_refused_by_name(
 def test_values_of_a_wrong_kind_are_data_errors(
     changes: dict[str, Any], adapter: Callable[[dict[str, Any]], Path]
 ) -> None:
-    with pytest.raises(DataError, match=next(iter(changes)) if changes != {"r": 2} else "rank 2"):
+    said = "rank 2" if changes == {"r": 2} else next(iter(changes))
+    if said == "lora_alpha" and isinstance(changes[said], float):  # which no reader of JSON takes
+        said = "NaN is not JSON"
+    with pytest.raises(DataError, match=said):
         import_model(personalize(net(), Q_V), adapter(changes))
 
 

@@ -11,7 +11,7 @@ from pfl_mobile.modules import Adapter, Experts, Gate, Head, LoRA, NgramMemory, 
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.plan.schema import Plan, Sgd, TrainPhase
-from pfl_mobile.programs.deployment import Deployment
+from pfl_mobile.programs.deployment import Deployment, text_parts
 from pfl_mobile.programs.tasks import (
     ClassificationTask,
     CustomTask,
@@ -20,6 +20,7 @@ from pfl_mobile.programs.tasks import (
     TokenTask,
     tilted_task,
 )
+from pfl_mobile.text import TextEncoder, WordTokenizer
 from tests.backbones import BACKBONES, MLP
 
 PLAN = Plan(phases=(TrainPhase(epochs=2, optimizer=Sgd(lr=0.1)),))
@@ -36,6 +37,19 @@ def tokens(name: str, *modules: ModuleConfig) -> Deployment:
     return Deployment(
         name, personalize(backbone, modules), TokenTask(total), batch, PLAN, predict_batch=short
     )
+
+
+def text(name: str, *modules: ModuleConfig) -> Deployment:
+    """A token model with its tokenizer, as vocabulary slots need."""
+    backbone, (x,) = BACKBONES[name]()
+    words = int(backbone(x).shape[-1])
+    count = sum(m.count for m in modules if isinstance(m, VocabularySlots))
+    tokenizer = WordTokenizer.train(
+        [" ".join(f"{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(99))], words
+    )
+    encoder = TextEncoder(tokenizer, x.shape[1], words, count)
+    model = personalize(backbone, modules)
+    return Deployment(name, model, TokenTask(words + count), plan=PLAN, **text_parts(encoder, len(x)))
 
 
 def classes(name: str, *modules: ModuleConfig) -> Deployment:
@@ -96,7 +110,7 @@ DEPLOYMENTS: dict[str, Callable[[], Deployment]] = {
     ),
     "decoder with prompt": lambda: tokens("decoder", SoftPrompt("embed", length=3)),
     "rmsnorm, rope, swiglu, gqa": lambda: tokens("modern_decoder", LoRA(["*.attn.[qv]", "*.up"], rank=2)),
-    "tied, slots and memory": lambda: tokens(
+    "tied, slots and memory": lambda: text(
         "tied_decoder",
         LoRA("*.attn.[qv]", rank=2),
         VocabularySlots(embedding="embed", output="head", count=3),
