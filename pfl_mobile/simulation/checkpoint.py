@@ -12,6 +12,7 @@ the settings and the files of the run that was stopped, or is refused.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -225,9 +226,17 @@ class History:
         if path is None:
             return
         with disk_errors(path):
-            self._file = open(path, "a+b", buffering=0, opener=open_private)  # noqa: SIM115 - open as long as the run
-            self._file.seek(0)
-            data = self._file.read(size)
+            try:
+                self._file = open(path, "a+b", buffering=0, opener=open_private)  # noqa: SIM115 - open as long as the run
+                self._file.seek(0)
+                data = self._file.read(size)
+            except (
+                FileNotFoundError,
+                NotADirectoryError,
+                IsADirectoryError,
+                io.UnsupportedOperation,
+            ) as error:
+                raise CheckpointError(f"{path} cannot be opened: {error}", mend=_AGAIN) from error
             if len(data) < size:
                 raise CheckpointError(f"{path} is shorter than it was", mend=_AGAIN)
             self._sha.update(data)

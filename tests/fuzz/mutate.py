@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,9 @@ VALUES: tuple[Any, ...] = (
     float("nan"), float("inf"), "", "a", "\x00", "\ud800", "\ufeff", "../x", "*" * 60, "a" * 5000, "1e9", [], {},
     [[]], {"": 0}, [None], {"a": {"b": {"c": []}}}, [0] * 3000,
 )  # fmt: skip
+
+#: Seeds of the long runs: one, or as many as PFL_FUZZ_SEEDS says.
+SEEDS = range(int(os.environ.get("PFL_FUZZ_SEEDS", "1")))
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:

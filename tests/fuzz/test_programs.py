@@ -19,7 +19,7 @@ from pfl_mobile.bundle import Bundle, copy_bundle
 from pfl_mobile.bundle.sign import generate_key, sign
 from pfl_mobile.engines import IsolatedSession, isolated, open_session
 from pfl_mobile.errors import EngineError, ProgramDiedError
-from tests.fuzz.mutate import mutate_bytes
+from tests.fuzz.mutate import SEEDS, mutate_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +83,7 @@ def test_damaged_onnx_files_end_no_process(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_many_damaged_pte_files_end_no_process(tiny_bundle_android: Path, seed: int) -> None:
     _fine(_mutants(tiny_bundle_android, "executorch", 500, seed), 500)
 
