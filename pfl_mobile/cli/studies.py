@@ -301,7 +301,7 @@ def parameters(given: list[str] | tuple[()]) -> dict[str, Any]:
         if not equals or not name:
             raise ConfigError(f"--set {item!r} is not NAME=VALUE", mend="write for instance --set mu=0.1")
         try:
-            found[name] = parse_json(text)
+            found[name] = parse_json(text, finite=False)
         except ValueError:
             found[name] = text
     return found

@@ -292,7 +292,7 @@ class ExampleStore:
 
     def _example(self, identifier: int, created: float, kind: str, payload: bytes, note: str) -> Example:
         try:
-            kept = parse_json(note)
+            kept = parse_json(note, finite=False)
             if kind == "text":
                 return Example(identifier, created, "text", payload.decode(), kept)
             return Example(identifier, created, "arrays", tensors_from_bytes(payload), kept)

@@ -143,7 +143,7 @@ def load_result(study: Study) -> StudyResult:
     if study.folder is None:
         raise ConfigError("the study has no folder", mend="give folder=, and run it")
     try:
-        about = read_json(study.folder / _STUDY)
+        about = read_json(study.folder / _STUDY, finite=False)
         rounds, told = int(about["rounds"]), {name: about[name] for name in study.local_length}
     except FileNotFoundError as error:
         raise ConfigError(f"there is no run in {study.folder}", mend="run the study first") from error
