@@ -89,14 +89,14 @@ def open_text(path: str | os.PathLike[str]) -> TextIO:
     return io.TextIOWrapper(file, encoding)
 
 
-def read_json(path: str | os.PathLike[str], most: int = MOST_BYTES) -> Any:
-    """The value in a JSON file.
+def read_json(path: str | os.PathLike[str], most: int = MOST_BYTES, *, finite: bool = True) -> Any:
+    """The value in a JSON file; see `parse_json`.
 
     Raises:
         OSError: as `read_bytes`.
         ValueError: as `parse_json`.
     """
-    return parse_json(read_bytes(path, most), most=most)
+    return parse_json(read_bytes(path, most), most=most, finite=finite)
 
 
 def decoded(data: bytes) -> str:
@@ -114,15 +114,17 @@ def parse_json(
     most: int = MOST_BYTES,
     values: int = MOST_VALUES,
     depth: int = MOST_DEPTH,
+    finite: bool = True,
     pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Any:
-    """The value of JSON text. NaN, infinity and two equal keys in one object are no JSON here.
+    """The value of JSON text. Two equal keys in one object are no JSON here, nor are NaN and infinity.
 
     Args:
         text: UTF-8, or as `decoded`.
         most: bytes, or characters.
         values: numbers, strings, lists and so on in it.
         depth: lists and objects inside each other.
+        finite: refuse NaN and infinity, which Python writes and JSON does not have.
         pairs: makes the value of an object from its entries; by default a dict, in which no key stands twice.
 
     Raises:
@@ -141,8 +143,8 @@ def parse_json(
         return json.loads(
             text,
             object_pairs_hook=pairs or _no_duplicate_keys,
-            parse_constant=_no_constant,
-            parse_float=_finite,
+            parse_constant=_no_constant if finite else float,
+            parse_float=_finite if finite else float,
             parse_int=_whole,
         )
     except RecursionError as error:
@@ -196,7 +198,10 @@ def _finite(text: str) -> float:
 
 def _open_regular(path: str, flags: int) -> int:
     fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
         os.close(fd)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         raise OSError(errno.EINVAL, "it is not a regular file", path)
     return fd

@@ -38,6 +38,14 @@ pins the public key; the one in the file only helps to say whose signature it is
 multiples of 16384 bytes, so that a phone can map them; small text is deflated. The manifest comes after the
 files that it lists. Times are fixed, so that the same files give the same zip.
 
+**Running** programs that nobody vouches for (`pfl_mobile.engines.isolated`): a runtime trusts the file it loads, and
+a damaged one can end the process. So a reader that has not checked the signature against a pinned key loads and runs
+all programs in a child process first (on Android a service with ``android:isolatedProcess``, on iOS, which has none,
+only bundles with a pinned signature), with limits on time and memory, and ExecuTorch's full check of the file
+(``Verification.InternalConsistency``); what ends the child is an error that names the file. The golden calls are what
+is run. Programs that lived are remembered by the digest of the manifest, which has those of all files, and the
+version of the runtime.
+
 **Reading** (`Bundle.open`): signature, schema version, schema and rules, names and lengths, then the digest
 of each file; a zip is unpacked into a new folder, never more bytes than the manifest says. **Writing**
 (`write_bundle`): into a hidden folder or file beside the destination, which takes its place in one rename.

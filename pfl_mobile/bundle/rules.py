@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,21 @@ if TYPE_CHECKING:
 
     from pfl_mobile.bundle.manifest import DeviceTensor, Manifest, TensorSpec
 
+#: NumPy has no more.
+_MOST_DIMENSIONS = 32
+_MOST_TENSOR_BYTES = 4 << 30
+_WIDTHS = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+
 
 def check(manifest: Manifest) -> None:
     """Check that the fields agree.
@@ -21,6 +37,7 @@ def check(manifest: Manifest) -> None:
         ValueError: naming the first two things that do not.
         UnsafePathError: two of its paths are one file on some system.
     """
+    _check_sizes(manifest)
     unique("program", (p.name for p in manifest.programs))
     unique("tensor", (t.name for t in manifest.tensors))
     unique("module", (m.name for m in manifest.modules))
@@ -28,6 +45,27 @@ def check(manifest: Manifest) -> None:
     _check_programs(manifest)
     _check_files(manifest)
     _check_encoder(manifest)
+
+
+def _check_sizes(manifest: Manifest) -> None:
+    """No tensor is larger than any bundle: said before room is made for one."""
+    for program in manifest.programs:
+        for spec in (*program.inputs, *program.outputs):
+            _check_size(f"program {program.name!r}", spec)
+    for tensor in manifest.tensors:
+        _check_size("the bundle", tensor)
+
+
+def _check_size(where: str, spec: TensorSpec | DeviceTensor) -> None:
+    if len(spec.shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"{where} has {spec.name!r} of {len(spec.shape)} dimensions")
+    if tensor_bytes(spec) > _MOST_TENSOR_BYTES:
+        raise ValueError(f"{where} has {spec.name!r} of {_form(spec)}, which no device can hold")
+
+
+def tensor_bytes(spec: TensorSpec | DeviceTensor) -> int:
+    """Bytes of a tensor of this shape."""
+    return math.prod(spec.shape) * _WIDTHS[spec.dtype]
 
 
 def unique(what: str, names: Iterable[str]) -> None:

@@ -54,7 +54,7 @@ def unseal(
     if metadata.get("format") != form or metadata.get("sha256") != digest(tensors, text):
         raise TensorFileError(f"{what} does not match its digest", mend="restore it from a copy")
     try:
-        head = parse_json(text)
+        head = parse_json(text, finite=False)
         version = head.get("schema_version", 0) if isinstance(head, dict) else None
         if type(version) is not int:
             raise ValueError("its head is no object with a schema_version")

@@ -67,7 +67,13 @@ def tensors_to_bytes(
             )
         # Little-endian and dense: the library takes the address and would ignore strides.
         flat[name] = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
-    data = safetensors.numpy.save(flat, dict(metadata) if metadata else None)
+    try:
+        data = safetensors.numpy.save(flat, dict(metadata) if metadata else None)
+    except UnicodeEncodeError as error:
+        raise TensorFileError(
+            f"a name or note among the tensors is no text: {error}",
+            mend="use names without broken surrogates",
+        ) from error
     return _with_sorted_metadata(data) if metadata else data
 
 

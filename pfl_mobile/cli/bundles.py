@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.markup import escape
 
+from pfl_mobile.bundle.rules import tensor_bytes
 from pfl_mobile.cli.common import EXIT_CODES, FAILED, OK, Json, Reporter, console, print_json, size, table
 from pfl_mobile.errors import PflError
 
 if TYPE_CHECKING:
-    from pfl_mobile.bundle.manifest import DeviceTensor, Manifest, ProgramSpec, TensorSpec
+    from pfl_mobile.bundle.manifest import Manifest, ProgramSpec, TensorSpec
     from pfl_mobile.bundle.read import Bundle
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle, or its .pflb file.")]
@@ -54,10 +55,6 @@ def inspect(bundle: BundlePath, public_key: Key = None, as_json: Json = False) -
         _show(found)
 
 
-def _bytes(tensor: DeviceTensor) -> int:
-    return int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
-
-
 def _form(spec: TensorSpec) -> str:
     return f"{spec.name} {spec.dtype}{list(spec.shape)}"
 
@@ -83,8 +80,8 @@ def describe(bundle: Bundle, *, pinned: bool) -> dict[str, Any]:
     for tensor in manifest.tensors:
         entry = roles.setdefault(tensor.role, {"tensors": 0, "values": 0, "bytes": 0})
         entry["tensors"] += 1
-        entry["values"] += int(np.prod(tensor.shape, dtype=np.int64))
-        entry["bytes"] += _bytes(tensor)
+        entry["values"] += math.prod(tensor.shape)
+        entry["bytes"] += tensor_bytes(tensor)
     engines = {}
     for name, entry_of in manifest.engines.items():
         files = {path: manifest.files[path].bytes for path in sorted(set(entry_of.files.values()))}
@@ -99,7 +96,7 @@ def describe(bundle: Bundle, *, pinned: bool) -> dict[str, Any]:
         "engines": engines,
         "programs": [_program(p, manifest) for p in manifest.programs],
         "roles": roles,
-        "tensors": [{**t.model_dump(mode="json"), "bytes": _bytes(t)} for t in manifest.tensors],
+        "tensors": [{**t.model_dump(mode="json"), "bytes": tensor_bytes(t)} for t in manifest.tensors],
         "modules": [m.model_dump(mode="json") for m in manifest.modules],
         "plan": plan.model_dump(mode="json"),
         "plan_in_words": plan_words(plan),

@@ -157,9 +157,8 @@ def _unforeseen(error: Exception, name: str, as_json: bool, debug: bool) -> int:
     out = console(error=True)
     if debug:
         out.print(escape("".join(traceback.format_exception(error))), style="dim")
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "pfl_" in f.filename]
-    last = frames[-1] if frames else None
-    where = "" if last is None else f" ({Path(last.filename).name}, line {last.lineno}, in {last.name})"
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "pfl_" in frame.filename]
+    where = f" ({Path(ours[-1].filename).name}, line {ours[-1].lineno}, in {ours[-1].name})" if ours else ""
     said = shown(str(error)).strip().splitlines()
     message = f"{type(error).__name__}: {said[0][:300] if said else 'no message'}{where}"
     mend = (

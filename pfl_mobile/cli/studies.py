@@ -342,7 +342,7 @@ def parameters(given: list[str] | tuple[()], option: str = "--set") -> dict[str,
                 f"{option} {item!r} is not NAME=VALUE", mend=f"write for instance {option} mu=0.1"
             )
         try:
-            found[name] = parse_json(text)
+            found[name] = parse_json(text, finite=False)
         except ValueError:
             found[name] = text
     return found

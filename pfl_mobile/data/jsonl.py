@@ -54,7 +54,7 @@ def read_lines(path: Path, blank: list[int] | None = None) -> Iterator[tuple[str
 
 def _pair(line: str, where: str) -> tuple[str, Message]:
     try:
-        entry = parse_json(line)
+        entry = parse_json(line, finite=False)
     except ValueError as error:
         raise DataError(f"{where} is not JSON: {error}", mend=_MEND) from error
     if not isinstance(entry, dict) or "user" not in entry or not isinstance(entry.get("text"), str):

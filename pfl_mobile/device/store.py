@@ -257,7 +257,7 @@ class DeviceFolder:
         found, damaged = list[Pending](), list[str]()
         for path in self.queue.glob("*.json"):
             try:
-                raw = read_json(path)
+                raw = read_json(path, finite=False)
                 if raw.pop("schema_version") != SCHEMA_VERSION:
                     raise ValueError("another schema")
                 entry = Pending(**{**raw, **{name: tuple(raw[name]) for name in ("copies", "reports")}})

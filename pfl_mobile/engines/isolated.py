@@ -32,6 +32,7 @@ import numpy as np
 from .. import errors
 from ..atomic import atomic_write
 from ..bundle.manifest import ProgramSpec
+from ..bundle.rules import tensor_bytes
 from ..errors import EngineError, PflError, ProgramDiedError
 from ..places import cache_dir
 from .base import Array, EngineSession
@@ -134,7 +135,7 @@ class IsolatedSession(EngineSession):
 
     def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
         spec = self.programs[program]
-        most = sum(_bytes(output.shape, output.dtype) for output in spec.outputs)
+        most = sum(tensor_bytes(output) for output in spec.outputs)
         return self._ask({"program": program}, inputs, most, f"running {program!r}")
 
     def _ask(self, head: Mapping[str, object], arrays: Sequence[Array], most: int, what: str) -> list[Array]:
@@ -285,13 +286,6 @@ def _alone(note: Path) -> Iterator[None]:
                 file = stack.enter_context(open(note.with_suffix(".lock"), "wb"))
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _bytes(shape: Sequence[int], dtype: str) -> int:
-    count = np.dtype(dtype).itemsize
-    for size in shape:
-        count *= size
-    return count
 
 
 def _error(said: object) -> PflError:

@@ -51,9 +51,8 @@ def load(path: Path, job: str) -> tuple[Work | None, str | None]:
         with damaged_head("the checkpoint"):
             known = head.pop("job")
             head["words"], head["reports"] = tuple(head["words"]), dict(head["reports"])
-            wanted = {"phase": int, "step": int, "done": int, "rate": int | float}
-            for name, of in wanted.items():
-                if not isinstance(head[name], of) or isinstance(head[name], bool):
+            for name, types in (("phase", int), ("step", int), ("done", int), ("rate", (int, float))):
+                if not isinstance(head[name], types) or isinstance(head[name], bool):
                     raise TypeError(f"{name} is {head[name]!r}")
     except FileNotFoundError:
         return None, None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pfl_mobile.bundle.tensors import tensors_from_bytes, tensors_to_bytes
 from pfl_mobile.errors import ConfigError, StateError, StorageFullError, TensorFileError
-from pfl_mobile.reading import parse_json
+from pfl_mobile.reading import parse_json, whole_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -175,7 +175,7 @@ class ExampleStore:
         with self._transaction():
             for payload in payloads:
                 kind = "text" if isinstance(payload, str) else "arrays"
-                data = payload.encode() if isinstance(payload, str) else tensors_to_bytes(payload)
+                data = whole_text(payload).encode() if isinstance(payload, str) else tensors_to_bytes(payload)
                 row = (when, kind, data, text)
                 cursor = self._db.execute(
                     "INSERT INTO examples (created, kind, payload, note) VALUES (?, ?, ?, ?)", row
@@ -292,7 +292,7 @@ class ExampleStore:
 
     def _example(self, identifier: int, created: float, kind: str, payload: bytes, note: str) -> Example:
         try:
-            kept = parse_json(note)
+            kept = parse_json(note, finite=False)
             if kind == "text":
                 return Example(identifier, created, "text", payload.decode(), kept)
             return Example(identifier, created, "arrays", tensors_from_bytes(payload), kept)

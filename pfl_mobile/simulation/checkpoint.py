@@ -235,7 +235,7 @@ class History:
                 raise CheckpointError(f"{path} is damaged: it does not match its digest", mend=_AGAIN)
             self._file.truncate(size)
         try:
-            self.lines = [parse_json(line) for line in data.splitlines()]
+            self.lines = [parse_json(line, finite=False) for line in data.splitlines()]
             if not all(isinstance(line, dict) for line in self.lines):
                 raise ValueError("a line is no object")
         except ValueError as error:

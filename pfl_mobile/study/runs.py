@@ -57,7 +57,7 @@ def study_of(folder: str | Path) -> Study:
     """
     path = Path(folder) / _SOURCE
     try:
-        source = read_json(path)
+        source = read_json(path, finite=False)
         model, settings, changes = source["model"], source["settings"], source["changes"]
         if not (isinstance(model, str) and isinstance(settings, dict) and isinstance(changes, dict)):
             raise TypeError("model is no text, or settings or changes are no objects")

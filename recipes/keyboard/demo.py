@@ -166,7 +166,7 @@ def _personalize(
     place: Path, engine: str, prepared: Prepared, parts: Split, say: Report
 ) -> tuple[list[UserResult], list[tuple[Score, Score]]]:
     results, typed = [], []
-    with Bundle.open(place) as bundle, open_session(bundle, engine) as session:
+    with Bundle.open(place) as bundle, open_session(bundle, engine, trusted=True) as session:
         evaluator = Evaluator(bundle, session, general=prepared.general)
         for done, (user, texts) in enumerate(parts.test.items()):
             say(f"personalize {len(parts.test)} users through {engine}", done / len(parts.test))

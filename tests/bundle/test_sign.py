@@ -56,7 +56,7 @@ def test_keys_that_are_none(tmp_path: Path, key: Path) -> None:
         Ed25519PrivateKey.generate().private_bytes(PEM, PKCS8, serialization.BestAvailableEncryption(b"pw"))
     )
     junk = tmp_path / "junk"
-    junk.write_bytes(b"\xff\xfe")
+    junk.write_bytes(b"\xff\x00\xfe")
     no_private: list[tuple[str | Path, str]] = [
         (other, "another algorithm"),
         (secret, "password"),

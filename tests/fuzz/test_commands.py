@@ -194,7 +194,7 @@ def test_values_of_the_wrong_kind(name: str, run: Callable[..., int]) -> None:
     base = command.filled("nothing-here")
     for option in command.options:
         if option.kind == "number" and option.words:
-            for value in ("x", "", "nan", "1e999", "-1", str(10**30)):
+            for value in ("x", "nan", "1e999", "-1", str(10**30)):
                 run(command.program, *command.path, *base, f"{option.words[0]}={value}", *command.json)
 
 
@@ -227,7 +227,7 @@ def test_paths_to_other_things(name: str, run: Callable[..., int], place: Path) 
     base = command.filled("nothing-here")
     for option in command.options:
         if option.kind == "text" and not option.required and option.name not in GIVEN:
-            for kind in SOME:
+            for kind in ("missing", "empty folder", "not UTF-8", "a pipe"):
                 more = option.with_value(str(things[kind]))
                 run(command.program, *command.path, *base, *more, *command.json)
 
