@@ -98,7 +98,7 @@ def test_a_start_says_how_long_the_noise_is(tmp_path, capsys, noise, warns):
     noised = {"mechanism": "gaussian", "noise_multiplier": noise * 4 / 10**0.5, "clip_norm": 7.0}
     rounds = {"cohort": 4}
     with small(tmp_path, federation_config(privacy=noised, rounds=rounds)) as f:
-        _show(f.services, "http://x", as_json=False)
+        _show(f.services, "http://x", as_json=False, public_key=None)
         assert (
             summary(f.services, "http://x")["noise"] == f"{noise} clip norms in a round's mean of 10 values"
         )
