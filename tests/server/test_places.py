@@ -106,7 +106,7 @@ def test_two_gangs_in_turns_do_not_either(tmp_path):
         crowd = Crowd(f, silent=f.enrol(13), honest=f.enrol(30))
         crowd.run(700)
         crowd.silent += f.enrol(13)
-        assert crowd.run(1500)["merged"] >= 3
+        assert crowd.run(2400)["merged"] >= 3  # who is drawn differs from run to run
 
 
 @pytest.mark.slow
