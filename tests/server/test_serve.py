@@ -480,12 +480,13 @@ def test_a_worker_checks_what_the_first_process_checked(
     bundle = _signed(federated_folder, tmp_path / "bundle", tmp_path / "key")
     settings = ServerSettings(bundle=bundle, data=tmp_path / "data", public_key=key if pinned else None)
     started: list[ServerSettings] = []
-    monkeypatch.setattr(launch, "_supervise", lambda settings, _: started.append(settings))
+    monkeypatch.setattr(launch, "_supervise", lambda settings, *_: started.append(settings))
     with launch.open_bundle(settings) as opened:
         services = Services.open(settings, opened, config_of())
         launch.run(settings.model_copy(update={"processes": 2}), opened, services, socket.socket())
     change(bundle, tmp_path / "other")
     monkeypatch.setenv(launch._SETTINGS, started[0].model_dump_json())
+    monkeypatch.setenv(launch._CLOCK, str(services.clock.began))
     monkeypatch.setattr(launch.logs, "set_up", lambda: None)
     if fine or (not pinned and name in ("signed by another key", "not signed any more")):
         app = launch.worker()  # without a key it is the manifest that counts
