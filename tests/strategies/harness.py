@@ -16,6 +16,7 @@ from pfl_mobile.local import phases
 from pfl_mobile.local.session import Programs
 from pfl_mobile.merge.rows import FileRows, RowFile
 from pfl_mobile.plan import upload
+from pfl_mobile.plan.check import check_plan
 from pfl_mobile.plan.schema import MovePhase, Sgd
 from pfl_mobile.plan.select import select
 from pfl_mobile.plan.upload import UpdateLayout
@@ -80,7 +81,7 @@ class Federation:
             {**self.server.values, **self.personal.get(client, {})},
             {name: dict(v) for name, v in self.copies.get(client, {}).items()},
         )
-        phases.check_plan(plan, self.table, sets, list(work.copies))
+        check_plan(plan, self.table, sets, list(work.copies))
         context = phases.Context(
             self.programs, self.table, sets, derive(plan.seed, client), lambda *_: True, self.data[client]
         )
