@@ -94,7 +94,7 @@ class UpdateLayout:
     """Where each tensor lies in a flat vector.
 
     Attributes:
-        shapes: names and shapes in order; copies are named as ``local.upload.copy_key`` does.
+        shapes: names and shapes in order; copies are named as ``copy_key`` does.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
