@@ -38,8 +38,8 @@ EXIT_CODES = (
 SOME_FAILED = 3
 
 STUDY_EXIT_CODES = (
-    "Exit codes: 0 fine, 1 training failed: more than 20 % of the users failed or training made most of them worse, so "
-    "there is no verdict, 2 wrong input or environment (the message says how to mend it), 3 done, but some users "
+    "Exit codes: 0 fine, 1 training failed: more than 20 % of the users failed, or it diverged, so there is no "
+    "verdict, 2 wrong input or environment (the message says how to mend it), 3 done, but some users "
     "failed (they are named) and are in none of the figures, 130 interrupted."
 )
 #: Set to 1, shows the traceback of a fault of pfl-mobile itself, as the option ``--debug`` does.

@@ -296,9 +296,9 @@ def recommend(
 
     JSON: verdict (personalize, personalize some, do not personalize; not enough data: too few users for anything to
     be certain; not measured: the strategy makes no models of users' own; training failed: more than 20 % of the users,
-    or of the trainings in the rounds, failed, or training made most users' loss on their own training examples
-    larger), min_examples, users, expected_gain (mean, low, high, level, users) and appeal, null where training failed,
-    heterogeneity, examples, why, failed: users that are in none of the figures, and why.
+    or of the trainings in the rounds, failed, or training diverged or left most users' own models a larger loss on
+    their own training examples), min_examples, users, expected_gain (mean, low, high, level, users) and appeal, null
+    where training failed, heterogeneity, examples, why, failed: users that failed, and why.
     """
     from pfl_mobile.cli.runs import open_run
 

@@ -111,7 +111,8 @@ class Evaluation:
         """Why nothing may be concluded from the figures; None where they stand.
 
         More than ``MOST_FAILED`` of the users failed, or of the trainings in the rounds; or training did not work: it
-        went through losses many times those before it, or left most users a larger one on their own training examples.
+        went through losses many times those before it, or left most users' own models a larger one on their own
+        training examples. (One model for all may do that to users who differ, and is no failure of training.)
         """
         failed, trainings = self.failed, self.trainings
         everyone = len(self.users) + len(failed)
@@ -133,7 +134,7 @@ class Evaluation:
                     f"no user above {worst:.4g} before training"
                 )
         larger = self.users_untaught
-        if larger > len(self.users) / 2:
+        if self.has_own and larger > len(self.users) / 2:
             assert self.losses is not None
             before, after = self.losses.mean(axis=0)
             return (
