@@ -104,7 +104,7 @@ PROBLEMS: dict[str, type[Problem]] = {
 }
 
 
-def _unauthorized(whose: str = "device") -> Problem:
+def unauthorized(whose: str = "device") -> Problem:
     return Unauthorized(
         f"there is no valid {whose} credential with the request",
         mend="enrol, and send the credential as Authorization: Bearer ..."

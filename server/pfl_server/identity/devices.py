@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 
 from pfl_server.identity import credentials
-from pfl_server.problems import DeviceRevoked, _unauthorized
+from pfl_server.problems import DeviceRevoked, unauthorized
 from pfl_server.services import Services
 from pfl_server.storage.models import Device
 
@@ -39,7 +39,7 @@ def identify(services: Services, credential: str) -> DeviceIdentity:
     """
     parsed = credentials.parse_credential(credential)
     if parsed is None:
-        raise _unauthorized()
+        raise unauthorized()
     device, digest = parsed
     with services.database.read() as session:
         found = session.execute(  # a label, as `index` of a row is the method of tuples
@@ -49,7 +49,7 @@ def identify(services: Services, credential: str) -> DeviceIdentity:
         ).one_or_none()
     matches = credentials.same(found.secret_sha256 if found else _NOBODY, digest)
     if found is None or not matches or found.state == "left":
-        raise _unauthorized()
+        raise unauthorized()
     if found.state != "active":
         services.limits.seen_invalid(f"Bearer {credential}")
         raise DeviceRevoked("this device was excluded from the federation", mend="stop taking part")

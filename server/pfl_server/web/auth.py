@@ -12,7 +12,7 @@ from pfl_server.identity.devices import DeviceIdentity, identify
 from pfl_server.problems import (
     AdminDisabled,
     AdminRequired,
-    _unauthorized,
+    unauthorized,
 )
 from pfl_server.services import Services, services
 
@@ -27,7 +27,6 @@ _admin_scheme = HTTPBearer(
 )
 _DeviceBearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_device_scheme)]
 #: The admin token, if one was sent.
-#: The admin token, if one was sent.
 AdminBearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_admin_scheme)]
 _Services = Annotated[Services, Depends(services)]
 
@@ -35,7 +34,7 @@ _Services = Annotated[Services, Depends(services)]
 def device(bearer: _DeviceBearer, services: _Services) -> DeviceIdentity:
     """Dependency of endpoints for devices; see `identify`."""
     if bearer is None:
-        raise _unauthorized()
+        raise unauthorized()
     return identify(services, bearer.credentials)
 
 
@@ -59,7 +58,7 @@ def admin(bearer: AdminBearer, services: _Services) -> str:
             mend=f"start it with {credentials.ADMIN_TOKEN} or {credentials.ADMIN_TOKEN_FILE}",
         )
     if bearer is None:
-        raise _unauthorized("admin")
+        raise unauthorized("admin")
     if not is_admin(services, bearer.credentials):
         raise AdminRequired("this needs the admin token", mend="send it as Authorization: Bearer ...")
     services.limits.seen_valid(f"Bearer {bearer.credentials}")
