@@ -105,6 +105,7 @@ PROBLEMS: dict[str, type[Problem]] = {
 
 
 def unauthorized(whose: str = "device") -> Problem:
+    """The problem of a request without a valid credential of a device, or of an admin."""
     return Unauthorized(
         f"there is no valid {whose} credential with the request",
         mend="enrol, and send the credential as Authorization: Bearer ..."
