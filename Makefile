@@ -1,6 +1,7 @@
 # make demo   set everything up and run the keyboard end to end (results in out/keyboard)
 # make test   set everything up and run all tests
 # make quick  the tests that take no more than seconds
+# make fuzz   long runs of damaged files against every reader and engine (about an hour)
 # make lint   style and types
 # make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
 
@@ -12,7 +13,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 # small operators are slower on many threads than on one
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test quick lint format bench clean
+.PHONY: setup demo test quick fuzz lint format bench clean
 
 setup: $(VENV)/.ready
 
@@ -25,11 +26,15 @@ $(VENV)/.ready: pyproject.toml
 demo: setup
 	$(BIN)/pfl demo keyboard --out out/keyboard
 
+# neighbours in one process, as they share what is costly to make
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 quick: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+fuzz: setup
+	PFL_FUZZ_SEEDS=3 $(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz -m slow
 
 lint: setup
 	$(BIN)/ruff check .

@@ -119,7 +119,7 @@ class Encoder(nn.Module):
     """Bidirectional transformer classifier: tokens [B, T] to logits [B, classes]."""
 
     def __init__(
-        self, vocabulary: int = 23, width: int = 16, heads: int = 2, layers: int = 2, classes: int = 4
+        self, vocabulary: int = 23, width: int = 16, heads: int = 2, layers: int = 1, classes: int = 4
     ) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
@@ -143,7 +143,7 @@ class Decoder(nn.Module):
         vocabulary: int = 31,
         width: int = 16,
         heads: int = 2,
-        layers: int = 2,
+        layers: int = 1,
         context: int = 32,
         *,
         tied: bool = False,
@@ -231,7 +231,7 @@ class ModernDecoder(nn.Module):
     """RMSNorm + RoPE + SwiGLU + grouped-query attention, tied output."""
 
     def __init__(
-        self, vocabulary: int = 31, width: int = 16, heads: int = 4, kv_heads: int = 2, layers: int = 2
+        self, vocabulary: int = 31, width: int = 16, heads: int = 4, kv_heads: int = 2, layers: int = 1
     ) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
@@ -282,13 +282,13 @@ def sensor(seed: int = 0) -> Example:
 def gru(seed: int = 0) -> Example:
     """A GRU language model, vocabulary 29."""
     torch.manual_seed(seed)
-    return RecurrentLM(nn.GRU).eval(), (_tokens(29),)
+    return RecurrentLM(nn.GRU).eval(), (_tokens(29, length=4),)
 
 
 def lstm(seed: int = 0) -> Example:
     """An LSTM language model, vocabulary 29."""
     torch.manual_seed(seed)
-    return RecurrentLM(nn.LSTM).eval(), (_tokens(29),)
+    return RecurrentLM(nn.LSTM).eval(), (_tokens(29, length=4),)
 
 
 def encoder(seed: int = 0) -> Example:
@@ -298,9 +298,9 @@ def encoder(seed: int = 0) -> Example:
 
 
 def decoder(seed: int = 0) -> Example:
-    """A decoder with its own output weight, vocabulary 31."""
+    """A decoder of two blocks with its own output weight, vocabulary 31."""
     torch.manual_seed(seed)
-    return Decoder().eval(), (_tokens(31),)
+    return Decoder(layers=2).eval(), (_tokens(31),)
 
 
 def tied_decoder(seed: int = 0) -> Example:

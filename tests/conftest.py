@@ -1,43 +1,71 @@
-"""Bundles that many tests use, exported once."""
+"""Bundles that many tests use, exported once for all processes of a run."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from pfl_mobile.programs.deployment import Deployment
+
+    Export = Callable[[str, Callable[[], Deployment], Sequence[str]], Path]
+
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Exports a deployment the first time that any process of this run asks for it by that name."""
+    from filelock import FileLock
+
+    from pfl_exporters.export import export_bundle
+
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a folder of its own in that of the run
+        base = base.parent
+    folder = base / "exported"
+    folder.mkdir(exist_ok=True)
+
+    def export(name: str, deployment: Callable[[], Deployment], targets: Sequence[str]) -> Path:
+        out = folder / name
+        with FileLock(folder / f"{name}.lock"):
+            if not out.exists():  # export_bundle moves a whole bundle there, or nothing
+                export_bundle(deployment(), targets, out)
+        return out
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(exported: Export) -> Path:
     """A text bundle for onnxruntime and torch; do not change it, copy it."""
-    from pfl_exporters.export import export_bundle
     from tests import tiny
 
-    out = tmp_path_factory.mktemp("bundles") / "tiny"
-    export_bundle(tiny.deployment(), ["onnx", "torch"], out)
-    return out
+    return exported("tiny", tiny.deployment, ["onnx", "torch"])
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle_android(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same for executorch; takes some ten seconds, so mark its tests as slow."""
-    from pfl_exporters.export import export_bundle
+def tiny_bundle_android(exported: Export) -> Path:
+    """The same for every engine; takes some ten seconds, so mark its tests as slow."""
     from tests import tiny
 
-    out = tmp_path_factory.mktemp("bundles") / "tiny-android"
-    export_bundle(tiny.deployment(), ["android"], out)
-    return out
+    return exported("tiny-android", tiny.deployment, ["all"])
 
 
 @pytest.fixture(scope="session")
-def tiny_arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_arrays(exported: Export) -> Path:
     """A bundle for the torch engine that takes arrays."""
-    from pfl_exporters.export import export_bundle
     from tests import tiny
 
-    out = tmp_path_factory.mktemp("bundles") / "arrays"
-    export_bundle(tiny.arrays(), ["torch"], out)
-    return out
+    return exported("arrays", tiny.arrays, ["torch"])
+
+
+@pytest.fixture(scope="session")
+def tiny_arrays_android(exported: Export) -> Path:
+    """The same for executorch alone: the smallest of its bundles."""
+    from tests import tiny
+
+    return exported("arrays-android", tiny.arrays, ["android"])

@@ -68,16 +68,17 @@ def test_a_plan_shows_what_privacy_costs_a_study(pfl: Run, tmp_path: Path) -> No
     config = PrivacyConfig.load(tmp_path / "privacy.json")
     assert config.clip_norm == found["clip_norm"] != 1  # the study's own
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    given += ["--study", "tests.study.small:study", "--study-rounds", 1]
+    assert "what it costs in simulation" in pfl(*given).out
 
 
 @pytest.mark.slow
 def test_a_plan_without_a_study_simulates_a_small_one(pfl: Run, tmp_path: Path) -> None:
     given = ["privacy", "plan", "--epsilon", 2, *SMALL, "--sampling", "matrix", "--out", tmp_path]
-    ran = pfl(*given, "--study-rounds", 3, "--width", 143_000, "--json")
+    ran = pfl(*given, "--study-rounds", 1, "--width", 143_000, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["accuracy"]["noise_scale"] == pytest.approx(10)
     assert ran.json["config"]["clip_norm"] == 1
-    assert "what it costs in simulation" in pfl(*given, "--study-rounds", 1).out
 
 
 @pytest.mark.parametrize(

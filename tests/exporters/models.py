@@ -108,7 +108,7 @@ DEPLOYMENTS: dict[str, Callable[[], Deployment]] = {
     "decoder with sdpa": lambda: tokens(
         "decoder", LoRA("*.attn.[qv]", rank=2), Adapter("blocks.*.down", size=3)
     ),
-    "decoder with prompt": lambda: tokens("decoder", SoftPrompt("embed", length=3)),
+    "decoder with prompt": lambda: tokens("tied_decoder", SoftPrompt("embed", length=3)),
     "rmsnorm, rope, swiglu, gqa": lambda: tokens("modern_decoder", LoRA(["*.attn.[qv]", "*.up"], rank=2)),
     "tied, slots and memory": lambda: text(
         "tied_decoder",
@@ -116,7 +116,7 @@ DEPLOYMENTS: dict[str, Callable[[], Deployment]] = {
         VocabularySlots(embedding="embed", output="head", count=3),
         NgramMemory(capacity=16, order=3),
     ),
-    "mixture of experts": lambda: tokens("decoder", Experts("*.attn.[qv]", count=3, rank=2, top_k=2)),
+    "mixture of experts": lambda: tokens("tied_decoder", Experts("*.attn.[qv]", count=3, rank=2, top_k=2)),
     "regression": lambda: with_task(RegressionTask(), torch.randn(4, 4)),
     "tilted examples": lambda: with_task(tilted_task(ClassificationTask(4), 2.0), torch.tensor([0, 1, 2, 3])),
     "own loss": lambda: with_task(CustomTask(loss=pinball), torch.randn(4)),

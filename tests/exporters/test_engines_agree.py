@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pfl_exporters.export import export_bundle
 from pfl_mobile.bundle import Bundle
 from pfl_mobile.engines import open_session
 from pfl_mobile.local.evaluation import text_encoder
@@ -19,13 +18,12 @@ STEPS = 50
 
 
 @pytest.mark.slow
-def test_fifty_steps_give_the_same_tensors_on_every_engine(tmp_path: Path) -> None:
-    export_bundle(tiny.deployment(), ["all"], tmp_path / "bundle")
+def test_fifty_steps_give_the_same_tensors_on_every_engine(tiny_bundle_android: Path) -> None:
     plan = Plan(
         phases=(TrainPhase(group=("*lora*",), steps=STEPS, optimizer=AdamW(lr=0.01), clip=1.0),), holdout=0.2
     )
     trained = {}
-    with Bundle.open(tmp_path / "bundle") as bundle:
+    with Bundle.open(tiny_bundle_android) as bundle:
         encoder = text_encoder(bundle)
         assert encoder is not None
         rows = encoder.encode(tiny.texts("cleo", 24), drop_unknown=True)

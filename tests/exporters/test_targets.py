@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,39 +10,45 @@ import torch
 
 from pfl_exporters.export import frozen_bytes, load_engine, program_specs
 from pfl_exporters.targets import resolve
-from pfl_exporters.verify import cases, check_engine, check_traced
+from pfl_exporters.verify import Case, cases, check_engine, check_traced
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.programs.trace import trace_programs
-from tests.exporters.models import DEPLOYMENTS, tokens
+from pfl_mobile.programs.deployment import Deployment
+from pfl_mobile.programs.trace import TracedProgram, trace_programs
+from tests.exporters.models import DEPLOYMENTS
 
 
-def check(name: str, target_name: str, folder: Path) -> dict[str, float]:
+@cache
+def traced(name: str) -> tuple[Deployment, dict[str, TracedProgram], list[Case]]:
+    """A deployment, its programs and what PyTorch gives for them, made once for all targets."""
     torch.set_num_threads(1)
     d = DEPLOYMENTS[name]()
     predict = d.inputs_of_predict()
     programs = trace_programs(d.model, d.task, d.batch, predict)
     reference = cases(d.model, d.task, d.batch, predict)
     check_traced(programs, reference)
-    (target,) = resolve([target_name])
-    lowered = target.load()(programs, folder, lambda _: None)
-    with load_engine(target, lowered, program_specs(programs)) as session:
-        return check_engine(session, reference)
+    return d, programs, reference
 
 
+# the targets of a model one after the other, so that one process traces it once
+@pytest.mark.parametrize("target", ["onnx", "torch", pytest.param("android", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", DEPLOYMENTS)
-@pytest.mark.parametrize("target", ["onnx", "torch"])
 def test_loss_and_every_gradient_equal_pytorch(name: str, target: str, tmp_path: Path) -> None:
-    errors = check(name, target, tmp_path)
+    _, programs, reference = traced(name)
+    (found,) = resolve([target])
+    lowered = found.load()(programs, tmp_path, lambda _: None)
+    with load_engine(found, lowered, program_specs(programs)) as session:
+        errors = check_engine(session, reference)
     assert errors["loss_rel_err"] < 1e-5
     assert errors["grad_max_rel_err"] < 1e-5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DEPLOYMENTS)
-def test_loss_and_every_gradient_equal_pytorch_on_android(name: str, tmp_path: Path) -> None:
-    errors = check(name, "android", tmp_path)
-    assert errors["loss_rel_err"] < 1e-5
-    assert errors["grad_max_rel_err"] < 1e-5
+def test_onnx_programs_share_one_weight_file(tmp_path: Path) -> None:
+    d, programs, _ = traced("decoder with sdpa")
+    (target,) = resolve(["onnx"])
+    lowered = target.load()(programs, tmp_path, lambda _: None)
+    big = sum(v.numel() * 4 for v in d.model.frozen_tensors().values() if v.numel() * 4 >= 1024)
+    stored = lowered.paths["onnx/weights.bin"].stat().st_size
+    assert big <= stored < big + 4096 * 40  # offsets are page-aligned
 
 
 @pytest.mark.slow
@@ -49,13 +56,12 @@ def test_every_frozen_weight_is_stored_once(tmp_path: Path) -> None:
     """Also one that the embedding and the output share: three methods, both directions, one copy."""
     from pfl_mobile.modules import LoRA
     from pfl_mobile.modules.personalize import personalize
-    from pfl_mobile.programs.deployment import Deployment
     from pfl_mobile.programs.tasks import TokenTask
     from tests.backbones import Decoder
     from tests.exporters.models import PLAN
 
     torch.manual_seed(0)
-    backbone = Decoder(vocabulary=20000, width=128, heads=4, layers=2, tied=True).eval()
+    backbone = Decoder(vocabulary=20000, width=128, heads=4, tied=True).eval()
     x = torch.randint(4, 20000, (2, 8))
     d = Deployment(
         "tied",
@@ -73,16 +79,6 @@ def test_every_frozen_weight_is_stored_once(tmp_path: Path) -> None:
     assert lowered.measured["model_bytes"] <= 1.05 * needed
     with load_engine(android, lowered, program_specs(programs)) as session:
         check_engine(session, cases(d.model, d.task, d.batch, d.inputs_of_predict(), rounds=1))
-
-
-def test_onnx_programs_share_one_weight_file(tmp_path: Path) -> None:
-    d = tokens("decoder", *DEPLOYMENTS["decoder with sdpa"]().model.configs.values())
-    programs = trace_programs(d.model, d.task, d.batch, d.inputs_of_predict())
-    (target,) = resolve(["onnx"])
-    lowered = target.load()(programs, tmp_path, lambda _: None)
-    big = sum(v.numel() * 4 for v in d.model.frozen_tensors().values() if v.numel() * 4 >= 1024)
-    stored = lowered.paths["onnx/weights.bin"].stat().st_size
-    assert big <= stored < big + 4096 * 40  # offsets are page-aligned
 
 
 @pytest.mark.parametrize(("name", "words"), [("ios", "not available"), ("androi", "did you mean 'android'")])

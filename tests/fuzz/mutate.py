@@ -15,8 +15,8 @@ VALUES: tuple[Any, ...] = (
     [[]], {"": 0}, [None], {"a": {"b": {"c": []}}}, [0] * 3000,
 )  # fmt: skip
 
-#: Seeds of the long runs: one, or as many as PFL_FUZZ_SEEDS says.
-SEEDS = range(int(os.environ.get("PFL_FUZZ_SEEDS", "1")))
+#: Seeds of the long runs (`make fuzz`): as many as PFL_FUZZ_SEEDS says, else none.
+SEEDS = range(int(os.environ.get("PFL_FUZZ_SEEDS", "0")))
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:

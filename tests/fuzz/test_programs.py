@@ -36,18 +36,6 @@ ENDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest bundle for executorch."""
-    pytest.importorskip("executorch")
-    from pfl_exporters.export import export_bundle
-    from tests import tiny
-
-    out = tmp_path_factory.mktemp("pte") / "arrays"
-    export_bundle(tiny.arrays(), ["android"], out)
-    return out
-
-
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PFL_CACHE", str(tmp_path / "cache"))
@@ -74,8 +62,8 @@ def _fine(found: dict[str, Any], count: int) -> None:
     assert found["outcomes"]["EngineError"] > count // 10  # the damage is seen at all
 
 
-def test_damaged_pte_files_end_no_process(pte: Path) -> None:
-    _fine(_mutants(pte, "executorch", 120, 5), 120)
+def test_damaged_pte_files_end_no_process(tiny_arrays_android: Path) -> None:
+    _fine(_mutants(tiny_arrays_android, "executorch", 120, 5), 120)
 
 
 def test_damaged_onnx_files_end_no_process(tiny_bundle: Path) -> None:
@@ -89,9 +77,12 @@ def test_many_damaged_pte_files_end_no_process(tiny_bundle_android: Path, seed: 
 
 
 @pytest.mark.slow
-def test_many_damaged_onnx_and_torch_files_end_no_process(tiny_bundle: Path, tiny_arrays: Path) -> None:
-    _fine(_mutants(tiny_bundle, "onnxruntime", 500, 1), 500)
-    _fine(_mutants(tiny_arrays, "torch", 60, 1), 60)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_many_damaged_onnx_and_torch_files_end_no_process(
+    tiny_bundle: Path, tiny_arrays: Path, seed: int
+) -> None:
+    _fine(_mutants(tiny_bundle, "onnxruntime", 500, seed + 1), 500)
+    _fine(_mutants(tiny_arrays, "torch", 60, seed + 1), 60)
 
 
 def _child(code: str) -> Callable[[IO[bytes]], Process]:
@@ -199,7 +190,7 @@ def _with_file(bundle: Path, out: Path, name: str, data: bytes) -> Path:
 
 @pytest.mark.parametrize("command", ["verify", "personalize"])
 def test_commands_say_that_a_program_died(
-    pte: Path,
+    tiny_arrays_android: Path,
     tmp_path: Path,
     command: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -212,7 +203,7 @@ def test_commands_say_that_a_program_died(
     rows = tmp_path / "rows.npz"
     np.savez(rows, x=np.zeros((40, 6), np.float32), labels=np.zeros(40, np.int64))
     more = ["--data", str(rows), "--user", "a"] if command == "personalize" else []
-    code = cli.main([command, str(pte), *more, "--json"])
+    code = cli.main([command, str(tiny_arrays_android), *more, "--json"])
     out = json.loads(capsys.readouterr().out)
     assert (code, out["error"]["type"]) == (2, "ProgramDiedError"), out
     assert "model.pte" in out["error"]["message"]
@@ -220,13 +211,13 @@ def test_commands_say_that_a_program_died(
 
 
 def test_verify_of_a_damaged_pte_is_a_typed_error(
-    pte: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_arrays_android: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Through the command, with children as they are."""
     from pfl_mobile import cli
 
-    data = mutate_bytes((pte / "model.pte").read_bytes(), random.Random(1))
-    place = _with_file(pte, tmp_path / "damaged", "model.pte", data[: len(data) // 2])
+    data = mutate_bytes((tiny_arrays_android / "model.pte").read_bytes(), random.Random(1))
+    place = _with_file(tiny_arrays_android, tmp_path / "damaged", "model.pte", data[: len(data) // 2])
     code = cli.main(["verify", os.fspath(place), "--json"])
     found = json.loads(capsys.readouterr().out)
     assert (code, found["error"]["type"]) in ((2, "EngineError"), (2, "ProgramDiedError")), found

@@ -264,7 +264,7 @@ def test_summary_of_nobody_is_an_error() -> None:
 
 @pytest.mark.slow
 def test_the_phone_engine_agrees(tiny_bundle_android: Path) -> None:
-    with Bundle.open(tiny_bundle_android) as opened, open_session(opened) as loaded:
+    with Bundle.open(tiny_bundle_android) as opened, open_session(opened, "executorch") as loaded:
         assert golden_check(opened, loaded).ok
         result = personalize_user(opened, loaded, "ann", tiny.texts("ann"))
         assert result.engine == "executorch"

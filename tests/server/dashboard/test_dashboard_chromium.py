@@ -25,7 +25,7 @@ from pfl_server.storage.models import Assignment, AuditEntry, Device, Federation
 from tests.server.conftest import ADMIN_TOKEN, GENEROUS, missing, serving
 from tests.server.filled import fill, filled_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chromium")]
+pytestmark = pytest.mark.slow
 
 PAGES = ("/", "/rounds", "/rounds/30", "/rounds/20", "/versions", "/privacy", "/devices", "/tokens", "/audit")
 SIZES = {"desktop": (1280, 900), "phone": (360, 740)}
