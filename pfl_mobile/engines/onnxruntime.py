@@ -24,6 +24,8 @@ class OnnxRuntimeSession(EngineSession):
         self._files = dict(files)
         self._options = onnxruntime.SessionOptions()
         self._options.log_severity_level = 3
+        # A thread that waits for work would keep a core busy: battery on a phone, and with other work beside it time.
+        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads:
             self._options.intra_op_num_threads = threads
             self._options.inter_op_num_threads = 1

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from pfl_mobile.errors import PflError
 from pfl_server import dashboard
 from pfl_server.counting.refusals import FLUSH_S
+from pfl_server.uploads.path import UploadPath
 from pfl_server.web.answers import PROBLEM_SCHEMA, add_handlers
 from pfl_server.web.api import admin, check_in, enrolment, federation, health, sets, tasks, versions
 from pfl_server.web.middleware import Guard, Observe
@@ -62,6 +63,7 @@ def create_app(services: Services, *, coordinate: bool = True) -> FastAPI:
 
     app = _documented(lifespan)
     app.state.services = services
+    app.state.upload_path = UploadPath(services)
     add_handlers(app)
     dashboard.mount(app)
     # the one added last is outside

@@ -16,20 +16,18 @@ from pfl_server.counting.metrics import Metrics
 from pfl_server.counting.rate_limits import Limits
 from pfl_server.counting.refusals import Refusals
 from pfl_server.federation.config import claims_sampling
+from pfl_server.federation.runtime import Runtime
 from pfl_server.identity import credentials
 from pfl_server.identity.attestation import load_verifier
 from pfl_server.storage.blobs import open_blobs
 from pfl_server.storage.database import Database
 from pfl_server.storage.models import Federation
-from pfl_server.uploads.accept import Acceptor
-from pfl_server.uploads.partial_file import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pfl_mobile.bundle import Bundle
     from pfl_server.federation.config import FederationConfig
-    from pfl_server.federation.runtime import Runtime
     from pfl_server.identity.attestation import AttestationVerifier
     from pfl_server.settings import ServerSettings
     from pfl_server.storage.blobs import Blobs
@@ -44,8 +42,6 @@ class Services:
         clock: seconds since 1970.
         admin_token: None where admin actions are not set up.
         attestation: None where devices need none.
-        acceptor: of updates.
-        uploads: that are being taken in.
         trouble: of the coordinator.
     """
 
@@ -56,18 +52,11 @@ class Services:
     metrics: Metrics
     limits: Limits
     refusals: Refusals
+    trouble: Trouble = field(repr=False)
     secrets: Mapping[str, Any] = field(repr=False)
     clock: Callable[[], float] = field(default_factory=SteadyClock)
     admin_token: str | None = field(default=None, repr=False)
     attestation: AttestationVerifier | None = None
-    acceptor: Acceptor = field(init=False, repr=False)
-    uploads: Uploads = field(default_factory=Uploads, init=False, repr=False)
-    trouble: Trouble = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        """Make what works with the rest."""
-        self.acceptor = Acceptor(self)
-        self.trouble = Trouble(self.database, self.clock)
 
     @classmethod
     def open(
@@ -92,8 +81,6 @@ class Services:
             ConfigError, DatabaseError, BlobError, UnwritableError: something cannot be opened, or belongs to another
                 federation.
         """
-        from pfl_server.federation.runtime import Runtime
-
         clock = SteadyClock() if clock is None else clock
         private_folder(settings.data.absolute(), ours=("federation.db", "blobs", "scratch"))
         token = credentials.admin_token() if admin_token is None else admin_token
@@ -120,6 +107,7 @@ class Services:
             metrics=metrics,
             limits=Limits(settings.limits),
             refusals=Refusals(database, metrics),
+            trouble=Trouble(database, clock),
             secrets=secrets,
             clock=clock,
             admin_token=token,

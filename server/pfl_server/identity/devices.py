@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from pfl_server.identity import credentials
 from pfl_server.problems import DeviceRevoked, unauthorized
-from pfl_server.services import Services
+from pfl_server.storage.database import Database
 from pfl_server.storage.models import Device
 
 #: Compared with for devices that are not there, so that these take as long.
@@ -30,7 +30,7 @@ class DeviceIdentity:
     group: str
 
 
-def identify(services: Services, credential: str) -> DeviceIdentity:
+def identify(database: Database, credential: str) -> DeviceIdentity:
     """The active device that ``credential`` belongs to.
 
     Raises:
@@ -41,7 +41,7 @@ def identify(services: Services, credential: str) -> DeviceIdentity:
     if parsed is None:
         raise unauthorized()
     device, digest = parsed
-    with services.database.read() as session:
+    with database.read() as session:
         found = session.execute(  # a label, as `index` of a row is the method of tuples
             select(Device.index.label("place"), Device.group, Device.state, Device.secret_sha256).where(
                 Device.id == device
@@ -51,7 +51,5 @@ def identify(services: Services, credential: str) -> DeviceIdentity:
     if found is None or not matches or found.state == "left":
         raise unauthorized()
     if found.state != "active":
-        services.limits.seen_invalid(f"Bearer {credential}")
         raise DeviceRevoked("this device was excluded from the federation", mend="stop taking part")
-    services.limits.seen_valid(f"Bearer {credential}")
     return DeviceIdentity(device, found.place, found.group)

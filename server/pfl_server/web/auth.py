@@ -12,6 +12,7 @@ from pfl_server.identity.devices import DeviceIdentity, identify
 from pfl_server.problems import (
     AdminDisabled,
     AdminRequired,
+    DeviceRevoked,
     unauthorized,
 )
 from pfl_server.services import Services, services
@@ -35,7 +36,14 @@ def device(bearer: _DeviceBearer, services: _Services) -> DeviceIdentity:
     """Dependency of endpoints for devices; see `identify`."""
     if bearer is None:
         raise unauthorized()
-    return identify(services, bearer.credentials)
+    sent = f"Bearer {bearer.credentials}"
+    try:
+        found = identify(services.database, bearer.credentials)
+    except DeviceRevoked:
+        services.limits.seen_invalid(sent)
+        raise
+    services.limits.seen_valid(sent)
+    return found
 
 
 def is_admin(services: Services, token: str) -> bool:

@@ -12,13 +12,15 @@ from pfl_server import problems
 from pfl_server.identity.devices import DeviceIdentity
 from pfl_server.services import Services, services
 from pfl_server.uploads import decline as tasks
-from pfl_server.uploads import receive
+from pfl_server.uploads.path import UploadPath, upload_path
+from pfl_server.uploads.receive import upload_head
 from pfl_server.web.answers import responses
 from pfl_server.web.auth import device
 
 router = APIRouter(prefix="/v1/tasks/{task}", tags=["rounds"])
 
 _Services = Annotated[Services, Depends(services)]
+_Uploads = Annotated[UploadPath, Depends(upload_path)]
 _Me = Annotated[DeviceIdentity, Depends(device)]
 _Task = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="Id of the task.")]
 _MOST = 2**53 - 1
@@ -96,7 +98,7 @@ async def upload(
     response: Response,
     task: _Task,
     me: _Me,
-    services: _Services,
+    uploads: _Uploads,
     idempotency_key: _Key = None,
     upload_offset: _Offset = None,
     upload_length: _Whole = None,
@@ -106,13 +108,13 @@ async def upload(
     breaks is kept: ask with `HEAD` and go on there, under the same `Idempotency-Key`. The same update sent again is
     accepted again (`duplicate`), and counted once.
     """
-    head = receive.incoming(task, idempotency_key, upload_offset or 0, content_length, upload_length)
+    head = upload_head(task, idempotency_key, upload_offset or 0, content_length, upload_length)
 
     def note(number: int) -> None:
         request.state.round = number
 
     try:
-        state = await receive.receive(services, me, head, request.stream(), note)
+        state = await uploads.take(me, head, request.stream(), note)
     except ClientDisconnect:  # nobody is left to read an answer; what arrived is kept
         return Response(status_code=202)
     if state.status == "partial":
@@ -126,9 +128,9 @@ async def upload(
     response_class=Response,
     responses=_FOUND | responses(problems.Unauthorized, problems.DeviceRevoked, *_OVER),
 )
-def progress(task: _Task, me: _Me, services: _Services, idempotency_key: _Key = None) -> Response:
+def progress(task: _Task, me: _Me, uploads: _Uploads, idempotency_key: _Key = None) -> Response:
     """Where to go on after a connection broke. With `Idempotency-Key`: of the upload under that key."""
-    there, total, complete = receive.progress(services, me, task, idempotency_key)
+    there, total, complete = uploads.progress(me, task, idempotency_key)
     headers = {
         "Upload-Offset": str(there),
         "Upload-Complete": "?1" if complete else "?0",
