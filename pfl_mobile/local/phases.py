@@ -15,7 +15,7 @@ from pfl_mobile.errors import ConfigError, DataError, NonFiniteError, UnknownNam
 from pfl_mobile.local import memory, update
 from pfl_mobile.local.session import Encoder, Programs, scalar
 from pfl_mobile.plan.check import Set, memory_tensors, phase_steps
-from pfl_mobile.plan.schema import (
+from pfl_mobile.plan.phases import (
     AssignSlotsPhase,
     ChoosePhase,
     CombinePhase,
@@ -24,10 +24,9 @@ from pfl_mobile.plan.schema import (
     MemorizePhase,
     Mix,
     MovePhase,
-    Plan,
-    ServeMix,
     TrainPhase,
 )
+from pfl_mobile.plan.schema import Plan, ServeMix
 from pfl_mobile.plan.select import select
 from pfl_mobile.rows import Rows, epoch_order, take, weighted_rows
 

@@ -32,7 +32,7 @@ from pfl_mobile.local.report import Cancel, Progress, Trained, TrainReport
 from pfl_mobile.local.session import Encoder, Programs, Session
 from pfl_mobile.local.state import Loaded, PersonalState, PersonalStateStore
 from pfl_mobile.plan.check import check_plan
-from pfl_mobile.plan.schema import MemorizePhase
+from pfl_mobile.plan.phases import MemorizePhase
 from pfl_mobile.rows import Rows, check_rows
 
 if TYPE_CHECKING:

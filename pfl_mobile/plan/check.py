@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfl_mobile.errors import ConfigError, UnknownNameError, near
-from pfl_mobile.plan.schema import (
+from pfl_mobile.plan.phases import (
     AssignSlotsPhase,
     ChoosePhase,
     CombinePhase,
@@ -18,11 +18,10 @@ from pfl_mobile.plan.schema import (
     Mix,
     MovePhase,
     Phase,
-    Plan,
     RepeatPhase,
-    ServeMix,
     TrainPhase,
 )
+from pfl_mobile.plan.schema import Plan, ServeMix
 from pfl_mobile.plan.select import select, uploaded
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.plan.schema import ChoosePhase, CombinePhase, MovePhase, TrainPhase
+from pfl_mobile.plan.phases import ChoosePhase, CombinePhase, MovePhase, TrainPhase
 from pfl_mobile.plan.select import copy_key, select, uploaded
 
 if TYPE_CHECKING:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pfl_mobile.plan.schema import (
+from pfl_mobile.plan.phases import (
     AssignSlotsPhase,
     ChoosePhase,
     CombinePhase,
-    Guard,
     Lookahead,
     MeasurePhase,
     MemorizePhase,
     Mix,
     MovePhase,
-    Plan,
     RepeatPhase,
     TrainPhase,
 )
+from pfl_mobile.plan.schema import Guard, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

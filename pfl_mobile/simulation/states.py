@@ -21,7 +21,8 @@ import numpy as np
 from pfl_mobile.data.finite import finite
 from pfl_mobile.errors import CheckpointError
 from pfl_mobile.files.atomic import disk_errors
-from pfl_mobile.plan.schema import CombinePhase, MovePhase, Plan, TrainPhase
+from pfl_mobile.plan.phases import CombinePhase, MovePhase, TrainPhase
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.plan.select import copy_key, select
 from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.simulation.shared import SharedFile

@@ -12,7 +12,8 @@ import torch
 from pfl_mobile.errors import ConfigError, ExportError, NoExamplesError, TensorMismatchError, near
 from pfl_mobile.modules.model import PersonalizedModel
 from pfl_mobile.plan.check import check_plan
-from pfl_mobile.plan.schema import ChoosePhase, MeasurePhase, MovePhase, Plan, TrainPhase
+from pfl_mobile.plan.phases import ChoosePhase, MeasurePhase, MovePhase, TrainPhase
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.plan.select import select
 from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.rows import Rows, check_rows, weighted_rows

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pfl_mobile.plan.check import phase_steps
-from pfl_mobile.plan.schema import Lookahead, TrainPhase
+from pfl_mobile.plan.phases import Lookahead, TrainPhase
 from pfl_mobile.rows import Rows, epoch_order
 
 #: Bytes of gathered rows that are held at a time.

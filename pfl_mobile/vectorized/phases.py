@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pfl_mobile.errors import ConfigError, UnknownNameError, near
-from pfl_mobile.plan.schema import (
+from pfl_mobile.plan.phases import (
     AssignSlotsPhase,
     ChoosePhase,
     CombinePhase,
@@ -24,9 +24,9 @@ from pfl_mobile.plan.schema import (
     MemorizePhase,
     Mix,
     MovePhase,
-    Plan,
     TrainPhase,
 )
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.plan.select import select
 from pfl_mobile.vectorized.calls import Call, DeferredCall
 from pfl_mobile.vectorized.deferred import LEAST_STEPS, MOST_ROWS, LateWeight

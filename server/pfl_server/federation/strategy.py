@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.merge.rules import create_rule
-from pfl_mobile.plan.schema import MovePhase, Plan
+from pfl_mobile.plan.phases import MovePhase
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.privacy.limits import check_guarantee
 from pfl_mobile.strategies import create, fairness_names
 from pfl_mobile.strategies.state import Context, Local
