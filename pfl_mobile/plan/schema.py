@@ -31,22 +31,14 @@ TERM, MaxFL, fairness  ``measure`` a loss, which the aggregator weights by
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.files.reading import parse_json
 from pfl_mobile.plan.fields import Frozen, Name, NotNegative, Patterns, check_own_name
-from pfl_mobile.plan.phases import (
-    ChoosePhase,
-    CombinePhase,
-    MeasurePhase,
-    Phase,
-    RepeatPhase,
-    Step,
-    TrainPhase,
-)
+from pfl_mobile.plan.phases import Phase, Step, distinct, unrolled, unrolled_count
 
 
 class CopyStart(Frozen):
@@ -117,7 +109,7 @@ class Plan(Frozen):
 
     @model_validator(mode="after")
     def _not_too_long(self) -> Plan:
-        if _count(self.phases) > MAX_PHASES:
+        if unrolled_count(self.phases) > MAX_PHASES:
             raise ValueError(f"repeats unroll to more than {MAX_PHASES} phases")
         return self
 
@@ -135,20 +127,17 @@ class Plan(Frozen):
                 raise ValueError(f"serve names the copy {name!r}, which is not among those in keep")
         if self.upload_copies and not self.upload:
             raise ValueError("upload_copies needs upload, which says of which tensors")
-        trained = False
-        for phase in self.steps():
-            trained |= isinstance(phase, TrainPhase)
-            if isinstance(phase, CombinePhase) and not trained and any(t.per == "rate" for t in phase.terms):
-                raise ValueError('a combine phase with "per": "rate" needs a train phase before it')
+        rate = False
+        for phase in self.distinct_steps():
+            if phase.needs_rate and not rate:
+                raise ValueError(f'a {phase.kind} phase with "per": "rate" needs a train phase before it')
+            rate |= phase.leaves_rate
         return self
 
     def made(self) -> set[str]:
         """Names of all copies that there can be after the phases."""
-        found = set(self.copies)
-        for phase in self.steps():
-            found |= {phase.trains} if isinstance(phase, TrainPhase) else set()
-            found |= {phase.makes} if isinstance(phase, CombinePhase) else set()
-        return found - {"theta"}
+        made = (phase.makes_copy for phase in self.distinct_steps())
+        return {*self.copies, *(copy for copy in made if copy is not None)} - {"theta"}
 
     @classmethod
     def load(cls, text: str | bytes) -> Plan:
@@ -182,12 +171,17 @@ class Plan(Frozen):
 
     def steps(self) -> tuple[Step, ...]:
         """The phases in the order they run, repeats unrolled."""
-        return tuple(_unroll(self.phases))
+        return tuple(unrolled(self.phases))
+
+    def distinct_steps(self) -> list[Step]:
+        """Each phase once, in the order of their first runs: for questions that a second run answers alike."""
+        return distinct(self.phases)
 
     @property
     def reports(self) -> tuple[str, ...]:
         """Names of the numbers that are sent beside the update, sorted."""
-        return tuple(sorted({p.report for p in self.steps() if isinstance(p, MeasurePhase | ChoosePhase)}))
+        reported = {phase.reported for phase in self.distinct_steps()}
+        return tuple(sorted(name for name in reported if name is not None))
 
     @staticmethod
     def json_schema() -> str:
@@ -202,20 +196,6 @@ class ServeMix(Frozen):
     one: Name = "theta"
     other: Name
     alpha: Annotated[float, Field(ge=0, le=1)]
-
-
-def _unroll(phases: tuple[Any, ...]) -> list[Step]:
-    steps: list[Step] = []
-    for phase in phases:
-        if isinstance(phase, RepeatPhase):
-            steps += _unroll(phase.phases) * phase.times
-        else:
-            steps.append(phase)
-    return steps
-
-
-def _count(phases: tuple[Any, ...]) -> int:
-    return sum(p.times * _count(p.phases) if isinstance(p, RepeatPhase) else 1 for p in phases)
 
 
 def _first(error: ValidationError) -> str:
