@@ -340,16 +340,18 @@ SOME = st.recursive(
 )
 
 
-@given(SOME)
-def test_a_plan_that_passes_its_check_runs_and_says_what_comes_of_it(raw: list[dict[str, Any]]) -> None:
-    run = Run(copies=())
+@given(SOME, st.sampled_from([(), COPIES]))
+def test_a_plan_that_passes_its_check_runs_and_says_what_comes_of_it(
+    raw: list[dict[str, Any]], copies: tuple[str, ...]
+) -> None:
+    run = Run(copies=copies)
     try:
         plan = Plan.model_validate({"phases": raw})
-        check_plan(plan, TABLE, run.sets, ())
+        check_plan(plan, TABLE, run.sets, copies)
     except (ValidationError, PflError):
         return
     assert run_phases(plan, run.work, run.context)
-    assert run.work.copies.keys() == plan.made()
+    assert run.work.copies.keys() == plan.made() | set(copies)
     assert sorted(run.work.reports) == list(plan.reports)
 
 
