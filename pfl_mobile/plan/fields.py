@@ -15,7 +15,7 @@ Patterns = Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
 class Frozen(BaseModel):
-    """A part of a plan: never changes, has no field that it does not know, no number that is NaN or infinite."""
+    """A part of a plan: immutable, without unknown fields, without numbers that are NaN or infinite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -1,17 +1,17 @@
-"""The phases of a plan. Each says itself what it does; only the two executors act on its kind.
+"""The phases of a plan. A phase describes itself; only the two executors ask of which kind it is.
 
-``PhaseBase`` holds the questions: which sets a phase reads and writes, which copy it makes, what it reports, what it
-takes of the examples, how it reads in words, and so on. Whoever needs to know asks the phase and never its class:
-the checks (``check.py``, ``upload.py``), the words (``words.py``), the simulator's memory of devices, the server.
+``PhaseBase`` holds the questions: which sets a phase reads and writes, which copy it makes, what it reports, which
+examples it needs, how it reads in words, and so on. The checks (``check.py``, ``upload.py``), the words
+(``words.py``), the simulator and the server ask the phase, and never look at its class.
 
 Adding a phase takes:
 
-1. a class here, with an answer to every question whose default is not the answer, and its name in ``Step``;
-   ``Plan.json_schema()`` then goes into ``plan.schema.json``;
+1. a class here, listed in ``Step``. It answers the abstract questions, and the others where the default is wrong.
+   Write ``Plan.json_schema()`` into ``plan.schema.json``;
 2. a case in both executors, ``pfl_mobile/local/phases.py`` (a device) and ``pfl_mobile/vectorized/phases.py`` (the
-   simulator). Their ``assert_never`` lets the type checker find the places, and stops a phase without a case;
-3. vectors, for the devices that repeat the executor in other languages: ``conformance/generate.py``. And an example
-   in ``tests/plan/test_phases.py``, which compares the answers with what the executor does.
+   simulator). Until there is one, the type checker complains at their ``assert_never``, and a run stops there;
+3. vectors in ``conformance/generate.py``, for devices that repeat the executor in other languages, and an example in
+   ``tests/plan/test_phases.py``, which compares the answers with what the executor does.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from pfl_mobile.plan.select import select
 if TYPE_CHECKING:
     from pfl_mobile.plan.select import TensorEntry
 
-#: What a phase takes of a device's examples: ``rows`` of which at least one counts (the phase fails without),
-#: ``texts`` (their words), or ``tokens`` (rows of tokens, and there may be none).
+#: What a phase needs of a device's examples: ``rows``, at least one with a positive weight, or the phase fails;
+#: ``texts``, for their words; ``tokens``, rows of tokens, of which there may be none.
 Examples = Literal["rows", "texts", "tokens"]
 
 #: The programs of a bundle that a phase can call.
@@ -40,10 +40,10 @@ Program = Literal["gradients", "evaluate"]
 
 
 class PhaseBase(Frozen):
-    """What everyone but an executor wants to know of a phase.
+    """The questions about a phase.
 
-    Sets are meant by name (``schema.py`` lists them). The tensors that no gradient trains have no copies; of them a
-    phase writes theta's.
+    Sets are given by name (``schema.py`` lists them). Tensors that no gradient trains have no copies: a phase that
+    writes them writes ``theta``.
     """
 
     if TYPE_CHECKING:
@@ -52,11 +52,11 @@ class PhaseBase(Frozen):
     @property
     @abstractmethod
     def reads(self) -> tuple[str, ...]:
-        """Sets that it reads before it writes, in order; of each, those tensors that ``tensors`` names."""
+        """Sets that it reads before it writes, in order; of each it reads the tensors that ``tensors`` names."""
 
     @property
     def step_reads(self) -> tuple[str, ...]:
-        """Sets that its optimizer steps read; by then ``start`` and what it makes are there."""
+        """Sets that its optimizer steps read; by then ``start`` and the copy that it makes exist."""
         return ()
 
     @property
@@ -66,17 +66,17 @@ class PhaseBase(Frozen):
 
     @property
     def makes_copy(self) -> str | None:
-        """The copy that is there after it, also where it was not before."""
+        """The copy that exists after the phase, even where it did not before."""
         return None
 
     @property
     def changes(self) -> str | None:
-        """The set whose trained values may differ from the aggregator's through it; no others are sent."""
+        """The set whose trained values it may make differ from the aggregator's; only such a change can be sent."""
         return self.writes
 
     @property
     def takes_over(self) -> str | None:
-        """The set whose values theta's tensors get, whatever they were; None for a phase that does anything else."""
+        """The set whose values theta's tensors take, whatever they were; None where it does anything else."""
         return None
 
     @property
@@ -87,11 +87,11 @@ class PhaseBase(Frozen):
     @property
     @abstractmethod
     def examples(self) -> Examples | None:
-        """What it takes of the examples; None for nothing."""
+        """What it needs of the examples; None for nothing."""
 
     @property
     def remembers(self) -> bool:
-        """Whether it is run again with the held-out examples too, where the plan says ``remember_holdout``."""
+        """Whether it runs again on all examples, held-out ones too, where the plan says ``remember_holdout``."""
         return False
 
     @property
@@ -106,16 +106,16 @@ class PhaseBase(Frozen):
 
     @property
     def leaves_rate(self) -> bool:
-        """Whether it leaves a sum of learning rates, by which later phases may divide."""
+        """Whether it sums up learning rates, by which a later phase may divide."""
         return False
 
     @property
     def needs_rate(self) -> bool:
-        """Whether it divides by the sum of learning rates that an earlier phase left."""
+        """Whether it divides by the sum of learning rates of an earlier phase."""
         return False
 
     def optimizer_steps(self, rows: int, batch: int) -> int:
-        """Its optimizer steps, with so many rows that count, in batches of so many."""
+        """Its number of optimizer steps on ``rows`` rows of positive weight, in batches of ``batch`` rows."""
         return 0
 
     @abstractmethod
@@ -365,11 +365,11 @@ class TrainPhase(_GroupPhase):
 
     @property
     def gradients_per_step(self) -> int:
-        """Gradients of one optimizer step, each on batches of its own: with a lookahead two (B1, B2)."""
+        """Gradients that one optimizer step takes, each of other batches: two with a lookahead (B1, B2)."""
         return 2 if isinstance(self.evaluate_at, Lookahead) else 1
 
     def batches_per_gradient(self, batches: int) -> int:
-        """How many batches a gradient takes, where an epoch has so many."""
+        """Batches that make one gradient, in an epoch of ``batches`` batches."""
         return batches if self.batches_per_step == "all" else min(self.batches_per_step, batches)
 
     @override
@@ -628,7 +628,7 @@ Phase = Annotated[Step | RepeatPhase, Field(discriminator="kind")]
 
 
 def unrolled(phases: Iterable[Phase]) -> list[Step]:
-    """The phases in the order they run."""
+    """The phases in the order they run, repeats unrolled."""
     steps: list[Step] = []
     for phase in phases:
         if isinstance(phase, RepeatPhase):
@@ -639,12 +639,12 @@ def unrolled(phases: Iterable[Phase]) -> list[Step]:
 
 
 def unrolled_count(phases: Iterable[Phase]) -> int:
-    """How many they are, unrolled; repeats in repeats make it any number, so nothing is unrolled for it."""
+    """The length of ``unrolled``, computed without unrolling: repeats within repeats may make it astronomical."""
     return sum(p.times * unrolled_count(p.phases) if isinstance(p, RepeatPhase) else 1 for p in phases)
 
 
 def distinct(phases: Iterable[Phase]) -> list[Step]:
-    """Each once, in the order of their first runs."""
+    """Each different phase once, in the order of their first runs."""
     inside = (distinct(p.phases) if isinstance(p, RepeatPhase) else [p] for p in phases)
     return list(dict.fromkeys(step for steps in inside for step in steps))
 

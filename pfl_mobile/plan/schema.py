@@ -174,7 +174,7 @@ class Plan(Frozen):
         return tuple(unrolled(self.phases))
 
     def distinct_steps(self) -> list[Step]:
-        """Each phase once, in the order of their first runs: for questions that a second run answers alike."""
+        """Each different phase once, in the order of their first runs: enough for whoever only asks about them."""
         return distinct(self.phases)
 
     @property
