@@ -33,7 +33,9 @@ def deployment() -> Any:
 
     from pfl_mobile.modules import LoRA
     from pfl_mobile.modules.personalize import personalize
-    from pfl_mobile.plan.schema import Plan, Sgd, TrainPhase
+    from pfl_mobile.plan.optimizers import Sgd
+    from pfl_mobile.plan.phases import TrainPhase
+    from pfl_mobile.plan.schema import Plan
     from pfl_mobile.programs.deployment import Deployment
     from pfl_mobile.programs.tasks import TokenTask
 

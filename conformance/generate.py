@@ -27,7 +27,8 @@ from pfl_mobile.local.forget import forget_words, words_to_forget
 from pfl_mobile.local.memory import memorize
 from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore
 from pfl_mobile.local.trainer import LocalTrainer
-from pfl_mobile.plan.schema import AdamW, Guard, Momentum, Optimizer, Plan, Sgd
+from pfl_mobile.plan.optimizers import AdamW, Momentum, Optimizer, Sgd
+from pfl_mobile.plan.schema import Guard, Plan
 from pfl_mobile.plan.select import matches
 from pfl_mobile.random import derive, permutation, splitmix64
 from pfl_mobile.text.blocked import BlockList

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from pfl_mobile.device.privacy import protect
-from pfl_mobile.plan.schema import Plan, Sgd, TrainPhase
+from pfl_mobile.plan.optimizers import Sgd
+from pfl_mobile.plan.phases import TrainPhase
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.protocol import bodies
 from pfl_mobile.protocol.answers import HEADER, judge
 from pfl_mobile.protocol.bodies import TaskPrivacy, UpdateHead

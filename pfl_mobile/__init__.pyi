@@ -9,7 +9,9 @@ from .modules import Adapter, Experts, Gate, Head, LoRA, NgramMemory, SoftPrompt
 from .modules.model import PersonalizedModel
 from .modules.normalization import fit_batch_norm, replace_batch_norm
 from .modules.personalize import personalize
-from .plan.schema import AdamW, AssignSlotsPhase, Guard, MemorizePhase, Momentum, Plan, Sgd, TrainPhase
+from .plan.optimizers import AdamW, Momentum, Sgd
+from .plan.phases import AssignSlotsPhase, MemorizePhase, TrainPhase
+from .plan.schema import Guard, Plan
 from .programs.deployment import Deployment
 from .programs.tasks import ClassificationTask, CustomTask, RegressionTask, TokenTask, tilted_task
 from .strategies import Local, Strategy

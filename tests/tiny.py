@@ -9,7 +9,9 @@ import torch
 
 from pfl_mobile.modules import LoRA, NgramMemory, VocabularySlots
 from pfl_mobile.modules.personalize import personalize
-from pfl_mobile.plan.schema import AdamW, AssignSlotsPhase, Guard, MemorizePhase, Plan, TrainPhase
+from pfl_mobile.plan.optimizers import AdamW
+from pfl_mobile.plan.phases import AssignSlotsPhase, MemorizePhase, TrainPhase
+from pfl_mobile.plan.schema import Guard, Plan
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.tasks import ClassificationTask, TokenTask
 from pfl_mobile.text.encoder import TextEncoder, WordTokenizer

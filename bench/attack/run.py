@@ -17,7 +17,7 @@ from pfl_mobile import data
 from pfl_mobile.data.populations import Population
 from pfl_mobile.errors import TrainingError
 from pfl_mobile.merge.rules import Rule, create_rule
-from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.random import permutation
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.rounds import Rounds

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.rows import Rows
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.rounds import RoundRecord, Rounds

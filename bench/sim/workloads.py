@@ -360,7 +360,7 @@ class Prepared:
 
     def plan(self) -> Plan:
         """What FedAvg lets a device do: take the server's values over, then one epoch of SGD."""
-        from pfl_mobile.plan.schema import Sgd
+        from pfl_mobile.plan.optimizers import Sgd
         from pfl_mobile.strategies.fedavg import FedAvg
         from pfl_mobile.strategies.state import Context, Local
 

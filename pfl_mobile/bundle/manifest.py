@@ -18,7 +18,7 @@ from pfl_mobile.errors import (
     near,
 )
 from pfl_mobile.files.reading import parse_json
-from pfl_mobile.plan.schema import Optimizer
+from pfl_mobile.plan.optimizers import Optimizer
 
 #: The newest manifest schema that this version writes and reads.
 SCHEMA_VERSION = 1

@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 import numpy as np
 
 from pfl_mobile.errors import ConfigError, DataError, NonFiniteError, UnknownNameError, near
 from pfl_mobile.local import memory, update
 from pfl_mobile.local.session import Encoder, Programs, scalar
-from pfl_mobile.plan.check import Set, memory_tensors, phase_steps
-from pfl_mobile.plan.schema import (
+from pfl_mobile.plan.check import Set
+from pfl_mobile.plan.phases import (
     AssignSlotsPhase,
     ChoosePhase,
     CombinePhase,
@@ -24,10 +24,10 @@ from pfl_mobile.plan.schema import (
     MemorizePhase,
     Mix,
     MovePhase,
-    Plan,
-    ServeMix,
+    Step,
     TrainPhase,
 )
+from pfl_mobile.plan.schema import Plan, ServeMix
 from pfl_mobile.plan.select import select
 from pfl_mobile.rows import Rows, epoch_order, take, weighted_rows
 
@@ -97,8 +97,7 @@ class Context:
             return self._total[1]
         weight = self.rows["weight"]
         count = int((weight.reshape(len(weight), -1).sum(axis=1) > 0).sum()) if len(weight) else 0
-        train = (p for p in plan.steps() if isinstance(p, TrainPhase))
-        total = sum(phase_steps(p, count, self.programs.batch_size) for p in train)
+        total = sum(phase.optimizer_steps(count, self.programs.batch_size) for phase in plan.steps())
         self._total = (self.rows, total)
         return total
 
@@ -131,22 +130,38 @@ def run_phases(plan: Plan, work: Work, context: Context) -> bool:
         fresh = {n: source[n] for n in select(start.group, context.table)}
         work.copies[name] = {**fresh, **work.copies.get(name, {})}
     while work.phase < len(steps):
-        phase = steps[work.phase]
-        if isinstance(phase, AssignSlotsPhase):
-            _assign(phase, work, context)
-        elif isinstance(phase, MemorizePhase):
-            memorize_rows(phase, work, context.table, context.rows)
-        elif isinstance(phase, MovePhase):
-            _move(phase, work, context)
-        elif isinstance(phase, CombinePhase):
-            _combine(phase, work, context)
-        elif isinstance(phase, MeasurePhase):
-            work.reports[phase.report] = _measure(phase.at, phase.metric, work, context)
-        elif isinstance(phase, ChoosePhase):
-            _choose(phase, work, context)
-        elif not _train(phase, work, context):
+        if not _run(steps[work.phase], work, context):
             return False
         work.phase, work.step, work.optimizer, work.start = work.phase + 1, 0, {}, {}
+    return True
+
+
+def remember(plan: Plan, work: Work, context: Context) -> None:
+    """Run again, on the context's rows, the phases that remember examples: ``Plan.remember_holdout``."""
+    for phase in plan.distinct_steps():
+        if phase.remembers:
+            _run(phase, work, context)
+
+
+def _run(phase: Step, work: Work, context: Context) -> bool:
+    """Run one phase, a train phase from ``work.step`` on; False if cancelled."""
+    match phase:
+        case TrainPhase():
+            return _train(phase, work, context)
+        case MovePhase():
+            _move(phase, work, context)
+        case CombinePhase():
+            _combine(phase, work, context)
+        case MeasurePhase():
+            work.reports[phase.report] = _measure(phase.at, phase.metric, work, context)
+        case ChoosePhase():
+            _choose(phase, work, context)
+        case AssignSlotsPhase():
+            _assign(phase, work, context)
+        case MemorizePhase():
+            _memorize(phase, work, context)
+        case _:
+            assert_never(phase)
     return True
 
 
@@ -154,7 +169,7 @@ def _train(phase: TrainPhase, work: Work, context: Context) -> bool:
     group = select(phase.group, context.table)
     rows = weighted_rows(context.rows, "training rows")
     count, size = len(rows["weight"]), context.programs.batch_size
-    steps = phase_steps(phase, count, size)
+    steps = phase.optimizer_steps(count, size)
     if work.step == 0:
         own = {} if phase.trains == "theta" else work.copies.get(phase.trains, {})
         # A copy is made from theta; one from an earlier run may hold fewer tensors than this group.
@@ -163,12 +178,11 @@ def _train(phase: TrainPhase, work: Work, context: Context) -> bool:
         work.start = now if source is None else update.toward(now, named_set(source, work, context.sets), 1)
         work.rate = 0.0
         _store(phase.trains, work.start, work)
-    batches = _step_batches(phase, rows, size, derive_key=(context.seed, work.phase))
-    used_per_step = 2 if isinstance(phase.evaluate_at, Lookahead) else 1
+    batches = _gradient_batches(phase, rows, size, derive_key=(context.seed, work.phase))
     if phase.hold_batch:
-        batches = cycle(list(islice(batches, used_per_step)))
+        batches = cycle(list(islice(batches, phase.gradients_per_step)))
     else:
-        batches = islice(batches, work.step * used_per_step, None)
+        batches = islice(batches, work.step * phase.gradients_per_step, None)
     while work.step < steps:
         began = time.perf_counter()
         theta = {n: named_set(phase.trains, work, context.sets)[n] for n in group}
@@ -207,17 +221,17 @@ def _train(phase: TrainPhase, work: Work, context: Context) -> bool:
     return True
 
 
-def _step_batches(
+def _gradient_batches(
     phase: TrainPhase, rows: Rows, size: int, derive_key: tuple[int, int]
 ) -> Iterator[list[Rows]]:
-    """The batches of each step, epoch after epoch; each epoch has an order of its own."""
+    """The batches of each gradient, epoch after epoch; each epoch has an order of its own."""
     count = len(rows["weight"])
     seed, index = derive_key
     epoch = 0
     while True:
         order = epoch_order(count, seed, index, epoch)
         batches = [order[i : i + size] for i in range(0, count, size)]
-        each = len(batches) if phase.batches_per_step == "all" else phase.batches_per_step
+        each = phase.batches_per_gradient(len(batches))
         for i in range(0, len(batches), each):
             yield [take(rows, part, size) for part in batches[i : i + each]]
         epoch += 1
@@ -304,14 +318,9 @@ def _assign(phase: AssignSlotsPhase, work: Work, context: Context) -> None:
     context.rows = dict(context.encoder.encode(context.texts, drop_unknown=True))
 
 
-def memorize_rows(phase: MemorizePhase, work: Work, table: Sequence[TensorEntry], rows: Rows) -> None:
-    """Fill the phase's memory with rows of tokens, from empty.
-
-    Raises:
-        ConfigError: the module is no memory.
-        DataError: the rows have no tokens.
-    """
-    following, before = memory_tensors(phase, table)
+def _memorize(phase: MemorizePhase, work: Work, context: Context) -> None:
+    following, before = phase.memory(context.table)
+    rows = context.rows
     missing = {"tokens", "labels", "weight"} - rows.keys()
     if missing:
         raise DataError(f"the rows have no {sorted(missing)}", mend="memorize needs rows of tokens")

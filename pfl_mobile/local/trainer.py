@@ -27,12 +27,11 @@ from pfl_mobile.errors import (
 )
 from pfl_mobile.files.sealed import digest
 from pfl_mobile.local import checkpoint, guard
-from pfl_mobile.local.phases import Context, Work, kept_copies, memorize_rows, run_phases, served
+from pfl_mobile.local.phases import Context, Work, kept_copies, remember, run_phases, served
 from pfl_mobile.local.report import Cancel, Progress, Trained, TrainReport
 from pfl_mobile.local.session import Encoder, Programs, Session
 from pfl_mobile.local.state import Loaded, PersonalState, PersonalStateStore
 from pfl_mobile.plan.check import check_plan
-from pfl_mobile.plan.schema import MemorizePhase
 from pfl_mobile.rows import Rows, check_rows
 
 if TYPE_CHECKING:
@@ -306,15 +305,17 @@ class _Run:
         return most is not None and time.perf_counter() - self.began > most
 
     def _remember_holdout(self, work: Work) -> None:
-        """Fill the memory again with all examples, where the plan asks for it."""
-        phases = {p for p in self.plan.steps() if isinstance(p, MemorizePhase)}
-        if not self.plan.remember_holdout or not phases:
+        """Run what remembers examples again with all of them, where the plan asks for it."""
+        plan, trainer = self.plan, self.trainer
+        if not plan.remember_holdout or not any(phase.remembers for phase in plan.distinct_steps()):
             return
-        trainer, kept = self.trainer, self.holdout_examples
-        parts = [trainer._encode(e, work.words, True, "training") for e in (self.train, kept)]
+        parts = [
+            trainer._encode(examples, work.words, True, "training")
+            for examples in (self.train, self.holdout_examples)
+        ]
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        for phase in phases:
-            memorize_rows(phase, work, trainer.tensors, rows)
+        every = Context(trainer.programs, trainer.tensors, trainer.sets, plan.seed, lambda *_: True, rows)
+        remember(plan, work, every)
 
     def _resume(self, job: str) -> Work | None:
         if self.store is None or self.trainer.checkpoint_every is None:

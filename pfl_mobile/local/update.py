@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfl_mobile.errors import NonFiniteError, TensorMismatchError
-from pfl_mobile.plan.schema import AdamW, Momentum, Sgd
+from pfl_mobile.plan.optimizers import AdamW, Momentum, Sgd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

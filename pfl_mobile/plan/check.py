@@ -8,24 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfl_mobile.errors import ConfigError, UnknownNameError, near
-from pfl_mobile.plan.schema import (
-    AssignSlotsPhase,
-    ChoosePhase,
-    CombinePhase,
-    Lookahead,
-    MeasurePhase,
-    MemorizePhase,
-    Mix,
-    MovePhase,
-    Phase,
-    Plan,
-    RepeatPhase,
-    ServeMix,
-    TrainPhase,
-)
+from pfl_mobile.plan.schema import ServeMix
 from pfl_mobile.plan.select import select, uploaded
 
 if TYPE_CHECKING:
+    from pfl_mobile.plan.schema import Plan
     from pfl_mobile.plan.select import TensorEntry
 
 
@@ -36,19 +23,8 @@ def named_sets(plan: Plan) -> list[str]:
     """Every set that the plan reads, copies and ``theta`` among them, in order of first use."""
     named = [start.of for start in plan.copies.values()]
     named += [plan.serve.one, plan.serve.other] if isinstance(plan.serve, ServeMix) else [plan.serve]
-    for phase in dict.fromkeys(plan.steps()):
-        if isinstance(phase, MovePhase):
-            named += [phase.moves, phase.toward]
-        elif isinstance(phase, CombinePhase):
-            named += [term.of for term in phase.terms]
-        elif isinstance(phase, MeasurePhase):
-            named.append(phase.at)
-        elif isinstance(phase, ChoosePhase):
-            named += phase.among
-        elif isinstance(phase, TrainPhase):
-            named += [n for n in (phase.start_from, phase.anchor, phase.control, phase.mask) if n is not None]
-            named += [phase.mu] if isinstance(phase.mu, str) else []
-            named += [phase.evaluate_at.other] if isinstance(phase.evaluate_at, Mix) else []
+    for phase in plan.distinct_steps():
+        named += [*phase.reads, *phase.step_reads]
     return list(dict.fromkeys(named))
 
 
@@ -62,27 +38,13 @@ def check_plan(
         ConfigError, UnknownNameError: naming it.
     """
     uploaded(plan.upload, table)
-    for phase in set(plan.steps()):
-        if isinstance(phase, AssignSlotsPhase):
-            _check_module(phase, {"assign"}, table)
-        elif isinstance(phase, MemorizePhase):
-            _check_module(phase, {"memorize"}, table)
-            memory_tensors(phase, table)
+    for phase in plan.distinct_steps():
+        phase.check(table)
     known = {"theta", "start", "zero", *sets, *copies, *plan.made()}
     for name in named_sets(plan):
         if name not in known:
             raise UnknownNameError(f"the plan names a set {name!r} that is not there", mend=near(name, known))
     _Reads(table, [*sets, *copies]).plan(plan)
-
-
-def _check_module(
-    phase: AssignSlotsPhase | MemorizePhase, updates: set[str], table: Sequence[TensorEntry]
-) -> None:
-    if not any(t.module == phase.module and t.update in updates for t in table):
-        raise UnknownNameError(
-            f"the plan has a {phase.kind} phase for module {phase.module!r}, which has no such tensors",
-            mend=near(phase.module, [t.module for t in table if t.module and t.update in updates]),
-        )
 
 
 class _Reads:
@@ -98,40 +60,16 @@ class _Reads:
             group = set(select(start.group, self.table))
             self._need(f"copy {name!r}", start.of, group)
             self._made(name, group)
-        self._phases(plan.phases)
-
-    def _phases(self, phases: Sequence[Phase]) -> None:
-        for phase in phases:
-            if isinstance(phase, RepeatPhase):
-                self._phases(phase.phases)  # what is there the first time is there every time
-            elif isinstance(phase, TrainPhase):
-                self._train(phase)
-            elif isinstance(phase, MovePhase):
-                self._need("move phase", phase.moves, set(select(phase.group, self.table)))
-                self._need("move phase", phase.toward, set(select(phase.group, self.table)))
-            elif isinstance(phase, CombinePhase):
-                group = set(select(phase.group, self.table))
-                for term in phase.terms:
-                    self._need("combine phase", term.of, group)
-                self._made(phase.makes, group)
-            elif isinstance(phase, ChoosePhase):
-                for name in phase.among:
-                    self._need("choose phase", name, set(select(phase.group, self.table)))
-            elif isinstance(phase, MeasurePhase):
-                self._need("measure phase", phase.at, set())
-
-    def _train(self, phase: TrainPhase) -> None:
-        group = set(select(phase.group, self.table))
-        if phase.start_from is not None:
-            self._need("train phase starts from", phase.start_from, group)
-        self._made(phase.trains, group)
-        self.there["start"] = group
-        read = [phase.anchor, phase.control, phase.mask, phase.mu if isinstance(phase.mu, str) else None]
-        read.append(phase.evaluate_at.other if isinstance(phase.evaluate_at, Mix) else None)
-        for name in read:
-            if name is not None:
-                self._need("train phase", name, group)
-        del self.there["start"]
+        for phase in plan.distinct_steps():  # what is there the first time is there every time
+            tensors, who = set(phase.tensors(self.table)), f"{phase.kind} phase"
+            for name in phase.reads:
+                self._need(who, name, tensors)
+            if phase.makes_copy is not None:
+                self._made(phase.makes_copy, tensors)
+            self.there["start"] = tensors
+            for name in phase.step_reads:
+                self._need(who, name, tensors)
+            del self.there["start"]
 
     def _made(self, name: str, group: set[str]) -> None:
         before = self.there.get(name, set())
@@ -151,28 +89,3 @@ class _Reads:
                 f"the plan's {who} reads {missing[0]!r} of the set {name!r}, which holds other tensors only",
                 mend="make the set from a group with all tensors that are read of it",
             )
-
-
-def phase_steps(phase: TrainPhase, rows: int, batch: int) -> int:
-    """Optimizer steps of one train phase; a lookahead step takes two helpings of batches (B1, B2)."""
-    if phase.steps is not None:
-        return phase.steps
-    batches = -(-rows // batch)
-    group = batches if phase.batches_per_step == "all" else phase.batches_per_step
-    if isinstance(phase.evaluate_at, Lookahead):
-        group *= 2
-    steps = (phase.epochs or 0) * -(-batches // group)
-    return steps if phase.max_steps is None else min(steps, phase.max_steps)
-
-
-def memory_tensors(phase: MemorizePhase, table: Sequence[TensorEntry]) -> tuple[TensorEntry, TensorEntry]:
-    """The phase's tensors ``next`` and ``context`` (ConfigError: the module is no memory)."""
-    names = [t for t in table if t.module == phase.module and t.update == "memorize"]
-    following = next((t for t in names if t.name.endswith(".next")), None)
-    before = next((t for t in names if t.name.endswith(".context")), None)
-    if following is None or before is None:
-        raise ConfigError(
-            f"module {phase.module!r} has no tensors 'next' and 'context'",
-            mend="use the memory module's name",
-        )
-    return following, before

@@ -31,234 +31,22 @@ TERM, MaxFL, fairness  ``measure`` a loss, which the aggregator weights by
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.files.reading import parse_json
-
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Strength = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Patterns = Annotated[tuple[Name, ...], Field(min_length=1)]
+from pfl_mobile.plan.fields import Frozen, Name, NotNegative, Patterns, check_own_name
+from pfl_mobile.plan.phases import Phase, Step, distinct, unrolled, unrolled_count
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Sgd(_Frozen):
-    """theta <- theta - lr * (d + weight_decay * theta), as ``torch.optim.SGD``."""
-
-    kind: Literal["sgd"] = "sgd"
-    lr: Positive
-    weight_decay: NotNegative = 0.0
-
-
-class Momentum(_Frozen):
-    """SGD with heavy-ball or Nesterov momentum, as ``torch.optim.SGD(momentum=...)``; momentum 0 is SGD."""
-
-    kind: Literal["momentum"] = "momentum"
-    lr: Positive
-    momentum: Fraction = 0.9
-    nesterov: bool = False
-    weight_decay: NotNegative = 0.0
-
-
-class AdamW(_Frozen):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), as ``torch.optim.AdamW``."""
-
-    kind: Literal["adamw"] = "adamw"
-    lr: Positive
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    eps: Positive = 1e-8
-    weight_decay: NotNegative = 0.01
-
-
-Optimizer = Annotated[Sgd | Momentum | AdamW, Field(discriminator="kind")]
-
-
-class Mix(_Frozen):
-    """alpha * theta + (1 - alpha) * other: 1 is theta itself, 0 the other set.
-
-    The gradient taken there is used as it is (not multiplied by alpha); lr can absorb the factor.
-    """
-
-    kind: Literal["mix"] = "mix"
-    other: Name
-    alpha: Annotated[float, Field(ge=0, le=1)]
-
-
-class Lookahead(_Frozen):
-    """theta - step * g(B1), with the gradient then taken there on the next batch B2 (first-order MAML)."""
-
-    kind: Literal["lookahead"] = "lookahead"
-    step: NotNegative
-
-
-class AssignSlotsPhase(_Frozen):
-    """Give free vocabulary slots to the user's most frequent unknown words."""
-
-    kind: Literal["assign_slots"] = "assign_slots"
-    module: Name = "slots"
-    min_count: Annotated[int, Field(ge=1)] = 2
-
-
-class MemorizePhase(_Frozen):
-    """Write the training rows into the n-gram memory (rebuilt from empty every time)."""
-
-    kind: Literal["memorize"] = "memorize"
-    module: Name = "memory"
-
-
-class TrainPhase(_Frozen):
-    """Gradient steps on a group of tensors.
-
-    Attributes:
-        group: patterns: tensor names with ``*`` and ``?``, ``role:<role>`` or ``module:<name>``.
-        steps: optimizer steps; exactly one of ``steps`` and ``epochs`` is given.
-        epochs: passes over the training rows.
-        max_steps: with epochs, the most optimizer steps; a schedule then ends there.
-        batches_per_step: batches whose gradients make one step; ``"all"`` is full-batch descent.
-        hold_batch: every step of the phase uses the phase's first batches again (pFedMe's inner steps).
-        trains: ``theta``, or the name of a copy of the group, kept in the personal state.
-        start_from: set that the trained values are reset to first; null goes on from where they are (a new
-            copy from theta).
-        evaluate_at: where gradients are taken.
-        anchor, mu: the proximal term mu * (theta - anchor). mu = 0 is none. As a name, mu is a set with one
-            array per tensor, of the tensor's shape or of one element.
-        prox: ``explicit`` adds the term to the gradient, as in the papers; it is stable only while
-            lr * mu < 2. ``implicit`` applies the exact proximal step after each optimizer step, stable for
-            every mu, and mu -> infinity leaves the values at the anchor.
-        control: set added to the gradient (SCAFFOLD's c - c_i).
-        mask: set multiplied into every change; 0 keeps an entry exactly as it is.
-        clip: largest global L2 norm of the group's gradient; null is no limit.
-        schedule: ``constant``, or ``linear``: lr * (1 - step / steps).
-    """
-
-    kind: Literal["train"] = "train"
-    group: Patterns = ("*",)
-    steps: Annotated[int, Field(ge=1)] | None = None
-    epochs: Annotated[int, Field(ge=1)] | None = None
-    max_steps: Annotated[int, Field(ge=1)] | None = None
-    batches_per_step: Annotated[int, Field(ge=1)] | Literal["all"] = 1
-    hold_batch: bool = False
-    trains: Name = "theta"
-    start_from: Name | None = None
-    evaluate_at: Literal["theta"] | Mix | Lookahead = "theta"
-    anchor: Name | None = None
-    mu: Strength | Name = 0.0
-    prox: Literal["explicit", "implicit"] = "explicit"
-    control: Name | None = None
-    mask: Name | None = None
-    optimizer: Optimizer
-    clip: Positive | None = None
-    schedule: Literal["constant", "linear"] = "constant"
-
-    @model_validator(mode="after")
-    def _consistent(self) -> TrainPhase:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of steps and epochs")
-        if self.max_steps is not None and self.epochs is None:
-            raise ValueError("max_steps goes with epochs, not with steps")
-        if self.mu != 0 and self.anchor is None:
-            raise ValueError("mu needs an anchor, for instance 'global' or 'initial'")
-        if (
-            self.prox == "explicit"
-            and isinstance(self.mu, float)
-            and self.optimizer.kind != "adamw"
-            and self.mu * self.optimizer.lr >= 2
-        ):
-            raise ValueError("lr * mu is 2 or more, which diverges: lower one, or set prox to 'implicit'")
-        if self.hold_batch and self.epochs is not None:
-            raise ValueError("hold_batch goes with steps, not with epochs")
-        _own_name("trains", self.trains)
-        return self
-
-
-class MovePhase(_Frozen):
-    """x <- x - rate * (x - y), for x = theta or a copy and y another set (pFedMe's outer step, Reptile)."""
-
-    kind: Literal["move"] = "move"
-    group: Patterns = ("*",)
-    moves: Name = "theta"
-    toward: Name
-    rate: Annotated[float, Field(ge=0, le=2)]
-
-
-class Term(_Frozen):
-    """One summand of a combination: times * of.
-
-    Attributes:
-        of: a set.
-        times: factor.
-        per: ``rate`` divides the factor by the sum of the learning rates of all steps of the last train phase
-            before this one (SCAFFOLD's 1 / (K lr)).
-    """
-
-    of: Name
-    times: float = 1.0
-    per: Literal["one", "rate"] = "one"
-
-
-class CombinePhase(_Frozen):
-    """x <- f32(times_1) * set_1 + f32(times_2) * set_2 + ..., added in order (control variates)."""
-
-    kind: Literal["combine"] = "combine"
-    group: Patterns = ("*",)
-    makes: Name
-    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _makes_own(self) -> CombinePhase:
-        _own_name("makes", self.makes)
-        return self
-
-
-class MeasurePhase(_Frozen):
-    """Report a metric of the training examples, measured with the set ``at`` in the place of theta.
-
-    What is reported is sent beside the update: one number, which the aggregator weights or chooses by.
-    """
-
-    kind: Literal["measure"] = "measure"
-    report: Name
-    at: Name = "theta"
-    metric: Name = "loss"
-
-
-class ChoosePhase(_Frozen):
-    """theta's group becomes the set, of those named, with the least loss on the training examples (IFCA).
-
-    The first of equals wins; its index, counted from 0, is reported.
-    """
-
-    kind: Literal["choose"] = "choose"
-    group: Patterns = ("*",)
-    among: Annotated[tuple[Name, ...], Field(min_length=1)]
-    report: Name
-
-
-class CopyStart(_Frozen):
+class CopyStart(Frozen):
     """What a copy holds on a device that does not have it yet: the values of ``of`` for the group's tensors."""
 
     of: Name = "zero"
     group: Patterns = ("*",)
 
-
-class RepeatPhase(_Frozen):
-    """The given phases, several times in order."""
-
-    kind: Literal["repeat"] = "repeat"
-    times: Annotated[int, Field(ge=1, le=100_000)]
-    phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
-
-
-Step = AssignSlotsPhase | MemorizePhase | TrainPhase | MovePhase | CombinePhase | MeasurePhase | ChoosePhase
-Phase = Annotated[Step | RepeatPhase, Field(discriminator="kind")]
 
 #: The most phases a plan may run, repeats unrolled.
 MAX_PHASES = 100_000
@@ -267,7 +55,7 @@ MAX_PHASES = 100_000
 LOWER_IS_BETTER = frozenset({"loss", "mae", "mse", "rmse", "error", "perplexity"})
 
 
-class Guard(_Frozen):
+class Guard(Frozen):
     """Whether the trained state replaces the old one.
 
     Attributes:
@@ -289,7 +77,7 @@ class Guard(_Frozen):
         return self.metric in LOWER_IS_BETTER
 
 
-class Plan(_Frozen):
+class Plan(Frozen):
     """What a device does locally.
 
     Attributes:
@@ -321,14 +109,14 @@ class Plan(_Frozen):
 
     @model_validator(mode="after")
     def _not_too_long(self) -> Plan:
-        if _count(self.phases) > MAX_PHASES:
+        if unrolled_count(self.phases) > MAX_PHASES:
             raise ValueError(f"repeats unroll to more than {MAX_PHASES} phases")
         return self
 
     @model_validator(mode="after")
     def _copies_fit(self) -> Plan:
         for name in self.copies:
-            _own_name("copies", name)
+            check_own_name("copies", name)
         made = self.made()
         for name in (*(self.keep or ()), *self.upload_copies):
             if name not in made:
@@ -339,20 +127,17 @@ class Plan(_Frozen):
                 raise ValueError(f"serve names the copy {name!r}, which is not among those in keep")
         if self.upload_copies and not self.upload:
             raise ValueError("upload_copies needs upload, which says of which tensors")
-        trained = False
-        for phase in self.steps():
-            trained |= isinstance(phase, TrainPhase)
-            if isinstance(phase, CombinePhase) and not trained and any(t.per == "rate" for t in phase.terms):
-                raise ValueError('a combine phase with "per": "rate" needs a train phase before it')
+        rate = False
+        for phase in self.distinct_steps():
+            if phase.needs_rate and not rate:
+                raise ValueError(f'a {phase.kind} phase with "per": "rate" needs a train phase before it')
+            rate |= phase.leaves_rate
         return self
 
     def made(self) -> set[str]:
         """Names of all copies that there can be after the phases."""
-        found = set(self.copies)
-        for phase in self.steps():
-            found |= {phase.trains} if isinstance(phase, TrainPhase) else set()
-            found |= {phase.makes} if isinstance(phase, CombinePhase) else set()
-        return found - {"theta"}
+        made = (phase.makes_copy for phase in self.distinct_steps())
+        return {*self.copies, *(copy for copy in made if copy is not None)} - {"theta"}
 
     @classmethod
     def load(cls, text: str | bytes) -> Plan:
@@ -386,12 +171,17 @@ class Plan(_Frozen):
 
     def steps(self) -> tuple[Step, ...]:
         """The phases in the order they run, repeats unrolled."""
-        return tuple(_unroll(self.phases))
+        return tuple(unrolled(self.phases))
+
+    def distinct_steps(self) -> list[Step]:
+        """Each different phase once, in the order of their first runs: enough for whoever only asks about them."""
+        return distinct(self.phases)
 
     @property
     def reports(self) -> tuple[str, ...]:
         """Names of the numbers that are sent beside the update, sorted."""
-        return tuple(sorted({p.report for p in self.steps() if isinstance(p, MeasurePhase | ChoosePhase)}))
+        reported = {phase.reported for phase in self.distinct_steps()}
+        return tuple(sorted(name for name in reported if name is not None))
 
     @staticmethod
     def json_schema() -> str:
@@ -399,33 +189,13 @@ class Plan(_Frozen):
         return json.dumps(Plan.model_json_schema(), indent=2, sort_keys=True) + "\n"
 
 
-class ServeMix(_Frozen):
+class ServeMix(Frozen):
     """alpha * one + (1 - alpha) * other, between two named sets."""
 
     kind: Literal["mix"] = "mix"
     one: Name = "theta"
     other: Name
     alpha: Annotated[float, Field(ge=0, le=1)]
-
-
-def _own_name(field: str, name: str) -> None:
-    """Refuse the name of a set that is not the device's to write."""
-    if name in ("initial", "global", "start", "zero"):
-        raise ValueError(f"{field}: {name!r} is the name of a fixed set; choose another name")
-
-
-def _unroll(phases: tuple[Any, ...]) -> list[Step]:
-    steps: list[Step] = []
-    for phase in phases:
-        if isinstance(phase, RepeatPhase):
-            steps += _unroll(phase.phases) * phase.times
-        else:
-            steps.append(phase)
-    return steps
-
-
-def _count(phases: tuple[Any, ...]) -> int:
-    return sum(p.times * _count(p.phases) if isinstance(p, RepeatPhase) else 1 for p in phases)
 
 
 def _first(error: ValidationError) -> str:
@@ -436,5 +206,4 @@ def _first(error: ValidationError) -> str:
     return f"{where}: {details[0]['msg']}{more}"
 
 
-RepeatPhase.model_rebuild()
 Plan.model_rebuild()

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.plan.schema import ChoosePhase, CombinePhase, MovePhase, TrainPhase
-from pfl_mobile.plan.select import copy_key, select, uploaded
+from pfl_mobile.plan.select import copy_key, uploaded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,19 +41,9 @@ def check_sends(plan: Plan, table: Sequence[TensorEntry]) -> None:
         ConfigError: nothing is uploaded, or no phase changes what is.
     """
     changed: set[str] = set()
-    for phase in plan.steps():
-        if isinstance(phase, TrainPhase):
-            made = phase.trains
-        elif isinstance(phase, CombinePhase):
-            made = phase.makes
-        elif isinstance(phase, MovePhase) and phase.toward != "global":
-            made = phase.moves
-        elif isinstance(phase, ChoosePhase):
-            made = "theta"
-        else:
-            continue
-        if made == "theta" or made in plan.upload_copies:
-            changed.update(select(phase.group, table))
+    for phase in plan.distinct_steps():
+        if phase.changes in {"theta", *plan.upload_copies}:
+            changed.update(phase.tensors(table))
     if changed.isdisjoint(uploaded(plan.upload, table)):
         what = "changes nothing of what it sends" if plan.upload else "sends nothing"
         raise ConfigError(

@@ -15,7 +15,6 @@ import torch
 from pfl_mobile.bundle.manifest import Encoder, Limits, TextEncoder, describe
 from pfl_mobile.errors import ConfigError, PrivacyError, UnknownNameError, near
 from pfl_mobile.modules import NgramMemory, VocabularySlots
-from pfl_mobile.plan.schema import AssignSlotsPhase, MeasurePhase, MemorizePhase
 from pfl_mobile.rows import holdout_size
 from pfl_mobile.text.encoder import SPECIALS, UNK
 from pfl_mobile.text.encoder import TextEncoder as Words
@@ -23,6 +22,7 @@ from pfl_mobile.text.tokenizer import WordTokenizer
 
 if TYPE_CHECKING:
     from pfl_mobile.modules.registry import ModuleConfig
+    from pfl_mobile.plan.phases import Examples
     from pfl_mobile.programs.deployment import Deployment
 
 
@@ -103,14 +103,16 @@ def _check_arrays(deployment: Deployment) -> None:
             f"deployment {deployment.name!r} has a tokenizer but takes arrays, so no device would read it",
             mend="give the encoder too (text_parts(encoder, batch) gives both), or leave the tokenizer out",
         )
-    slots = [*_of_kind(deployment, VocabularySlots), *_phases(deployment, AssignSlotsPhase)]
-    if slots:
+    words = [f"{name!r} are vocabulary slots" for name in _of_kind(deployment, VocabularySlots)]
+    words += [f"the plan's {kind} phase names words" for kind in _kinds(deployment, "texts")]
+    if words:
         raise ConfigError(
-            f"{slots[0]!r} are vocabulary slots, but the examples are arrays: a device has no words to give them to",
+            f"{words[0]}, but the examples are arrays, which have no words",
             mend="give tokenizer and encoder (text_parts(encoder, batch)), or leave out VocabularySlots and the "
             "assign_slots phase",
         )
-    memories = [*_of_kind(deployment, NgramMemory), *_phases(deployment, MemorizePhase)]
+    memories = [f"{name!r} is an n-gram memory" for name in _of_kind(deployment, NgramMemory)]
+    memories += [f"the plan's {kind} phase fills an n-gram memory" for kind in _kinds(deployment, "tokens")]
     if not memories:
         return
     rows = [deployment.batch.get(name) for name in ("tokens", "labels", "weight")]
@@ -123,7 +125,7 @@ def _check_arrays(deployment: Deployment) -> None:
         or not _ids(rows[1])
     ):
         raise ConfigError(
-            f"{memories[0]!r} is an n-gram memory, but the rows are no rows of tokens: a device could remember nothing",
+            f"{memories[0]}, but the rows are no rows of tokens: a device could remember nothing",
             mend="name the ids int64 [batch, length] 'tokens', with 'labels' and 'weight' of that shape, or leave "
             "out NgramMemory and the memorize phase",
         )
@@ -133,8 +135,9 @@ def _ids(rows: object) -> bool:
     return isinstance(rows, torch.Tensor) and rows.dtype == torch.int64
 
 
-def _phases(deployment: Deployment, kind: type[AssignSlotsPhase] | type[MemorizePhase]) -> list[str]:
-    return [phase.module for phase in deployment.plan.steps() if isinstance(phase, kind)]
+def _kinds(deployment: Deployment, examples: Examples) -> list[str]:
+    """Kinds of the phases that take this of the examples."""
+    return [phase.kind for phase in deployment.plan.distinct_steps() if phase.examples == examples]
 
 
 def _check_text(deployment: Deployment, encoder: TextEncoder) -> None:
@@ -212,9 +215,7 @@ def _check_metrics(deployment: Deployment) -> None:
     task, plan = deployment.task, deployment.plan
     measured = ("loss", *task.manifest()["metrics"])  # type: ignore[misc]
     asked = {plan.guard.metric: "guard compares"}
-    asked |= {
-        phase.metric: "measure phase reports" for phase in plan.steps() if isinstance(phase, MeasurePhase)
-    }
+    asked |= {m: f"{phase.kind} phase reads" for phase in plan.distinct_steps() for m in phase.metrics}
     for metric, what in asked.items():
         if metric not in measured:
             raise UnknownNameError(

@@ -21,12 +21,12 @@ import numpy as np
 from pfl_mobile.data.finite import finite
 from pfl_mobile.errors import CheckpointError
 from pfl_mobile.files.atomic import disk_errors
-from pfl_mobile.plan.schema import CombinePhase, MovePhase, Plan, TrainPhase
 from pfl_mobile.plan.select import copy_key, select
 from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.simulation.shared import SharedFile
 
 if TYPE_CHECKING:
+    from pfl_mobile.plan.schema import Plan
     from pfl_mobile.plan.select import TensorEntry
 
 try:
@@ -57,11 +57,11 @@ def kept_shapes(plan: Plan, table: Sequence[TensorEntry]) -> dict[str, tuple[int
 def _replaced(plan: Plan, table: Sequence[TensorEntry]) -> set[str]:
     """Tensors that the plan overwrites before anything reads them."""
     names: set[str] = set()
-    for phase in plan.steps():
-        whole = isinstance(phase, MovePhase) and phase.moves == "theta" and phase.rate == 1
-        if not whole or not isinstance(phase, MovePhase) or phase.toward in plan.made() | {"theta", "start"}:
+    own = plan.made() | {"theta", "start"}
+    for phase in plan.distinct_steps():
+        if phase.takes_over is None or phase.takes_over in own:
             break
-        names |= set(select(phase.group, table))
+        names |= set(phase.tensors(table))
     return names
 
 
@@ -70,11 +70,9 @@ def _copies(plan: Plan, table: Sequence[TensorEntry]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for copy, start in plan.copies.items():
         found.setdefault(copy, set()).update(select(start.group, table))
-    for phase in set(plan.steps()):
-        if isinstance(phase, TrainPhase | CombinePhase):
-            copy = phase.trains if isinstance(phase, TrainPhase) else phase.makes
-            if copy != "theta":
-                found.setdefault(copy, set()).update(select(phase.group, table))
+    for phase in plan.distinct_steps():
+        if phase.makes_copy is not None:
+            found.setdefault(phase.makes_copy, set()).update(phase.tensors(table))
     return found
 
 

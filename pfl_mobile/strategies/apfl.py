@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pfl_mobile.hyperparameters import Param
-from pfl_mobile.plan.schema import CopyStart, Mix, Phase, Plan, RepeatPhase, ServeMix, TrainPhase
+from pfl_mobile.plan.phases import Mix, Phase, RepeatPhase, TrainPhase
+from pfl_mobile.plan.schema import CopyStart, Plan, ServeMix
 from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.state import Context
 from pfl_mobile.strategies.strategy import Strategy, local_plan

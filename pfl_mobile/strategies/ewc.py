@@ -12,7 +12,7 @@ import numpy as np
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.local.update import check_finite
-from pfl_mobile.plan.schema import Phase
+from pfl_mobile.plan.phases import Phase
 from pfl_mobile.rows import take, weighted_rows
 from pfl_mobile.strategies.fedavg_finetune import FedAvgFineTune
 from pfl_mobile.strategies.registry import register

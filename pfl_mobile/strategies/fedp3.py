@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 
 from pfl_mobile.hyperparameters import Param, check_ranges
-from pfl_mobile.plan.schema import Phase, Plan
+from pfl_mobile.plan.phases import Phase
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.random import derive, permutation
 from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.state import Context, Server, Values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pfl_mobile.plan.schema import Phase
+from pfl_mobile.plan.phases import Phase
 from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.state import Context
 from pfl_mobile.strategies.strategy import Strategy

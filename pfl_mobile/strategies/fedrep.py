@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pfl_mobile.hyperparameters import Param
-from pfl_mobile.plan.schema import Phase, Plan, TrainPhase
+from pfl_mobile.plan.phases import Phase, TrainPhase
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.state import Context
 from pfl_mobile.strategies.strategy import Strategy, local_plan

@@ -9,7 +9,8 @@ import numpy as np
 
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.merge.rows import finite_gram, weighted_sum
-from pfl_mobile.plan.schema import ChoosePhase, Phase, Plan
+from pfl_mobile.plan.phases import ChoosePhase, Phase
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.random import derive, permutation
 from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.state import Context, Server, Values

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pfl_mobile.hyperparameters import Param
-from pfl_mobile.plan.schema import Phase
+from pfl_mobile.plan.phases import Phase
 from pfl_mobile.strategies.fedavg_finetune import FedAvgFineTune
 from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.state import Context

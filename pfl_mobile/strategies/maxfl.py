@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 
 from pfl_mobile.hyperparameters import Param
-from pfl_mobile.plan.schema import MeasurePhase, Phase
+from pfl_mobile.plan.phases import MeasurePhase, Phase
 from pfl_mobile.strategies.fedavg import FedAvg
 from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.weighting import SENT_LOSS, ByOwnLoss

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pfl_mobile.modules.registry import ModuleConfig
-    from pfl_mobile.plan.schema import Phase
+    from pfl_mobile.plan.phases import Phase
 
 
 @register(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 
 from pfl_mobile.hyperparameters import Param
-from pfl_mobile.plan.schema import Phase
+from pfl_mobile.plan.phases import Phase
 from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.state import Context, Server, Values
 from pfl_mobile.strategies.strategy import Strategy, check_values

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pfl_mobile.hyperparameters import Param
-from pfl_mobile.plan.schema import Lookahead, Phase, Plan, Sgd
+from pfl_mobile.plan.optimizers import Sgd
+from pfl_mobile.plan.phases import Lookahead, Phase
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.state import Context
 from pfl_mobile.strategies.strategy import Strategy, local_plan

@@ -9,7 +9,7 @@ import numpy as np
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.hyperparameters import Param
-from pfl_mobile.plan.schema import CombinePhase, MovePhase, Phase, RepeatPhase, Term
+from pfl_mobile.plan.phases import CombinePhase, MovePhase, Phase, RepeatPhase, Term
 from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.state import Context, Server, Values
 from pfl_mobile.strategies.strategy import Strategy

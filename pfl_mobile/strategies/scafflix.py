@@ -10,7 +10,8 @@ import numpy as np
 
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.merge.updates import Updates
-from pfl_mobile.plan.schema import CombinePhase, CopyStart, Mix, Phase, Plan, ServeMix, Term, TrainPhase
+from pfl_mobile.plan.phases import CombinePhase, Mix, Phase, Term, TrainPhase
+from pfl_mobile.plan.schema import CopyStart, Plan, ServeMix
 from pfl_mobile.random import derive, uniform
 from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.state import Context, Server, Values

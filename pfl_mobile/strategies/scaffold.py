@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from pfl_mobile.merge.updates import Updates
-from pfl_mobile.plan.schema import CombinePhase, CopyStart, Phase, Term
+from pfl_mobile.plan.phases import CombinePhase, Phase, Term
+from pfl_mobile.plan.schema import CopyStart
 from pfl_mobile.plan.select import copy_key
 from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.state import Context, Server, Values

@@ -11,7 +11,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.plan.schema import Optimizer, Sgd, TrainPhase
+from pfl_mobile.plan.optimizers import Optimizer, Sgd
+from pfl_mobile.plan.phases import TrainPhase
 
 if TYPE_CHECKING:
     from pfl_mobile.modules.roles import DeviceTensorInfo

@@ -18,7 +18,8 @@ import numpy as np
 from pfl_mobile.errors import ConfigError, NonFiniteError, PrivacyError
 from pfl_mobile.hyperparameters import check_ranges
 from pfl_mobile.merge.private import PRIVATE_MEND
-from pfl_mobile.plan.schema import CopyStart, Guard, MovePhase, Phase, Plan
+from pfl_mobile.plan.phases import MovePhase, Phase
+from pfl_mobile.plan.schema import CopyStart, Guard, Plan
 from pfl_mobile.strategies.server_optimizer import ServerOptimizer
 from pfl_mobile.strategies.state import Context, Server, Values
 from pfl_mobile.strategies.weighting import ByExamples, SummedBy, Weighting

@@ -11,11 +11,11 @@ import numpy as np
 from pfl_mobile.errors import PrivacyError
 from pfl_mobile.hyperparameters import Param, check_ranges
 from pfl_mobile.merge.private import PRIVATE_MEND
-from pfl_mobile.plan.schema import MeasurePhase
+from pfl_mobile.plan.phases import MeasurePhase
 
 if TYPE_CHECKING:
     from pfl_mobile.merge.updates import Updates
-    from pfl_mobile.plan.schema import Phase
+    from pfl_mobile.plan.phases import Phase
     from pfl_mobile.strategies.state import Context, Server
 
 #: What a device counts by: its ``examples``, or all ``devices`` alike.

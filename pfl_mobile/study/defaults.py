@@ -18,7 +18,9 @@ import numpy as np
 from pfl_mobile.data.finite import finite
 from pfl_mobile.data.user_rows import read_rows
 from pfl_mobile.errors import DataError
-from pfl_mobile.plan.schema import Plan, Sgd, TrainPhase
+from pfl_mobile.plan.optimizers import Sgd
+from pfl_mobile.plan.phases import TrainPhase
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.random import derive, permutation
 from pfl_mobile.simulation.row_check import RowCheck
 from pfl_mobile.simulation.worker import count_examples

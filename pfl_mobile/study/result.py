@@ -27,7 +27,8 @@ from pfl_mobile.files.atomic import PRIVATE, atomic_write, private_folder
 from pfl_mobile.files.plain_json import json_text
 from pfl_mobile.files.reading import read_json
 from pfl_mobile.local.results import scale
-from pfl_mobile.plan.schema import LOWER_IS_BETTER, Sgd
+from pfl_mobile.plan.optimizers import Sgd
+from pfl_mobile.plan.schema import LOWER_IS_BETTER
 from pfl_mobile.programs.deployment import Deployment, text_parts
 from pfl_mobile.programs.made_up import batch_like
 from pfl_mobile.random import derive, permutation

@@ -12,8 +12,8 @@ import torch
 from pfl_mobile.errors import ConfigError, ExportError, NoExamplesError, TensorMismatchError, near
 from pfl_mobile.modules.model import PersonalizedModel
 from pfl_mobile.plan.check import check_plan
-from pfl_mobile.plan.schema import ChoosePhase, MeasurePhase, MovePhase, Plan, TrainPhase
-from pfl_mobile.plan.select import select
+from pfl_mobile.plan.phases import Program
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.rows import Rows, check_rows, weighted_rows
 from pfl_mobile.vectorized.deferred import LateWeight
@@ -21,6 +21,9 @@ from pfl_mobile.vectorized.feed import Feed
 from pfl_mobile.vectorized.lanes import Arrays, Client, FlatSet, Flattened, Lanes
 from pfl_mobile.vectorized.phases import measured, run_plan
 from pfl_mobile.vectorized.steps import Steps
+
+#: The program that a phase calls -> the graph that stands for it here.
+_GRAPHS: Mapping[Program, str] = {"gradients": "step", "evaluate": "evaluate"}
 
 
 @dataclass
@@ -191,8 +194,8 @@ class CohortTrainer:
         first = self._start_row(start)
         rows: dict[int, Rows] = {}
         outcomes: dict[int, Outcome] = {}
-        phases = set(plan.steps())
-        needs_rows = any(isinstance(p, TrainPhase | MeasurePhase | ChoosePhase) for p in phases)
+        phases = plan.distinct_steps()
+        needs_rows = any(phase.examples == "rows" for phase in phases)
         for k, client in enumerate(clients):
             self._check(client.rows)
             try:
@@ -206,8 +209,7 @@ class CohortTrainer:
         order = sorted(rows, key=lambda k: -len(rows[k]["weight"]))
         with torch.inference_mode():
             common = Flattened(sets, self._flat)
-            kinds = ["step"] if any(isinstance(p, TrainPhase) for p in phases) else []
-            kinds += ["evaluate"] if any(isinstance(p, MeasurePhase | ChoosePhase) for p in phases) else []
+            kinds = sorted({_GRAPHS[program] for phase in phases for program in phase.programs})
             begun = self._begun(plan, clients, first, common)
             matrix = self._matrix(len(order))
             # where much is done for all lanes together, a group need not be as large as one of the programs
@@ -357,12 +359,11 @@ class CohortTrainer:
         row, moved, done = first, frozenset[str](), 0
         own = {*_names(c.copies for c in clients), *_own_sets(clients)}
         for phase in plan.steps():
-            if plan.copies or not isinstance(phase, MovePhase) or phase.moves != "theta" or phase.rate != 1:
+            source = phase.takes_over
+            if plan.copies or source is None or source in own or source not in common:
                 break
-            if phase.toward in own or phase.toward not in common:
-                break
-            group, toward = select(phase.group, self._steps.table), common[phase.toward]
-            toward.need(group, f"the set {phase.toward!r}")
+            group, toward = phase.tensors(self._steps.table), common[source]
+            toward.need(group, f"the set {source!r}")
             row = row.copy() if done == 0 else row
             for r in self._steps.layout.ranges(group):
                 row[r] = toward.flat[0, r].cpu().numpy()

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfl_mobile.plan.check import phase_steps
-from pfl_mobile.plan.schema import Lookahead, TrainPhase
+from pfl_mobile.plan.phases import TrainPhase
 from pfl_mobile.rows import Rows, epoch_order
 
 #: Bytes of gathered rows that are held at a time.
@@ -81,7 +80,7 @@ class Feed:
 
     def steps(self, phase: TrainPhase) -> list[int]:
         """Optimizer steps of each client in this phase."""
-        return [phase_steps(phase, count, self.size) for count in self.counts]
+        return [phase.optimizer_steps(count, self.size) for count in self.counts]
 
     def in_order(self) -> Iterator[Helping]:
         """Every row once as it is, one batch at a time, for evaluation."""
@@ -105,11 +104,10 @@ class Feed:
             by_lane: entries that are wanted by lane.
             most: helpings in a chunk, at most.
         """
-        used = 2 if isinstance(phase.evaluate_at, Lookahead) else 1
+        used = phase.gradients_per_step
         lanes = []
         for (count, base), seed in zip(self._lanes(), self.seeds, strict=True):
-            batches = -(-count // self.size)
-            each = batches if phase.batches_per_step == "all" else min(phase.batches_per_step, batches)
+            each = phase.batches_per_gradient(-(-count // self.size))
             order = functools.partial(epoch_order, count, seed, index)
             lanes.append(_Lane(count, base, self.size, each, order))
         totals = [steps * used for steps in self.steps(phase)]

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pfl_mobile.errors import ConfigError, UnknownNameError, near
-from pfl_mobile.plan.schema import (
+from pfl_mobile.plan.phases import (
     AssignSlotsPhase,
     ChoosePhase,
     CombinePhase,
@@ -24,9 +24,10 @@ from pfl_mobile.plan.schema import (
     MemorizePhase,
     Mix,
     MovePhase,
-    Plan,
+    Step,
     TrainPhase,
 )
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.plan.select import select
 from pfl_mobile.vectorized.calls import Call, DeferredCall
 from pfl_mobile.vectorized.deferred import LEAST_STEPS, MOST_ROWS, LateWeight
@@ -66,40 +67,42 @@ class _Runner:
         self.lanes, self.steps, self.sizes = lanes, steps, list(sizes)
         self._calls: dict[tuple[Any, ...], Call] = {}  # of this phase
 
-    def run(self, phase: object, index: int) -> None:
+    def run(self, phase: Step, index: int) -> None:
         self._calls.clear()
-        if isinstance(phase, TrainPhase):
-            self._train(phase, index)
-        elif isinstance(phase, MovePhase):
-            self._move(phase)
-        elif isinstance(phase, CombinePhase):
-            self._combine(phase)
-        elif isinstance(phase, MeasurePhase):
-            values = self._measure(phase.at, phase.metric)
-            for report, value in zip(self.lanes.reports, values, strict=True):
-                report[phase.report] = float(value)
-        elif isinstance(phase, ChoosePhase):
-            self._choose(phase)
-        elif isinstance(phase, AssignSlotsPhase | MemorizePhase):
-            raise ConfigError(
-                f"a cohort cannot run the plan's {phase.kind} phase: it is no arithmetic on tensors",
-                mend="train these clients with pfl_mobile.local.trainer.LocalTrainer, or leave the phase out",
-            )
-        else:
-            raise ConfigError(f"a cohort cannot run {phase!r}", mend="update pfl-mobile")
+        match phase:
+            case TrainPhase():
+                self._train(phase, index)
+            case MovePhase():
+                self._move(phase)
+            case CombinePhase():
+                self._combine(phase)
+            case MeasurePhase():
+                values = self._measure(phase.at, phase.metric)
+                for report, value in zip(self.lanes.reports, values, strict=True):
+                    report[phase.report] = float(value)
+            case ChoosePhase():
+                self._choose(phase)
+            case AssignSlotsPhase() | MemorizePhase():
+                raise ConfigError(
+                    f"a cohort cannot run the plan's {phase.kind} phase: it is no arithmetic on tensors",
+                    mend="train these clients with pfl_mobile.local.trainer.LocalTrainer, or leave the phase out",
+                )
+            case _:
+                assert_never(phase)
 
     # -- train -----------------------------------------------------------------------------------------------
 
     def _train(self, phase: TrainPhase, index: int) -> None:
         lanes, group = self.lanes, select(phase.group, self.steps.table)
+        uses_start = "start" in phase.step_reads
         in_place = phase.trains == "theta" and phase.start_from is None
         if in_place:
-            flat = lanes.theta if _uses_start(phase) else lanes.rows
+            flat = lanes.theta if uses_start else lanes.rows
         else:
             source = lanes.named("theta" if phase.start_from is None else phase.start_from)
             source.need(group, f"the set {phase.start_from!r}")
             flat = lanes.writable(phase.trains, group, source, keep=phase.start_from is None)
-        lanes.start = FlatSet(flat.clone(), [frozenset(group)]) if _uses_start(phase) else None
+        lanes.start = FlatSet(flat.clone(), [frozenset(group)]) if uses_start else None
         counts = np.array(lanes.feed.steps(phase))
         rates = _rates(phase, counts)
         lanes.rate = rates.sum(0)
@@ -321,11 +324,6 @@ class _Runner:
                     self.lanes.theta[lane, r] = source[min(lane, len(source) - 1), r]
         for report, index in zip(self.lanes.reports, best, strict=True):
             report[phase.report] = float(index)
-
-
-def _uses_start(phase: TrainPhase) -> bool:
-    names = (phase.anchor, phase.control, phase.mask, phase.mu)
-    return "start" in names or (isinstance(phase.evaluate_at, Mix) and phase.evaluate_at.other == "start")
 
 
 def _rates(phase: TrainPhase, counts: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pfl_mobile.local.update import integer_power
-from pfl_mobile.plan.schema import AdamW, Momentum, TrainPhase
+from pfl_mobile.plan.optimizers import AdamW, Momentum
+from pfl_mobile.plan.phases import TrainPhase
 
 if TYPE_CHECKING:
     from pfl_mobile.vectorized.lanes import Lanes

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfl_mobile.plan.schema import TrainPhase
+from pfl_mobile.plan.phases import TrainPhase
 from pfl_mobile.rows import epoch_order
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from pfl_mobile.modules import Adapter, Experts, Gate, Head, LoRA, NgramMemory, SoftPrompt, VocabularySlots
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.modules.registry import ModuleConfig
-from pfl_mobile.plan.schema import Plan, Sgd, TrainPhase
+from pfl_mobile.plan.optimizers import Sgd
+from pfl_mobile.plan.phases import TrainPhase
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.programs.deployment import Deployment, text_parts
 from pfl_mobile.programs.tasks import (
     ClassificationTask,

@@ -11,7 +11,9 @@ from pfl_mobile.bundle import Bundle
 from pfl_mobile.engines import open_session
 from pfl_mobile.local.evaluation import text_encoder
 from pfl_mobile.local.trainer import LocalTrainer
-from pfl_mobile.plan.schema import AdamW, Plan, TrainPhase
+from pfl_mobile.plan.optimizers import AdamW
+from pfl_mobile.plan.phases import TrainPhase
+from pfl_mobile.plan.schema import Plan
 from tests import tiny
 
 STEPS = 50

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pfl_mobile.errors import NonFiniteError, TensorMismatchError
 from pfl_mobile.local import update as u
-from pfl_mobile.plan.schema import AdamW, Momentum, Sgd
+from pfl_mobile.plan.optimizers import AdamW, Momentum, Sgd
 
 SHAPES = {"b": (3,), "a.w": (2, 3), "s": (1,)}
 

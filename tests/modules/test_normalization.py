@@ -13,7 +13,7 @@ from torch import nn
 from pfl_mobile import ClassificationTask, Head, fit_batch_norm, personalize, replace_batch_norm
 from pfl_mobile.errors import ConfigError, DataError, ExportError
 from pfl_mobile.modules.normalization import look
-from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.programs.trace import trace_programs
 from pfl_mobile.strategies import Local
 from pfl_mobile.study import Study

@@ -5,15 +5,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import pfl_mobile.plan.schema as module
-from pfl_mobile.errors import ConfigError, UnknownNameError
-from pfl_mobile.local.guard import before_training, decide
-from pfl_mobile.plan.schema import Guard, Plan
-from pfl_mobile.plan.select import matches, select, uploaded
-from tests.local.fake import Tensor
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.plan.schema import Plan
 
 TRAIN = {"kind": "train", "steps": 1, "optimizer": {"kind": "sgd", "lr": 0.1}}
 ROWS = {
@@ -111,52 +106,3 @@ def test_a_newer_plan_says_so():
 def test_the_error_names_the_field():
     with pytest.raises(ConfigError, match=r"phases\.1\.train\.clip"):
         Plan.load(json.dumps({"phases": [TRAIN, {**TRAIN, "clip": 0}]}))
-
-
-TABLE = [
-    Tensor("blocks.0.lora_A", "shared", (1,), module="lora"),
-    Tensor("head.w", "personal", (1,), module="head"),
-    Tensor("slots.active", "personal", (1,), update="assign", module="slots"),
-]
-
-
-def test_group_patterns():
-    assert select(["*"], TABLE) == ["blocks.0.lora_A", "head.w"]
-    assert select(["blocks.?.*"], TABLE) == select(["role:shared"], TABLE) == ["blocks.0.lora_A"]
-    assert select(["module:head", "role:personal"], TABLE) == ["head.w"]
-    assert not matches("head.w", Tensor("headXw", "shared", (1,)))
-    with pytest.raises(UnknownNameError, match="lora_B"):
-        select(["*lora_B"], TABLE)
-    with pytest.raises(ConfigError, match="no gradient"):
-        select(["module:slots"], TABLE)
-
-
-def test_personal_tensors_are_never_uploaded():
-    assert uploaded(["*"], TABLE) == ["blocks.0.lora_A"]
-    assert uploaded([], TABLE) == []
-    with pytest.raises(ConfigError, match="never leave"):
-        uploaded(["role:personal"], TABLE)
-
-
-@given(before=st.floats(0, 10), after=st.floats(0, 10), tolerance=st.sampled_from([0.0, 0.5]))
-def test_guard_adopts_only_what_is_better(before, after, tolerance):
-    loss = decide(Guard(tolerance=tolerance), before, after, 5)
-    recall = decide(Guard(metric="top1", tolerance=tolerance), before, after, 5)
-    assert loss.adopted == (before - after > 0 or before - after > -tolerance)
-    assert recall.adopted == (after - before > 0 or after - before > -tolerance)
-    assert (loss.reason == "better") == (after < before)
-    if tolerance == 0:
-        assert not (loss.adopted and recall.adopted)
-
-
-def test_guard_edges():
-    assert not decide(Guard(), 1.0, 1.0, 5).adopted
-    assert decide(Guard(), 1.0, float("nan"), 5).reason == "not_finite"
-    assert decide(Guard(), float("inf"), 1.0, 5).adopted
-    assert decide(Guard(min_examples=6), 1.0, 0.5, 5).reason == "too_few_examples"
-    assert before_training(Guard(), 1.0, 1.0, 5) is None
-    assert before_training(Guard(), None, None, 0).reason == "too_few_examples"
-    appeal = Guard(metric="top1", appeal=0.4)
-    assert before_training(appeal, 0.5, 0.39, 5) is None
-    assert before_training(appeal, 0.1, 0.4, 5).reason == "good_enough"
-    assert before_training(Guard(appeal=0.4), 0.5, 0.4, 5).reason == "good_enough"

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.plan.schema import CopyStart, MovePhase, Plan, Sgd, TrainPhase
+from pfl_mobile.plan.optimizers import Sgd
+from pfl_mobile.plan.phases import MovePhase, TrainPhase
+from pfl_mobile.plan.schema import CopyStart, Plan
 from pfl_mobile.plan.upload import change, check_sends, update_shapes
 
 

@@ -15,7 +15,9 @@ from pfl_exporters.export import export_bundle
 from pfl_mobile.errors import ConfigError, ExportError, GradientMismatchError, UnknownNameError
 from pfl_mobile.modules import Head, LoRA
 from pfl_mobile.modules.personalize import personalize
-from pfl_mobile.plan.schema import Guard, Plan, Sgd, TrainPhase
+from pfl_mobile.plan.optimizers import Sgd
+from pfl_mobile.plan.phases import TrainPhase
+from pfl_mobile.plan.schema import Guard, Plan
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.tasks import Batch, ClassificationTask, CustomTask, RegressionTask, TokenTask
 from pfl_mobile.programs.trace import gradients, trace_programs, trained_names

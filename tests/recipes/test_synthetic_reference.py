@@ -12,7 +12,7 @@ import torch
 from pfl_mobile.cli.common import run
 from pfl_mobile.data import synthetic
 from pfl_mobile.data.populations import ArrayPopulation
-from pfl_mobile.plan.schema import TrainPhase
+from pfl_mobile.plan.phases import TrainPhase
 from pfl_mobile.strategies.state import Context
 from pfl_recipes.synthetic import published, reference
 

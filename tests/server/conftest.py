@@ -25,7 +25,9 @@ from pfl_exporters.export import export_bundle
 from pfl_mobile.bundle import Bundle
 from pfl_mobile.modules import LoRA
 from pfl_mobile.modules.personalize import personalize
-from pfl_mobile.plan.schema import Plan, Sgd, TrainPhase
+from pfl_mobile.plan.optimizers import Sgd
+from pfl_mobile.plan.phases import TrainPhase
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.privacy import PrivacyConfig
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.tasks import ClassificationTask

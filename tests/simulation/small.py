@@ -19,7 +19,8 @@ import torch
 from pfl_mobile.errors import DataError, NonFiniteError
 from pfl_mobile.local.phases import Context, Work, kept_copies, run_phases
 from pfl_mobile.local.session import Programs
-from pfl_mobile.plan.schema import Plan, Sgd
+from pfl_mobile.plan.optimizers import Sgd
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.simulation.rounds import Rounds
 from pfl_mobile.simulation.worker import Setup
 from pfl_mobile.strategies import Local, Strategy

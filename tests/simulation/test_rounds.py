@@ -20,7 +20,9 @@ from pfl_mobile.errors import (
     OtherSettingsError,
     UnknownNameError,
 )
-from pfl_mobile.plan.schema import CombinePhase, CopyStart, Momentum, Sgd, Term
+from pfl_mobile.plan.optimizers import Momentum, Sgd
+from pfl_mobile.plan.phases import CombinePhase, Term
+from pfl_mobile.plan.schema import CopyStart
 from pfl_mobile.random import derive
 from pfl_mobile.simulation.cohorts import balanced, sample
 from pfl_mobile.simulation.engine import LocalEngine

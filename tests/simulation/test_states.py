@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfl_mobile.errors import CheckpointError, StorageFullError
-from pfl_mobile.plan.schema import CombinePhase, CopyStart, MovePhase, Plan, Sgd, Term, TrainPhase
+from pfl_mobile.plan.optimizers import Sgd
+from pfl_mobile.plan.phases import CombinePhase, MovePhase, Term, TrainPhase
+from pfl_mobile.plan.schema import CopyStart, Plan
 from pfl_mobile.simulation.states import RowFormat, States, finite, kept_shapes
 from tests.local.fake import Linear
 

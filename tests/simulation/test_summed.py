@@ -14,7 +14,7 @@ from pfl_mobile import ClassificationTask, Head, personalize
 from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.merge.updates import Sums, Updates
-from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.ray_engine import RayEngine

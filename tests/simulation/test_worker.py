@@ -5,7 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from pfl_mobile.plan.schema import CombinePhase, CopyStart, MovePhase, Plan, ServeMix, Sgd, Term, TrainPhase
+from pfl_mobile.plan.optimizers import Sgd
+from pfl_mobile.plan.phases import CombinePhase, MovePhase, Term, TrainPhase
+from pfl_mobile.plan.schema import CopyStart, Plan, ServeMix
 from pfl_mobile.plan.upload import UpdateLayout, change, update_shapes
 from pfl_mobile.simulation.pool import Pool
 from pfl_mobile.simulation.states import RowFormat, kept_shapes

@@ -17,7 +17,8 @@ from pfl_mobile.local.session import Programs
 from pfl_mobile.merge.rows import FileRows, RowFile
 from pfl_mobile.plan import upload
 from pfl_mobile.plan.check import check_plan
-from pfl_mobile.plan.schema import MovePhase, Sgd
+from pfl_mobile.plan.optimizers import Sgd
+from pfl_mobile.plan.phases import MovePhase
 from pfl_mobile.plan.select import select
 from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.random import derive

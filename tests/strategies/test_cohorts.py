@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pfl_mobile import ClassificationTask, Head, LoRA, personalize
-from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.plan.upload import UpdateLayout, change, update_shapes
 from pfl_mobile.strategies import Context, Local, Server, Updates, create, entry, names
 from pfl_mobile.vectorized.cohort import CohortTrainer

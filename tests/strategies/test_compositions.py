@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.strategies import Local, Strategy, create, entry, names
 from pfl_mobile.strategies.bounded_group_loss import BoundedGroupLoss
 from pfl_mobile.strategies.ditto import Ditto

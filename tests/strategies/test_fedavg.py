@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.strategies import Local, create
 from tests.strategies.harness import Federation, assert_near, assert_same, full_batch
 from tests.strategies.models import LeastSquares, Softmax, classes, flat, lines, quadratic

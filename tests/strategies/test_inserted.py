@@ -9,7 +9,7 @@ from torch import nn
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize, tensor_digest
-from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.programs.tasks import ClassificationTask, Task, TokenTask, tilted_task
 from pfl_mobile.strategies import Context, Local, Strategy, create
 from pfl_mobile.strategies.inserted import attention_layers, first_layer, inner_layers, token_embedding

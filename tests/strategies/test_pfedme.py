@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.plan.schema import RepeatPhase, TrainPhase
+from pfl_mobile.plan.phases import RepeatPhase, TrainPhase
 from pfl_mobile.strategies import create
 from tests.strategies.harness import Federation, assert_near, assert_same, full_batch
 from tests.strategies.models import LeastSquares, Softmax, classes, flat, lines, quadratic

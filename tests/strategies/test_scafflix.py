@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.plan.schema import AdamW
+from pfl_mobile.plan.optimizers import AdamW
 from pfl_mobile.random import derive
 from pfl_mobile.strategies import Context, Equally, Local, create
 from pfl_mobile.strategies.fedavg import FedAvg

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.plan.schema import Momentum
+from pfl_mobile.plan.optimizers import Momentum
 from pfl_mobile.strategies import Equally, Local, create
 from pfl_mobile.strategies.fedavg import FedAvg
 from tests.strategies.harness import Federation, assert_near, full_batch

@@ -6,7 +6,7 @@ import numpy as np
 from torch import nn
 
 from pfl_mobile.data.populations import ArrayPopulation
-from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.strategies import Local
 from pfl_mobile.study import Study
 

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from pfl_mobile.data.populations import GeneratedPopulation
-from pfl_mobile.plan.schema import AdamW, Sgd
+from pfl_mobile.plan.optimizers import AdamW, Sgd
 from pfl_mobile.strategies import Local
 from pfl_mobile.study import Study
 from pfl_mobile.study.compare import for_strategy

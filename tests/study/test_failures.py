@@ -12,7 +12,7 @@ from torch import nn
 
 from pfl_mobile.data.populations import GeneratedPopulation
 from pfl_mobile.errors import CohortFailedError, DataError, TrainingFailedError, UnusableRowsError
-from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.strategies import Local
 from pfl_mobile.study import Study
 from pfl_mobile.study.compare import compare

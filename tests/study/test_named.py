@@ -10,7 +10,7 @@ import pytest
 from pfl_exporters.export import export_bundle
 from pfl_mobile.bundle import StrategyEntry
 from pfl_mobile.files.describe import describe
-from pfl_mobile.plan.schema import AdamW, Momentum
+from pfl_mobile.plan.optimizers import AdamW, Momentum
 from pfl_mobile.plan.upload import check_sends
 from pfl_mobile.strategies import Local, Strategy, create, names
 from pfl_mobile.strategies.ewc import EWC

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pfl_mobile.data import population
 from pfl_mobile.data.populations import GeneratedPopulation, Population
-from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.rows import Rows
 from pfl_mobile.strategies import Local
 from pfl_mobile.study import Study

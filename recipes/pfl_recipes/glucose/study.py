@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pfl_mobile.data.populations import Population
-from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.strategies import Local
 from pfl_mobile.study import Study
 

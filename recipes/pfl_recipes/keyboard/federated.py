@@ -17,7 +17,7 @@ from pfl_exporters.export import export_bundle
 from pfl_mobile.data import UserText, load, split
 from pfl_mobile.errors import ConfigError, DataError
 from pfl_mobile.files.atomic import PRIVATE, atomic_write, private_folder
-from pfl_mobile.plan.schema import AdamW
+from pfl_mobile.plan.optimizers import AdamW
 from pfl_mobile.privacy import PrivacyConfig
 from pfl_mobile.privacy.calibration import required_noise, with_noise
 from pfl_mobile.programs.deployment import Deployment, text_parts

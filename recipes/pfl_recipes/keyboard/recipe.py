@@ -16,7 +16,9 @@ from pfl_mobile.files.places import cache_dir
 from pfl_mobile.modules import LoRA, NgramMemory, VocabularySlots
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from pfl_mobile.modules.registry import ModuleConfig
-from pfl_mobile.plan.schema import AdamW, AssignSlotsPhase, Guard, MemorizePhase, MovePhase, Plan, TrainPhase
+from pfl_mobile.plan.optimizers import AdamW
+from pfl_mobile.plan.phases import AssignSlotsPhase, MemorizePhase, MovePhase, TrainPhase
+from pfl_mobile.plan.schema import Guard, Plan
 from pfl_mobile.programs.deployment import Deployment, text_parts
 from pfl_mobile.programs.tasks import TokenTask
 from pfl_mobile.text.encoder import Rows, TextEncoder, WordTokenizer

@@ -17,7 +17,7 @@ from pfl_mobile.data import UserText, cache_dir, load, split
 from pfl_mobile.data.populations import TextPopulation
 from pfl_mobile.modules import LoRA
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
-from pfl_mobile.plan.schema import AdamW
+from pfl_mobile.plan.optimizers import AdamW
 from pfl_mobile.strategies import Local
 from pfl_mobile.study import Study
 from pfl_mobile.text.encoder import TextEncoder, WordTokenizer

@@ -11,7 +11,8 @@ import numpy as np
 
 from pfl_mobile import data
 from pfl_mobile.data.populations import ArrayPopulation, Population
-from pfl_mobile.plan.schema import Plan, Sgd
+from pfl_mobile.plan.optimizers import Sgd
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.random import derive, permutation
 from pfl_mobile.rows import Rows
 from pfl_mobile.simulation.engine import LocalEngine

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pfl_mobile.data.populations import Population
 from pfl_mobile.errors import UnknownNameError, near
-from pfl_mobile.plan.schema import Sgd
+from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.strategies import Local
 from pfl_mobile.study import Study
 

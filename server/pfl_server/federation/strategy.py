@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.merge.rules import create_rule
-from pfl_mobile.plan.schema import MovePhase, Plan
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.privacy.limits import check_guarantee
 from pfl_mobile.strategies import create, fairness_names
 from pfl_mobile.strategies.state import Context, Local
@@ -53,10 +53,7 @@ class BundlePlan(Strategy):
                 "the bundle's plan sends nothing, and the bundle names no strategy, so there is nothing to merge",
                 mend="name the strategy of the rounds: --strategy NAME (`pfl strategies`)",
             )
-        takes_over = any(
-            isinstance(p, MovePhase) and (p.moves, p.toward, p.rate) == ("theta", "global", 1.0)
-            for p in own.steps()
-        )
+        takes_over = any(phase.takes_over == "global" for phase in own.distinct_steps())
         before = () if takes_over else take_over(at)
         changes: dict[str, Any] = {
             "phases": (*before, *self.weighting.measures(at), *own.phases),

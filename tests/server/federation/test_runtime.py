@@ -8,7 +8,9 @@ import pytest
 
 from pfl_mobile.cli.serve import _show
 from pfl_mobile.errors import ConfigError, OtherSettingsError, PrivacyError, UnknownNameError
-from pfl_mobile.plan.schema import MovePhase, Plan, Sgd
+from pfl_mobile.plan.optimizers import Sgd
+from pfl_mobile.plan.phases import MovePhase
+from pfl_mobile.plan.schema import Plan
 from pfl_mobile.strategies import Local
 from pfl_mobile.strategies.fedavg import FedAvg
 from pfl_mobile.strategies.fedrep import FedRep
