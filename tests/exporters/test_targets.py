@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pfl_exporters.export import frozen_bytes, load_engine, program_specs
+from pfl_exporters.export import frozen_bytes, open_lowered, program_specs
 from pfl_exporters.targets import resolve
 from pfl_exporters.verify import cases, check_engine, check_traced
 from pfl_mobile.errors import ConfigError
@@ -23,8 +23,9 @@ def check(name: str, target_name: str, folder: Path) -> dict[str, float]:
     reference = cases(d.model, d.task, d.batch, predict)
     check_traced(programs, reference)
     (target,) = resolve([target_name])
-    lowered = target.load()(programs, folder, lambda _: None)
-    with load_engine(target, lowered, program_specs(programs)) as session:
+    target.load()
+    lowered = target.lower(programs, folder, lambda _: None)
+    with open_lowered(target, lowered, program_specs(programs)) as session:
         return check_engine(session, reference)
 
 
@@ -47,7 +48,7 @@ def test_loss_and_every_gradient_equal_pytorch_on_android(name: str, tmp_path: P
 @pytest.mark.slow
 def test_every_frozen_weight_is_stored_once(tmp_path: Path) -> None:
     """Also one that the embedding and the output share: three methods, both directions, one copy."""
-    from pfl_mobile.modules import LoRA
+    from pfl_mobile import LoRA
     from pfl_mobile.modules.personalize import personalize
     from pfl_mobile.programs.deployment import Deployment
     from pfl_mobile.programs.tasks import TokenTask
@@ -69,9 +70,10 @@ def test_every_frozen_weight_is_stored_once(tmp_path: Path) -> None:
     needed = frozen_bytes(programs)
     assert needed == pytest.approx(4 * sum(p.numel() for p in backbone.parameters()), rel=0.01)
     (android,) = resolve(["android"])
-    lowered = android.load()(programs, tmp_path, lambda _: None)
+    android.load()
+    lowered = android.lower(programs, tmp_path, lambda _: None)
     assert lowered.measured["model_bytes"] <= 1.05 * needed
-    with load_engine(android, lowered, program_specs(programs)) as session:
+    with open_lowered(android, lowered, program_specs(programs)) as session:
         check_engine(session, cases(d.model, d.task, d.batch, d.inputs_of_predict(), rounds=1))
 
 
@@ -79,7 +81,8 @@ def test_onnx_programs_share_one_weight_file(tmp_path: Path) -> None:
     d = tokens("decoder", *DEPLOYMENTS["decoder with sdpa"]().model.configs.values())
     programs = trace_programs(d.model, d.task, d.batch, d.inputs_of_predict())
     (target,) = resolve(["onnx"])
-    lowered = target.load()(programs, tmp_path, lambda _: None)
+    target.load()
+    lowered = target.lower(programs, tmp_path, lambda _: None)
     big = sum(v.numel() * 4 for v in d.model.frozen_tensors().values() if v.numel() * 4 >= 1024)
     stored = lowered.paths["onnx/weights.bin"].stat().st_size
     assert big <= stored < big + 4096 * 40  # offsets are page-aligned
