@@ -82,12 +82,16 @@ class Registry(Generic[T]):
             UnknownNameError: there is none, or what this registry raises instead; the mend has near names.
             PluginError: the name is not one of ours, and another distribution's cannot be loaded.
         """
+        if name not in self:
+            raise self._unknown(f"no {self.what} is called {name!r}", mend=near(name, self._items))
+        return self._items[name][0]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether something is called so (PluginError as in `find`)."""
         self._scan(others=False)
         if name not in self._items:
-            known = self.all()
-            if name not in known:
-                raise self._unknown(f"no {self.what} is called {name!r}", mend=near(name, known))
-        return self._items[name][0]
+            self._scan(others=True)
+        return name in self._items
 
     def _scan(self, *, others: bool) -> None:
         if self._ours_loaded and (self._others_loaded or not others):

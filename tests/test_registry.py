@@ -244,8 +244,12 @@ def test_strategy_fairness_rule_and_dataset_are_used_by_name(
     said = ran("train", "theirs.use:study", "--fairness", "their_fair", "--rule", "median")["error"]
     assert "'theirs_fair'" in said["mend"]
 
+    said = ran("compare", "theirs", "--data", "theirs")["error"]
+    assert said["message"] == "no recipe has a model for the dataset 'theirs'"
+    assert 'data="theirs"' in said["mend"]
+
     trained = ran(
-        *("train", "theirs.use:study", "--rounds", 1, "--out", tmp_path / "run"),
+        *("train", "theirs.use:study", "--data", "theirs", "--rounds", 1, "--out", tmp_path / "run"),
         *("--fairness", "theirs_fair", "--rule", "theirs"),
     )
     used = {name: json.dumps(value) for name, value in trained["study"].items()}

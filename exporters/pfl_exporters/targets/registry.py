@@ -82,7 +82,7 @@ def resolve(names: Iterable[str]) -> list[Target]:
     for name in names:
         if name == "all":
             found = list(TARGETS.all().values())
-        elif name == "ios" and name not in TARGETS.names():
+        elif name == "ios" and name not in TARGETS:
             raise ConfigError(
                 "target 'ios' is not available in this version",
                 mend="export with --target android or --target onnx; ONNX Runtime also runs on iOS",
