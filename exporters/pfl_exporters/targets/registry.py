@@ -76,7 +76,8 @@ def resolve(names: Iterable[str]) -> list[Target]:
     """Targets by name; ``all`` is every one of them.
 
     Raises:
-        ConfigError: an unknown target, or ``ios``, which is not available yet.
+        UnknownNameError: there is no such target.
+        ConfigError: it is ``ios``, which is not available yet.
     """
     wanted: list[Target] = []
     for name in names:
