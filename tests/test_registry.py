@@ -360,3 +360,32 @@ def test_an_unknown_engine_is_an_error_of_engines() -> None:
 def test_engines_and_targets_go_together() -> None:
     for target in TARGETS.all().values():
         assert ENGINES.find(target.engine).name == target.engine
+
+
+def test_engines_and_targets_are_listed_without_their_packages() -> None:
+    program = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "onnx", "onnxruntime", "onnxscript", "executorch"):
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Block())
+from pfl_exporters.targets import TARGETS
+from pfl_mobile.engines import ENGINES, load_engine
+from pfl_mobile.errors import PflError
+
+assert ENGINES.names() and TARGETS.names()
+for load in [*(lambda e=e: load_engine(e) for e in ENGINES.names()), *(t.load for t in TARGETS.all().values())]:
+    try:
+        load()
+    except PflError as error:
+        print(error.code, error.mend)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    extras = ("android", "onnx", "torch")
+    assert done.stdout.splitlines() == [
+        *(f"EngineUnavailableError pip install 'pfl-mobile[{extra}]'" for extra in extras),
+        *(f"MissingDependencyError pip install 'pfl-mobile[{extra}]'" for extra in extras),
+    ]
