@@ -31,7 +31,7 @@ def deployment() -> Any:
     import torch
     from gpt import seeded
 
-    from pfl_mobile.modules import LoRA
+    from pfl_mobile import LoRA
     from pfl_mobile.modules.personalize import personalize
     from pfl_mobile.plan.optimizers import Sgd
     from pfl_mobile.plan.phases import TrainPhase

@@ -5,10 +5,17 @@ from .data.populations import ArrayPopulation, GeneratedPopulation, TextPopulati
 from .engines import open_session
 from .errors import PflError
 from .local.trainer import LocalTrainer
-from .modules import Adapter, Experts, Gate, Head, LoRA, NgramMemory, SoftPrompt, VocabularySlots
+from .modules.adapter import Adapter
+from .modules.experts import Experts
+from .modules.gate import Gate
+from .modules.head import Head
+from .modules.lora import LoRA
+from .modules.memory import NgramMemory
 from .modules.model import PersonalizedModel
 from .modules.normalization import fit_batch_norm, replace_batch_norm
 from .modules.personalize import personalize
+from .modules.prompt import SoftPrompt
+from .modules.slots import VocabularySlots
 from .plan.optimizers import AdamW, Momentum, Sgd
 from .plan.phases import AssignSlotsPhase, MemorizePhase, TrainPhase
 from .plan.schema import Guard, Plan

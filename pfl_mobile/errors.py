@@ -66,6 +66,10 @@ class MissingDependencyError(PflError):
     """An optional package is not installed."""
 
 
+class PluginError(PflError):
+    """What another distribution adds through an entry point cannot be loaded."""
+
+
 class DataError(PflError):
     """A dataset or example is missing, damaged, or not what it claims to be."""
 
@@ -384,11 +388,14 @@ EXTRAS = {
 }
 
 
+def install_hint(package: str) -> str:
+    """Words for a mend: how to get a package that is not installed."""
+    return f"pip install 'pfl-mobile[{EXTRAS[package]}]'" if package in EXTRAS else f"install {package}"
+
+
 def missing_package(error: ModuleNotFoundError, what: str) -> MissingDependencyError | None:
     """The error for an optional package that is not installed; None when it is none of ours."""
     package = (error.name or "").split(".")[0]
     if package not in EXTRAS:
         return None
-    return MissingDependencyError(
-        f"{what} needs the package {package!r}", mend=f"pip install 'pfl-mobile[{EXTRAS[package]}]'"
-    )
+    return MissingDependencyError(f"{what} needs the package {package!r}", mend=install_hint(package))

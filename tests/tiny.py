@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pfl_mobile.modules import LoRA, NgramMemory, VocabularySlots
+from pfl_mobile import LoRA, NgramMemory, VocabularySlots
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.plan.optimizers import AdamW
 from pfl_mobile.plan.phases import AssignSlotsPhase, MemorizePhase, TrainPhase

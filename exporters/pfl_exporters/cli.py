@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from pfl_exporters.export import ExportReport
     from pfl_mobile.text.vocabulary import VocabularyRule
 
-#: As ``pfl_exporters.targets`` has them; that module needs torch, ``--help`` and wrong names do not.
-
 app = typer.Typer(name="pfl-export", add_completion=False, rich_markup_mode="markdown")
 
 
@@ -39,7 +37,7 @@ def export(
         typer.Option(
             "--target",
             metavar="T",
-            help="android, onnx, torch, or all; several with commas; default: android.",
+            help="For instance android, or all; several with commas; a wrong name lists them; default: android.",
         ),
     ] = None,
     out: Annotated[
@@ -155,7 +153,6 @@ def _export(
     report(f"load the tools for {', '.join(targets)}")
     try:
         from pfl_exporters.export import export_bundle
-        from pfl_exporters.targets import resolve
     except ModuleNotFoundError as error:
         raise missing_package(error, "pfl-export") or error from error
     for wanted in resolve(targets):

@@ -17,8 +17,7 @@ import torch
 from pfl_mobile.bundle.manifest import Manifest, ProgramSpec, TensorSpec
 from pfl_mobile.bundle.sign import PrivateKey
 from pfl_mobile.bundle.write import write_bundle
-from pfl_mobile.engines import ENGINES
-from pfl_mobile.engines.base import EngineSession
+from pfl_mobile.engines import EngineSession, load_engine
 from pfl_mobile.errors import ExportError, PflError
 from pfl_mobile.files.tensors import tensors_to_bytes
 from pfl_mobile.modules.personalize import tensor_digest
@@ -26,7 +25,8 @@ from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
 from pfl_mobile.text.vocabulary import RECORD, VocabularyReport, record
 
-from .targets import Lowered, Report, Target, resolve
+from .lowering.files import Lowered, Report
+from .targets import TARGETS, Target, resolve
 from .verify import Case, cases, check_engine, check_traced
 
 
@@ -96,14 +96,10 @@ def frozen_bytes(programs: Mapping[str, TracedProgram]) -> int:
     return sum(contents.values())
 
 
-def load_engine(target: Target, lowered: Lowered, programs: Sequence[ProgramSpec]) -> EngineSession:
-    """The engine with the files just written, as a device would load them."""
-    import importlib
-
-    loader = importlib.import_module(ENGINES[target.engine][0])
+def open_lowered(target: Target, lowered: Lowered, programs: Sequence[ProgramSpec]) -> EngineSession:
+    """The target's engine with the files just written, as a device would load them."""
     files = {purpose: str(lowered.paths[inner]) for purpose, inner in lowered.files.items()}
-    session: EngineSession = loader.load(files, programs, None)
-    return session
+    return load_engine(target.engine)(files, programs, None)
 
 
 def _golden(reference: Sequence[Case], specs: Sequence[ProgramSpec]) -> dict[str, np.ndarray]:
@@ -141,8 +137,9 @@ def export_bundle(
     """
     chosen = resolve(targets)
     if not chosen:
-        raise ExportError("no target was named", mend="give at least one of android, onnx, torch")
-    lowers = [(target, target.load()) for target in chosen]
+        raise ExportError("no target was named", mend=f"give at least one of {', '.join(TARGETS.names())}")
+    for target in chosen:
+        target.load()
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
 
@@ -175,11 +172,11 @@ def export_bundle(
     engines: dict[str, Any] = {}
     files: dict[str, bytes | os.PathLike[str]] = {}
     with tempfile.TemporaryDirectory(prefix="pfl-export-") as scratch:
-        for target, lower in lowers:
-            lowered = lower(programs, Path(scratch), report)
+        for target in chosen:
+            lowered = target.lower(programs, Path(scratch), report)
             lap(target.name)
             report(f"compare {target.engine} with PyTorch: loss and every gradient")
-            with load_engine(target, lowered, specs) as session:
+            with open_lowered(target, lowered, specs) as session:
                 errors[target.engine] = check_engine(session, reference)
             lap("compare")
             engines[target.engine] = {"files": lowered.files, "measured": lowered.measured}

@@ -23,7 +23,12 @@ Key = Annotated[
     typer.Option("--public-key", metavar="KEY", help="Refuse a bundle not signed by this key (file or hex)."),
 ]
 Engine = Annotated[
-    str | None, typer.Option("--engine", metavar="E", help="executorch, onnxruntime or torch.")
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="E",
+        help="One of those of the bundle, for instance executorch; a wrong name lists them.",
+    ),
 ]
 
 

@@ -103,7 +103,8 @@ def federated(
         str, typer.Option("--data", metavar="SRC", help="Dataset name or JSONL file with user and text.")
     ] = "sotu",
     engine: Annotated[
-        str, typer.Option("--engine", metavar="E", help="executorch, onnxruntime or torch.")
+        str,
+        typer.Option("--engine", metavar="E", help="That the devices train with; a wrong name lists them."),
     ] = "executorch",
     epsilon: Annotated[
         float | None, typer.Option("--epsilon", help="Privacy budget over all rounds; default: 8.")

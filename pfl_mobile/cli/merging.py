@@ -37,7 +37,8 @@ Rule = Annotated[
     typer.Option(
         "--rule",
         metavar="NAME",
-        help="How the mean of a round is taken: average, or a robust rule, for instance median.",
+        help="How the mean of a round is taken: average, or a robust rule, for instance median; a wrong name lists "
+        "them.",
     ),
 ]
 

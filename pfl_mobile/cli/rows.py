@@ -94,16 +94,17 @@ def _people(source: str, mend: str, report: Reporter) -> Population:
     import pfl_recipes
     from pfl_mobile import data
     from pfl_mobile.cli.user_code import load_study
+    from pfl_mobile.data.registry import DATASETS
 
-    datasets, served = data.names(), [*pfl_recipes.names(), *pfl_recipes.datasets()]
-    if source in datasets and isinstance(data.find(source), data.Dataset):
+    served = [*pfl_recipes.names(), *pfl_recipes.datasets()]
+    if source in DATASETS and isinstance(data.find(source), data.Dataset):
         raise DataError(f"{source} is messages, not arrays", mend=mend)
-    if source in datasets and source not in served:
+    if source in DATASETS and source not in served:
         return data.population(source, progress=report)
     if source not in served and ":" not in source:
         raise UnknownNameError(
             f"{source!r} is no file here, no dataset and no recipe",
-            mend=f"{near(source, [*datasets, *served])}; {mend}",
+            mend=f"{near(source, [*data.names(), *served])}; {mend}",
         )
     report(f"load the users of {source}")
     return load_study(source).data

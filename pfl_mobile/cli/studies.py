@@ -159,7 +159,8 @@ def train(
         typer.Option(
             "--fairness",
             metavar="F",
-            help="How devices are weighted: term, bounded_group_loss, maxfl, qffl or afl.",
+            help="How devices are weighted: a strategy that is a kind of fairness, for instance qffl; a wrong name "
+            "lists them.",
         ),
     ] = None,
     rule: Rule = None,

@@ -252,6 +252,8 @@ def _without_function(model: str, wanted: str) -> UserFunction:
     package = importlib.import_module(RECIPES)
     served = package.datasets() if wanted == "study" else {}
     if model not in known and model not in served:
+        if wanted == "study":
+            _refuse_bare_dataset(model)
         near_names = near(model, [*known, *served])
         raise UnknownNameError(f"there is no recipe {model!r}", mend=f"{near_names}; or {_FORMS}")
     found = package.find(model) if model in known else served[model]
@@ -260,6 +262,19 @@ def _without_function(model: str, wanted: str) -> UserFunction:
     if model not in known:
         return UserFunction(model, f"recipe {found.name} on {model}", partial(call, data=model), None)
     return UserFunction(model, f"recipe {model}", call, None)
+
+
+def _refuse_bare_dataset(name: str) -> None:
+    """Say of a dataset without a recipe, for instance one of another distribution, that a model is missing."""
+    from pfl_mobile.data.registry import DATASETS
+
+    if name in DATASETS:
+        raise ConfigError(
+            f"no recipe has a model for the dataset {name!r}",
+            mend=f"write a file with one, give it as file.py:function, and {STUDY_EXAMPLE}".replace(
+                "wisdm", name
+            ),
+        )
 
 
 def _finished(study: Study, report: Callable[..., None]) -> StudyResult:

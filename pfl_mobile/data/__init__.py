@@ -9,21 +9,6 @@
 
 from __future__ import annotations
 
-from pfl_mobile.data import (
-    cgm_hall,
-    cmapss,
-    driving,
-    fashion_mnist,
-    femnist_like,
-    fraud,
-    mnist,
-    movielens,
-    nus_sms,
-    shakespeare,
-    sotu,
-    synthetic,
-    wisdm,
-)
 from pfl_mobile.data.fetch import get, load, population
 from pfl_mobile.data.registry import (
     ArrayDataset,
@@ -55,26 +40,13 @@ __all__ = [
     "UserSplit",
     "UserText",
     "cache_dir",
-    "cgm_hall",
-    "cmapss",
-    "driving",
-    "fashion_mnist",
-    "femnist_like",
     "find",
-    "fraud",
     "get",
     "load",
-    "mnist",
-    "movielens",
     "names",
-    "nus_sms",
     "population",
     "register",
-    "shakespeare",
-    "sotu",
     "split",
     "split_texts",
     "summary",
-    "synthetic",
-    "wisdm",
 ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pfl_mobile.data import cache, jsonl
 from pfl_mobile.data.populations import TextPopulation
 from pfl_mobile.data.registry import (
+    DATASETS,
     ArrayDataset,
     Dataset,
     Entry,
@@ -166,7 +167,7 @@ def load(source: str | Path, progress: Progress | None = None, *, unique: bool =
     Raises:
         UnknownNameError: it is neither a known name nor a file.
     """
-    if str(source) in names():
+    if str(source) in DATASETS:
         return get(str(source), progress=progress)
     path = Path(source).expanduser()
     if os.path.isfile(path):

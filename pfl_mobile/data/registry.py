@@ -1,4 +1,8 @@
-"""The known datasets: a dataset is one file that registers itself by name."""
+"""The known datasets: a dataset is one file that registers itself by name.
+
+It lies in this folder, or in another distribution that names it as an entry point of the group ``pfl_mobile.data``
+(see :mod:`pfl_mobile.registry`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from pfl_mobile.errors import ConfigError, UnknownNameError, near
+from pfl_mobile.registry import Registry, called_from
 
 if TYPE_CHECKING:
     from pfl_mobile.data.populations import Population
@@ -102,28 +106,24 @@ class Generator(Entry):
     build: Callable[..., Population]
 
 
-_DATASETS: dict[str, Entry] = {}
+DATASETS: Registry[Entry] = Registry("dataset", "pfl_mobile.data")
 
 
 def register(dataset: Known) -> Known:
-    """Make a dataset known by its name."""
-    if dataset.name in _DATASETS:
-        raise ConfigError(f"dataset {dataset.name!r} is registered twice", mend="give it another name")
-    _DATASETS[dataset.name] = dataset
+    """Make a dataset known by its name; called where it is defined."""
+    DATASETS.add(dataset.name, dataset, home=called_from())
     return dataset
 
 
 def names() -> list[str]:
-    """The registered names, sorted."""
-    return sorted(_DATASETS)
+    """All names: ours sorted, then those of other distributions."""
+    return DATASETS.names()
 
 
 def find(name: str) -> Entry:
     """The dataset of this name.
 
     Raises:
-        UnknownNameError: nothing is registered under it.
+        UnknownNameError: nothing is registered under it; the mend has near names.
     """
-    if name not in _DATASETS:
-        raise UnknownNameError(f"no dataset is called {name!r}", mend=near(name, _DATASETS))
-    return _DATASETS[name]
+    return DATASETS.find(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from pfl_mobile.data.registry import Dataset, find, names
+from pfl_mobile.data.registry import DATASETS, Dataset
 from pfl_mobile.data.usertext import UserText
 from pfl_mobile.errors import ConfigError, DataError
 from pfl_mobile.rows import UserSplit, split_texts
@@ -50,7 +50,7 @@ def split(
     """
     eligible = [u for u, m in dataset.users.items() if len(m) >= min_messages]
     if test_users is None:
-        known = find(dataset.name) if dataset.name in names() else None
+        known = DATASETS.find(dataset.name) if dataset.name in DATASETS else None
         suggested = max(1, min(40, len(eligible) // 2))
         test_users = known.test_users if isinstance(known, Dataset) else suggested
     if test_users < 1 or min_messages < 2:

@@ -1,64 +1,28 @@
-"""Engines run the programs of a bundle: ``torch`` (reference), ``executorch``, ``onnxruntime``."""
+"""Engines run the programs of a bundle. One file for each; ``torch`` is the reference."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterable
-
 from ..bundle.read import Bundle
-from ..errors import EngineUnavailableError, near
-from .base import Array, EngineSession, Loader, Session, check_inputs
+from ..errors import EngineUnavailableError
+from .base import Array, EngineSession, Session, check_inputs
 from .isolated import IsolatedSession, memory_for, survive
-
-#: Engine name -> (module with ``load``, packages it needs, extra of this distribution that brings them).
-ENGINES = {
-    "executorch": ("pfl_mobile.engines.executorch", ("executorch", "torch"), "android"),
-    "onnxruntime": ("pfl_mobile.engines.onnxruntime", ("onnxruntime",), "onnx"),
-    "torch": ("pfl_mobile.engines.torch", ("torch",), "torch"),
-}
+from .registry import ENGINES, Engine, Loader, load_engine, register, unasked
 
 __all__ = [
     "ENGINES",
     "Array",
+    "Engine",
     "EngineSession",
     "IsolatedSession",
+    "Loader",
     "Session",
     "check_inputs",
     "load_engine",
     "open_isolated",
     "open_session",
+    "register",
     "unasked",
 ]
-
-
-def unasked(have: Iterable[str]) -> list[str]:
-    """Those of the engines ``have`` that may be used without being named, the preferred first.
-
-    ``torch`` is not among them: its files can hold code, and opening an unknown bundle must not run any.
-    """
-    present = set(have)
-    return [name for name in ENGINES if name in present and name != "torch"]
-
-
-def load_engine(engine: str) -> Loader:
-    """The loader of an engine.
-
-    Raises:
-        EngineUnavailableError: there is no such engine, or its package is missing.
-    """
-    if engine not in ENGINES:
-        raise EngineUnavailableError(f"there is no engine {engine!r}", mend=near(engine, ENGINES))
-    module, packages, extra = ENGINES[engine]
-    try:
-        loader: Loader = importlib.import_module(module).load
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in packages:
-            raise
-        raise EngineUnavailableError(
-            f"engine {engine!r} needs the package {error.name!r}",
-            mend=f"pip install 'pfl-mobile[{extra}]'",
-        ) from error
-    return loader
 
 
 def open_session(
@@ -107,6 +71,5 @@ def _chosen(bundle: Bundle, engine: str | None) -> tuple[str, dict[str, str]]:
                 f"bundle {bundle.manifest.name!r} has programs for {', '.join(have)} only",
                 mend=f"name the engine ({next(iter(have))!r}) if you trust where the bundle came from",
             )
-    if engine not in ENGINES:
-        raise EngineUnavailableError(f"there is no engine {engine!r}", mend=near(engine, ENGINES))
+    ENGINES.find(engine)  # before the bundle is asked: an unknown name is a mistake of the user
     return engine, {use: str(path.absolute()) for use, path in bundle.engine_files(engine).items()}

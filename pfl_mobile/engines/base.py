@@ -7,7 +7,7 @@ wrong array is an error that names it and never a number.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -139,7 +139,3 @@ class EngineSession(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-#: An engine's loader: files by purpose, signatures, number of threads (None: the runtime's choice).
-Loader = Callable[[Mapping[str, str], Sequence[ProgramSpec], int | None], EngineSession]

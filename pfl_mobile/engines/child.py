@@ -13,9 +13,9 @@ from typing import IO, Any
 
 from ..bundle.manifest import ProgramSpec
 from ..errors import EngineError, PflError
-from . import load_engine
 from .base import EngineSession
 from .frames import BrokenFrameError, receive, send
+from .registry import load_engine
 
 _MOST_INPUTS = 1 << 40  # the parent is trusted
 

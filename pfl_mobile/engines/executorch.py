@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from executorch.runtime import Runtime, Verification
 
 from ..bundle.manifest import ProgramSpec
 from ..errors import EngineError
 from .base import Array, EngineSession, file_for
+from .registry import register
 
 
 class ExecutorchSession(EngineSession):
@@ -21,6 +20,8 @@ class ExecutorchSession(EngineSession):
     name = "executorch"
 
     def __init__(self, path: str, programs: Sequence[ProgramSpec]) -> None:
+        from executorch.runtime import Runtime, Verification
+
         super().__init__(programs)
         try:
             # The full check: the runtime follows every offset in the file, wherever it leads.
@@ -40,6 +41,8 @@ class ExecutorchSession(EngineSession):
         self._methods: dict[str, Any] = {}
 
     def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
+        import torch
+
         if program not in self._methods:
             method = self._program.load_method(program)
             if method is None:
@@ -56,6 +59,7 @@ class ExecutorchSession(EngineSession):
         self._program = None
 
 
+@register("executorch", runtime=("executorch.runtime", "torch"))
 def load(files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int | None) -> ExecutorchSession:  # noqa: ARG001
     """Load the ``model`` file. The stock runtime sizes its own thread pool; restrict it by CPU affinity."""
     return ExecutorchSession(file_for(files, "model"), programs)

@@ -38,6 +38,7 @@ from ..bundle.rules import tensor_bytes
 from ..errors import EngineError, PflError, ProgramDiedError
 from .base import Array, EngineSession
 from .frames import BrokenFrameError, receive, send
+from .registry import ENGINES
 
 if TYPE_CHECKING:
     from ..bundle.read import Bundle
@@ -270,9 +271,7 @@ def _key(bundle: Bundle, engine: str) -> str:
 
 
 def _versions(engine: str) -> Iterator[str]:
-    from . import ENGINES
-
-    for package in ENGINES[engine][1]:
+    for package in ENGINES.find(engine).packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             yield importlib.metadata.version(package)
 

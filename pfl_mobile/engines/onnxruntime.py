@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-
-import onnxruntime
+from typing import TYPE_CHECKING
 
 from ..bundle.manifest import ProgramSpec
 from ..errors import EngineError
 from .base import Array, EngineSession, file_for
+from .registry import register
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 class OnnxRuntimeSession(EngineSession):
@@ -20,6 +23,8 @@ class OnnxRuntimeSession(EngineSession):
     def __init__(
         self, files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int | None
     ) -> None:
+        import onnxruntime
+
         super().__init__(programs)
         self._files = dict(files)
         self._options = onnxruntime.SessionOptions()
@@ -32,6 +37,8 @@ class OnnxRuntimeSession(EngineSession):
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
     def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
+        import onnxruntime
+
         session = self._sessions.get(program)
         if session is None:
             path = file_for(self._files, program)
@@ -59,6 +66,7 @@ class OnnxRuntimeSession(EngineSession):
         self._sessions = {}
 
 
+@register("onnxruntime", runtime=("onnxruntime",))
 def load(
     files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int | None
 ) -> OnnxRuntimeSession:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..bundle.manifest import ProgramSpec
 from ..errors import EngineError
 from .base import Array, EngineSession, file_for
+from .registry import register
 
 _TARGET = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.getitem")
 #: Entries of our files: a graph, raw weights, their tables, example inputs, and marks of the format.
@@ -41,6 +41,8 @@ class TorchSession(EngineSession):
         self._functions = dict(functions)
 
     def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
+        import torch
+
         with torch.no_grad():
             outputs = self._functions[program](*(torch.from_numpy(np.array(a)) for a in inputs))
         return [o.detach().contiguous().numpy() for o in outputs]
@@ -51,8 +53,11 @@ class TorchSession(EngineSession):
         self._functions = {}
 
 
+@register("torch", runtime=("torch",), only_named=True)
 def load(files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int | None) -> TorchSession:
     """Load ``.pt2`` files, one per program."""
+    import torch
+
     if threads:
         torch.set_num_threads(threads)
     functions: dict[str, Callable[..., Any]] = {}
@@ -77,6 +82,8 @@ def load(files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int
 
 def _suspicious(path: Path) -> str | None:
     """What in a ``.pt2`` file is neither plain tensors nor ATen operators."""
+    import torch
+
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         for name in names:

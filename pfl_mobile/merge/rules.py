@@ -1,12 +1,11 @@
 """How the updates of a round become one: the base of all merge rules, averaging, and the rules by name.
 
 A rule takes the place of the mean that a strategy asks for; robust ones are in ``robust.py``. A new rule is a class
-with one ``@rule`` and nothing else has to know of it.
+with one ``@rule`` in any file of this folder, or in another distribution (see :mod:`pfl_mobile.registry`).
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from pfl_mobile.errors import ConfigError, NonFiniteError, TooFewUpdatesError, UnknownNameError, near
 from pfl_mobile.hyperparameters import check_ranges, described
 from pfl_mobile.merge.rows import COLUMNS, GROUP, Rows, weighted_sum
+from pfl_mobile.registry import Registry
 
 T = TypeVar("T", bound="type[Rule]")
 
@@ -91,25 +91,22 @@ class RuleEntry:
         }
 
 
-_RULES: dict[str, RuleEntry] = {}
+RULES: Registry[RuleEntry] = Registry("merge rule", "pfl_mobile.merge")
 
 
 def rule(name: str, *, title: str, paper: str) -> Callable[[T], T]:
     """Make a subclass of ``Rule`` known by a name."""
 
     def known(make: T) -> T:
-        if name in _RULES:
-            raise ConfigError(f"merge rule {name!r} is registered twice", mend="give it another name")
-        _RULES[name] = RuleEntry(name, title, paper, make)
+        RULES.add(name, RuleEntry(name, title, paper, make), home=make.__module__)
         return make
 
     return known
 
 
 def rule_entries() -> list[RuleEntry]:
-    """All merge rules, in order of name."""
-    importlib.import_module("pfl_mobile.merge.robust")
-    return [_RULES[name] for name in sorted(_RULES)]
+    """All merge rules: ours in order of name, then those of other distributions."""
+    return list(RULES.all().values())
 
 
 def create_rule(name: str, **values: Any) -> Rule:
@@ -119,16 +116,14 @@ def create_rule(name: str, **values: Any) -> Rule:
         UnknownNameError: no such rule, or it has no such hyper-parameter.
         ConfigError: a hyper-parameter is out of range.
     """
-    known = {entry.name: entry for entry in rule_entries()}
-    if name not in known:
-        raise UnknownNameError(f"no merge rule is called {name!r}", mend=near(name, known))
-    fields = inspect.signature(known[name].make).parameters
+    make = RULES.find(name).make
+    fields = inspect.signature(make).parameters
     for key in values:
         if key not in fields:
             raise UnknownNameError(
                 f"merge rule {name!r} has no hyper-parameter {key!r}", mend=near(key, fields)
             )
-    return known[name].make(**values)
+    return make(**values)
 
 
 def parts_of(count: int, weights: np.ndarray) -> np.ndarray:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.modules import ModuleConfig
 from pfl_mobile.modules.insertion import Insertion
 from pfl_mobile.modules.model import PersonalizedModel, tensor_digest
+from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.modules.roles import DeviceTensorInfo, assign_roles
 
 if TYPE_CHECKING:

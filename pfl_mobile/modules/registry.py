@@ -1,7 +1,7 @@
 """The registry of module kinds and the base of their configurations.
 
-A new kind is one file: a frozen dataclass that derives from :class:`ModuleConfig`, carries
-``@register("kind")`` and says in ``insert`` what it puts into the backbone. Nothing else is edited.
+A new kind is one file, here or in another distribution (see :mod:`pfl_mobile.registry`): a frozen dataclass that
+derives from :class:`ModuleConfig`, carries ``@register("kind")`` and says in ``insert`` what it puts into the backbone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pfl_mobile.errors import ConfigError, UnknownNameError, near
+from pfl_mobile.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -75,25 +76,18 @@ class ModuleConfig:
 
 
 C = TypeVar("C", bound=ModuleConfig)
-_KINDS: dict[str, type[ModuleConfig]] = {}
+KINDS: Registry[type[ModuleConfig]] = Registry("module kind", "pfl_mobile.modules")
 
 
 def register(kind: str) -> Callable[[type[C]], type[C]]:
     """Class decorator that makes a configuration known as ``kind``."""
 
     def add(cls: type[C]) -> type[C]:
-        if kind in _KINDS:
-            raise ConfigError(f"module kind {kind!r} is registered twice", mend="choose another kind name")
+        KINDS.add(kind, cls, home=cls.__module__)
         cls.kind = kind
-        _KINDS[kind] = cls
         return cls
 
     return add
-
-
-def kinds() -> dict[str, type[ModuleConfig]]:
-    """All registered kinds, sorted by name."""
-    return dict(sorted(_KINDS.items()))
 
 
 def make_config(kind: str, config: Mapping[str, Any]) -> ModuleConfig:
@@ -103,9 +97,7 @@ def make_config(kind: str, config: Mapping[str, Any]) -> ModuleConfig:
         UnknownNameError: the kind, or one of the settings, does not exist.
         ConfigError: a value is invalid.
     """
-    if kind not in _KINDS:
-        raise UnknownNameError(f"module kind {kind!r} is unknown", mend=near(kind, _KINDS))
-    cls = _KINDS[kind]
+    cls = KINDS.find(kind)
     known = {f.name for f in dataclasses.fields(cls)}
     for key in config:
         if key not in known:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pfl_mobile.modules import VocabularySlots
+from pfl_mobile.modules.slots import VocabularySlots
 from pfl_mobile.text.encoder import BOS, EOS, PAD, SPECIALS, UNK
 
 if TYPE_CHECKING:

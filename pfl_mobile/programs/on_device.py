@@ -14,7 +14,8 @@ import torch
 
 from pfl_mobile.bundle.manifest import Encoder, Limits, TextEncoder, describe
 from pfl_mobile.errors import ConfigError, PrivacyError, UnknownNameError, near
-from pfl_mobile.modules import NgramMemory, VocabularySlots
+from pfl_mobile.modules.memory import NgramMemory
+from pfl_mobile.modules.slots import VocabularySlots
 from pfl_mobile.rows import holdout_size
 from pfl_mobile.text.encoder import SPECIALS, UNK
 from pfl_mobile.text.encoder import TextEncoder as Words

@@ -1,6 +1,7 @@
 """Strategies: what a device does in a round, and how the aggregator merges. One file for each algorithm.
 
-A new strategy is one file here with one ``@register``; nothing else has to know of it.
+A new strategy is one file here with one ``@register``, or one in another distribution that names it as an entry point
+of the group ``pfl_mobile.strategies`` (see :mod:`pfl_mobile.registry`); nothing else has to know of it.
 """
 
 from pfl_mobile.hyperparameters import Param

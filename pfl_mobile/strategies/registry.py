@@ -1,17 +1,19 @@
-"""The known strategies, by name, with the ranges of their hyper-parameters."""
+"""The known strategies, by name, with the ranges of their hyper-parameters.
+
+A weighting that is a kind of fairness is a strategy too: federated averaging with that weighting.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pfl_mobile.errors import ConfigError, PrivacyError, UnknownNameError, near
+from pfl_mobile.errors import PrivacyError, UnknownNameError, near
 from pfl_mobile.hyperparameters import check_ranges, described, parameters
+from pfl_mobile.registry import Registry
 
 if TYPE_CHECKING:
     from pfl_mobile.strategies.strategy import Strategy
@@ -62,7 +64,7 @@ def _private(strategy: Strategy) -> tuple[bool, str | None]:
     return True, None
 
 
-_ENTRIES: dict[str, Entry] = {}
+STRATEGIES: Registry[Entry] = Registry("strategy", "pfl_mobile.strategies")
 
 
 def register(
@@ -71,30 +73,21 @@ def register(
     """Make a strategy known: on a subclass of ``Strategy``, or on a function that returns one."""
 
     def known(make: T) -> T:
-        if name in _ENTRIES:
-            raise ConfigError(f"strategy {name!r} is registered twice", mend="give it another name")
-        _ENTRIES[name] = Entry(name, title, paper, shares, keeps, split, make)
+        entry = Entry(name, title, paper, shares, keeps, split, make)
+        STRATEGIES.add(name, entry, home=make.__module__)
         return make
 
     return known
 
 
-def _load() -> None:
-    """Import every file of this package, so that each registers itself."""
-    package = importlib.import_module("pfl_mobile.strategies")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-
-
 def names() -> list[str]:
-    """All names, sorted."""
-    _load()
-    return sorted(_ENTRIES)
+    """All names: ours sorted, then those of other distributions."""
+    return STRATEGIES.names()
 
 
 def entries() -> list[Entry]:
-    """All strategies, in order of name."""
-    return [_ENTRIES[name] for name in names()]
+    """All strategies, in the order of their names."""
+    return list(STRATEGIES.all().values())
 
 
 def fairness_names() -> list[str]:
@@ -113,10 +106,7 @@ def entry(name: str) -> Entry:
     Raises:
         UnknownNameError: there is none; the mend lists near names.
     """
-    _load()
-    if name not in _ENTRIES:
-        raise UnknownNameError(f"no strategy is called {name!r}", mend=near(name, _ENTRIES))
-    return _ENTRIES[name]
+    return STRATEGIES.find(name)
 
 
 def create(name: str, **values: Any) -> Strategy:

@@ -12,7 +12,7 @@ from torch import nn
 
 from pfl_mobile.data.user_rows import rename_to_labels
 from pfl_mobile.errors import ConfigError, UnknownNameError
-from pfl_mobile.modules import Head
+from pfl_mobile.modules.head import Head
 from pfl_mobile.modules.insertion import matches, near_pattern
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from pfl_mobile.programs.tasks import Batch, Task

@@ -12,9 +12,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
+from pfl_mobile import Gate, LoRA
 from pfl_mobile.bundle.peft import export_adapter, export_model, import_adapter, import_model
 from pfl_mobile.errors import ConfigError, DataError, TensorMismatchError
-from pfl_mobile.modules import Gate, LoRA
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from tests.backbones import BACKBONES, decoder
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pfl_mobile import Head, LoRA
 from pfl_mobile.bundle import peft_config
 from pfl_mobile.bundle.peft import export_adapter, export_model, import_model
 from pfl_mobile.bundle.peft_config import AdapterConfig
 from pfl_mobile.errors import ConfigError, DataError, TensorMismatchError
-from pfl_mobile.modules import Head, LoRA
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.modules.registry import ModuleConfig
 

@@ -239,7 +239,8 @@ def test_arrays_come_from_datasets_and_studies_by_name(
         rows = {u: {"x": x, "labels": (x[:, 0] > 0).astype(int)} for u, x in users.items()}
         return ArrayPopulation.of("six", {u: {**r, "weight": np.ones(len(r["x"]))} for u, r in rows.items()})
 
-    monkeypatch.setitem(registry._DATASETS, "six", Generator(name="six", summary="", build=people))
+    six = Generator(name="six", summary="", build=people)
+    monkeypatch.setitem(registry.DATASETS._items, "six", (six, __name__))
     (tmp_path / "mine.py").write_text(STUDY)
 
     def personalize(source: object, *more: object, user: str = "u") -> Ran:

@@ -110,6 +110,7 @@ def pin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Path], None]
 
     def change(name: str, path: Path) -> None:
         files = {hashlib.sha256(path.read_bytes()).hexdigest(): "a test file"}
-        monkeypatch.setitem(registry._DATASETS, name, replace(registry.find(name), files=files))
+        pinned = replace(registry.find(name), files=files)
+        monkeypatch.setitem(registry.DATASETS._items, name, (pinned, __name__))
 
     return change

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pfl_mobile.modules import Adapter, Experts, Gate, Head, LoRA, NgramMemory, SoftPrompt, VocabularySlots
+from pfl_mobile import Adapter, Experts, Gate, Head, LoRA, NgramMemory, SoftPrompt, VocabularySlots
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.plan.optimizers import Sgd

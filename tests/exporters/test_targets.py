@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pfl_exporters.export import frozen_bytes, load_engine, program_specs
+from pfl_exporters.export import frozen_bytes, open_lowered, program_specs
 from pfl_exporters.targets import resolve
 from pfl_exporters.verify import Case, cases, check_engine, check_traced
 from pfl_mobile.errors import ConfigError
@@ -35,8 +35,9 @@ def traced(name: str) -> tuple[Deployment, dict[str, TracedProgram], list[Case]]
 def test_loss_and_every_gradient_equal_pytorch(name: str, target: str, tmp_path: Path) -> None:
     _, programs, reference = traced(name)
     (found,) = resolve([target])
-    lowered = found.load()(programs, tmp_path, lambda _: None)
-    with load_engine(found, lowered, program_specs(programs)) as session:
+    found.load()
+    lowered = found.lower(programs, tmp_path, lambda _: None)
+    with open_lowered(found, lowered, program_specs(programs)) as session:
         errors = check_engine(session, reference)
     assert errors["loss_rel_err"] < 1e-5
     assert errors["grad_max_rel_err"] < 1e-5
@@ -45,7 +46,8 @@ def test_loss_and_every_gradient_equal_pytorch(name: str, target: str, tmp_path:
 def test_onnx_programs_share_one_weight_file(tmp_path: Path) -> None:
     d, programs, _ = traced("decoder with sdpa")
     (target,) = resolve(["onnx"])
-    lowered = target.load()(programs, tmp_path, lambda _: None)
+    target.load()
+    lowered = target.lower(programs, tmp_path, lambda _: None)
     big = sum(v.numel() * 4 for v in d.model.frozen_tensors().values() if v.numel() * 4 >= 1024)
     stored = lowered.paths["onnx/weights.bin"].stat().st_size
     assert big <= stored < big + 4096 * 40  # offsets are page-aligned
@@ -54,7 +56,7 @@ def test_onnx_programs_share_one_weight_file(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_frozen_weight_is_stored_once(tmp_path: Path) -> None:
     """Also one that the embedding and the output share: three methods, both directions, one copy."""
-    from pfl_mobile.modules import LoRA
+    from pfl_mobile import LoRA
     from pfl_mobile.modules.personalize import personalize
     from pfl_mobile.programs.tasks import TokenTask
     from tests.backbones import Decoder
@@ -75,9 +77,10 @@ def test_every_frozen_weight_is_stored_once(tmp_path: Path) -> None:
     needed = frozen_bytes(programs)
     assert needed == pytest.approx(4 * sum(p.numel() for p in backbone.parameters()), rel=0.01)
     (android,) = resolve(["android"])
-    lowered = android.load()(programs, tmp_path, lambda _: None)
+    android.load()
+    lowered = android.lower(programs, tmp_path, lambda _: None)
     assert lowered.measured["model_bytes"] <= 1.05 * needed
-    with load_engine(android, lowered, program_specs(programs)) as session:
+    with open_lowered(android, lowered, program_specs(programs)) as session:
         check_engine(session, cases(d.model, d.task, d.batch, d.inputs_of_predict(), rounds=1))
 
 

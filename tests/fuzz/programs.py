@@ -9,7 +9,6 @@ off this process, which has loaded the runtime and nothing else, so that each ta
 from __future__ import annotations
 
 import collections
-import importlib
 import json
 import os
 import random
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pfl_mobile.bundle import Bundle
-from pfl_mobile.engines import ENGINES, IsolatedSession
+from pfl_mobile.engines import IsolatedSession, load_engine
 from pfl_mobile.engines.child import serve
 from pfl_mobile.errors import PflError
 from tests.fuzz.mutate import mutate_bytes
@@ -75,7 +74,7 @@ def run(place: Path, engine: str, count: int, seed: int, seconds: float = 20.0) 
         (seconds).
     """
     rng = random.Random(seed)
-    importlib.import_module(ENGINES[engine][0])
+    load_engine(engine)
     outcomes: collections.Counter[str] = collections.Counter()
     raw, slowest = None, 0.0
     with Bundle.open(place) as bundle, tempfile.TemporaryDirectory() as folder:

@@ -15,20 +15,9 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pfl_mobile import Adapter, Experts, Gate, Head, LoRA, NgramMemory, SoftPrompt, VocabularySlots
 from pfl_mobile.errors import ConfigError, RoleConflictError, TensorMismatchError, UnknownNameError
-from pfl_mobile.modules import (
-    Adapter,
-    Experts,
-    Gate,
-    Head,
-    LoRA,
-    ModuleConfig,
-    NgramMemory,
-    SoftPrompt,
-    VocabularySlots,
-    kinds,
-    make_config,
-)
+from pfl_mobile.modules import KINDS, ModuleConfig, make_config
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize, tensor_digest
 from tests.backbones import BACKBONES
 
@@ -114,7 +103,7 @@ def personal(case: Case, example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def test_every_registered_kind_is_in_this_suite() -> None:
-    assert {case.config.kind for case in CASES} == set(kinds())
+    assert {case.config.kind for case in CASES} == set(KINDS.names())
 
 
 @every

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from pfl_mobile import Adapter, Gate, Head, SoftPrompt
 from pfl_mobile.errors import ConfigError, UnknownNameError
-from pfl_mobile.modules import Adapter, Gate, Head, SoftPrompt
 from pfl_mobile.modules.personalize import personalize, tensor_digest
 from tests.backbones import cnn, decoder, encoder, gru, mlp, sensor, tied_decoder
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pfl_mobile import LoRA
 from pfl_mobile.errors import ConfigError, UnknownNameError
-from pfl_mobile.modules import LoRA, make_config
+from pfl_mobile.modules import make_config
 from pfl_mobile.modules.personalize import personalize
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pfl_mobile import NgramMemory, VocabularySlots
 from pfl_mobile.errors import ConfigError, OutOfVocabularyError
-from pfl_mobile.modules import NgramMemory, VocabularySlots
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from tests.backbones import decoder, encoder
 

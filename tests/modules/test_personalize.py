@@ -10,19 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pfl_mobile import Adapter, Gate, Head, LoRA, NgramMemory, SoftPrompt, VocabularySlots
 from pfl_mobile.errors import ConfigError, RoleConflictError, TensorMismatchError, UnknownNameError
-from pfl_mobile.modules import (
-    Adapter,
-    Gate,
-    Head,
-    LoRA,
-    ModuleConfig,
-    NgramMemory,
-    SoftPrompt,
-    VocabularySlots,
-    make_config,
-    register,
-)
+from pfl_mobile.modules import ModuleConfig, make_config, register
 from pfl_mobile.modules.insertion import matches
 from pfl_mobile.modules.personalize import personalize, tensor_digest
 from tests.backbones import cnn, decoder, mlp, tied_decoder

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pfl_mobile import Head, LoRA, SoftPrompt, VocabularySlots
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.modules import Head, LoRA, SoftPrompt, VocabularySlots
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from tests.backbones import decoder, tied_decoder
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from pfl_mobile import LoRA, NgramMemory, VocabularySlots
 from pfl_mobile.errors import ConfigError, DataError, PrivacyError, UnknownNameError
-from pfl_mobile.modules import LoRA, NgramMemory, VocabularySlots
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.programs.deployment import Deployment

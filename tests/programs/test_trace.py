@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from pfl_exporters import verify
 from pfl_exporters.export import export_bundle
+from pfl_mobile import Head, LoRA
 from pfl_mobile.errors import ConfigError, ExportError, GradientMismatchError, UnknownNameError
-from pfl_mobile.modules import Head, LoRA
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.plan.phases import TrainPhase
@@ -245,11 +246,11 @@ def test_a_wrong_gradient_stops_the_export_and_leaves_nothing(
 def test_a_lowering_that_is_wrong_is_caught_in_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pfl_exporters.targets import Lowered
-    from pfl_exporters.targets import torch as target
+    from pfl_exporters.lowering.files import Lowered
+    from pfl_exporters.targets import TARGETS
 
     d = classes("mlp", LoRA("hidden.[02]", rank=2))
-    honest = target.lower
+    target = TARGETS.find("torch")
 
     def broken(programs: dict[str, object], folder: Path, report: object) -> Lowered:
         graph = programs["gradients"].graph  # type: ignore[attr-defined]
@@ -257,9 +258,9 @@ def test_a_lowering_that_is_wrong_is_caught_in_the_engine(
             if node.target is torch.ops.aten.tanh.default:
                 node.target = torch.ops.aten.sin.default
         graph.recompile()
-        return honest(programs, folder, report)  # type: ignore[arg-type]
+        return target.lower(programs, folder, report)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(target, "lower", broken)
+    monkeypatch.setitem(TARGETS._items, "torch", (replace(target, lower=broken), __name__))
     with pytest.raises(GradientMismatchError, match="engine 'torch'"):
         export_bundle(d, ["torch"], tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []

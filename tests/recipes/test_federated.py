@@ -11,7 +11,7 @@ import pytest
 from pfl_mobile.cli import main
 from pfl_mobile.data import UserText, split
 from pfl_mobile.data.usertext import Message
-from pfl_mobile.errors import ConfigError, DataError, TooFewUsersError
+from pfl_mobile.errors import DataError, PflError, TooFewUsersError
 from pfl_mobile.plan.schema import Plan
 from pfl_recipes.keyboard import federated, study
 from pfl_recipes.keyboard.processes import Seen
@@ -106,10 +106,11 @@ def test_the_figures_of_a_round_are_of_the_model_it_made():
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"), [({"engine": "coreml"}, "engine"), ({"devices": 1}, "1 devices")]
+    ("settings", "what"),
+    [({"engine": "coreml"}, "no engine is called 'coreml'"), ({"devices": 1}, "1 devices")],
 )
 def test_settings_that_make_no_sense_are_refused(settings, what):
-    with pytest.raises(ConfigError, match=what):
+    with pytest.raises(PflError, match=what):
         federated.run("sotu", **settings)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from pfl_mobile import LoRA, NgramMemory
 from pfl_mobile.data import Message, UserText
 from pfl_mobile.errors import ConfigError, DataError
-from pfl_mobile.modules import LoRA, NgramMemory
 from pfl_mobile.modules.model import tensor_digest
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from pfl_mobile.modules.shared_ngrams import SharedNgrams

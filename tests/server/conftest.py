@@ -22,8 +22,8 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from pfl_exporters.export import export_bundle
+from pfl_mobile import LoRA
 from pfl_mobile.bundle import Bundle
-from pfl_mobile.modules import LoRA
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.plan.phases import TrainPhase

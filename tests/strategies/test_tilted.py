@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pfl_mobile import LoRA
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.modules import LoRA
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.programs.tasks import ClassificationTask, tilted_task
 from pfl_mobile.programs.trace import trace_programs

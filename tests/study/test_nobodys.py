@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from pfl_mobile import Head
 from pfl_mobile.errors import TooFewUsersError
-from pfl_mobile.modules import Head
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.programs.made_up import batch_like
 from pfl_mobile.programs.tasks import ClassificationTask, RegressionTask

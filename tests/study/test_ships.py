@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from pfl_exporters.export import export_bundle
+from pfl_exporters.targets import TARGETS
+from pfl_mobile import engines
 from pfl_mobile.bundle import Bundle
 from pfl_mobile.engines import open_session
 from pfl_mobile.local.trainer import LocalTrainer
@@ -16,7 +18,8 @@ from tests.study.small import study
 
 pytestmark = pytest.mark.slow
 
-ENGINES = {"android": "executorch", "onnx": "onnxruntime"}
+#: Of the targets whose files a phone runs.
+ENGINES = {t.name: t.engine for t in TARGETS.all().values() if not engines.ENGINES.find(t.engine).only_named}
 
 
 @pytest.fixture(scope="module", params=ENGINES)

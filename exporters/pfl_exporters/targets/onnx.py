@@ -1,122 +1,21 @@
-"""ONNX programs for stock ONNX Runtime: one graph for each program, all reading one weight file."""
+"""ONNX: stock ONNX Runtime, on any system."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import onnx
-import torch
-from onnx import TensorProto, numpy_helper
+from pfl_exporters.lowering.files import Lowered, Report
+from pfl_exporters.targets.registry import register
 
-from pfl_mobile.errors import UnsupportedOperatorError
-from pfl_mobile.programs.trace import TracedProgram
-
-from ..graphs import export_graph
-from . import Lowered, Report
-
-#: Newest operator set that all supported runtimes read, mobile builds of the last two years included.
-OPSET = 18
-#: Smaller constants stay in the graph.
-EXTERNAL_BYTES = 1024
-#: Offsets in the weight file are multiples of this, so that it can be mapped.
-ALIGNMENT = 4096
+if TYPE_CHECKING:
+    from pfl_mobile.programs.trace import TracedProgram
 
 
-class _WeightFile:
-    """Appends constants to one file, equal bytes once."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = open(path, "wb")  # noqa: SIM115  (closed in finish)
-        self._offsets: dict[str, int] = {}
-
-    def move(self, tensor: TensorProto) -> None:
-        """Replace the tensor's bytes by a reference into the file."""
-        data = numpy_helper.to_array(tensor).tobytes()
-        digest = hashlib.sha256(data).hexdigest()
-        if digest not in self._offsets:
-            self._file.write(bytes(-self._file.tell() % ALIGNMENT))
-            self._offsets[digest] = self._file.tell()
-            self._file.write(data)
-        tensor.ClearField("raw_data")
-        tensor.ClearField("float_data")
-        tensor.ClearField("int64_data")
-        tensor.ClearField("int32_data")
-        del tensor.external_data[:]
-        tensor.data_location = TensorProto.EXTERNAL
-        entries = {"location": self.path.name, "offset": self._offsets[digest], "length": len(data)}
-        for key, value in entries.items():
-            tensor.external_data.add(key=key, value=str(value))
-
-    def finish(self) -> None:
-        self._file.close()
-
-
-def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
-    exported = export_graph(program)
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            result: Any = torch.onnx.export(
-                exported,
-                args=(),
-                dynamo=True,
-                optimize=False,
-                opset_version=OPSET,
-                verbose=False,
-                input_names=list(program.inputs),
-                output_names=list(program.outputs),
-            )
-    except Exception as error:
-        raise UnsupportedOperatorError(
-            f"program {program.name!r} has an operator that ONNX does not have: {error}",
-            mend="express it in other PyTorch operators, or use --target android",
-        ) from error
-    finally:
-        logging.disable(level)
-    return result.model_proto
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Drop what only names the exporter's internals and the machine it ran on."""
-    del model.metadata_props[:]
-    model.ClearField("doc_string")
-    for node in model.graph.node:
-        node.ClearField("doc_string")
-        del node.metadata_props[:]
-    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
-        del value.metadata_props[:]
-
-
+@register("onnx", engine="onnxruntime", tools=("onnx", "onnxscript", "pfl_exporters.lowering.onnx"))
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
-    """Write ``onnx/<program>.onnx`` and ``onnx/weights.bin``.
+    """One graph for each program, all reading one weight file."""
+    from pfl_exporters.lowering import onnx
 
-    Raises:
-        UnsupportedOperatorError: ONNX has no form of an operator.
-    """
-    place = folder / "onnx"
-    place.mkdir(parents=True, exist_ok=True)
-    weights = _WeightFile(place / "weights.bin")
-    files, paths = {"weights": "onnx/weights.bin"}, {"onnx/weights.bin": weights.path}
-    try:
-        for name, program in programs.items():
-            report(f"onnx: {name}")
-            model = _to_onnx(program)
-            _strip(model)
-            for tensor in model.graph.initializer:
-                if numpy_helper.to_array(tensor).nbytes >= EXTERNAL_BYTES:
-                    weights.move(tensor)
-            path = place / f"{name}.onnx"
-            path.write_bytes(model.SerializeToString(deterministic=True))
-            files[name], paths[f"onnx/{name}.onnx"] = f"onnx/{name}.onnx", path
-    finally:
-        weights.finish()
-    measured = {"model_bytes": sum(p.stat().st_size for p in paths.values())}
-    return Lowered(files, paths, measured)
+    return onnx.lower(programs, folder, report)

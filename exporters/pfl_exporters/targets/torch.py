@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from pfl_exporters.lowering.files import Lowered, Report
+from pfl_exporters.targets.registry import register
 
-from pfl_mobile.programs.trace import TracedProgram
-
-from ..graphs import export_graph
-from . import Lowered, Report
+if TYPE_CHECKING:
+    from pfl_mobile.programs.trace import TracedProgram
 
 
+@register("torch", engine="torch", tools=("torch",))
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """Write ``torch/<program>.pt2`` for every program."""
+    import torch
+
+    from pfl_exporters.lowering.graphs import export_graph
+
     files, paths = {}, {}
     for name, program in programs.items():
         report(f"torch: {name}")

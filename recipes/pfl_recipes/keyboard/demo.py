@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from pfl_exporters.export import ExportReport, export_bundle
+from pfl_exporters.targets import target_of
 from pfl_mobile.bundle.read import Bundle
 from pfl_mobile.data import Split
 from pfl_mobile.engines import open_session
 from pfl_mobile.engines.base import Session
-from pfl_mobile.errors import ConfigError, DataError
+from pfl_mobile.errors import DataError
 from pfl_mobile.files.atomic import atomic_write
 from pfl_mobile.local.evaluation import Evaluator, UserResult, summarize
 from pfl_mobile.local.state import PersonalState
@@ -105,7 +106,7 @@ def run(
         out: folder for the results; by default ``out/keyboard-<dataset>``.
         users: personalize at most so many held-out users.
         report: told about progress.
-        engine: ``executorch`` or ``onnxruntime``.
+        engine: that runs the bundle on the users' messages.
         presage: also compare with presage, which has to be installed.
         recipe: settings; by default those of the dataset.
         vocabulary: which words of the users may ship; by default those of 5 users.
@@ -116,11 +117,7 @@ def run(
         in percent, ``seconds`` by step, and ``report``, the page that was written.
     """
     say = report or (lambda _what, _fraction: None)
-    targets = {"executorch": "android", "onnxruntime": "onnx"}
-    if engine not in targets:
-        raise ConfigError(
-            f"the demo cannot run on engine {engine!r}", mend=f"choose one of {', '.join(targets)}"
-        )
+    target = target_of(engine)
     clock, seconds = time.perf_counter(), {}
 
     def lap(step: str) -> None:
@@ -137,7 +134,7 @@ def run(
         )
     folder = Path(out or f"out/keyboard-{Path(prepared.source).stem}")
     exported = export_bundle(
-        deploy(prepared), [targets[engine]], folder / "bundle", report=lambda t: say(t, None)
+        deploy(prepared), [target.name], folder / "bundle", report=lambda t: say(t, None)
     )
     lap("export")
     parts = _first_users(prepared.parts, users)

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pfl_exporters.export import export_bundle
+from pfl_exporters.targets import target_of
 from pfl_mobile.data import UserText, load, split
+from pfl_mobile.engines import ENGINES
 from pfl_mobile.errors import ConfigError, DataError
 from pfl_mobile.files.atomic import PRIVATE, atomic_write, private_folder
 from pfl_mobile.plan.optimizers import AdamW
@@ -30,12 +32,6 @@ from .plots import draw_rounds
 from .processes import Devices, Figures, Report, Seen, ended_in_order, loss, serving, top3
 from .study import CONFIG, MESSAGES, Adapted, backbone, encoder_of
 
-#: Engine -> target of the export, and what a device imports for it.
-ENGINES = {
-    "executorch": ("android", "executorch.runtime"),
-    "onnxruntime": ("onnx", "onnxruntime"),
-    "torch": ("torch", "torch"),
-}
 BATCH = 16
 #: Passes over a device's messages in a round.
 EPOCHS = 2
@@ -158,14 +154,12 @@ def run(
         The fields of :data:`FIELDS`, then further figures.
 
     Raises:
-        ConfigError: no such engine, or a number that makes no sense.
+        EngineUnavailableError: no such engine.
+        ConfigError: no target is for the engine, or a number makes no sense.
         DataError: too few messages.
         DeviceError: a process failed; its log is named.
     """
-    if engine not in ENGINES:
-        raise ConfigError(
-            f"the demo cannot run on engine {engine!r}", mend=f"choose one of {', '.join(ENGINES)}"
-        )
+    target, runtime = target_of(engine), ENGINES.find(engine).runtime
     if devices < 2 or rounds < 1:
         raise ConfigError(
             f"{devices} devices and {rounds} rounds", mend="give at least 2 devices and 1 round"
@@ -190,8 +184,7 @@ def run(
     private_folder(folder, ours=("messages.jsonl", "devices", "server"))
     for part in ("bundle", "server", "devices"):
         shutil.rmtree(folder / part, ignore_errors=True)
-    target, runtime = ENGINES[engine]
-    export_bundle(model, [target], folder / "bundle", report=lambda what: say(what, None))
+    export_bundle(model, [target.name], folder / "bundle", report=lambda what: say(what, None))
     lap("export")
     config = None if epsilon is None else privacy(devices, rounds, epsilon)
     _write_settings(folder, mine, devices, rounds, config)

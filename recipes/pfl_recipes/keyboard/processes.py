@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -210,7 +210,7 @@ class Devices:
     folder: Path
     url: str
     engine: str
-    runtime: str
+    runtime: Sequence[str]
     delta: float | None
     memory_mb: float | None = None
     codes: dict[int, int] = field(default_factory=dict)
@@ -221,7 +221,7 @@ class Devices:
 
     def __enter__(self) -> Devices:
         private_folder(self.folder / "devices")
-        modules = [self.runtime, "httpx2", "pfl_mobile.cli", "pfl_mobile.device.device"]
+        modules = [*self.runtime, "httpx2", "pfl_mobile.cli", "pfl_mobile.device.device"]
         modules += ["pfl_mobile.device.model", "pfl_mobile.data", f"pfl_mobile.engines.{self.engine}"]
         self._log = open(self.folder / "devices.log", "wb", opener=open_private)
         self._process = subprocess.Popen(

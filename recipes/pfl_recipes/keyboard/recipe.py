@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from pfl_mobile import data
+from pfl_mobile import LoRA, NgramMemory, VocabularySlots, data
 from pfl_mobile.errors import TooFewUsersError
 from pfl_mobile.files.places import cache_dir
-from pfl_mobile.modules import LoRA, NgramMemory, VocabularySlots
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.plan.optimizers import AdamW

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
+from pfl_mobile import LoRA
 from pfl_mobile.data import UserText, cache_dir, load, split
 from pfl_mobile.data.populations import TextPopulation
-from pfl_mobile.modules import LoRA
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from pfl_mobile.plan.optimizers import AdamW
 from pfl_mobile.strategies import Local

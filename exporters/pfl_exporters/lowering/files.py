@@ -1,0 +1,33 @@
+"""What lowering makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:  # the names of targets are wanted without PyTorch too
+    from pfl_mobile.programs.trace import TracedProgram
+
+#: Called with a line of text when a step begins.
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The files of one engine.
+
+    Attributes:
+        files: purpose -> path inside the bundle, as the manifest lists them.
+        paths: path inside the bundle -> the file that was written for it.
+        measured: figures in bytes, for the manifest.
+    """
+
+    files: dict[str, str]
+    paths: dict[str, Path]
+    measured: dict[str, int] = field(default_factory=dict)
+
+
+#: Writes the files of traced programs into a folder.
+Lower: TypeAlias = "Callable[[Mapping[str, TracedProgram], Path, Report], Lowered]"

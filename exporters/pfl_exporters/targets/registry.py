@@ -1,0 +1,113 @@
+"""The known targets: a target is one file that registers itself by name.
+
+It lies in this folder, or in another distribution that names it as an entry point of the group
+``pfl_exporters.targets`` (see :mod:`pfl_mobile.registry`). The file imports its tools inside functions: targets are
+listed where their tools are not installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from pfl_mobile.errors import ConfigError, MissingDependencyError, install_hint
+from pfl_mobile.registry import Registry
+
+if TYPE_CHECKING:
+    from pfl_exporters.lowering.files import Lower
+
+L = TypeVar("L", bound="Lower")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target and the engine that runs its files.
+
+    Attributes:
+        name: as users type it.
+        engine: name of the engine.
+        tools: modules that lowering needs; the first is of the package that users install.
+        lower: writes the files; call :meth:`load` before.
+    """
+
+    name: str
+    engine: str
+    tools: tuple[str, ...]
+    lower: Lower
+
+    def load(self) -> None:
+        """Import the tools, which takes seconds.
+
+        Raises:
+            MissingDependencyError: a package is not installed.
+        """
+        for module in self.tools:
+            try:
+                importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                raise MissingDependencyError(
+                    f"target {self.name!r} needs the package {error.name!r}",
+                    mend=install_hint(self.tools[0].partition(".")[0]),
+                ) from error
+
+
+TARGETS: Registry[Target] = Registry("target", "pfl_exporters.targets")
+
+
+def register(name: str, *, engine: str, tools: Sequence[str]) -> Callable[[L], L]:
+    """Make a function that writes the files of an engine known as a target.
+
+    Args:
+        name: of the target.
+        engine: name of the engine that runs the files.
+        tools: modules that it needs, imported before it is called; the first is of the package that users install.
+    """
+
+    def known(lower: L) -> L:
+        TARGETS.add(name, Target(name, engine, tuple(tools), lower), home=lower.__module__)
+        return lower
+
+    return known
+
+
+def resolve(names: Iterable[str]) -> list[Target]:
+    """Targets by name; ``all`` is every one of them.
+
+    Raises:
+        UnknownNameError: there is no such target.
+        ConfigError: it is ``ios``, which is not available yet.
+    """
+    wanted: list[Target] = []
+    for name in names:
+        if name == "all":
+            found = list(TARGETS.all().values())
+        elif name == "ios" and name not in TARGETS:
+            raise ConfigError(
+                "target 'ios' is not available in this version",
+                mend="export with --target android or --target onnx; ONNX Runtime also runs on iOS",
+            )
+        else:
+            found = [TARGETS.find(name)]
+        wanted += [target for target in found if target not in wanted]
+    return wanted
+
+
+def target_of(engine: str) -> Target:
+    """The target that makes the files of an engine.
+
+    Raises:
+        EngineUnavailableError: there is no such engine.
+        ConfigError: no target is for it.
+    """
+    from pfl_mobile.engines import ENGINES
+
+    ENGINES.find(engine)  # an unknown name is another mistake than an engine without a target
+    found = next((target for target in TARGETS.all().values() if target.engine == engine), None)
+    if found is None:
+        raise ConfigError(
+            f"no target makes files for engine {engine!r}",
+            mend=f"choose one of {', '.join(sorted({t.engine for t in TARGETS.all().values()}))}",
+        )
+    return found

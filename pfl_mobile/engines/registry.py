@@ -1,0 +1,94 @@
+"""The known engines: an engine is one file that registers itself by name.
+
+It lies in this folder, or in another distribution that names it as an entry point of the group ``pfl_mobile.engines``
+(see :mod:`pfl_mobile.registry`). The file imports its runtime inside functions: engines are listed where their
+runtimes are not installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ..bundle.manifest import ProgramSpec
+from ..errors import EngineUnavailableError, install_hint
+from ..registry import Registry
+from .base import EngineSession
+
+#: An engine's loader: files by purpose, signatures, number of threads (None: the runtime's choice).
+Loader = Callable[[Mapping[str, str], Sequence[ProgramSpec], int | None], EngineSession]
+
+L = TypeVar("L", bound=Loader)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A runtime of programs.
+
+    Attributes:
+        name: as bundles and users write it.
+        runtime: modules that it needs; the first is of the package that users install for it.
+        loader: opens files of the engine.
+        only_named: whether users have to name it, because its files can hold code.
+    """
+
+    name: str
+    runtime: tuple[str, ...]
+    loader: Loader
+    only_named: bool
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages that the runtime is in."""
+        return tuple(module.partition(".")[0] for module in self.runtime)
+
+
+ENGINES: Registry[Engine] = Registry("engine", "pfl_mobile.engines", unknown=EngineUnavailableError)
+
+
+def register(name: str, *, runtime: Sequence[str], only_named: bool = False) -> Callable[[L], L]:
+    """Make a loader known as an engine.
+
+    Args:
+        name: of the engine.
+        runtime: modules that it needs, imported before it is used; the first is of the package that users install.
+        only_named: whether users have to name it, because its files can hold code.
+    """
+
+    def known(loader: L) -> L:
+        ENGINES.add(name, Engine(name, tuple(runtime), loader, only_named), home=loader.__module__)
+        return loader
+
+    return known
+
+
+def unasked(have: Iterable[str]) -> list[str]:
+    """Those of the engines ``have`` that may be used without being named, the preferred first.
+
+    ``torch`` is not among them: its files can hold code, and opening an unknown bundle must not run any.
+    """
+    present = set(have)
+    return [
+        engine.name for engine in ENGINES.all().values() if engine.name in present and not engine.only_named
+    ]
+
+
+def load_engine(name: str) -> Loader:
+    """The loader of an engine, its runtime imported.
+
+    Raises:
+        EngineUnavailableError: there is no such engine, or its package is missing.
+    """
+    engine = ENGINES.find(name)
+    for module in engine.runtime:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in engine.packages:
+                raise
+            raise EngineUnavailableError(
+                f"engine {name!r} needs the package {error.name!r}", mend=install_hint(engine.packages[0])
+            ) from error
+    return engine.loader
