@@ -29,7 +29,10 @@ class Backoff:
     most_s: float = 60.0
 
     def pause(self, failures: int, told_s: float | None, draw: random.Random) -> float:
-        """Seconds to wait after so many failures in a row: half of it to all of it, and no less than told.
+        """Seconds to wait after a number of failures in a row.
+
+        The wait doubles with each failure; a random factor between a half and one keeps devices apart (jitter). It is
+        never shorter than the server asked for.
 
         Args:
             failures: 1 or more.

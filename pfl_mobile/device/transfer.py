@@ -22,7 +22,7 @@ _CHUNK = 1 << 16
 
 
 def download(client: Client, what: Download, to: Path) -> None:
-    """Fetch a set of values to a file; a part of an earlier try, also of a killed process, is gone on from.
+    """Download a set of values to a file. It resumes what an earlier attempt left, even one that was killed.
 
     Args:
         client: of the device.

@@ -132,8 +132,8 @@ class LocalTrainer:
         Args:
             train: rows or texts, oldest first.
             holdout: the newest examples, never trained on; memorized after adoption if the plan asks for it.
-            state: a store, whose current version is gone on from and which the result is saved in; or a state
-                in memory; or None for the shipped values.
+            state: a store: training continues from its current version and saves the result in it; or a state in
+                memory; or None for the shipped values.
             on_progress: called after each step.
             cancel: asked after each step.
             publish: False writes an adopted state into the store, but leaves the old one current until

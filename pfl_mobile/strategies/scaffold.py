@@ -74,15 +74,15 @@ class Scaffold(Strategy):
         return {"c_i": CopyStart(group=_SHARED), "control": CopyStart()}
 
     def keep(self, at: Context) -> tuple[str, ...]:
-        """c_i."""
+        """The control variate of the device, c_i."""
         return ("c_i",)
 
     def upload_copies(self, at: Context) -> tuple[str, ...]:
-        """c_i."""
+        """The change of the device's control variate, c_i."""
         return ("c_i",)
 
     def begin(self, server: Server) -> None:
-        """C starts at 0."""
+        """The control variate of the server, c, starts at 0."""
         server.sets["c"] = server.zeros("shared")
 
     def sets(self, server: Server) -> dict[str, Values]:

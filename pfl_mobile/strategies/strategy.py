@@ -143,9 +143,9 @@ class Strategy:
         return ()
 
     def for_steps(self, steps: int) -> Mapping[str, Any]:
-        """Its hyper-parameters for so many local steps in a round, where they and not Local's epochs or steps say it.
+        """The hyper-parameters that make a device take ``steps`` local steps in a round.
 
-        By default none: what it trains in a round is Local's.
+        Empty, the default, where ``Local`` says how long devices train.
         """
         return {}
 

@@ -92,7 +92,7 @@ class Equally(Weighting):
     summed_by: ClassVar[SummedBy | None] = "devices"
 
     def weights(self, updates: Updates, server: Server) -> np.ndarray:
-        """Ones."""
+        """1 for each device."""
         return weights_of(updates.examples, "devices")
 
 

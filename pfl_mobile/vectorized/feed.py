@@ -89,7 +89,7 @@ class Feed:
             yield from chunk.helpings()
 
     def train(self, phase: TrainPhase, index: int) -> Iterator[Helping]:
-        """The helpings of a train phase, two for each step with lookahead, as long as a lane has a step."""
+        """The batches of a train phase, until every lane has done its steps; with lookahead, two for each step."""
         for chunk in self.chunks(phase, index):
             yield from chunk.helpings()
 

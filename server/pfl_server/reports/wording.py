@@ -133,7 +133,7 @@ def _three_digits(value: float, whole: Callable[[float], int]) -> str:
         return "0"
     step = 10 ** (math.floor(math.log10(value)) - 2)
     exact = round(value / step)
-    # what is a round number but for its last bits stays it
+    # a value like 2.9999999999 is 3, not 2.99
     number = exact if math.isclose(value / step, exact, rel_tol=1e-9) else whole(value / step)
     return f"{number * step:.3g}"
 

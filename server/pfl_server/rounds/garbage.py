@@ -52,7 +52,7 @@ class Collector:
             DatabaseError, BlobError: storage failed.
         """
         services, now = self._services, self._services.clock()
-        # First the files, then what is needed: a file that is used from then on is not missed.
+        # List the files before asking which are needed: a file that comes into use in between is then not deleted.
         stored = [key for folder in ("updates/", "sets/", "states/") for key in services.blobs.keys(folder)]
         with services.database.read() as session:
             needed = self._needed(session, now)

@@ -1,4 +1,4 @@
-"""One thread does for all that wait what each of them would do: many small transactions become one."""
+"""Group commit: requests that wait for the database are written in one transaction, by one of their threads."""
 
 from __future__ import annotations
 

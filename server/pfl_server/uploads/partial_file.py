@@ -187,7 +187,12 @@ class Part:
         self.size, self._written, self._rest = 0, 0, b""
 
     def rescan(self, scan: Scan) -> None:
-        """Give what is there to ``scan``, but what does not fill a block; errors as its ``add``."""
+        """Let ``scan`` see the whole blocks that arrived in earlier requests.
+
+        Raises:
+            Busy: the file was cut meanwhile, by another request.
+            UpdateFileError: see `Scan.add`.
+        """
         while scan.seen < self._written:
             data = os.pread(self._fd, min(BUFFER, self._written - scan.seen), scan.seen)
             if not data:
