@@ -6,6 +6,7 @@ import json
 import warnings
 from typing import TYPE_CHECKING
 
+import lazy_loader
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from tests.backbones import BACKBONES, decoder
 if TYPE_CHECKING:
     from pathlib import Path
 
-peft = pytest.importorskip("peft")
+peft = lazy_loader.load("peft")  # it takes seconds to import
 
 CASES = {
     "mlp": [LoRA("hidden.0", rank=2, alpha=8), LoRA("head", rank=3)],

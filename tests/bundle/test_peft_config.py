@@ -7,6 +7,7 @@ import json
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import lazy_loader
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-peft = pytest.importorskip("peft")
-from peft.tuners.tuners_utils import check_target_module_exists  # noqa: E402
-from peft.utils.other import get_pattern_key  # noqa: E402
+peft = lazy_loader.load("peft")  # it takes seconds to import
 
 Q_V = [LoRA("re:.*\\.[qv]", rank=4, alpha=3)]
 
@@ -302,6 +301,9 @@ def test_layers_and_patterns_are_chosen_as_peft_chooses(
         "layers_pattern": pattern if isinstance(targets, list) and layers is not None else None,
         "rank_pattern": ranks,
     }
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.other import get_pattern_key
+
     theirs = peft.LoraConfig(**given_)
     # As peft writes it: sets become lists.
     file = tmp_path_factory.getbasetemp() / "config.json"
