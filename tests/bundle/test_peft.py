@@ -6,7 +6,6 @@ import json
 import warnings
 from typing import TYPE_CHECKING
 
-import lazy_loader
 import numpy as np
 import pytest
 import torch
@@ -22,7 +21,6 @@ from tests.backbones import BACKBONES, decoder
 if TYPE_CHECKING:
     from pathlib import Path
 
-peft = lazy_loader.load("peft")  # it takes seconds to import
 
 CASES = {
     "mlp": [LoRA("hidden.0", rank=2, alpha=8), LoRA("head", rank=3)],
@@ -42,6 +40,8 @@ def trained(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...], Personalize
 
 
 def load(backbone: nn.Module, folder: Path) -> nn.Module:
+    import peft
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return peft.PeftModel.from_pretrained(backbone, str(folder)).eval()
@@ -69,6 +69,8 @@ def test_adapter_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
 
 
 def test_adapter_made_by_peft_is_read_with_its_own_scale(tmp_path: Path) -> None:
+    import peft
+
     backbone, example = decoder()
     config = peft.LoraConfig(
         r=4, lora_alpha=12, use_rslora=True, target_modules=["q", "v", "embed"], alpha_pattern={"embed": 5}

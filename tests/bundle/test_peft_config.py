@@ -7,7 +7,6 @@ import json
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import lazy_loader
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-peft = lazy_loader.load("peft")  # it takes seconds to import
 
 Q_V = [LoRA("re:.*\\.[qv]", rank=4, alpha=3)]
 
@@ -66,6 +64,8 @@ def made(
     folder: Path, changes: dict[str, Any], dtype: torch.dtype = torch.float32, **save: Any
 ) -> torch.Tensor:
     """Save an adapter made by peft; what peft's model with it gives."""
+    import peft
+
     config = peft.LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": ["q", "v"], **changes})
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -264,6 +264,8 @@ def test_settings_that_are_off_or_of_the_origin_are_passed_over(
 
 
 def test_every_setting_of_the_installed_peft_is_known() -> None:
+    import peft
+
     known = peft_config._HARMLESS | peft_config._READ | peft_config._REFUSED.keys()
     fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     assert fields - known == set()
@@ -293,6 +295,8 @@ def test_layers_and_patterns_are_chosen_as_peft_chooses(
     pattern: Any,
     ranks: Any,
 ) -> None:
+    import peft
+
     given_ = {
         "target_modules": targets,
         "exclude_modules": excluded,
@@ -316,6 +320,8 @@ def test_layers_and_patterns_are_chosen_as_peft_chooses(
 
 
 def test_a_converted_pissa_adapter_is_plain(tmp_path: Path) -> None:
+    import peft
+
     config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q", "v"], init_lora_weights="pissa")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -371,6 +377,8 @@ def test_pickled_adapters_are_not_opened(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["classifier", "classifier.2", "embed"])
 def test_layers_trained_as_a_whole_travel_both_ways(target: str, tmp_path: Path) -> None:
+    import peft
+
     modules = [*Q_V, Head(target)]
     model = personalize(net(), modules)
     model.load_values({n: 0.3 * torch.randn_like(v) for n, v in model.values().items()})
@@ -385,6 +393,8 @@ def test_layers_trained_as_a_whole_travel_both_ways(target: str, tmp_path: Path)
 
 
 def test_an_embedding_with_as_many_words_as_the_rank(tmp_path: Path) -> None:
+    import peft
+
     class Small(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
