@@ -21,6 +21,7 @@ from torch import nn
 from pfl_mobile.data.populations import population
 from pfl_mobile.errors import ConfigError, near
 from pfl_mobile.federation.checks import check_merge
+from pfl_mobile.federation.compose import compose
 from pfl_mobile.files.describe import describe
 from pfl_mobile.merge.rules import Average, Rule, create_rule
 from pfl_mobile.modules.normalization import check_trainable
@@ -44,7 +45,6 @@ from pfl_mobile.study.checks import (
     user_groups,
     whole,
 )
-from pfl_mobile.study.compose import compose
 from pfl_mobile.study.defaults import choose_local
 from pfl_mobile.study.infer import example_batch, infer_task, personalized
 from pfl_mobile.study.labels import labels_seen

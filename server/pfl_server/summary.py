@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from pfl_mobile.federation.bundle_plan import BUNDLE
 from pfl_mobile.privacy.plan import noise_to_update
-from pfl_server.federation.config import BUNDLE
 from pfl_server.storage.database import shown
 from pfl_server.storage.models import Federation, Version
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pfl_mobile.bundle.manifest import StrategyEntry
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.federation.bundle_plan import BUNDLE
 from pfl_mobile.files.reading import parse_json
 from pfl_mobile.privacy import PrivacyConfig
 
@@ -18,10 +19,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-#: The strategy that is what the bundle says.
-BUNDLE = "bundle"
 
 
 class StrategyConfig(StrategyEntry):

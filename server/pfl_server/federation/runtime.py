@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from pfl_mobile.errors import ConfigError, OtherSettingsError, StateError
 from pfl_mobile.federation.checks import check_own_noise
+from pfl_mobile.federation.named import effective, make_strategy
 from pfl_mobile.files.describe import differences
 from pfl_mobile.local.state import ModelId
 from pfl_mobile.plan.check import check_plan, named_sets
@@ -28,8 +29,8 @@ from pfl_mobile.protocol.update_file import layout_of, size_limit
 from pfl_mobile.strategies.server_state_file import plain_numbers
 from pfl_mobile.strategies.state import Context, Server, Values
 from pfl_server.errors import BlobMissingError
+from pfl_server.federation.checks import check_config
 from pfl_server.federation.config import FederationConfig, claims_sampling
-from pfl_server.federation.strategy import check_config, effective, make_strategy
 from pfl_server.identity.credentials import new_secrets
 from pfl_server.storage.models import Device, Federation, LedgerEntry, Version
 from pfl_server.storage.seal import check_seal, check_statement, seal

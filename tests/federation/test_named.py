@@ -9,6 +9,7 @@ import pytest
 
 from pfl_exporters.export import export_bundle
 from pfl_mobile.bundle import StrategyEntry
+from pfl_mobile.federation.named import make_strategy, strategy_entry
 from pfl_mobile.files.describe import describe
 from pfl_mobile.plan.schema import AdamW, Momentum
 from pfl_mobile.plan.upload import check_sends
@@ -19,8 +20,6 @@ from pfl_mobile.strategies.fedp3 import FedP3
 from pfl_mobile.strategies.fedrep import FedRep
 from pfl_mobile.strategies.qffl import QFair
 from pfl_mobile.strategies.tilted import Tilted
-from pfl_mobile.study.named import strategy_entry
-from pfl_server.federation.strategy import make_strategy
 from tests.server.testbed import federation_config, small
 from tests.study.small import study
 
