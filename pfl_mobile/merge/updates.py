@@ -311,10 +311,6 @@ class Updates:
             )
 
     def _sum(self, weights: np.ndarray) -> np.ndarray:
-        if isinstance(self._rows, MatrixRows):
-            # Not a product by BLAS: its threads would go on spinning on the cores that train, and the last bits
-            # would depend on how many there are.
-            return np.asarray(np.einsum("n,np->p", weights.astype(np.float32), self._rows.matrix))
         return weighted_sum(self._rows, weights, out_dtype=np.float32, threads=self._threads)
 
 

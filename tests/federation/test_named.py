@@ -90,7 +90,7 @@ def test_the_bundle_of_a_study_is_served_with_the_strategy_of_the_study(tmp_path
     with small(tmp_path, federation_config()) as f:
         runtime = f.services.runtime
         plan = runtime.plan(f.model(), 0)
-    assert runtime.strategy == FedRep(head_epochs=2, weighting=Tilted(t=2.0))
-    assert runtime.local == replace(one.local, epochs=3)
+    assert runtime.definition.strategy == FedRep(head_epochs=2, weighting=Tilted(t=2.0))
+    assert runtime.definition.local == replace(one.local, epochs=3)
     assert plan.upload == ("role:shared",)
     check_sends(plan, runtime.table)

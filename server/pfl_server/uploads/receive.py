@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import TypeVar
 
-    from pfl_server.federation.runtime import RoundPlan
+    from pfl_mobile.federation.round import RoundPlan
     from pfl_server.identity.devices import DeviceIdentity
     from pfl_server.services import Services
 
