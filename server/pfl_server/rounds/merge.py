@@ -38,8 +38,11 @@ from pfl_server.storage.seal import seal
 from pfl_server.storage.sets import get_state, put_set, put_state
 
 if TYPE_CHECKING:
+    from pfl_mobile.federation.round import RoundPlan
+    from pfl_mobile.merge.rows import Rows
     from pfl_mobile.privacy import PrivateRounds
     from pfl_mobile.strategies.state import Server
+    from pfl_server.federation.runtime import Runtime
     from pfl_server.services import Services
 
 log = logging.getLogger("pfl_server")
@@ -194,21 +197,52 @@ def _compute(services: Services, number: int, checkpoint: Checkpoint) -> Merged 
         private = runtime.private_rounds(session, noise)
     checkpoint("loaded")
     staleness = np.array([version.number - row.base for row in rows], np.int64)
-    factors = (1.0 + staleness) ** -runtime.config.rounds.staleness_exponent
-    definition = runtime.definition
     with ExitStack() as stack:
         files = [RowFile(stack.enter_context(services.blobs.local(row.blob)), row.offset) for row in rows]
         stored = stack.enter_context(FileRows(files, known.layout.size))
-        received = definition.received(known, stored, rows, population)
-        given = definition.merge_input(received, private, np.array([row.norm for row in rows], np.float64))
-        definition.merge(server, given.updates, private, factors if staleness.any() else None)
-        server.round += 1
-        weights = merged_weights(given, factors)
-        scores = merge_scores(given, weights, threads=definition.threads)
+        told = merge_rows(runtime, server, private, known, stored, rows, population, staleness)
     checkpoint("computed")
-    return Merged(
-        server, private, version.number, rows, weights, scores, staleness, summary(given, weights, staleness)
-    )
+    return Merged(server, private, version.number, rows, *told[:2], staleness, told[2])
+
+
+def merge_rows(
+    runtime: Runtime,
+    server: Server,
+    private: PrivateRounds,
+    known: RoundPlan,
+    stored: Rows,
+    rows: Sequence[Accepted],
+    population: int,
+    staleness: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Merge updates into the server and its privacy.
+
+    Args:
+        runtime: of the federation.
+        server: as it was before.
+        private: likewise.
+        known: of the round.
+        stored: values of the updates.
+        rows: what is known of each.
+        population: devices in all.
+        staleness: how many versions each lies behind, int64 [n].
+
+    Returns:
+        Weights and scores of the updates, float64 [n], and the round's summary.
+
+    Raises:
+        NonFiniteError, TooFewUpdatesError: as `RoundDefinition.merge`; server and privacy are as they were.
+    """
+    definition = runtime.definition
+    factors = (1.0 + staleness) ** -runtime.config.rounds.staleness_exponent
+    norms = np.array([row.norm for row in rows], np.float64)
+    received = definition.received(known, stored, rows, population)
+    given = definition.merge_input(received, private, norms)
+    definition.merge(server, given.updates, private, factors if staleness.any() else None)
+    server.round += 1
+    weights = merged_weights(given, factors)
+    scores = merge_scores(given, weights, threads=definition.threads)
+    return weights, scores, summary(given, weights, staleness)
 
 
 def _publish(
