@@ -125,7 +125,9 @@ class Updates:
             return found
         parts = parts_of(len(found), found)
         # as they are where nothing is bounded: so the bound has no effect on the last bits either
-        return found if parts.max() <= largest_part(len(found), self.most) else bounded_parts(parts, self.most)
+        return (
+            found if parts.max() <= largest_part(len(found), self.most) else bounded_parts(parts, self.most)
+        )
 
     def lowered(self, terms: np.ndarray) -> np.ndarray:
         """Terms of a sum, lowered so far that no device has more than its largest part of it, float64 [n].
