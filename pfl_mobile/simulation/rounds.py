@@ -286,8 +286,8 @@ class Rounds:
             raise ConfigError(f"part is {part!r}", mend="give 'test' or 'train'")
         self.engine.start(self.setup)
         who = list(range(len(self.setup.population))) if clients is None else [int(c) for c in clients]
-        at = self.context(self.server.round)
-        plan, personal = self.strategy.plan(at), self.strategy.personal_plan(at) if adapt else None
+        plan = self.plan(self.server.round)
+        personal = self.strategy.personal_plan(self.context(self.server.round)) if adapt else None
         found: list[Evaluation] = []
         # Piece by piece, so that sets of single devices do not pile up.
         size = max(self.cohort_size, 16 * self.effective_job_size())
