@@ -43,7 +43,7 @@ def strategy_entry(strategy: Strategy, local: Local) -> StrategyEntry | None:
     )
 
 
-def effective(config: StrategyEntry, bundle: StrategyEntry | None) -> StrategyEntry:
+def effective_strategy(config: StrategyEntry, bundle: StrategyEntry | None) -> StrategyEntry:
     """What a configuration means with a bundle: itself, or for ``bundle`` the strategy that the bundle names, if any.
 
     Raises:
@@ -71,7 +71,7 @@ def make_strategy(said: StrategyEntry, plan: str) -> tuple[Strategy, Local]:
     """The strategy and the local training.
 
     Args:
-        said: what is `effective`.
+        said: from `effective_strategy`.
         plan: the bundle's own plan, JSON.
 
     Raises:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 from typing_extensions import override
 
+from pfl_mobile.errors import PrivacyError
 from pfl_mobile.federation.checks import check_cohort, check_groups, check_merge, check_own_noise
 from pfl_mobile.merge.bounds import bounded_losses
 from pfl_mobile.merge.private import PrivateRule
@@ -298,21 +299,28 @@ class RoundDefinition:
 
         Raises:
             NonFiniteError: an update has NaN or infinite values, and norms are measured.
+            PrivacyError: there is privacy and no ``private``.
         """
-        rows, rule = received.rows, self.rule
+        self._check_accounted(private)
+        rows = received.rows
+        changes, bounded, bound = rows, rows, np.inf
+        rule: Rule | PrivateRule = self.rule
         if self.privacy is None or private is None:
-            bound, norms, bounded = np.inf, None, rows
+            norms = None
         else:
             bound = self.privacy.accepted_norm(rows.width, private.clip_norm)
             norms = finite_norms(rows) if norms is None or self.central else norms
-            bounded = ScaledRows(rows, clip_factors(norms, bound)) if (norms > bound).any() else rows
+            if (norms > bound).any():
+                bounded = ScaledRows(rows, clip_factors(norms, bound))
+            if self.central:
+                rule = PrivateRule(self.privacy, partial(private.merge, row_norms=norms))
+            else:
+                changes = bounded
         updates = received.replaced(
-            changes=rows if self.central else bounded,
+            changes=changes,
             examples=self._counted(received.examples),
             reports={name: self._reported(name, values) for name, values in received.reports.items()},
-            rule=PrivateRule(self.privacy, partial(private.merge, row_norms=norms))
-            if self.privacy is not None and private is not None and self.central
-            else rule,
+            rule=rule,
             most=None if self.bounds is None else self.bounds.part,
         )
         return MergeInput(updates, bounded, norms, bound)
@@ -336,7 +344,14 @@ class RoundDefinition:
             NonFiniteError: a merged value is NaN or infinite.
             TooFewUpdatesError: for what the rule assumes.
             ConfigError: the strategy keeps what cannot be saved.
+            PrivacyError: there is privacy and no ``private``, or the updates are not from ``merge_input``.
         """
+        self._check_accounted(private)
+        if self.central and not updates.private:
+            raise PrivacyError(
+                "updates are merged without the noise that the privacy says",
+                mend="merge what merge_input gives",
+            )
         strategy = self.strategy
         if factors is not None:
             strategy = replace(strategy, weighting=Discounted(inner=strategy.weighting, factors=factors))
@@ -359,6 +374,14 @@ class RoundDefinition:
         if not self.rule.additive:
             return 1
         return None if self.bounds is None else self.bounds.examples
+
+    def _check_accounted(self, private: PrivateRounds | None) -> None:
+        """Refuse to merge without the noise and the ledger that the privacy says (PrivacyError)."""
+        if self.privacy is not None and private is None:
+            raise PrivacyError(
+                "the rounds have privacy, and are merged without its noise and ledger",
+                mend="give the PrivateRounds of the rounds so far",
+            )
 
     def _counted(self, examples: np.ndarray) -> np.ndarray:
         most = self.most_examples

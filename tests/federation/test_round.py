@@ -120,6 +120,21 @@ def test_a_merge_that_fails_changes_nothing() -> None:
     assert server.values["a"].tolist() == [0.0, 0.0]
 
 
+def test_nothing_is_merged_without_the_noise_and_the_ledger_that_the_privacy_says() -> None:
+    definition = defined(privacy=NOISED)
+    server, known = started(definition)
+    answers = [Answer(client=0, group="", examples=1, steps=1, reports={})]
+    received = definition.received(known, np.ones((1, 2), np.float32), answers, 3)
+    assert definition.privacy is not None
+    private = PrivateRounds(definition.privacy, SimulatedNoise(0))
+    with pytest.raises(PrivacyError, match="without its noise"):
+        definition.merge_input(received, None)
+    with pytest.raises(PrivacyError, match="without the noise"):
+        definition.merge(server, received, private)
+    assert server.values["a"].tolist() == [0.0, 0.0]
+    assert private.ledger.rounds == 0
+
+
 def test_of_the_global_values_only_those_that_are_merged_are_sent() -> None:
     definition = defined()
     server, known = started(definition)

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from pfl_mobile.errors import ConfigError, OtherSettingsError, StateError
-from pfl_mobile.federation.named import effective, make_strategy
+from pfl_mobile.federation.named import effective_strategy, make_strategy
 from pfl_mobile.files.describe import differences
 from pfl_mobile.local.state import ModelId
 from pfl_mobile.plan.schema import Plan
@@ -86,7 +86,7 @@ class Runtime:
         self.metrics = frozenset({"loss", *manifest.task.metrics})
         trained = {t.name for t in self.table if t.update == "gradient"}
         self.initial = {name: value for name, value in bundle.values().items() if name in trained}
-        self.said = effective(config.strategy, manifest.strategy)
+        self.said = effective_strategy(config.strategy, manifest.strategy)
         self.definition = check_config(config, *make_strategy(self.said, bundle.plan_json()), self.table)
         self.noise: Noise = SecureNoise()
         if config.privacy.mechanism != "none":  # what it needs is missed now, not at the first merge
