@@ -225,13 +225,18 @@ class RoundDefinition:
         return RoundPlan(plan, layout_of(plan, self.table), frozenset(plan.reports))
 
     def common_sets(self, server: Server, plans: Sequence[Plan]) -> dict[str, Values]:
-        """The sets for every device that runs these plans: those that they read, and ``global``, which changes are
-        measured from."""
+        """The sets for every device that runs these plans: those that they read, and ``global``.
+
+        Changes are measured from ``global``, whether or not a plan reads it.
+        """
         return _read({"global": server.values, **self.strategy.sets(server)}, plans)
 
     def own_sets(self, server: Server, plans: Sequence[Plan], client: int, group: str) -> dict[str, Values]:
         """The sets for one device alone, in place of common ones."""
-        return _read(self.strategy.sets_for(server, client, group), plans)
+        own = self.strategy.sets_for(server, client, group)
+        return (
+            _read(own, plans) if own else {}
+        )  # of most strategies no device has any, and cohorts may be large
 
     def on_wire(self, name: str, values: Values) -> Values:
         """What of a set is sent: of the global values only those that are merged, as a device has the others."""

@@ -81,7 +81,8 @@ class Rounds:
         groups: group name to user indexes; by default the population's.
         checkpoint_every: rounds from one checkpoint to the next.
         choose: the cohort of a round, in place of a random one.
-        rule: how means of updates are taken; by default the weighted mean.
+        rule: how means of updates are taken; by default the weighted mean. Under a robust one all devices count
+            the same (``RoundDefinition.most_examples``).
         privacy: merge under differential privacy, with noise that repeats with ``seed``; cohorts are drawn as it says,
             and rounds end before its budget is exceeded.
         tamper: ``(round, updates)`` to the updates that the server gets in their place, to simulate attackers.

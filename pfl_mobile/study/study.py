@@ -81,6 +81,7 @@ class Study:
         fairness: how devices are weighted: a ``Weighting``, or the name of a strategy that is federated averaging
             with one (``"term"``); by default the strategy's own.
         robust: how means of updates are taken: a merge rule or its name (``"median"``); by default the weighted mean.
+            Under a robust rule all devices count the same, as on a server, unless ``privacy`` has an ``example_cap``.
         privacy: differential privacy of the rounds. The noise repeats with ``seed``, as results must: a simulation
             shows what privacy costs, and protects nobody.
         groups: group of every user: group name to user ids, or a JSON or CSV file; by default the data's own.
