@@ -16,16 +16,13 @@ if TYPE_CHECKING:
     from pfl_mobile.privacy import PrivacyConfig
     from pfl_mobile.study import Study
 
-#: Of a budget for which nobody says more.
-DEFAULT_DELTA = 1e-6
-DEFAULT_SAMPLING = "poisson"
-
 EPSILON = typer.Option("--epsilon", help="Privacy budget of all rounds together.")
 DELTA = typer.Option("--delta", help="Probability with which the guarantee may fail.")
 CLIP_NORM = typer.Option("--clip-norm", help="Largest L2 norm of an update.")
 SAMPLING = typer.Option(
     "--sampling",
-    help="poisson, fixed; or without any assumption on who takes part: matrix (correlated noise), none.",
+    help="poisson, fixed; or without any assumption on who takes part: matrix (correlated noise; the default, as of "
+    "`pfl serve`), none.",
 )
 MIN_SEPARATION = typer.Option(
     "--min-separation", min=1, help="Rounds between two of one device; more needs less noise."
@@ -94,15 +91,19 @@ def study_privacy(
             f"--{next(iter(stated)).replace('_', '-')} is given without a budget, so nothing would be private",
             mend="add --epsilon, or give --privacy FILE",
         )
+    from pfl_mobile.federation.default_privacy import DELTA as default_delta
+    from pfl_mobile.federation.default_privacy import default_privacy
     from pfl_mobile.privacy.plan import Budget, known_kind, option
 
-    kind = known_kind(stated.pop("sampling", DEFAULT_SAMPLING))
+    if "sampling" not in stated:
+        return default_privacy(cohort=study.cohort, rounds=rounds, population=len(study.data), **stated)
+    kind = known_kind(stated.pop("sampling"))
     if kind in ("poisson", "fixed") and "min_separation" in stated:
         raise ConfigError(
             f"with {kind} sampling any device can be drawn in any round, so --min-separation cannot hold",
             mend="leave it out, or choose --sampling matrix",
         )
-    budget = Budget(population=len(study.data), rounds=rounds, **({"delta": DEFAULT_DELTA} | stated))
+    budget = Budget(population=len(study.data), rounds=rounds, **({"delta": default_delta} | stated))
     with Reporter() as report:
         report(f"noise for {kind} sampling", None)
         return option(budget, kind, study.cohort).config
@@ -130,6 +131,7 @@ def show_statement(said: dict[str, Any]) -> None:
     """Show what ``Ledger.statement`` says."""
     out = console()
     out.print(said["guarantee"], markup=False)
+    out.print(f"noise: {said['mechanism']}; sampling: {said['sampling']}", markup=False)
     for key, title in (("relation", "compared"), ("accountant", "accountant")):
         if said[key]:
             out.print(f"{title}: {said[key]}", markup=False)

@@ -11,8 +11,6 @@ import typer
 from pfl_mobile.cli.common import EXIT_CODES, FAILED, Json, Reporter, console, print_json, table
 from pfl_mobile.cli.merging import (
     CLIP_NORM,
-    DEFAULT_DELTA,
-    DEFAULT_SAMPLING,
     DELTA,
     EPSILON,
     MIN_SEPARATION,
@@ -53,8 +51,8 @@ def plan(
     population: Annotated[int, typer.Option("--population", min=1, help="Devices in all.")],
     rounds: Annotated[int, typer.Option("--rounds", min=1, max=1_000_000, help="Merges in all.")],
     cohort: Annotated[int, typer.Option("--cohort", min=1, help="Devices in a round.")],
-    delta: Annotated[float, DELTA] = DEFAULT_DELTA,
-    sampling: Annotated[str, SAMPLING] = DEFAULT_SAMPLING,
+    delta: Annotated[float | None, DELTA] = None,
+    sampling: Annotated[str | None, SAMPLING] = None,
     min_separation: Annotated[int | None, MIN_SEPARATION] = None,
     clip_norm: Annotated[float | None, CLIP_NORM] = None,
     width: Annotated[
@@ -82,20 +80,23 @@ def plan(
     Writes DIR/privacy.json, which `pfl serve --privacy` takes, and plots: epsilon by round, noise by cohort, and what
     a model is worth at several epsilons in simulation, with as much noise in a round's mean as planned.
 
-    The clip norm is 1 unless given, or the median of the norms in the --study that is given. A separation of rounds
-    is only assumed with matrix and none; unless given it is half of what is possible.
+    Delta is 1e-6 and the noise that of `pfl serve` (matrix) unless given. The clip norm is 1 unless given, or the
+    median of the norms in the --study that is given. A separation of rounds is only assumed with matrix and none;
+    unless given it is half of what is possible.
 
     JSON: sampling, epsilon, delta, population, rounds, cohort, noise_multiplier, epsilon_first_round,
     round_noise_std_over_clip_norm, model_noise_std_over_clip_norm, noise_norm_over_clip_norm (with --width),
     epsilon_by_round, alternatives, config, statement, files; accuracy (study, metric, rounds, cohort, users, clip_norm,
     width, noise_scale, points: label, epsilon, noise_multiplier, accuracy), null with --no-simulate.
     """
+    from pfl_mobile.federation import default_privacy as default
     from pfl_mobile.files.atomic import disk_errors
     from pfl_mobile.privacy import plan as planning
     from pfl_mobile.privacy.cost import Cost
     from pfl_mobile.study import privacy_plots as plots
 
-    kind = planning.known_kind(sampling)
+    kind = default.KIND if sampling is None else planning.known_kind(sampling)
+    delta = default.DELTA if delta is None else delta
     with disk_errors(out):  # before anything runs
         out.mkdir(parents=True, exist_ok=True)
     with Reporter() as report:

@@ -195,9 +195,10 @@ def train(
     with --resume and ends in the same bits. Where parts of the model are personal, one model for all is trained
     too, in as many rounds, to compare with.
 
-    With --epsilon the rounds are merged under differential privacy of every user: delta 1e-6, clip norm 1 and poisson
-    sampling unless given, noise for the study's users, cohort and rounds. It is simulated: it shows what privacy
-    costs. Rule and privacy are MODEL's unless given, and those of the model for all too.
+    With --epsilon the rounds are merged under differential privacy of every user, as `pfl serve --epsilon` merges
+    them: unless given with delta 1e-6, clip norm 1 and noise that is correlated over the rounds and counts on no
+    sampling (matrix). It is simulated: it shows what privacy costs. Rule and privacy are MODEL's unless given, and
+    those of the model for all too.
 
     JSON: run, study (the configuration), costs, fairness (whether a bound is met), privacy (what the rounds guarantee
     if the noise is secure: epsilon, delta, rounds, assumptions, not_covered, ...; null without privacy), files,

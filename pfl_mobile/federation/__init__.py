@@ -1,1 +1,1 @@
-"""What a federation is, whoever runs it, as one checked object."""
+"""What a federation computes, wherever it runs: a round from names and settings to a merged model."""

@@ -97,6 +97,35 @@ class MatrixRows:
         return MatrixRows(self.matrix[list(chosen)])
 
 
+class ScaledRows:
+    """Rows times a factor each.
+
+    Args:
+        rows: n of P values each.
+        factors: float64 [n]; rounded to float32 toward zero.
+    """
+
+    def __init__(self, rows: Rows, factors: np.ndarray) -> None:
+        self.rows, self.factors = rows, toward_zero(factors)
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self.rows)
+
+    @property
+    def width(self) -> int:
+        """Values of each row."""
+        return self.rows.width
+
+    def block(self, first: int, last: int, columns: slice) -> np.ndarray:
+        """A copy."""
+        return np.asarray(self.rows.block(first, last, columns) * self.factors[first:last, None], np.float32)
+
+    def pick(self, chosen: Sequence[int]) -> ScaledRows:
+        """Some of the rows."""
+        return ScaledRows(self.rows.pick(chosen), self.factors[list(chosen)])
+
+
 class RowFile(NamedTuple):
     """Where an update lies: from ``offset`` (in bytes) to the end of the file at ``path``."""
 

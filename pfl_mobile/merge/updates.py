@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pfl_mobile.errors import ConfigError, PrivacyError, near
-from pfl_mobile.merge.bounds import bounded_parts, lowered
+from pfl_mobile.merge.bounds import bounded_parts, largest_part, lowered
 from pfl_mobile.merge.private import PRIVATE_MEND, OwnWeight, PrivateRule
 from pfl_mobile.merge.rows import COLUMNS, GROUP, MatrixRows, Rows, weighted_sum
 from pfl_mobile.merge.rules import Average, Mean, Rule, parts_of
@@ -123,7 +123,11 @@ class Updates:
         found = np.asarray(weights, np.float64)
         if self.private or self.most is None or not (found > 0).any():
             return found
-        return bounded_parts(parts_of(len(found), found), self.most)
+        parts = parts_of(len(found), found)
+        # as they are where nothing is bounded: so the bound has no effect on the last bits either
+        return (
+            found if parts.max() <= largest_part(len(found), self.most) else bounded_parts(parts, self.most)
+        )
 
     def lowered(self, terms: np.ndarray) -> np.ndarray:
         """Terms of a sum, lowered so far that no device has more than its largest part of it, float64 [n].
@@ -311,10 +315,6 @@ class Updates:
             )
 
     def _sum(self, weights: np.ndarray) -> np.ndarray:
-        if isinstance(self._rows, MatrixRows):
-            # Not a product by BLAS: its threads would go on spinning on the cores that train, and the last bits
-            # would depend on how many there are.
-            return np.asarray(np.einsum("n,np->p", weights.astype(np.float32), self._rows.matrix))
         return weighted_sum(self._rows, weights, out_dtype=np.float32, threads=self._threads)
 
 

@@ -198,6 +198,11 @@ class PrivacyConfig(_Frozen):
         return ""
 
     @property
+    def central(self) -> bool:
+        """Whether the aggregator adds noise."""
+        return self.noise_multiplier > 0
+
+    @property
     def sampling_rate(self) -> float:
         """Probability that a given device is in a round: cohort / population; 1 where no sampling is assumed."""
         if self.sampling == "none" or self.population is None:

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.merge.private import PrivateRule
 from pfl_mobile.privacy import Ledger, PrivacyConfig, PrivateRounds, SimulatedNoise, private_update
 from pfl_mobile.random import derive, permutation, uniform
 from pfl_mobile.simulation.cohorts import sample
 
 if TYPE_CHECKING:
-    from pfl_mobile.merge.rows import Rows
     from pfl_mobile.merge.updates import Updates
     from pfl_mobile.strategies.state import Server
 
@@ -50,15 +48,12 @@ class SimulatedPrivacy:
 
     def __post_init__(self) -> None:
         config = self.config
-        for name, given, real in (
-            ("population", config.population, self.population),
-            ("cohort", config.cohort, self.cohort),
-        ):
-            if given is not None and given != real:
-                raise ConfigError(
-                    f"the privacy configuration is for a {name} of {given}, the simulation has {real}",
-                    mend=f"set the {name} of one to that of the other",
-                )
+        if config.population is not None and config.population != self.population:
+            raise ConfigError(
+                f"the privacy configuration is for a population of {config.population}, the simulation has "
+                f"{self.population}",
+                mend="set the population of one to that of the other",
+            )
         if config.min_separation > 1 and self.population // config.min_separation < self.cohort:
             raise ConfigError(
                 f"with {config.min_separation} rounds between two participations and {self.population} users, "
@@ -85,7 +80,7 @@ class SimulatedPrivacy:
             seed: of this round's draw.
             number: of the round.
         """
-        if self.config.sampling == "poisson":
+        if self.config.sampling == "poisson" and self.config.central:
             return [
                 int(i) for i in np.flatnonzero(uniform(seed, self.population) < self.config.sampling_rate)
             ]
@@ -96,36 +91,50 @@ class SimulatedPrivacy:
         turn = np.sort(order[number % self.config.min_separation :: self.config.min_separation])
         return [int(turn[i]) for i in sample(seed, len(turn), self.cohort)]
 
-    def on_devices(self, server: Server, updates: Updates) -> Updates:
-        """The updates as devices send them: clipped and with their own noise, where they add any."""
-        if not self.config.local_noise_multiplier:
+    def on_devices(self, clip_norm: float, number: int, updates: Updates) -> Updates:
+        """The updates as devices send them: clipped and with their own noise, where they add any.
+
+        Args:
+            clip_norm: of the round.
+            number: of the round.
+            updates: as trained.
+        """
+        if not self.config.local_noise_multiplier or not len(updates):
             return updates
-        clip = self.config.device_clip_norm(self._rounds(server).clip_norm)
-        assert clip is not None  # no adaptive clipping beside noise of devices
+        clip = self.config.device_clip_norm(clip_norm)
         sent = np.stack(
             [
                 private_update(
                     change,
                     clip,
                     self.config.local_noise_multiplier,
-                    SimulatedNoise(derive(self.seed, _DEVICES, server.round, client)),
+                    SimulatedNoise(derive(self.seed, _DEVICES, number, client)),
                 )
                 for change, client in zip(updates.changes, updates.clients, strict=True)
             ]
         )
         return updates.replaced(changes=sent)
 
-    def rule(self, server: Server) -> PrivateRule:
-        """The rule of the coming merge; what it changes is kept in the server."""
+    def rounds(self, server: Server) -> PrivateRounds:
+        """Clip norm, noise and ledger after the rounds so far; what changes in them is kept by ``keep``."""
+        rounds = PrivateRounds(self.config, SimulatedNoise(derive(self.seed, _NOISE)))
+        if _KEY in server.sets:
+            rounds.restore(server.sets[_KEY], self._ledger(server))
+        return rounds
 
-        def merge(rows: Rows, weights: np.ndarray) -> np.ndarray:
-            rounds = self._rounds(server)
-            mean = rounds.merge(rows, weights)
-            server.sets[_KEY] = rounds.state()
-            server.numbers[_KEY] = json.loads(rounds.ledger.to_json())
-            return mean
+    def keep(self, server: Server, rounds: PrivateRounds) -> None:
+        """Keep in the server what coming rounds depend on."""
+        server.sets[_KEY] = rounds.state()
+        server.numbers[_KEY] = json.loads(rounds.ledger.to_json())
 
-        return PrivateRule(self.config, merge)
+    def count(self, server: Server) -> None:
+        """Count a round that sent something and gave no model: what devices hid by noise of their own is known."""
+        if self.config.central:
+            return
+        rounds = self.rounds(server)
+        if rounds.ledger.rounds <= server.round:
+            rounds.ledger.record()
+            self.keep(server, rounds)
 
     def spent(self, server: Server) -> bool:
         """Whether the budget allows no further round."""
@@ -144,9 +153,3 @@ class SimulatedPrivacy:
         if _KEY not in server.numbers:
             return Ledger(self.config)
         return Ledger.from_json(json.dumps(server.numbers[_KEY]))
-
-    def _rounds(self, server: Server) -> PrivateRounds:
-        rounds = PrivateRounds(self.config, SimulatedNoise(derive(self.seed, _NOISE)))
-        if _KEY in server.sets:
-            rounds.restore(server.sets[_KEY], self._ledger(server))
-        return rounds

@@ -15,13 +15,10 @@ from pfl_mobile.data.failures import reason
 from pfl_mobile.data.user_groups import Groups
 from pfl_mobile.data.user_rows import known_size
 from pfl_mobile.errors import ConfigError, TooFewUpdatesError
-from pfl_mobile.federation.checks import check_merge, check_own_noise
-from pfl_mobile.merge.private import PrivateRule
+from pfl_mobile.federation.round import Answer, RoundDefinition, RoundPlan
 from pfl_mobile.merge.rules import Average, Rule
-from pfl_mobile.merge.updates import Sums, Updates
-from pfl_mobile.plan.check import check_plan
+from pfl_mobile.merge.updates import Updates
 from pfl_mobile.plan.schema import Plan
-from pfl_mobile.plan.upload import UpdateLayout, update_shapes
 from pfl_mobile.random import derive, uniform
 from pfl_mobile.simulation.checkpoint import RunFolder
 from pfl_mobile.simulation.cohorts import balanced, sample
@@ -32,10 +29,9 @@ from pfl_mobile.simulation.sending import Sent, send
 from pfl_mobile.simulation.settings import decisive, effective
 from pfl_mobile.simulation.states import RowFormat, kept_shapes
 from pfl_mobile.simulation.worker import EvaluateTask, Evaluation, Job, Record, Setup, TrainTask
-from pfl_mobile.strategies.server_state_file import plain_numbers
 from pfl_mobile.strategies.state import Context, Local, Server
 from pfl_mobile.strategies.strategy import Strategy
-from pfl_mobile.strategies.weighting import SummedBy, weights_of
+from pfl_mobile.strategies.weighting import SummedBy
 
 if TYPE_CHECKING:
     from pfl_mobile.privacy import PrivacyConfig
@@ -85,7 +81,8 @@ class Rounds:
         groups: group name to user indexes; by default the population's.
         checkpoint_every: rounds from one checkpoint to the next.
         choose: the cohort of a round, in place of a random one.
-        rule: how means of updates are taken; by default the weighted mean.
+        rule: how means of updates are taken; by default the weighted mean. Under a robust one all devices count
+            the same (``RoundDefinition.most_examples``).
         privacy: merge under differential privacy, with noise that repeats with ``seed``; cohorts are drawn as it says,
             and rounds end before its budget is exceeded.
         tamper: ``(round, updates)`` to the updates that the server gets in their place, to simulate attackers.
@@ -148,9 +145,16 @@ class Rounds:
         self.choose, self.client_seed, self._stop, self._progress = choose, client_seed, stop, progress
         self._labels = _labels(self.groups, count)
         self.initial = setup.values()
-        self.server = Server(tuple(setup.model.device_tensors()), count, dict(self.initial))
-        check_merge(strategy, self.server.table, rule, privacy is not None)
         self.rule, self.tamper = Average() if rule is None else rule, tamper
+        self.definition = RoundDefinition(
+            strategy,
+            local,
+            tuple(setup.model.device_tensors()),
+            cohort=cohort_size,
+            rule=self.rule,
+            privacy=privacy,
+            groups=self._labels is not None,
+        )
         self.privacy = None
         if privacy is not None:
             if choose is not None and (privacy.sampling != "none" or privacy.min_separation > 1):
@@ -160,15 +164,11 @@ class Rounds:
                 )
             self.privacy = SimulatedPrivacy(privacy, seed, count, cohort_size)
             self.privacy.check_rounds(rounds)
-        strategy.begin(self.server)
-        self.server.numbers = plain_numbers(self.server.numbers, strategy)
+        self.server = self.definition.begin(count, self.initial)
+        self.definition.first_plan(self.server, derive(seed, 0))
         shapes: dict[str, tuple[int, ...]] = {}
         for number in range(min(rounds, _PLANS)):
             shapes |= kept_shapes(self.plan(number), self.server.table)
-        names = {"initial", *strategy.sets(self.server), *strategy.sets_for(self.server, 0, self.group(0))}
-        check_plan(self.plan(0), self.server.table, {name: {} for name in names | {"global"}}, ())
-        if privacy is not None:
-            check_own_noise(privacy, self.plan(0))
         self.folder = None if folder is None else Path(folder)
         told = self.settings() if folder else {}
         self._run = RunFolder(self.folder, RowFormat(shapes), told, resume, setup.population)
@@ -223,15 +223,16 @@ class Rounds:
         self._check_kept(plan, number)
         plan = _keeping_what_it_sends(plan)
         sent = self._send((plan,), cohort)
-        changes = UpdateLayout(update_shapes(plan, self.server.table))
+        known = self.definition.round_plan(plan)
+        changes = known.layout
         wire = [self.strategy.bytes_on_wire(self.server, c, self.group(c)) for c in cohort]
         traffic = [(sent.bytes_down, 4 * changes.size) if found is None else found for found in wire]
         down, up = np.mean(traffic or [(0, 0)], axis=0).round().astype(int).tolist()
         records: list[Record] = []
         if not cohort and self.privacy is not None:  # a round that nobody answers is noise alone
-            self._merge(changes, np.empty((0, changes.size), np.float32), records, None)
+            self._merge(known, np.empty((0, changes.size), np.float32), records, None)
         if cohort:
-            by = self._summed_by(plan, sent) if changes.size else None
+            by = self._summed_by(known, sent) if changes.size else None
             data = self._run.data  # rows that are in memory were looked at already
             note = data is not None and not data.complete
             task = TrainTask(plan, changes, self.states.form.layout.shapes, sent.start, sent.sets, by, note)
@@ -243,13 +244,15 @@ class Rounds:
                 records, matrix = self.engine.run(task, jobs, sent.pool, self.states)
                 if data is not None:
                     data.note(records)
-                records = self._merged(changes, matrix, records, by, len(chosen))
+                records = self._merged(known, matrix, records, by, len(chosen))
             except BaseException:
                 self.states.give_back(writes)
                 raise
             good = [i for i, r in enumerate(records) if r.failure is None]
             self.states.adopt([cohort[i] for i in good], [writes[i] for i in good])
             self.states.give_back(w for w, r in zip(writes, records, strict=True) if r.failure is not None)
+        if self.privacy is not None and changes.size:
+            self.privacy.count(self.server)
         record = summary(
             number,
             records,
@@ -260,7 +263,6 @@ class Rounds:
             epsilon=None if self.privacy is None else self.privacy.epsilon(self.server),
         )
         self.server.round = number + 1
-        self.server.numbers = plain_numbers(self.server.numbers, self.strategy)
         self.history.append(record)
         self._run.history.add(asdict(record))
         self.stopped = bool(self._stop and self._stop(record))
@@ -285,8 +287,8 @@ class Rounds:
             raise ConfigError(f"part is {part!r}", mend="give 'test' or 'train'")
         self.engine.start(self.setup)
         who = list(range(len(self.setup.population))) if clients is None else [int(c) for c in clients]
-        at = self.context(self.server.round)
-        plan, personal = self.strategy.plan(at), self.strategy.personal_plan(at) if adapt else None
+        plan = self.plan(self.server.round)
+        personal = self.strategy.personal_plan(self.context(self.server.round)) if adapt else None
         found: list[Evaluation] = []
         # Piece by piece, so that sets of single devices do not pile up.
         size = max(self.cohort_size, 16 * self.effective_job_size())
@@ -319,6 +321,10 @@ class Rounds:
     def context(self, number: int) -> Context:
         """What the strategy builds the plan of a round from."""
         return Context(self.server.table, self.local, number, derive(self.seed, number))
+
+    def plan(self, number: int) -> Plan:
+        """What a device does in a round."""
+        return self.definition.plan(number, derive(self.seed, number))
 
     def cohort(self, number: int) -> list[int]:
         """The devices chosen for a round, before dropout.
@@ -359,11 +365,7 @@ class Rounds:
 
     def _send(self, plans: Sequence[Plan], clients: Sequence[int]) -> Sent:
         devices = [(client, self.group(client)) for client in clients]
-        return send(self.strategy, self.server, self.initial, plans, devices)
-
-    def plan(self, number: int) -> Plan:
-        """What a device does in a round."""
-        return self.strategy.plan(self.context(number))
+        return send(self.definition, self.server, self.initial, plans, devices)
 
     def _seed_of(self, number: int, client: int) -> int:
         return derive(self.seed, number, _CLIENT, client)
@@ -377,11 +379,10 @@ class Rounds:
         draws = uniform(derive(self.seed, number, _DROPOUT), len(chosen))
         return [client for client, draw in zip(chosen, draws, strict=True) if draw >= self.dropout]
 
-    def _summed_by(self, plan: Plan, sent: Sent) -> SummedBy | None:
+    def _summed_by(self, known: RoundPlan, sent: Sent) -> SummedBy | None:
         """How devices count, where a job may add up the changes of its clients; None where each is needed."""
-        alone = bool(sent.own or plan.upload_copies or self.states.form.size)
-        alone = alone or self.privacy is not None or self.tamper is not None or not self.rule.additive
-        return None if alone else self.strategy.summed_by(self.server)
+        alone = bool(sent.own or self.states.form.size or self.tamper is not None)
+        return None if alone else self.definition.summed_by(self.server, known)
 
     def _jobs(
         self,
@@ -413,7 +414,7 @@ class Rounds:
 
     def _merged(
         self,
-        layout: UpdateLayout,
+        known: RoundPlan,
         matrix: np.ndarray,
         records: list[Record],
         by: SummedBy | None,
@@ -424,7 +425,7 @@ class Rounds:
         if not good:
             self._check_hope(records)
         try:
-            self._merge(layout, matrix, records, by)
+            self._merge(known, matrix, records, by)
         except TooFewUpdatesError as error:
             if good == chosen:  # nor could it in any other round
                 raise
@@ -457,41 +458,37 @@ class Rounds:
         return {client: Trouble(took[client], len(why), why[-1]) for client, why in failed.items()}
 
     def _merge(
-        self, layout: UpdateLayout, matrix: np.ndarray, records: Sequence[Record], by: SummedBy | None
+        self, known: RoundPlan, matrix: np.ndarray, records: Sequence[Record], by: SummedBy | None
     ) -> None:
         good = [i for i, r in enumerate(records) if r.failure is None]
-        if not layout.size or not (
-            good or self.privacy
-        ):  # nothing is sent, or by nobody; a private sum has its noise
-            return
-        told = [records[i] for i in good]
-        names = dict.fromkeys(name for r in told for name in r.reports)
-        examples = np.array([r.examples for r in told], np.int64)
-        told_by = (
-            layout,
-            matrix if by or len(good) == len(records) else matrix[good],
-            [r.client for r in told],
-            examples,
-            np.array([r.steps for r in told], np.int64),
-            {name: np.array([r.reports.get(name, np.nan) for r in told], np.float64) for name in names},
-            [self.group(r.client) for r in told] if self._labels is not None else [],
-            len(self.setup.population),
-        )
+        if not known.layout.size or not (good or self.definition.central):
+            return  # nothing is sent, or by nobody; a private sum has its noise
+        told = [
+            Answer(
+                client=r.client,
+                group=self.group(r.client),
+                examples=r.examples,
+                steps=r.steps,
+                reports=r.reports,
+            )
+            for r in (records[i] for i in good)
+        ]
+        count = len(self.setup.population)
         if by is not None:
-            updates: Updates = Sums(*told_by, weights_of(examples, by))
-        else:
-            updates = self._as_sent(Updates(*told_by)).under(self._rule())
-        with self.server.undo_on_error():
-            self.strategy.merge(self.server, updates)
-
-    def _as_sent(self, updates: Updates) -> Updates:
-        """What the server gets of devices that trained: after attackers, and after devices' own noise."""
-        if self.tamper is not None and len(updates):
-            updates = self.tamper(self.server.round, updates)
-        return updates if self.privacy is None else self.privacy.on_devices(self.server, updates)
-
-    def _rule(self) -> Rule | PrivateRule:
-        return self.rule if self.privacy is None else self.privacy.rule(self.server)
+            self.definition.merge(self.server, self.definition.sums(known, matrix, told, count, by), None)
+            return
+        rows = matrix if len(good) == len(records) else matrix[good]
+        received = self.definition.received(known, rows, told, count)
+        if self.tamper is not None and told:
+            received = self.tamper(self.server.round, received)
+        private = None
+        if self.privacy is not None:
+            private = self.privacy.rounds(self.server)
+            received = self.privacy.on_devices(private.clip_norm, self.server.round, received)
+        given = self.definition.merge_input(received, private)
+        self.definition.merge(self.server, given.updates, private)
+        if self.privacy is not None and private is not None:
+            self.privacy.keep(self.server, private)
 
     def _check_kept(self, plan: Plan, number: int) -> None:
         new = kept_shapes(plan, self.server.table).keys() - self.states.form.layout.shapes.keys()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pfl_mobile.federation.round import RoundDefinition
 from pfl_mobile.plan.check import named_sets
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.simulation.pool import Pool, Refs
 from pfl_mobile.strategies.state import Server, Values
-from pfl_mobile.strategies.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Sent:
 
 
 def send(
-    strategy: Strategy,
+    definition: RoundDefinition,
     server: Server,
     initial: Values,
     plans: Sequence[Plan],
@@ -42,34 +42,32 @@ def send(
     """Put what the plans read into a pool.
 
     Args:
-        strategy: says which sets there are.
+        definition: of the round, says which sets travel.
         server: their values.
         initial: the shipped values.
         plans: that the devices run.
         devices: index and group of each.
     """
     read = {name for plan in plans for name in named_sets(plan)}
-    available: dict[str, Values] = {"initial": initial, "global": server.values, **strategy.sets(server)}
-    # Changes are against the global values, so workers need these in any case.
-    common = {name: values for name, values in available.items() if name in read or name == "global"}
-    own = [strategy.sets_for(server, client, group) for client, group in devices]
-    traveling = set(server.names("shared", "group"))
+    # Changes are against the global values, so workers need these in any case; other values are not read by a device.
+    common = dict(definition.common_sets(server, plans))
+    if "initial" in read:
+        common["initial"] = initial
+    own = [definition.own_sets(server, plans, client, group) for client, group in devices]
 
     def size(name: str, values: Values) -> int:
         if name == "initial" or name not in read:
             return 0
-        return sum(v.nbytes for n, v in values.items() if name != "global" or n in traveling)
+        return sum(v.nbytes for v in definition.on_wire(name, values).values())
 
     sizes = {name: size(name, values) for name, values in common.items()}
     total = len(devices) * sum(sizes.values())
-    total += sum(size(n, v) - sizes.get(n, 0) for one in own for n, v in one.items() if n in read)
+    total += sum(size(n, v) - sizes.get(n, 0) for one in own for n, v in one.items())
     pool = Pool()
     return Sent(
         pool,
         pool.add_set(server.values),
         {n: pool.add_set(v) for n, v in common.items()},
-        [{n: pool.add_set(v) for n, v in one.items() if n in read or n == "global"} for one in own]
-        if any(own)
-        else (),
+        [{n: pool.add_set(v) for n, v in one.items()} for one in own] if any(own) else (),
         round(total / max(len(devices), 1)),
     )

@@ -23,6 +23,7 @@ from pfl_mobile.errors import (
     UnknownNameError,
     near,
 )
+from pfl_mobile.federation.named import strategy_entry
 from pfl_mobile.files.atomic import PRIVATE, atomic_write, private_folder
 from pfl_mobile.files.plain_json import json_text
 from pfl_mobile.files.reading import read_json
@@ -41,7 +42,6 @@ from pfl_mobile.simulation.worker import Setup
 from pfl_mobile.strategies import Local
 from pfl_mobile.study.checks import is_whole
 from pfl_mobile.study.evaluation import Evaluation, Trainings
-from pfl_mobile.study.named import strategy_entry
 from pfl_mobile.study.recommend import Recommendation, recommend, training_failed
 from pfl_mobile.study.statistics import divergence
 from pfl_mobile.text.vocabulary import MIN_USERS

@@ -20,7 +20,8 @@ from torch import nn
 
 from pfl_mobile.data.populations import population
 from pfl_mobile.errors import ConfigError, near
-from pfl_mobile.federation.checks import check_merge
+from pfl_mobile.federation.compose import compose
+from pfl_mobile.federation.round import RoundDefinition
 from pfl_mobile.files.describe import describe
 from pfl_mobile.merge.rules import Average, Rule, create_rule
 from pfl_mobile.modules.normalization import check_trainable
@@ -44,7 +45,6 @@ from pfl_mobile.study.checks import (
     user_groups,
     whole,
 )
-from pfl_mobile.study.compose import compose
 from pfl_mobile.study.defaults import choose_local
 from pfl_mobile.study.infer import example_batch, infer_task, personalized
 from pfl_mobile.study.labels import labels_seen
@@ -81,6 +81,7 @@ class Study:
         fairness: how devices are weighted: a ``Weighting``, or the name of a strategy that is federated averaging
             with one (``"term"``); by default the strategy's own.
         robust: how means of updates are taken: a merge rule or its name (``"median"``); by default the weighted mean.
+            Under a robust rule all devices count the same, as on a server, unless ``privacy`` has an ``example_cap``.
         privacy: differential privacy of the rounds. The noise repeats with ``seed``, as results must: a simulation
             shows what privacy costs, and protects nobody.
         groups: group of every user: group name to user ids, or a JSON or CSV file; by default the data's own.
@@ -184,11 +185,6 @@ class Study:
         for setting, patterns in (("shared", shared), ("personal", personal), ("split", split)):
             list_of_names(setting, patterns)
         known_engine(engine)
-        if self.strategy.weighting.needs_groups and not self.groups:
-            raise ConfigError(
-                f"{type(self.strategy.weighting).__name__} has no groups",
-                mend="give groups=, or data whose users have groups",
-            )
         self.personal = split if personal is None and needs_personal(self.strategy) else personal
         self.seed = int(seed)
         candidates = first_rows(self.data)
@@ -222,8 +218,15 @@ class Study:
         self.folder = folder_path(folder)
         self.name = name or self.data.name
         # Fails now rather than after start-up. The learning rate that is chosen later is no larger.
-        self.strategy.plan(Context(tuple(self.model.device_tensors()), self._given_local))
-        check_merge(self.strategy, self.model.device_tensors(), self.robust, privacy is not None)
+        RoundDefinition(
+            self.strategy,
+            self._given_local,
+            tuple(self.model.device_tensors()),
+            cohort=self.cohort,
+            rule=self.robust or Average(),
+            privacy=privacy,
+            groups=bool(self.groups),
+        ).plan(0, 0)
         if privacy is not None:
             SimulatedPrivacy(privacy, self.seed, count, self.cohort)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from pfl_mobile.federation.bundle_plan import BUNDLE
 from pfl_mobile.privacy.plan import noise_to_update
-from pfl_server.federation.config import BUNDLE
 from pfl_server.storage.database import shown
 from pfl_server.storage.models import Federation, Version
 
@@ -67,15 +67,13 @@ def _weights(services: Services) -> str:
     """How much one device counts at most."""
     runtime = services.runtime
     config, cap = runtime.config, runtime.config.privacy.example_cap
-    if runtime.central:
+    if runtime.definition.central:
         return (
             f"at most 1 in a sum, at {cap} examples" if cap else "at most 1 in a sum, whatever a device names"
         )
-    if cap is None:
-        cap = config.rounds.max_examples if runtime.rule.additive else 1
     return (
-        f"a device counts for at most {cap} examples, and for at most {config.rounds.max_part:g} equal shares of a "
-        "mean or half of it"
+        f"a device counts for at most {runtime.definition.most_examples} examples, and for at most "
+        f"{config.rounds.max_part:g} equal shares of a mean or half of it"
     )
 
 

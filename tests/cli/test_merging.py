@@ -75,7 +75,13 @@ def test_private_training_says_what_it_spent_and_on_which_assumptions(pfl: Run, 
 
     shown = pfl(*given, "--out", tmp_path / "shown")
     assert shown.out.index("privacy.noise_multiplier") < shown.out.index("epsilon spent")
-    for words in ("at delta 1e-05, in 2 rounds", "protects nobody", "Nothing is assumed", "not covered"):
+    for words in (
+        "at delta 1e-05, in 2 rounds",
+        "sampling: none",
+        "protects nobody",
+        "Nothing is assumed",
+        "not covered",
+    ):
         assert words in shown.out
 
 
@@ -90,6 +96,15 @@ def test_without_more_than_a_budget_the_defaults_are_those_of_the_plan(pfl: Run,
     same = pfl("train", SMALL, *file, "--out", tmp_path / "same", "--json")
     assert same.json["privacy"] == ran.json["privacy"]
     assert same.json["evaluation"] == ran.json["evaluation"]
+
+
+def test_commands_say_which_noise_and_sampling_they_chose(pfl: Run, tmp_path: Path) -> None:
+    given = ["--epsilon", 8, "--rounds", 1, "--out"]
+    trained = pfl("train", SMALL, *given, tmp_path / "train")
+    compared = pfl("compare", "fedprox", "--data", SMALL, *given, tmp_path / "compare")
+    for ran in (trained, compared):
+        assert "correlated" in ran.out
+        assert "sampling: none" in ran.out
 
 
 @pytest.mark.parametrize(
@@ -107,7 +122,7 @@ def test_without_more_than_a_budget_the_defaults_are_those_of_the_plan(pfl: Run,
         (["--epsilon", 8, "--delta", 0.5], "ConfigError", "delta is 0.5"),
         (["--epsilon", 1e6], "ConfigError", "epsilon is 1e+06"),
         (["--epsilon", 8, "--sampling", "poison"], "UnknownNameError", "poison"),
-        (["--epsilon", 8, "--min-separation", 2], "ConfigError", "--min-separation"),
+        (["--epsilon", 8, "--sampling", "poisson", "--min-separation", 2], "ConfigError", "--min-separation"),
         ([*PRIVATE, "--min-separation", 3], "ConfigError", "at most 2"),
         (["--privacy", "nowhere.json"], "ConfigError", "nowhere.json"),
         (["--privacy", "nowhere.json", "--epsilon", 8], "ConfigError", "--epsilon already"),

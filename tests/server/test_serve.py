@@ -26,10 +26,11 @@ from pfl_mobile.bundle import Bundle
 from pfl_mobile.bundle.paths import MANIFEST, SIGNATURE
 from pfl_mobile.bundle.sign import generate_key, sign
 from pfl_mobile.errors import ConfigError, OtherSettingsError, TamperedBundleError
+from pfl_mobile.federation.default_privacy import default_privacy
 from pfl_mobile.privacy import Ledger, PrivacyConfig
 from pfl_server import launch
 from pfl_server.federation.config import RoundsConfig
-from pfl_server.federation.defaults import default_privacy, federation_config
+from pfl_server.federation.defaults import federation_config
 from pfl_server.federation.restart import refuse_others
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings

@@ -135,7 +135,7 @@ def test_a_round_with_too_few_left_for_its_rule_is_recorded_unless_all_of_it_is_
         assert [r.clients for r in study.history] == [6, 0, 6]
         assert study.history[1].failures == {"NoExamplesError": 5, "TooFewUpdatesError": 1}
     with (
-        rounds(FEDAVG, setup(), engine, rule=rule, cohort_size=1, job_size=1) as study,
+        rounds(FEDAVG, setup(), engine, rule=rule, choose=lambda number: [0]) as study,
         pytest.raises(TooFewUpdatesError),
     ):
         study.run()

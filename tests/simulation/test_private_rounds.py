@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import CohortFailedError, ConfigError, OtherSettingsError, PrivacyError
-from pfl_mobile.merge.robust import Median, TrimmedMean
+from pfl_mobile.merge.robust import Krum, Median, TrimmedMean
 from pfl_mobile.merge.rules import Average
 from pfl_mobile.privacy import Ledger, PrivacyConfig
 from pfl_mobile.simulation.engine import LocalEngine
@@ -197,6 +197,20 @@ def test_a_round_whose_devices_all_fail_is_an_error_though_private(engine):
         with pytest.raises(CohortFailedError, match="all 6 devices"):
             running.run()
         assert running.history[0].epsilon > 0  # nobody was in it, but it was drawn and its noise was let out
+
+
+def test_what_devices_hid_themselves_counts_though_it_was_not_merged(engine):
+    """A server has the updates, whether or not a model comes of them."""
+    given, ledger = config(**LOCAL), Ledger(config(**LOCAL))
+    trouble = dict.fromkeys([1, 3, 5, 7, 9], "empty")
+    cohorts = [[0, 2, 4, 6, 8, 10], [0, 1, 3, 5, 7, 9], [0, 2, 4, 6, 8, 10]]
+    more = {"privacy": given, "rule": Krum(attackers=0.1), "choose": cohorts.__getitem__}
+    with rounds(FEDAVG, setup(trouble=trouble), engine, **more) as running:
+        running.run()
+        assert [r.clients for r in running.history] == [6, 0, 6]
+        for record in running.history:
+            ledger.record()
+            assert record.epsilon == ledger.epsilon()
 
 
 def test_poisson_cohorts_have_the_rate_and_may_be_empty():

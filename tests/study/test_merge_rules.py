@@ -21,7 +21,7 @@ def config(**changes: Any) -> PrivacyConfig:
 
 def test_a_robust_rule_goes_by_name_or_as_an_object():
     assert study(robust="median").robust == Median()
-    assert study(robust=TrimmedMean(attackers=0.3)).robust == TrimmedMean(attackers=0.3)
+    assert study(robust=TrimmedMean(attackers=0.2)).robust == TrimmedMean(attackers=0.2)
     plain, robust = study().run(rounds=2), study(robust="median").run(rounds=2)
     assert any(not np.array_equal(plain.values[n], robust.values[n]) for n in plain.values)
     assert plain.privacy is None
@@ -34,6 +34,8 @@ def test_wrong_rules_are_refused_before_anything_runs():
         study(robust=3)
     with pytest.raises(ConfigError, match="MultiTask"):
         study("multitask", robust="median")
+    with pytest.raises(ConfigError, match="a full round of 4 updates is too small"):
+        study(robust=TrimmedMean(attackers=0.3))
 
 
 def test_wrong_privacy_is_refused_before_anything_runs():

@@ -314,7 +314,7 @@ def test_wrong_settings_are_refused_before_anything_runs(settings, error, text):
 
 def test_a_bound_on_groups_needs_groups_from_the_start():
     parts = population()
-    with pytest.raises(ConfigError, match="has no groups"):
+    with pytest.raises(ConfigError, match="have no groups"):
         study("bounded_group_loss", ArrayPopulation("plain", parts.ids, parts.parts))
     with study("local", fairness="bounded_group_loss").run(rounds=1) as result:
         assert "no group has reported" in result.fairness

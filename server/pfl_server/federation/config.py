@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pfl_mobile.bundle.manifest import StrategyEntry
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.federation.bundle_plan import BUNDLE
+from pfl_mobile.federation.round import Bounds
 from pfl_mobile.files.reading import parse_json
 from pfl_mobile.privacy import PrivacyConfig
 
@@ -18,10 +20,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-#: The strategy that is what the bundle says.
-BUNDLE = "bundle"
 
 
 class StrategyConfig(StrategyEntry):
@@ -80,8 +78,8 @@ class RoundsConfig(_Frozen):
     staleness_exponent: Annotated[float, Field(ge=0, le=10)] = 0.5
     min_separation: Annotated[int, Field(ge=1)] = 1
     min_examples: Annotated[int, Field(ge=1)] = 1
-    max_examples: Annotated[int, Field(ge=1)] = 1000
-    max_part: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
+    max_examples: Annotated[int, Field(ge=1)] = Bounds.examples
+    max_part: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Bounds.part
     needs: tuple[Literal["idle", "charging", "unmetered"], ...] = ("idle", "charging", "unmetered")
     pause_s: Annotated[float, Field(ge=0)] = 0.0
     retry_s: Positive = 60.0

@@ -8,68 +8,19 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.federation.default_privacy import CLIP_NORM, DELTA, EPSILON, default_privacy
 from pfl_mobile.merge.rules import create_rule
 from pfl_mobile.privacy import PrivacyConfig
-from pfl_mobile.privacy.calibration import required_noise, with_noise
-from pfl_mobile.privacy.limits import DEVICE_DELTA
-from pfl_mobile.privacy.plan import BAND
 from pfl_server.federation.config import FederationConfig
 from pfl_server.federation.minimum_cohort import largest_minimum, least_minimum
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: What is spent over all rounds where nothing else is said.
-EPSILON, DELTA = 8.0, DEVICE_DELTA
-CLIP_NORM = 1.0
 #: Fields of the privacy that say something without noise too.
 WITHOUT_NOISE = ("clip_norm", "example_cap", "population")
 #: Share of the cohort that a round needs at its deadline.
 MINIMUM_SHARE = 0.4
-
-
-def default_privacy(
-    *,
-    cohort: int,
-    rounds: int | None,
-    min_separation: int = 1,
-    epsilon: float = EPSILON,
-    delta: float = DELTA,
-    clip_norm: float = CLIP_NORM,
-) -> PrivacyConfig:
-    """Privacy that assumes nothing about who takes part when: noise correlated over the rounds (matrix mechanism).
-
-    Args:
-        cohort: updates of a round.
-        rounds: all that there will be.
-        min_separation: rounds between two of one device; the larger, the less noise.
-        epsilon, delta: the budget over all rounds, and the point at which training stops.
-        clip_norm: L2 bound on an update.
-
-    Raises:
-        ConfigError: there is no last round, or the numbers do not fit together.
-    """
-    if rounds is None:
-        raise ConfigError(
-            "noise is calibrated for a number of rounds, and there is none",
-            mend="say --rounds R, or give --privacy FILE",
-        )
-    separation = min(min_separation, rounds)
-    config = PrivacyConfig.checked(
-        {
-            "mechanism": "matrix",
-            "sampling": "none",
-            "clip_norm": clip_norm,
-            "noise_multiplier": 1.0,
-            "cohort": cohort,
-            "rounds": rounds,
-            "min_separation": separation,
-            "band": min(separation, BAND),
-            "delta": delta,
-            "budget_epsilon": epsilon,
-        }
-    )
-    return with_noise(config, required_noise(config, epsilon))
 
 
 def no_privacy(

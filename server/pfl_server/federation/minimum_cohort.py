@@ -70,7 +70,7 @@ def least_minimum(rule: Rule, cohort: int) -> int | None:
 
 
 def check_enough(config: FederationConfig, rule: Rule) -> None:
-    """Refuse rounds that close with fewer updates than the merge rule needs.
+    """Refuse rounds that close with fewer updates than the merge rule needs; a full one has enough (`check_cohort`).
 
     Raises:
         ConfigError: some would.
@@ -78,17 +78,15 @@ def check_enough(config: FederationConfig, rule: Rule) -> None:
     rounds = config.rounds
     fewest = rounds.cohort if rounds.mode == "buffered" else rounds.minimum
     least = least_minimum(rule, rounds.cohort)
-    if least is not None and fewest >= least:
+    if least is None or fewest >= least:
         return
     try:
-        rule.check_count(rounds.cohort if least is None else least - 1)
+        rule.check_count(least - 1)
     except TooFewUpdatesError as error:
         raise ConfigError(
             f"a round of {fewest} to {rounds.cohort} updates may be too small for the merge rule {config.rule.name!r}: "
             f"{error.message}",
-            mend="set a larger rounds.cohort (--cohort), or let the rule assume fewer attackers (rule.parameters)"
-            if least is None
-            else f"set rounds.minimum (--minimum) to {least} or more",
+            mend=f"set rounds.minimum (--minimum) to {least} or more",
         ) from error
 
 

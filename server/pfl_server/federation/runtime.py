@@ -7,7 +7,6 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -15,21 +14,19 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from pfl_mobile.errors import ConfigError, OtherSettingsError, StateError
-from pfl_mobile.federation.checks import check_own_noise
+from pfl_mobile.federation.named import effective_strategy, make_strategy
 from pfl_mobile.files.describe import differences
 from pfl_mobile.local.state import ModelId
-from pfl_mobile.plan.check import check_plan, named_sets
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.plan.upload import check_sends
 from pfl_mobile.privacy import Ledger, PrivateRounds, SecureNoise, require_secure
 from pfl_mobile.privacy.events import dp_accounting
 from pfl_mobile.protocol.bodies import BundleId
-from pfl_mobile.protocol.update_file import layout_of, size_limit
-from pfl_mobile.strategies.server_state_file import plain_numbers
-from pfl_mobile.strategies.state import Context, Server, Values
+from pfl_mobile.protocol.update_file import size_limit
+from pfl_mobile.strategies.state import Server, Values
 from pfl_server.errors import BlobMissingError
+from pfl_server.federation.checks import check_config
 from pfl_server.federation.config import FederationConfig, claims_sampling
-from pfl_server.federation.strategy import check_config, effective, make_strategy
 from pfl_server.identity.credentials import new_secrets
 from pfl_server.storage.models import Device, Federation, LedgerEntry, Version
 from pfl_server.storage.seal import check_seal, check_statement, seal
@@ -39,7 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from pfl_mobile.bundle import Bundle
-    from pfl_mobile.plan.upload import UpdateLayout
+    from pfl_mobile.federation.round import RoundPlan
     from pfl_mobile.privacy import Noise
     from pfl_server.storage.blobs import Blobs
     from pfl_server.storage.database import Database
@@ -57,21 +54,6 @@ _OPEN = (
 _ROUNDS, _STATES = 64, 1
 
 
-@dataclass(frozen=True)
-class RoundPlan:
-    """What every upload of a round is checked against.
-
-    Attributes:
-        plan: of the round's devices.
-        layout: of their updates.
-        reports: names of the numbers that come with an update.
-    """
-
-    plan: Plan
-    layout: UpdateLayout
-    reports: frozenset[str]
-
-
 class Runtime:
     """A federation at run time. Safe to share between threads; made by `open`.
 
@@ -82,8 +64,7 @@ class Runtime:
         initial: shipped values of the tensors that gradients train, float32.
         config: of the federation, as it was when it began.
         said: which strategy runs, in names and numbers.
-        strategy: plan and merge.
-        rule: how means are taken where the aggregator adds no noise.
+        definition: what devices and aggregator compute in a round.
         noise: source of the aggregator's noise; one that is not secure is refused wherever it is used.
         width: values of an update.
         max_update_bytes: of an update file.
@@ -105,13 +86,12 @@ class Runtime:
         self.metrics = frozenset({"loss", *manifest.task.metrics})
         trained = {t.name for t in self.table if t.update == "gradient"}
         self.initial = {name: value for name, value in bundle.values().items() if name in trained}
-        self.said = effective(config.strategy, manifest.strategy)
-        self.strategy, self.local = make_strategy(self.said, bundle.plan_json())
-        self.rule = check_config(config, self.strategy, self.table)
+        self.said = effective_strategy(config.strategy, manifest.strategy)
+        self.definition = check_config(config, *make_strategy(self.said, bundle.plan_json()), self.table)
         self.noise: Noise = SecureNoise()
         if config.privacy.mechanism != "none":  # what it needs is missed now, not at the first merge
             dp_accounting()
-        if self.central:
+        if self.definition.central:
             self.noise.normal(1)
         self.wake = threading.Event()
         self._lock = threading.Lock()
@@ -119,11 +99,7 @@ class Runtime:
         self._states: OrderedDict[str, Server] = OrderedDict()
         self._reckoning = threading.Lock()
         self._epsilons: OrderedDict[int, float | None] = OrderedDict()
-        server = self.beginning()
-        plan = self.plan(server, 0)
-        names = {"initial", "global", *self.strategy.sets(server), *self.strategy.sets_for(server, 0, "")}
-        check_plan(plan, self.table, {name: {} for name in names}, ())
-        check_own_noise(config.privacy, plan)
+        plan = self.definition.first_plan(self.beginning(), 0)
         try:
             check_sends(plan, self.table)
         except ConfigError as error:
@@ -131,7 +107,7 @@ class Runtime:
                 f"the strategy {self.said.name!r} leaves nothing to merge: {error.message}",
                 mend="choose one that shares tensors: --strategy NAME (`pfl strategies`)",
             ) from error
-        layout = layout_of(plan, self.table)
+        layout = self.definition.round_plan(plan).layout
         self.width, self.max_update_bytes = layout.size, size_limit(layout)
 
     @classmethod
@@ -198,29 +174,22 @@ class Runtime:
 
     def plan(self, server: Server, seed: int) -> Plan:
         """What devices do in the round that follows on a state of the server."""
-        return self.strategy.plan(Context(self.table, self.local, server.round, seed))
+        return self.definition.plan(server.round, seed)
 
     def common_sets(self, server: Server, plan: Plan) -> dict[str, Values]:
-        """The sets that go to every device of a round: those that its plan reads, and ``global``."""
-        return self._sent(self.strategy.sets(server), plan)
+        """The sets that go to every device of a round, as they are sent."""
+        return self._sent(self.definition.common_sets(server, (plan,)))
 
     def own_sets(self, server: Server, plan: Plan, index: int, group: str) -> dict[str, Values]:
         """The sets that go to one device alone, in place of common ones."""
-        return self._sent(self.strategy.sets_for(server, index, group), plan)
-
-    @property
-    def has_own_sets(self) -> bool:
-        """Whether devices may get sets of their own."""
-        return self.strategy.sends_own_sets or any(t.role == "group" for t in self.table)
+        return self._sent(self.definition.own_sets(server, (plan,), index, group))
 
     def round_plan(self, number: int, plan: Mapping[str, Any]) -> RoundPlan:
         """The parsed plan of a round; it never changes, so each process parses it once."""
         with self._lock:
             found = self._rounds.get(number)
             if found is None:
-                parsed = Plan.load(json.dumps(plan))
-                found = RoundPlan(parsed, layout_of(parsed, self.table), frozenset(parsed.reports))
-                self._rounds[number] = found
+                found = self._rounds[number] = self.definition.round_plan(Plan.load(json.dumps(plan)))
                 while len(self._rounds) > _ROUNDS:
                     self._rounds.popitem(last=False)
             return found
@@ -230,10 +199,7 @@ class Runtime:
     def beginning(self) -> Server:
         """The server before the first round."""
         population = self.config.privacy.population or self.config.rounds.cohort
-        server = Server(self.table, population, dict(self.initial))
-        self.strategy.begin(server)
-        server.numbers = plain_numbers(server.numbers, self.strategy)
-        return server
+        return self.definition.begin(population, self.initial)
 
     def population(self, session: Session) -> int:
         """Devices in all: as configured, which is public; else those that take part now."""
@@ -257,11 +223,6 @@ class Runtime:
         return {name: server.values[name] for name in server.names("shared", "group")}
 
     # -- privacy
-
-    @property
-    def central(self) -> bool:
-        """Whether the aggregator adds noise."""
-        return self.config.privacy.noise_multiplier > 0
 
     def private_rounds(self, session: Session, state: dict[str, np.ndarray] | None = None) -> PrivateRounds:
         """Clip norm, noise and ledger as they are after the rounds so far.
@@ -345,15 +306,8 @@ class Runtime:
 
     # -- parts
 
-    def _sent(self, sets: Mapping[str, Values], plan: Plan) -> dict[str, Values]:
-        """As they travel: of the global values only those that are merged, as a device has the others."""
-        read = {*named_sets(plan), "global"} - {"initial"}
-        traveling = {t.name for t in self.table if t.role in ("shared", "group") and t.update == "gradient"}
-        return {
-            name: {n: v for n, v in values.items() if name != "global" or n in traveling}
-            for name, values in sets.items()
-            if name in read
-        }
+    def _sent(self, sets: Mapping[str, Values]) -> dict[str, Values]:
+        return {name: self.definition.on_wire(name, values) for name, values in sets.items()}
 
     def _check_state(self, database: Database) -> None:
         """Read what the next merge will need, so that damage is found by who starts the server."""

@@ -137,7 +137,7 @@ def _assign(
 def _own_sets(services: Services, at: Round, device: Device) -> dict[str, Any]:
     """Store the sets of one device alone, where the strategy has such."""
     runtime = services.runtime
-    if not runtime.has_own_sets:
+    if not runtime.definition.has_own_sets:
         return {}
     with services.database.read() as session:
         key = session.get_one(Version, at.base).state_blob

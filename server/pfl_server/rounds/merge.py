@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,10 +21,9 @@ from sqlalchemy import and_, or_, select, update
 
 from pfl_mobile.errors import LedgerError, PflError, StateError, TensorFileError
 from pfl_mobile.merge.rows import FileRows, RowFile
-from pfl_mobile.strategies.server_state_file import plain_numbers
 from pfl_server.errors import BlobError, BlobMissingError, DatabaseError, MergeMemoryError
+from pfl_server.rounds.accepted_updates import Accepted, merge_scores, merged_weights, summary
 from pfl_server.rounds.lifecycle import end_without_merge
-from pfl_server.rounds.merge_input import Accepted, Stale, merge_input
 from pfl_server.storage.federation_row import pause_itself
 from pfl_server.storage.locks import LOCK, changed, lapsed
 from pfl_server.storage.models import (
@@ -39,8 +38,11 @@ from pfl_server.storage.seal import seal
 from pfl_server.storage.sets import get_state, put_set, put_state
 
 if TYPE_CHECKING:
+    from pfl_mobile.federation.round import RoundPlan
+    from pfl_mobile.merge.rows import Rows
     from pfl_mobile.privacy import PrivateRounds
     from pfl_mobile.strategies.state import Server
+    from pfl_server.federation.runtime import Runtime
     from pfl_server.services import Services
 
 log = logging.getLogger("pfl_server")
@@ -178,16 +180,16 @@ def _compute(services: Services, number: int, checkpoint: Checkpoint) -> Merged 
         mine = (Assignment.round == number, Assignment.state == "accepted")
         rows = [
             Accepted(
-                a.id,
-                int(index),
-                group,
-                a.base,
-                str(a.blob),
-                int(a.offset or 0),
-                int(a.examples or 0),
-                int(a.steps or 0),
-                a.reports,
-                float(a.norm or 0.0),
+                client=int(index),
+                group=group,
+                examples=int(a.examples or 0),
+                steps=int(a.steps or 0),
+                reports=a.reports,
+                id=a.id,
+                base=a.base,
+                blob=str(a.blob),
+                offset=int(a.offset or 0),
+                norm=float(a.norm or 0.0),
             )
             for a, index, group in session.execute(found.where(*mine).order_by(Device.index))
         ]
@@ -195,27 +197,52 @@ def _compute(services: Services, number: int, checkpoint: Checkpoint) -> Merged 
         private = runtime.private_rounds(session, noise)
     checkpoint("loaded")
     staleness = np.array([version.number - row.base for row in rows], np.int64)
-    factors = (1.0 + staleness) ** -runtime.config.rounds.staleness_exponent
-    strategy = runtime.strategy
-    if staleness.any():
-        strategy = replace(strategy, weighting=Stale(inner=strategy.weighting, factors=factors))
     with ExitStack() as stack:
         files = [RowFile(stack.enter_context(services.blobs.local(row.blob)), row.offset) for row in rows]
         stored = stack.enter_context(FileRows(files, known.layout.size))
-        given = merge_input(runtime, private, known, stored, rows, population)
-        # Overflow is found by the strategy, which refuses values that are not finite.
-        with server.undo_on_error(), np.errstate(over="ignore", invalid="ignore"):
-            strategy.merge(server, given.updates)
-            server.round += 1
-            server.numbers = plain_numbers(server.numbers, runtime.strategy)
-        weights = given.weights(factors)
-        scores = given.scores(weights)
-    if not runtime.central:
-        private.ledger.record()
+        told = merge_rows(runtime, server, private, known, stored, rows, population, staleness)
     checkpoint("computed")
-    return Merged(
-        server, private, version.number, rows, weights, scores, staleness, given.summary(weights, staleness)
-    )
+    return Merged(server, private, version.number, rows, *told[:2], staleness, told[2])
+
+
+def merge_rows(
+    runtime: Runtime,
+    server: Server,
+    private: PrivateRounds,
+    known: RoundPlan,
+    stored: Rows,
+    rows: Sequence[Accepted],
+    population: int,
+    staleness: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Merge updates into the server and its privacy.
+
+    Args:
+        runtime: of the federation.
+        server: as it was before.
+        private: likewise.
+        known: of the round.
+        stored: values of the updates.
+        rows: what is known of each.
+        population: devices in all.
+        staleness: how many versions each lies behind, int64 [n].
+
+    Returns:
+        Weights and scores of the updates, float64 [n], and the round's summary.
+
+    Raises:
+        NonFiniteError, TooFewUpdatesError: as `RoundDefinition.merge`; server and privacy are as they were.
+    """
+    definition = runtime.definition
+    factors = (1.0 + staleness) ** -runtime.config.rounds.staleness_exponent
+    norms = np.array([row.norm for row in rows], np.float64)
+    received = definition.received(known, stored, rows, population)
+    given = definition.merge_input(received, private, norms)
+    definition.merge(server, given.updates, private, factors if staleness.any() else None)
+    server.round += 1
+    weights = merged_weights(given, factors)
+    scores = merge_scores(given, weights, threads=definition.threads)
+    return weights, scores, summary(given, weights, staleness)
 
 
 def _publish(

@@ -20,8 +20,8 @@ from pfl_server.uploads.partial_file import Scan, remove_parts
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from pfl_mobile.federation.round import RoundPlan
     from pfl_mobile.protocol.bodies import UpdateHead
-    from pfl_server.federation.runtime import RoundPlan
     from pfl_server.identity.devices import DeviceIdentity
     from pfl_server.services import Services
 

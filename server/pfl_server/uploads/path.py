@@ -45,7 +45,7 @@ from pfl_server.uploads.receive import UploadHead, go_to_offset, read_body, same
 from pfl_server.uploads.threads import STORES, WRITES, run_in
 
 if TYPE_CHECKING:
-    from pfl_server.federation.runtime import RoundPlan
+    from pfl_mobile.federation.round import RoundPlan
     from pfl_server.identity.devices import DeviceIdentity
     from pfl_server.services import Services
 

@@ -80,7 +80,7 @@ def test_too_little_memory_keeps_the_updates(tmp_path, monkeypatch):
             raise MemoryError
 
         with monkeypatch.context() as patch:
-            patch.setattr(type(f.services.runtime.strategy), "merge", merge)
+            patch.setattr(type(f.services.runtime.definition.strategy), "merge", merge)
             with pytest.raises(MergeMemoryError, match="round 0"):
                 f.step()
             assert (f.round(0).state, f.assignment(task).state) == ("closing", "accepted")

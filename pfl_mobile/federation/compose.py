@@ -112,10 +112,20 @@ def _weighting(fairness: Weighting | str) -> Weighting:
             f"fairness is a {type(fairness).__name__}",
             mend="give a Weighting, for instance BoundedGroupLoss(...)",
         )
-    weighting = create(fairness).weighting
+    return named_fairness(fairness)
+
+
+def named_fairness(name: str, parameters: Mapping[str, Any] | None = None) -> Weighting:
+    """The weighting of the strategy of this name, which is federated averaging with it.
+
+    Raises:
+        UnknownNameError: no such strategy, or it has no such hyper-parameter.
+        ConfigError: a hyper-parameter is out of range; devices count by no more than their examples, or all alike.
+    """
+    weighting = create(name, **(parameters or {})).weighting
     if not weighting.is_fairness:
         raise ConfigError(
-            f"{fairness!r} does not weight devices by how they fare, so it is no kind of fairness",
+            f"{name!r} does not weight devices by how they fare, so it is no kind of fairness",
             mend=f"choose one of {', '.join(fairness_names())}",
         )
     return weighting

@@ -9,6 +9,7 @@ import pytest
 
 from pfl_exporters.export import export_bundle
 from pfl_mobile.bundle import StrategyEntry
+from pfl_mobile.federation.named import make_strategy, strategy_entry
 from pfl_mobile.files.describe import describe
 from pfl_mobile.plan.optimizers import AdamW, Momentum
 from pfl_mobile.plan.upload import check_sends
@@ -19,8 +20,6 @@ from pfl_mobile.strategies.fedp3 import FedP3
 from pfl_mobile.strategies.fedrep import FedRep
 from pfl_mobile.strategies.qffl import QFair
 from pfl_mobile.strategies.tilted import Tilted
-from pfl_mobile.study.named import strategy_entry
-from pfl_server.federation.strategy import make_strategy
 from tests.server.testbed import federation_config, small
 from tests.study.small import study
 
@@ -91,7 +90,7 @@ def test_the_bundle_of_a_study_is_served_with_the_strategy_of_the_study(tmp_path
     with small(tmp_path, federation_config()) as f:
         runtime = f.services.runtime
         plan = runtime.plan(f.model(), 0)
-    assert runtime.strategy == FedRep(head_epochs=2, weighting=Tilted(t=2.0))
-    assert runtime.local == replace(one.local, epochs=3)
+    assert runtime.definition.strategy == FedRep(head_epochs=2, weighting=Tilted(t=2.0))
+    assert runtime.definition.local == replace(one.local, epochs=3)
     assert plan.upload == ("role:shared",)
     check_sends(plan, runtime.table)
