@@ -34,7 +34,7 @@ quick: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 fuzz: setup
-	PFL_FUZZ_SEEDS=3 $(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz -m slow
+	PFL_FUZZ_SEEDS=3 PFL_EXAMPLES=1000 $(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz
 
 lint: setup
 	$(BIN)/ruff check .

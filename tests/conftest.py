@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from pfl_mobile.programs.deployment import Deployment
 
     Export = Callable[[str, Callable[[], Deployment], Sequence[str]], Path]
+
+# `make fuzz` tries more; machines differ too much in speed for deadlines
+settings.register_profile("pfl", max_examples=int(os.environ.get("PFL_EXAMPLES", "40")), deadline=None)
+settings.load_profile("pfl")
 
 
 @pytest.fixture(scope="session")
