@@ -148,8 +148,11 @@ def test_a_proxy_that_cannot_be_used_is_told_without_its_password(proxy, monkeyp
 
 
 def test_plain_http_can_be_allowed():
-    Client("http://example.org", allow_http=True).close()
-    Client("http://127.0.0.1:1").close()
+    for server, allow in (("http://example.org", True), ("http://127.0.0.1:1", False)):
+        handle, seen = replies(INFO)
+        with Client(server, allow_http=allow, transport=httpx2.MockTransport(handle)) as c:
+            assert c.federation().server == "s"
+        assert [str(r.url) for r in seen] == [f"{server}/v1/federation"]
 
 
 def test_a_cancelled_client_stops_waiting():

@@ -159,8 +159,13 @@ def test_rounds_that_a_robust_rule_could_not_merge_are_refused_at_the_start(
 
 
 def test_buffered_rounds_have_the_whole_cohort(tmp_path):
+    """Krum needs 5 updates: a buffer always has its 5, a round that closes with the minimum of 1 might not."""
     rounds = {"mode": "buffered", "cohort": 5, "minimum": 1}
-    with small(tmp_path, federation_config(rule={"name": "krum"}, rounds=rounds)):
+    with small(tmp_path / "buffered", federation_config(rule={"name": "krum"}, rounds=rounds)) as f:
+        assert f.round().state == "open", "its first round begins"
+    rounds["mode"] = "synchronous"
+    refused = federation_config(rule={"name": "krum"}, rounds=rounds)
+    with pytest.raises(ConfigError, match="may be too small"), small(tmp_path / "synchronous", refused):
         pass
 
 

@@ -130,8 +130,12 @@ class TestTokens:
 
     def test_a_token_without_limit_stays_good(self, server: Server) -> None:
         token = server.token()
-        for _ in range(3):
-            server.enrol(token=token)
+        assert [_post(server, token=token).status_code for _ in range(3)] == [201, 201, 201]
+        with server.services.database.read() as session:
+            kept = session.scalars(select(EnrolmentToken)).one()
+            indexes = session.scalars(select(Device.index).order_by(Device.index)).all()
+        assert kept.uses_left is None, "counts nothing down"
+        assert list(indexes) == [0, 1, 2], "each is a device of its own"
 
     def test_a_token_is_used_up(self, server: Server) -> None:
         token = server.token(uses_left=2)
