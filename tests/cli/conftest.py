@@ -54,22 +54,6 @@ def pfl(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
 
 @pytest.fixture
-def pfl_export(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    """Run ``pfl-export`` with arguments (made strings)."""
-    import sys
-
-    from pfl_exporters import cli as export_cli
-
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def run(*arguments: object) -> Ran:
-        code = export_cli.main([str(a) for a in arguments])
-        return Ran(code, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
 def messages(tmp_path: Path) -> Path:
     """A JSONL file with the messages of the tiny users."""
     path = tmp_path / "messages.jsonl"

@@ -15,6 +15,8 @@ import pytest
 
 from pfl_mobile.data import registry
 
+Pin = Callable[[str, Path], None]
+
 SMS = """<?xml version="1.0" encoding="UTF-8"?><smsCorpus>
 <message id="1"><text>see u there</text><source><userProfile><userID>7</userID></userProfile></source>
 <messageProfile language="en" time="2010.11.10 06:54:29"/></message>
@@ -52,6 +54,10 @@ And so it goes.
 KING HENRY
 Well said.
 """
+
+
+def quiet(*_: object) -> None:
+    """A progress callback."""
 
 
 def tarball(path: Path, files: dict[str, str]) -> Path:
@@ -114,3 +120,17 @@ def pin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Path], None]
         monkeypatch.setitem(registry.DATASETS._items, name, (pinned, __name__))
 
     return change
+
+
+@pytest.fixture
+def arff(tmp_path: Path) -> Path:
+    """Two people; the first feature counts the windows, the second is the same everywhere, a third is missing."""
+    path = tmp_path / "w.arff"
+    lines = ["@relation x", '@attribute "user"', "@data"]
+    for user, windows in ((33, 10), (7, 20)):
+        for i in range(windows):
+            features = [str(i), "5", "?" if i == 2 else "1", *(str(i * k % 7) for k in range(40))]
+            activity = "Walking" if i < windows // 2 else "Sitting"
+            lines.append(f"{i},{user},{','.join(features)},{activity}")
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -364,3 +364,20 @@ def test_two_modules_on_one_place_are_named_apart_or_refused(case: Case) -> None
     if case.targets:
         with pytest.raises(ConfigError, match=r"already|trainable"):
             personalize(backbone, [case.config, case.config], example=example)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Adapter("x", activation="rleu"), "'relu'"),
+        (lambda: Adapter("x", size=0), "size=0"),
+        (lambda: Gate("x", on="inptu"), "'input'"),
+        (lambda: Head("x", only="bais"), "'bias'"),
+        (lambda: SoftPrompt(""), "target is empty"),
+        (lambda: SoftPrompt("x", init="normla"), "'normal'"),
+    ],
+)
+def test_wrong_settings_are_named(make: object, text: str) -> None:
+    with pytest.raises(ConfigError, match=text) as caught:
+        make()  # type: ignore[operator]
+    assert isinstance(caught.value, UnknownNameError) == ("'" in text)

@@ -14,7 +14,7 @@ from tests.server.rounds.test_check_in import *
 from tests.server.rounds.test_merge import *
 from tests.server.test_buffered import *
 from tests.server.uploads.test_receive import *
-from tests.server.web.test_enrolment import TestCredentials, TestGroups, TestLeaving, TestOpen, TestTokens
+from tests.server.web.api.test_enrolment import TestCredentials, TestGroups, TestLeaving, TestOpen, TestTokens
 
 __all__ = ["TestCredentials", "TestGroups", "TestLeaving", "TestOpen", "TestTokens"]
 

@@ -11,7 +11,7 @@ from pfl_server.settings import ServerSettings
 from tests.server.conftest import new_bucket
 from tests.server.rounds.test_merge import *
 from tests.server.uploads.test_receive import *
-from tests.server.web.test_sets import *
+from tests.server.web.api.test_sets import *
 
 pytestmark = pytest.mark.slow
 

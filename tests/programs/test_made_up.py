@@ -1,18 +1,14 @@
-"""What a study ships beside its weights is of no single user."""
+"""Made-up rows in the place of real ones: as many, of the same kinds, and nobody's."""
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
 import torch
 from torch import nn
 
 from pfl_mobile import Head
-from pfl_mobile.errors import TooFewUsersError
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.programs.made_up import batch_like
 from pfl_mobile.programs.tasks import ClassificationTask, RegressionTask
-from tests.study.small import study
 
 
 class Rated(nn.Module):
@@ -23,17 +19,6 @@ class Rated(nn.Module):
 
     def forward(self, film: torch.Tensor) -> torch.Tensor:
         return self.head(self.films(film))
-
-
-def test_the_golden_batch_of_a_study_is_no_users_rows() -> None:
-    with study("fedper", personal=["head"]).run(rounds=1) as result:
-        shipped, trained = result.deployment().batch, result.study.batch
-        given = {name: value + 0 for name, value in trained.items()}
-        assert result.deployment(batch=given).batch is given
-    assert {n: (v.shape, v.dtype) for n, v in shipped.items()} == {
-        n: (v.shape, v.dtype) for n, v in trained.items()
-    }
-    assert not np.isin(shipped["x"].numpy(), trained["x"].numpy()).any()
 
 
 def test_ids_stay_within_the_model_and_values_keep_their_kind() -> None:
@@ -59,12 +44,3 @@ def test_ids_stay_within_the_model_and_values_keep_their_kind() -> None:
         found = batch_like({"x": values}, RegressionTask(), model)["x"]
         assert least <= float(found.min()) < float(found.max()) <= most
         assert bool((found == found.round()).all()) == (values is flags)
-
-
-def test_a_group_of_few_users_does_not_ship_its_values() -> None:
-    with study().run(rounds=1) as result:
-        result._rounds.server.groups["few"] = dict(result.values)
-        result._rounds.group = lambda user: "few" if user < 4 else "many"  # type: ignore[method-assign]
-        with pytest.raises(TooFewUsersError, match="'few' has 4 users"):
-            result.deployment(group="few")
-        assert result.deployment(group="few", min_users=4).model is not result.study.model

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pfl_exporters import cli as export_cli
 from pfl_mobile.cli import user_code
+from tests.cli.conftest import Ran, cache, pfl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.cli.conftest import Ran
-
     Run = Callable[..., Ran]
+
+__all__ = ["cache", "pfl"]
 
 MODEL = """
 from tests import tiny
@@ -33,6 +35,18 @@ def fails():
 def needs(x):
     pass
 """
+
+
+@pytest.fixture
+def pfl_export(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """Run ``pfl-export`` with arguments (made strings)."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*arguments: object) -> Ran:
+        code = export_cli.main([str(a) for a in arguments])
+        return Ran(code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

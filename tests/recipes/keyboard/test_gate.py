@@ -1,20 +1,17 @@
-"""The keyboard's backbone, its training, and the fit of the memory's gate."""
+"""The fit of the gate of the memory."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from pfl_mobile import LoRA, NgramMemory
 from pfl_mobile.data import Message, UserText
 from pfl_mobile.errors import ConfigError, DataError
-from pfl_mobile.modules.model import tensor_digest
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from pfl_mobile.modules.shared_ngrams import SharedNgrams
-from pfl_mobile.text.encoder import Rows, TextEncoder, WordTokenizer
 from pfl_recipes.keyboard.gate import (
     GateExamples,
     fit_gate,
@@ -26,59 +23,10 @@ from pfl_recipes.keyboard.gate import (
     set_table,
     shared_ngrams,
 )
-from pfl_recipes.keyboard.model import Keyboard, KeyboardConfig
+from pfl_recipes.keyboard.model import Keyboard
 from pfl_recipes.keyboard.ngrams import build_table
-from pfl_recipes.keyboard.training import Noise, TrainConfig, recall, train_backbone
-
-TEXTS = ["see you there", "see you at noon", "ok see you", "where are you", "at home, ok?"] * 4
-SIZES = KeyboardConfig(vocabulary=24, length=8, width=16, layers=1, heads=2, feed_forward=32, dropout=0.1)
-
-
-def encoder() -> TextEncoder:
-    return TextEncoder(WordTokenizer.train(TEXTS, 24), 8, 24)
-
-
-def rows(texts: list[str]) -> Rows:
-    return encoder().encode(texts, drop_unknown=True)
-
-
-def model() -> PersonalizedModel:
-    backbone = train_backbone(rows(TEXTS), SIZES, TrainConfig(epochs=2, batch=8))
-    return personalize(backbone, [LoRA(targets="*.query", rank=2), NgramMemory(capacity=64, order=3)])
-
-
-def test_default_backbone_has_the_size_of_a_phone_keyboard() -> None:
-    assert 1_000_000 <= sum(p.numel() for p in Keyboard().parameters()) <= 4_000_000
-
-
-def test_logits_do_not_depend_on_later_tokens() -> None:
-    torch.manual_seed(0)
-    backbone = Keyboard(SIZES).eval()
-    tokens = torch.randint(4, 24, (3, 8))
-    changed = tokens.clone()
-    changed[:, 5:] = 7
-    torch.testing.assert_close(backbone(tokens)[:, :5], backbone(changed)[:, :5])
-    assert backbone(tokens[:, :3]).shape == (3, 3, 24)
-
-
-def test_training_learns_and_repeats_exactly() -> None:
-    told: list[float] = []
-    train = TrainConfig(epochs=40, batch=8, seed=3)
-    state = torch.random.get_rng_state()
-    first = train_backbone(rows(TEXTS), SIZES, train, lambda _, share: told.append(share or 0.0))
-    assert torch.equal(state, torch.random.get_rng_state())
-    assert told == sorted(told)
-    assert told[-1] <= 1.0
-    assert tensor_digest(first) == tensor_digest(train_backbone(rows(TEXTS), SIZES, train))
-    torch.manual_seed(0)
-    assert recall(first, rows(TEXTS))["top1"] > recall(Keyboard(SIZES).eval(), rows(TEXTS))["top1"] + 30
-
-
-def test_max_steps_ends_the_training_early() -> None:
-    told: list[float] = []
-    train = TrainConfig(epochs=100, batch=8, max_steps=20)
-    train_backbone(rows(TEXTS), SIZES, train, lambda _, share: told.append(share or 0.0))
-    assert told == [0.5, 1.0]
+from pfl_recipes.keyboard.training import recall
+from tests.recipes.keyboard.small import SIZES, TEXTS, encoder, model, rows
 
 
 def test_gate_examples_give_the_mixture_of_the_memory() -> None:
@@ -183,23 +131,7 @@ def test_gate_and_everybodys_ngrams_are_fitted_and_moved_together() -> None:
         shared_ngrams(model())
 
 
-def test_noise_replaces_words_but_no_specials() -> None:
-    tokens, labels, weight = (torch.as_tensor(rows(TEXTS)[n]) for n in ("tokens", "labels", "weight"))
-    noise = Noise(tokens, labels, weight, 24, 1.0)
-    torch.manual_seed(0)
-    noisy = noise(tokens)
-    changed = noisy != tokens
-    assert bool(changed.any())
-    assert not bool(changed[tokens < 4].any())
-    assert int(noisy[changed].min()) >= 4
-    assert torch.equal(Noise(tokens, labels, weight, 24, 0.0)(tokens), tokens)
-
-
-def test_wrong_sizes_and_missing_text_are_named() -> None:
-    with pytest.raises(ConfigError, match="5 heads"):
-        KeyboardConfig(heads=5)
-    with pytest.raises(DataError, match="no text to train"):
-        train_backbone({k: v[:0] for k, v in rows(TEXTS).items()}, SIZES)
+def test_missing_text_and_a_missing_memory_are_named() -> None:
     with pytest.raises(DataError, match="memory's gate"):
         gate_users(people([3, 3]))
     with pytest.raises(DataError, match="memory's gate"):
@@ -207,4 +139,3 @@ def test_wrong_sizes_and_missing_text_are_named() -> None:
     bare = personalize(Keyboard(SIZES), [LoRA(targets="*.query")])
     with pytest.raises(ConfigError, match="no memory"):
         gate_values(bare)
-    assert np.isfinite(recall(Keyboard(SIZES), rows(TEXTS))["top3"])
