@@ -4,7 +4,6 @@ import hashlib
 import random
 import threading
 import time
-from datetime import UTC, datetime, timedelta
 
 import httpx2
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfl_mobile.device.backoff import Backoff, retry_after
+from pfl_mobile.device.backoff import Backoff
 from pfl_mobile.device.client import Client, parse
 from pfl_mobile.device.transfer import download, upload
 from pfl_mobile.errors import ConfigError, ProtocolError, ServerProblem, UnreachableError
@@ -161,22 +160,6 @@ def test_a_cancelled_client_stops_waiting():
         threading.Timer(0.05, c.cancel.set).start()
         with pytest.raises(ServerProblem):
             c.federation()
-
-
-@given(st.integers(1, 200), st.none() | st.floats(0, 1e9), st.integers(0, 99))
-def test_pauses_grow_with_jitter_and_are_bounded(failures, told, seed):
-    backoff = Backoff(first_s=0.5, most_s=60.0)
-    pause = backoff.pause(failures, told, random.Random(seed))
-    own = min(60.0, 0.5 * 2.0 ** (failures - 1))
-    assert pause >= own / 2
-    assert pause <= max(own, min(told or 0.0, 24 * 3600.0))
-
-
-def test_retry_after_takes_seconds_and_dates():
-    later = (datetime.now(UTC) + timedelta(seconds=30)).strftime("%a, %d %b %Y %H:%M:%S GMT")
-    assert retry_after("7") == 7.0
-    assert 28 <= retry_after(later) <= 30
-    assert retry_after(None) is retry_after("soon") is None
 
 
 # -- downloads
