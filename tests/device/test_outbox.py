@@ -88,7 +88,7 @@ def test_an_update_is_sent_once_then_its_report_then_forgotten(outside):
     assert paths[-1] == f"/v1/tasks/{TASK}/evaluation"
     assert outside.names() == ["Uploaded", "Reported"]
     reported = outside.told[1]
-    assert (reported., reported.) == ({"loss": 2.0}, {"loss": 1.0})
+    assert (reported.shared, reported.personalized) == ({"loss": 2.0}, {"loss": 1.0})
     assert (outside.outbox.summary.rounds, outside.outbox.holds(TASK)) == (1, False)
 
 
