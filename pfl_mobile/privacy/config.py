@@ -198,6 +198,21 @@ class PrivacyConfig(_Frozen):
         return ""
 
     @property
+    def guarantees(self) -> bool:
+        """Whether there is any noise, so that something is promised."""
+        return self.mechanism != "none"
+
+    @property
+    def rests_on_sampling(self) -> bool:
+        """Whether the guarantee rests on a secret draw of each cohort."""
+        return self.guarantees and self.sampling != "none"
+
+    @property
+    def chooses_cohorts(self) -> bool:
+        """Whether it says who may be in a cohort."""
+        return self.sampling != "none" or self.min_separation > 1
+
+    @property
     def sampling_rate(self) -> float:
         """Probability that a given device is in a round: cohort / population; 1 where no sampling is assumed."""
         if self.sampling == "none" or self.population is None:

@@ -153,7 +153,7 @@ class Rounds:
         self.rule, self.tamper = Average() if rule is None else rule, tamper
         self.privacy = None
         if privacy is not None:
-            if choose is not None and (privacy.sampling != "none" or privacy.min_separation > 1):
+            if choose is not None and privacy.chooses_cohorts:
                 raise ConfigError(
                     "choose= gives the cohorts, the privacy configuration says that they are drawn",
                     mend="leave choose= out, or set sampling to 'none' and min_separation to 1",

@@ -162,4 +162,4 @@ class FederationConfig(_Frozen):
 
 def claims_sampling(config: FederationConfig) -> bool:
     """Whether the privacy guarantee rests on a secret draw of the devices of a round."""
-    return config.privacy.sampling != "none" and config.privacy.mechanism != "none"
+    return config.privacy.rests_on_sampling

@@ -161,7 +161,7 @@ def check_config(config: FederationConfig, strategy: Strategy, table: Sequence[D
                 f"the merge rule {config.rule.name!r} is no bounded sum, so no noise hides a device in it",
                 mend="use the rule 'average', or the mechanism 'local' or 'none'",
             )
-    if privacy.sampling != "none" and privacy.mechanism != "none" and rounds.mode == "buffered":
+    if privacy.rests_on_sampling and rounds.mode == "buffered":
         raise ConfigError(
             f"a buffered federation takes devices as they come, which is not the sampling {privacy.sampling!r}",
             mend="use synchronous rounds, or the sampling 'none'",
