@@ -12,9 +12,10 @@ from pfl_mobile.cli.common import EXIT_CODES, FAILED, Json, Reporter, console, p
 from pfl_mobile.cli.merging import (
     CLIP_NORM,
     DEFAULT_DELTA,
-    DEFAULT_SAMPLING,
+    DEFAULT_MECHANISM,
     DELTA,
     EPSILON,
+    MECHANISM,
     MIN_SEPARATION,
     SAMPLING,
     show_statement,
@@ -54,7 +55,8 @@ def plan(
     rounds: Annotated[int, typer.Option("--rounds", min=1, max=1_000_000, help="Merges in all.")],
     cohort: Annotated[int, typer.Option("--cohort", min=1, help="Devices in a round.")],
     delta: Annotated[float, DELTA] = DEFAULT_DELTA,
-    sampling: Annotated[str, SAMPLING] = DEFAULT_SAMPLING,
+    mechanism: Annotated[str, MECHANISM] = DEFAULT_MECHANISM,
+    sampling: Annotated[str | None, SAMPLING] = None,
     min_separation: Annotated[int | None, MIN_SEPARATION] = None,
     clip_norm: Annotated[float | None, CLIP_NORM] = None,
     width: Annotated[
@@ -83,19 +85,20 @@ def plan(
     a model is worth at several epsilons in simulation, with as much noise in a round's mean as planned.
 
     The clip norm is 1 unless given, or the median of the norms in the --study that is given. A separation of rounds
-    is only assumed with matrix and none; unless given it is half of what is possible.
+    is only assumed without sampling; unless given it is half of what is possible.
 
-    JSON: sampling, epsilon, delta, population, rounds, cohort, noise_multiplier, epsilon_first_round,
+    JSON: mechanism, sampling, epsilon, delta, population, rounds, cohort, noise_multiplier, epsilon_first_round,
     round_noise_std_over_clip_norm, model_noise_std_over_clip_norm, noise_norm_over_clip_norm (with --width),
     epsilon_by_round, alternatives, config, statement, files; accuracy (study, metric, rounds, cohort, users, clip_norm,
     width, noise_scale, points: label, epsilon, noise_multiplier, accuracy), null with --no-simulate.
     """
     from pfl_mobile.files.atomic import disk_errors
+    from pfl_mobile.privacy import Ledger
     from pfl_mobile.privacy import plan as planning
     from pfl_mobile.privacy.cost import Cost
     from pfl_mobile.study import privacy_plots as plots
 
-    kind = planning.known_kind(sampling)
+    scheme = planning.Scheme.named(mechanism, sampling)
     with disk_errors(out):  # before anything runs
         out.mkdir(parents=True, exist_ok=True)
     with Reporter() as report:
@@ -104,11 +107,10 @@ def plan(
             clip_norm, width = measure.clip_norm, measure.width
         used = 1.0 if clip_norm is None else clip_norm
         budget = planning.Budget(epsilon, delta, population, rounds, used, min_separation)
-        report(f"noise for {kind} sampling", None)
-        chosen = planning.option(budget, kind, cohort)
-        kinds: tuple[planning.Kind, ...] = ("poisson", "fixed", "matrix")
-        kinds = kinds if kind in kinds else (*kinds, kind)
-        found = planning.options(budget, cohort, kinds, known=[chosen], on_progress=report)
+        report(f"noise for {scheme}", None)
+        chosen = planning.option(budget, scheme, cohort)
+        schemes = dict.fromkeys((*planning.COMPARED, scheme))
+        found = planning.options(budget, cohort, list(schemes), known=[chosen], on_progress=report)
         report("epsilon by round", None)
         points = list(planning.epsilon_by_round(chosen.config, rounds))
         chosen.config.dump(out / "privacy.json")
@@ -117,7 +119,7 @@ def plan(
             plots.draw_epsilon(points, epsilon, delta, out / "epsilon.png"),
             plots.draw_noise(found, out / "noise.png"),
         ]
-        statement = chosen.config.statement(rounds)
+        statement = Ledger.after(chosen.config, rounds).statement()
         accuracy = None
         if measure is not None:
             from pfl_mobile.study.plots import unit
@@ -172,12 +174,12 @@ def audit(
     JSON: private and without_noise (mechanism, epsilon_lower, epsilon_accounted, guesses, correct, auc), canaries,
     width, rounds, delta, confidence, holds.
     """
-    from pfl_mobile.privacy import PrivacyConfig
+    from pfl_mobile.privacy import load_privacy
     from pfl_mobile.privacy.audit import audit as run_audit
 
     with Reporter() as report:
         found = run_audit(
-            PrivacyConfig.load(config),
+            load_privacy(config),
             rounds,
             canaries=canaries,
             width=width,
@@ -251,7 +253,7 @@ def _simulate(
         report(f"noise for epsilon {factor * budget.epsilon:g}", None)
         other = replace(budget, epsilon=factor * budget.epsilon)
         same = factor == 1
-        found = chosen if same else planning.option(other, chosen.kind, chosen.config.cohort)
+        found = chosen if same else planning.option(other, chosen.scheme, chosen.config.cohort)
         configs.append(found.config)
     costs = accuracy_cost(configs, measure.run, on_progress=report)
     return {
@@ -277,7 +279,7 @@ def _show_plan(
     out = console()
     config = chosen.config
     rows: list[tuple[str, object]] = [
-        ("noise multiplier", f"{config.noise_multiplier:.4g}"),
+        ("noise multiplier", f"{config.counted_noise:.4g}"),
         ("epsilon after the first round", f"{chosen.epsilon_first:.3g}"),
         (f"epsilon after {config.rounds} rounds", f"{chosen.epsilon:.4g} at delta {config.delta:g}"),
         ("noise of a value in a round's mean", f"{chosen.round_noise:.3g} clip norms"),
@@ -285,19 +287,19 @@ def _show_plan(
     ]
     if ratio is not None:
         rows.append(("norm of the noise in a round's mean", f"{ratio:.3g} clip norms"))
-    out.print(table([f"{chosen.kind} sampling, {config.cohort} devices in a round", ""], rows))
+    out.print(table([f"{chosen.scheme}, {config.cohort} devices in a round", ""], rows))
     listed = [
         (
-            option.kind,
+            option.scheme,
             option.config.cohort,
-            f"{option.config.noise_multiplier:.3g}",
+            f"{option.config.counted_noise:.3g}",
             f"{option.round_noise:.2e}",
             f"{option.model_noise:.2e}",
             _assumes(option),
         )
         for option in found
     ]
-    columns = ["sampling", "cohort", "noise multiplier", "noise, round", "noise, model", "assumes"]
+    columns = ["mechanism", "cohort", "noise multiplier", "noise, round", "noise, model", "assumes"]
     out.print()
     out.print(table(columns, listed, right=range(1, 5), title="ways to spend the same budget"))
     if accuracy is not None:
@@ -326,9 +328,12 @@ def _show_accuracy(accuracy: dict[str, Any]) -> None:
 
 
 def _assumes(option: Option) -> str:
-    if option.kind == "poisson":
+    from pfl_mobile.privacy import Fixed, Poisson
+
+    participation = option.scheme.participation
+    if issubclass(participation, Poisson):
         return "secret coins"
-    if option.kind == "fixed":
+    if issubclass(participation, Fixed):
         return "secret cohorts drawn from all devices"
     times = option.config.participations(option.config.rounds or 0)
     return f"at most {times} rounds of a device, {option.config.min_separation} apart"

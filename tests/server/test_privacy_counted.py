@@ -16,7 +16,12 @@ from tests.server.basics import ADMIN_TOKEN
 from tests.server.testbed import federation_config, small, update_of
 
 LOCAL = {"mechanism": "local", "clip_norm": 0.3, "local_noise_multiplier": 2.0, "delta": 1e-5}
-MATRIX = {"mechanism": "matrix", "noise_multiplier": 4.0, "clip_norm": 0.3, "min_separation": 2}
+MATRIX = {
+    "mechanism": "matrix",
+    "noise_multiplier": 4.0,
+    "clip_norm": 0.3,
+    "participation": {"min_separation": 2},
+}
 ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 
 
@@ -93,7 +98,7 @@ def test_a_budget_of_local_noise_is_spent_by_rounds_that_were_not_merged(tmp_pat
 
 
 def test_a_device_rests_after_an_update_with_local_noise_that_was_not_merged(tmp_path):
-    config = federation_config(privacy=LOCAL | {"min_separation": 2})
+    config = federation_config(privacy=LOCAL | {"participation": {"min_separation": 2}})
     with small(tmp_path, config, devices=2) as f:
         f.send(f.devices[0])
         abandoned_by_time(f)
@@ -104,7 +109,7 @@ def test_a_device_rests_after_an_update_with_local_noise_that_was_not_merged(tmp
 
 
 def test_a_device_takes_part_no_more_often_than_configured_with_local_noise(tmp_path):
-    config = federation_config(privacy=LOCAL | {"max_participations": 1})
+    config = federation_config(privacy=LOCAL | {"participation": {"max_participations": 1}})
     with small(tmp_path, config, devices=1) as f:
         f.send(f.devices[0])
         abandoned_by_time(f)
@@ -225,7 +230,7 @@ def _cheaper(session):
         _config(lambda c: c["privacy"].update(noise_multiplier=5.0)),
         _config(lambda c: c["privacy"].update(delta=1e-4)),
         _config(lambda c: c["privacy"].update(clip_norm=7.0)),
-        _config(lambda c: c["privacy"].update(min_separation=3)),
+        _config(lambda c: c["privacy"]["participation"].update(min_separation=3)),
         _config(lambda c: c["rounds"].update(total=10_000)),
         _config(lambda c: c["rounds"].update(max_examples=10_000)),
         _no_ledger,
@@ -259,7 +264,7 @@ def test_what_was_changed_in_the_database_is_refused_at_the_start(tmp_path, monk
 
 
 def test_a_ledger_that_is_changed_while_the_server_runs_merges_nothing_more(tmp_path):
-    config = federation_config(rounds={"cohort": 1, "minimum": 1}, privacy=MATRIX | {"min_separation": 1})
+    config = federation_config(rounds={"cohort": 1, "minimum": 1}, privacy=MATRIX | {"participation": {}})
     with small(tmp_path, config, devices=1) as f:
         f.send(f.devices[0])
         f.step()

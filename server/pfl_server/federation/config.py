@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pfl_mobile.bundle.manifest import StrategyEntry
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.files.reading import parse_json
-from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.privacy import PrivacyField
 
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -124,7 +124,7 @@ class FederationConfig(_Frozen):
     strategy: StrategyConfig = StrategyConfig()
     rule: RuleConfig = RuleConfig()
     rounds: RoundsConfig = RoundsConfig()
-    privacy: PrivacyConfig
+    privacy: PrivacyField
     evaluation: EvaluationConfig = EvaluationConfig()
     groups: tuple[Name, ...] = ()
     max_norm: Positive = 1e6

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.merge.rules import create_rule
-from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.privacy import Matrix, NoNoise, Poisson, PrivacyConfig
 from pfl_mobile.privacy.calibration import required_noise, with_noise
 from pfl_mobile.privacy.limits import DEVICE_DELTA
 from pfl_mobile.privacy.plan import BAND
@@ -36,7 +36,7 @@ def default_privacy(
     epsilon: float = EPSILON,
     delta: float = DELTA,
     clip_norm: float = CLIP_NORM,
-) -> PrivacyConfig:
+) -> Matrix:
     """Privacy that assumes nothing about who takes part when: noise correlated over the rounds (matrix mechanism).
 
     Args:
@@ -55,26 +55,20 @@ def default_privacy(
             mend="say --rounds R, or give --privacy FILE",
         )
     separation = min(min_separation, rounds)
-    config = PrivacyConfig.checked(
-        {
-            "mechanism": "matrix",
-            "sampling": "none",
-            "clip_norm": clip_norm,
-            "noise_multiplier": 1.0,
-            "cohort": cohort,
-            "rounds": rounds,
-            "min_separation": separation,
-            "band": min(separation, BAND),
-            "delta": delta,
-            "budget_epsilon": epsilon,
-        }
+    config = Matrix.checked(
+        clip_norm=clip_norm,
+        noise_multiplier=1.0,
+        cohort=cohort,
+        rounds=rounds,
+        participation={"sampling": "none", "min_separation": separation},
+        band=min(separation, BAND),
+        delta=delta,
+        budget_epsilon=epsilon,
     )
     return with_noise(config, required_noise(config, epsilon))
 
 
-def no_privacy(
-    *, cohort: int, clip_norm: float = CLIP_NORM, base: PrivacyConfig | None = None
-) -> PrivacyConfig:
+def no_privacy(*, cohort: int, clip_norm: float = CLIP_NORM, base: PrivacyConfig | None = None) -> NoNoise:
     """Updates are clipped, and nothing else protects them.
 
     Args:
@@ -85,7 +79,7 @@ def no_privacy(
     kept: dict[str, Any] = {"clip_norm": clip_norm}
     if base is not None:
         kept = {name: getattr(base, name) for name in WITHOUT_NOISE}
-    return PrivacyConfig.checked({"mechanism": "none", "cohort": cohort} | kept)
+    return NoNoise.checked(cohort=cohort, **kept)
 
 
 def federation_config(
@@ -143,11 +137,11 @@ def federation_config(
     if privacy is not None:
         plain["privacy"] = privacy.model_dump(mode="json")
         ahead = found.total or privacy.rounds
-        if not chosen and privacy.sampling == "poisson" and ahead is not None:
+        if not chosen and isinstance(privacy.participation, Poisson) and ahead is not None:
             rounds["minimum"] = largest_minimum(privacy, ahead, found.minimum)
     made = _checked(plain)
     total, planned = made.rounds.total, made.privacy.rounds
-    if made.privacy.mechanism != "none" and planned is not None and total is not None and total > planned:
+    if made.privacy.guarantees and planned is not None and total is not None and total > planned:
         raise ConfigError(
             f"the noise is computed for {planned} rounds, and there are to be {total}",
             mend=f"leave --rounds out, give {planned} or less, or plan for {total}: pfl privacy plan --rounds {total}",
