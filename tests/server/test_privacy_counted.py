@@ -8,8 +8,11 @@ import stat
 
 import pytest
 
-from pfl_mobile.errors import LedgerError
-from pfl_mobile.privacy import Ledger
+from pfl_mobile.errors import LedgerError, OtherSettingsError
+from pfl_mobile.privacy import Ledger, checked_privacy
+from pfl_server.federation.config import FederationConfig
+from pfl_server.federation.defaults import no_privacy
+from pfl_server.federation.restart import refuse_others
 from pfl_server.storage.models import Federation, LedgerEntry
 from pfl_server.storage.sets import get_state
 from tests.server.basics import ADMIN_TOKEN
@@ -273,3 +276,45 @@ def test_a_ledger_that_is_changed_while_the_server_runs_merges_nothing_more(tmp_
             _no_ledger(session)
         assert f.coordinator.attempt() > 0
         assert f.version().number == 1
+
+
+#: What a version 1 of the privacy settings looked like in a database.
+VERSION_1 = """{"version": 1, "mechanism": "matrix", "clip_norm": 0.3, "noise_multiplier": 4.0, "adaptive": null,
+"sampling": "none", "population": null, "cohort": 1, "rounds": null, "min_separation": 2, "band": null,
+"max_participations": null, "delta": 1e-06, "budget_epsilon": 20.0, "example_cap": null, "denominator": null,
+"local_noise_multiplier": 0.0}"""
+
+
+def test_a_federation_that_an_earlier_version_began_goes_on(tmp_path, monkeypatch):
+    config = federation_config(rounds={"cohort": 1, "minimum": 1, "min_separation": 2}, privacy=MATRIX)
+    plain = config.model_dump(mode="json") | {"privacy": json.loads(VERSION_1)}
+    with monkeypatch.context() as patch:
+        patch.setattr(FederationConfig, "model_dump", lambda self, **_: plain)
+        with small(tmp_path, config, devices=1) as f:
+            f.send(f.devices[0])
+            f.step()
+            assert f.federation().config["privacy"]["version"] == 1
+    f.clock.pass_time(200)
+    with small(tmp_path, clock=f.clock, devices=1) as f:
+        assert f.services.runtime.config == config
+        f.send(f.devices[0])
+        f.step()
+        assert f.version().number == 2
+        with f.services.database.read() as session:
+            assert f.services.runtime.ledger(session).epsilon() == Ledger.after(config.privacy, 2).epsilon()
+    with small(tmp_path, config, clock=f.clock):  # the same, said in the words of this version
+        pass
+    stored = FederationConfig.load(json.dumps(plain))
+    for privacy in (json.loads(VERSION_1), config.privacy.model_dump(mode="json")):
+        text = json.dumps({"rounds": {"cohort": 1}, "privacy": privacy})
+        refuse_others(stored, {}, file=("federation.json", text))
+        refuse_others(stored, {}, privacy=checked_privacy(privacy))
+        other = json.dumps({"privacy": privacy | {"noise_multiplier": 5.0}})
+        with pytest.raises(OtherSettingsError, match=r"privacy.noise_multiplier 5.0"):
+            refuse_others(stored, {}, file=("federation.json", other))
+    silent = stored.model_copy(update={"privacy": no_privacy(cohort=1, base=stored.privacy)})
+    refuse_others(
+        silent, {}, file=("federation.json", json.dumps({"privacy": json.loads(VERSION_1)})), none=True
+    )
+    with pytest.raises(OtherSettingsError, match="--epsilon 4"):
+        refuse_others(silent, {}, stated={"epsilon": 4.0})

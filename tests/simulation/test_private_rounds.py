@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pfl_mobile.privacy import (
     PrivacyConfig,
     Unsampled,
 )
+from pfl_mobile.simulation.checkpoint import load, save
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.privacy import SimulatedPrivacy
 from pfl_mobile.strategies import Updates, create
@@ -141,6 +142,26 @@ def test_private_rounds_go_on_after_a_stop_with_the_same_bits(engine, more, tmp_
         assert [r.epsilon for r in second.history] == [r.epsilon for r in whole.history]
     assert same(expected.values, found.values)
     assert same(expected.sets["privacy"], found.sets["privacy"])
+
+
+@pytest.mark.parametrize("more", [POISSON, MATRIX])
+def test_a_checkpoint_of_an_earlier_version_goes_on(engine, more, tmp_path):
+    given = config(**more)
+    limits = {"min_separation": given.min_separation, "max_participations": None}
+    flat = {k: v for k, v in given.model_dump(mode="json").items() if k != "participation"}
+    flat |= {"version": 1, "sampling": given.sampling} | limits
+    with rounds(FEDAVG, setup(), engine, rounds=4, privacy=given) as whole:
+        expected = whole.run()
+    with rounds(FEDAVG, setup(), engine, rounds=2, privacy=given, folder=tmp_path) as first:
+        first.run()
+    path = next(tmp_path.glob("checkpoint*"))
+    found = load(path)
+    assert found is not None
+    settings = found.settings | {"privacy": flat}
+    numbers = found.numbers | {"privacy": found.numbers["privacy"] | {"config": flat}}
+    save(path, replace(found, settings=settings, numbers=numbers))
+    with rounds(FEDAVG, setup(), engine, rounds=4, privacy=given, folder=tmp_path, resume=True) as second:
+        assert same(second.run().values, expected.values)
 
 
 def test_other_privacy_or_rule_is_another_run(engine, tmp_path):

@@ -71,7 +71,7 @@ def refuse_others(
     if none and stored.privacy.guarantees:
         options.append(("--no-privacy", None, stored.privacy.mechanism))
     for field, number in (stated or {}).items():
-        if number != (was := now["privacy"][_PRIVACY[field]]):
+        if number != (was := now["privacy"].get(_PRIVACY[field])):
             options.append((f"--{field.replace('_', '-')}", number, was))
     if privacy is not None:
         for path, given, was in _different(privacy.model_dump(mode="json"), now["privacy"]):
