@@ -19,7 +19,7 @@ from pfl_mobile.files.reading import decoded, parse_json, read_bytes
 from pfl_mobile.privacy.device_noise import DeviceNoise
 from pfl_mobile.privacy.gaussian import Gaussian
 from pfl_mobile.privacy.matrix import Matrix
-from pfl_mobile.privacy.mechanism import Mechanism, invalid
+from pfl_mobile.privacy.mechanism import invalid
 from pfl_mobile.privacy.no_noise import NoNoise
 from pfl_mobile.privacy.participation import Unsampled
 from pfl_mobile.privacy.version_1 import as_version_2
@@ -122,14 +122,3 @@ def load_privacy(path: str | os.PathLike[str]) -> PrivacyConfig:
             mend="give the path of a privacy.json; `pfl privacy plan --out DIR` writes one",
         ) from error
     return parse_privacy(text, str(path))
-
-
-__all__ = [
-    "MECHANISMS",
-    "Mechanism",
-    "PrivacyConfig",
-    "PrivacyField",
-    "checked_privacy",
-    "load_privacy",
-    "parse_privacy",
-]
