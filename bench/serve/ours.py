@@ -24,7 +24,7 @@ def prepare(folder: Path, size_mb: float, devices: int) -> None:
     from pfl_exporters.export import export_bundle
     from pfl_mobile import ClassificationTask, Deployment, LoRA, Plan, Sgd, TrainPhase, personalize
     from pfl_mobile.bundle import Bundle
-    from pfl_mobile.privacy import PrivacyConfig
+    from pfl_mobile.privacy import NoNoise
     from pfl_mobile.protocol.bodies import UpdateHead
     from pfl_mobile.protocol.update_file import canonical, encode
     from pfl_server.app import create_app
@@ -40,7 +40,7 @@ def prepare(folder: Path, size_mb: float, devices: int) -> None:
     export_bundle(deployment, ["torch"], folder / "bundle")
     config = FederationConfig(
         rounds=RoundsConfig(cohort=devices + 1, minimum=1, over_selection=2.0, deadline_s=86400.0),
-        privacy=PrivacyConfig(mechanism="none", clip_norm=1.0, cohort=devices + 1),
+        privacy=NoNoise(clip_norm=1.0, cohort=devices + 1),
     )
     with Bundle.open(folder / "bundle") as bundle:
         services = Services.open(_settings(folder, 0), bundle, config)

@@ -16,13 +16,21 @@ if TYPE_CHECKING:
     from pfl_mobile.privacy import PrivacyConfig
     from pfl_mobile.study import Study
 
+
 EPSILON = typer.Option("--epsilon", help="Privacy budget of all rounds together.")
 DELTA = typer.Option("--delta", help="Probability with which the guarantee may fail.")
 CLIP_NORM = typer.Option("--clip-norm", help="Largest L2 norm of an update.")
+MECHANISM = typer.Option(
+    "--mechanism",
+    metavar="NAME",
+    help="Whose noise: matrix (correlated over rounds; needs no sampling; the default, as of `pfl serve`), gaussian "
+    "(independent in each round), or local (each device adds its own, and need not trust the aggregator).",
+)
 SAMPLING = typer.Option(
     "--sampling",
-    help="poisson, fixed; or without any assumption on who takes part: matrix (correlated noise; the default, as of "
-    "`pfl serve`), none.",
+    metavar="NAME",
+    help="How gaussian noise may count on cohorts being drawn in secret: poisson (its default), fixed, none. "
+    "Without --mechanism it means gaussian noise.",
 )
 MIN_SEPARATION = typer.Option(
     "--min-separation", min=1, help="Rounds between two of one device; more needs less noise."
@@ -56,9 +64,9 @@ def privacy_file(file: Path | None, stated: Mapping[str, Any]) -> PrivacyConfig 
         raise ConfigError(
             f"--privacy says --{next(iter(stated)).replace('_', '-')} already", mend="leave one out"
         )
-    from pfl_mobile.privacy import PrivacyConfig
+    from pfl_mobile.privacy import load_privacy
 
-    return PrivacyConfig.load(file)
+    return load_privacy(file)
 
 
 def study_privacy(
@@ -70,12 +78,13 @@ def study_privacy(
         study: whose users and cohorts the noise is calibrated for.
         rounds: that the budget is for.
         file: what ``--privacy`` names.
-        given: ``epsilon``, ``delta``, ``clip_norm``, ``sampling``, ``min_separation``; None where not given.
+        given: ``epsilon``, ``delta``, ``clip_norm``, ``mechanism``, ``sampling``, ``min_separation``; None where not
+            given.
 
     Raises:
         ConfigError: options contradict each other, miss the budget, or cost more than may be called private; no noise
             is enough.
-        UnknownNameError: no such sampling.
+        UnknownNameError: no such mechanism or sampling.
         MissingDependencyError: dp-accounting is not installed.
     """
     stated: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -92,26 +101,27 @@ def study_privacy(
             mend="add --epsilon, or give --privacy FILE",
         )
     from pfl_mobile.federation.default_privacy import DELTA as default_delta
-    from pfl_mobile.federation.default_privacy import default_privacy
-    from pfl_mobile.privacy.plan import Budget, known_kind, option
+    from pfl_mobile.federation.default_privacy import default_privacy, named_scheme
+    from pfl_mobile.privacy.plan import Budget, option
 
-    if "sampling" not in stated:
+    mechanism, sampling = stated.pop("mechanism", None), stated.pop("sampling", None)
+    if mechanism is None and sampling is None:
         return default_privacy(cohort=study.cohort, rounds=rounds, population=len(study.data), **stated)
-    kind = known_kind(stated.pop("sampling"))
-    if kind in ("poisson", "fixed") and "min_separation" in stated:
+    scheme = named_scheme(mechanism, sampling)
+    if scheme.participation.sampled and "min_separation" in stated:
         raise ConfigError(
-            f"with {kind} sampling any device can be drawn in any round, so --min-separation cannot hold",
-            mend="leave it out, or choose --sampling matrix",
+            f"with {scheme.sampling} sampling any device can be drawn in any round, so --min-separation cannot hold",
+            mend="leave it out, or choose --mechanism matrix or --sampling none",
         )
     budget = Budget(population=len(study.data), rounds=rounds, **({"delta": default_delta} | stated))
     with Reporter() as report:
-        report(f"noise for {kind} sampling", None)
-        return option(budget, kind, study.cohort).config
+        report(f"noise for {scheme}", None)
+        return option(budget, scheme, study.cohort).config
 
 
 def spent(said: dict[str, Any]) -> str:
     """The epsilon of a statement in words."""
-    from pfl_mobile.privacy.statement import rounded_up
+    from pfl_mobile.privacy.limits import rounded_up
 
     if not said["private"]:
         return "no bound: nothing is private"

@@ -13,6 +13,7 @@ from pfl_mobile.cli.merging import (
     CLIP_NORM,
     DELTA,
     EPSILON,
+    MECHANISM,
     MIN_SEPARATION,
     SAMPLING,
     show_statement,
@@ -52,6 +53,7 @@ def plan(
     rounds: Annotated[int, typer.Option("--rounds", min=1, max=1_000_000, help="Merges in all.")],
     cohort: Annotated[int, typer.Option("--cohort", min=1, help="Devices in a round.")],
     delta: Annotated[float | None, DELTA] = None,
+    mechanism: Annotated[str | None, MECHANISM] = None,
     sampling: Annotated[str | None, SAMPLING] = None,
     min_separation: Annotated[int | None, MIN_SEPARATION] = None,
     clip_norm: Annotated[float | None, CLIP_NORM] = None,
@@ -81,21 +83,22 @@ def plan(
     a model is worth at several epsilons in simulation, with as much noise in a round's mean as planned.
 
     Delta is 1e-6 and the noise that of `pfl serve` (matrix) unless given. The clip norm is 1 unless given, or the
-    median of the norms in the --study that is given. A separation of rounds is only assumed with matrix and none;
-    unless given it is half of what is possible.
+    median of the norms in the --study that is given. A separation of rounds is only assumed without sampling; unless
+    given it is half of what is possible.
 
-    JSON: sampling, epsilon, delta, population, rounds, cohort, noise_multiplier, epsilon_first_round,
+    JSON: mechanism, sampling, epsilon, delta, population, rounds, cohort, noise_multiplier, epsilon_first_round,
     round_noise_std_over_clip_norm, model_noise_std_over_clip_norm, noise_norm_over_clip_norm (with --width),
     epsilon_by_round, alternatives, config, statement, files; accuracy (study, metric, rounds, cohort, users, clip_norm,
     width, noise_scale, points: label, epsilon, noise_multiplier, accuracy), null with --no-simulate.
     """
     from pfl_mobile.federation import default_privacy as default
     from pfl_mobile.files.atomic import disk_errors
+    from pfl_mobile.privacy import Ledger
     from pfl_mobile.privacy import plan as planning
     from pfl_mobile.privacy.cost import Cost
     from pfl_mobile.study import privacy_plots as plots
 
-    kind = default.KIND if sampling is None else planning.known_kind(sampling)
+    scheme = default.named_scheme(mechanism, sampling)
     delta = default.DELTA if delta is None else delta
     with disk_errors(out):  # before anything runs
         out.mkdir(parents=True, exist_ok=True)
@@ -105,11 +108,10 @@ def plan(
             clip_norm, width = measure.clip_norm, measure.width
         used = 1.0 if clip_norm is None else clip_norm
         budget = planning.Budget(epsilon, delta, population, rounds, used, min_separation)
-        report(f"noise for {kind} sampling", None)
-        chosen = planning.option(budget, kind, cohort)
-        kinds: tuple[planning.Kind, ...] = ("poisson", "fixed", "matrix")
-        kinds = kinds if kind in kinds else (*kinds, kind)
-        found = planning.options(budget, cohort, kinds, known=[chosen], on_progress=report)
+        report(f"noise for {scheme}", None)
+        chosen = planning.option(budget, scheme, cohort)
+        schemes = dict.fromkeys((*planning.COMPARED, scheme))
+        found = planning.options(budget, cohort, list(schemes), known=[chosen], on_progress=report)
         report("epsilon by round", None)
         points = list(planning.epsilon_by_round(chosen.config, rounds))
         chosen.config.dump(out / "privacy.json")
@@ -118,7 +120,7 @@ def plan(
             plots.draw_epsilon(points, epsilon, delta, out / "epsilon.png"),
             plots.draw_noise(found, out / "noise.png"),
         ]
-        statement = chosen.config.statement(rounds)
+        statement = Ledger.after(chosen.config, rounds).statement()
         accuracy = None
         if measure is not None:
             from pfl_mobile.study.plots import unit
@@ -173,12 +175,12 @@ def audit(
     JSON: private and without_noise (mechanism, epsilon_lower, epsilon_accounted, guesses, correct, auc), canaries,
     width, rounds, delta, confidence, holds.
     """
-    from pfl_mobile.privacy import PrivacyConfig
+    from pfl_mobile.privacy import load_privacy
     from pfl_mobile.privacy.audit import audit as run_audit
 
     with Reporter() as report:
         found = run_audit(
-            PrivacyConfig.load(config),
+            load_privacy(config),
             rounds,
             canaries=canaries,
             width=width,
@@ -252,7 +254,7 @@ def _simulate(
         report(f"noise for epsilon {factor * budget.epsilon:g}", None)
         other = replace(budget, epsilon=factor * budget.epsilon)
         same = factor == 1
-        found = chosen if same else planning.option(other, chosen.kind, chosen.config.cohort)
+        found = chosen if same else planning.option(other, chosen.scheme, chosen.config.cohort)
         configs.append(found.config)
     costs = accuracy_cost(configs, measure.run, on_progress=report)
     return {
@@ -278,7 +280,7 @@ def _show_plan(
     out = console()
     config = chosen.config
     rows: list[tuple[str, object]] = [
-        ("noise multiplier", f"{config.noise_multiplier:.4g}"),
+        ("noise multiplier", f"{config.counted_noise:.4g}"),
         ("epsilon after the first round", f"{chosen.epsilon_first:.3g}"),
         (f"epsilon after {config.rounds} rounds", f"{chosen.epsilon:.4g} at delta {config.delta:g}"),
         ("noise of a value in a round's mean", f"{chosen.round_noise:.3g} clip norms"),
@@ -286,19 +288,19 @@ def _show_plan(
     ]
     if ratio is not None:
         rows.append(("norm of the noise in a round's mean", f"{ratio:.3g} clip norms"))
-    out.print(table([f"{chosen.kind} sampling, {config.cohort} devices in a round", ""], rows))
+    out.print(table([f"{chosen.scheme}, {config.cohort} devices in a round", ""], rows))
     listed = [
         (
-            option.kind,
+            option.scheme,
             option.config.cohort,
-            f"{option.config.noise_multiplier:.3g}",
+            f"{option.config.counted_noise:.3g}",
             f"{option.round_noise:.2e}",
             f"{option.model_noise:.2e}",
             _assumes(option),
         )
         for option in found
     ]
-    columns = ["sampling", "cohort", "noise multiplier", "noise, round", "noise, model", "assumes"]
+    columns = ["mechanism", "cohort", "noise multiplier", "noise, round", "noise, model", "assumes"]
     out.print()
     out.print(table(columns, listed, right=range(1, 5), title="ways to spend the same budget"))
     if accuracy is not None:
@@ -327,9 +329,12 @@ def _show_accuracy(accuracy: dict[str, Any]) -> None:
 
 
 def _assumes(option: Option) -> str:
-    if option.kind == "poisson":
+    from pfl_mobile.privacy import Fixed, Poisson
+
+    participation = option.scheme.participation
+    if issubclass(participation, Poisson):
         return "secret coins"
-    if option.kind == "fixed":
+    if issubclass(participation, Fixed):
         return "secret cohorts drawn from all devices"
     times = option.config.participations(option.config.rounds or 0)
     return f"at most {times} rounds of a device, {option.config.min_separation} apart"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.files.atomic import PRIVATE, atomic_write, private_folder
 from pfl_mobile.files.reading import read_json
-from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.privacy import checked_privacy
 from pfl_mobile.simulation.checkpoint import FILES
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def changed_study(model: str, settings: Mapping[str, Any], changes: Mapping[str,
     if "local_epochs" in changes:
         changes["local_steps"] = None
     if "privacy" in changes:
-        changes["privacy"] = PrivacyConfig.checked(changes["privacy"])
+        changes["privacy"] = checked_privacy(changes["privacy"])
     return study.replace(**changes)
 
 

@@ -24,6 +24,7 @@ from pfl_mobile.cli.merging import (
     CLIP_NORM,
     DELTA,
     EPSILON,
+    MECHANISM,
     MIN_SEPARATION,
     PRIVACY,
     SAMPLING,
@@ -168,6 +169,7 @@ def train(
     epsilon: Annotated[float | None, EPSILON] = None,
     delta: Annotated[float | None, DELTA] = None,
     clip_norm: Annotated[float | None, CLIP_NORM] = None,
+    mechanism: Annotated[str | None, MECHANISM] = None,
     sampling: Annotated[str | None, SAMPLING] = None,
     min_separation: Annotated[int | None, MIN_SEPARATION] = None,
     groups: Groups = None,
@@ -237,6 +239,7 @@ def train(
         epsilon=epsilon,
         delta=delta,
         clip_norm=clip_norm,
+        mechanism=mechanism,
         sampling=sampling,
         min_separation=min_separation,
     )

@@ -99,7 +99,7 @@ class PrivacyPolicy:
         """
         if not self.require:
             return None
-        if privacy.mechanism == "none":
+        if not privacy.guarantees:
             return "nothing protects the updates (mechanism 'none')"
         clip_norm = privacy.clip_norm
         if clip_norm is None or not LEAST_CLIP_NORM <= clip_norm <= MOST_CLIP_NORM:
@@ -124,7 +124,7 @@ class PrivacyPolicy:
 
     def _own(self, privacy: TaskPrivacy) -> bool:
         """Whether only the device's own noise counts."""
-        return self.only_local or privacy.mechanism == "local"
+        return self.only_local or not privacy.trusts_aggregator
 
     def _above(self, epsilon: float) -> str | None:
         if not epsilon <= self.max_epsilon:

@@ -18,7 +18,7 @@ from pfl_mobile.files.atomic import atomic_write
 from pfl_mobile.files.plain_json import json_text
 from pfl_mobile.files.reading import parse_json, read_bytes
 from pfl_mobile.privacy import events
-from pfl_mobile.privacy.config import PrivacyConfig
+from pfl_mobile.privacy.config import PrivacyConfig, parse_privacy
 from pfl_mobile.privacy.events import Event, Relation
 from pfl_mobile.privacy.statement import statement
 
@@ -50,6 +50,13 @@ class Ledger:
         self.config = config
         self._entries: list[tuple[Event, int]] = []
 
+    @classmethod
+    def after(cls, config: PrivacyConfig, rounds: int) -> Ledger:
+        """The ledger of so many rounds of a configuration."""
+        ledger = cls(config)
+        ledger.record(rounds)
+        return ledger
+
     @property
     def rounds(self) -> int:
         """How many rounds were recorded."""
@@ -67,7 +74,7 @@ class Ledger:
         """
         if count < 0:
             raise LedgerError(f"{count} rounds cannot be recorded", mend="give 0 or more")
-        event = events.round_event(self.config)
+        event = self.config.round_event()
         if count and self._entries and self._entries[-1][0] == event:
             count += self._entries.pop()[1]
         if count:
@@ -80,18 +87,10 @@ class Ledger:
             LedgerError: its guarantee is of another kind, so that the two do not add up.
         """
         old, new = self.config, config
-        same = (
-            events.relation(old) == events.relation(new)
-            and (old.mechanism == "matrix") == (new.mechanism == "matrix")
-            and (
-                old.mechanism != "matrix"
-                or (old.min_separation, old.noise_band) == (new.min_separation, new.noise_band)
-            )
-        )
-        if self._entries and not same:
+        if self._entries and not old.adds_up_with(new):
             raise LedgerError(
-                f"{self.rounds} rounds were accounted as {old.mechanism}/{old.sampling}, and {new.mechanism}/"
-                f"{new.sampling} gives another kind of guarantee",
+                f"{self.rounds} rounds were accounted as {old.mechanism}/{old.sampling}, and "
+                f"{new.mechanism}/{new.sampling} gives another kind of guarantee",
                 mend="keep the mechanism, sampling and separation, or begin a new federation",
             )
         ledger = Ledger(config)
@@ -99,8 +98,10 @@ class Ledger:
         return ledger
 
     def at(self, delta: float) -> Ledger:
-        """The same rounds with another delta."""
-        return self.reconfigured(PrivacyConfig.checked(self.config.model_dump() | {"delta": delta}))
+        """The same rounds with another delta (ConfigError: out of range)."""
+        if not self.config.guarantees:
+            return self.reconfigured(self.config)
+        return self.reconfigured(self.config.replaced(delta=delta))
 
     def epsilon(self, delta: float | None = None) -> float:
         """Epsilon of all rounds so far; infinite without noise.
@@ -156,9 +157,9 @@ class Ledger:
         Args:
             rounds: of the present configuration; by default those so far.
         """
-        if self.config.sampling == "none" or self.config.mechanism == "none":
+        if not self.config.rests_on_sampling:
             return None
-        entries = self._entries if rounds is None else [(events.round_event(self.config), rounds)]
+        entries = self._entries if rounds is None else [(self.config.round_event(), rounds)]
         noise = [(event["event"]["noise_multiplier"], count) for event, count in entries]
         return gaussian_epsilon(noise, self.config.delta)
 
@@ -218,7 +219,7 @@ class Ledger:
             raise LedgerError(f"{what} has version {value['version']!r}, not 1", mend="update pfl-mobile")
         if not isinstance(value["entries"], list):
             raise LedgerError(f"the entries of {what} are no list", mend=mend)
-        ledger = cls(PrivacyConfig.from_json(json.dumps(value["config"]), f"the configuration in {what}"))
+        ledger = cls(parse_privacy(json.dumps(value["config"]), f"the configuration in {what}"))
         for entry in value["entries"]:
             _need(entry, ("event", "count"), f"an entry of {what} is damaged")
             event, count = entry["event"], entry["count"]
@@ -245,9 +246,7 @@ class Ledger:
 
     def _exposed(self, entries: list[tuple[Event, int]]) -> list[tuple[Event, int]]:
         """The events of the most exposed device: with sampling all rounds, else as many as it may take part in."""
-        if not entries or self.config.sampling != "none" or self.config.mechanism == "none":
-            return entries
-        left = self.config.participations(sum(count for _, count in entries))
+        left = self.config.exposed(sum(count for _, count in entries))
         chosen: list[tuple[Event, int]] = []
         for event, count in sorted(entries, key=lambda entry: float(entry[0].get("noise_multiplier", 0.0))):
             if left:
@@ -261,7 +260,7 @@ class Ledger:
             key = json.dumps(event, sort_keys=True)
             counts[key] = counts.get(key, 0) + count
         wanted = self.config.delta if delta is None else delta
-        return _epsilon(tuple(sorted(counts.items())), events.relation(self.config), wanted)
+        return _epsilon(tuple(sorted(counts.items())), self.config.relation, wanted)
 
 
 def _need(value: Any, names: tuple[str, ...], what: str) -> None:

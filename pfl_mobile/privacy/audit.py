@@ -25,8 +25,10 @@ from pfl_mobile.errors import ConfigError
 from pfl_mobile.merge.rows import MatrixRows
 from pfl_mobile.privacy.config import PrivacyConfig
 from pfl_mobile.privacy.local import private_update
-from pfl_mobile.privacy.mechanisms import root_coefficients
+from pfl_mobile.privacy.matrix import root_coefficients
+from pfl_mobile.privacy.no_noise import NoNoise
 from pfl_mobile.privacy.noise import Noise, SecureNoise
+from pfl_mobile.privacy.participation import Fixed, Poisson
 from pfl_mobile.privacy.rounds import PrivateRounds
 
 #: Shares of the canaries that the attacker guesses at, the surest; the best one counts, at a price in confidence.
@@ -109,7 +111,7 @@ def audit(
         ConfigError: nothing to audit without noise, or sizes out of range.
     """
     count = config.rounds if rounds is None else rounds
-    if config.mechanism == "none":
+    if isinstance(config, NoNoise):
         raise ConfigError("the mechanism 'none' has nothing to audit", mend="give a configuration with noise")
     if count is None or count < 1:
         raise ConfigError(f"an audit of {count} rounds", mend="say how many rounds, 1 or more")
@@ -118,21 +120,13 @@ def audit(
             f"{canaries} canaries of {width} values at confidence {confidence:g}",
             mend="give 20 canaries or more, 2 values or more, and a confidence between 0 and 1",
         )
-    if config.sampling == "fixed" and canaries > (config.population or 0):
+    if isinstance(config.participation, Fixed) and canaries > config.devices:
         raise ConfigError(
             f"{canaries} canaries do not fit into a population of {config.population}",
             mend="give fewer canaries",
         )
     audited = config.model_copy(update={"budget_epsilon": None})
-    bare = config.model_copy(
-        update={
-            "mechanism": "none",
-            "noise_multiplier": 0.0,
-            "local_noise_multiplier": 0.0,
-            "adaptive": None,
-            "budget_epsilon": None,
-        }
-    )
+    bare = NoNoise.like(config)
     attacks = []
     for name, chosen in (("with noise", audited), ("without noise", bare)):
         stage = _Stage(chosen, config, count, canaries, width, seed)
@@ -177,7 +171,7 @@ class _Stage:
 
     def run(self, source: Noise, say: Callable[[float], None]) -> tuple[np.ndarray, float]:
         """The attacker's score of every canary, float64 [n], and the accounted epsilon."""
-        if self.rules.mechanism == "local":
+        if not self.rules.trusts_aggregator:
             return self._local(source, say)
         rounds = PrivateRounds(self.config, source)
         total, filtered = np.zeros(self.directions.shape[1]), self._filter()
@@ -192,10 +186,10 @@ class _Stage:
     def _taking_part(self, t: int) -> np.ndarray:
         """Which canaries are in round t, bool [n]."""
         n, rules = len(self.directions), self.rules
-        if rules.sampling == "poisson":
+        if isinstance(rules.participation, Poisson):
             return self.included & (self.rng.random(n) < rules.sampling_rate)
-        if rules.sampling == "fixed":
-            population = rules.population or 0
+        if isinstance(rules.participation, Fixed):
+            population = rules.devices
             drawn = np.zeros(n, bool)
             among = int(self.rng.hypergeometric(n, population - n, rules.cohort))
             drawn[self.rng.choice(n, among, replace=False)] = True
@@ -208,11 +202,9 @@ class _Stage:
         With sampling the attacker does not know when a canary took part. Correlated noise is whitened: releases r
         times C are C u + Z, where u says when canaries take part, so their weights are C^T C u.
         """
-        if self.rules.sampling != "none":
+        if self.rules.participation.sampled:
             return np.ones(self.count)
-        if self.rules.mechanism != "matrix" or self.config.mechanism == "none":
-            return self.present
-        c = root_coefficients(self.rules.noise_band)
+        c = root_coefficients(self.config.noise_band)
         sent = np.convolve(self.present, c)[: self.count]
         return np.convolve(sent[::-1], c)[: self.count][::-1]
 

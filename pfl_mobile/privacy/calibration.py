@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.privacy import events
 from pfl_mobile.privacy.accounting import Ledger, rdp_accountant
+from pfl_mobile.privacy.device_noise import DeviceNoise
+from pfl_mobile.privacy.gaussian import Gaussian
 from pfl_mobile.privacy.limits import LEAST_EPSILON, MOST_EPSILON
+from pfl_mobile.privacy.matrix import Matrix
+from pfl_mobile.privacy.mechanism import Noisy
+from pfl_mobile.privacy.no_noise import NoNoise
+from pfl_mobile.privacy.participation import Fixed, Poisson
 
 if TYPE_CHECKING:
     from pfl_mobile.privacy.config import PrivacyConfig
+
+Kind = TypeVar("Kind", bound=Noisy)
 
 #: Noise multipliers are found to this share of their size, and never too small.
 _RELATIVE = 1e-3
@@ -35,7 +43,7 @@ def required_noise(config: PrivacyConfig, epsilon: float, rounds: int | None = N
         MissingDependencyError: dp-accounting is not installed.
     """
     count = config.rounds if rounds is None else rounds
-    if config.mechanism == "none":
+    if isinstance(config, NoNoise):
         raise ConfigError("the mechanism 'none' has no noise", mend="choose gaussian, matrix or local")
     if count is None or count < 1:
         raise ConfigError(f"noise for {count} rounds", mend="say how many rounds there shall be, 1 or more")
@@ -48,23 +56,22 @@ def required_noise(config: PrivacyConfig, epsilon: float, rounds: int | None = N
     taken = config.participations(count)
     # what a plain Gaussian needs is exact without sampling, and enough with it
     plain = events.dp_accounting().get_sigma_gaussian(epsilon, config.delta) * math.sqrt(taken)
-    doubled = 2.0 if events.relation(config) == "replace_one" else 1.0
+    doubled = 2.0 if config.relation == "replace_one" else 1.0
     found = plain * doubled * (1 + 1e-9)
-    if config.sampling == "poisson":
+    if isinstance(config.participation, Poisson):
         found = min(found, _poisson(config, epsilon, count))
-    elif config.sampling == "fixed":
+    elif isinstance(config.participation, Fixed):
         found = min(found, 2 * _fixed(config, epsilon, count))
     return _enough(config, found, epsilon, count)
 
 
-def with_noise(config: PrivacyConfig, noise_multiplier: float) -> PrivacyConfig:
-    """The configuration with a noise multiplier, of ``local`` the local one; checked anew.
+def with_noise(config: Kind, noise_multiplier: float) -> Kind:
+    """The configuration with another multiplier of the noise that its guarantee rests on; checked anew.
 
     Raises:
         ConfigError: they do not fit together.
     """
-    name = "local_noise_multiplier" if config.mechanism == "local" else "noise_multiplier"
-    return type(config).checked(config.model_dump() | {name: noise_multiplier})
+    return config.replaced(**{config.noise_field: noise_multiplier})
 
 
 def _poisson(config: PrivacyConfig, epsilon: float, rounds: int) -> float:
@@ -129,7 +136,7 @@ def _calibrated(
         ) from error
 
 
-def _enough(config: PrivacyConfig, found: float, epsilon: float, rounds: int) -> float:
+def _enough(config: Gaussian | Matrix | DeviceNoise, found: float, epsilon: float, rounds: int) -> float:
     """A little more where the ledger, which decides, would still be above epsilon."""
     for _ in range(100):
         ledger = Ledger(_noised(config, found))
@@ -143,6 +150,8 @@ def _enough(config: PrivacyConfig, found: float, epsilon: float, rounds: int) ->
     )
 
 
-def _noised(config: PrivacyConfig, noise_multiplier: float) -> PrivacyConfig:
+def _noised(
+    config: Gaussian | Matrix | DeviceNoise, noise_multiplier: float
+) -> Gaussian | Matrix | DeviceNoise:
     """As ``with_noise``, without the checks of an adaptive clip norm, whose noise is chosen afterwards."""
-    return with_noise(config.model_copy(update={"adaptive": None}), noise_multiplier)
+    return with_noise(config.fixed_clipping(), noise_multiplier)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pfl_mobile.errors import ConfigError, NonFiniteError
-from pfl_mobile.privacy.config import AdaptiveClipping
+from pfl_mobile.privacy.gaussian import AdaptiveClipping
 from pfl_mobile.privacy.noise import Noise
 
 #: Clipped norms stay this share below C: far more than all roundings of float32 and float64 together can add

@@ -17,7 +17,10 @@ from typing import Any
 
 from pfl_mobile.privacy.accounting import Ledger
 from pfl_mobile.privacy.config import PrivacyConfig
-from pfl_mobile.privacy.mechanisms import prefix_noise
+from pfl_mobile.privacy.gaussian import Gaussian
+from pfl_mobile.privacy.matrix import prefix_noise
+from pfl_mobile.privacy.no_noise import NoNoise
+from pfl_mobile.privacy.participation import Unsampled
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def accuracy_cost(
         if config is not None:
             ledger = Ledger(config)
             ledger.record(config.rounds or 0)
-            epsilon, noise = ledger.epsilon(), config.noise_multiplier
+            epsilon, noise = ledger.epsilon(), config.counted_noise
             label = "private" if math.isfinite(epsilon) else "without noise"
             epsilon = epsilon if math.isfinite(epsilon) else None
         if on_progress is not None:
@@ -71,16 +74,9 @@ def accuracy_cost(
     return found
 
 
-def without_noise(config: PrivacyConfig) -> PrivacyConfig:
+def without_noise(config: PrivacyConfig) -> NoNoise:
     """The same rounds, clipped and weighted alike, without noise: what the noise alone costs is measured from it."""
-    return PrivacyConfig(
-        mechanism="none",
-        clip_norm=config.clip_norm,
-        cohort=config.cohort,
-        rounds=config.rounds,
-        example_cap=config.example_cap,
-        denominator=config.denominator,
-    )
+    return NoNoise.like(config).replaced(population=None, participation=Unsampled())
 
 
 def simulated(config: PrivacyConfig, cohort: int, scale: float = 1.0) -> PrivacyConfig:
@@ -92,12 +88,12 @@ def simulated(config: PrivacyConfig, cohort: int, scale: float = 1.0) -> Privacy
         scale: of the noise; sqrt(P / p) where a model of p values stands for one of P, so that the norm of the noise
             is the same in clip norms.
     """
-    if config.mechanism == "none":
-        return config.model_copy(update={"cohort": cohort, "denominator": None, "population": None})
+    if isinstance(config, NoNoise):
+        return without_noise(config).replaced(cohort=cohort, denominator=None)
     rounds = config.rounds or 1
     # per round, as independent noise that adds up to the same after all rounds
-    std = float(prefix_noise(config, rounds)[-1]) / math.sqrt(rounds)
-    return PrivacyConfig(
+    std = math.hypot(float(prefix_noise(config, rounds)[-1]) / math.sqrt(rounds), config.device_noise_std)
+    return Gaussian(
         clip_norm=config.clip_norm,
         noise_multiplier=std * cohort * scale,
         cohort=cohort,

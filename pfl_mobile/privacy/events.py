@@ -9,12 +9,9 @@ to either under that relation, see ``accounting``.)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pfl_mobile.errors import LedgerError, MissingDependencyError
-
-if TYPE_CHECKING:
-    from pfl_mobile.privacy.config import PrivacyConfig
 
 Event = dict[str, Any]
 Relation = Literal["add_or_remove_one", "replace_one", "zero_out"]
@@ -40,42 +37,6 @@ def dp_accounting() -> Any:
             "privacy accounting needs the package 'dp-accounting'", mend="pip install 'pfl-mobile[privacy]'"
         ) from error
     return found
-
-
-def relation(config: PrivacyConfig) -> Relation:
-    """Which two federations the guarantee says look alike.
-
-    ``add_or_remove_one``: one device more or less (Poisson sampling). ``replace_one``: one device has other data,
-    and the number of devices is public (fixed cohorts, local noise). ``zero_out``: the updates of one device are
-    zeros, and all others are as they were (no sampling); with an adaptive clip norm it is not counted either.
-    """
-    if config.mechanism == "local" or config.sampling == "fixed":
-        return "replace_one"
-    return "add_or_remove_one" if config.sampling == "poisson" else "zero_out"
-
-
-def round_event(config: PrivacyConfig) -> Event:
-    """What one round costs. Without sampling: what one participation of a device costs it."""
-    if config.mechanism == "none":
-        return {"class": "NonPrivateDpEvent"}
-    if config.mechanism == "local":
-        return gaussian(config.local_noise_multiplier / 2)
-    # An adaptive clip norm's count and the updates are two Gaussian releases on the same sample, which together are
-    # one of noise multiplier z: 1 / z^2 = 1 / update_noise_multiplier^2 + 1 / (2 sigma_b)^2.
-    if config.sampling == "poisson":
-        return {
-            "class": "PoissonSampledDpEvent",
-            "sampling_probability": config.sampling_rate,
-            "event": gaussian(config.noise_multiplier),
-        }
-    if config.sampling == "fixed":
-        return {
-            "class": "SampledWithoutReplacementDpEvent",
-            "source_dataset_size": config.population,
-            "sample_size": config.cohort,
-            "event": gaussian(config.noise_multiplier / 2),
-        }
-    return gaussian(config.noise_multiplier)
 
 
 def gaussian(noise_multiplier: float) -> Event:

@@ -62,6 +62,14 @@ def delta_problem(delta: float, population: int = 1) -> str:
     return ""
 
 
+def rounded_up(value: float, digits: int = 4) -> float:
+    """To so many significant digits, never down: a guarantee must not look better than it is."""
+    if value == 0 or not math.isfinite(value):
+        return value
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) - digits + 1)
+    return math.ceil(value / unit * (1 - 1e-12)) * unit
+
+
 def check_guarantee(config: PrivacyConfig, rounds: int | None) -> None:
     """Refuse rounds whose noise hides nobody, before the first one.
 
@@ -73,7 +81,7 @@ def check_guarantee(config: PrivacyConfig, rounds: int | None) -> None:
         ConfigError: the rounds, or where a budget ends them the first one, cost more than may be called private.
         MissingDependencyError: the package ``dp-accounting`` is not installed.
     """
-    if config.mechanism == "none":
+    if not config.guarantees:
         return
     from pfl_mobile.privacy.accounting import Ledger
 

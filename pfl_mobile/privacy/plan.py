@@ -5,21 +5,90 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfl_mobile.errors import UnknownNameError, near
+from pfl_mobile.errors import ConfigError, UnknownNameError, near
 from pfl_mobile.privacy.accounting import Ledger
 from pfl_mobile.privacy.calibration import required_noise, with_noise
-from pfl_mobile.privacy.config import PrivacyConfig
-from pfl_mobile.privacy.mechanisms import prefix_noise
+from pfl_mobile.privacy.config import MECHANISMS
+from pfl_mobile.privacy.device_noise import DeviceNoise
+from pfl_mobile.privacy.gaussian import Gaussian
+from pfl_mobile.privacy.matrix import Matrix, prefix_noise
+from pfl_mobile.privacy.no_noise import NoNoise
+from pfl_mobile.privacy.participation import SAMPLINGS, Fixed, Poisson, Unsampled
 
-#: How cohorts come about and what noise follows: ``none`` and ``matrix`` assume no sampling.
-Kind = Literal["poisson", "fixed", "matrix", "none"]
-KINDS: tuple[Kind, ...] = ("poisson", "fixed", "matrix", "none")
+if TYPE_CHECKING:
+    from pfl_mobile.privacy.config import PrivacyConfig
+
 #: Rounds that correlated noise spans where nobody says: more helps little and needs more memory.
 BAND = 32
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Whose noise there is, and who takes part.
+
+    Attributes:
+        mechanism: type of the configurations.
+        participation: who takes part; only ``Gaussian`` costs less by sampling.
+    """
+
+    mechanism: type[Gaussian | Matrix | DeviceNoise]
+    participation: type[Poisson | Fixed | Unsampled]
+
+    @classmethod
+    def named(cls, mechanism: str, sampling: str | None = None) -> Scheme:
+        """The scheme that options name.
+
+        Args:
+            mechanism: ``gaussian``, ``matrix`` or ``local``.
+            sampling: ``poisson``, ``fixed`` or ``none``; None: Poisson sampling where the mechanism costs less by it.
+
+        Raises:
+            UnknownNameError: there is no mechanism or sampling of that name.
+            ConfigError: the mechanism has no noise, or uses no sampling.
+        """
+        if mechanism not in MECHANISMS:
+            raise UnknownNameError(f"unknown mechanism {mechanism!r}", mend=near(mechanism, MECHANISMS))
+        if sampling is not None and sampling not in SAMPLINGS:
+            raise UnknownNameError(f"unknown sampling {sampling!r}", mend=near(sampling, SAMPLINGS))
+        noisy = MECHANISMS[mechanism]
+        if issubclass(noisy, NoNoise):
+            raise ConfigError(
+                f"the mechanism {mechanism!r} has no noise, so it keeps no budget",
+                mend="choose gaussian, matrix or local, or leave the budget out",
+            )
+        amplified = issubclass(noisy, Gaussian)
+        default = Poisson if amplified else Unsampled
+        participation = default if sampling is None else SAMPLINGS[sampling]
+        if participation.sampled and not amplified:
+            raise ConfigError(
+                f"the mechanism {mechanism!r} uses no sampling, so {sampling} sampling cannot be chosen for it",
+                mend="leave the sampling out, or choose the mechanism gaussian",
+            )
+        return cls(noisy, participation)
+
+    @property
+    def name(self) -> str:
+        """Name of the mechanism."""
+        return str(self.mechanism.model_fields["mechanism"].default)
+
+    @property
+    def sampling(self) -> str:
+        """Name of the sampling."""
+        return str(self.participation.model_fields["sampling"].default)
+
+    def __str__(self) -> str:
+        """For headings: ``gaussian, poisson sampling``."""
+        if self.participation.sampled:
+            return f"{self.name}, {self.sampling} sampling"
+        return f"{self.name}, no sampling" if issubclass(self.mechanism, Gaussian) else self.name
+
+
+#: What plans compare: the ways of the aggregator to keep a budget.
+COMPARED = (Scheme(Gaussian, Poisson), Scheme(Gaussian, Fixed), Scheme(Matrix, Unsampled))
 
 
 @dataclass(frozen=True)
@@ -31,8 +100,8 @@ class Budget:
         population: devices in all.
         rounds: in all.
         clip_norm: of the configurations.
-        min_separation: rounds between two of one device, for ``matrix`` and ``none``; None: half of what
-            population and cohort allow if all take turns.
+        min_separation: rounds between two of one device, without sampling; None: half of what population and cohort
+            allow if all take turns.
         band: of the matrix mechanism; None: 32 at most.
     """
 
@@ -50,16 +119,17 @@ class Option:
     """One way to keep a budget.
 
     Attributes:
-        kind: of sampling and noise.
+        scheme: whose noise there is, and who takes part.
         config: with the noise that is needed, and the budget.
         epsilon: after all rounds.
         epsilon_first: after the first.
-        round_noise: standard deviation of the noise in each coordinate of a round's mean, over the clip norm.
+        round_noise: standard deviation of the noise in each coordinate of a round's mean, over the clip norm; with
+            noise of devices of a full cohort.
         model_noise: the same of the sum of all rounds, which is what the model gets.
     """
 
-    kind: Kind
-    config: PrivacyConfig
+    scheme: Scheme
+    config: Gaussian | Matrix | DeviceNoise
     epsilon: float
     epsilon_first: float
     round_noise: float
@@ -68,9 +138,10 @@ class Option:
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         return {
-            "sampling": self.kind,
+            "mechanism": self.scheme.name,
+            "sampling": self.scheme.sampling,
             "cohort": self.config.cohort,
-            "noise_multiplier": self.config.noise_multiplier,
+            "noise_multiplier": self.config.counted_noise,
             "epsilon": self.epsilon,
             "epsilon_first_round": self.epsilon_first,
             "participations": self.config.participations(self.config.rounds or 0),
@@ -79,53 +150,46 @@ class Option:
         }
 
 
-def known_kind(name: str) -> Kind:
-    """The kind of that name (UnknownNameError: there is none)."""
-    for kind in KINDS:
-        if name == kind:
-            return kind
-    raise UnknownNameError(f"unknown sampling {name!r}", mend=near(name, KINDS))
-
-
-def option(budget: Budget, kind: Kind, cohort: int) -> Option:
-    """The configuration of a kind that keeps the budget with as little noise as possible.
+def option(budget: Budget, scheme: Scheme, cohort: int) -> Option:
+    """The configuration of a scheme that keeps the budget with as little noise as possible.
 
     Raises:
-        UnknownNameError: no such kind.
         ConfigError: numbers do not fit together, or no noise is enough.
         MissingDependencyError: dp-accounting is not installed.
     """
-    known_kind(kind)
+    kind = scheme.mechanism
     fields: dict[str, Any] = {
-        "mechanism": "matrix" if kind == "matrix" else "gaussian",
-        "sampling": kind if kind in ("poisson", "fixed") else "none",
         "clip_norm": budget.clip_norm,
-        "noise_multiplier": 1.0,
+        kind.noise_field: 1.0,
         "population": budget.population,
         "cohort": cohort,
         "rounds": budget.rounds,
         "delta": budget.delta,
         "budget_epsilon": budget.epsilon,
+        "participation": {"sampling": scheme.sampling},
     }
-    if kind in ("matrix", "none"):
-        apart = budget.min_separation or max(1, budget.population // (2 * cohort))
-        fields["min_separation"] = min(apart, budget.rounds)
-    if kind == "matrix":
-        fields["band"] = min(fields["min_separation"], budget.band or BAND)
-    config = PrivacyConfig.checked(fields)
+    if not scheme.participation.sampled:
+        apart = min(budget.min_separation or max(1, budget.population // (2 * cohort)), budget.rounds)
+        fields["participation"]["min_separation"] = apart
+        if issubclass(kind, Matrix):
+            fields["band"] = min(apart, budget.band or BAND)
+    config = kind.checked(**fields)
     config = with_noise(config, required_noise(config, budget.epsilon))
-    ledger = Ledger(config)
-    ledger.record(budget.rounds)
-    first = Ledger(config)
-    first.record()
-    noise = prefix_noise(config, budget.rounds)
-    return Option(kind, config, ledger.epsilon(), first.epsilon(), config.noise_std(1.0), float(noise[-1]))
+    of_devices = config.device_noise_std
+    return Option(
+        scheme,
+        config,
+        Ledger.after(config, budget.rounds).epsilon(),
+        Ledger.after(config, 1).epsilon(),
+        math.hypot(config.noise_std(1.0), of_devices),
+        math.hypot(float(prefix_noise(config, budget.rounds)[-1]), of_devices * math.sqrt(budget.rounds)),
+    )
 
 
 def options(
     budget: Budget,
     cohort: int,
-    kinds: Sequence[Kind] = ("poisson", "fixed", "matrix"),
+    schemes: Sequence[Scheme] = COMPARED,
     factors: Sequence[int] = (1, 2, 4),
     *,
     known: Sequence[Option] = (),
@@ -136,27 +200,25 @@ def options(
     Args:
         budget: that each of them keeps.
         cohort: devices in a round.
-        kinds: to compare.
+        schemes: to compare.
         factors: with cohorts of so many times the size, where there are so many devices.
         known: that need not be computed again.
         on_progress: ``(what, fraction done)``.
     """
-    have = {(o.kind, o.config.cohort): o for o in known}
-    wanted = [(kind, cohort * f) for kind in kinds for f in factors if cohort * f <= budget.population]
+    have = {(o.scheme, o.config.cohort): o for o in known}
+    wanted = [(scheme, cohort * f) for scheme in schemes for f in factors if cohort * f <= budget.population]
     found = []
-    for done, (kind, size) in enumerate(wanted):
+    for done, (scheme, size) in enumerate(wanted):
         if on_progress is not None:
-            on_progress(f"noise for {kind} sampling", done / len(wanted))
-        found.append(have.get((kind, size)) or option(budget, kind, size))
+            on_progress(f"noise for {scheme}", done / len(wanted))
+        found.append(have.get((scheme, size)) or option(budget, scheme, size))
     return found
 
 
 def epsilon_by_round(config: PrivacyConfig, rounds: int, points: int = 20) -> Iterator[tuple[int, float]]:
     """Epsilon after some of the rounds, the first and the last among them."""
     for count in np.unique(np.geomspace(1, rounds, min(points, rounds)).round().astype(int)):
-        ledger = Ledger(config)
-        ledger.record(int(count))
-        yield int(count), ledger.epsilon()
+        yield int(count), Ledger.after(config, int(count)).epsilon()
 
 
 def noise_to_update(config: PrivacyConfig, width: int) -> float:
@@ -168,5 +230,4 @@ def noise_to_update(config: PrivacyConfig, width: int) -> float:
         config: of the federation.
         width: values of an update, P.
     """
-    own = config.local_noise_multiplier * math.sqrt(config.cohort) / config.expected_weight
-    return math.hypot(config.noise_std(1.0), own) * math.sqrt(width)
+    return math.hypot(config.noise_std(1.0), config.device_noise_std) * math.sqrt(width)

@@ -9,30 +9,30 @@ import numpy as np
 from pfl_mobile.errors import ConfigError, NonFiniteError
 from pfl_mobile.merge.rows import COLUMNS, GROUP, norms
 from pfl_mobile.privacy.clipping import clip_factors
-from pfl_mobile.privacy.config import MAX_WEIGHT, PrivacyConfig
+from pfl_mobile.privacy.mechanism import MAX_WEIGHT
 
 if TYPE_CHECKING:
     from pfl_mobile.merge.rows import Rows
-    from pfl_mobile.privacy.mechanisms import Mechanism
+    from pfl_mobile.privacy.mechanism import Mechanism, RoundNoise
 
 
 class PrivateMean:
     """sum_i w_i clip(change_i, C) / denominator + noise (DP-FedAvg, McMahan et al. 2018, with fixed denominator).
 
     One device moves the sum by at most C * 1, whatever it sends: weights are clamped to 0..1, changes clipped to C.
-    (Devices that add noise themselves have clipped to C before it; see ``PrivacyConfig.accepted_norm``.)
+    (Devices that add noise themselves have clipped to C before it; see ``Mechanism.accepted_norm``.)
 
     The denominator does not depend on who takes part, as that would depend on the device too. Where fewer devices
     answer than were expected the mean is smaller, and with none at all it is noise.
 
     Args:
         config: clip norm, weights and denominator.
-        mechanism: of the noise; asked once for each mean.
+        noise: asked once for each mean.
         clip_norm: C of this round; by default the configuration's.
     """
 
-    def __init__(self, config: PrivacyConfig, mechanism: Mechanism, clip_norm: float | None = None) -> None:
-        self.config, self.mechanism = config, mechanism
+    def __init__(self, config: Mechanism, noise: RoundNoise, clip_norm: float | None = None) -> None:
+        self.config, self.noise = config, noise
         self.clip_norm = config.clip_norm if clip_norm is None else clip_norm
 
     def mean(self, rows: Rows, weights: np.ndarray, *, row_norms: np.ndarray | None = None) -> np.ndarray:
@@ -40,7 +40,7 @@ class PrivateMean:
 
         Args:
             rows: the devices' changes, n of P values each, read twice from beginning to end.
-            weights: of the devices, float [n]; see ``PrivacyConfig.weights``.
+            weights: of the devices, float [n]; see ``Mechanism.weights``.
             row_norms: L2 norms of the rows, float64 [n], where they are known already; then rows are read once.
 
         Raises:
@@ -48,7 +48,7 @@ class PrivateMean:
             ConfigError: not one weight for each row.
         """
         total = self.exact_sum(rows, weights, row_norms=row_norms)
-        total += self.mechanism.noise(rows.width, self.config.sensitivity(self.clip_norm))
+        total += self.noise.noise(rows.width, self.config.sensitivity(self.clip_norm))
         total /= self.config.expected_weight
         return total.astype(np.float32)
 

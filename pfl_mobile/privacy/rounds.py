@@ -10,7 +10,6 @@ from pfl_mobile.errors import StateError
 from pfl_mobile.merge.rows import norms
 from pfl_mobile.privacy.accounting import Ledger
 from pfl_mobile.privacy.clipping import AdaptiveClip, clip_factors
-from pfl_mobile.privacy.mechanisms import mechanism_for
 from pfl_mobile.privacy.private_mean import PrivateMean
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class PrivateRounds:
     def __init__(self, config: PrivacyConfig, source: Noise, ledger: Ledger | None = None) -> None:
         self.config, self.source = config, source
         self.ledger = Ledger(config) if ledger is None else ledger.reconfigured(config)
-        self.mechanism = mechanism_for(config, source)
+        self.noise = config.round_noise(source)
         self._adaptive = (
             None
             if config.adaptive is None
@@ -82,7 +81,7 @@ class PrivateRounds:
         found = norms(rows) if row_norms is None else np.asarray(row_norms, np.float64)
         clip_factors(found, self.clip_norm)  # fails before anything changes
         self.source.begin(self.ledger.rounds)
-        mean = PrivateMean(self.config, self.mechanism, self.clip_norm).mean(rows, weights, row_norms=found)
+        mean = PrivateMean(self.config, self.noise, self.clip_norm).mean(rows, weights, row_norms=found)
         if self._adaptive is not None:
             self.last_share = self._adaptive.noisy_share(found, self.source)
             self._adaptive = self._adaptive.after(self.last_share)
@@ -91,7 +90,7 @@ class PrivateRounds:
 
     def state(self) -> dict[str, np.ndarray]:
         """What coming rounds depend on, beside the ledger: arrays by name, to be saved with the model."""
-        kept = {_NOISE + name: value for name, value in self.mechanism.state().items()}
+        kept = {_NOISE + name: value for name, value in self.noise.state().items()}
         return kept | {_CLIP: np.array([self.clip_norm])}
 
     def restore(self, state: dict[str, np.ndarray], ledger: Ledger) -> None:
@@ -118,5 +117,5 @@ class PrivateRounds:
                 f"{self.config.clip_norm:g}",
                 mend="go on with the privacy configuration that the state was saved with",
             )
-        self.mechanism.restore({k.removeprefix(_NOISE): v for k, v in state.items() if k.startswith(_NOISE)})
+        self.noise.restore({k.removeprefix(_NOISE): v for k, v in state.items() if k.startswith(_NOISE)})
         self.ledger = ledger.reconfigured(self.config)

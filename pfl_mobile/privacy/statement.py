@@ -5,17 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from pfl_mobile.privacy.events import relation
-from pfl_mobile.privacy.limits import epsilon_problem
+from pfl_mobile.privacy.limits import epsilon_problem, rounded_up
 
 if TYPE_CHECKING:
     from pfl_mobile.privacy.config import PrivacyConfig
-
-_ALIKE = {
-    "add_or_remove_one": "add-or-remove-one: a device takes part in the federation or is not there at all",
-    "replace_one": "replace-one: a device has its own data or any other; the number of devices is public",
-    "zero_out": "zero-out: a device's updates are its own or zeros; all other devices are unchanged",
-}
 
 _NOT_COVERED = (
     "evaluation reports and what else devices send beside their updates, such as numbers of examples",
@@ -57,11 +50,9 @@ def statement(
         "delta": config.delta if private else None,
         "rounds": rounds_done,
         "unit": "device: all updates of a device in all rounds together",
-        "relation": _alike(config) if config.mechanism != "none" else None,
-        "mechanism": _mechanism(config),
-        "noise_multiplier": config.local_noise_multiplier
-        if config.mechanism == "local"
-        else config.noise_multiplier,
+        "relation": config.alike,
+        "mechanism": config.title,
+        "noise_multiplier": config.counted_noise,
         "clip_norm": config.clip_norm,
         "sampling": config.sampling,
         "sampling_rate": config.sampling_rate,
@@ -71,28 +62,9 @@ def statement(
         "local_epsilon": local_epsilon,
         "budget_epsilon": config.budget_epsilon,
         "guarantee": _guarantee(config, epsilon, private),
-        "assumptions": _assumptions(config, known[1]) if private else [],
+        "assumptions": config.assumptions(known[1]) if private else [],
         "not_covered": list(_NOT_COVERED) if private else ["everything: there is no noise, or too little"],
     }
-
-
-def _alike(config: PrivacyConfig) -> str:
-    """The relation in words.
-
-    An update of zeros is below any clip norm, so it would be counted, and the count moves by 1 and not by the 1/2 that
-    is accounted for. What is guaranteed with an adaptive clip norm is that a device is there or left out.
-    """
-    if relation(config) == "zero_out" and config.adaptive is not None:
-        return "zero-out: a device's updates are in all sums and counts or in none; all other devices are unchanged"
-    return _ALIKE[relation(config)]
-
-
-def rounded_up(value: float, digits: int = 4) -> float:
-    """To so many significant digits, never down: a guarantee must not look better than it is."""
-    if value == 0 or not math.isfinite(value):
-        return value
-    unit = 10.0 ** (math.floor(math.log10(abs(value))) - digits + 1)
-    return math.ceil(value / unit * (1 - 1e-12)) * unit
 
 
 def _guarantee(config: PrivacyConfig, epsilon: float, private: bool) -> str:
@@ -105,68 +77,3 @@ def _guarantee(config: PrivacyConfig, epsilon: float, private: bool) -> str:
         f"for each device: whatever they are used for, any outcome is at most {times:.3g} times as probable with the "
         f"device's data as without it, except with probability {config.delta:g}."
     )
-
-
-def _mechanism(config: PrivacyConfig) -> str:
-    if config.mechanism == "none":
-        return "none"
-    if config.mechanism == "local":
-        return "local: every device adds Gaussian noise to its clipped update"
-    kind = (
-        f"matrix: noise correlated over {config.noise_band} rounds (banded square root)"
-        if config.mechanism == "matrix"
-        else "gaussian: independent noise on the sum of each round"
-    )
-    return kind + (", with a private adaptive clip norm" if config.adaptive else "")
-
-
-def _assumptions(config: PrivacyConfig, known: float | None) -> list[str]:
-    if config.mechanism == "local":
-        found = [
-            "Nobody is trusted but the device itself, which clips and adds noise before anything leaves it.",
-            "A device sends at most one update for a task. Every round that gave out tasks is counted, also one that "
-            "was not merged, as the aggregator saw what was sent.",
-        ]
-    else:
-        found = [
-            "The aggregator is trusted to clip, to add the noise, and to show nobody the updates it receives; the "
-            "guarantee is against everybody who sees the models.",
-        ]
-    if config.sampling == "poisson":
-        found.append(
-            f"Every device of at least {config.population} is in a round by a coin of its own, with probability "
-            f"{config.sampling_rate:.4g}, and who is in a round is kept secret."
-        )
-    elif config.sampling == "fixed":
-        found.append(
-            f"Every round has {config.cohort} devices drawn uniformly without replacement from {config.population} "
-            "that could all have been drawn, and who is in a round is kept secret: devices that tell each other "
-            "whether they were drawn count together how many others were, so they must be few of all."
-        )
-    if known is not None:
-        found.append(
-            "Sampling protects from those who do not know which rounds a device is in. Who watches its traffic knows; "
-            f"to them one round costs epsilon {rounded_up(known):.4g} (epsilon_known_round), and all rounds "
-            "epsilon_known if it is in every one."
-        )
-    else:
-        found.append("Nothing is assumed about how devices are chosen or when they are available.")
-        limits = []
-        if config.min_separation > 1:
-            limits.append(f"rounds of one device are at least {config.min_separation} apart")
-        if config.max_participations is not None:
-            limits.append(f"a device takes part at most {config.max_participations} times")
-        if limits:
-            found.append("The aggregator enforces that " + " and ".join(limits) + ".")
-    if config.mechanism != "local":
-        found.append(
-            "Sums are divided by a number fixed in advance, and a device's weight is at most 1, so one device moves a "
-            "sum by at most the clip norm."
-        )
-        found.append("The noise is secret and unpredictable, and every release is drawn anew.")
-    if config.local_noise_multiplier and config.mechanism != "local":
-        found.append(
-            "The devices' own noise is not counted here; local_epsilon is what it alone guarantees against the "
-            "aggregator for the merged rounds. Updates sent in rounds that were not merged come on top of that."
-        )
-    return found

@@ -140,6 +140,16 @@ class TaskPrivacy(Body):
         description="Epsilon once the update is in a model, at the statement's delta; null: no guarantee.",
     )
 
+    @property
+    def guarantees(self) -> bool:
+        """Whether any noise is named, so that something is promised."""
+        return self.mechanism != "none"
+
+    @property
+    def trusts_aggregator(self) -> bool:
+        """False where the device's own noise is all that protects."""
+        return self.mechanism != "local"
+
 
 class Task(Body):
     """What a device is to do in a round."""

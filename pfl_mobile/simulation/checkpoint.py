@@ -33,6 +33,7 @@ from pfl_mobile.files.atomic import PRIVATE, atomic_write, disk_errors, open_pri
 from pfl_mobile.files.describe import differences
 from pfl_mobile.files.reading import MOST_TENSOR_BYTES, parse_json, read_bytes
 from pfl_mobile.files.sealed import damaged_head, seal, unseal
+from pfl_mobile.privacy import checked_privacy
 from pfl_mobile.simulation.states import RowFormat, States
 from pfl_mobile.simulation.used_data import UsedData
 from pfl_mobile.strategies.server_state_file import pack, unpack
@@ -172,8 +173,13 @@ def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Any], folder: 
 
     Raises:
         OtherSettingsError: naming the settings that differ.
+        ConfigError: its privacy is invalid.
     """
-    differing = list(differences(checkpoint.settings, json.loads(json.dumps(settings))))
+    before = dict(checkpoint.settings)
+    if before.get("privacy") is not None:  # of whichever version
+        what = f"the privacy of the checkpoint in {folder}"
+        before["privacy"] = checked_privacy(before["privacy"], what).model_dump(mode="json")
+    differing = list(differences(before, json.loads(json.dumps(settings))))
     if differing:
         # Whatever is named says more than that the result is another program.
         named = [d for d in differing if d[0] != "program"] or differing

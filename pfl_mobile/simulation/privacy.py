@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.privacy import Ledger, PrivacyConfig, PrivateRounds, SimulatedNoise, private_update
+from pfl_mobile.privacy import Ledger, Poisson, PrivacyConfig, PrivateRounds, SimulatedNoise, private_update
 from pfl_mobile.random import derive, permutation, uniform
 from pfl_mobile.simulation.cohorts import sample
 
@@ -80,7 +80,7 @@ class SimulatedPrivacy:
             seed: of this round's draw.
             number: of the round.
         """
-        if self.config.sampling == "poisson" and self.config.central:
+        if isinstance(self.config.participation, Poisson) and self.config.central:
             return [
                 int(i) for i in np.flatnonzero(uniform(seed, self.population) < self.config.sampling_rate)
             ]

@@ -157,7 +157,7 @@ class Rounds:
         )
         self.privacy = None
         if privacy is not None:
-            if choose is not None and (privacy.sampling != "none" or privacy.min_separation > 1):
+            if choose is not None and privacy.chooses_cohorts:
                 raise ConfigError(
                     "choose= gives the cohorts, the privacy configuration says that they are drawn",
                     mend="leave choose= out, or set sampling to 'none' and min_separation to 1",

@@ -19,7 +19,7 @@ from pfl_mobile.errors import (
     TooFewUpdatesError,
     TrainingFailedError,
 )
-from pfl_mobile.privacy.statement import rounded_up
+from pfl_mobile.privacy.limits import rounded_up
 from pfl_mobile.study import plots
 from pfl_mobile.study.statistics import interval, student_interval
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pfl_mobile.privacy.cost import Cost
     from pfl_mobile.privacy.plan import Option
 
-_COLOURS = {"poisson": PERSONAL, "fixed": "#8250df", "matrix": "#1a7f37", "none": SHARED}
+_COLOURS = (PERSONAL, "#8250df", "#1a7f37", SHARED)
 
 
 def draw_epsilon(points: Sequence[tuple[int, float]], budget: float, delta: float, path: Path) -> Path:
@@ -44,18 +44,19 @@ def draw_epsilon(points: Sequence[tuple[int, float]], budget: float, delta: floa
 
 
 def draw_noise(options: Sequence[Option], path: Path) -> Path:
-    """Noise in the model after all rounds against the cohort, a line for each way of sampling."""
+    """Noise in the model after all rounds against the cohort, a line for each mechanism and sampling."""
     figure, found = axes(6.4, 3.4)
-    for kind in dict.fromkeys(option.kind for option in options):
-        chosen = [option for option in options if option.kind == kind]
+    schemes = dict.fromkeys(option.scheme for option in options)
+    for scheme, colour in zip(schemes, _COLOURS, strict=False):
+        chosen = [option for option in options if option.scheme == scheme]
         found.plot(
             [option.config.cohort for option in chosen],
             [option.model_noise for option in chosen],
             "o-",
             ms=4,
             lw=1.2,
-            color=_COLOURS[kind],
-            label=kind,
+            color=colour,
+            label=str(scheme),
         )
     found.set_xscale("log", base=2)
     found.set_yscale("log")

@@ -27,7 +27,7 @@ from pfl_mobile.merge.rules import Average, Rule, create_rule
 from pfl_mobile.modules.normalization import check_trainable
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from pfl_mobile.plan.schema import Plan
-from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.privacy import Mechanism, PrivacyConfig
 from pfl_mobile.programs.tasks import Task
 from pfl_mobile.programs.trace import check_classes
 from pfl_mobile.simulation.engine import usual_processes
@@ -179,7 +179,7 @@ class Study:
             ("task", task, Task),
             ("strategy", self.strategy, Strategy),
             ("robust", self.robust, Rule),
-            ("privacy", privacy, PrivacyConfig),
+            ("privacy", privacy, Mechanism),
         ):
             instance(setting, thing, kind)
         for setting, patterns in (("shared", shared), ("personal", personal), ("split", split)):

@@ -136,7 +136,7 @@ def _check_sampling(settings: ServerSettings, config: FederationConfig, *, attes
             f"enrolment is open, and the sampling {kind!r} protects by hiding who is drawn: whoever enrols most "
             "devices knows most of the draw",
             mend="let devices enrol with tokens (leave --open-enrolment out) or with --attestation; or use noise that "
-            "needs no sampling (pfl privacy plan --sampling matrix); --open-sampling accepts it, and the privacy "
+            "needs no sampling (pfl privacy plan --mechanism matrix); --open-sampling accepts it, and the privacy "
             "statement says so",
         )
     for what in ("dashboard", "metrics"):

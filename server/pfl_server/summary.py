@@ -79,7 +79,7 @@ def _weights(services: Services) -> str:
 
 def _protection(config: FederationConfig, statement: dict[str, Any]) -> str:
     privacy, total = config.privacy, config.rounds.total
-    if privacy.mechanism == "none":
+    if not privacy.guarantees:
         return f"no noise; updates are clipped to {privacy.clip_norm:g}"
     stop = f"at most epsilon {privacy.budget_epsilon:g}" if privacy.budget_epsilon else "no budget"
     spent = statement.get("epsilon")

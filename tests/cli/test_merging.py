@@ -12,7 +12,7 @@ from pfl_mobile.cli.compare import compare
 from pfl_mobile.cli.privacy import plan
 from pfl_mobile.cli.serve import serve
 from pfl_mobile.cli.studies import train
-from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.privacy import Gaussian
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ SMALL = "tests.study.small:study"
 PERSONAL = "tests.study.small:personal"
 TUNED = "tests.study.small:tuned"
 #: Matrix noise is calibrated in milliseconds.
-PRIVATE = ["--epsilon", 8, "--delta", 1e-5, "--sampling", "matrix"]
+PRIVATE = ["--epsilon", 8, "--delta", 1e-5, "--mechanism", "matrix"]
 
 
 def test_options_of_one_concept_are_the_same_in_all_commands() -> None:
@@ -35,9 +35,9 @@ def test_options_of_one_concept_are_the_same_in_all_commands() -> None:
         return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
 
     there = options(train)
-    names = {"rule", "privacy", "epsilon", "delta", "clip_norm", "sampling", "min_separation"}
+    names = {"rule", "privacy", "epsilon", "delta", "clip_norm", "mechanism", "sampling", "min_separation"}
     assert names <= there.keys()
-    for command, lacks in ((compare, set()), (serve, {"sampling"}), (plan, {"rule", "privacy"})):
+    for command, lacks in ((compare, set()), (serve, {"mechanism", "sampling"}), (plan, {"rule", "privacy"})):
         others = options(command)
         for name in names - lacks:
             assert others[name] is there[name], (command, name)
@@ -122,6 +122,10 @@ def test_commands_say_which_noise_and_sampling_they_chose(pfl: Run, tmp_path: Pa
         (["--epsilon", 8, "--delta", 0.5], "ConfigError", "delta is 0.5"),
         (["--epsilon", 1e6], "ConfigError", "epsilon is 1e+06"),
         (["--epsilon", 8, "--sampling", "poison"], "UnknownNameError", "poison"),
+        (["--epsilon", 8, "--mechanism", "matrics"], "UnknownNameError", "matrics"),
+        ([*PRIVATE, "--sampling", "poisson"], "ConfigError", "uses no sampling"),
+        (["--epsilon", 8, "--mechanism", "none"], "ConfigError", "no noise"),
+        (["--mechanism", "matrix"], "ConfigError", "without a budget"),
         (["--epsilon", 8, "--sampling", "poisson", "--min-separation", 2], "ConfigError", "--min-separation"),
         ([*PRIVATE, "--min-separation", 3], "ConfigError", "at most 2"),
         (["--privacy", "nowhere.json"], "ConfigError", "nowhere.json"),
@@ -140,7 +144,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(
 
 
 def test_a_file_for_other_cohorts_is_refused(pfl: Run, tmp_path: Path) -> None:
-    PrivacyConfig(clip_norm=1.0, noise_multiplier=50.0, cohort=5).dump(tmp_path / "privacy.json")
+    Gaussian(clip_norm=1.0, noise_multiplier=50.0, cohort=5).dump(tmp_path / "privacy.json")
     given = ["--privacy", tmp_path / "privacy.json", "--out", tmp_path / "run", "--json"]
     ran = pfl("train", SMALL, *given)
     assert (ran.code, ran.error["type"]) == (2, "ConfigError")
@@ -234,5 +238,13 @@ def test_strategies_are_compared_under_a_robust_rule(pfl: Run, tmp_path: Path) -
 @pytest.mark.parametrize("command", ["train", "compare"])
 def test_help_shows_the_options_with_an_example(pfl: Run, command: str) -> None:
     shown = pfl(command, "--help").out
-    for words in ("--rule", "--privacy", "--clip-norm", "--sampling", "--min-separation", "--epsilon 8"):
+    for words in (
+        "--rule",
+        "--privacy",
+        "--clip-norm",
+        "--mechanism",
+        "--sampling",
+        "--min-separation",
+        "--epsilon 8",
+    ):
         assert words in shown

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pfl_mobile.privacy import Ledger, PrivacyConfig
+from pfl_mobile.privacy import Gaussian, Ledger, NoNoise, load_privacy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,22 +20,35 @@ SMALL = ["--population", 200, "--rounds", 5, "--cohort", 200, "--delta", 1e-4]
 CONFIG: dict[str, Any] = {"clip_norm": 1.0, "noise_multiplier": 1.0, "cohort": 10, "rounds": 2, "delta": 1e-5}
 
 
-@pytest.mark.parametrize("sampling", ["poisson", "fixed", "matrix", "none"])
-def test_a_plan_keeps_its_budget_and_is_a_configuration(pfl: Run, tmp_path: Path, sampling: str) -> None:
+@pytest.mark.parametrize(
+    ("mechanism", "sampling"),
+    [
+        ("gaussian", "poisson"),
+        ("gaussian", "fixed"),
+        ("gaussian", "none"),
+        ("matrix", "none"),
+        ("local", "none"),
+    ],
+)
+def test_a_plan_keeps_its_budget_and_is_a_configuration(
+    pfl: Run, tmp_path: Path, mechanism: str, sampling: str
+) -> None:
     ran = pfl(
-        "privacy", "plan", "--epsilon", 2, *SMALL, "--sampling", sampling, "--width", 400,
+        "privacy", "plan", "--epsilon", 2, *SMALL, "--mechanism", mechanism, "--sampling", sampling, "--width", 400,
         "--no-simulate", "--out", tmp_path / "plan", "--json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     found = ran.json
-    assert found["sampling"] == sampling
+    assert (found["mechanism"], found["sampling"]) == (mechanism, sampling)
     assert found["accuracy"] is None
     assert 1.9 < found["epsilon"] <= 2
     assert found["epsilon_by_round"][-1] == {"round": 5, "epsilon": found["epsilon"]}
     assert found["noise_norm_over_clip_norm"] == pytest.approx(20 * found["round_noise_std_over_clip_norm"])
-    assert {"poisson", "fixed", "matrix"} <= {a["sampling"] for a in found["alternatives"]}
+    assert {("gaussian", "poisson"), ("gaussian", "fixed"), ("matrix", "none"), (mechanism, sampling)} == {
+        (a["mechanism"], a["sampling"]) for a in found["alternatives"]
+    }
     assert all(a["epsilon"] <= 2 for a in found["alternatives"])
-    config = PrivacyConfig.load(tmp_path / "plan" / "privacy.json")
+    config = load_privacy(tmp_path / "plan" / "privacy.json")
     assert config.model_dump(mode="json") == found["config"]
     assert config.budget_epsilon == 2
     ledger = Ledger(config)
@@ -47,7 +60,7 @@ def test_a_plan_keeps_its_budget_and_is_a_configuration(pfl: Run, tmp_path: Path
 
 def test_a_plan_is_shown_with_its_alternatives_and_assumptions(pfl: Run, tmp_path: Path) -> None:
     ran = pfl(
-        "privacy", "plan", "--epsilon", 2, *SMALL, "--sampling", "matrix", "--no-simulate", "--out", tmp_path
+        "privacy", "plan", "--epsilon", 2, *SMALL, "--mechanism", "matrix", "--no-simulate", "--out", tmp_path
     )
     assert ran.code == 0, ran.err
     for words in ("noise multiplier", "poisson", "Nothing is assumed", "not covered", "pfl serve"):
@@ -55,7 +68,7 @@ def test_a_plan_is_shown_with_its_alternatives_and_assumptions(pfl: Run, tmp_pat
 
 
 def test_a_plan_shows_what_privacy_costs_a_study(pfl: Run, tmp_path: Path) -> None:
-    given = ["privacy", "plan", "--epsilon", 2, *SMALL, "--sampling", "matrix", "--out", tmp_path]
+    given = ["privacy", "plan", "--epsilon", 2, *SMALL, "--mechanism", "matrix", "--out", tmp_path]
     ran = pfl(*given, "--study", "tests.study.small:study", "--study-rounds", 2, "--json")
     assert ran.code == 0, ran.err
     found = ran.json["accuracy"]
@@ -65,7 +78,7 @@ def test_a_plan_shows_what_privacy_costs_a_study(pfl: Run, tmp_path: Path) -> No
     assert found["rounds"] == 2
     assert found["width"] == 4 * 8 + 8 + 8 * 3 + 3
     assert found["noise_scale"] == 1
-    config = PrivacyConfig.load(tmp_path / "privacy.json")
+    config = load_privacy(tmp_path / "privacy.json")
     assert config.clip_norm == found["clip_norm"] != 1  # the study's own
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     given += ["--study", "tests.study.small:study", "--study-rounds", 1]
@@ -74,7 +87,7 @@ def test_a_plan_shows_what_privacy_costs_a_study(pfl: Run, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_plan_without_a_study_simulates_a_small_one(pfl: Run, tmp_path: Path) -> None:
-    given = ["privacy", "plan", "--epsilon", 2, *SMALL, "--sampling", "matrix", "--out", tmp_path]
+    given = ["privacy", "plan", "--epsilon", 2, *SMALL, "--mechanism", "matrix", "--out", tmp_path]
     ran = pfl(*given, "--study-rounds", 1, "--width", 143_000, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["accuracy"]["noise_scale"] == pytest.approx(10)
@@ -101,7 +114,7 @@ def test_plans_that_cannot_be_are_refused(pfl: Run, tmp_path: Path, changed: lis
 
 
 def test_an_audit_reports_both_attacks(pfl: Run, tmp_path: Path) -> None:
-    PrivacyConfig(**CONFIG).dump(tmp_path / "privacy.json")
+    Gaussian(**CONFIG).dump(tmp_path / "privacy.json")
     given = ["privacy", "audit", tmp_path / "privacy.json", "--canaries", 200, "--width", 2000]
     ran = pfl(*given, "--json")
     assert ran.code == 0, ran.err
@@ -120,14 +133,14 @@ def test_an_audit_that_fails_ends_with_code_1(
 
     normal = SecureNoise.normal
     monkeypatch.setattr(SecureNoise, "normal", lambda self, size: normal(self, size) / 100)
-    PrivacyConfig(**CONFIG | {"noise_multiplier": 6.0}).dump(tmp_path / "privacy.json")
+    Gaussian(**CONFIG | {"noise_multiplier": 6.0}).dump(tmp_path / "privacy.json")
     ran = pfl("privacy", "audit", tmp_path / "privacy.json", "--canaries", 200, "--width", 2000)
     assert ran.code == 1
     assert "MORE LEAKS" in ran.out
 
 
 def test_a_ledger_is_accounted(pfl: Run, tmp_path: Path) -> None:
-    ledger = Ledger(PrivacyConfig(**CONFIG | {"noise_multiplier": 5.0}))
+    ledger = Ledger(Gaussian(**CONFIG | {"noise_multiplier": 5.0}))
     ledger.record(7)
     ledger.save(tmp_path / "ledger.json")
     ran = pfl("privacy", "account", tmp_path / "ledger.json", "--json")
@@ -142,7 +155,7 @@ def test_a_ledger_is_accounted(pfl: Run, tmp_path: Path) -> None:
 
 
 def test_a_ledger_without_noise_promises_nothing(pfl: Run, tmp_path: Path) -> None:
-    ledger = Ledger(PrivacyConfig(mechanism="none", clip_norm=1.0, cohort=3))
+    ledger = Ledger(NoNoise(clip_norm=1.0, cohort=3))
     ledger.record()
     ledger.save(tmp_path / "ledger.json")
     ran = pfl("privacy", "account", tmp_path / "ledger.json", "--json")
@@ -154,7 +167,7 @@ def test_a_ledger_without_noise_promises_nothing(pfl: Run, tmp_path: Path) -> No
 def test_files_that_are_none_are_refused(pfl: Run, tmp_path: Path) -> None:
     assert pfl("privacy", "account", tmp_path / "no.json", "--json").error["type"] == "LedgerError"
     assert pfl("privacy", "audit", tmp_path / "no.json", "--json").error["type"] == "ConfigError"
-    PrivacyConfig(mechanism="none", clip_norm=1.0, cohort=3).dump(tmp_path / "privacy.json")
+    NoNoise(clip_norm=1.0, cohort=3).dump(tmp_path / "privacy.json")
     (tmp_path / "answer.json").write_text('{"spent": 1.0, "statement": {}, "ledger": []}')
     (tmp_path / "list.json").write_text("[]")
     for name, field in (("privacy", "config"), ("answer", "version"), ("list", "version")):

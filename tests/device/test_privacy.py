@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from pfl_mobile.device.privacy import PrivacyPolicy, protect
 from pfl_mobile.device.sent import SentNoise
 from pfl_mobile.errors import ConfigError, DeviceFolderError, ServerProblem, UnreachableError
-from pfl_mobile.privacy import Ledger, PrivacyConfig, l2_norm, private_update
+from pfl_mobile.privacy import (
+    AdaptiveClipping,
+    Fixed,
+    Gaussian,
+    Ledger,
+    Matrix,
+    Poisson,
+    Unsampled,
+    l2_norm,
+    private_update,
+)
 from pfl_mobile.privacy.accounting import gaussian_epsilon
 from pfl_mobile.privacy.local import local_epsilon, release_epsilon, sampled_epsilon
 from pfl_mobile.protocol.bodies import TaskPrivacy
@@ -384,37 +394,37 @@ def test_a_device_with_the_default_policy_sends_nothing_that_nobody_would_call_p
 def test_what_the_aggregator_states_fits_what_devices_compute():
     """For each mechanism and sampling, after the first rounds."""
     base = {"clip_norm": 1.0, "cohort": 100, "rounds": 50, "delta": 1e-6, "population": 10_000}
-    for more in (
-        {"noise_multiplier": 1.0, "sampling": "poisson"},
-        {"noise_multiplier": 3.0, "sampling": "fixed"},
-        {"noise_multiplier": 4.0},
-        {"noise_multiplier": 4.0, "mechanism": "matrix", "min_separation": 5},
-        {"noise_multiplier": 4.0, "adaptive": {"noise_multiplier": 3.0}},
+    for config in (
+        Gaussian(**base, noise_multiplier=1.0, participation=Poisson()),
+        Gaussian(**base, noise_multiplier=3.0, participation=Fixed()),
+        Gaussian(**base, noise_multiplier=4.0),
+        Matrix(**base, noise_multiplier=4.0, participation=Unsampled(min_separation=5)),
+        Gaussian(**base, noise_multiplier=4.0, adaptive=AdaptiveClipping(noise_multiplier=3.0)),
     ):
-        ledger = Ledger(PrivacyConfig(**base, **more))
+        ledger = Ledger(config)
         for _ in range(3):
             told = central(
                 mechanism=ledger.config.mechanism,
                 noise_multiplier=ledger.config.noise_multiplier,
                 epsilon_after=ledger.epsilon_after(),
             ).model_copy(update={"statement": json.loads(json.dumps(ledger.statement()))})
-            assert PrivacyPolicy().refusal(told, (), None) is None, more
+            assert PrivacyPolicy().refusal(told, (), None) is None, config
             less = told.model_copy(update={"epsilon_after": ledger.statement()["epsilon"] / 2 or 1e-3})
-            assert PrivacyPolicy().refusal(less, (), None) is not None, more
+            assert PrivacyPolicy().refusal(less, (), None) is not None, config
             ledger.record()
 
 
 def test_sampling_costs_less_than_no_sampling_and_at_most_what_the_accountant_says():
     for noise, rate in ((0.5, 0.01), (1.0, 0.5), (2.0, 1e-3), (0.35, 1.0)):
         found = sampled_epsilon(1 / noise, rate, 1e-6)
-        config = PrivacyConfig(
+        config = Gaussian(
             clip_norm=1.0,
             noise_multiplier=noise,
             cohort=round(rate * 10**5),
             population=10**5,
-            sampling="poisson",
             rounds=1,
             delta=1e-6,
+            participation=Poisson(),
         )
         ledger = Ledger(config)
         ledger.record()

@@ -22,7 +22,7 @@ from pfl_mobile.device.store import DeviceFolder
 from pfl_mobile.engines import open_session
 from pfl_mobile.errors import EngineError, EngineMismatchError
 from pfl_mobile.files.tensors import tensors_from_bytes
-from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.privacy import Gaussian, NoNoise
 from pfl_server.federation.config import RoundsConfig
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
@@ -34,10 +34,8 @@ __all__ = ["federated_folder"]
 ROUNDS, DEVICES = 3, 3
 #: PyTorch loads one program at a time.
 LOADING = threading.Lock()
-PRIVATE = PrivacyConfig(
-    mechanism="gaussian", clip_norm=0.5, noise_multiplier=4.0, cohort=DEVICES, rounds=ROUNDS, delta=1e-6
-)
-NONE = PrivacyConfig(mechanism="none", clip_norm=0.01, cohort=1, rounds=ROUNDS)
+PRIVATE = Gaussian(clip_norm=0.5, noise_multiplier=4.0, cohort=DEVICES, rounds=ROUNDS, delta=1e-6)
+NONE = NoNoise(clip_norm=0.01, cohort=1, rounds=ROUNDS)
 
 
 def rows(seed, n=40):

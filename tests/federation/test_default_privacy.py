@@ -25,7 +25,7 @@ def test_a_study_has_the_noise_of_a_server(stated: dict[str, Any]) -> None:
     served = federation_config({"rounds": rounds}, epsilon=4.0, **rest).privacy
     assert found is not None
     # a study knows its population, which changes no noise of this mechanism
-    assert found.model_copy(update={"population": None}) == served
+    assert found.replaced(population=None) == served
     for config in (found, served):
         ledger = Ledger(config)
         ledger.record(10)

@@ -13,7 +13,7 @@ from pfl_mobile.federation.round import Answer, Bounds, RoundDefinition, RoundPl
 from pfl_mobile.merge.robust import Krum, Median, NormBound
 from pfl_mobile.merge.rows import MatrixRows
 from pfl_mobile.plan.optimizers import Sgd
-from pfl_mobile.privacy import PrivacyConfig, PrivateRounds, SimulatedNoise
+from pfl_mobile.privacy import PrivateRounds, SimulatedNoise, checked_privacy
 from pfl_mobile.strategies import Local, Strategy, create
 from pfl_mobile.strategies.state import Server
 
@@ -42,7 +42,7 @@ VALUES = {"a": np.zeros(2, np.float32), "p": np.ones(2, np.float32), "g": np.zer
 def defined(strategy: str | Strategy = "fedavg", table: Any = TABLE, **more: Any) -> RoundDefinition:
     made = create(strategy) if isinstance(strategy, str) else strategy
     privacy = more.pop("privacy", None)
-    given = None if privacy is None else PrivacyConfig(**privacy)
+    given = None if privacy is None else checked_privacy(privacy)
     return RoundDefinition(made, LOCAL, table, privacy=given, **({"cohort": 3} | more))
 
 

@@ -41,8 +41,8 @@ from pfl_mobile.local.examples import ExampleStore
 from pfl_mobile.local.phases import Work
 from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore
 from pfl_mobile.plan.schema import Plan
+from pfl_mobile.privacy import Gaussian, Poisson, load_privacy
 from pfl_mobile.privacy.accounting import Ledger
-from pfl_mobile.privacy.config import PrivacyConfig
 from pfl_mobile.protocol import bodies
 from pfl_mobile.text.tokenizer import WordTokenizer
 from tests.bundle.conftest import make_files, make_parts
@@ -295,9 +295,7 @@ def _read_device(folder: Path) -> None:
 # -- settings
 
 
-CONFIG = PrivacyConfig.checked(
-    {"clip_norm": 1.0, "noise_multiplier": 1.0, "sampling": "poisson", "population": 1000, "cohort": 10}
-)
+CONFIG = Gaussian(clip_norm=1.0, noise_multiplier=1.0, population=1000, cohort=10, participation=Poisson())
 
 
 def _ledger() -> str:
@@ -513,7 +511,7 @@ READERS: dict[str, Reader] = {
     "queued update": Reader(_device("queue/" + "e" * 32 + ".update"), _read_device),
     "privacy.json": Reader(
         _file("privacy.json", CONFIG.to_json()),
-        lambda f: PrivacyConfig.load(f / "privacy.json").statement(3),
+        lambda f: Ledger.after(load_privacy(f / "privacy.json"), 3).statement(),
         head=PLAIN,
     ),
     "ledger": Reader(_file("ledger.json", _ledger()), _read_ledger, head=PLAIN),

@@ -11,25 +11,36 @@ import pytest
 from scipy import stats
 
 from pfl_mobile.errors import ConfigError, LedgerError, PrivacyBudgetError
-from pfl_mobile.privacy import AdaptiveClipping, Ledger, PrivacyConfig, required_noise, with_noise
+from pfl_mobile.privacy import (
+    AdaptiveClipping,
+    DeviceNoise,
+    Fixed,
+    Gaussian,
+    Ledger,
+    Matrix,
+    NoNoise,
+    Poisson,
+    PrivacyConfig,
+    Unsampled,
+    required_noise,
+    with_noise,
+)
 from pfl_mobile.privacy.limits import LEAST_DELTA, LEAST_EPSILON, MOST_EPSILON
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 BASE: dict[str, Any] = {"clip_norm": 1.0, "noise_multiplier": 1.0, "cohort": 100, "delta": 1e-5}
-POISSON = PrivacyConfig(**BASE, sampling="poisson", population=10_000)
-FIXED = PrivacyConfig(**BASE | {"noise_multiplier": 4.0}, sampling="fixed", population=10_000)
-NONE = PrivacyConfig(**BASE | {"noise_multiplier": 20.0})
-MATRIX = PrivacyConfig(**BASE | {"noise_multiplier": 5.0}, mechanism="matrix", min_separation=20)
-LOCAL = PrivacyConfig(mechanism="local", clip_norm=1.0, cohort=100, local_noise_multiplier=30.0, delta=1e-5)
+POISSON = Gaussian(**BASE, population=10_000, participation=Poisson())
+FIXED = Gaussian(**BASE | {"noise_multiplier": 4.0}, population=10_000, participation=Fixed())
+NONE = Gaussian(**BASE | {"noise_multiplier": 20.0})
+MATRIX = Matrix(**BASE | {"noise_multiplier": 5.0}, participation=Unsampled(min_separation=20))
+LOCAL = DeviceNoise(clip_norm=1.0, cohort=100, local_noise_multiplier=30.0, delta=1e-5)
 ALL = {"poisson": POISSON, "fixed": FIXED, "none": NONE, "matrix": MATRIX, "local": LOCAL}
 
 
 def ledger(config: PrivacyConfig, rounds: int) -> Ledger:
-    made = Ledger(config)
-    made.record(rounds)
-    return made
+    return Ledger.after(config, rounds)
 
 
 def hockey_stick(epsilon: float, sigma: float) -> float:
@@ -75,7 +86,7 @@ def test_a_matrix_mechanism_costs_one_gaussian_for_all_participations() -> None:
     assert ledger(MATRIX, 20).epsilon() == ledger(MATRIX, 1).epsilon()
     assert ledger(MATRIX, 21).epsilon() > ledger(MATRIX, 20).epsilon()
     assert hockey_stick(ledger(MATRIX, 80).epsilon(), 5 / math.sqrt(4)) == pytest.approx(1e-5, rel=1e-6)
-    limited = MATRIX.model_copy(update={"max_participations": 2})
+    limited = MATRIX.replaced(participation=Unsampled(min_separation=20, max_participations=2))
     assert ledger(limited, 500).epsilon() == ledger(MATRIX, 40).epsilon()
 
 
@@ -84,7 +95,7 @@ def test_published_values_are_met() -> None:
     abadi = POISSON.model_copy(update={"noise_multiplier": 4.0})
     assert 0.8 < ledger(abadi, 10_000).epsilon() <= 1.26
     # Balle and Wang 2018: sigma of the analytic Gaussian for (1, 1e-5), below the classical 4.84
-    assert required_noise(PrivacyConfig(**BASE, rounds=1), 1.0) == pytest.approx(3.7306, abs=1e-4)
+    assert required_noise(Gaussian(**BASE, rounds=1), 1.0) == pytest.approx(3.7306, abs=1e-4)
 
 
 @pytest.mark.parametrize("config", ALL.values(), ids=ALL.keys())
@@ -101,9 +112,9 @@ def test_epsilon_grows_with_rounds_and_shrinks_with_delta(config: PrivacyConfig)
 @pytest.mark.parametrize("config", ALL.values(), ids=ALL.keys())
 def test_the_event_of_the_most_exposed_device_is_what_was_accounted(config: PrivacyConfig) -> None:
     made = ledger(config, 60)
-    if config.sampling == "poisson":
+    if isinstance(config.participation, Poisson):
         accountant = dp.pld.PLDAccountant()
-    elif config.sampling == "fixed":
+    elif isinstance(config.participation, Fixed):
         accountant = dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
     else:
         accountant = dp.pld.PLDAccountant()  # multipliers are relative to the relation's sensitivity already
@@ -120,7 +131,7 @@ def test_mixed_rounds_add_up() -> None:
     accountant.compose(dp.PoissonSampledDpEvent(0.01, dp.GaussianDpEvent(2.0)), 30)
     assert made.epsilon() == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-6)
     assert made.rounds == 80
-    limited = NONE.model_copy(update={"max_participations": 2})
+    limited = NONE.replaced(participation=Unsampled(max_participations=2))
     worst = ledger(limited.model_copy(update={"noise_multiplier": 40.0}), 5).reconfigured(limited)
     worst.record(1)
     assert hockey_stick(worst.epsilon(), (20**-2 + 40**-2) ** -0.5) == pytest.approx(1e-5, rel=1e-6)
@@ -133,7 +144,7 @@ def test_an_adaptive_clip_norm_costs_nothing_extra() -> None:
 
 
 def test_without_noise_epsilon_is_infinite() -> None:
-    assert ledger(PrivacyConfig(mechanism="none", clip_norm=1.0, cohort=1), 1).epsilon() == math.inf
+    assert ledger(NoNoise(clip_norm=1.0, cohort=1), 1).epsilon() == math.inf
 
 
 def test_training_stops_before_the_round_that_exceeds_the_budget() -> None:
@@ -186,7 +197,7 @@ def test_rounds_of_another_kind_do_not_add_up() -> None:
         with pytest.raises(LedgerError):
             ledger(POISSON, 1).reconfigured(other)
     with pytest.raises(LedgerError):
-        ledger(MATRIX, 1).reconfigured(MATRIX.model_copy(update={"min_separation": 5}))
+        ledger(MATRIX, 1).reconfigured(MATRIX.replaced(participation=Unsampled(min_separation=5)))
     assert ledger(POISSON, 0).reconfigured(FIXED).rounds == 0
 
 
@@ -204,11 +215,11 @@ def test_impossible_budgets_are_refused() -> None:
         with pytest.raises(ConfigError, match="epsilon"):
             required_noise(POISSON, epsilon, rounds=10)
     with pytest.raises(ConfigError, match="delta"):
-        PrivacyConfig.checked(POISSON.model_dump() | {"delta": LEAST_DELTA / 2})
+        POISSON.replaced(delta=LEAST_DELTA / 2)
     with pytest.raises(ConfigError, match="rounds"):
         required_noise(POISSON, 1.0)
     with pytest.raises(ConfigError, match="no noise"):
-        required_noise(PrivacyConfig(mechanism="none", clip_norm=1.0, cohort=1), 1.0, rounds=3)
+        required_noise(NoNoise(clip_norm=1.0, cohort=1), 1.0, rounds=3)
 
 
 def test_hardly_any_noise_is_accounted_in_reasonable_time() -> None:

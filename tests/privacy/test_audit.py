@@ -10,20 +10,31 @@ import pytest
 from scipy import stats
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.privacy import AdaptiveClipping, PrivacyConfig, SimulatedNoise
+from pfl_mobile.privacy import (
+    AdaptiveClipping,
+    DeviceNoise,
+    Fixed,
+    Gaussian,
+    Matrix,
+    NoNoise,
+    Poisson,
+    PrivacyConfig,
+    SimulatedNoise,
+    Unsampled,
+)
 from pfl_mobile.privacy.audit import audit, best_bound, epsilon_lower_bound, guess_probability
 
 BASE: dict[str, Any] = {"clip_norm": 1.0, "cohort": 100, "delta": 1e-5}
 CONFIGS = {
-    "gaussian": (PrivacyConfig(**BASE, noise_multiplier=1.5), 2),
-    "poisson": (PrivacyConfig(**BASE, noise_multiplier=0.7, sampling="poisson", population=500), 8),
-    "fixed": (PrivacyConfig(**BASE, noise_multiplier=2.0, sampling="fixed", population=500), 8),
-    "matrix": (PrivacyConfig(**BASE, mechanism="matrix", noise_multiplier=1.0, min_separation=4), 8),
+    "gaussian": (Gaussian(**BASE, noise_multiplier=1.5), 2),
+    "poisson": (Gaussian(**BASE, noise_multiplier=0.7, population=500, participation=Poisson()), 8),
+    "fixed": (Gaussian(**BASE, noise_multiplier=2.0, population=500, participation=Fixed()), 8),
+    "matrix": (Matrix(**BASE, noise_multiplier=1.0, participation=Unsampled(min_separation=4)), 8),
     "adaptive": (
-        PrivacyConfig(**BASE, noise_multiplier=2.0, adaptive=AdaptiveClipping(noise_multiplier=2.0)),
+        Gaussian(**BASE, noise_multiplier=2.0, adaptive=AdaptiveClipping(noise_multiplier=2.0)),
         3,
     ),
-    "local": (PrivacyConfig(**BASE, mechanism="local", local_noise_multiplier=1.0), 1),
+    "local": (DeviceNoise(**BASE, local_noise_multiplier=1.0), 1),
 }
 
 
@@ -43,7 +54,7 @@ def test_the_bound_lies_below_the_accounted_epsilon_and_is_large_without_noise(
 
 
 def test_the_attack_sees_through_weak_noise() -> None:
-    weak = PrivacyConfig(**BASE, noise_multiplier=0.3)
+    weak = Gaussian(**BASE, noise_multiplier=0.3)
     found = audit(weak, 1, canaries=300, width=3000, source=SimulatedNoise(1))
     assert found.private.epsilon_lower > 2
     assert found.private.auc > 0.95
@@ -56,7 +67,7 @@ def test_forgotten_noise_is_found_out() -> None:
         def normal(self, size: int) -> np.ndarray:
             return super().normal(size) / 100
 
-    strong = PrivacyConfig(**BASE, noise_multiplier=3.0)
+    strong = Gaussian(**BASE, noise_multiplier=3.0)
     found = audit(strong, 1, canaries=300, width=3000, source=Broken(1))
     assert not found.holds
 
@@ -64,7 +75,7 @@ def test_forgotten_noise_is_found_out() -> None:
 def test_correlated_noise_is_whitened_by_the_attacker() -> None:
     """Else the audit of the matrix mechanism would be blind."""
     config, rounds = CONFIGS["matrix"]
-    same = PrivacyConfig(**BASE, noise_multiplier=1.0)
+    same = Gaussian(**BASE, noise_multiplier=1.0)
     matrix = audit(config, rounds, canaries=400, width=4000, source=SimulatedNoise(1))
     plain = audit(same, 2, canaries=400, width=4000, source=SimulatedNoise(1))
     assert matrix.private.epsilon_accounted == pytest.approx(plain.private.epsilon_accounted)
@@ -97,9 +108,9 @@ def test_blind_guesses_prove_nothing() -> None:
 
 
 def test_what_cannot_be_audited_is_refused() -> None:
-    good = PrivacyConfig(**BASE, noise_multiplier=1.0)
+    good = Gaussian(**BASE, noise_multiplier=1.0)
     for config, changes in (
-        (PrivacyConfig(mechanism="none", clip_norm=1.0, cohort=1), {"rounds": 1}),
+        (NoNoise(clip_norm=1.0, cohort=1), {"rounds": 1}),
         (good, {}),
         (good, {"rounds": 0}),
         (good, {"rounds": 1, "canaries": 3}),

@@ -14,18 +14,19 @@ from scipy import stats
 from pfl_mobile.errors import ConfigError, NonFiniteError
 from pfl_mobile.merge.rows import COLUMNS, GROUP, MatrixRows
 from pfl_mobile.privacy import (
-    GaussianMechanism,
-    PrivacyConfig,
+    DeviceNoise,
+    Gaussian,
+    IndependentNoise,
+    Matrix,
     PrivateMean,
     SecureNoise,
     SimulatedNoise,
     l2_norm,
-    mechanism_for,
     private_update,
 )
 from pfl_mobile.privacy.private_mean import float64_sum
 
-CONFIG = PrivacyConfig(clip_norm=0.5, noise_multiplier=1.2, cohort=20)
+CONFIG = Gaussian(clip_norm=0.5, noise_multiplier=1.2, cohort=20)
 EDGES = [0.0, -0.0, 1e30, -1e30, 3.4028235e38, -3.4028235e38, 1.4e-45, 1e-38, 0.5, -0.5, 0.25, 1.0000001]
 ELEMENTS = st.one_of(
     st.sampled_from(EDGES).map(lambda v: float(np.float32(v))),
@@ -34,7 +35,7 @@ ELEMENTS = st.one_of(
 
 
 def rule(clip_norm: float = 0.5) -> PrivateMean:
-    return PrivateMean(CONFIG, GaussianMechanism(0.0, SimulatedNoise(0)), clip_norm)
+    return PrivateMean(CONFIG, IndependentNoise(0.0, SimulatedNoise(0)), clip_norm)
 
 
 @st.composite
@@ -115,16 +116,14 @@ def test_the_denominator_does_not_depend_on_who_takes_part() -> None:
     assert few == pytest.approx(np.full(4, 0.1 / 20))
 
 
-@pytest.mark.parametrize("mechanism", ["gaussian", "matrix"])
+@pytest.mark.parametrize("mechanism", [Gaussian, Matrix])
 @pytest.mark.parametrize("devices", [0, 30])
-def test_the_noise_added_has_the_claimed_variance(mechanism: str, devices: int) -> None:
-    config = PrivacyConfig(
-        mechanism=mechanism, clip_norm=0.5, noise_multiplier=1.2, cohort=20, denominator=8.0, min_separation=1
-    )
+def test_the_noise_added_has_the_claimed_variance(mechanism: type[Gaussian | Matrix], devices: int) -> None:
+    config = mechanism(clip_norm=0.5, noise_multiplier=1.2, cohort=20, denominator=8.0)
     assert config.noise_std() == pytest.approx(1.2 * 0.5 / 8)
     width = 100_000
     rows = np.random.default_rng(0).normal(0, 1e-4, (devices, width)).astype(np.float32)
-    private = PrivateMean(config, mechanism_for(config, SecureNoise()))
+    private = PrivateMean(config, config.round_noise(SecureNoise()))
     noise = (
         private.mean(MatrixRows(rows), np.ones(devices))
         - private.exact_sum(MatrixRows(rows), np.ones(devices)) / 8
@@ -165,17 +164,15 @@ def test_sums_are_those_of_float64() -> None:
 
 def test_updates_with_noise_of_the_devices_are_not_clipped_again() -> None:
     """Else the noise would be all that is left of them."""
-    config = PrivacyConfig(
-        mechanism="local", clip_norm=0.5, cohort=50, local_noise_multiplier=2.0, delta=1e-5
-    )
+    config = DeviceNoise(clip_norm=0.5, cohort=50, local_noise_multiplier=2.0, delta=1e-5)
     rng, source = np.random.default_rng(0), SecureNoise()
     raw = rng.normal(size=(50, 400)).astype(np.float32) + np.float32(1)
     rows = np.stack([private_update(row, 0.5, 2.0, source) for row in raw])
     assert (np.linalg.norm(rows, axis=1) > 10).all()
-    found = PrivateMean(config, mechanism_for(config, source)).mean(MatrixRows(rows), np.ones(50))
+    found = PrivateMean(config, config.round_noise(source)).mean(MatrixRows(rows), np.ones(50))
     assert found == pytest.approx(rows.astype(np.float64).mean(axis=0), rel=1e-5, abs=1e-6)
     rows[0] *= 1e6  # but a device that sends much more than noise explains is
-    limited = PrivateMean(config, mechanism_for(config, source)).mean(MatrixRows(rows), np.ones(50))
+    limited = PrivateMean(config, config.round_noise(source)).mean(MatrixRows(rows), np.ones(50))
     assert np.linalg.norm(limited) < 2 * config.accepted_norm(400) / 50 + np.linalg.norm(found)
 
 

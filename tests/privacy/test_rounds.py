@@ -11,33 +11,36 @@ from pfl_mobile.errors import LedgerError, NonFiniteError, PrivacyBudgetError, S
 from pfl_mobile.merge.rows import MatrixRows
 from pfl_mobile.privacy import (
     AdaptiveClipping,
+    Gaussian,
     Ledger,
+    Matrix,
     PrivacyConfig,
     PrivateRounds,
     SecureNoise,
     SimulatedNoise,
+    Unsampled,
 )
 
 BASE: dict[str, Any] = {"clip_norm": 1.0, "noise_multiplier": 2.0, "cohort": 10, "delta": 1e-5}
-ADAPTIVE = PrivacyConfig(**BASE, adaptive=AdaptiveClipping(noise_multiplier=3.0))
-MATRIX = PrivacyConfig(**BASE, mechanism="matrix", min_separation=4)
+ADAPTIVE = Gaussian(**BASE, adaptive=AdaptiveClipping(noise_multiplier=3.0))
+MATRIX = Matrix(**BASE, participation=Unsampled(min_separation=4))
 ROWS = MatrixRows(np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32))
 ONES = np.ones(9)
 
 
 def test_every_merge_is_in_the_ledger() -> None:
-    rounds = PrivateRounds(PrivacyConfig(**BASE), SecureNoise())
+    rounds = PrivateRounds(Gaussian(**BASE), SecureNoise())
     assert rounds.secure
     for _ in range(3):
         assert rounds.merge(ROWS, ONES).shape == (5,)
     assert rounds.ledger.rounds == 3
-    assert not PrivateRounds(PrivacyConfig(**BASE), SimulatedNoise(0)).secure
+    assert not PrivateRounds(Gaussian(**BASE), SimulatedNoise(0)).secure
 
 
 def test_no_round_is_merged_when_the_budget_is_spent() -> None:
-    free = Ledger(PrivacyConfig(**BASE))
+    free = Ledger(Gaussian(**BASE))
     free.record(2)
-    rounds = PrivateRounds(PrivacyConfig(**BASE, budget_epsilon=free.epsilon()), SimulatedNoise(0))
+    rounds = PrivateRounds(Gaussian(**BASE, budget_epsilon=free.epsilon()), SimulatedNoise(0))
     for _ in range(2):
         rounds.merge(ROWS, ONES)
     with pytest.raises(PrivacyBudgetError):
@@ -64,15 +67,13 @@ def test_the_clip_norm_adapts_and_is_told() -> None:
     share = rounds.last_share
     assert share is not None
     assert rounds.clip_norm == pytest.approx(before * np.exp(-0.2 * (share - 0.5)))
-    fixed = PrivateRounds(PrivacyConfig(**BASE), SimulatedNoise(0))
+    fixed = PrivateRounds(Gaussian(**BASE), SimulatedNoise(0))
     fixed.merge(ROWS, ONES)
     assert fixed.clip_norm == 1.0
     assert fixed.last_share is None
 
 
-@pytest.mark.parametrize(
-    "config", [ADAPTIVE, MATRIX, PrivacyConfig(**BASE)], ids=["adaptive", "matrix", "plain"]
-)
+@pytest.mark.parametrize("config", [ADAPTIVE, MATRIX, Gaussian(**BASE)], ids=["adaptive", "matrix", "plain"])
 def test_restored_rounds_go_on_as_if_they_had_not_stopped(config: PrivacyConfig) -> None:
     whole = PrivateRounds(config, SimulatedNoise(3))
     means = [whole.merge(ROWS, ONES) for _ in range(8)]
@@ -88,7 +89,7 @@ def test_restored_rounds_go_on_as_if_they_had_not_stopped(config: PrivacyConfig)
 
 
 def test_states_of_other_rounds_are_refused() -> None:
-    plain = PrivateRounds(PrivacyConfig(**BASE), SimulatedNoise(0))
+    plain = PrivateRounds(Gaussian(**BASE), SimulatedNoise(0))
     with pytest.raises(StateError):
         plain.restore({}, plain.ledger)
     with pytest.raises(StateError):
@@ -98,4 +99,4 @@ def test_states_of_other_rounds_are_refused() -> None:
     with pytest.raises(StateError):
         plain.restore(matrix.state(), plain.ledger)
     with pytest.raises(LedgerError):
-        PrivateRounds(PrivacyConfig(**BASE), SimulatedNoise(0), matrix.ledger)
+        PrivateRounds(Gaussian(**BASE), SimulatedNoise(0), matrix.ledger)

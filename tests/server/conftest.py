@@ -28,7 +28,7 @@ from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.plan.phases import TrainPhase
 from pfl_mobile.plan.schema import Plan
-from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.privacy import NoNoise
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.tasks import ClassificationTask
 from pfl_server.app import create_app
@@ -128,7 +128,7 @@ def config_of(**changes: Any) -> FederationConfig:
     """Rounds of two devices without noise."""
     values: dict[str, Any] = {
         "rounds": RoundsConfig(cohort=2, minimum=1, total=10),
-        "privacy": PrivacyConfig(mechanism="none", clip_norm=10.0, cohort=2, rounds=10),
+        "privacy": NoNoise(clip_norm=10.0, cohort=2, rounds=10),
     }
     return FederationConfig(**(values | changes))
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.privacy import Matrix, Unsampled
 from pfl_mobile.privacy.statement import statement
 from pfl_server.federation.config import EvaluationConfig, FederationConfig, RoundsConfig
 from pfl_server.services import Services
@@ -43,15 +43,14 @@ def filled_config(**changes: Any) -> FederationConfig:
     """Groups, and noise that assumes nothing about sampling, with a budget."""
     values: dict[str, Any] = {
         "rounds": RoundsConfig(cohort=COHORT, minimum=20, total=100),
-        "privacy": PrivacyConfig(
-            mechanism="matrix",
+        "privacy": Matrix(
             clip_norm=1.0,
             noise_multiplier=4.0,
             cohort=COHORT,
             rounds=100,
-            min_separation=8,
             delta=1e-6,
             budget_epsilon=8.0,
+            participation=Unsampled(min_separation=8),
         ),
         "evaluation": EvaluationConfig(min_devices=3),
         "groups": tuple(GROUPS),

@@ -8,15 +8,23 @@ import stat
 
 import pytest
 
-from pfl_mobile.errors import LedgerError
-from pfl_mobile.privacy import Ledger
+from pfl_mobile.errors import LedgerError, OtherSettingsError
+from pfl_mobile.privacy import Ledger, checked_privacy
+from pfl_server.federation.config import FederationConfig
+from pfl_server.federation.defaults import no_privacy
+from pfl_server.federation.restart import refuse_others
 from pfl_server.storage.models import Federation, LedgerEntry
 from pfl_server.storage.sets import get_state
 from tests.server.basics import ADMIN_TOKEN
 from tests.server.testbed import federation_config, small, update_of
 
 LOCAL = {"mechanism": "local", "clip_norm": 0.3, "local_noise_multiplier": 2.0, "delta": 1e-5}
-MATRIX = {"mechanism": "matrix", "noise_multiplier": 4.0, "clip_norm": 0.3, "min_separation": 2}
+MATRIX = {
+    "mechanism": "matrix",
+    "noise_multiplier": 4.0,
+    "clip_norm": 0.3,
+    "participation": {"min_separation": 2},
+}
 ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 
 
@@ -93,7 +101,7 @@ def test_a_budget_of_local_noise_is_spent_by_rounds_that_were_not_merged(tmp_pat
 
 
 def test_a_device_rests_after_an_update_with_local_noise_that_was_not_merged(tmp_path):
-    config = federation_config(privacy=LOCAL | {"min_separation": 2})
+    config = federation_config(privacy=LOCAL | {"participation": {"min_separation": 2}})
     with small(tmp_path, config, devices=2) as f:
         f.send(f.devices[0])
         abandoned_by_time(f)
@@ -104,7 +112,7 @@ def test_a_device_rests_after_an_update_with_local_noise_that_was_not_merged(tmp
 
 
 def test_a_device_takes_part_no_more_often_than_configured_with_local_noise(tmp_path):
-    config = federation_config(privacy=LOCAL | {"max_participations": 1})
+    config = federation_config(privacy=LOCAL | {"participation": {"max_participations": 1}})
     with small(tmp_path, config, devices=1) as f:
         f.send(f.devices[0])
         abandoned_by_time(f)
@@ -225,7 +233,7 @@ def _cheaper(session):
         _config(lambda c: c["privacy"].update(noise_multiplier=5.0)),
         _config(lambda c: c["privacy"].update(delta=1e-4)),
         _config(lambda c: c["privacy"].update(clip_norm=7.0)),
-        _config(lambda c: c["privacy"].update(min_separation=3)),
+        _config(lambda c: c["privacy"]["participation"].update(min_separation=3)),
         _config(lambda c: c["rounds"].update(total=10_000)),
         _config(lambda c: c["rounds"].update(max_examples=10_000)),
         _no_ledger,
@@ -259,7 +267,7 @@ def test_what_was_changed_in_the_database_is_refused_at_the_start(tmp_path, monk
 
 
 def test_a_ledger_that_is_changed_while_the_server_runs_merges_nothing_more(tmp_path):
-    config = federation_config(rounds={"cohort": 1, "minimum": 1}, privacy=MATRIX | {"min_separation": 1})
+    config = federation_config(rounds={"cohort": 1, "minimum": 1}, privacy=MATRIX | {"participation": {}})
     with small(tmp_path, config, devices=1) as f:
         f.send(f.devices[0])
         f.step()
@@ -268,3 +276,45 @@ def test_a_ledger_that_is_changed_while_the_server_runs_merges_nothing_more(tmp_
             _no_ledger(session)
         assert f.coordinator.attempt() > 0
         assert f.version().number == 1
+
+
+#: What a version 1 of the privacy settings looked like in a database.
+VERSION_1 = """{"version": 1, "mechanism": "matrix", "clip_norm": 0.3, "noise_multiplier": 4.0, "adaptive": null,
+"sampling": "none", "population": null, "cohort": 1, "rounds": null, "min_separation": 2, "band": null,
+"max_participations": null, "delta": 1e-06, "budget_epsilon": 20.0, "example_cap": null, "denominator": null,
+"local_noise_multiplier": 0.0}"""
+
+
+def test_a_federation_that_an_earlier_version_began_goes_on(tmp_path, monkeypatch):
+    config = federation_config(rounds={"cohort": 1, "minimum": 1, "min_separation": 2}, privacy=MATRIX)
+    plain = config.model_dump(mode="json") | {"privacy": json.loads(VERSION_1)}
+    with monkeypatch.context() as patch:
+        patch.setattr(FederationConfig, "model_dump", lambda self, **_: plain)
+        with small(tmp_path, config, devices=1) as f:
+            f.send(f.devices[0])
+            f.step()
+            assert f.federation().config["privacy"]["version"] == 1
+    f.clock.pass_time(200)
+    with small(tmp_path, clock=f.clock, devices=1) as f:
+        assert f.services.runtime.config == config
+        f.send(f.devices[0])
+        f.step()
+        assert f.version().number == 2
+        with f.services.database.read() as session:
+            assert f.services.runtime.ledger(session).epsilon() == Ledger.after(config.privacy, 2).epsilon()
+    with small(tmp_path, config, clock=f.clock):  # the same, said in the words of this version
+        pass
+    stored = FederationConfig.load(json.dumps(plain))
+    for privacy in (json.loads(VERSION_1), config.privacy.model_dump(mode="json")):
+        text = json.dumps({"rounds": {"cohort": 1}, "privacy": privacy})
+        refuse_others(stored, {}, file=("federation.json", text))
+        refuse_others(stored, {}, privacy=checked_privacy(privacy))
+        other = json.dumps({"privacy": privacy | {"noise_multiplier": 5.0}})
+        with pytest.raises(OtherSettingsError, match=r"privacy.noise_multiplier 5.0"):
+            refuse_others(stored, {}, file=("federation.json", other))
+    silent = stored.model_copy(update={"privacy": no_privacy(cohort=1, base=stored.privacy)})
+    refuse_others(
+        silent, {}, file=("federation.json", json.dumps({"privacy": json.loads(VERSION_1)})), none=True
+    )
+    with pytest.raises(OtherSettingsError, match="--epsilon 4"):
+        refuse_others(silent, {}, stated={"epsilon": 4.0})

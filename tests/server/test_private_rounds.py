@@ -8,7 +8,7 @@ import pytest
 from pfl_mobile.errors import ConfigError, PrivacyError
 from pfl_mobile.merge.private import PrivateRule
 from pfl_mobile.merge.rows import MatrixRows
-from pfl_mobile.privacy import Ledger, PrivacyConfig, PrivateRounds, SecureNoise, SimulatedNoise
+from pfl_mobile.privacy import Gaussian, Ledger, PrivateRounds, SecureNoise, SimulatedNoise
 from pfl_mobile.strategies import Server, Updates, create
 from pfl_server.storage.models import LedgerEntry
 from tests.server.basics import ADMIN_TOKEN, RepeatingNoise
@@ -19,7 +19,7 @@ MATRIX = {
     "mechanism": "matrix",
     "noise_multiplier": 4.0,
     "clip_norm": 0.3,
-    "min_separation": 2,
+    "participation": {"min_separation": 2},
     "delta": 1e-5,
 }
 ONE = {"cohort": 1, "minimum": 1}
@@ -164,7 +164,7 @@ def test_a_buffered_task_says_what_is_spent_when_it_is_merged_as_late_as_it_may_
 
 
 def test_training_stops_before_a_round_that_would_exceed_the_budget(tmp_path):
-    ledger = Ledger(PrivacyConfig(**GAUSSIAN, cohort=1))
+    ledger = Ledger(Gaussian(**GAUSSIAN, cohort=1))
     ledger.record(2)
     config = federation_config(rounds=ONE, privacy=GAUSSIAN | {"budget_epsilon": ledger.epsilon() + 1e-6})
     with small(tmp_path, config, devices=1) as f:

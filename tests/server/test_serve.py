@@ -27,7 +27,7 @@ from pfl_mobile.bundle.paths import MANIFEST, SIGNATURE
 from pfl_mobile.bundle.sign import generate_key, sign
 from pfl_mobile.errors import ConfigError, OtherSettingsError, TamperedBundleError
 from pfl_mobile.federation.default_privacy import default_privacy
-from pfl_mobile.privacy import Ledger, PrivacyConfig
+from pfl_mobile.privacy import Ledger, checked_privacy
 from pfl_server import launch
 from pfl_server.federation.config import RoundsConfig
 from pfl_server.federation.defaults import federation_config
@@ -603,7 +603,7 @@ def test_a_file_with_noise_that_hides_nobody_makes_no_federation(
     federated_folder: Path, tmp_path: Path, privacy: dict[str, Any], says: str
 ) -> None:
     fields = {"mechanism": "gaussian", "clip_norm": 1.0, "cohort": 50, "rounds": 50} | privacy
-    config = federation_config({}, privacy=PrivacyConfig.checked(fields))
+    config = federation_config({}, privacy=checked_privacy(fields))
     settings = ServerSettings(bundle=federated_folder, data=tmp_path)
     with Bundle.open(federated_folder) as bundle, pytest.raises(ConfigError, match=says):
         Services.open(settings, bundle, config)

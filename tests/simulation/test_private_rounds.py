@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,18 @@ import pytest
 from pfl_mobile.errors import CohortFailedError, ConfigError, OtherSettingsError, PrivacyError
 from pfl_mobile.merge.robust import Krum, Median, TrimmedMean
 from pfl_mobile.merge.rules import Average
-from pfl_mobile.privacy import Ledger, PrivacyConfig
+from pfl_mobile.privacy import (
+    DeviceNoise,
+    Fixed,
+    Gaussian,
+    Ledger,
+    Matrix,
+    NoNoise,
+    Poisson,
+    PrivacyConfig,
+    Unsampled,
+)
+from pfl_mobile.simulation.checkpoint import load, save
 from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.privacy import SimulatedPrivacy
 from pfl_mobile.strategies import Updates, create
@@ -24,23 +35,22 @@ FEDAVG, SCAFFOLD = create("fedavg"), create("scaffold")
 USERS, COHORT = 20, 6
 
 
-def config(**changes: Any) -> PrivacyConfig:
-    fixed: dict[str, Any] = {
-        "clip_norm": 0.5,
-        "noise_multiplier": 0.3,
-        "sampling": "fixed",
-        "population": USERS,
-        "cohort": COHORT,
-        "delta": 1e-3,
-    }
-    return PrivacyConfig(**(fixed | changes))
+def config(kind: type[PrivacyConfig] = Gaussian, **changes: Any) -> PrivacyConfig:
+    fixed: dict[str, Any] = {"clip_norm": 0.5, "population": USERS, "cohort": COHORT}
+    if kind is not NoNoise:
+        fixed["delta"] = 1e-3
+    if kind is Gaussian:
+        fixed["participation"] = Fixed()
+    if kind in (Gaussian, Matrix):
+        fixed["noise_multiplier"] = 0.3
+    return kind(**(fixed | changes))
 
 
-POISSON = {"sampling": "poisson", "noise_multiplier": 1.0}
-MATRIX = {"mechanism": "matrix", "sampling": "none", "min_separation": 3}
-ADAPTIVE = {"adaptive": {"noise_multiplier": 1.0}, "sampling": "poisson", "noise_multiplier": 1.0}
-LOCAL = {"mechanism": "local", "noise_multiplier": 0, "local_noise_multiplier": 0.2, "sampling": "none"}
-NONE = {"mechanism": "none", "noise_multiplier": 0, "sampling": "none"}
+POISSON: dict[str, Any] = {"participation": Poisson(), "noise_multiplier": 1.0}
+MATRIX: dict[str, Any] = {"kind": Matrix, "participation": Unsampled(min_separation=3)}
+ADAPTIVE: dict[str, Any] = POISSON | {"adaptive": {"noise_multiplier": 1.0}}
+LOCAL: dict[str, Any] = {"kind": DeviceNoise, "local_noise_multiplier": 0.2}
+NONE: dict[str, Any] = {"kind": NoNoise}
 
 
 @dataclass(frozen=True)
@@ -132,6 +142,26 @@ def test_private_rounds_go_on_after_a_stop_with_the_same_bits(engine, more, tmp_
         assert [r.epsilon for r in second.history] == [r.epsilon for r in whole.history]
     assert same(expected.values, found.values)
     assert same(expected.sets["privacy"], found.sets["privacy"])
+
+
+@pytest.mark.parametrize("more", [POISSON, MATRIX])
+def test_a_checkpoint_of_an_earlier_version_goes_on(engine, more, tmp_path):
+    given = config(**more)
+    limits = {"min_separation": given.min_separation, "max_participations": None}
+    flat = {k: v for k, v in given.model_dump(mode="json").items() if k != "participation"}
+    flat |= {"version": 1, "sampling": given.sampling} | limits
+    with rounds(FEDAVG, setup(), engine, rounds=4, privacy=given) as whole:
+        expected = whole.run()
+    with rounds(FEDAVG, setup(), engine, rounds=2, privacy=given, folder=tmp_path) as first:
+        first.run()
+    path = next(tmp_path.glob("checkpoint*"))
+    found = load(path)
+    assert found is not None
+    settings = found.settings | {"privacy": flat}
+    numbers = found.numbers | {"privacy": found.numbers["privacy"] | {"config": flat}}
+    save(path, replace(found, settings=settings, numbers=numbers))
+    with rounds(FEDAVG, setup(), engine, rounds=4, privacy=given, folder=tmp_path, resume=True) as second:
+        assert same(second.run().values, expected.values)
 
 
 def test_other_privacy_or_rule_is_another_run(engine, tmp_path):
@@ -250,10 +280,18 @@ def test_participations_are_apart_as_the_matrix_mechanism_needs():
         ("fedavg", {"privacy": config(population=21)}, ConfigError, "population of 21"),
         ("fedavg", {"privacy": config(cohort=5)}, ConfigError, "cohort of 5"),
         ("fedavg", {"privacy": config(), "choose": lambda number: [1, 2]}, ConfigError, "choose"),
-        ("fedavg", {"privacy": config(**(MATRIX | {"min_separation": 4}))}, ConfigError, "at most 5"),
         (
             "fedavg",
-            {"privacy": config(**MATRIX, max_participations=1), "rounds": 4},
+            {"privacy": config(Matrix, participation=Unsampled(min_separation=4))},
+            ConfigError,
+            "at most 5",
+        ),
+        (
+            "fedavg",
+            {
+                "privacy": config(Matrix, participation=Unsampled(min_separation=3, max_participations=1)),
+                "rounds": 4,
+            },
             ConfigError,
             "part 2 times",
         ),

@@ -15,7 +15,7 @@ from pfl_mobile.merge.robust import Median
 from pfl_mobile.merge.rows import FileRows, MatrixRows, RowFile, Rows
 from pfl_mobile.merge.rules import Average, create_rule, rule_entries
 from pfl_mobile.plan.upload import UpdateLayout
-from pfl_mobile.privacy import GaussianMechanism, PrivacyConfig, PrivateMean, SimulatedNoise
+from pfl_mobile.privacy import Gaussian, IndependentNoise, PrivacyConfig, PrivateMean, SimulatedNoise
 from pfl_mobile.strategies import Updates, create, entry, names
 from pfl_mobile.strategies.strategy import mean_change
 from tests.strategies.harness import Federation, state
@@ -66,12 +66,12 @@ TABLE = {
 
 def config(**changes: Any) -> PrivacyConfig:
     fixed: dict[str, Any] = {"clip_norm": 1.0, "noise_multiplier": 1e-6, "cohort": USERS, "delta": 1e-5}
-    return PrivacyConfig(**(fixed | changes))
+    return Gaussian(**(fixed | changes))
 
 
 def private_rule(given: PrivacyConfig | None = None) -> PrivateRule:
     given = given or config()
-    mechanism = GaussianMechanism(given.noise_multiplier, SimulatedNoise(0))
+    mechanism = IndependentNoise(given.noise_multiplier, SimulatedNoise(0))
     return PrivateRule(given, PrivateMean(given, mechanism).mean)
 
 

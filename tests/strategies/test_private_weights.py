@@ -17,7 +17,7 @@ from pfl_mobile.merge.rows import MatrixRows
 from pfl_mobile.plan.phases import MeasurePhase
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.plan.upload import UpdateLayout
-from pfl_mobile.privacy import GaussianMechanism, PrivacyConfig, PrivateMean, SimulatedNoise
+from pfl_mobile.privacy import DeviceNoise, Gaussian, IndependentNoise, PrivateMean, SimulatedNoise
 from pfl_mobile.strategies import Strategy, Updates, create
 from pfl_mobile.strategies.fedavg import FedAvg
 from pfl_mobile.strategies.maxfl import OWN_LOSS, Appeal
@@ -50,8 +50,8 @@ WEIGHTINGS = {
 
 def rule(clip_norm: float = CLIP, **more: Any) -> tuple[PrivateRule, list[np.ndarray]]:
     """A private rule without noise worth the name, and the weights that it is given."""
-    config = PrivacyConfig(**({"clip_norm": clip_norm, "noise_multiplier": 1e-12, "cohort": USERS} | more))
-    private, seen = PrivateMean(config, GaussianMechanism(1e-12, SimulatedNoise(0))), []
+    config = Gaussian(**({"clip_norm": clip_norm, "noise_multiplier": 1e-12, "cohort": USERS} | more))
+    private, seen = PrivateMean(config, IndependentNoise(1e-12, SimulatedNoise(0))), []
 
     def merge(rows: Any, weights: np.ndarray) -> np.ndarray:
         seen.append(weights)
@@ -95,7 +95,7 @@ def test_no_report_moves_the_sum_by_more_than_the_sensitivity(
     weights = weights_of(WEIGHTINGS[name], changes, reports, examples)
     assert ((weights >= 0) & (weights <= 1)).all()
     config = rule()[0].config
-    private = PrivateMean(config, GaussianMechanism(0.0, SimulatedNoise(0)))
+    private = PrivateMean(config, IndependentNoise(0.0, SimulatedNoise(0)))
     whole = private.exact_sum(MatrixRows(changes), weights)
     gone = data.draw(st.integers(0, len(changes) - 1))
     left = np.delete(np.arange(len(changes)), gone)
@@ -223,13 +223,13 @@ def test_noise_of_devices_does_not_go_with_reports() -> None:
     plan = Plan(phases=(MeasurePhase(report="sent_loss"),), upload=("role:shared",))
     own = {"clip_norm": 1.0, "cohort": 2, "local_noise_multiplier": 3.0}
     for config in (
-        PrivacyConfig(mechanism="local", **own),
-        PrivacyConfig(mechanism="gaussian", noise_multiplier=1.0, **own),
+        DeviceNoise(**own),
+        Gaussian(noise_multiplier=1.0, **own),
     ):
         with pytest.raises(PrivacyError, match="sent_loss"):
             check_own_noise(config, plan)
         check_own_noise(config, plan.model_copy(update={"phases": ()}))
-    check_own_noise(PrivacyConfig(clip_norm=1.0, cohort=2, noise_multiplier=1.0), plan)
+    check_own_noise(Gaussian(clip_norm=1.0, cohort=2, noise_multiplier=1.0), plan)
 
 
 # -- worth having

@@ -10,13 +10,13 @@ import pytest
 
 from pfl_mobile.errors import ConfigError, OtherSettingsError, PrivacyError, UnknownNameError
 from pfl_mobile.merge.robust import Median, TrimmedMean
-from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.privacy import Gaussian, PrivacyConfig
 from tests.study.small import study
 
 
 def config(**changes: Any) -> PrivacyConfig:
     fixed: dict[str, Any] = {"clip_norm": 1.0, "noise_multiplier": 0.5, "cohort": 4, "delta": 1e-3}
-    return PrivacyConfig(**(fixed | changes))
+    return Gaussian(**(fixed | changes))
 
 
 def test_a_robust_rule_goes_by_name_or_as_an_object():

@@ -7,12 +7,12 @@ import pytest
 
 from pfl_mobile.errors import PrivacyError
 from pfl_mobile.plan.upload import update_shapes
-from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.privacy import Gaussian
 from pfl_mobile.privacy.cost import accuracy_cost, without_noise
 from pfl_mobile.study.privacy_cost import StudyCost, typical_norm
 from tests.study.small import personal, study
 
-PLANNED = PrivacyConfig(clip_norm=9.0, noise_multiplier=1.0, cohort=1000, rounds=100)
+PLANNED = Gaussian(clip_norm=9.0, noise_multiplier=1.0, cohort=1000, rounds=100)
 
 
 def test_the_typical_norm_is_the_median_of_the_first_updates() -> None:

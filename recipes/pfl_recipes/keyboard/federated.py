@@ -20,7 +20,7 @@ from pfl_mobile.engines import ENGINES
 from pfl_mobile.errors import ConfigError, DataError
 from pfl_mobile.files.atomic import PRIVATE, atomic_write, private_folder
 from pfl_mobile.plan.optimizers import AdamW
-from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.privacy import Gaussian, NoNoise, Unsampled
 from pfl_mobile.privacy.calibration import required_noise, with_noise
 from pfl_mobile.programs.deployment import Deployment, text_parts
 from pfl_mobile.programs.tasks import TokenTask
@@ -107,16 +107,14 @@ def deployment(known: UserText, min_users: int = MIN_USERS) -> Deployment:
     )
 
 
-def privacy(devices: int, rounds: int, epsilon: float) -> PrivacyConfig:
+def privacy(devices: int, rounds: int, epsilon: float) -> Gaussian:
     """Gaussian noise that costs ``epsilon`` over all rounds when every device takes part in each of them."""
-    config = PrivacyConfig(
-        mechanism="gaussian",
-        sampling="none",
+    config = Gaussian(
         clip_norm=CLIP_NORM,
         noise_multiplier=1.0,
         cohort=devices,
         rounds=rounds,
-        max_participations=rounds,
+        participation=Unsampled(max_participations=rounds),
         delta=min(1e-3, 0.1 / devices),
         budget_epsilon=epsilon,
     )
@@ -213,7 +211,7 @@ def run(
 
 
 def _write_settings(
-    folder: Path, mine: dict[str, list[str]], devices: int, rounds: int, config: PrivacyConfig | None
+    folder: Path, mine: dict[str, list[str]], devices: int, rounds: int, config: Gaussian | None
 ) -> None:
     from pfl_server.federation.config import FederationConfig, RoundsConfig
     from pfl_server.settings import LimitsConfig
@@ -232,7 +230,7 @@ def _write_settings(
             deadline_s=180.0,
             retry_s=1.0,
         ),
-        privacy=config or PrivacyConfig(mechanism="none", clip_norm=CLIP_NORM, cohort=devices),
+        privacy=config or NoNoise(clip_norm=CLIP_NORM, cohort=devices),
     )
     atomic_write(folder / "federation.json", federation.dump().encode())
     # All devices have one address here.
@@ -279,7 +277,7 @@ def _summary(
     }
 
 
-def _page(folder: Path, found: dict[str, Any], config: PrivacyConfig | None) -> Path:
+def _page(folder: Path, found: dict[str, Any], config: Gaussian | None) -> Path:
     atomic_write(folder / "report.json", json.dumps(found, indent=1).encode())
     draw_rounds(folder / "rounds.png", found)
     lines = [
@@ -314,7 +312,7 @@ def _page(folder: Path, found: dict[str, Any], config: PrivacyConfig | None) -> 
     return path
 
 
-def _privacy_words(found: dict[str, Any], config: PrivacyConfig | None) -> str:
+def _privacy_words(found: dict[str, Any], config: Gaussian | None) -> str:
     if config is None:
         return "Nothing protects the updates: this run was made with --no-privacy."
     return (

@@ -46,7 +46,7 @@ def check_config(
         bounds=Bounds(examples=rounds.max_examples, part=rounds.max_part),
         threads=_THREADS,
     )
-    if privacy.sampling != "none" and privacy.mechanism != "none" and rounds.mode == "buffered":
+    if privacy.rests_on_sampling and rounds.mode == "buffered":
         raise ConfigError(
             f"a buffered federation takes devices as they come, which is not the sampling {privacy.sampling!r}",
             mend="use synchronous rounds, or the sampling 'none'",

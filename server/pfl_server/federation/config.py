@@ -12,7 +12,7 @@ from pfl_mobile.errors import ConfigError
 from pfl_mobile.federation.bundle_plan import BUNDLE
 from pfl_mobile.federation.round import Bounds
 from pfl_mobile.files.reading import parse_json
-from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.privacy import PrivacyField
 
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -122,7 +122,7 @@ class FederationConfig(_Frozen):
     strategy: StrategyConfig = StrategyConfig()
     rule: RuleConfig = RuleConfig()
     rounds: RoundsConfig = RoundsConfig()
-    privacy: PrivacyConfig
+    privacy: PrivacyField
     evaluation: EvaluationConfig = EvaluationConfig()
     groups: tuple[Name, ...] = ()
     max_norm: Positive = 1e6
@@ -160,4 +160,4 @@ class FederationConfig(_Frozen):
 
 def claims_sampling(config: FederationConfig) -> bool:
     """Whether the privacy guarantee rests on a secret draw of the devices of a round."""
-    return config.privacy.sampling != "none" and config.privacy.mechanism != "none"
+    return config.privacy.rests_on_sampling

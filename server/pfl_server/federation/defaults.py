@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.federation.default_privacy import CLIP_NORM, DELTA, EPSILON, default_privacy
 from pfl_mobile.merge.rules import create_rule
-from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.privacy import NoNoise, Poisson, PrivacyConfig
 from pfl_server.federation.config import FederationConfig
 from pfl_server.federation.minimum_cohort import largest_minimum, least_minimum
 
@@ -23,9 +23,7 @@ WITHOUT_NOISE = ("clip_norm", "example_cap", "population")
 MINIMUM_SHARE = 0.4
 
 
-def no_privacy(
-    *, cohort: int, clip_norm: float = CLIP_NORM, base: PrivacyConfig | None = None
-) -> PrivacyConfig:
+def no_privacy(*, cohort: int, clip_norm: float = CLIP_NORM, base: PrivacyConfig | None = None) -> NoNoise:
     """Updates are clipped, and nothing else protects them.
 
     Args:
@@ -36,7 +34,7 @@ def no_privacy(
     kept: dict[str, Any] = {"clip_norm": clip_norm}
     if base is not None:
         kept = {name: getattr(base, name) for name in WITHOUT_NOISE}
-    return PrivacyConfig.checked({"mechanism": "none", "cohort": cohort} | kept)
+    return NoNoise.checked(cohort=cohort, **kept)
 
 
 def federation_config(
@@ -94,11 +92,11 @@ def federation_config(
     if privacy is not None:
         plain["privacy"] = privacy.model_dump(mode="json")
         ahead = found.total or privacy.rounds
-        if not chosen and privacy.sampling == "poisson" and ahead is not None:
+        if not chosen and isinstance(privacy.participation, Poisson) and ahead is not None:
             rounds["minimum"] = largest_minimum(privacy, ahead, found.minimum)
     made = _checked(plain)
     total, planned = made.rounds.total, made.privacy.rounds
-    if made.privacy.mechanism != "none" and planned is not None and total is not None and total > planned:
+    if made.privacy.guarantees and planned is not None and total is not None and total > planned:
         raise ConfigError(
             f"the noise is computed for {planned} rounds, and there are to be {total}",
             mend=f"leave --rounds out, give {planned} or less, or plan for {total}: pfl privacy plan --rounds {total}",

@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING
 
 from pfl_mobile.errors import ConfigError, TooFewUpdatesError
+from pfl_mobile.privacy import Poisson
 
 if TYPE_CHECKING:
     from pfl_mobile.merge.rules import Rule
@@ -29,9 +30,9 @@ def deciding_delta(privacy: PrivacyConfig, minimum: int) -> float:
         privacy: of the federation.
         minimum: updates that a round needs, 1 or more.
     """
-    if privacy.mechanism == "none" or privacy.sampling != "poisson" or privacy.population is None:
+    if not (privacy.rests_on_sampling and isinstance(privacy.participation, Poisson)):
         return 0.0
-    q, others, wanted = privacy.sampling_rate, privacy.population - 1, minimum - 1
+    q, others, wanted = privacy.sampling_rate, privacy.devices - 1, minimum - 1
     if wanted > others:
         return 0.0
     if q >= 1:

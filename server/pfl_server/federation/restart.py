@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pfl_mobile.errors import OtherSettingsError
 from pfl_mobile.files.atomic import atomic_write, disk_errors
 from pfl_mobile.files.reading import parse_json
+from pfl_mobile.privacy import checked_privacy
 from pfl_server.federation.defaults import WITHOUT_NOISE
 
 if TYPE_CHECKING:
@@ -67,22 +68,27 @@ def refuse_others(
     now = stored.model_dump(mode="json")
     found = list(_different(said, now))
     options = [(_option(path), given, was) for path, given, was in found]
-    if none and stored.privacy.mechanism != "none":
+    if none and stored.privacy.guarantees:
         options.append(("--no-privacy", None, stored.privacy.mechanism))
     for field, number in (stated or {}).items():
-        if number != (was := now["privacy"][_PRIVACY[field]]):
+        if number != (was := now["privacy"].get(_PRIVACY[field])):
             options.append((f"--{field.replace('_', '-')}", number, was))
     if privacy is not None:
         for path, given, was in _different(privacy.model_dump(mode="json"), now["privacy"]):
             options.append((f"--privacy: {path}", given, was))
     if file is not None:
         path_, text = file
+        settings = parse_json(text)
+        if isinstance(settings.get("privacy"), dict):  # of whichever version, with all its fields
+            settings["privacy"] = checked_privacy(settings["privacy"]).model_dump(mode="json")
         given_too = {path for path, _ in _leaves(said)}
         if privacy is not None:
             given_too.add("privacy")
         elif none:  # the file still says how updates are clipped
-            given_too |= {f"privacy.{name}" for name in now["privacy"] if name not in WITHOUT_NOISE}
-        for path, given, was in _different(parse_json(text), now):
+            given_too |= {
+                f"privacy.{name}" for name in settings.get("privacy", {}) if name not in WITHOUT_NOISE
+            }
+        for path, given, was in _different(settings, now):
             if not any(path == p or path.startswith(f"{p}.") for p in given_too):
                 options.append((f"--config {path_}: {path}", given, was))
     if not options:

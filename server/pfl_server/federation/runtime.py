@@ -89,7 +89,7 @@ class Runtime:
         self.said = effective_strategy(config.strategy, manifest.strategy)
         self.definition = check_config(config, *make_strategy(self.said, bundle.plan_json()), self.table)
         self.noise: Noise = SecureNoise()
-        if config.privacy.mechanism != "none":  # what it needs is missed now, not at the first merge
+        if config.privacy.guarantees:  # what it needs is missed now, not at the first merge
             dp_accounting()
         if self.definition.central:
             self.noise.normal(1)
@@ -246,7 +246,7 @@ class Runtime:
 
     def statement(self, ledger: Ledger) -> dict[str, Any]:
         """What a version with this ledger guarantees."""
-        if self.config.privacy.mechanism == "none" and not ledger.rounds:
+        if not self.config.privacy.guarantees and not ledger.rounds:
             ledger = Ledger(self.config.privacy)
             ledger.record()
         said = ledger.statement()
@@ -271,7 +271,7 @@ class Runtime:
         Raises:
             LedgerError: the ledger is damaged.
         """
-        if self.config.privacy.mechanism == "none":
+        if not self.config.privacy.guarantees:
             return None
         with self._reckoning:
             if number not in self._epsilons:

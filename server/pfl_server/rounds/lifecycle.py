@@ -218,7 +218,7 @@ def account_unmerged(services: Services, session: Session, at: Round) -> None:
     They do not trust the aggregator, which saw what they sent; so it counts whether a model came of it or not. Tasks
     that were declined before an upload began had no update; of others a part may have been sent, so they count.
     """
-    if services.runtime.config.privacy.mechanism != "local":
+    if services.runtime.config.privacy.trusts_aggregator:
         return
     if session.scalar(select(Assignment.id).where(*_may_have_sent(at)).limit(1)) is None:
         return
@@ -232,7 +232,7 @@ def account_unmerged(services: Services, session: Session, at: Round) -> None:
 
 def _note_participation(services: Services, session: Session, at: Round) -> None:
     """Let devices of a round rest from it on, where what they sent counts whether it is merged or not."""
-    if services.runtime.config.privacy.mechanism == "local":
+    if not services.runtime.config.privacy.trusts_aggregator:
         devices = select(Assignment.device).where(*_may_have_sent(at), Assignment.device.is_not(None))
         session.execute(
             update(Device)

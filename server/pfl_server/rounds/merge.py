@@ -276,7 +276,7 @@ def _publish(
                 created=now,
             )
         )
-        if runtime.config.privacy.mechanism != "none":
+        if runtime.config.privacy.guarantees:
             event, _ = ledger.entries[-1]
             session.add(LedgerEntry(round=number, event=event, epsilon=ledger.epsilon(), created=now))
         federation.version, federation.clip_norm = version, made.private.clip_norm

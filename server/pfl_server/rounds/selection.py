@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, or_, select
 
+from pfl_mobile.privacy import Poisson
 from pfl_server.federation.config import claims_sampling
 from pfl_server.places import awake, no_place, resting
 from pfl_server.storage.models import Assignment, Device, Federation, LedgerEntry, Round
@@ -98,11 +99,11 @@ def opening_of(session: Session, config: FederationConfig, federation: Federatio
         return Opening(None, rounds.cohort, math.ceil(rounds.cohort * rounds.over_selection))
     which = _population(config)
     active = int(session.scalar(select(func.count()).where(*which)) or 0)
-    if privacy.sampling == "poisson":
+    if isinstance(privacy.participation, Poisson):
         if active * privacy.sampling_rate < rounds.minimum:
             return None
         return Opening(Draw.poisson(privacy.sampling_rate).text(), rounds.cohort, None)
-    if active < (privacy.population or 0):
+    if active < privacy.devices:
         return None  # a part of fewer devices is a larger part of them than was accounted for
     draw = Draw.fixed(_devices(session, which), privacy.cohort, federation.next_index)
     return Opening(draw.text(), privacy.cohort, None)
@@ -137,7 +138,7 @@ def rested(session: Session, config: FederationConfig) -> tuple[ColumnElement[bo
     """
     counted = select(Round.number).where(Round.state == "merged").order_by(Round.number.desc())
     taken = Assignment.state == "merged"
-    if config.privacy.mechanism == "local":
+    if not config.privacy.trusts_aggregator:
         counted = select(LedgerEntry.round).order_by(LedgerEntry.round.desc())
         taken = may_have_sent()
     newest = session.scalar(counted.offset(separation(config) - 1).limit(1))

@@ -77,9 +77,7 @@ def check_statement(said: Mapping[str, Any], config: PrivacyConfig) -> None:
     now = {
         "budget_epsilon": config.budget_epsilon,
         "clip_norm": config.clip_norm,
-        "noise_multiplier": config.local_noise_multiplier
-        if config.mechanism == "local"
-        else config.noise_multiplier,
+        "noise_multiplier": config.counted_noise,
     }
     if said.get("delta") is not None:
         now["delta"] = config.delta
@@ -94,7 +92,7 @@ def check_statement(said: Mapping[str, Any], config: PrivacyConfig) -> None:
 
 def _released(ledger: Ledger) -> int:
     """Rounds of the ledger that are stored; without noise none are."""
-    return 0 if ledger.config.mechanism == "none" else ledger.rounds
+    return ledger.rounds if ledger.config.guarantees else 0
 
 
 def _chain(ledger: Ledger, count: int) -> bytes:

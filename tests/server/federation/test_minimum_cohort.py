@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pfl_mobile.errors import ConfigError, TooFewUpdatesError
 from pfl_mobile.merge.rows import MatrixRows
 from pfl_mobile.merge.rules import rule_entries
-from pfl_mobile.privacy import PrivacyConfig
+from pfl_mobile.privacy import Fixed, Gaussian, NoNoise, Poisson, Unsampled
 from pfl_server.federation import defaults
 from pfl_server.federation.minimum_cohort import (
     SHARE,
@@ -27,16 +27,8 @@ from tests.server.testbed import federation_config, small
 
 
 def poisson(**changes):
-    base = {
-        "mechanism": "gaussian",
-        "noise_multiplier": 1.0,
-        "clip_norm": 1.0,
-        "sampling": "poisson",
-        "population": 10_000,
-        "cohort": 100,
-        "delta": 1e-6,
-    }
-    return PrivacyConfig.checked(base | changes)
+    base = {"noise_multiplier": 1.0, "clip_norm": 1.0, "population": 10_000, "cohort": 100, "delta": 1e-6}
+    return Gaussian(**{"participation": Poisson()} | base | changes)
 
 
 @given(st.integers(2, 12), st.data())
@@ -49,9 +41,9 @@ def test_a_device_decides_as_often_as_the_others_are_one_short(population, data)
 
 
 def test_other_sampling_shows_nothing():
-    assert deciding_delta(poisson(sampling="fixed"), 99) == 0.0
-    assert deciding_delta(poisson(sampling="none"), 99) == 0.0
-    assert deciding_delta(poisson(mechanism="none", noise_multiplier=0.0), 99) == 0.0
+    assert deciding_delta(poisson(participation=Fixed()), 99) == 0.0
+    assert deciding_delta(poisson(participation=Unsampled()), 99) == 0.0
+    assert deciding_delta(NoNoise.like(poisson()), 99) == 0.0
 
 
 @given(st.integers(40, 300), st.integers(1, 1000))

@@ -126,7 +126,12 @@ def test_a_start_says_how_long_the_noise_is(tmp_path, capsys, noise, warns):
         (
             {
                 "rounds": {"mode": "buffered"},
-                "privacy": {"mechanism": "gaussian", "noise_multiplier": 1.0, "sampling": "poisson", "population": 9},
+                "privacy": {
+                    "mechanism": "gaussian",
+                    "noise_multiplier": 1.0,
+                    "population": 9,
+                    "participation": {"sampling": "poisson"},
+                },
             },
             {},
             "takes devices as they come",

@@ -17,7 +17,9 @@ from tests.server.basics import ADMIN_TOKEN
 from tests.server.testbed import federation_config, small, update_of
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
-POISSON = {"mechanism": "gaussian", "noise_multiplier": 1.0, "clip_norm": 1.0, "sampling": "poisson"}
+GAUSSIAN = {"mechanism": "gaussian", "noise_multiplier": 1.0, "clip_norm": 1.0}
+POISSON = GAUSSIAN | {"participation": {"sampling": "poisson"}}
+FIXED = GAUSSIAN | {"participation": {"sampling": "fixed"}}
 
 
 def test_a_task_says_all_that_a_device_needs(tmp_path):
@@ -215,7 +217,7 @@ def test_a_poisson_round_takes_who_is_drawn_and_ends_at_its_deadline(tmp_path):
 
 
 def test_a_fixed_round_waits_until_the_population_is_there(tmp_path):
-    privacy = POISSON | {"sampling": "fixed", "population": 6, "cohort": 3}
+    privacy = FIXED | {"population": 6, "cohort": 3}
     with small(tmp_path, federation_config(privacy=privacy), devices=5) as f:
         f.step()
         assert f.check_in(f.devices[0])["reason"] == "between_rounds"
@@ -289,7 +291,7 @@ def test_devices_that_rest_or_are_gone_are_not_waited_for(tmp_path):
 
 
 def test_a_draw_without_replacement_ends_at_its_deadline_whatever_those_drawn_answer(tmp_path):
-    privacy = POISSON | {"sampling": "fixed", "population": 5, "cohort": 4}
+    privacy = FIXED | {"population": 5, "cohort": 4}
     rounds = {"cohort": 4, "minimum": 3}
     with small(tmp_path, federation_config(rounds=rounds, privacy=privacy), devices=5) as f:
         f.step()
@@ -329,7 +331,7 @@ def test_a_poisson_round_does_not_tell_how_many_were_drawn_by_ending_early(tmp_p
 
 @pytest.mark.parametrize("sampling", ["poisson", "fixed"])
 def test_devices_that_nobody_vouches_for_are_neither_counted_nor_drawn(tmp_path, sampling):
-    privacy = POISSON | {"sampling": sampling, "population": 4, "cohort": 4}
+    privacy = GAUSSIAN | {"participation": {"sampling": sampling}, "population": 4, "cohort": 4}
     config = federation_config(rounds={"cohort": 4, "minimum": 1, "total": 5}, privacy=privacy)
     config = config.model_copy(update={"open_sampling": False})
     with small(tmp_path, config, settings={"enrolment": "token"}) as f:
@@ -351,7 +353,7 @@ def test_devices_that_nobody_vouches_for_are_neither_counted_nor_drawn(tmp_path,
 
 @pytest.mark.parametrize("sampling", ["poisson", "fixed"])
 def test_a_guarantee_by_sampling_goes_with_no_open_enrolment_unless_that_is_said(tmp_path, sampling):
-    privacy = POISSON | {"sampling": sampling, "population": 4, "cohort": 4}
+    privacy = GAUSSIAN | {"participation": {"sampling": sampling}, "population": 4, "cohort": 4}
     config = federation_config(rounds={"cohort": 4, "minimum": 1, "total": 5}, privacy=privacy)
     strict = config.model_copy(update={"open_sampling": False})
     with pytest.raises(ConfigError, match="enrolment is open"), small(tmp_path, strict):

@@ -245,7 +245,7 @@ def get_privacy(on: On, _: Actor, before: Before = None, limit: Limit = queries.
 @router.get("/privacy/ledger", summary="The whole privacy ledger", responses=_problems(Conflict))
 def get_ledger(on: On, _: Actor) -> bodies.LedgerFile:
     """What `pfl privacy account` reads, to compute epsilon again from every release so far, or at another delta."""
-    if config_of(on).privacy.mechanism == "none":
+    if not config_of(on).privacy.guarantees:
         raise Conflict(
             "the federation adds no noise, so it keeps no privacy ledger",
             mend="there is nothing to account for",

@@ -11,15 +11,15 @@ from scipy import stats
 
 from pfl_mobile.errors import ConfigError, StateError
 from pfl_mobile.privacy import (
-    AdaptiveClipping,
-    GaussianMechanism,
-    MatrixMechanism,
-    PrivacyConfig,
+    CorrelatedNoise,
+    Gaussian,
+    IndependentNoise,
+    Matrix,
     SecureNoise,
     SimulatedNoise,
-    mechanism_for,
+    Unsampled,
 )
-from pfl_mobile.privacy.mechanisms import prefix_noise, root_coefficients
+from pfl_mobile.privacy.matrix import prefix_noise, root_coefficients
 
 
 def dense(rounds: int, band: int) -> np.ndarray:
@@ -43,7 +43,7 @@ def test_coefficients_are_those_of_the_square_root() -> None:
 @pytest.mark.parametrize("band", [1, 2, 5, 12, 40])
 def test_matrix_noise_is_the_inverse_matrix_times_independent_noise(band: int) -> None:
     rounds, size = 30, 7
-    mechanism = MatrixMechanism(1.5, band, SimulatedNoise(4))
+    mechanism = CorrelatedNoise(1.5, band, SimulatedNoise(4))
     found = np.stack([mechanism.noise(size, 2.0) for _ in range(rounds)])
     source = SimulatedNoise(4)
     fresh = np.stack([source.normal(size) for _ in range(rounds)])
@@ -72,7 +72,7 @@ def test_matrix_noise_hurts_the_model_less_than_independent_noise() -> None:
     correlated = np.linalg.norm(prefix @ np.linalg.inv(dense(rounds, band)))
     independent = np.linalg.norm(prefix)
     assert correlated < independent / 2
-    mechanism = MatrixMechanism(1.0, band, SimulatedNoise(0))
+    mechanism = CorrelatedNoise(1.0, band, SimulatedNoise(0))
     total = sum(mechanism.noise(500, 1.0) for _ in range(rounds))
     assert float(np.std(total)) < math.sqrt(rounds) / 2
 
@@ -80,54 +80,54 @@ def test_matrix_noise_hurts_the_model_less_than_independent_noise() -> None:
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 5, 11])
 @pytest.mark.parametrize("band", [1, 5])
 def test_a_restored_mechanism_goes_on_as_if_it_had_not_stopped(stop: int, band: int) -> None:
-    def run(mechanism: MatrixMechanism, source: SimulatedNoise, rounds: int) -> list[np.ndarray]:
+    def run(mechanism: CorrelatedNoise, source: SimulatedNoise, rounds: int) -> list[np.ndarray]:
         mechanism.source = source
         return [mechanism.noise(6, 1.0) for _ in range(rounds)]
 
-    whole = run(MatrixMechanism(1.0, band, SimulatedNoise(0)), SimulatedNoise(1), 12)
-    source, first = SimulatedNoise(1), MatrixMechanism(1.0, band, SimulatedNoise(0))
+    whole = run(CorrelatedNoise(1.0, band, SimulatedNoise(0)), SimulatedNoise(1), 12)
+    source, first = SimulatedNoise(1), CorrelatedNoise(1.0, band, SimulatedNoise(0))
     run(first, source, stop)
-    second = MatrixMechanism(1.0, band, SimulatedNoise(0))
+    second = CorrelatedNoise(1.0, band, SimulatedNoise(0))
     second.restore({k: v.copy() for k, v in first.state().items()})
     rest = run(second, source, 12 - stop)
     assert all(np.array_equal(a, b) for a, b in zip(whole[stop:], rest, strict=True))
 
 
 def test_a_state_of_another_mechanism_is_refused() -> None:
-    mechanism = MatrixMechanism(1.0, 4, SimulatedNoise(0))
+    mechanism = CorrelatedNoise(1.0, 4, SimulatedNoise(0))
     for _ in range(6):
         mechanism.noise(3, 1.0)
     saved = mechanism.state()
     assert saved["noise"].shape == (3, 3)
     with pytest.raises(StateError):
-        MatrixMechanism(1.0, 6, SimulatedNoise(0)).restore(saved)
+        CorrelatedNoise(1.0, 6, SimulatedNoise(0)).restore(saved)
     with pytest.raises(StateError):
-        MatrixMechanism(1.0, 4, SimulatedNoise(0)).restore({"noise": saved["noise"]})
+        CorrelatedNoise(1.0, 4, SimulatedNoise(0)).restore({"noise": saved["noise"]})
     with pytest.raises(StateError):
-        MatrixMechanism(1.0, 4, SimulatedNoise(0)).restore(saved | {"noise": saved["noise"] * np.nan})
+        CorrelatedNoise(1.0, 4, SimulatedNoise(0)).restore(saved | {"noise": saved["noise"] * np.nan})
     with pytest.raises(StateError):
-        GaussianMechanism(1.0, SimulatedNoise(0)).restore(saved)
+        IndependentNoise(1.0, SimulatedNoise(0)).restore(saved)
 
 
 def test_matrix_noise_needs_one_clip_norm_and_one_shape() -> None:
-    mechanism = MatrixMechanism(1.0, 4, SimulatedNoise(0))
+    mechanism = CorrelatedNoise(1.0, 4, SimulatedNoise(0))
     mechanism.noise(3, 1.0)
     for size, sensitivity in ((3, 2.0), (4, 1.0)):
         with pytest.raises(ConfigError):
             mechanism.noise(size, sensitivity)
     with pytest.raises(ConfigError):
-        MatrixMechanism(1.0, 0, SimulatedNoise(0))
+        CorrelatedNoise(1.0, 0, SimulatedNoise(0))
 
 
 @pytest.mark.parametrize("band", [None, 1, 4])
 def test_noise_in_the_model_is_that_of_the_dense_matrices(band: int | None) -> None:
-    config = PrivacyConfig(
-        mechanism="matrix", clip_norm=3.0, noise_multiplier=2.0, cohort=8, min_separation=6, band=band
+    config = Matrix(
+        clip_norm=3.0, noise_multiplier=2.0, cohort=8, band=band, participation=Unsampled(min_separation=6)
     )
     prefix = np.tril(np.ones((20, 20)))
     expected = np.linalg.norm(prefix @ np.linalg.inv(dense(20, band or 6)), axis=1)
     assert prefix_noise(config, 20) == pytest.approx(2.0 / 8 * expected)
-    plain = PrivacyConfig(clip_norm=3.0, noise_multiplier=2.0, cohort=8)
+    plain = Gaussian(clip_norm=3.0, noise_multiplier=2.0, cohort=8)
     assert prefix_noise(plain, 20) == pytest.approx(2.0 / 8 * np.sqrt(np.arange(1, 21)))
 
 
@@ -136,27 +136,8 @@ def chi_square_holds(values: np.ndarray, std: float) -> bool:
     return bool(low < float((values**2).sum()) / std**2 < high)
 
 
-def test_independent_noise_has_the_claimed_variance() -> None:
-    mechanism = GaussianMechanism(1.3, SecureNoise())
-    for _ in range(2):
-        assert chi_square_holds(mechanism.noise(100_000, 0.7), 1.3 * 0.7)
-
-
 def test_matrix_noise_has_the_claimed_variance_in_every_round() -> None:
-    mechanism = MatrixMechanism(1.3, 4, SecureNoise())
+    mechanism = CorrelatedNoise(1.3, 4, SecureNoise())
     rows = np.linalg.norm(np.linalg.inv(dense(12, 4)), axis=1)
     for t in range(12):
         assert chi_square_holds(mechanism.noise(50_000, 0.7), 1.3 * 0.7 * rows[t])
-
-
-def test_the_configuration_names_the_mechanism() -> None:
-    base = {"clip_norm": 1.0, "cohort": 10, "noise_multiplier": 2.0}
-    adaptive = PrivacyConfig(**base, adaptive=AdaptiveClipping(noise_multiplier=3.0))
-    found = mechanism_for(adaptive, SimulatedNoise(0))
-    assert isinstance(found, GaussianMechanism)
-    assert found.noise_multiplier == adaptive.update_noise_multiplier > 2.0
-    matrix = mechanism_for(PrivacyConfig(**base, mechanism="matrix", min_separation=9), SimulatedNoise(0))
-    assert isinstance(matrix, MatrixMechanism)
-    assert matrix.band == 9
-    silent = mechanism_for(PrivacyConfig(mechanism="none", clip_norm=1.0, cohort=1), SimulatedNoise(0))
-    assert not silent.noise(5, 1.0).any()

@@ -1,79 +1,81 @@
-"""Where noise comes from round by round: independent, or correlated so that it cancels in sums of rounds.
+"""Noise that is correlated over the rounds, so that it largely cancels in their sum: the matrix mechanism.
 
-`GaussianMechanism` (Dwork and Roth 2014; DP-FedAvg, McMahan et al. 2018) adds fresh noise to every round.
-
-`MatrixMechanism` factors the lower-triangular matrix of ones, which turns the rounds' sums into the model, into
-B C, and releases C^-1 Z as noise, so that the noise of the model is B Z (DP-FTRL, Kairouz et al. 2021; Denisov et al.
-2022; banded: Choquette-Choo et al., "(Amplified) banded matrix factorization", 2023). C is the banded Toeplitz
-square root of Kalinin and Lampert, "Banded square root matrix factorization for differentially private model
-training", 2024: the first b coefficients of 1 / sqrt(1 - x), scaled to columns of norm 1. Columns b apart have no row
-in common, so a device that takes part at most k times, always b rounds apart, moves C x by at most sqrt(k) times the
-clip norm: no sampling is assumed, only the separation.
+It factors the lower-triangular matrix of ones, which turns the rounds' sums into the model, into B C, and releases
+C^-1 Z as noise, so that the noise of the model is B Z (DP-FTRL, Kairouz et al. 2021; Denisov et al. 2022; banded:
+Choquette-Choo et al., "(Amplified) banded matrix factorization", 2023). C is the banded Toeplitz square root of
+Kalinin and Lampert, "Banded square root matrix factorization for differentially private model training", 2024: the
+first b coefficients of 1 / sqrt(1 - x), scaled to columns of norm 1. Columns b apart have no row in common, so a device
+that takes part at most k times, always b rounds apart, moves C x by at most sqrt(k) times the clip norm: no sampling
+is assumed, only the separation.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError, StateError
-from pfl_mobile.privacy.config import PrivacyConfig
-from pfl_mobile.privacy.noise import BLOCK, Noise
+from pfl_mobile.privacy.mechanism import Central, Mechanism
+from pfl_mobile.privacy.noise import BLOCK
+from pfl_mobile.privacy.participation import OnlyUnsampled, Unsampled, Whole
+
+if TYPE_CHECKING:
+    from pfl_mobile.privacy.noise import Noise
 
 
-class Mechanism(Protocol):
-    """Noise for the sum of one round after another."""
+class Matrix(Central):
+    """Noise correlated over the rounds; needs no sampling, only rounds between two participations of a device.
 
-    def noise(self, size: int, sensitivity: float) -> np.ndarray:
-        """Noise of the next round, float64 [size].
+        Matrix(clip_norm=0.5, noise_multiplier=4.0, cohort=1_000, participation=Unsampled(min_separation=20))
 
-        Args:
-            size: number of values, P.
-            sensitivity: clip norm times the largest weight.
-        """
-
-    def state(self) -> dict[str, np.ndarray]:
-        """What the next rounds depend on; save it together with the model that this round made."""
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Go on from a saved state."""
-
-
-class GaussianMechanism:
-    """Independent N(0, (z * sensitivity)^2) in every round.
-
-    Args:
-        noise_multiplier: z; 0 gives no noise.
-        source: of standard Gaussian values.
+    Attributes:
+        band: rounds over which the noise is correlated, at most ``participation.min_separation``; None: just that.
+            The aggregator keeps band - 1 vectors of noise.
     """
 
-    def __init__(self, noise_multiplier: float, source: Noise) -> None:
-        self.noise_multiplier, self.source = noise_multiplier, source
+    mechanism: Literal["matrix"] = "matrix"
+    participation: OnlyUnsampled = Unsampled()
+    band: Whole | None = None
 
-    def noise(self, size: int, sensitivity: float) -> np.ndarray:
-        """Noise of the next round, float64 [size]."""
-        if self.noise_multiplier == 0:
-            return np.zeros(size)
-        values = self.source.normal(size)
-        values *= self.noise_multiplier * sensitivity
-        return values
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Nothing: rounds are independent."""
-        return {}
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Refuse a state that is not of this mechanism (StateError)."""
-        if state:
-            raise StateError(
-                f"independent noise has no state, but {sorted(state)} was saved",
-                mend="go on with the privacy configuration that the state was saved with",
+    @override
+    def _problems(self) -> list[str]:
+        wide = ""
+        if self.band is not None and self.band > self.min_separation:
+            wide = (
+                f"the band of {self.band} rounds is wider than min_separation {self.min_separation}: noise would be "
+                "correlated between two participations of a device; lower band, or raise min_separation"
             )
+        return [*super()._problems(), wide]
+
+    @property
+    def adaptive(self) -> None:
+        """The clip norm is one for all rounds, as they share their noise."""
+        return
+
+    @property
+    @override
+    def noise_band(self) -> int:
+        return self.min_separation if self.band is None else self.band
+
+    @property
+    @override
+    def correlation(self) -> tuple[int, int] | None:
+        return self.min_separation, self.noise_band
+
+    @override
+    def round_noise(self, source: Noise) -> CorrelatedNoise:
+        return CorrelatedNoise(self.noise_multiplier, self.noise_band, source)
+
+    @property
+    @override
+    def title(self) -> str:
+        return f"matrix: noise correlated over {self.noise_band} rounds (banded square root)"
 
 
-class MatrixMechanism:
+class CorrelatedNoise:
     """Noise C^-1 Z: y_t = (z * sensitivity * N_t - sum_j c_j y_(t-j)) / c_0, j from 1 to b - 1.
 
     Needs memory for b - 1 vectors of noise in float64.
@@ -173,7 +175,7 @@ def root_coefficients(band: int) -> np.ndarray:
     return c / math.sqrt(float(np.einsum("p,p->", c, c)))
 
 
-def prefix_noise(config: PrivacyConfig, rounds: int) -> np.ndarray:
+def prefix_noise(config: Mechanism, rounds: int) -> np.ndarray:
     """How much noise is in the model after each round, float64 [rounds].
 
     The standard deviation of each coordinate of the sum of the rounds' means so far, over the clip norm: what
@@ -192,15 +194,3 @@ def prefix_noise(config: PrivacyConfig, rounds: int) -> np.ndarray:
         inverse[t] = -float((c[1 : back + 1] * inverse[t - back : t][::-1]).sum()) / c[0]
     spread = np.sqrt(np.cumsum(np.cumsum(inverse) ** 2))
     return config.noise_std(1.0) * spread
-
-
-def mechanism_for(config: PrivacyConfig, source: Noise) -> Mechanism:
-    """The mechanism that a configuration names, at its beginning.
-
-    Args:
-        config: with ``local`` and ``none`` the aggregator adds nothing.
-        source: ``SecureNoise()`` for real devices.
-    """
-    if config.mechanism == "matrix":
-        return MatrixMechanism(config.noise_multiplier, config.noise_band, source)
-    return GaussianMechanism(config.update_noise_multiplier, source)
