@@ -20,6 +20,7 @@ from pfl_mobile.protocol.update_file import encode
 from pfl_mobile.strategies.state import Server as Model
 from pfl_server.app import create_app
 from pfl_server.federation.config import FederationConfig
+from pfl_server.problems import PROBLEMS
 from pfl_server.rounds.coordinator import Coordinator
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
@@ -35,6 +36,13 @@ PLAN: dict[str, Any] = {
     ],
     "upload": ["role:shared"],
 }
+
+#: Privacy of rounds: noise of the aggregator, and sampling that it rests on.
+GAUSSIAN = {"mechanism": "gaussian", "noise_multiplier": 1.0, "clip_norm": 1.0}
+POISSON = GAUSSIAN | {"participation": {"sampling": "poisson"}}
+FIXED = GAUSSIAN | {"participation": {"sampling": "fixed"}}
+#: Rounds of one device.
+ONE = {"cohort": 1, "minimum": 1}
 
 
 def write_small_bundle(
@@ -196,6 +204,20 @@ def update_of(of: Mapping[str, Any], value: Any = 0.1, **head: Any) -> bytes:
     }
     fields["reports"] = dict.fromkeys(of["reports"], 0.5)
     return encode(UpdateHead(**(fields | head)), form.unpack(flat), form)
+
+
+def code(answer: Any) -> str:
+    """The code of an answer that is a problem, as it should be."""
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    assert PROBLEMS[answer.json()["code"]].status == answer.status_code
+    return str(answer.json()["code"])
+
+
+def progress(f: Small, task: Mapping[str, Any], **headers: str) -> dict[str, str | None]:
+    """What the aggregator says it has of the upload of the first device."""
+    answer = f.client.head(task["update_url"], headers={**f.devices[0], **headers})
+    assert answer.status_code == 200
+    return {k: answer.headers.get(k) for k in ("Upload-Offset", "Upload-Length", "Upload-Complete")}
 
 
 @contextlib.contextmanager

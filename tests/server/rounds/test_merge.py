@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 from sqlalchemy import select
 
-from pfl_server.rounds.coordinator import LEASE_S, Coordinator
-from pfl_server.rounds.garbage import Collector
-from pfl_server.storage.models import AuditEntry, Federation, Round
-from pfl_server.uploads.partial_file import old_parts
+from pfl_server.storage.models import AuditEntry, Federation
 from tests.server.basics import ADMIN_TOKEN
-from tests.server.testbed import federation_config, small, update_of
+from tests.server.testbed import ONE, federation_config, small
 
 
 def test_a_round_of_updates_becomes_a_version(tmp_path):
@@ -33,7 +28,6 @@ def test_a_round_of_updates_becomes_a_version(tmp_path):
         assert list(f.services.blobs.keys("updates/")) == []
 
 
-ONE = {"cohort": 1, "minimum": 1}
 #: A server whose steps overflow.
 DIVERGING = {"name": "fedavgm", "parameters": {"lr": 1e38, "momentum": 0.0}}
 
@@ -146,105 +140,3 @@ def test_a_model_that_was_rolled_back_meanwhile_is_not_merged_into(tmp_path):
             session.get_one(Federation, 1).version = 0
         f.step()
         assert (f.round(1).state, f.federation().version) == ("abandoned", 0)
-
-
-def test_a_federation_goes_on_after_it_was_opened_again(tmp_path):
-    with small(tmp_path, federation_config(rounds=ONE, strategy={"name": "fedadam"}), devices=1) as f:
-        f.send(f.devices[0], 1.0)
-        f.step()
-        device, kept, clock = f.devices[0], f.model(), f.clock
-    clock.pass_time(60)
-    with small(tmp_path, clock=clock) as f:
-        assert f.model().sets.keys() == {"global.m", "global.v"}
-        np.testing.assert_array_equal(f.model().values["a"], kept.values["a"])
-        f.send(device, 1.0)
-        f.step()
-        assert f.version().number == 2
-
-
-# -- several processes
-
-
-def test_one_process_at_a_time_coordinates_and_another_takes_over(tmp_path):
-    with small(tmp_path, federation_config(rounds=ONE), devices=1) as f:
-        other = Coordinator(f.services)
-        f.send(f.devices[0])
-        other.step()
-        assert f.round(0).state == "open"
-        f.clock.pass_time(LEASE_S + 1)
-        other.step()
-        assert f.round(0).state == "merged"
-        f.send(f.devices[0])
-        f.step()
-        assert f.round(1).state == "open"
-        other.stop(1)
-        with f.services.database.read() as session:
-            assert session.get_one(Federation, 1).lease_owner is not None
-
-
-def test_a_merge_whose_lease_another_process_took_publishes_nothing(tmp_path):
-    with small(tmp_path, federation_config(rounds=ONE), devices=1) as f:
-        f.send(f.devices[0])
-
-        def steal(point):
-            if point == "values stored":
-                with f.services.database.write() as session:
-                    session.get_one(Round, 0).lease_owner = "another"
-
-        slow = Coordinator(f.services, checkpoint=steal)
-        f.clock.pass_time(LEASE_S + 1)
-        slow.step()
-        assert (f.round(0).state, f.version().number) == ("merging", 0)
-        f.clock.pass_time(LEASE_S + 1)
-        f.step()
-        assert (f.round(0).state, f.version().number) == ("merged", 1)
-
-
-# -- garbage
-
-
-def test_garbage_goes_and_what_is_needed_stays(tmp_path):
-    with small(tmp_path, federation_config(rounds=ONE, versions_kept=2), devices=2) as f:
-        collector, blobs = Collector(f.services, grace_s=10), f.services.blobs
-        for _ in range(4):
-            f.send(f.devices[0], 0.1)
-            f.step()
-        task = f.send(f.devices[1])
-        for folder in ("updates", "states", "sets"):
-            blobs.put(f"{folder}/orphan", b"x")
-        served = f.version()
-        f.clock.pass_time(1e6)
-        collector.collect()
-        assert blobs.size("sets/orphan") == 1
-        f.clock.pass_time(11)
-        collector.collect()
-        assert {key.split("-")[0] for key in blobs.keys("states/")} == {"states/4", "states/3"}
-        assert blobs.size(f"sets/{served.values_sha256}") == served.values_bytes
-        assert list(blobs.keys("updates/")) == [f.assignment(task).blob]
-        assert sum(1 for _ in blobs.keys("sets/")) == 2
-        f.step()
-        assert f.version().number == 5
-
-
-def test_old_parts_go(tmp_path):
-    with small(tmp_path, federation_config(), devices=1) as f:
-        task = f.task(f.devices[0])
-        data = update_of(task)
-        f.put(f.devices[0], task, data[:50], Upload_Length=str(len(data)))
-        Collector(f.services).collect_parts()
-        [path] = old_parts(f.services.blobs.scratch, 1e18)
-        os.utime(path, (1, 1))
-        Collector(f.services).collect_parts()
-        assert old_parts(f.services.blobs.scratch, 1e18) == []
-
-
-def test_old_assignments_forget_their_device(tmp_path):
-    with small(tmp_path, federation_config(rounds=ONE, versions_kept=2), devices=1) as f:
-        tasks = []
-        for _ in range(4):
-            tasks.append(f.send(f.devices[0]))
-            f.step()
-        Collector(f.services).collect()
-        known = [f.assignment(task).device is not None for task in tasks]
-        assert known == [False, False, False, True]
-        assert f.assignment(tasks[0]).score is not None

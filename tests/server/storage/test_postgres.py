@@ -11,8 +11,14 @@ import pytest
 from pfl_server.settings import ServerSettings
 from tests.server.conftest import Databases
 from tests.server.rounds.test_check_in import *
+from tests.server.rounds.test_coordinator import *
+from tests.server.rounds.test_garbage import *
+from tests.server.rounds.test_lifecycle import *
 from tests.server.rounds.test_merge import *
+from tests.server.rounds.test_selection import *
 from tests.server.test_buffered import *
+from tests.server.uploads.test_accept import *
+from tests.server.uploads.test_path import *
 from tests.server.uploads.test_receive import *
 from tests.server.web.api.test_enrolment import TestCredentials, TestGroups, TestLeaving, TestOpen, TestTokens
 

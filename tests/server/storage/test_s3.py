@@ -9,7 +9,11 @@ import pytest
 
 from pfl_server.settings import ServerSettings
 from tests.server.conftest import new_bucket
+from tests.server.rounds.test_coordinator import *
+from tests.server.rounds.test_garbage import *
 from tests.server.rounds.test_merge import *
+from tests.server.uploads.test_accept import *
+from tests.server.uploads.test_path import *
 from tests.server.uploads.test_receive import *
 from tests.server.web.api.test_sets import *
 
