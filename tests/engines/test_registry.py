@@ -1,0 +1,48 @@
+"""Which engines there are, and which may be used unasked."""
+
+from __future__ import annotations
+
+import pytest
+
+from pfl_mobile.engines import registry
+from pfl_mobile.engines.registry import Engine, load_engine, unasked
+from pfl_mobile.errors import EngineUnavailableError
+
+
+def test_engines_whose_files_can_hold_code_are_never_used_unasked():
+    assert "torch" in registry.ENGINES.all()
+    assert "torch" not in unasked(["torch", "onnxruntime", "executorch"])
+    assert set(unasked(["torch", "onnxruntime"])) == {"onnxruntime"}
+    assert unasked(["something else"]) == []
+
+
+def test_an_unknown_engine_is_told_with_the_near_one():
+    with pytest.raises(EngineUnavailableError) as caught:
+        load_engine("onnxruntim")
+    assert "'onnxruntime'" in caught.value.mend
+
+
+def add(monkeypatch, module):
+    engine = Engine("made", (module,), loader=lambda *_: None, only_named=False)
+    monkeypatch.setattr(registry.ENGINES, "find", lambda name: engine)
+    return engine
+
+
+def test_a_missing_runtime_is_told_and_not_before_it_is_used(monkeypatch):
+    engine = add(monkeypatch, "no_such_runtime.part")
+    assert engine.packages == ("no_such_runtime",)
+    with pytest.raises(EngineUnavailableError, match="'no_such_runtime'"):
+        load_engine("made")
+
+
+def test_a_runtime_that_is_there_but_lacks_another_package_is_no_missing_runtime(monkeypatch, tmp_path):
+    (tmp_path / "broken_runtime.py").write_text("import no_such_package_at_all\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    add(monkeypatch, "broken_runtime")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package_at_all"):
+        load_engine("made")
+
+
+def test_the_loader_of_an_engine_whose_runtime_is_there(monkeypatch):
+    engine = add(monkeypatch, "json")
+    assert load_engine("made") is engine.loader

@@ -1,0 +1,88 @@
+"""Passes over traced graphs: the same numbers, in operators that targets take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pfl_exporters.lowering import graphs
+from pfl_mobile.errors import ExportError
+from pfl_mobile.programs.simplify import simplify
+from pfl_mobile.programs.trace import TracedProgram
+
+aten = torch.ops.aten
+
+
+def traced(function, *examples):
+    graph = make_fx(function)(*examples)
+    simplify(graph, examples)
+    return graph
+
+
+def targets(graph):
+    return [n.target for n in graph.graph.nodes if n.op == "call_function"]
+
+
+def test_views_become_copies_with_the_same_values():
+    x = torch.randn(2, 3, 4)
+    graph = traced(lambda x: x.permute(2, 0, 1).reshape(4, 6)[1:3].unsqueeze(0).select(1, 0) + 1, x)
+    expected = graph(x)
+    graphs.own_views(graph)
+    assert not set(targets(graph)) & set(graphs._OWNING)
+    assert aten.permute_copy.default in targets(graph)
+    assert torch.equal(graph(x), expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_with_a_weight_that_is_an_input_is_written_out(bias):
+    x, w, b = torch.randn(5, 3), torch.randn(2, 3), torch.randn(2)
+    examples = (x, w, b) if bias else (x, w)
+    graph = traced(lambda *a: torch.nn.functional.linear(*a), *examples)
+    assert aten.linear.default in targets(graph)
+    expected = graph(*examples)
+    graphs.unfuse_dynamic_linear(graph)
+    assert aten.linear.default not in targets(graph)
+    assert (aten.addmm.default if bias else aten.mm.default) in targets(graph)
+    torch.testing.assert_close(graph(*examples), expected)
+
+
+def test_linear_with_a_constant_weight_stays():
+    weight = torch.randn(80, 80)  # too large to be stored transposed
+    x = torch.randn(5, 80)
+    graph = traced(lambda x: torch.nn.functional.linear(x, weight), x)
+    before = targets(graph)
+    assert aten.linear.default in before
+    graphs.unfuse_dynamic_linear(graph)
+    assert targets(graph) == before
+
+
+def test_a_copy_shares_its_constants_and_nothing_else():
+    table = torch.randn(3)
+    x = torch.randn(3)
+    graph = traced(lambda x: (x + table).reshape(3, 1), x)
+    other = graphs.shared_copy(graph)
+    names = [n.target for n in graph.graph.nodes if n.op == "get_attr"]
+    assert names
+    for name in names:
+        assert getattr(other, name).data_ptr() == getattr(graph, name).data_ptr()
+    graphs.own_views(other)
+    assert aten.reshape.default in targets(graph)
+    assert aten.reshape.default not in targets(other)
+
+
+def test_what_torch_does_not_export_is_named():
+    def boom(x):
+        raise RuntimeError("no such operator")
+
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(graph.call_function(boom, (x,)))
+    module = fx.GraphModule(torch.nn.Module(), graph)
+    program = object.__new__(TracedProgram)
+    object.__setattr__(program, "name", "gradients")
+    object.__setattr__(program, "graph", module)
+    object.__setattr__(program, "inputs", {"x": torch.zeros(1)})
+    with pytest.raises(ExportError, match="program 'gradients' cannot be exported"):
+        graphs.export_graph(program)

@@ -1,0 +1,87 @@
+"""Simplified graphs give the same numbers with less in them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pfl_mobile.programs.simplify import FOLD_LIMIT, simplify
+
+aten = torch.ops.aten
+X = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+
+
+def simplified(function, *examples):
+    graph = make_fx(function)(*examples)
+    expected = graph(*examples)
+    simplify(graph, examples)
+    torch.testing.assert_close(graph(*examples), expected)
+    return graph
+
+
+def called(graph):
+    return [n.target for n in graph.graph.nodes if n.op == "call_function"]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.clone().detach(),
+        lambda x: x.reshape(3, 4).view(3, 4),
+        lambda x: x.permute(0, 1),
+        lambda x: x.t().t(),
+        lambda x: x.transpose(0, 1).permute(1, 0),
+        lambda x: x * 1,
+        lambda x: x.expand(3, 4),
+    ],
+)
+def test_what_changes_nothing_goes(function):
+    assert [t for t in called(simplified(function, X)) if t not in (aten.permute.default,)] == []
+
+
+def test_a_product_with_one_of_another_type_stays():
+    whole = torch.arange(3)
+    assert simplified(lambda x: x * 1.0, whole)(whole).dtype == torch.float32
+
+
+def test_views_of_views_are_one():
+    graph = simplified(lambda x: x.reshape(12).unsqueeze(0).reshape(2, 6) + 1, X)
+    assert called(graph) == [aten.reshape.default, aten.add.Tensor]
+
+
+def test_equal_parts_are_computed_once():
+    graph = simplified(lambda x: torch.exp(x + 1) * torch.exp(x + 1), X)
+    assert called(graph) == [aten.add.Tensor, aten.exp.default, aten.mul.Tensor]
+
+
+def test_what_nobody_reads_goes():
+    def function(x):
+        torch.exp(x)
+        return x + 1
+
+    assert called(simplified(function, X)) == [aten.add.Tensor]
+
+
+def test_products_with_a_transposed_weight_read_the_weight_itself():
+    w, b = torch.randn(5, 4), torch.randn(5)
+    assert called(simplified(lambda x, w: x @ w.t(), X, w)) == [aten.linear.default]
+    assert called(simplified(lambda x, w, b: torch.addmm(b, x, w.t()), X, w, b)) == [aten.linear.default]
+
+
+def test_a_bias_that_is_a_matrix_is_no_linear():
+    w, b = torch.randn(5, 4), torch.randn(3, 5)
+    graph = simplified(lambda x, w, b: torch.addmm(b, x, w.t()), X, w, b)
+    assert aten.addmm.default in called(graph)
+
+
+def test_arithmetic_on_constants_is_done_at_once():
+    table = torch.arange(4, dtype=torch.float32)
+    graph = simplified(lambda x: x + (table * 2 + 1), X)
+    assert called(graph) == [aten.add.Tensor]
+
+
+def test_large_constants_are_not_stored_a_second_time():
+    table = torch.zeros(FOLD_LIMIT + 1)
+    x = torch.zeros(FOLD_LIMIT + 1)
+    assert called(simplified(lambda x: x + table * 2, x)) == [aten.mul.Tensor, aten.add.Tensor]
