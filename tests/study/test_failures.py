@@ -18,8 +18,8 @@ from pfl_mobile.study import Study
 from pfl_mobile.study.compare import compare
 from pfl_mobile.study.evaluation import MOST_FAILED, Trainings
 from pfl_mobile.study.recommend import recommend
+from tests.study.evaluations import evaluation, noisy
 from tests.study.small import Net, population
-from tests.study.test_evaluation import evaluation, noisy
 
 USERS = 10
 

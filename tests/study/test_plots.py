@@ -12,7 +12,7 @@ from matplotlib.text import Text
 
 from pfl_mobile.strategies import names
 from pfl_mobile.study import figures, plots
-from tests.study.test_evaluation import evaluation
+from tests.study.evaluations import evaluation
 
 
 @pytest.fixture
