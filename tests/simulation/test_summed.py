@@ -26,7 +26,7 @@ from pfl_mobile.strategies.state import Server
 from pfl_mobile.strategies.tilted import Tilted
 from pfl_mobile.strategies.weighting import ByExamples, Equally
 from tests.simulation.small import OneByOne, rounds, same, setup, shared_setup
-from tests.vectorized.test_cohort_models import Wide, images
+from tests.vectorized.cases import Wide, images
 
 FEDAVG = create("fedavg")
 

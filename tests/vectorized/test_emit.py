@@ -7,8 +7,8 @@ import torch
 
 from pfl_mobile.vectorized.compiled import Graph, stacked, trace_step
 from pfl_mobile.vectorized.emit import emit
+from tests.vectorized.cases import case
 from tests.vectorized.inputs import different
-from tests.vectorized.test_cohort_models import case
 
 CPU = torch.device("cpu")
 
