@@ -128,7 +128,6 @@ ELSEWHERE = {
     ],
     "tests/server/web/api/test_enrolment.py": [
         "server/pfl_server/identity/attestation.py",
-        "server/pfl_server/identity/credentials.py",
     ],
     "tests/server/web/test_openapi.py": ["pfl_mobile/protocol/bodies.py"],
     "tests/simulation/test_engine.py": ["pfl_mobile/simulation/process.py"],

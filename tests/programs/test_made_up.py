@@ -7,8 +7,9 @@ from torch import nn
 
 from pfl_mobile import Head
 from pfl_mobile.modules.personalize import personalize
-from pfl_mobile.programs.made_up import batch_like
+from pfl_mobile.programs.made_up import batch_like, text_batch, text_context
 from pfl_mobile.programs.tasks import ClassificationTask, RegressionTask
+from pfl_mobile.text.encoder import BOS, EOS, PAD
 
 
 class Rated(nn.Module):
@@ -44,3 +45,26 @@ def test_ids_stay_within_the_model_and_values_keep_their_kind() -> None:
         found = batch_like({"x": values}, RegressionTask(), model)["x"]
         assert least <= float(found.min()) < float(found.max()) <= most
         assert bool((found == found.round()).all()) == (values is flags)
+
+
+def test_made_up_texts_are_rows_as_an_encoder_gives_them() -> None:
+    rows = text_batch(6, 8, 50)
+    tokens, labels, weight = rows["tokens"], rows["labels"], rows["weight"]
+    assert (tokens[:, 0] == BOS).all()
+    for row in range(6):
+        end = int((labels[row] == EOS).nonzero()[0, 0])
+        assert torch.equal(tokens[row, 1 : end + 1], labels[row, :end]), "each label is the next token"
+        assert (labels[row, end + 1 :] == PAD).all()
+        assert (tokens[row, end + 1 :] == PAD).all()
+        assert weight[row].sum() == end, "words count, ends do not"
+    assert len({int((row == EOS).nonzero()[0, 0]) for row in labels}) > 1, "of several lengths"
+    assert int(tokens.max()) < 50
+    assert not torch.equal(tokens, text_batch(6, 8, 50, seed=1)["tokens"])
+
+
+def test_a_made_up_context_ends_at_its_position() -> None:
+    found = text_context(9, 50)
+    place = int(found["position"])
+    assert int(found["tokens"][0, 0]) == BOS
+    assert (found["tokens"][0, 1 : place + 1] > EOS).all()
+    assert (found["tokens"][0, place + 1 :] == PAD).all()

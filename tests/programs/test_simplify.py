@@ -69,8 +69,9 @@ def test_products_with_a_transposed_weight_read_the_weight_itself():
     assert called(simplified(lambda x, w, b: torch.addmm(b, x, w.t()), X, w, b)) == [aten.linear.default]
 
 
-def test_a_bias_that_is_a_matrix_is_no_linear():
-    w, b = torch.randn(5, 4), torch.randn(3, 5)
+@pytest.mark.parametrize("shape", [(3, 5), (1,)])
+def test_a_bias_that_is_not_one_value_for_each_output_makes_no_linear(shape):
+    w, b = torch.randn(5, 4), torch.randn(shape)
     graph = simplified(lambda x, w, b: torch.addmm(b, x, w.t()), X, w, b)
     assert aten.addmm.default in called(graph)
 
