@@ -28,7 +28,7 @@ from pfl_recipes.keyboard.gate import (
 )
 from pfl_recipes.keyboard.model import Keyboard, KeyboardConfig
 from pfl_recipes.keyboard.ngrams import build_table
-from pfl_recipes.keyboard.training import Noise, TrainConfig, recall, train_backbone
+from pfl_recipes.keyboard.training import InputNoise, TrainConfig, recall, train_backbone
 
 TEXTS = ["see you there", "see you at noon", "ok see you", "where are you", "at home, ok?"] * 4
 SIZES = KeyboardConfig(vocabulary=24, length=8, width=16, layers=1, heads=2, feed_forward=32, dropout=0.1)
@@ -185,14 +185,14 @@ def test_gate_and_everybodys_ngrams_are_fitted_and_moved_together() -> None:
 
 def test_noise_replaces_words_but_no_specials() -> None:
     tokens, labels, weight = (torch.as_tensor(rows(TEXTS)[n]) for n in ("tokens", "labels", "weight"))
-    noise = Noise(tokens, labels, weight, 24, 1.0)
+    noise = InputNoise(tokens, labels, weight, 24, 1.0)
     torch.manual_seed(0)
     noisy = noise(tokens)
     changed = noisy != tokens
     assert bool(changed.any())
     assert not bool(changed[tokens < 4].any())
     assert int(noisy[changed].min()) >= 4
-    assert torch.equal(Noise(tokens, labels, weight, 24, 0.0)(tokens), tokens)
+    assert torch.equal(InputNoise(tokens, labels, weight, 24, 0.0)(tokens), tokens)
 
 
 def test_wrong_sizes_and_missing_text_are_named() -> None:

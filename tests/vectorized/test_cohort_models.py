@@ -12,7 +12,7 @@ from torch import nn
 from pfl_mobile import ClassificationTask, Head, LoRA, TokenTask, personalize
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.vectorized.cohort import CohortTrainer
-from pfl_mobile.vectorized.lanes import Client
+from pfl_mobile.vectorized.lanes import SimulatedClient
 from pfl_mobile.vectorized.steps import Steps
 from tests.backbones import CNN, Decoder, RecurrentLM
 from tests.simulation.alone import Alone, assert_same, assert_sum_is_of_the_changes
@@ -119,7 +119,7 @@ def test_model_in_a_cohort_equals_each_client_alone(name: str, lanes: int) -> No
     batch = {k: torch.from_numpy(v) for k, v in make(BATCH, 99).items()}
     alone, trainer = Alone(model, task, batch), CohortTrainer(model, task, batch, lanes=lanes)
     sizes = (9, 1, 26, 3, 18, 70)
-    cohort = [Client(make(count, k), seed=k) for k, count in enumerate(sizes)]
+    cohort = [SimulatedClient(make(count, k), seed=k) for k, count in enumerate(sizes)]
     start = varied(model)
     phases: list[dict[str, Any]] = [
         {"kind": "train", "epochs": 2, "optimizer": {"kind": "sgd", "lr": 0.05}, "schedule": "linear"},
@@ -177,7 +177,7 @@ def wide() -> Any:
 @pytest.mark.parametrize("name", list(LATE))
 def test_a_late_weight_is_there_for_whoever_reads_it(name: str, lanes: int, wide: Any) -> None:
     model, alone, trainers, make = wide
-    cohort = [Client(make(count, k), seed=k) for k, count in enumerate((9, 1, 26, 3, 18, 170, 70))]
+    cohort = [SimulatedClient(make(count, k), seed=k) for k, count in enumerate((9, 1, 26, 3, 18, 170, 70))]
     start = varied(model)
     plan = Plan.model_validate({"phases": LATE[name]})
     sets = {"initial": {n: v.numpy() for n, v in model.values().items()}, "global": start}
@@ -189,7 +189,7 @@ def test_a_late_weight_is_there_for_whoever_reads_it(name: str, lanes: int, wide
 @pytest.mark.parametrize("lanes", [1, 3, 8])
 def test_a_sum_against_other_values_than_the_start_s(lanes: int, wide: Any) -> None:
     model, _, trainers, make = wide
-    cohort = [Client(make(count, k), seed=k) for k, count in enumerate((9, 1, 26, 170))]
+    cohort = [SimulatedClient(make(count, k), seed=k) for k, count in enumerate((9, 1, 26, 170))]
     cohort[1].tensors = {"hidden.weight": varied(model)["hidden.weight"]}
     cohort[2].rows["x"][1] = np.inf
     initial = {n: v.numpy() for n, v in model.values().items()}
