@@ -51,7 +51,7 @@ def test_inspect_shows_a_name_as_it_is(tiny_bundle: Path, capsys: pytest.Capture
 
 def test_inspect_json(pfl: Run, tiny_bundle: Path) -> None:
     found = pfl("inspect", tiny_bundle, "--json").json
-    assert found["roles"]["personal"]["tensors"] == len(found["tensors"]) == 14
+    assert found["roles"]["personal"]["tensors"] == len(found["tensors"]) == 10
     assert sum(t["bytes"] for t in found["tensors"]) == found["roles"]["personal"]["bytes"]
     assert set(found["engines"]) == {"onnxruntime", "torch"}
     assert found["signature"] == {"signed_by": None, "pinned": False}
