@@ -16,7 +16,7 @@ from attack.threats import ATTACKS, TARGET, Poisoned, Scaling, with_trigger
 from pfl_mobile import data
 from pfl_mobile.data.populations import Population
 from pfl_mobile.errors import TrainingError
-from pfl_mobile.merge.rules import Rule, create_rule
+from pfl_mobile.merge.rules import MergeRule, create_rule
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.random import permutation
 from pfl_mobile.simulation.engine import LocalEngine
@@ -127,7 +127,7 @@ def run(settings: Settings, case: Case, population: Population | None = None) ->
         population: in place of the dataset.
     """
     honest = users(settings, case.seed) if population is None else population
-    rule: Rule = create_rule(case.rule, **RULES[case.rule])
+    rule: MergeRule = create_rule(case.rule, **RULES[case.rule])
     study = Study(
         functools.partial(Net, settings.hidden),
         honest,

@@ -362,10 +362,10 @@ class Prepared:
         """What FedAvg lets a device do: take the server's values over, then one epoch of SGD."""
         from pfl_mobile.plan.optimizers import Sgd
         from pfl_mobile.strategies.fedavg import FedAvg
-        from pfl_mobile.strategies.state import Context, Local
+        from pfl_mobile.strategies.state import Local, RoundContext
 
         local = Local(epochs=1, optimizer=Sgd(lr=self.workload.lr))
-        return FedAvg().plan(Context(tuple(self.personalized().device_tensors()), local))
+        return FedAvg().plan(RoundContext(tuple(self.personalized().device_tensors()), local))
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:

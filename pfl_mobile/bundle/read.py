@@ -12,7 +12,7 @@ from pfl_mobile.bundle.content import GoldenCase, check_values, golden_cases
 from pfl_mobile.bundle.manifest import FileEntry, Manifest, parse_manifest
 from pfl_mobile.bundle.paths import MANIFEST, SIGNATURE
 from pfl_mobile.bundle.sign import MAX_SIGNATURE_BYTES, PublicKey, verify
-from pfl_mobile.bundle.source import FolderSource, Source, no_manifest, open_source
+from pfl_mobile.bundle.source import BundleSource, FolderSource, no_manifest, open_source
 from pfl_mobile.bundle.stream import Progress, copy
 from pfl_mobile.errors import (
     BundleTooLargeError,
@@ -189,7 +189,7 @@ class Bundle:
         return {use: self.path(name) for use, name in self.manifest.engine(engine).files.items()}
 
     def _unpack(
-        self, source: Source, cache_dir: str | os.PathLike[str] | None, progress: Progress | None
+        self, source: BundleSource, cache_dir: str | os.PathLike[str] | None, progress: Progress | None
     ) -> None:
         needed = self.manifest.measured.total_bytes + len(self.manifest_bytes) + MAX_SIGNATURE_BYTES
         with disk_errors(cache_dir or tempfile.gettempdir()):
@@ -211,7 +211,7 @@ class Bundle:
         self.folder = Path(folder)
 
 
-def _check_presence(source: Source, manifest: Manifest, max_bytes: int) -> None:
+def _check_presence(source: BundleSource, manifest: Manifest, max_bytes: int) -> None:
     """Names and lengths, before any large file is read."""
     total = manifest.measured.total_bytes
     if total > max_bytes:
@@ -235,7 +235,9 @@ def _check_presence(source: Source, manifest: Manifest, max_bytes: int) -> None:
             raise _other_length(path, expected.bytes, sizes[path])
 
 
-def _check_files(source: Source, manifest: Manifest, target: Path | None, progress: Progress | None) -> None:
+def _check_files(
+    source: BundleSource, manifest: Manifest, target: Path | None, progress: Progress | None
+) -> None:
     """Read every file once, and put it into ``target`` on the way."""
     done = 0
     for path, expected in manifest.files.items():

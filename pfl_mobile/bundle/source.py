@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _AGAIN = "obtain the bundle again, or export it again"
 
 
-class Source(Protocol):
+class BundleSource(Protocol):
     """Files by their path in the bundle."""
 
     def files(self) -> Iterator[tuple[str, int]]:
@@ -55,15 +55,15 @@ class FolderSource:
         self.folder = folder
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """See `Source`."""
+        """See `BundleSource`."""
         yield from self._scan(self.folder, "")
 
     def chunks(self, path: str, limit: int) -> Iterator[bytes]:
-        """See `Source`."""
+        """See `BundleSource`."""
         return chunks_of(path, self.folder / path, limit=limit, links=False)
 
     def small(self, path: str, limit: int) -> bytes | None:
-        """See `Source`."""
+        """See `BundleSource`."""
         if os.path.islink(self.folder / path):
             raise _link(path)
         try:
@@ -72,7 +72,7 @@ class FolderSource:
             return None
 
     def close(self) -> None:
-        """See `Source`."""
+        """See `BundleSource`."""
 
     def _scan(self, folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
         try:
@@ -107,12 +107,12 @@ class ZipSource:
             raise
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """See `Source`."""
+        """See `BundleSource`."""
         for path, info in self._entries.items():
             yield path, info.file_size
 
     def chunks(self, path: str, limit: int) -> Iterator[bytes]:
-        """See `Source`."""
+        """See `BundleSource`."""
         try:
             with self._archive.open(self._entries[path]) as file:
                 while limit >= 0 and (chunk := file.read(CHUNK)):
@@ -124,13 +124,13 @@ class ZipSource:
             raise UnreadableFileError(f"cannot read {path} in the zip: {error}", mend=_AGAIN) from error
 
     def small(self, path: str, limit: int) -> bytes | None:
-        """See `Source`."""
+        """See `BundleSource`."""
         if path not in self._entries:
             return None
         return _at_most(path, self.chunks(path, limit), limit)
 
     def close(self) -> None:
-        """See `Source`."""
+        """See `BundleSource`."""
         self._archive.close()
 
     def _check(self, info: zipfile.ZipInfo) -> tuple[str, zipfile.ZipInfo]:
@@ -161,7 +161,7 @@ class ZipSource:
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path) -> BundleSource:
     """The folder or zip at ``path``.
 
     Raises:
@@ -176,7 +176,7 @@ def open_source(path: Path) -> Source:
     return ZipSource(path)
 
 
-def no_manifest(path: Path, source: Source) -> MissingFileError:
+def no_manifest(path: Path, source: BundleSource) -> MissingFileError:
     """The error for a source without a manifest; its mend looks one folder deeper."""
     inner = [name for name in _first(source, 1000) if name.endswith("/" + MANIFEST)]
     mend = f"give the folder of a bundle, or its {path.suffix or '.pflb'} zip"
@@ -185,7 +185,7 @@ def no_manifest(path: Path, source: Source) -> MissingFileError:
     return MissingFileError(f"{path} has no {MANIFEST}, so it is not a bundle", mend=mend)
 
 
-def _first(source: Source, count: int) -> list[str]:
+def _first(source: BundleSource, count: int) -> list[str]:
     try:
         return [path for (path, _), _ in zip(source.files(), range(count), strict=False)]
     except (UnsafePathError, UnreadableFileError):

@@ -27,7 +27,7 @@ def list_datasets(as_json: Json = False) -> None:
     for name in data.names():
         dataset = data.find(name)
         obtained = "generated"
-        if isinstance(dataset, data.Source):
+        if isinstance(dataset, data.PublishedDataset):
             obtained = "download" if dataset.obtain else "by hand"
             obtained = "here" if cache.path_of(dataset).exists() else obtained
         found.append(
@@ -68,7 +68,7 @@ def get(
             summary: dict[str, Any] = {**messages.summary(), "left_out": messages.counts_left_out()}
         else:
             summary = data.summary(data.population(name, from_file=from_file, progress=report))
-    path = str(cache.path_of(entry)) if isinstance(entry, data.Source) else None
+    path = str(cache.path_of(entry)) if isinstance(entry, data.PublishedDataset) else None
     if as_json:
         print_json({**summary, "path": path})
         return

@@ -157,7 +157,7 @@ def _readme(recipe: Recipe, name: str) -> str:
 
     entry = data.find(recipe.data)
     where = ", generated. Figures on it show what a method can do, no more."
-    if isinstance(entry, data.Source):
+    if isinstance(entry, data.PublishedDataset):
         how = "it is downloaded when it is needed" if entry.obtain else entry.where
         where = f" ({entry.licence}): {how}."
     return _README.format(name=name, template=recipe.name, title=recipe.title, data=recipe.data, where=where)

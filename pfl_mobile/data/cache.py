@@ -16,7 +16,7 @@ from typing import IO
 
 import numpy as np
 
-from pfl_mobile.data.registry import ArrayDataset, Dataset, Source, Table
+from pfl_mobile.data.registry import ArrayDataset, Dataset, PublishedDataset, Table
 from pfl_mobile.data.usertext import Left, Message, UserText
 from pfl_mobile.errors import DataError
 from pfl_mobile.files.places import cache_dir
@@ -24,7 +24,7 @@ from pfl_mobile.files.places import cache_dir
 _STALE_SECONDS = 24 * 3600.0
 
 
-def path_of(dataset: Source) -> Path:
+def path_of(dataset: PublishedDataset) -> Path:
     """Where the parsed form of a dataset lies; another source file or parser has another name."""
     key = hashlib.sha256("|".join([str(dataset.version), *sorted(dataset.files)]).encode()).hexdigest()[:12]
     kind = "npz" if isinstance(dataset, ArrayDataset) else "jsonl"
@@ -77,7 +77,7 @@ def write_table(dataset: ArrayDataset, table: Table) -> Path:
 
 
 @contextlib.contextmanager
-def _replacing(dataset: Source) -> Iterator[IO[bytes]]:
+def _replacing(dataset: PublishedDataset) -> Iterator[IO[bytes]]:
     """A new file that takes the place of the cached one when all of it is written."""
     target = path_of(dataset)
     with workplace() as folder:

@@ -15,10 +15,10 @@ from pfl_mobile.data.registry import (
     DATASETS,
     ArrayDataset,
     Dataset,
-    Entry,
     Generator,
     Progress,
-    Source,
+    PublishedDataset,
+    RegisteredDataset,
     Table,
     find,
     names,
@@ -140,7 +140,7 @@ def population(
 
 
 def _check_options(
-    entry: Entry, build: Callable[..., Any], options: Mapping[str, object], given: int
+    entry: RegisteredDataset, build: Callable[..., Any], options: Mapping[str, object], given: int
 ) -> None:
     """Refuse options that ``build`` does not have; ``given`` of its first parameters are not options."""
     known = list(inspect.signature(build).parameters.values())[given:]
@@ -179,7 +179,7 @@ def load(source: str | Path, progress: Progress | None = None, *, unique: bool =
 
 
 def _cached(
-    dataset: Source,
+    dataset: PublishedDataset,
     from_file: str | Path | None,
     report: Progress,
     read: Callable[[], Parsed | None],
@@ -204,7 +204,7 @@ def _cached(
 
 
 def _store(
-    dataset: Source,
+    dataset: PublishedDataset,
     path: Path,
     report: Progress,
     parse: Callable[[Path], Parsed],

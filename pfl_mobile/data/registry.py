@@ -25,7 +25,7 @@ Table = Mapping[str, np.ndarray]
 #: ``progress(what, fraction)``: what is being done, and how much of it (None where nobody can tell).
 Progress = Callable[[str, float | None], None]
 
-Known = TypeVar("Known", bound="Entry")
+Known = TypeVar("Known", bound="RegisteredDataset")
 
 
 def silent(what: str, fraction: float | None = None) -> None:
@@ -33,7 +33,7 @@ def silent(what: str, fraction: float | None = None) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class RegisteredDataset:
     """What every known dataset has.
 
     Args:
@@ -48,7 +48,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(Entry):
+class PublishedDataset(RegisteredDataset):
     """A dataset that is read from a file which somebody publishes.
 
     Args:
@@ -66,7 +66,7 @@ class Source(Entry):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset(Source):
+class Dataset(PublishedDataset):
     """Messages by user.
 
     Args:
@@ -82,7 +82,7 @@ class Dataset(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArrayDataset(Source):
+class ArrayDataset(PublishedDataset):
     """Numbers by user, read from a file.
 
     Args:
@@ -95,7 +95,7 @@ class ArrayDataset(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generator(Entry):
+class Generator(RegisteredDataset):
     """Numbers by user, drawn at random from a seed.
 
     Args:
@@ -106,7 +106,7 @@ class Generator(Entry):
     build: Callable[..., Population]
 
 
-DATASETS: Registry[Entry] = Registry("dataset", "pfl_mobile.data")
+DATASETS: Registry[RegisteredDataset] = Registry("dataset", "pfl_mobile.data")
 
 
 def register(dataset: Known) -> Known:
@@ -120,7 +120,7 @@ def names() -> list[str]:
     return DATASETS.names()
 
 
-def find(name: str) -> Entry:
+def find(name: str) -> RegisteredDataset:
     """The dataset of this name.
 
     Raises:

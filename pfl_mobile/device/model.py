@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pfl_mobile.bundle.read import Bundle
     from pfl_mobile.engines.base import Session as EngineSession
-    from pfl_mobile.local.session import Encoder, Session
+    from pfl_mobile.local.session import Encoder, TrainingSession
     from pfl_mobile.local.state import ModelId
     from pfl_mobile.plan.select import TensorEntry
 
@@ -41,7 +41,7 @@ class Model:
     """
 
     id: ModelId
-    session: Session
+    session: TrainingSession
     tensors: Sequence[TensorEntry]
     initial: Mapping[str, np.ndarray]
     encoder: Encoder | None = None

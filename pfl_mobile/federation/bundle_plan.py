@@ -7,7 +7,7 @@ from typing import Any
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.plan.schema import Plan
-from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.state import RoundContext
 from pfl_mobile.strategies.strategy import Strategy, take_over
 
 #: The strategy that is what the bundle says, by name.
@@ -26,7 +26,7 @@ class BundlePlan(Strategy):
 
     text: str = field(repr=False)
 
-    def plan(self, at: Context) -> Plan:
+    def plan(self, at: RoundContext) -> Plan:
         """The device's part of a round.
 
         Raises:

@@ -9,7 +9,7 @@ from pfl_mobile.errors import ConfigError, PrivacyError, TooFewUpdatesError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pfl_mobile.merge.rules import Rule
+    from pfl_mobile.merge.rules import MergeRule
     from pfl_mobile.modules.roles import DeviceTensorInfo
     from pfl_mobile.plan.schema import Plan
     from pfl_mobile.privacy.config import PrivacyConfig
@@ -38,7 +38,7 @@ def check_groups(strategy: Strategy, table: Sequence[DeviceTensorInfo], *, group
 
 
 def check_merge(
-    strategy: Strategy, table: Sequence[DeviceTensorInfo], rule: Rule, privacy: PrivacyConfig | None
+    strategy: Strategy, table: Sequence[DeviceTensorInfo], rule: MergeRule, privacy: PrivacyConfig | None
 ) -> None:
     """Refuse a rule that the strategy's merge goes around, and noise of the aggregator that would hide nobody.
 
@@ -62,7 +62,7 @@ def check_merge(
         )
 
 
-def check_cohort(rule: Rule, privacy: PrivacyConfig | None, cohort: int) -> None:
+def check_cohort(rule: MergeRule, privacy: PrivacyConfig | None, cohort: int) -> None:
     """Refuse cohorts that the noise was not computed for, or of which a full one is too few for the rule.
 
     Raises:

@@ -16,7 +16,7 @@ from pfl_mobile.files.describe import describe
 from pfl_mobile.strategies import Local, Strategy, create, entries
 
 if TYPE_CHECKING:
-    from pfl_mobile.strategies import Entry, Weighting
+    from pfl_mobile.strategies import RegisteredStrategy, Weighting
 
 #: Name and hyper-parameters.
 Named = tuple[str, dict[str, Any]]
@@ -124,7 +124,7 @@ def _fairness(weighting: Weighting) -> Named | None:
     return None
 
 
-def _parameters(entry: Entry, *holders: object) -> dict[str, Any] | None:
+def _parameters(entry: RegisteredStrategy, *holders: object) -> dict[str, Any] | None:
     """The entry's hyper-parameters as the holders have them; None where one is missing or no JSON value."""
     found: dict[str, Any] = {}
     for name, parameter in inspect.signature(entry.make).parameters.items():

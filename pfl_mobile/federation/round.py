@@ -25,14 +25,14 @@ from pfl_mobile.federation.checks import check_cohort, check_groups, check_merge
 from pfl_mobile.merge.bounds import bounded_losses
 from pfl_mobile.merge.private import PrivateRule
 from pfl_mobile.merge.rows import Rows, ScaledRows, finite_norms
-from pfl_mobile.merge.rules import Average, Rule
+from pfl_mobile.merge.rules import Average, MergeRule
 from pfl_mobile.merge.updates import Sums, Updates
 from pfl_mobile.plan.check import check_plan, named_sets
 from pfl_mobile.privacy.clipping import clip_factors
 from pfl_mobile.protocol.update_file import layout_of
 from pfl_mobile.strategies.maxfl import OWN_LOSS
 from pfl_mobile.strategies.server_state_file import plain_numbers
-from pfl_mobile.strategies.state import Context, Local, Server, Values
+from pfl_mobile.strategies.state import Local, RoundContext, Server, Values
 from pfl_mobile.strategies.strategy import Strategy
 from pfl_mobile.strategies.weighting import SENT_LOSS, SummedBy, Weighting, weights_of
 
@@ -154,7 +154,7 @@ class RoundDefinition:
     local: Local
     table: Sequence[DeviceTensorInfo]
     cohort: int = field(kw_only=True)
-    rule: Rule = field(default_factory=Average, kw_only=True)
+    rule: MergeRule = field(default_factory=Average, kw_only=True)
     privacy: PrivacyConfig | None = field(default=None, kw_only=True)
     groups: bool = field(default=False, kw_only=True)
     bounds: Bounds | None = field(default=None, kw_only=True)
@@ -215,7 +215,7 @@ class RoundDefinition:
             ConfigError: the strategy does not fit the model.
             PrivacyError: devices would report what their own noise does not hide.
         """
-        plan = self.strategy.plan(Context(self.table, self.local, number, seed))
+        plan = self.strategy.plan(RoundContext(self.table, self.local, number, seed))
         if self.privacy is not None:
             check_own_noise(self.privacy, plan)
         return plan
@@ -309,7 +309,7 @@ class RoundDefinition:
         self._check_accounted(private)
         rows = received.rows
         changes, bounded, bound = rows, rows, np.inf
-        rule: Rule | PrivateRule = self.rule
+        rule: MergeRule | PrivateRule = self.rule
         if self.privacy is None or private is None:
             norms = None
         else:

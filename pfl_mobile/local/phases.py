@@ -75,7 +75,7 @@ class Work:
 
 
 @dataclass
-class Context:
+class PhaseContext:
     """What phases read: the plan's tensors, the engine, named sets, the training examples.
 
     ``after_step(work, loss, seconds)`` returns False to stop (cancelled).
@@ -122,7 +122,7 @@ def named_set(name: str, work: Work, sets: Mapping[str, Set]) -> Set:
     raise UnknownNameError(f"the plan names a set {name!r} that is not there", mend=near(name, known))
 
 
-def run_phases(plan: Plan, work: Work, context: Context) -> bool:
+def run_phases(plan: Plan, work: Work, context: PhaseContext) -> bool:
     """Run the phases from where ``work`` stands; False if cancelled."""
     steps = plan.steps()
     for name, start in plan.copies.items():
@@ -136,14 +136,14 @@ def run_phases(plan: Plan, work: Work, context: Context) -> bool:
     return True
 
 
-def remember(plan: Plan, work: Work, context: Context) -> None:
+def remember(plan: Plan, work: Work, context: PhaseContext) -> None:
     """Run again, on the context's rows, the phases that remember examples: ``Plan.remember_holdout``."""
     for phase in plan.distinct_steps():
         if phase.remembers:
             _run(phase, work, context)
 
 
-def _run(phase: Step, work: Work, context: Context) -> bool:
+def _run(phase: Step, work: Work, context: PhaseContext) -> bool:
     """Run one phase, a train phase from ``work.step`` on; False if cancelled."""
     match phase:
         case TrainPhase():
@@ -165,7 +165,7 @@ def _run(phase: Step, work: Work, context: Context) -> bool:
     return True
 
 
-def _train(phase: TrainPhase, work: Work, context: Context) -> bool:
+def _train(phase: TrainPhase, work: Work, context: PhaseContext) -> bool:
     group = select(phase.group, context.table)
     rows = weighted_rows(context.rows, "training rows")
     count, size = len(rows["weight"]), context.programs.batch_size
@@ -238,7 +238,7 @@ def _gradient_batches(
 
 
 def _gradient(
-    batches: list[Rows], point: Set, work: Work, context: Context
+    batches: list[Rows], point: Set, work: Work, context: PhaseContext
 ) -> tuple[dict[str, np.ndarray], float]:
     """Gradient of the mean loss over the batches together, and that loss.
 
@@ -257,14 +257,14 @@ def _gradient(
     return update.mean_gradients(sums, weight), loss / weight
 
 
-def _move(phase: MovePhase, work: Work, context: Context) -> None:
+def _move(phase: MovePhase, work: Work, context: PhaseContext) -> None:
     group = select(phase.group, context.table)
     x = named_set(phase.moves, work, context.sets)
     y = named_set(phase.toward, work, context.sets)
     _store(phase.moves, update.toward({n: x[n] for n in group}, y, phase.rate), work)
 
 
-def _combine(phase: CombinePhase, work: Work, context: Context) -> None:
+def _combine(phase: CombinePhase, work: Work, context: PhaseContext) -> None:
     group = select(phase.group, context.table)
     terms = [
         (named_set(t.of, work, context.sets), t.times / work.rate if t.per == "rate" else t.times)
@@ -274,7 +274,7 @@ def _combine(phase: CombinePhase, work: Work, context: Context) -> None:
     _store(phase.makes, made, work)
 
 
-def _measure(at: str, metric: str, work: Work, context: Context) -> float:
+def _measure(at: str, metric: str, work: Work, context: PhaseContext) -> float:
     """A metric of the training rows, gradient-trained tensors taken from the set ``at``."""
     values = named_set(at, work, context.sets)
     names = {t.name for t in context.table if t.update == "gradient"}
@@ -292,7 +292,7 @@ def _measure(at: str, metric: str, work: Work, context: Context) -> float:
     return metrics[metric]
 
 
-def _choose(phase: ChoosePhase, work: Work, context: Context) -> None:
+def _choose(phase: ChoosePhase, work: Work, context: PhaseContext) -> None:
     group = select(phase.group, context.table)
     losses = [_measure(name, "loss", work, context) for name in phase.among]
     best = losses.index(min(losses))
@@ -301,7 +301,7 @@ def _choose(phase: ChoosePhase, work: Work, context: Context) -> None:
     work.reports[phase.report] = float(best)
 
 
-def _assign(phase: AssignSlotsPhase, work: Work, context: Context) -> None:
+def _assign(phase: AssignSlotsPhase, work: Work, context: PhaseContext) -> None:
     if context.encoder is None or context.texts is None:
         raise ConfigError(
             "the plan assigns vocabulary slots but the examples are arrays",
@@ -318,7 +318,7 @@ def _assign(phase: AssignSlotsPhase, work: Work, context: Context) -> None:
     context.rows = dict(context.encoder.encode(context.texts, drop_unknown=True))
 
 
-def _memorize(phase: MemorizePhase, work: Work, context: Context) -> None:
+def _memorize(phase: MemorizePhase, work: Work, context: PhaseContext) -> None:
     following, before = phase.memory(context.table)
     rows = context.rows
     missing = {"tokens", "labels", "weight"} - rows.keys()
@@ -336,7 +336,7 @@ def _store(name: str, values: Set, work: Work) -> None:
         work.copies[name] = {**work.copies.get(name, {}), **values}
 
 
-def _optional(name: str | None, work: Work, context: Context) -> Set | None:
+def _optional(name: str | None, work: Work, context: PhaseContext) -> Set | None:
     return None if name is None else named_set(name, work, context.sets)
 
 

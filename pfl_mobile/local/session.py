@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pfl_mobile.text.blocked import BlockList
 
 
-class Session(Protocol):
+class TrainingSession(Protocol):
     """A loaded bundle that runs ``evaluate`` and ``gradients`` (see ``pfl_mobile.engines``)."""
 
     @property
@@ -55,7 +55,7 @@ class Programs:
         tensors: names of all device tensors.
     """
 
-    def __init__(self, session: Session, tensors: Iterable[str]) -> None:
+    def __init__(self, session: TrainingSession, tensors: Iterable[str]) -> None:
         """Read the input names and the batch size from the programs."""
         self.session = session
         known = set(tensors)

@@ -27,9 +27,9 @@ from pfl_mobile.errors import (
 )
 from pfl_mobile.files.sealed import digest
 from pfl_mobile.local import checkpoint, guard
-from pfl_mobile.local.phases import Context, Work, kept_copies, remember, run_phases, served
+from pfl_mobile.local.phases import PhaseContext, Work, kept_copies, remember, run_phases, served
 from pfl_mobile.local.report import Cancel, Progress, Trained, TrainReport
-from pfl_mobile.local.session import Encoder, Programs, Session
+from pfl_mobile.local.session import Encoder, Programs, TrainingSession
 from pfl_mobile.local.state import Loaded, PersonalState, PersonalStateStore
 from pfl_mobile.plan.check import check_plan
 from pfl_mobile.rows import Rows, check_rows
@@ -76,7 +76,7 @@ class LocalTrainer:
 
     def __init__(
         self,
-        session: Session,
+        session: TrainingSession,
         plan: Plan,
         tensors: Sequence[TensorEntry],
         initial: Mapping[str, np.ndarray],
@@ -258,7 +258,7 @@ class _Run:
         encoder = None if trainer.encoder is None else trainer.encoder.with_words(work.words)
         if work.words != start.words and encoder is not None and texts is not None:
             rows = trainer._encode(self.train, work.words, True, "training")
-        context = Context(
+        context = PhaseContext(
             trainer.programs, trainer.tensors, trainer.sets, plan.seed, lambda *_: True, rows, encoder, texts
         )
 
@@ -314,7 +314,9 @@ class _Run:
             for examples in (self.train, self.holdout_examples)
         ]
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        every = Context(trainer.programs, trainer.tensors, trainer.sets, plan.seed, lambda *_: True, rows)
+        every = PhaseContext(
+            trainer.programs, trainer.tensors, trainer.sets, plan.seed, lambda *_: True, rows
+        )
         remember(plan, work, every)
 
     def _resume(self, job: str) -> Work | None:

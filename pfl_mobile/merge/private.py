@@ -18,7 +18,7 @@ OwnWeight = Callable[[Mapping[str, float], float], float]
 PRIVATE_MEND = "choose a strategy that `pfl strategies --json` shows as private, or run without privacy"
 
 
-class Bounds(Protocol):
+class NoisyBounds(Protocol):
     """What a private merge asks of the federation's privacy; ``PrivacyConfig`` is one."""
 
     @property
@@ -43,7 +43,7 @@ class PrivateRule:
         merge: ``(rows, weights float64 [n])`` to the private mean, float32 [P]; asked once a round.
     """
 
-    config: Bounds
+    config: NoisyBounds
     merge: Callable[[Rows, np.ndarray], np.ndarray]
 
     def own_weights(

@@ -16,7 +16,7 @@ import numpy as np
 from pfl_mobile.errors import NonFiniteError, TooFewUpdatesError
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.merge.rows import Rows, by_columns, finite_gram, finite_norms, weighted_sum
-from pfl_mobile.merge.rules import Mean, Rule, parts_of, rule
+from pfl_mobile.merge.rules import Mean, MergeRule, parts_of, rule
 
 Attackers = Annotated[
     float,
@@ -45,7 +45,7 @@ def _enough(name: str, count: int, attackers: float, needed: int) -> None:
     paper="Sun, Kairouz, Suresh, McMahan 2019, Can you really backdoor federated learning? (arXiv 1911.07963)",
 )
 @dataclass(frozen=True, kw_only=True)
-class NormBound(Rule):
+class NormBound(MergeRule):
     """sum_i w_i min(1, M / |x_i|) x_i / sum_i w_i, with L2 norms over all values together.
 
     An attacker moves the mean by at most M times its part of the weight, so scaled updates lose their scale; those
@@ -69,7 +69,7 @@ class NormBound(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ByValue(Rule):
+class _ByValue(MergeRule):
     """Base of the rules that take each value by itself, from the sorted values of all updates.
 
     Updates of weight 0 are left out and all others count the same.
@@ -149,7 +149,7 @@ class TrimmedMean(_ByValue):
     "gradient descent (NeurIPS)",
 )
 @dataclass(frozen=True, kw_only=True)
-class Krum(Rule):
+class Krum(MergeRule):
     """The update x_i with the least sum of squared distances to its n - f - 2 nearest others (the paper's section 4).
 
     f = ceil(attackers n), and n >= 2 f + 3 is needed. Of equal sums the first counts. Weights do not count, but
@@ -227,7 +227,7 @@ class MultiKrum(Krum):
     paper="Pillutla, Kakade, Harchaoui 2022, Robust aggregation for federated learning (arXiv 1912.13445)",
 )
 @dataclass(frozen=True, kw_only=True)
-class GeometricMedian(Rule):
+class GeometricMedian(MergeRule):
     """argmin over v of sum_i w_i |v - x_i| by the smoothed Weiszfeld algorithm (RFA, the paper's algorithm 2):
 
         beta_i = w_i / max(smoothing, |v - x_i|),    v <- sum_i beta_i x_i / sum_i beta_i

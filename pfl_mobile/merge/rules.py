@@ -18,7 +18,7 @@ from pfl_mobile.hyperparameters import check_ranges, described
 from pfl_mobile.merge.rows import COLUMNS, GROUP, Rows, weighted_sum
 from pfl_mobile.registry import Registry
 
-T = TypeVar("T", bound="type[Rule]")
+T = TypeVar("T", bound="type[MergeRule]")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Mean:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class MergeRule:
     """Makes one update of many."""
 
     #: Whether a sum of the updates is all that the rule needs, so that they can be added up where they arise.
@@ -79,7 +79,7 @@ class RuleEntry:
     name: str
     title: str
     paper: str
-    make: Callable[..., Rule]
+    make: Callable[..., MergeRule]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -95,7 +95,7 @@ RULES: Registry[RuleEntry] = Registry("merge rule", "pfl_mobile.merge")
 
 
 def rule(name: str, *, title: str, paper: str) -> Callable[[T], T]:
-    """Make a subclass of ``Rule`` known by a name."""
+    """Make a subclass of ``MergeRule`` known by a name."""
 
     def known(make: T) -> T:
         RULES.add(name, RuleEntry(name, title, paper, make), home=make.__module__)
@@ -109,7 +109,7 @@ def rule_entries() -> list[RuleEntry]:
     return list(RULES.all().values())
 
 
-def create_rule(name: str, **values: Any) -> Rule:
+def create_rule(name: str, **values: Any) -> MergeRule:
     """Build a merge rule by name.
 
     Raises:
@@ -161,7 +161,7 @@ def parts_of(count: int, weights: np.ndarray) -> np.ndarray:
     "(arXiv 1602.05629)",
 )
 @dataclass(frozen=True, kw_only=True)
-class Average(Rule):
+class Average(MergeRule):
     """sum_i w_i x_i / sum_i w_i. One update can move it as far as it likes."""
 
     additive: ClassVar[bool] = True

@@ -11,7 +11,7 @@ from pfl_mobile.errors import ConfigError, PrivacyError, near
 from pfl_mobile.merge.bounds import bounded_parts, largest_part, lowered
 from pfl_mobile.merge.private import PRIVATE_MEND, OwnWeight, PrivateRule
 from pfl_mobile.merge.rows import COLUMNS, GROUP, MatrixRows, Rows, weighted_sum
-from pfl_mobile.merge.rules import Average, Mean, Rule, parts_of
+from pfl_mobile.merge.rules import Average, Mean, MergeRule, parts_of
 from pfl_mobile.plan.upload import UpdateLayout
 
 
@@ -59,13 +59,13 @@ class Updates:
         groups: Sequence[str],
         population: int,
         *,
-        rule: Rule | PrivateRule | None = None,
+        rule: MergeRule | PrivateRule | None = None,
         threads: int = 1,
         most: float | None = None,
     ) -> None:
         self.layout, self.clients, self.groups, self.population = layout, clients, groups, population
         self.most = most
-        self.rule: Rule | PrivateRule = Average() if rule is None else rule
+        self.rule: MergeRule | PrivateRule = Average() if rule is None else rule
         self.merged: Mean | None = None
         self._rows: Rows = MatrixRows(changes) if isinstance(changes, np.ndarray) else changes
         self._examples, self._steps, self._reports = examples, steps, reports
@@ -279,7 +279,7 @@ class Updates:
 
     # -- made from these
 
-    def under(self, rule: Rule | PrivateRule) -> Updates:
+    def under(self, rule: MergeRule | PrivateRule) -> Updates:
         """The same updates, merged by another rule (PrivacyError: this one is private)."""
         return self.replaced(rule=rule)
 

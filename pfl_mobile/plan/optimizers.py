@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pfl_mobile.plan.fields import Fraction, Frozen, NotNegative, Positive
+from pfl_mobile.fields import Frozen, NotNegative, Positive
+from pfl_mobile.plan.fields import Fraction
 
 
 class Sgd(Frozen):

@@ -24,7 +24,8 @@ from pydantic import Field, model_validator
 from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError, UnknownNameError, near
-from pfl_mobile.plan.fields import Frozen, Name, NotNegative, Patterns, Positive, Strength, check_own_name
+from pfl_mobile.fields import Frozen, NotNegative, Positive
+from pfl_mobile.plan.fields import Name, Patterns, Strength, check_own_name
 from pfl_mobile.plan.optimizers import Optimizer
 from pfl_mobile.plan.select import select
 

@@ -36,8 +36,9 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.fields import Frozen, NotNegative
 from pfl_mobile.files.reading import parse_json
-from pfl_mobile.plan.fields import Frozen, Name, NotNegative, Patterns, check_own_name
+from pfl_mobile.plan.fields import Name, Patterns, check_own_name
 from pfl_mobile.plan.phases import Phase, Step, distinct, unrolled, unrolled_count
 
 

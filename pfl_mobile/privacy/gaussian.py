@@ -9,8 +9,9 @@ import numpy as np
 from typing_extensions import override
 
 from pfl_mobile.errors import StateError
-from pfl_mobile.privacy.mechanism import Central, Inside, Positive
-from pfl_mobile.privacy.participation import Frozen, Poisson
+from pfl_mobile.fields import Frozen, Positive
+from pfl_mobile.privacy.mechanism import Central, Inside
+from pfl_mobile.privacy.participation import Poisson
 
 if TYPE_CHECKING:
     from typing import Self

@@ -18,9 +18,10 @@ import numpy as np
 from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError, StateError
+from pfl_mobile.fields import Whole
 from pfl_mobile.privacy.mechanism import Central, Mechanism
 from pfl_mobile.privacy.noise import BLOCK
-from pfl_mobile.privacy.participation import OnlyUnsampled, Unsampled, Whole
+from pfl_mobile.privacy.participation import OnlyUnsampled, Unsampled
 
 if TYPE_CHECKING:
     from pfl_mobile.privacy.noise import Noise

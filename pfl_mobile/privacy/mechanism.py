@@ -17,9 +17,10 @@ from typing_extensions import override
 
 from pfl_mobile.bundle.manifest import describe
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.fields import Frozen, NotNegative, Positive, Whole
 from pfl_mobile.files.atomic import atomic_write
 from pfl_mobile.privacy.limits import LEAST_CLIP_NORM, MOST_CLIP_NORM, delta_problem
-from pfl_mobile.privacy.participation import Frozen, Participation, Unsampled, Whole
+from pfl_mobile.privacy.participation import Participation, Unsampled
 
 if TYPE_CHECKING:
     import os
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from pfl_mobile.privacy.events import Event, Relation
     from pfl_mobile.privacy.noise import Noise
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ClipNorm = Annotated[float, Field(ge=LEAST_CLIP_NORM, le=MOST_CLIP_NORM)]
 Inside = Annotated[float, Field(gt=0, lt=1)]
 

@@ -11,21 +11,14 @@ import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
+from pfl_mobile.fields import Frozen, Whole
 from pfl_mobile.privacy.events import gaussian
 from pfl_mobile.privacy.limits import rounded_up
 
 if TYPE_CHECKING:
     from pfl_mobile.privacy.events import Event, Relation
-
-Whole = Annotated[int, Field(ge=1)]
-
-
-class Frozen(BaseModel):
-    """A part of a privacy configuration: it does not change, knows all of its fields, and has finite numbers only."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Unsampled(Frozen):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pfl_mobile.fields import Frozen, Positive, Whole
 from pfl_mobile.privacy.gaussian import AdaptiveClipping
-from pfl_mobile.privacy.mechanism import ClipNorm, Inside, NoiseMultiplier, Positive
-from pfl_mobile.privacy.participation import Frozen, Whole
+from pfl_mobile.privacy.mechanism import ClipNorm, Inside, NoiseMultiplier
 
 
 class _Flat(Frozen):

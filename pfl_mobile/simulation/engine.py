@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 RETRIES = 3
 
 
-class Engine(Protocol):
+class ClientEngine(Protocol):
     """Runs the jobs of a task, wherever; results come in the order of the cohort."""
 
     @property

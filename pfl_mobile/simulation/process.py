@@ -27,7 +27,7 @@ import torch
 from pfl_mobile.errors import PflError, SimulationError
 from pfl_mobile.simulation.shared import SharedFile, mapped
 from pfl_mobile.simulation.states import row
-from pfl_mobile.simulation.worker import EvaluateTask, Job, Memory, TrainTask, Worker
+from pfl_mobile.simulation.worker import EvaluateTask, Job, JobArrays, TrainTask, Worker
 
 #: Messages above this many bytes could fill a socket, so they wait until the worker listens.
 _SMALL = 32_000
@@ -49,7 +49,7 @@ class Files:
     stride: int
     width: int
 
-    def memory(self, job: Job) -> Memory:
+    def memory(self, job: Job) -> JobArrays:
         """What a job reads and writes, in this process."""
         return memory(
             job, self.pool.bytes(), self.changes.bytes(), self.states.bytes(), self.stride, self.width
@@ -62,10 +62,10 @@ class Files:
 
 def memory(
     job: Job, pool: np.ndarray, changes: np.ndarray, states: np.ndarray, stride: int, width: int
-) -> Memory:
+) -> JobArrays:
     """A job's rows in the bytes of the three files."""
     rows = job.rows
-    return Memory(
+    return JobArrays(
         pool,
         [row(r, stride, stride, states) if r >= 0 else None for r in job.reads],
         [row(w, stride, stride, states) for w in job.writes if w >= 0],

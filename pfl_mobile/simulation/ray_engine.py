@@ -18,7 +18,7 @@ from pfl_mobile.errors import ConfigError, MissingDependencyError, WorkerDiedErr
 from pfl_mobile.simulation.engine import RETRIES, one_thread
 from pfl_mobile.simulation.pool import Pool
 from pfl_mobile.simulation.process import SentError, raise_again, sent
-from pfl_mobile.simulation.worker import EvaluateTask, Job, Memory, Setup, TrainTask, Worker
+from pfl_mobile.simulation.worker import EvaluateTask, Job, JobArrays, Setup, TrainTask, Worker
 
 if TYPE_CHECKING:
     from pfl_mobile.simulation.states import States
@@ -181,7 +181,7 @@ def _job(name: str, key: int, references: list[Any], job: Job, before: list[np.n
         changes = np.zeros((job.rows.stop - job.rows.start, width), np.float32)
         after = np.zeros((count if keeps else 0, kept), np.float32)
         own = [None if row is None else row.copy() for row in before]
-        records = worker.run(task, job, Memory(_HERE["pool"], own, list(after), changes))
+        records = worker.run(task, job, JobArrays(_HERE["pool"], own, list(after), changes))
     except Exception as error:
         return sent(error)
     return records, changes, after

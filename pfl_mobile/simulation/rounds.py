@@ -16,20 +16,20 @@ from pfl_mobile.data.user_groups import Groups
 from pfl_mobile.data.user_rows import known_size
 from pfl_mobile.errors import ConfigError, TooFewUpdatesError
 from pfl_mobile.federation.round import Answer, RoundDefinition, RoundPlan
-from pfl_mobile.merge.rules import Average, Rule
+from pfl_mobile.merge.rules import Average, MergeRule
 from pfl_mobile.merge.updates import Updates
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.random import derive, uniform
 from pfl_mobile.simulation.checkpoint import RunFolder
 from pfl_mobile.simulation.cohorts import balanced, sample
-from pfl_mobile.simulation.engine import Engine, LocalEngine
+from pfl_mobile.simulation.engine import ClientEngine, LocalEngine
 from pfl_mobile.simulation.privacy import SimulatedPrivacy
 from pfl_mobile.simulation.records import RoundRecord, all_failed, summary
 from pfl_mobile.simulation.sending import Sent, send
 from pfl_mobile.simulation.settings import decisive, effective
 from pfl_mobile.simulation.states import RowFormat, kept_shapes
-from pfl_mobile.simulation.worker import EvaluateTask, Evaluation, Job, Record, Setup, TrainTask
-from pfl_mobile.strategies.state import Context, Local, Server
+from pfl_mobile.simulation.worker import ClientEvaluation, EvaluateTask, Job, Record, Setup, TrainTask
+from pfl_mobile.strategies.state import Local, RoundContext, Server
 from pfl_mobile.strategies.strategy import Strategy
 from pfl_mobile.strategies.weighting import SummedBy
 
@@ -45,7 +45,7 @@ _HOPELESS = 100
 
 
 @dataclass(frozen=True)
-class Trouble:
+class FailingDevice:
     """A device that failed in rounds.
 
     Attributes:
@@ -102,7 +102,7 @@ class Rounds:
         self,
         strategy: Strategy,
         setup: Setup,
-        engine: Engine | None = None,
+        engine: ClientEngine | None = None,
         *,
         local: Local,
         rounds: int,
@@ -115,7 +115,7 @@ class Rounds:
         groups: Groups | None = None,
         checkpoint_every: int = 1,
         choose: Callable[[int], Sequence[int] | np.ndarray] | None = None,
-        rule: Rule | None = None,
+        rule: MergeRule | None = None,
         privacy: PrivacyConfig | None = None,
         tamper: Callable[[int, Updates], Updates] | None = None,
         client_seed: Callable[[int, int], int] | None = None,
@@ -181,7 +181,7 @@ class Rounds:
             if self.setup.lanes != found.lanes:  # those of the run that was stopped
                 self.setup = replace(self.setup, lanes=found.lanes)
         self._owned = engine is None
-        self.engine: Engine = LocalEngine() if engine is None else engine
+        self.engine: ClientEngine = LocalEngine() if engine is None else engine
 
     # -- running
 
@@ -274,7 +274,7 @@ class Rounds:
 
     def evaluate(
         self, clients: Iterable[int] | None = None, *, part: str = "test", adapt: bool = True
-    ) -> list[Evaluation]:
+    ) -> list[ClientEvaluation]:
         """Measure the server's values and each device's own model.
 
         Args:
@@ -289,7 +289,7 @@ class Rounds:
         who = list(range(len(self.setup.population))) if clients is None else [int(c) for c in clients]
         plan = self.plan(self.server.round)
         personal = self.strategy.personal_plan(self.context(self.server.round)) if adapt else None
-        found: list[Evaluation] = []
+        found: list[ClientEvaluation] = []
         # Piece by piece, so that sets of single devices do not pile up.
         size = max(self.cohort_size, 16 * self.effective_job_size())
         for first in range(0, len(who), size):
@@ -318,9 +318,9 @@ class Rounds:
 
     # -- what a round is
 
-    def context(self, number: int) -> Context:
+    def context(self, number: int) -> RoundContext:
         """What the strategy builds the plan of a round from."""
-        return Context(self.server.table, self.local, number, derive(self.seed, number))
+        return RoundContext(self.server.table, self.local, number, derive(self.seed, number))
 
     def plan(self, number: int) -> Plan:
         """What a device does in a round."""
@@ -444,7 +444,7 @@ class Rounds:
         if len({client for client, _ in failures}) >= min(len(self.setup.population), _HOPELESS):
             raise all_failed(since, self.server.round, failures)
 
-    def troubled(self) -> dict[int, Trouble]:
+    def troubled(self) -> dict[int, FailingDevice]:
         """The devices that failed in any round so far, by index."""
         failed: dict[int, list[str]] = {}
         for record in self.history:
@@ -455,7 +455,7 @@ class Rounds:
             for client in self._answering(record.round, self.cohort(record.round)):
                 if client in took:
                     took[client] += 1
-        return {client: Trouble(took[client], len(why), why[-1]) for client, why in failed.items()}
+        return {client: FailingDevice(took[client], len(why), why[-1]) for client, why in failed.items()}
 
     def _merge(
         self, known: RoundPlan, matrix: np.ndarray, records: Sequence[Record], by: SummedBy | None

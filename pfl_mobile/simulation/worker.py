@@ -28,7 +28,7 @@ from pfl_mobile.simulation.states import RowFormat
 from pfl_mobile.strategies.weighting import SummedBy, weights_of
 from pfl_mobile.vectorized.cohort import CohortTrainer, Outcome
 from pfl_mobile.vectorized.compiled import trace_evaluate, trace_step
-from pfl_mobile.vectorized.lanes import Client
+from pfl_mobile.vectorized.lanes import SimulatedClient
 
 if TYPE_CHECKING:
     from pfl_mobile.data.populations import Population
@@ -44,7 +44,11 @@ class Trainer(Protocol):
     """Trains and evaluates many clients: ``cohort.CohortTrainer``."""
 
     def run(
-        self, plan: Plan, clients: Sequence[Client], start: Mapping[str, np.ndarray], sets: Mapping[str, Any]
+        self,
+        plan: Plan,
+        clients: Sequence[SimulatedClient],
+        start: Mapping[str, np.ndarray],
+        sets: Mapping[str, Any],
     ) -> list[Outcome]:
         """Train every client."""
 
@@ -64,7 +68,7 @@ class SummingTrainer(Trainer, Protocol):
     def run_summed(
         self,
         plan: Plan,
-        clients: Sequence[Client],
+        clients: Sequence[SimulatedClient],
         start: Mapping[str, np.ndarray],
         sets: Mapping[str, Any],
         weights: Sequence[float],
@@ -220,7 +224,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class ClientEvaluation:
     """What was measured on a client's rows.
 
     Attributes:
@@ -251,7 +255,7 @@ class Evaluation:
 
 
 @dataclass
-class Memory:
+class JobArrays:
     """The arrays that a job reads and writes.
 
     Attributes:
@@ -283,13 +287,13 @@ class Worker:
         lanes: int | None = getattr(self.trainer, "lanes", self.setup.lanes)
         return lanes
 
-    def run(self, task: TrainTask | EvaluateTask, job: Job, memory: Memory) -> list[Any]:
+    def run(self, task: TrainTask | EvaluateTask, job: Job, memory: JobArrays) -> list[Any]:
         """``train`` or ``evaluate``, as the task says."""
         return (
             self.train(task, job, memory) if isinstance(task, TrainTask) else self.evaluate(task, job, memory)
         )
 
-    def train(self, task: TrainTask, job: Job, memory: Memory) -> list[Record]:
+    def train(self, task: TrainTask, job: Job, memory: JobArrays) -> list[Record]:
         """Train the job's clients; rows of changes and states of those that fail hold nothing of use.
 
         Raises:
@@ -297,7 +301,7 @@ class Worker:
         """
         start, sets, form = self._prepare(task, memory.pool)
         records: list[Record | None] = [None] * len(job.clients)
-        ready: list[Client] = []
+        ready: list[SimulatedClient] = []
         places: list[int] = []
         for i, index in enumerate(job.clients):
             try:
@@ -328,7 +332,7 @@ class Worker:
     def _trained(
         self,
         task: TrainTask,
-        clients: Sequence[Client],
+        clients: Sequence[SimulatedClient],
         start: dict[str, np.ndarray],
         sets: Sets,
         rows: Sequence[np.ndarray],
@@ -345,7 +349,7 @@ class Worker:
     def _summed(
         self,
         task: TrainTask,
-        clients: Sequence[Client],
+        clients: Sequence[SimulatedClient],
         start: dict[str, np.ndarray],
         sets: Sets,
         weights: Sequence[float],
@@ -373,7 +377,7 @@ class Worker:
         return trained
 
     def _run(
-        self, plan: Plan, clients: Sequence[Client], start: dict[str, np.ndarray], sets: Sets
+        self, plan: Plan, clients: Sequence[SimulatedClient], start: dict[str, np.ndarray], sets: Sets
     ) -> list[tuple[Outcome, str | None]]:
         """Train clients; their outcomes, and why one must not be used.
 
@@ -410,7 +414,7 @@ class Worker:
             return [pair for one, own in alone for pair in self._measure([one], [own], start, what)]
         return [(metrics, _not_finite(metrics, what)) for metrics in found]
 
-    def evaluate(self, task: EvaluateTask, job: Job, memory: Memory) -> list[Evaluation]:
+    def evaluate(self, task: EvaluateTask, job: Job, memory: JobArrays) -> list[ClientEvaluation]:
         """Measure the values of the server and each device's own on its rows.
 
         Training rows are looked at too: a device that cannot train is in no model, and a failure.
@@ -437,7 +441,7 @@ class Worker:
             measured.append(rows)
             training.append(own)
         shared: list[dict[str, np.ndarray]] = []
-        clients: list[Client] = []
+        clients: list[SimulatedClient] = []
         for i, rows in enumerate(measured):
             sent = {name: views(refs, memory.pool) for name, refs in job.sets[i].items()} if job.sets else {}
             common = start if "global" not in sent else {**start, **sent["global"]}
@@ -476,7 +480,7 @@ class Worker:
         initial = {**start, **views(task.initial, memory.pool)}
         losses = self._training_losses(training, ends, start, initial, failures)
         return [
-            Evaluation(
+            ClientEvaluation(
                 index,
                 int(np.count_nonzero(measured[i]["weight"] > 0)),
                 of_shared[i][0],
@@ -513,7 +517,7 @@ class Worker:
         self,
         plan: Plan,
         training: Sequence[Rows | None],
-        clients: Sequence[Client],
+        clients: Sequence[SimulatedClient],
         shared: Sequence[dict[str, np.ndarray]],
         start: dict[str, np.ndarray],
         sets: Sets,
@@ -523,11 +527,11 @@ class Worker:
         """What each device serves after the personal plan, its steps in ``steps``; None where it fails, and why in
         ``failures``.
         """
-        ready: list[Client] = []
+        ready: list[SimulatedClient] = []
         places: list[int] = []
         for i, (rows, known) in enumerate(zip(training, clients, strict=True)):
             if failures[i] is None and rows is not None:
-                ready.append(Client(rows, known.seed, known.tensors, known.copies, known.sets))
+                ready.append(SimulatedClient(rows, known.seed, known.tensors, known.copies, known.sets))
                 places.append(i)
         personal: list[dict[str, np.ndarray] | None] = [None] * len(clients)
         outcomes = self._run(plan, ready, start, sets)
@@ -569,9 +573,9 @@ class Worker:
         before: np.ndarray | None,
         form: RowFormat,
         sets: Sets,
-    ) -> Client:
+    ) -> SimulatedClient:
         tensors, copies = form.unpack(before) if before is not None and plan.start == "current" else ({}, {})
-        return Client(rows=rows, seed=seed, tensors=tensors, copies=copies, sets=sets)
+        return SimulatedClient(rows=rows, seed=seed, tensors=tensors, copies=copies, sets=sets)
 
     def _checked_rows(self, index: int, part: str) -> Rows:
         """A client's rows, maybe none.
@@ -606,7 +610,11 @@ def count_examples(rows: Rows) -> int:
 
 
 def _write_change(
-    layout: UpdateLayout, client: Client, outcome: Outcome, common: Mapping[str, np.ndarray], row: np.ndarray
+    layout: UpdateLayout,
+    client: SimulatedClient,
+    outcome: Outcome,
+    common: Mapping[str, np.ndarray],
+    row: np.ndarray,
 ) -> str | None:
     """Write after minus before (as ``local.upload.change``) into the row [P]; why it cannot be merged, or None."""
     sent = client.sets.get("global", common)

@@ -6,22 +6,30 @@ of the group ``pfl_mobile.strategies`` (see :mod:`pfl_mobile.registry`); nothing
 
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.merge.private import PrivateRule
-from pfl_mobile.merge.rules import Rule, RuleEntry, create_rule, rule_entries
+from pfl_mobile.merge.rules import MergeRule, RuleEntry, create_rule, rule_entries
 from pfl_mobile.merge.updates import Updates
-from pfl_mobile.strategies.registry import Entry, create, entries, entry, fairness_names, names, register
-from pfl_mobile.strategies.state import Context, Local, Server
+from pfl_mobile.strategies.registry import (
+    RegisteredStrategy,
+    create,
+    entries,
+    entry,
+    fairness_names,
+    names,
+    register,
+)
+from pfl_mobile.strategies.state import Local, RoundContext, Server
 from pfl_mobile.strategies.strategy import Strategy
 from pfl_mobile.strategies.weighting import ByExamples, Equally, Weighting
 
 __all__ = [
     "ByExamples",
-    "Context",
-    "Entry",
     "Equally",
     "Local",
+    "MergeRule",
     "Param",
     "PrivateRule",
-    "Rule",
+    "RegisteredStrategy",
+    "RoundContext",
     "RuleEntry",
     "Server",
     "Strategy",

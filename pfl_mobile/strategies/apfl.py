@@ -9,7 +9,7 @@ from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.phases import Mix, Phase, RepeatPhase, TrainPhase
 from pfl_mobile.plan.schema import CopyStart, Plan, ServeMix
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.state import RoundContext
 from pfl_mobile.strategies.strategy import Strategy, local_plan
 
 
@@ -41,7 +41,7 @@ class APFL(Strategy):
 
     alpha: Annotated[float, Param("0 is the global model, 1 a local one", low=0.0, high=1.0)] = 0.5
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
+    def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """Both models; in turn where Local counts steps."""
         if self.alpha == 0:
             return (at.local.train(),)
@@ -50,25 +50,25 @@ class APFL(Strategy):
             return (RepeatPhase(times=at.local.steps, phases=turn),)
         return (at.local.train(), self._personal(at))
 
-    def copies(self, at: Context) -> dict[str, CopyStart]:
+    def copies(self, at: RoundContext) -> dict[str, CopyStart]:
         """The personal model, which starts where the global one is."""
         return {"personal": CopyStart(of="global")} if self.alpha else {}
 
-    def keep(self, at: Context) -> tuple[str, ...]:
+    def keep(self, at: RoundContext) -> tuple[str, ...]:
         """The personal model."""
         return tuple(self.copies(at))
 
-    def serve(self, at: Context) -> str | ServeMix:
+    def serve(self, at: RoundContext) -> str | ServeMix:
         """The mix."""
         return ServeMix(one="personal", other="theta", alpha=self.alpha) if self.alpha else "theta"
 
-    def personal_plan(self, at: Context) -> Plan | None:
+    def personal_plan(self, at: RoundContext) -> Plan | None:
         """The personal model once more, for its mix with the final global one."""
         if self.alpha == 0:
             return super().personal_plan(at)
         return local_plan(at, self._personal(at), keep=self.keep(at), serve=self.serve(at))
 
-    def _personal(self, at: Context, **terms: Any) -> TrainPhase:
+    def _personal(self, at: RoundContext, **terms: Any) -> TrainPhase:
         optimizer = at.local.optimizer.model_copy(update={"lr": self.alpha * at.local.optimizer.lr})
         mix = Mix(other="theta", alpha=self.alpha)
         return at.local.train(trains="personal", evaluate_at=mix, optimizer=optimizer, **terms)

@@ -9,7 +9,7 @@ from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.phases import Phase, TrainPhase
 from pfl_mobile.plan.schema import CopyStart, Plan
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.state import RoundContext
 from pfl_mobile.strategies.strategy import Strategy, local_plan
 
 
@@ -38,26 +38,26 @@ class Ditto(Strategy):
         int | None, Param("passes for the personal model; None: as for the global one", low=1, high=10_000)
     ] = None
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
+    def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """The global model, then the personal one."""
         return (at.local.train(), self._personal(at))
 
-    def copies(self, at: Context) -> dict[str, CopyStart]:
+    def copies(self, at: RoundContext) -> dict[str, CopyStart]:
         """The personal model, which starts where the global one is."""
         return {"personal": CopyStart(of="global")}
 
-    def keep(self, at: Context) -> tuple[str, ...]:
+    def keep(self, at: RoundContext) -> tuple[str, ...]:
         """The personal model."""
         return ("personal",)
 
-    def serve(self, at: Context) -> str:
+    def serve(self, at: RoundContext) -> str:
         """The personal model."""
         return "personal"
 
-    def personal_plan(self, at: Context) -> Plan | None:
+    def personal_plan(self, at: RoundContext) -> Plan | None:
         """The personal model once more, held near the final global one."""
         return local_plan(at, self._personal(at), keep=self.keep(at), serve=self.serve(at))
 
-    def _personal(self, at: Context) -> TrainPhase:
+    def _personal(self, at: RoundContext) -> TrainPhase:
         epochs = {} if self.personal_epochs is None else {"epochs": self.personal_epochs}
         return at.local.train(trains="personal", anchor="global", mu=self.lam, prox="implicit", **epochs)

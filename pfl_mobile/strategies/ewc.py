@@ -16,7 +16,7 @@ from pfl_mobile.plan.phases import Phase
 from pfl_mobile.rows import take, weighted_rows
 from pfl_mobile.strategies.fedavg_finetune import FedAvgFineTune
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context, Server, Values
+from pfl_mobile.strategies.state import RoundContext, Server, Values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +48,7 @@ class EWC(FedAvgFineTune):
     lam: Annotated[float, Param("lambda, how much the old task counts; 0 is FedAvg", low=0.0)] = 1.0
     fisher: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
+    def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """One train phase, held near the shipped values."""
         return (at.local.train(mu="importance", anchor="initial", prox="implicit"),)
 

@@ -9,7 +9,7 @@ from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.strategies.fedavg import FedAvg
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.state import RoundContext
 from pfl_mobile.strategies.strategy import local_plan
 
 
@@ -31,7 +31,7 @@ class FedAvgFineTune(FedAvg):
         int, Param("passes over a device's examples after the rounds; 0 is FedAvg", low=0, high=10_000)
     ] = 1
 
-    def personal_plan(self, at: Context) -> Plan | None:
+    def personal_plan(self, at: RoundContext) -> Plan | None:
         """Fine-tuning from the aggregator's values."""
         if self.finetune_epochs == 0:
             return super().personal_plan(at)

@@ -13,7 +13,7 @@ from pfl_mobile.plan.phases import Phase
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.random import derive, permutation
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context, Server, Values
+from pfl_mobile.strategies.state import RoundContext, Server, Values
 from pfl_mobile.strategies.strategy import Strategy, without_upload
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Masks = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Traffic:
+class ModelTraffic:
     """Bytes of one device in one round.
 
     Attributes:
@@ -93,11 +93,11 @@ class FedP3(Strategy):
         """Sparsity of one device."""
         return self.by_client.get(client, self.by_group.get(group, self.sparsity))
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
+    def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """Train what the mask allows."""
         return (at.local.train(mask="mask"),)
 
-    def personal_plan(self, at: Context) -> Plan:
+    def personal_plan(self, at: RoundContext) -> Plan:
         """Train the pruned model once more, for itself."""
         return without_upload(self.plan(at))
 
@@ -161,13 +161,13 @@ class FedP3(Strategy):
         found = self.traffic(server, client, group)
         return found.down, found.up
 
-    def traffic(self, server: Server, client: int, group: str = "") -> Traffic:
+    def traffic(self, server: Server, client: int, group: str = "") -> ModelTraffic:
         """Bytes that a device receives and sends in this round."""
         masks, sent = self.masks(server, client, group), self.sends(server, client)
         kept = {name: int(mask.sum()) for name, mask in masks.items()}
         entries = sum(mask.size for mask in masks.values())
         bitmap = (entries + 7) // 8 if self.sparsity_of(client, group) > 0 else 0
-        return Traffic(4 * sum(kept.values()) + bitmap, 4 * sum(kept[n] for n in sent), 4 * entries)
+        return ModelTraffic(4 * sum(kept.values()) + bitmap, 4 * sum(kept[n] for n in sent), 4 * entries)
 
 
 def keep_largest(values: np.ndarray, sparsity: float, seed: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pfl_mobile.plan.phases import Phase
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.state import RoundContext
 from pfl_mobile.strategies.strategy import Strategy
 
 
@@ -30,7 +30,7 @@ class FedPer(Strategy):
     Limits: with no personal tensor it would be FedAvg, which is refused here, as it is surely a mistake.
     """
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
+    def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """One train phase on all tensors.
 
         Raises:

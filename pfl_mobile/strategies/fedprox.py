@@ -8,7 +8,7 @@ from typing import Annotated
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.phases import Phase
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.state import RoundContext
 from pfl_mobile.strategies.strategy import Strategy
 
 
@@ -30,6 +30,6 @@ class FedProx(Strategy):
 
     mu: Annotated[float, Param("strength of the pull to the global values; 0 is FedAvg", low=0.0)] = 0.1
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
+    def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """One train phase with the proximal term."""
         return (at.local.train(mu=self.mu, anchor="global", prox="implicit"),)

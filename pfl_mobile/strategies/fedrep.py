@@ -9,7 +9,7 @@ from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.phases import Phase, TrainPhase
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.state import RoundContext
 from pfl_mobile.strategies.strategy import Strategy, local_plan
 
 
@@ -44,7 +44,7 @@ class FedRep(Strategy):
         Param("passes over a device's examples for the head before the representation", low=1, high=10_000),
     ] = 5
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
+    def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """The head, then the representation.
 
         Raises:
@@ -52,10 +52,10 @@ class FedRep(Strategy):
         """
         return (self._head(at), at.local.train(group=at.traveling))
 
-    def personal_plan(self, at: Context) -> Plan | None:
+    def personal_plan(self, at: RoundContext) -> Plan | None:
         """The head on the final representation."""
         return local_plan(at, self._head(at))
 
-    def _head(self, at: Context) -> TrainPhase:
+    def _head(self, at: RoundContext) -> TrainPhase:
         at.need("personal", self)
         return at.local.train(group=("role:personal",), epochs=self.head_epochs)

@@ -13,7 +13,7 @@ from pfl_mobile.plan.phases import ChoosePhase, Phase
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.random import derive, permutation
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context, Server, Values
+from pfl_mobile.strategies.state import RoundContext, Server, Values
 from pfl_mobile.strategies.strategy import Strategy, check_values, local_plan, mean_change, without_upload
 
 if TYPE_CHECKING:
@@ -72,14 +72,14 @@ class Ifca(Strategy):
     def _names(self) -> tuple[str, ...]:
         return tuple(f"cluster_{j}" for j in range(self.clusters))
 
-    def _choose(self, at: Context) -> ChoosePhase:
+    def _choose(self, at: RoundContext) -> ChoosePhase:
         return ChoosePhase(group=at.traveling, among=self._names(), report=CLUSTER)
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
+    def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """Choose a model, train it."""
         return (self._choose(at), *super().phases(at))
 
-    def personal_plan(self, at: Context) -> Plan | None:
+    def personal_plan(self, at: RoundContext) -> Plan | None:
         """Choose a model; personal tensors are trained beside it as in a round."""
         return without_upload(self.plan(at)) if at.has("personal") else local_plan(at, self._choose(at))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.plan.schema import Plan
-from pfl_mobile.strategies.state import Context, Server
+from pfl_mobile.strategies.state import RoundContext, Server
 from pfl_mobile.strategies.strategy import Strategy, local_plan
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Inserted(Strategy):
 
     merges_stale: ClassVar[bool] = True
 
-    def plan(self, at: Context) -> Plan:
+    def plan(self, at: RoundContext) -> Plan:
         """As in federated averaging where tensors are shared; else training on the device alone."""
         return super().plan(at) if at.traveling else local_plan(at, *self.phases(at))
 

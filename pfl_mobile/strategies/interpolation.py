@@ -9,7 +9,7 @@ from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.schema import Plan, ServeMix
 from pfl_mobile.strategies.fedavg import FedAvg
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.state import RoundContext
 from pfl_mobile.strategies.strategy import local_plan
 
 
@@ -37,7 +37,7 @@ class Interpolation(FedAvg):
         int, Param("passes over a device's examples after the rounds", low=1, high=10_000)
     ] = 1
 
-    def personal_plan(self, at: Context) -> Plan | None:
+    def personal_plan(self, at: RoundContext) -> Plan | None:
         """Fine-tuning of a copy."""
         copy = at.local.train(epochs=self.finetune_epochs, trains="personal")
         served = ServeMix(one="personal", other="theta", alpha=self.alpha)

@@ -9,7 +9,7 @@ from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.phases import Phase
 from pfl_mobile.strategies.fedavg_finetune import FedAvgFineTune
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.state import RoundContext
 
 
 @register(
@@ -36,7 +36,7 @@ class L2SP(FedAvgFineTune):
         0.01
     )
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
+    def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """One train phase, held near the shipped values."""
         return (at.local.train(mu=self.mu, anchor="initial", prox="implicit"),)
 

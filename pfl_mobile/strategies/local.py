@@ -8,7 +8,7 @@ from typing import ClassVar
 from pfl_mobile.merge.updates import Updates
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context, Server
+from pfl_mobile.strategies.state import RoundContext, Server
 from pfl_mobile.strategies.strategy import Strategy
 
 
@@ -31,11 +31,11 @@ class LocalTraining(Strategy):
 
     merges_means: ClassVar[bool] = False
 
-    def plan(self, at: Context) -> Plan:
+    def plan(self, at: RoundContext) -> Plan:
         """One train phase, no upload."""
         return Plan(phases=(at.local.train(),), keep=(), seed=at.seed % 2**63)
 
-    def personal_plan(self, at: Context) -> Plan | None:
+    def personal_plan(self, at: RoundContext) -> Plan | None:
         """The same once more."""
         return self.plan(at)
 

@@ -17,7 +17,7 @@ from pfl_mobile.strategies.weighting import SENT_LOSS, ByOwnLoss
 
 if TYPE_CHECKING:
     from pfl_mobile.merge.updates import Updates
-    from pfl_mobile.strategies.state import Context, Server
+    from pfl_mobile.strategies.state import RoundContext, Server
 
 #: Report of a device's loss with the model that it trains alone.
 OWN_LOSS = "own_loss"
@@ -59,7 +59,7 @@ class Appeal(ByOwnLoss):
     reads: ClassVar[tuple[str, ...]] = (SENT_LOSS, OWN_LOSS)
     warmup: Warmup = 20
 
-    def measures(self, at: Context) -> tuple[Phase, ...]:
+    def measures(self, at: RoundContext) -> tuple[Phase, ...]:
         """F_k with what was sent, and rho_k with what the device trains alone."""
         alone = at.local.train(trains="own", start_from="initial", steps=self.warmup)
         return (*super().measures(at), alone, MeasurePhase(report=OWN_LOSS, at="own"))

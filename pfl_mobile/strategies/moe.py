@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.strategies.inserted import inner_layers
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.state import RoundContext
 from pfl_mobile.strategies.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class MixtureOfExperts(Strategy):
     top_k: Annotated[int, Param("experts that count at a position, at most count", low=1)] = 2
     targets: str | Sequence[str] = ()
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
+    def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """Train experts and gate together.
 
         Raises:

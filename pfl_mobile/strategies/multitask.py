@@ -10,7 +10,7 @@ import numpy as np
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.phases import Phase
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context, Server, Values
+from pfl_mobile.strategies.state import RoundContext, Server, Values
 from pfl_mobile.strategies.strategy import Strategy, check_values
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class MultiTask(Strategy):
         Param("how devices are related: all the same, or learned from models", choices=("mean", "learned")),
     ] = "mean"
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
+    def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """Train, pulled to the related models."""
         return (at.local.train(anchor="related", mu="strength", prox="implicit"),)
 

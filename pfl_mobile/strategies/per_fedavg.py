@@ -10,7 +10,7 @@ from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.plan.phases import Lookahead, Phase
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.state import RoundContext
 from pfl_mobile.strategies.strategy import Strategy, local_plan
 
 
@@ -40,13 +40,13 @@ class PerFedAvg(Strategy):
     alpha: Annotated[float, Param("step that devices adapt by; 0 is FedAvg", low=0.0)] = 0.01
     adapt_steps: Annotated[int, Param("steps of a device once the rounds are over", low=1, high=100_000)] = 1
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
+    def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """One train phase on gradients at the adapted model."""
         if self.alpha == 0:
             return (at.local.train(),)
         return (at.local.train(evaluate_at=Lookahead(step=self.alpha)),)
 
-    def personal_plan(self, at: Context) -> Plan | None:
+    def personal_plan(self, at: RoundContext) -> Plan | None:
         """The steps that the initial model was made for."""
         if self.alpha == 0:
             return super().personal_plan(at)

@@ -11,7 +11,7 @@ from pfl_mobile.errors import ConfigError
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.phases import CombinePhase, MovePhase, Phase, RepeatPhase, Term
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context, Server, Values
+from pfl_mobile.strategies.state import RoundContext, Server, Values
 from pfl_mobile.strategies.strategy import Strategy
 
 
@@ -69,7 +69,7 @@ class PFedMe(Strategy):
         """R: a step of the global model on each mini-batch."""
         return {"local_rounds": steps}
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
+    def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """R times: the personal model on one mini-batch, and a step of the global one towards it."""
         inner = at.local.train(
             steps=self.inner_steps,
@@ -83,11 +83,11 @@ class PFedMe(Strategy):
         reset = CombinePhase(makes="personal", terms=(Term(of="theta"),))
         return (reset, RepeatPhase(times=self.local_rounds, phases=(inner, outer)))
 
-    def keep(self, at: Context) -> tuple[str, ...]:
+    def keep(self, at: RoundContext) -> tuple[str, ...]:
         """The personal model."""
         return ("personal",)
 
-    def serve(self, at: Context) -> str:
+    def serve(self, at: RoundContext) -> str:
         """The personal model."""
         return "personal"
 

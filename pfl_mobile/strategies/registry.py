@@ -22,7 +22,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Entry:
+class RegisteredStrategy:
     """A registered strategy.
 
     Attributes:
@@ -64,7 +64,7 @@ def _private(strategy: Strategy) -> tuple[bool, str | None]:
     return True, None
 
 
-STRATEGIES: Registry[Entry] = Registry("strategy", "pfl_mobile.strategies")
+STRATEGIES: Registry[RegisteredStrategy] = Registry("strategy", "pfl_mobile.strategies")
 
 
 def register(
@@ -73,7 +73,7 @@ def register(
     """Make a strategy known: on a subclass of ``Strategy``, or on a function that returns one."""
 
     def known(make: T) -> T:
-        entry = Entry(name, title, paper, shares, keeps, split, make)
+        entry = RegisteredStrategy(name, title, paper, shares, keeps, split, make)
         STRATEGIES.add(name, entry, home=make.__module__)
         return make
 
@@ -85,7 +85,7 @@ def names() -> list[str]:
     return STRATEGIES.names()
 
 
-def entries() -> list[Entry]:
+def entries() -> list[RegisteredStrategy]:
     """All strategies, in the order of their names."""
     return list(STRATEGIES.all().values())
 
@@ -100,7 +100,7 @@ def fairness_names() -> list[str]:
     return found
 
 
-def entry(name: str) -> Entry:
+def entry(name: str) -> RegisteredStrategy:
     """The strategy of this name.
 
     Raises:

@@ -10,7 +10,7 @@ import numpy as np
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context, Server, Values
+from pfl_mobile.strategies.state import RoundContext, Server, Values
 from pfl_mobile.strategies.strategy import Strategy, local_plan
 from pfl_mobile.strategies.weighting import Equally, Weighting
 
@@ -45,6 +45,6 @@ class Reptile(Strategy):
         """Epsilon times the mean change."""
         super().apply(server, {name: np.float32(self.epsilon) * delta for name, delta in change.items()})
 
-    def personal_plan(self, at: Context) -> Plan | None:
+    def personal_plan(self, at: RoundContext) -> Plan | None:
         """The adaptation that the initial model was made for."""
         return local_plan(at, at.local.train(epochs=self.adapt_epochs))

@@ -14,7 +14,7 @@ from pfl_mobile.plan.phases import CombinePhase, Mix, Phase, Term, TrainPhase
 from pfl_mobile.plan.schema import CopyStart, Plan, ServeMix
 from pfl_mobile.random import derive, uniform
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context, Server, Values
+from pfl_mobile.strategies.state import RoundContext, Server, Values
 from pfl_mobile.strategies.strategy import Strategy, local_plan
 from pfl_mobile.strategies.weighting import Equally, Weighting
 
@@ -83,7 +83,7 @@ class Scafflix(Strategy):
         drawn = float(uniform(derive(seed, 1), 1)[0])
         return 1 + math.floor(math.log1p(-drawn) / math.log1p(-self.p))
 
-    def full_sync_steps(self, at: Context) -> int:
+    def full_sync_steps(self, at: RoundContext) -> int:
         """Those of the round: full synchronization is p = 1."""
         return self.steps(at.seed)
 
@@ -91,7 +91,7 @@ class Scafflix(Strategy):
         """The p with so many local steps on average between two communications."""
         return {"p": 1 / steps}
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
+    def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """h_i for the last round, the own optimum, the steps of this round.
 
         Raises:
@@ -111,19 +111,19 @@ class Scafflix(Strategy):
             CombinePhase(group=_SHARED, makes="sent", terms=(Term(of="theta"),)),
         )
 
-    def copies(self, at: Context) -> dict[str, CopyStart]:
+    def copies(self, at: RoundContext) -> dict[str, CopyStart]:
         """-h_i, and what the device sent last: nothing that differs from the average."""
         return {"minus_h": CopyStart(), "sent": CopyStart(of="merged", group=_SHARED)}
 
-    def keep(self, at: Context) -> tuple[str, ...]:
+    def keep(self, at: RoundContext) -> tuple[str, ...]:
         """-h_i, what was sent, and the own optimum."""
         return ("minus_h", "sent") if self.alpha == 1 else ("minus_h", "sent", "optimum")
 
-    def serve(self, at: Context) -> str | ServeMix:
+    def serve(self, at: RoundContext) -> str | ServeMix:
         """The mix with the own optimum."""
         return "theta" if self.alpha == 1 else ServeMix(one="theta", other="optimum", alpha=self.alpha)
 
-    def personal_plan(self, at: Context) -> Plan | None:
+    def personal_plan(self, at: RoundContext) -> Plan | None:
         """The own optimum and, for the steps of an average round, personal tensors once more; shared ones stay."""
         phases: tuple[Phase, ...] = self._optimum(at)
         if at.has("personal"):
@@ -134,7 +134,7 @@ class Scafflix(Strategy):
             return None
         return local_plan(at, *phases, keep=() if self.alpha == 1 else ("optimum",), serve=self.serve(at))
 
-    def _optimum(self, at: Context) -> tuple[TrainPhase, ...]:
+    def _optimum(self, at: RoundContext) -> tuple[TrainPhase, ...]:
         if self.alpha == 1:
             return ()
         optimizer = at.local.optimizer

@@ -12,7 +12,7 @@ from pfl_mobile.plan.phases import CombinePhase, Phase, Term
 from pfl_mobile.plan.schema import CopyStart
 from pfl_mobile.plan.select import copy_key
 from pfl_mobile.strategies.registry import register
-from pfl_mobile.strategies.state import Context, Server, Values
+from pfl_mobile.strategies.state import RoundContext, Server, Values
 from pfl_mobile.strategies.strategy import Strategy, check_values, mean_change
 from pfl_mobile.strategies.weighting import Equally, Weighting
 
@@ -49,7 +49,7 @@ class Scaffold(Strategy):
 
     weighting: Weighting = field(default_factory=Equally)
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
+    def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """Corrected training, then the new c_i.
 
         Raises:
@@ -69,15 +69,15 @@ class Scaffold(Strategy):
             ),
         )
 
-    def copies(self, at: Context) -> dict[str, CopyStart]:
+    def copies(self, at: RoundContext) -> dict[str, CopyStart]:
         """c_i, and a correction of zero for tensors that have none."""
         return {"c_i": CopyStart(group=_SHARED), "control": CopyStart()}
 
-    def keep(self, at: Context) -> tuple[str, ...]:
+    def keep(self, at: RoundContext) -> tuple[str, ...]:
         """The control variate of the device, c_i."""
         return ("c_i",)
 
-    def upload_copies(self, at: Context) -> tuple[str, ...]:
+    def upload_copies(self, at: RoundContext) -> tuple[str, ...]:
         """The change of the device's control variate, c_i."""
         return ("c_i",)
 

@@ -81,7 +81,7 @@ class Local:
 
 
 @dataclass(frozen=True)
-class Context:
+class RoundContext:
     """What a strategy may build a plan from.
 
     Attributes:

@@ -21,13 +21,13 @@ from pfl_mobile.merge.private import PRIVATE_MEND
 from pfl_mobile.plan.phases import MovePhase, Phase
 from pfl_mobile.plan.schema import CopyStart, Guard, Plan
 from pfl_mobile.strategies.server_optimizer import ServerOptimizer
-from pfl_mobile.strategies.state import Context, Server, Values
+from pfl_mobile.strategies.state import RoundContext, Server, Values
 from pfl_mobile.strategies.weighting import ByExamples, SummedBy, Weighting
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from pfl_mobile.merge.rules import Rule
+    from pfl_mobile.merge.rules import MergeRule
     from pfl_mobile.merge.updates import Updates
     from pfl_mobile.modules.registry import ModuleConfig
     from pfl_mobile.modules.roles import DeviceTensorInfo
@@ -87,7 +87,7 @@ class Strategy:
             return False
         return True
 
-    def check_rule(self, rule: Rule) -> None:
+    def check_rule(self, rule: MergeRule) -> None:
         """Refuse a robust rule that the merge would go around (ConfigError); call it before the first round."""
         if not (self.merges_means or rule.additive):
             raise ConfigError(
@@ -126,19 +126,19 @@ class Strategy:
 
     # -- the device
 
-    def phases(self, at: Context) -> tuple[Phase, ...]:
+    def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """What a device does with the values that it was sent."""
         return (at.local.train(),)
 
-    def copies(self, at: Context) -> dict[str, CopyStart]:
+    def copies(self, at: RoundContext) -> dict[str, CopyStart]:
         """Copies that a device has from the start."""
         return {}
 
-    def keep(self, at: Context) -> tuple[str, ...]:
+    def keep(self, at: RoundContext) -> tuple[str, ...]:
         """Copies that a device keeps from round to round."""
         return ()
 
-    def upload_copies(self, at: Context) -> tuple[str, ...]:
+    def upload_copies(self, at: RoundContext) -> tuple[str, ...]:
         """Copies whose change is sent."""
         return ()
 
@@ -149,18 +149,18 @@ class Strategy:
         """
         return {}
 
-    def full_sync_steps(self, at: Context) -> int | None:
+    def full_sync_steps(self, at: RoundContext) -> int | None:
         """How often a device would send in this round if it did after every local step, where it is about sending less.
 
         None, the default, where the paper does not compare with that.
         """
         return None
 
-    def serve(self, at: Context) -> str | ServeMix:
+    def serve(self, at: RoundContext) -> str | ServeMix:
         """What predictions use."""
         return "theta"
 
-    def plan(self, at: Context) -> Plan:
+    def plan(self, at: RoundContext) -> Plan:
         """The device's part of a round.
 
         Raises:
@@ -183,7 +183,7 @@ class Strategy:
             seed=at.seed % 2**63,
         )
 
-    def personal_plan(self, at: Context) -> Plan | None:
+    def personal_plan(self, at: RoundContext) -> Plan | None:
         """How a device makes its own model from the shared one once the rounds are over; None: it does not.
 
         By default a device that keeps anything does what it does in a round, and sends nothing.
@@ -284,13 +284,13 @@ def check_values(values: Values, names: Values) -> None:
             )
 
 
-def take_over(at: Context) -> tuple[MovePhase, ...]:
+def take_over(at: RoundContext) -> tuple[MovePhase, ...]:
     """The phase that takes the aggregator's values over: part of each plan, so that it says all that is done."""
     return (MovePhase(group=at.traveling, toward="global", rate=1.0),) if at.traveling else ()
 
 
 def local_plan(
-    at: Context, *phases: Phase, keep: tuple[str, ...] = (), serve: str | ServeMix = "theta"
+    at: RoundContext, *phases: Phase, keep: tuple[str, ...] = (), serve: str | ServeMix = "theta"
 ) -> Plan:
     """A plan that takes the aggregator's values over, runs these phases and sends nothing."""
     return Plan(phases=(*take_over(at), *phases), keep=keep, serve=serve, seed=at.seed % 2**63)

@@ -16,7 +16,7 @@ from pfl_mobile.plan.phases import MeasurePhase
 if TYPE_CHECKING:
     from pfl_mobile.merge.updates import Updates
     from pfl_mobile.plan.phases import Phase
-    from pfl_mobile.strategies.state import Context, Server
+    from pfl_mobile.strategies.state import RoundContext, Server
 
 #: What a device counts by: its ``examples``, or all ``devices`` alike.
 SummedBy = Literal["examples", "devices"]
@@ -62,7 +62,7 @@ class Weighting:
         """Whether a device counts by more than its number of examples."""
         return self.summed_by is None
 
-    def measures(self, at: Context) -> tuple[Phase, ...]:
+    def measures(self, at: RoundContext) -> tuple[Phase, ...]:
         """What each device measures before it trains, with the values that it was sent."""
         return ()
 
@@ -107,7 +107,7 @@ class ByLoss(Weighting):
 
     why_not_private: ClassVar[str] = "a device's weight depends on the losses of others too"
 
-    def measures(self, at: Context) -> tuple[Phase, ...]:
+    def measures(self, at: RoundContext) -> tuple[Phase, ...]:
         """The training loss before training, as the report ``sent_loss``."""
         return (MeasurePhase(report=SENT_LOSS),)
 

@@ -25,7 +25,7 @@ from pfl_mobile.random import derive, permutation
 from pfl_mobile.simulation.row_check import RowCheck
 from pfl_mobile.simulation.worker import count_examples
 from pfl_mobile.vectorized.cohort import CohortTrainer
-from pfl_mobile.vectorized.lanes import Client
+from pfl_mobile.vectorized.lanes import SimulatedClient
 
 if TYPE_CHECKING:
     from pfl_mobile.rows import Rows
@@ -68,7 +68,7 @@ class _Trial:
     ) -> list[tuple[dict[str, np.ndarray], float] | None]:
         """Each user's tensors after some steps, and the mean loss of these; None where training failed."""
         plan = Plan(phases=(TrainPhase(steps=steps, optimizer=optimizer, clip=clip),))
-        clients = [Client(rows, seed) for rows, seed in zip(self.rows, self.seeds, strict=True)]
+        clients = [SimulatedClient(rows, seed) for rows, seed in zip(self.rows, self.seeds, strict=True)]
         sets = {"initial": self.start, "global": self.start}
         return [
             None if one.failure else ({n: v.copy() for n, v in one.tensors.items()}, one.reports["loss"])

@@ -10,7 +10,7 @@ import numpy as np
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.merge.rows import norms
-from pfl_mobile.merge.rules import Average, Mean, Rule
+from pfl_mobile.merge.rules import Average, Mean, MergeRule
 from pfl_mobile.privacy.cost import simulated
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _LOOK = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Noted(Rule):
+class _Noted(MergeRule):
     """The weighted mean; notes the norms that it sees."""
 
     seen: list[float] = field(default_factory=list)

@@ -49,8 +49,8 @@ from pfl_mobile.text.vocabulary import MIN_USERS
 if TYPE_CHECKING:
     from pfl_mobile.programs.tasks import Batch
     from pfl_mobile.rows import Rows
-    from pfl_mobile.simulation.engine import Engine
-    from pfl_mobile.simulation.worker import Evaluation as Measured
+    from pfl_mobile.simulation.engine import ClientEngine
+    from pfl_mobile.simulation.worker import ClientEvaluation as Measured
     from pfl_mobile.study.study import Study
 
 #: ``on_progress(what, fraction done)``.
@@ -68,7 +68,7 @@ MOST_LABELS = 50
 _STUDY = "study.json"
 
 
-def engine_for(study: Study) -> Engine:
+def engine_for(study: Study) -> ClientEngine:
     """The engine that the study names (MissingDependencyError: its package is not installed)."""
     if not isinstance(study.engine, str):
         return study.engine

@@ -23,7 +23,7 @@ from pfl_mobile.errors import ConfigError, near
 from pfl_mobile.federation.compose import compose
 from pfl_mobile.federation.round import RoundDefinition
 from pfl_mobile.files.describe import describe
-from pfl_mobile.merge.rules import Average, Rule, create_rule
+from pfl_mobile.merge.rules import Average, MergeRule, create_rule
 from pfl_mobile.modules.normalization import check_trainable
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from pfl_mobile.plan.schema import Plan
@@ -32,7 +32,7 @@ from pfl_mobile.programs.tasks import Task
 from pfl_mobile.programs.trace import check_classes
 from pfl_mobile.simulation.engine import usual_processes
 from pfl_mobile.simulation.privacy import SimulatedPrivacy
-from pfl_mobile.strategies import Context, Local, Strategy, Weighting, entries
+from pfl_mobile.strategies import Local, RoundContext, Strategy, Weighting, entries
 from pfl_mobile.study.checks import (
     first_rows,
     fitting,
@@ -55,7 +55,7 @@ from pfl_mobile.vectorized.cohort import most_lanes
 if TYPE_CHECKING:
     from pfl_mobile.data.populations import Groups, Population
     from pfl_mobile.rows import Rows
-    from pfl_mobile.simulation.engine import Engine
+    from pfl_mobile.simulation.engine import ClientEngine
     from pfl_mobile.study.result import StudyResult
 
 #: Devices in a round, where the user did not say and there are more.
@@ -98,7 +98,7 @@ class Study:
         dropout: share of the devices of a round that do not answer.
         seed: of everything random.
         folder: where the run keeps checkpoints and results; None keeps nothing.
-        engine: ``local``, ``ray`` or an ``Engine``.
+        engine: ``local``, ``ray`` or an ``ClientEngine``.
         processes: of the local engine; None for one a core, 0 for this process.
         lanes: clients trained at once in a process; by default 16, or 1 with convolutions. Results depend on it in
             the last bits.
@@ -123,7 +123,7 @@ class Study:
         personal: Sequence[str] | None = None,
         split: Sequence[str] | None = None,
         fairness: Weighting | str | None = None,
-        robust: Rule | str | None = None,
+        robust: MergeRule | str | None = None,
         privacy: PrivacyConfig | None = None,
         groups: Groups | Mapping[str, Sequence[str]] | str | Path | None = None,
         task: Task | None = None,
@@ -135,7 +135,7 @@ class Study:
         dropout: float = 0.0,
         seed: int = 0,
         folder: str | Path | None = None,
-        engine: Engine | str = "local",
+        engine: ClientEngine | str = "local",
         processes: int | None = None,
         lanes: int | None = None,
         device: str = "cpu",
@@ -178,7 +178,7 @@ class Study:
             ("local", local, Local),
             ("task", task, Task),
             ("strategy", self.strategy, Strategy),
-            ("robust", self.robust, Rule),
+            ("robust", self.robust, MergeRule),
             ("privacy", privacy, Mechanism),
         ):
             instance(setting, thing, kind)
@@ -346,9 +346,9 @@ class Study:
         """Federated averaging of everything, with the rest as in this study: what one model for all gets."""
         return self.all_shared(fairness=None, folder=None)
 
-    def context(self, round: int = 0, seed: int = 0) -> Context:  # noqa: A002
+    def context(self, round: int = 0, seed: int = 0) -> RoundContext:  # noqa: A002
         """What the strategy builds plans from."""
-        return Context(tuple(self.model.device_tensors()), self.local, round, seed)
+        return RoundContext(tuple(self.model.device_tensors()), self.local, round, seed)
 
     def plan(self) -> Plan:
         """What a device does in the first round."""

@@ -18,7 +18,7 @@ from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.rows import Rows, check_rows, weighted_rows
 from pfl_mobile.vectorized.deferred import LateWeight
 from pfl_mobile.vectorized.feed import Feed
-from pfl_mobile.vectorized.lanes import Arrays, Client, FlatSet, Flattened, Lanes
+from pfl_mobile.vectorized.lanes import Arrays, FlatSet, Flattened, Lanes, SimulatedClient
 from pfl_mobile.vectorized.phases import measured, run_plan
 from pfl_mobile.vectorized.steps import Steps
 
@@ -142,7 +142,7 @@ class CohortTrainer:
     def run(
         self,
         plan: Plan,
-        clients: Sequence[Client],
+        clients: Sequence[SimulatedClient],
         start: Arrays,
         sets: Mapping[str, Mapping[str, np.ndarray]],
     ) -> list[Outcome]:
@@ -163,7 +163,7 @@ class CohortTrainer:
     def run_summed(
         self,
         plan: Plan,
-        clients: Sequence[Client],
+        clients: Sequence[SimulatedClient],
         start: Arrays,
         sets: Mapping[str, Mapping[str, np.ndarray]],
         weights: Sequence[float],
@@ -185,7 +185,7 @@ class CohortTrainer:
     def _run(
         self,
         plan: Plan,
-        clients: Sequence[Client],
+        clients: Sequence[SimulatedClient],
         start: Arrays,
         sets: Mapping[str, Mapping[str, np.ndarray]],
         total: _Total | None,
@@ -250,7 +250,7 @@ class CohortTrainer:
             common = not any(tensors[k] for k in order)
             for part, theta in self._groups(order, self._matrix(len(order)), self._sizes()):
                 theta[: 1 if common else len(part)] = first
-                group = [Client(kept[k], 0, tensors[k]) for k in part]
+                group = [SimulatedClient(kept[k], 0, tensors[k]) for k in part]
                 lanes = self._group(group, [kept[k] for k in part], ["evaluate"], start, theta, {}, None)
                 metrics = measured(lanes, self._steps, self._sizes(), common=common)
                 for lane, k in enumerate(part):
@@ -311,7 +311,7 @@ class CohortTrainer:
 
     def _group(
         self,
-        clients: Sequence[Client],
+        clients: Sequence[SimulatedClient],
         rows: Sequence[Rows],
         kinds: Sequence[str],
         start: Arrays,
@@ -353,7 +353,7 @@ class CohortTrainer:
         return lanes
 
     def _begun(
-        self, plan: Plan, clients: Sequence[Client], first: np.ndarray, common: Mapping[str, FlatSet]
+        self, plan: Plan, clients: Sequence[SimulatedClient], first: np.ndarray, common: Mapping[str, FlatSet]
     ) -> _Begun:
         """Do once what the plan's first phases do for all: most plans begin by taking the server's values over."""
         row, moved, done = first, frozenset[str](), 0
@@ -381,7 +381,7 @@ class CohortTrainer:
             if name not in self._values:
                 raise TensorMismatchError(f"{name!r} is no device tensor", mend=near(name, self._values))
 
-    def _before(self, client: Client, first: np.ndarray) -> dict[str, np.ndarray]:
+    def _before(self, client: SimulatedClient, first: np.ndarray) -> dict[str, np.ndarray]:
         row = first.copy()
         self._steps.layout.write(row, client.tensors, "the client's tensor")
         return self._steps.layout.read(row)
@@ -425,5 +425,5 @@ def _names(mappings: Iterable[Mapping[str, object]]) -> list[str]:
     return sorted({name for mapping in mappings for name in mapping})
 
 
-def _own_sets(clients: Sequence[Client]) -> dict[str, Arrays]:
+def _own_sets(clients: Sequence[SimulatedClient]) -> dict[str, Arrays]:
     return {name: {} for client in clients for name in client.sets}

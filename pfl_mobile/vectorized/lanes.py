@@ -90,7 +90,7 @@ class Lanes:
         failures: why a lane must not be used, or None.
     """
 
-    clients: Sequence[Client]
+    clients: Sequence[SimulatedClient]
     feed: Feed
     layout: Layout
     rows: Tensor
@@ -240,7 +240,7 @@ class Lanes:
 
 
 @dataclass
-class Client:
+class SimulatedClient:
     """One client of a cohort.
 
     Attributes:

@@ -35,7 +35,7 @@ from pfl_mobile.vectorized.feed import Helping
 from pfl_mobile.vectorized.lanes import FlatSet, Lanes
 from pfl_mobile.vectorized.layout import non_finite
 from pfl_mobile.vectorized.steps import Steps
-from pfl_mobile.vectorized.update import Rule, lane_column
+from pfl_mobile.vectorized.update import LaneUpdateRule, lane_column
 
 
 def run_plan(plan: Plan, lanes: Lanes, steps: Steps, sizes: Sequence[int], done: int = 0) -> None:
@@ -106,7 +106,7 @@ class _Runner:
         counts = np.array(lanes.feed.steps(phase))
         rates = _rates(phase, counts)
         lanes.rate = rates.sum(0)
-        rule = Rule(phase, lanes, group, flat)
+        rule = LaneUpdateRule(phase, lanes, group, flat)
         late: dict[str, LateWeight] = lanes.late if in_place else {}
         if not (rule.plain and phase.batches_per_step == 1 and phase.evaluate_at == "theta"):
             lanes.settle()
@@ -180,7 +180,7 @@ class _Runner:
         index: int,
         flat: Tensor,
         group: list[str],
-        rule: Rule,
+        rule: LaneUpdateRule,
         counts: np.ndarray,
         rates: np.ndarray,
     ) -> np.ndarray:

@@ -33,7 +33,7 @@ def _factor(values: np.ndarray, device: torch.device) -> float | Tensor:
     return lane_column(values, device)
 
 
-class Rule:
+class LaneUpdateRule:
     """The rule of one train phase with its optimizer state.
 
     Args:

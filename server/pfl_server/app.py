@@ -17,7 +17,7 @@ from pfl_server.counting.refusals import FLUSH_S
 from pfl_server.uploads.path import UploadPath
 from pfl_server.web.answers import PROBLEM_SCHEMA, add_handlers
 from pfl_server.web.api import admin, check_in, enrolment, federation, health, sets, tasks, versions
-from pfl_server.web.middleware import Guard, Observe
+from pfl_server.web.middleware import Observe, RequestGuard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -67,7 +67,7 @@ def create_app(services: Services, *, coordinate: bool = True) -> FastAPI:
     add_handlers(app)
     dashboard.mount(app)
     # the one added last is outside
-    app.add_middleware(Guard, services=services)
+    app.add_middleware(RequestGuard, services=services)
     app.add_middleware(Observe, services=services)
     return app
 

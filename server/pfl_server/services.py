@@ -11,9 +11,9 @@ from sqlalchemy import select
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.files.atomic import private_folder
 from pfl_server.clock import SteadyClock
-from pfl_server.counting.backoff import Trouble
+from pfl_server.counting.backoff import FailuresInARow
 from pfl_server.counting.metrics import Metrics
-from pfl_server.counting.rate_limits import Limits
+from pfl_server.counting.rate_limits import RequestLimits
 from pfl_server.counting.refusals import Refusals
 from pfl_server.federation.config import claims_sampling
 from pfl_server.federation.runtime import Runtime
@@ -50,9 +50,9 @@ class Services:
     blobs: Blobs
     runtime: Runtime
     metrics: Metrics
-    limits: Limits
+    limits: RequestLimits
     refusals: Refusals
-    trouble: Trouble = field(repr=False)
+    trouble: FailuresInARow = field(repr=False)
     secrets: Mapping[str, Any] = field(repr=False)
     clock: Callable[[], float] = field(default_factory=SteadyClock)
     admin_token: str | None = field(default=None, repr=False)
@@ -105,9 +105,9 @@ class Services:
             blobs=blobs,
             runtime=runtime,
             metrics=metrics,
-            limits=Limits(settings.limits),
+            limits=RequestLimits(settings.limits),
             refusals=Refusals(database, metrics),
-            trouble=Trouble(database, clock),
+            trouble=FailuresInARow(database, clock),
             secrets=secrets,
             clock=clock,
             admin_token=token,

@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic import Field, field_serializer
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from pfl_mobile.fields import Frozen, Positive
+
 Access = Literal["public", "admin", "off"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class LimitsConfig(_Frozen):
+class LimitsConfig(Frozen, hide_input_in_errors=True):
     """What clients may ask of one process. Each counts by itself, so ``n`` processes allow ``n`` times as much.
 
     Rates are requests a second that are sustained, bursts how many may come at once before.
@@ -55,7 +52,7 @@ class LimitsConfig(_Frozen):
     tracked: Annotated[int, Field(ge=16)] = 100_000
 
 
-class ServerSettings(_Frozen):
+class ServerSettings(Frozen, hide_input_in_errors=True):
     """Settings of a server. They go to its worker processes as JSON, so no secret is among them.
 
     Attributes:

@@ -27,7 +27,7 @@ def test_a_table_is_read_once_and_then_cached(arff: Path, pin: Pin) -> None:
     assert said == ["wisdm: in the cache"]
     np.testing.assert_array_equal(first.train(1)["x"], again.train(1)["x"])
     entry = registry.find("wisdm")
-    assert isinstance(entry, registry.Source)
+    assert isinstance(entry, registry.PublishedDataset)
     path = store.path_of(entry)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match="cannot be downloaded"):

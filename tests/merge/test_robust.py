@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pfl_mobile.errors import ConfigError, NonFiniteError, TooFewUpdatesError, UnknownNameError
 from pfl_mobile.merge.robust import GeometricMedian, Krum, Median, MultiKrum, NormBound, TrimmedMean, assumed
 from pfl_mobile.merge.rows import MatrixRows
-from pfl_mobile.merge.rules import Average, Rule, anomaly_scores, create_rule, rule_entries
+from pfl_mobile.merge.rules import Average, MergeRule, anomaly_scores, create_rule, rule_entries
 
 NAMES = [entry.name for entry in rule_entries()]
 RULES = [create_rule(name) for name in NAMES]
@@ -31,7 +31,7 @@ def honest(count: int, width: int, seed: int) -> np.ndarray:
     return (rng.standard_normal(width) + 0.3 * rng.standard_normal((count, width))).astype(np.float32)
 
 
-def merged(rule: Rule, matrix: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def merged(rule: MergeRule, matrix: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     found = rule.mean(MatrixRows(matrix), np.ones(len(matrix)) if weights is None else weights).values
     assert found.dtype == np.float32
     assert found.shape == matrix.shape[1:]
@@ -278,7 +278,7 @@ def test_average_is_moved_as_far_as_one_likes() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
-def test_equal_updates_give_the_update(rule: Rule) -> None:
+def test_equal_updates_give_the_update(rule: MergeRule) -> None:
     row = honest(1, 40, 3)
     np.testing.assert_allclose(merged(rule, np.repeat(row, 9, axis=0)), row[0], rtol=1e-6)
 
@@ -286,7 +286,7 @@ def test_equal_updates_give_the_update(rule: Rule) -> None:
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 @given(seed=seeds)
 @settings(deadline=None, max_examples=15)
-def test_the_order_of_updates_does_not_matter(rule: Rule, seed: int) -> None:
+def test_the_order_of_updates_does_not_matter(rule: MergeRule, seed: int) -> None:
     matrix, rng = honest(11, 30, seed), np.random.default_rng(seed)
     weights, order = rng.random(11) + 0.1, rng.permutation(11)
     np.testing.assert_allclose(
@@ -300,7 +300,7 @@ def test_the_order_of_updates_does_not_matter(rule: Rule, seed: int) -> None:
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 @given(seed=seeds)
 @settings(deadline=None, max_examples=15)
-def test_updates_of_weight_zero_do_not_count(rule: Rule, seed: int) -> None:
+def test_updates_of_weight_zero_do_not_count(rule: MergeRule, seed: int) -> None:
     matrix = honest(11, 30, seed)
     matrix[8:] *= 100
     weights = np.array([1.0] * 8 + [0.0] * 3)
@@ -310,7 +310,7 @@ def test_updates_of_weight_zero_do_not_count(rule: Rule, seed: int) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
-def test_the_scale_of_weights_does_not_matter(rule: Rule) -> None:
+def test_the_scale_of_weights_does_not_matter(rule: MergeRule) -> None:
     matrix, weights = honest(9, 30, 5), np.arange(1.0, 10.0)
     for times in (1e-300, 1e-5, 1e300):
         np.testing.assert_allclose(
@@ -319,7 +319,7 @@ def test_the_scale_of_weights_does_not_matter(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
-def test_weights_used_sum_to_at_most_one(rule: Rule) -> None:
+def test_weights_used_sum_to_at_most_one(rule: MergeRule) -> None:
     used = rule.mean(MatrixRows(honest(9, 30, 5)), np.arange(1.0, 10.0)).used
     if used is not None:
         assert used.shape == (9,)
@@ -338,13 +338,13 @@ def test_weights_used_sum_to_at_most_one(rule: Rule) -> None:
         (np.ones(8), ConfigError),
     ],
 )
-def test_wrong_weights_are_refused(rule: Rule, weights: np.ndarray, error: type[Exception]) -> None:
+def test_wrong_weights_are_refused(rule: MergeRule, weights: np.ndarray, error: type[Exception]) -> None:
     with pytest.raises(error):
         rule.mean(MatrixRows(honest(9, 30, 5)), weights)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
-def test_no_updates_are_too_few(rule: Rule) -> None:
+def test_no_updates_are_too_few(rule: MergeRule) -> None:
     with pytest.raises(TooFewUpdatesError):
         rule.mean(MatrixRows(np.zeros((0, 3), np.float32)), np.zeros(0))
 
@@ -359,14 +359,14 @@ def test_no_updates_are_too_few(rule: Rule) -> None:
         (MultiKrum(keep=7), 10),
     ],
 )
-def test_too_few_updates_for_the_attackers_assumed_are_refused(rule: Rule, count: int) -> None:
+def test_too_few_updates_for_the_attackers_assumed_are_refused(rule: MergeRule, count: int) -> None:
     with pytest.raises(TooFewUpdatesError):
         merged(rule, honest(count, 5, 0))
 
 
 @pytest.mark.parametrize("rule", ROBUST, ids=lambda r: type(r).__name__)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_updates_that_are_not_finite_are_refused(rule: Rule, bad: float) -> None:
+def test_updates_that_are_not_finite_are_refused(rule: MergeRule, bad: float) -> None:
     matrix = honest(9, 30, 5)
     matrix[4, 7] = bad
     with pytest.raises(NonFiniteError):

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError, DataError, NoExamplesError, PflError, UnknownNameError
 from pfl_mobile.local import phases as device
-from pfl_mobile.local.phases import Context, Work, remember, run_phases
+from pfl_mobile.local.phases import PhaseContext, Work, remember, run_phases
 from pfl_mobile.plan import phases as module
 from pfl_mobile.plan.check import check_plan
 from pfl_mobile.plan.phases import Phase, PhaseBase, RepeatPhase, Step, TrainPhase, distinct, unrolled
@@ -133,7 +133,7 @@ class Run:
         tensors = arrays(theta) | {t.name: np.zeros(t.shape, t.dtype) for t in TABLE[2:]}
         self.sets = {name: arrays(10 + k) for k, name in enumerate(SETS)}
         self.work = Work(tensors, {name: arrays(20 + k) for k, name in enumerate(copies)}, rate=0.5)
-        self.context = Context(
+        self.context = PhaseContext(
             self.engine,  # type: ignore[arg-type]
             TABLE,
             self.sets,

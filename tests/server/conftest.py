@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 import pytest
@@ -21,7 +21,6 @@ import torch
 import uvicorn
 from starlette.testclient import TestClient
 
-from pfl_exporters.export import export_bundle
 from pfl_mobile import LoRA
 from pfl_mobile.bundle import Bundle
 from pfl_mobile.modules.personalize import personalize
@@ -41,6 +40,9 @@ from pfl_server.storage.models import EnrolmentToken
 from pfl_server.web.connection import BoundedHttp
 from tests.backbones import MLP
 from tests.server.basics import ADMIN_TOKEN, GENEROUS, Clock, free_port
+
+if TYPE_CHECKING:
+    from tests.conftest import Export
 
 #: Tests that need a service of the system fail, instead of being skipped, where it is missing.
 REQUIRED = os.environ.get("PFL_REQUIRE_SERVICES") == "1"
@@ -111,11 +113,9 @@ def federated() -> Deployment:
 
 
 @pytest.fixture(scope="session")
-def federated_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def federated_folder(exported: Export) -> Path:
     """A bundle for the torch engine with shared tensors; do not change it."""
-    out = tmp_path_factory.mktemp("bundles") / "federated"
-    export_bundle(federated(), ["torch"], out)
-    return out
+    return exported("federated", federated, ["torch"])
 
 
 @pytest.fixture

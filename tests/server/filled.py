@@ -266,15 +266,12 @@ def _evaluations(session: Session, rng: random.Random, version: int, number: int
                         row[3] += better
                         row[4] += not better
                         row[5] += better
+    there = {
+        (found.kind, found.group, found.metric): found
+        for found in session.scalars(select(EvaluationSum).where(EvaluationSum.version == version))
+    }
     for (kind, place, metric), (total, weight, devices, better, worse, adopted) in sums.items():
-        found = session.scalars(
-            select(EvaluationSum).where(
-                EvaluationSum.version == version,
-                EvaluationSum.kind == kind,
-                EvaluationSum.group == place,
-                EvaluationSum.metric == metric,
-            )
-        ).one_or_none()
+        found = there.get((kind, place, metric))
         if found is None:
             found = EvaluationSum(
                 version=version,

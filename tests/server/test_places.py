@@ -95,7 +95,7 @@ def test_thirteen_that_never_answer_do_not_stop_thirty_that_do(tmp_path, kind):
     with small(tmp_path, federation_config(rounds=ROUNDS)) as f:
         crowd = Crowd(f, honest=f.enrol(30))
         setattr(crowd, kind, f.enrol(13))
-        found = crowd.run(2700 if kind == "silent" else 1800)
+        found = crowd.run(2700 if kind == "silent" else 2100)
         assert found["merged"] >= 3, found
 
 

@@ -14,7 +14,7 @@ from pfl_mobile.merge.bounds import bounded_losses
 from pfl_mobile.merge.updates import Updates
 from pfl_mobile.strategies import create, names
 from pfl_mobile.strategies.server_state_file import plain_numbers
-from pfl_mobile.strategies.state import Context, Local, Server
+from pfl_mobile.strategies.state import Local, RoundContext, Server
 from pfl_server.federation.config import RoundsConfig
 from tests.server.testbed import federation_config, layout, small, update_of
 
@@ -97,7 +97,7 @@ def test_the_same_updates_give_the_same_state(tmp_path, name):
         for number in range(ROUNDS):
             seed = f.round().seed
             plan = strategy.plan(
-                Context(runtime.table, Local(optimizer=runtime.definition.local.optimizer), number, seed)
+                RoundContext(runtime.table, Local(optimizer=runtime.definition.local.optimizer), number, seed)
             )
             assert f.round().plan == plan.model_dump(mode="json")
             merged(strategy, server, sent(f, number), groups)

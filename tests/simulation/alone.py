@@ -11,7 +11,7 @@ from pfl_mobile import ClassificationTask, Head, LoRA, personalize
 from pfl_mobile.bundle.manifest import ProgramSpec, TensorSpec
 from pfl_mobile.engines.torch import TorchSession
 from pfl_mobile.errors import NoExamplesError, NonFiniteError
-from pfl_mobile.local.phases import Context, Work, kept_copies, run_phases
+from pfl_mobile.local.phases import PhaseContext, Work, kept_copies, run_phases
 from pfl_mobile.local.session import Programs
 from pfl_mobile.programs.trace import trace_programs
 from tests.backbones import MLP
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pfl_mobile.plan.schema import Plan
     from pfl_mobile.programs.tasks import Task
     from pfl_mobile.vectorized.cohort import CohortTrainer
-    from pfl_mobile.vectorized.lanes import Client
+    from pfl_mobile.vectorized.lanes import SimulatedClient
 
 BATCH = 4
 
@@ -77,13 +77,13 @@ class Alone:
     def run(
         self,
         plan: Plan,
-        client: Client,
+        client: SimulatedClient,
         start: Mapping[str, np.ndarray],
         sets: Mapping[str, Mapping[str, np.ndarray]],
     ) -> Work | None:
         """The work afterwards; None where training failed."""
         work = Work({**start, **client.tensors}, {c: dict(v) for c, v in client.copies.items()})
-        context = Context(
+        context = PhaseContext(
             self.programs,
             self.model.device_tensors(),
             {**sets, **client.sets},
@@ -102,7 +102,7 @@ def assert_same(
     trainer: CohortTrainer,
     alone: Alone,
     plan: Plan,
-    clients: Sequence[Client],
+    clients: Sequence[SimulatedClient],
     start: Mapping[str, np.ndarray],
     sets: Mapping[str, Mapping[str, np.ndarray]],
     tolerance: float = 2e-5,
@@ -144,7 +144,7 @@ def assert_same(
 def assert_sum_is_of_the_changes(
     trainer: CohortTrainer,
     plan: Plan,
-    clients: Sequence[Client],
+    clients: Sequence[SimulatedClient],
     start: Mapping[str, np.ndarray],
     sets: Mapping[str, Mapping[str, np.ndarray]],
     weights: Sequence[float],

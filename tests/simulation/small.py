@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pfl_mobile.errors import DataError, NonFiniteError
-from pfl_mobile.local.phases import Context, Work, kept_copies, run_phases
+from pfl_mobile.local.phases import PhaseContext, Work, kept_copies, run_phases
 from pfl_mobile.local.session import Programs
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.plan.schema import Plan
@@ -25,7 +25,7 @@ from pfl_mobile.simulation.rounds import Rounds
 from pfl_mobile.simulation.worker import Setup
 from pfl_mobile.strategies import Local, Strategy
 from pfl_mobile.vectorized.cohort import Outcome
-from pfl_mobile.vectorized.lanes import Client
+from pfl_mobile.vectorized.lanes import SimulatedClient
 from tests.local.fake import Linear, linear_rows
 
 LOCAL = Local(epochs=1, optimizer=Sgd(lr=0.5))
@@ -62,16 +62,20 @@ class OneByOne:
         self.programs = Programs(Linear(BATCH), [t.name for t in self.table])
 
     def run(
-        self, plan: Plan, clients: Sequence[Client], start: Mapping[str, np.ndarray], sets: Mapping[str, Any]
+        self,
+        plan: Plan,
+        clients: Sequence[SimulatedClient],
+        start: Mapping[str, np.ndarray],
+        sets: Mapping[str, Any],
     ) -> list[Outcome]:
         return [self.one(plan, client, start, sets) for client in clients]
 
     def one(
-        self, plan: Plan, client: Client, start: Mapping[str, np.ndarray], sets: Mapping[str, Any]
+        self, plan: Plan, client: SimulatedClient, start: Mapping[str, np.ndarray], sets: Mapping[str, Any]
     ) -> Outcome:
         work = Work({**start, **client.tensors}, {c: dict(v) for c, v in client.copies.items()})
         sets = {**sets, **client.sets}
-        context = Context(self.programs, self.table, sets, client.seed, lambda *_: True, client.rows)
+        context = PhaseContext(self.programs, self.table, sets, client.seed, lambda *_: True, client.rows)
         failure = None
         try:
             run_phases(plan, work, context)

@@ -30,7 +30,7 @@ from pfl_mobile.simulation.rounds import Rounds, default_job_size
 from pfl_mobile.simulation.worker import Setup
 from pfl_mobile.strategies import Local, Strategy, create
 from pfl_mobile.strategies.strategy import mean_change
-from pfl_mobile.vectorized.lanes import Client
+from pfl_mobile.vectorized.lanes import SimulatedClient
 from tests.simulation.small import LOCAL, OneByOne, rounds, same, setup
 
 FEDAVG, DITTO = create("fedavg"), create("ditto")
@@ -80,7 +80,9 @@ def test_a_round_of_fedavg_is_the_mean_of_what_the_devices_train(engine):
         for client in cohort:
             rows = given.population.train(client)
             seed = derive(5, 0, 2, client)
-            work = OneByOne(given).one(plan, Client(rows, seed, {}, {}, {}), start, {"global": start})
+            work = OneByOne(given).one(
+                plan, SimulatedClient(rows, seed, {}, {}, {}), start, {"global": start}
+            )
             for name in total:
                 total[name] += len(rows["weight"]) * (work.tensors[name] - start[name])
         study.run()
@@ -106,7 +108,7 @@ def test_one_device_that_trains_alone_goes_on_from_its_own_state(engine):
         for number in range(4):
             client = number % 2
             own = {"head.bias": work[client].tensors["head.bias"]} if client in work else {}
-            one = Client(given.population.train(client), derive(5, number, 2, client), own, {}, {})
+            one = SimulatedClient(given.population.train(client), derive(5, number, 2, client), own, {}, {})
             work[client] = OneByOne(given).one(plan, one, values, {"global": values})
             values = {**values, "head.weight": work[client].tensors["head.weight"]}
         np.testing.assert_allclose(study.server.values["head.weight"], values["head.weight"], atol=1e-6)

@@ -11,8 +11,8 @@ from pfl_mobile.plan.schema import CopyStart, Plan, ServeMix
 from pfl_mobile.plan.upload import UpdateLayout, change, update_shapes
 from pfl_mobile.simulation.pool import Pool
 from pfl_mobile.simulation.states import RowFormat, kept_shapes
-from pfl_mobile.simulation.worker import EvaluateTask, Job, Memory, TrainTask, Worker
-from pfl_mobile.vectorized.lanes import Client
+from pfl_mobile.simulation.worker import EvaluateTask, Job, JobArrays, TrainTask, Worker
+from pfl_mobile.vectorized.lanes import SimulatedClient
 from tests.local.fake import Linear
 from tests.simulation.small import OneByOne, setup
 
@@ -73,12 +73,14 @@ class Bench:
 
     def memory(self, before):
         before = [None] * len(self.job.clients) if before is None else list(before)
-        return Memory(self.data, before, list(self.after), self.changes)
+        return JobArrays(self.data, before, list(self.after), self.changes)
 
     def alone(self, i, tensors=None, copies=None):
         """What the client gets through local.phases."""
         index, seed = self.job.clients[i], self.job.seeds[i]
-        client = Client(self.worker.setup.population.train(index), seed, tensors or {}, copies or {}, {})
+        client = SimulatedClient(
+            self.worker.setup.population.train(index), seed, tensors or {}, copies or {}, {}
+        )
         return OneByOne(self.worker.setup).one(self.plan, client, self.start, {"global": self.start})
 
 
@@ -193,7 +195,7 @@ def test_a_client_trains_from_its_own_sets_and_the_change_is_against_them():
     other = values(9)
     bench = Bench(FEDAVG, (1, 1), own=({"global": other}, {}))
     bench.train()
-    client = Client(bench.worker.setup.population.train(1), 101, {}, {}, {})
+    client = SimulatedClient(bench.worker.setup.population.train(1), 101, {}, {}, {})
     alone = OneByOne(bench.worker.setup).one(FEDAVG, client, bench.start, {"global": other})
     np.testing.assert_array_equal(
         bench.layout.unpack(bench.changes[0])["head.weight"],

@@ -22,7 +22,7 @@ from pfl_mobile.plan.phases import MovePhase
 from pfl_mobile.plan.select import select
 from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.random import derive
-from pfl_mobile.strategies import Context, Local, Server, Strategy, Updates
+from pfl_mobile.strategies import Local, RoundContext, Server, Strategy, Updates
 from tests.strategies.models import Location
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ class Federation:
         self.server = Server(self.table, len(self.data), dict(self.shipped))
         self.strategy.begin(self.server)
 
-    def context(self) -> Context:
+    def context(self) -> RoundContext:
         at = self.server.round
-        return Context(self.table, self.local, round=at, seed=derive(self.seed, at))
+        return RoundContext(self.table, self.local, round=at, seed=derive(self.seed, at))
 
     def group(self, client: int) -> str:
         return self.groups[client] if self.groups else ""
@@ -83,7 +83,7 @@ class Federation:
             {name: dict(v) for name, v in self.copies.get(client, {}).items()},
         )
         check_plan(plan, self.table, sets, list(work.copies))
-        context = phases.Context(
+        context = phases.PhaseContext(
             self.programs, self.table, sets, derive(plan.seed, client), lambda *_: True, self.data[client]
         )
         assert phases.run_phases(plan, work, context)

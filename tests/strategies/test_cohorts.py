@@ -11,9 +11,9 @@ import torch
 from pfl_mobile import ClassificationTask, Head, LoRA, personalize
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.plan.upload import UpdateLayout, change, update_shapes
-from pfl_mobile.strategies import Context, Local, Server, Updates, create, entry, names
+from pfl_mobile.strategies import Local, RoundContext, Server, Updates, create, entry, names
 from pfl_mobile.vectorized.cohort import CohortTrainer
-from pfl_mobile.vectorized.lanes import Client
+from pfl_mobile.vectorized.lanes import SimulatedClient
 from tests.backbones import MLP
 from tests.simulation.alone import BATCH, Alone, assert_same, rows
 
@@ -57,10 +57,10 @@ def test_a_cohort_equals_each_device_alone(name: str, trained: dict[bool, Traine
     kept: list[tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]] = [({}, {})] * 3
     data, groups = [rows(count, k) for k, count in enumerate((9, 3, 6))], ["a", "b", "a"]
     for number in range(2):
-        plan = strategy.plan(Context(table, local, number, seed=number))
+        plan = strategy.plan(RoundContext(table, local, number, seed=number))
         sets = {"initial": shipped, "global": server.values, **strategy.sets(server)}
         own = [strategy.sets_for(server, k, groups[k]) for k in range(3)]
-        clients = [Client(data[k], 7 * number + k, *kept[k], own[k]) for k in range(3)]
+        clients = [SimulatedClient(data[k], 7 * number + k, *kept[k], own[k]) for k in range(3)]
         assert_same(trainer, alone, plan, clients, server.values, sets, tolerance=1e-4)
         # On to the next round, with what the reference kept.
         layout = UpdateLayout(update_shapes(plan, table))

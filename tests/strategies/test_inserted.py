@@ -11,10 +11,10 @@ from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize, tensor_digest
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.programs.tasks import ClassificationTask, Task, TokenTask, tilted_task
-from pfl_mobile.strategies import Context, Local, Strategy, create
+from pfl_mobile.strategies import Local, RoundContext, Strategy, create
 from pfl_mobile.strategies.inserted import attention_layers, first_layer, inner_layers, token_embedding
 from pfl_mobile.vectorized.cohort import CohortTrainer
-from pfl_mobile.vectorized.lanes import Client
+from pfl_mobile.vectorized.lanes import SimulatedClient
 from tests.backbones import BACKBONES
 
 CASES = {
@@ -58,10 +58,10 @@ def train(
     task: Task = TokenTask(int(model(x).shape[-1])) if x.dtype == torch.int64 else ClassificationTask(4)
     trainer = CohortTrainer(model, tilted_task(task, tilt), rows(x, 9, 2), lanes=lanes)
     local = Local(epochs=None, steps=5, optimizer=Sgd(lr=0.5))
-    plan = strategy.plan(Context(model.device_tensors(), local))
+    plan = strategy.plan(RoundContext(model.device_tensors(), local))
     start = {n: v.numpy() for n, v in model.values().items()}
     clients = [
-        Client({n: v.numpy() for n, v in rows(x, seed, 2 + seed).items()}, seed, {}, {}, {})
+        SimulatedClient({n: v.numpy() for n, v in rows(x, seed, 2 + seed).items()}, seed, {}, {}, {})
         for seed in (0, 1)
     ]
     outcomes = trainer.run(plan, clients, start, {"initial": start, "global": start})
@@ -74,7 +74,7 @@ def test_roles_say_what_travels(case: str) -> None:
     strategy, _, _, model = build(case)
     table = model.device_tensors()
     assert {t.role for t in table} == CASES[case][1]
-    plan = strategy.plan(Context(table, Local()))
+    plan = strategy.plan(RoundContext(table, Local()))
     assert bool(plan.upload) == ("shared" in CASES[case][1])
     if case == "lora half":
         assert all((t.role == "shared") == t.name.endswith("lora_A") for t in table)

@@ -8,7 +8,7 @@ import pytest
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.plan.optimizers import AdamW
 from pfl_mobile.random import derive
-from pfl_mobile.strategies import Context, Equally, Local, create
+from pfl_mobile.strategies import Equally, Local, RoundContext, create
 from pfl_mobile.strategies.fedavg import FedAvg
 from pfl_mobile.strategies.scafflix import Scafflix
 from tests.strategies.harness import Federation, assert_near, full_batch
@@ -110,7 +110,7 @@ def test_rounds_have_geometric_lengths_and_bytes_fall_by_p() -> None:
     assert lengths.min() == 1
     for k in (1, 2, 3, 5):
         np.testing.assert_allclose((lengths == k).mean(), 0.2 * 0.8 ** (k - 1), atol=0.02)
-    rounds = [Context((), Local(), r, seed) for r, seed in enumerate(seeds)]
+    rounds = [RoundContext((), Local(), r, seed) for r, seed in enumerate(seeds)]
     assert [strategy.full_sync_steps(at) for at in rounds] == lengths.tolist()
     np.testing.assert_allclose(len(rounds) / lengths.sum(), 0.2, atol=0.01)
     everything = create("scafflix", p=1.0)

@@ -13,7 +13,7 @@ from pfl_mobile.engines import open_session
 from pfl_mobile.local.trainer import LocalTrainer
 from pfl_mobile.plan.schema import Guard, Plan
 from pfl_mobile.vectorized.cohort import CohortTrainer
-from pfl_mobile.vectorized.lanes import Client
+from pfl_mobile.vectorized.lanes import SimulatedClient
 from tests.study.small import study
 
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ def test_a_device_ends_with_the_tensors_of_the_simulator(shipped, user):
         start = bundle.values()
         report = LocalTrainer(session, plan, bundle.manifest.tensors, start).personalize(train, test)
     simulator = CohortTrainer(result.study.model, result.study.task, result.study.batch, lanes=2)
-    both = [Client(train, 77), Client(result.study.data.train(1), 5)]
+    both = [SimulatedClient(train, 77), SimulatedClient(result.study.data.train(1), 5)]
     outcome = simulator.run(plan, both, start, {"initial": start, "global": start})[0]
     assert report.adopted
     assert report.steps == outcome.steps > 0

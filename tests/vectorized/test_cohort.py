@@ -13,7 +13,7 @@ from pfl_mobile import ClassificationTask, Head, personalize
 from pfl_mobile.errors import ConfigError, TensorMismatchError, UnknownNameError
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.vectorized.cohort import CohortTrainer
-from pfl_mobile.vectorized.lanes import Client
+from pfl_mobile.vectorized.lanes import SimulatedClient
 from tests.simulation.alone import Alone, assert_same, assert_sum_is_of_the_changes, classifier, rows
 
 #: Rows of each client: below one batch, one batch, several, a part of one left over.
@@ -165,8 +165,8 @@ def sets(model: Any) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def clients(sizes: tuple[int, ...] = SIZES) -> list[Client]:
-    return [Client(rows(count, k), seed=100 + k) for k, count in enumerate(sizes)]
+def clients(sizes: tuple[int, ...] = SIZES) -> list[SimulatedClient]:
+    return [SimulatedClient(rows(count, k), seed=100 + k) for k, count in enumerate(sizes)]
 
 
 @pytest.mark.parametrize("lanes", [1, 4])

@@ -9,7 +9,7 @@ import torch
 
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.vectorized.cohort import CohortTrainer
-from pfl_mobile.vectorized.lanes import Client
+from pfl_mobile.vectorized.lanes import SimulatedClient
 from tests.simulation.alone import Alone, assert_same
 from tests.vectorized.cases import BATCH, case, varied
 
@@ -32,7 +32,7 @@ def test_model_in_a_cohort_equals_each_client_alone(name: str, lanes: int) -> No
     batch = {k: torch.from_numpy(v) for k, v in make(BATCH, 99).items()}
     alone, trainer = Alone(model, task, batch), CohortTrainer(model, task, batch, lanes=lanes)
     sizes = (9, 1, 26, 3, 18, 70)
-    cohort = [Client(make(count, k), seed=k) for k, count in enumerate(sizes)]
+    cohort = [SimulatedClient(make(count, k), seed=k) for k, count in enumerate(sizes)]
     start = varied(model)
     phases: list[dict[str, Any]] = [
         {"kind": "train", "epochs": 2, "optimizer": {"kind": "sgd", "lr": 0.05}, "schedule": "linear"},

@@ -10,7 +10,7 @@ import torch
 
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.vectorized.cohort import CohortTrainer
-from pfl_mobile.vectorized.lanes import Client
+from pfl_mobile.vectorized.lanes import SimulatedClient
 from pfl_mobile.vectorized.steps import Steps
 from tests.simulation.alone import Alone, assert_same, assert_sum_is_of_the_changes
 from tests.vectorized.cases import BATCH, case, varied
@@ -64,7 +64,7 @@ def wide() -> Any:
 @pytest.mark.parametrize("name", list(LATE))
 def test_a_late_weight_is_there_for_whoever_reads_it(name: str, lanes: int, wide: Any) -> None:
     model, alone, trainers, make = wide
-    cohort = [Client(make(count, k), seed=k) for k, count in enumerate((9, 1, 26, 3, 18, 170, 70))]
+    cohort = [SimulatedClient(make(count, k), seed=k) for k, count in enumerate((9, 1, 26, 3, 18, 170, 70))]
     start = varied(model)
     plan = Plan.model_validate({"phases": LATE[name]})
     sets = {"initial": {n: v.numpy() for n, v in model.values().items()}, "global": start}
@@ -76,7 +76,7 @@ def test_a_late_weight_is_there_for_whoever_reads_it(name: str, lanes: int, wide
 @pytest.mark.parametrize("lanes", [1, 3, 8])
 def test_a_sum_against_other_values_than_the_start_s(lanes: int, wide: Any) -> None:
     model, _, trainers, make = wide
-    cohort = [Client(make(count, k), seed=k) for k, count in enumerate((9, 1, 26, 170))]
+    cohort = [SimulatedClient(make(count, k), seed=k) for k, count in enumerate((9, 1, 26, 170))]
     cohort[1].tensors = {"hidden.weight": varied(model)["hidden.weight"]}
     cohort[2].rows["x"][1] = np.inf
     initial = {n: v.numpy() for n, v in model.values().items()}

@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from pfl_mobile.errors import TensorMismatchError, UnknownNameError
-from pfl_mobile.vectorized.lanes import Client, FlatSet, Flattened, Lanes
+from pfl_mobile.vectorized.lanes import FlatSet, Flattened, Lanes, SimulatedClient
 from pfl_mobile.vectorized.layout import Layout
 
 LAYOUT = Layout({"a": (2,), "b": (3,)})
 ALL = frozenset(("a", "b"))
 
 
-def client(**more: Any) -> Client:
-    return Client({}, 0, **more)
+def client(**more: Any) -> SimulatedClient:
+    return SimulatedClient({}, 0, **more)
 
 
-def lanes(*clients: Client, common: dict[str, FlatSet] | None = None) -> Lanes:
+def lanes(*clients: SimulatedClient, common: dict[str, FlatSet] | None = None) -> Lanes:
     rows = torch.zeros(len(clients), LAYOUT.size)
     for k in range(len(clients)):
         rows[k] = k + 1

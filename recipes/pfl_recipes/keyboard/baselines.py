@@ -24,7 +24,7 @@ _PIECES = WordTokenizer.train([], 5)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BaselineComparison:
     """A predictor before and after it saw each test user's history.
 
     Args:
@@ -66,7 +66,7 @@ def compare_trigram(
     typing: bool = True,
     max_messages: int | None = None,
     progress: Progress | None = None,
-) -> Comparison:
+) -> BaselineComparison:
     """The interpolated trigram on the test users; its weights are fitted on training users only.
 
     Args:
@@ -83,7 +83,7 @@ def compare_trigram(
         after[user] = score(world.personal(pieces(texts.history)).suggest, held_out, typing=typing)
         if progress:
             progress("trigram", (done + 1) / len(parts.test))
-    return Comparison("trigram", before, after)
+    return BaselineComparison("trigram", before, after)
 
 
 def compare_presage(
@@ -92,7 +92,7 @@ def compare_presage(
     typing: bool = True,
     max_messages: int | None = None,
     progress: Progress | None = None,
-) -> Comparison:
+) -> BaselineComparison:
     """Presage on the test users, retrained on the same text; arguments as :func:`compare_trigram`.
 
     Raises:
@@ -111,7 +111,7 @@ def compare_presage(
                 after[user] = score(predictor.suggest, held_out, typing=typing)
             if progress:
                 progress("presage", (done + 1) / len(parts.test))
-    return Comparison("presage", before, after)
+    return BaselineComparison("presage", before, after)
 
 
 def main() -> None:

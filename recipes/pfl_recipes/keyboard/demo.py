@@ -26,7 +26,7 @@ from pfl_mobile.local.state import PersonalState
 from pfl_mobile.text.encoder import TextEncoder
 from pfl_mobile.text.vocabulary import VocabularyRule
 
-from .baselines import Comparison, compare_presage, compare_trigram, pieces
+from .baselines import BaselineComparison, compare_presage, compare_trigram, pieces
 from .keystrokes import Score, Suggest, score
 from .plots import draw
 from .recipe import Prepared, Recipe, deploy, prepare
@@ -181,7 +181,7 @@ def _summary(
     prepared: Prepared,
     results: Sequence[UserResult],
     typed: Sequence[tuple[Score, Score]],
-    trigram: Comparison,
+    trigram: BaselineComparison,
     exported: ExportReport,
 ) -> dict[str, Any]:
     rates = [(before.rates(), after.rates()) for before, after in typed]

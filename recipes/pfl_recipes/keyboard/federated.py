@@ -25,11 +25,11 @@ from pfl_mobile.privacy.calibration import required_noise, with_noise
 from pfl_mobile.programs.deployment import Deployment, text_parts
 from pfl_mobile.programs.tasks import TokenTask
 from pfl_mobile.strategies import create
-from pfl_mobile.strategies.state import Context, Local
+from pfl_mobile.strategies.state import Local, RoundContext
 from pfl_mobile.text.vocabulary import MIN_USERS
 
 from .plots import draw_rounds
-from .processes import Devices, Figures, Report, Seen, ended_in_order, loss, serving, top3
+from .processes import DeviceProcesses, Figures, Report, Seen, ended_in_order, loss, serving, top3
 from .study import CONFIG, MESSAGES, Adapted, backbone, encoder_of
 
 BATCH = 16
@@ -101,7 +101,7 @@ def deployment(known: UserText, min_users: int = MIN_USERS) -> Deployment:
         name="keyboard-federated",
         model=model,
         task=TokenTask(CONFIG.vocabulary),
-        plan=create("fedper").plan(Context(model.device_tensors(), local)),
+        plan=create("fedper").plan(RoundContext(model.device_tensors(), local)),
         limits={"max_examples": MESSAGES},
         **text_parts(encoder, BATCH),
     )
@@ -188,7 +188,7 @@ def run(
     _write_settings(folder, mine, devices, rounds, config)
     say("start the server", None)
     with ended_in_order(), serving(folder) as server:
-        with Devices(
+        with DeviceProcesses(
             folder, server.url, engine, runtime, delta=None if config is None else config.delta
         ) as fleet:
             fleet.start_all(list(mine), say)
@@ -250,7 +250,7 @@ def _result(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _summary(
-    seen: Seen, fleet: Devices, results: list[dict[str, Any]], latest: dict[str, Any], rounds: int
+    seen: Seen, fleet: DeviceProcesses, results: list[dict[str, Any]], latest: dict[str, Any], rounds: int
 ) -> dict[str, Any]:
     made, own = range(1, latest["version"] + 1), seen.own()
     ended_badly = sum(code != 0 for code in fleet.codes.values())

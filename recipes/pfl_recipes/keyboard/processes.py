@@ -118,7 +118,7 @@ def loss(found: Mapping[str, Metrics]) -> float:
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerProcess:
     """A server that runs.
 
     Attributes:
@@ -157,7 +157,7 @@ def ended_in_order() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[Server]:
+def serving(folder: Path) -> Iterator[ServerProcess]:
     """``pfl serve`` as a process of its own."""
     token = "pfl_admin_" + secrets.token_hex(32)
     arguments = [
@@ -187,7 +187,7 @@ def serving(folder: Path) -> Iterator[Server]:
                 with _HERE.open(url + "/readyz", timeout=5):
                     break
             time.sleep(0.1)
-        yield Server(url, token)
+        yield ServerProcess(url, token)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -198,7 +198,7 @@ def serving(folder: Path) -> Iterator[Server]:
 
 
 @dataclass
-class Devices:
+class DeviceProcesses:
     """The devices' processes.
 
     Attributes:
@@ -219,7 +219,7 @@ class Devices:
     _read: dict[str, int] = field(default_factory=dict)
     _rest: bytes = b""
 
-    def __enter__(self) -> Devices:
+    def __enter__(self) -> DeviceProcesses:
         private_folder(self.folder / "devices")
         modules = [*self.runtime, "httpx2", "pfl_mobile.cli", "pfl_mobile.device.device"]
         modules += ["pfl_mobile.device.model", "pfl_mobile.data", f"pfl_mobile.engines.{self.engine}"]

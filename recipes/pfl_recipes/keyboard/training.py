@@ -37,7 +37,7 @@ class TrainConfig:
         warmup: share of the steps in which the learning rate rises to ``lr``.
         weight_decay: on matrices only.
         clip: largest L2 norm of the gradient.
-        noise: how much of the input is replaced by other words, see :class:`Noise`; 0 for none.
+        noise: how much of the input is replaced by other words, see :class:`InputNoise`; 0 for none.
         max_steps: stop the schedule there, however many epochs were asked for; None never does.
         seed: of the initial weights, the order of the rows and the dropout.
     """
@@ -68,7 +68,7 @@ def mean_loss(output: Callable[[Tensor], Tensor], features: Tensor, labels: Tens
     return (losses * weight[counted]).sum() / weight[counted].sum()
 
 
-class Noise:
+class InputNoise:
     """Kneser-Ney noise on the input (Xie and others 2017, "Data noising as smoothing in neural language models").
 
     A word u gives way to another one with probability ``share`` * (different words seen after u) / (count of u):
@@ -129,7 +129,9 @@ def train_backbone(
         )
         steps = train.epochs * math.ceil(len(tokens) / train.batch)
         steps = min(steps, train.max_steps or steps)
-        noise = Noise(tokens, labels, weight, model.config.vocabulary, train.noise) if train.noise else None
+        noise = (
+            InputNoise(tokens, labels, weight, model.config.vocabulary, train.noise) if train.noise else None
+        )
         order, recent = torch.randperm(len(tokens)), 0.0
         model.train()
         for step in range(steps):

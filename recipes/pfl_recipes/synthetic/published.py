@@ -22,7 +22,7 @@ from pfl_mobile.strategies import Local, Strategy
 from pfl_mobile.strategies.fedavg import FedAvg
 from pfl_mobile.strategies.per_fedavg import PerFedAvg
 from pfl_mobile.strategies.pfedme import PFedMe
-from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.state import RoundContext
 from pfl_mobile.strategies.strategy import local_plan
 
 from .study import study
@@ -42,7 +42,7 @@ class TestedPerFedAvg(PerFedAvg):
 
     beta: float = 0.002
 
-    def personal_plan(self, at: Context) -> Plan | None:
+    def personal_plan(self, at: RoundContext) -> Plan | None:
         """Two steps, each on a batch of its own."""
         first, second = (at.local.train(steps=1, optimizer=Sgd(lr=lr)) for lr in (self.alpha, self.beta))
         return local_plan(at, first, second)
@@ -54,7 +54,7 @@ class TestedPFedMe(PFedMe):
     object as the model's parameters, into which w_i is written before the measurement.
     """
 
-    def serve(self, at: Context) -> str:
+    def serve(self, at: RoundContext) -> str:
         """w_i."""
         return "theta"
 

@@ -30,7 +30,7 @@ FORGOTTEN_S = 4 * LONGEST_S
 _LASTING = (StateError, LedgerError, BlobMissingError, MergeMemoryError)
 
 
-class Trouble:
+class FailuresInARow:
     """Failures in a row of one process's coordinator. Safe to share between threads.
 
     Args:

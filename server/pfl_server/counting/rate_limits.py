@@ -75,7 +75,7 @@ class OpenRequests:
             del self._open[key]
 
 
-class Limits:
+class RequestLimits:
     """All limits of one process on requests.
 
     A request with a credential that was seen to be valid counts for its device, whatever the address: many phones

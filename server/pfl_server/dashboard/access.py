@@ -58,7 +58,7 @@ class View:
         return self.signed.csrf if self.signed else ""
 
 
-class Gate:
+class SignInGate:
     """What one process needs to let admins in; made when the first page is asked for.
 
     Attributes:
@@ -73,11 +73,11 @@ class Gate:
             with on.database.read() as session:
                 secret = credentials.key(queries.federation(session).secrets, "sessions")
             self.sessions = Sessions(secret, on.admin_token, on.clock)
-        self._devices: tuple[float, queries.Devices] | None = None
+        self._devices: tuple[float, queries.DeviceCounts] | None = None
         self.attempts = TokenBuckets(1 / 12, 5, 10_000)
         self.attempts_of_all = TokenBuckets(1.0, 30, 1)
 
-    def devices(self, session: Session, now: float) -> queries.Devices:
+    def devices(self, session: Session, now: float) -> queries.DeviceCounts:
         """Devices by state, at most ``COUNTED_S`` seconds old: counting millions for each look would be a load."""
         found = self._devices
         if found is None or not 0 <= now - found[0] < COUNTED_S:
@@ -85,7 +85,7 @@ class Gate:
         return found[1]
 
 
-def gate(request: Request, on: On) -> Gate:
+def gate(request: Request, on: On) -> SignInGate:
     """Dependency: the gate of this process.
 
     Raises:
@@ -95,13 +95,13 @@ def gate(request: Request, on: On) -> Gate:
         raise NotFound(
             "The dashboard is switched off.", mend="Start the server with an admin token to see it."
         )
-    found: Gate | None = getattr(request.app.state, "dashboard_gate", None)
+    found: SignInGate | None = getattr(request.app.state, "dashboard_gate", None)
     if found is None:
-        found = request.app.state.dashboard_gate = Gate(on)
+        found = request.app.state.dashboard_gate = SignInGate(on)
     return found
 
 
-Gated = Annotated[Gate, Depends(gate)]
+Gated = Annotated[SignInGate, Depends(gate)]
 
 
 class _SignInFirst(Exception):
@@ -176,7 +176,7 @@ def refuse_foreign(request: Request) -> None:
 
 
 def sign_in_form(
-    request: Request, found: Gate, then: str | None, *, wrong: bool = False, status: int = 200
+    request: Request, found: SignInGate, then: str | None, *, wrong: bool = False, status: int = 200
 ) -> Response:
     """The sign-in form, with a cookie that ties it to this browser.
 
@@ -281,7 +281,7 @@ def _access(on: Services) -> str:
     return on.settings.access("dashboard", admin=on.admin_token is not None)
 
 
-def _signed(request: Request, on: Services, found: Gate) -> Signed | None:
+def _signed(request: Request, on: Services, found: SignInGate) -> Signed | None:
     if found.sessions is None:
         return None
     signed = found.sessions.read("session", request.cookies.get(SESSION_COOKIE))

@@ -203,7 +203,7 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "value") -> Ma
 
 
 @dataclass(frozen=True)
-class Part:
+class BarPart:
     """A part of a bar: how large, its class, what is shown on hovering."""
 
     value: float
@@ -211,7 +211,7 @@ class Part:
     title: str
 
 
-def bar(parts: Sequence[Part], whole: float, label: str) -> Markup:
+def bar(parts: Sequence[BarPart], whole: float, label: str) -> Markup:
     """One horizontal bar of parts, as wide as its place.
 
     Args:

@@ -11,12 +11,12 @@ from markupsafe import Markup
 from sqlalchemy.orm import Session
 
 from pfl_mobile.local.results import is_recall
-from pfl_server.dashboard.charts import Level, Line, Mark, Part, Point, bar, legend, line_chart
+from pfl_server.dashboard.charts import BarPart, Level, Line, Mark, Point, bar, legend, line_chart
 from pfl_server.federation.config import FederationConfig
 from pfl_server.reports import quality, queries
-from pfl_server.reports.budget import Budget
-from pfl_server.reports.quality import Figure, History
-from pfl_server.reports.queries import Devices, Funnel, Reason
+from pfl_server.reports.budget import BudgetReport
+from pfl_server.reports.quality import Figure, QualityHistory
+from pfl_server.reports.queries import DeviceCounts, Funnel, Reason
 from pfl_server.reports.wording import (
     DEVICE_STATES,
     MERGE,
@@ -78,7 +78,7 @@ def funnel_rows(funnel: Funnel, *, over: bool) -> list[Row]:
             if name == "Invited" or (name == "Merged" and not over)
             else _of(number, funnel.invited) + note,
             bar(
-                [Part(number, kind, f"{name}: {number}")],
+                [BarPart(number, kind, f"{name}: {number}")],
                 funnel.invited,
                 f"{name}: {number} of {funnel.invited}",
             ),
@@ -129,13 +129,13 @@ def problem_rows(found: Sequence[Reason]) -> list[Row]:
             r.code or "",
             count(r.count),
             reason(r.code),
-            bar([Part(r.count, "bad", str(r.count))], most, str(r.count)),
+            bar([BarPart(r.count, "bad", str(r.count))], most, str(r.count)),
         )
         for r in found
     ]
 
 
-def device_rows(devices: Devices) -> list[Row]:
+def device_rows(devices: DeviceCounts) -> list[Row]:
     """Devices by state."""
     return [
         Row(
@@ -143,7 +143,11 @@ def device_rows(devices: Devices) -> list[Row]:
             count(devices.states[state]),
             meaning,
             bar(
-                [Part(devices.states[state], {"active": "good", "revoked": "bad"}.get(state, "soft"), state)],
+                [
+                    BarPart(
+                        devices.states[state], {"active": "good", "revoked": "bad"}.get(state, "soft"), state
+                    )
+                ],
                 devices.total,
                 f"{state}: {devices.states[state]} of {devices.total}",
             ),
@@ -152,7 +156,7 @@ def device_rows(devices: Devices) -> list[Row]:
     ]
 
 
-def budget_bar(budget: Budget) -> Markup:
+def budget_bar(budget: BudgetReport) -> Markup:
     """Privacy spent as a part of the budget; empty without one."""
     if budget.budget is None or budget.spent is None or budget.left is None:
         return Markup("")
@@ -160,11 +164,11 @@ def budget_bar(budget: Budget) -> Markup:
     kind = "main" if part < 0.8 else "warn" if part < 0.95 else "bad"
     spent, whole = epsilon(budget.spent), epsilon(budget.budget)
     return bar(
-        [Part(budget.spent, kind, f"Spent: epsilon {spent}")], budget.budget, f"{spent} of {whole} spent"
+        [BarPart(budget.spent, kind, f"Spent: epsilon {spent}")], budget.budget, f"{spent} of {whole} spent"
     )
 
 
-def epsilon_chart(entries: Sequence[LedgerEntry], budget: Budget) -> Chart:
+def epsilon_chart(entries: Sequence[LedgerEntry], budget: BudgetReport) -> Chart:
     """Privacy loss after each round, below the budget. ``entries`` newest first."""
     points = [
         Point(e.round, e.epsilon, f"After round {e.round}: epsilon {epsilon(e.epsilon)}")
@@ -185,7 +189,7 @@ def epsilon_chart(entries: Sequence[LedgerEntry], budget: Budget) -> Chart:
     return Chart(drawn, legend([line]) if drawn else Markup(""))
 
 
-def quality_chart(history: History, rolled_back: Sequence[Version]) -> Chart:
+def quality_chart(history: QualityHistory, rolled_back: Sequence[Version]) -> Chart:
     """The metric over versions: global, personalized, worst group."""
     say = partial(figure, history.metric)
     picks: list[tuple[str, str, str, Callable[[quality.Quality], Figure | None]]] = [
@@ -225,7 +229,7 @@ def quality_chart(history: History, rolled_back: Sequence[Version]) -> Chart:
     )
 
 
-def group_rows(history: History) -> list[Row]:
+def group_rows(history: QualityHistory) -> list[Row]:
     """Groups of the newest version with figures, worst first."""
     latest = history.latest
     if latest is None:
@@ -244,7 +248,7 @@ def group_rows(history: History) -> list[Row]:
                 f"{many(own.devices, 'device')}{gain}",
                 bar(
                     [
-                        Part(
+                        BarPart(
                             abs(own.value),
                             "worst" if place == 0 else "main",
                             f"{group.name}: {say(own.value)}",
@@ -262,7 +266,7 @@ def group_rows(history: History) -> list[Row]:
 class Overview:
     """What the overview shows of quality and of the last merged round."""
 
-    history: History | None
+    history: QualityHistory | None
     quality: Chart | None
     groups: Sequence[Row]
     gain: str | None
@@ -293,7 +297,7 @@ def overview(session: Session, config: FederationConfig, metric: str | None, new
     )
 
 
-def _gain(history: History) -> str | None:
+def _gain(history: QualityHistory) -> str | None:
     """What personalization changes, in words; None where it is not known."""
     latest = history.latest
     if latest is None or latest.shared is None or latest.personalized is None:

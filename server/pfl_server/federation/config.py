@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pfl_mobile.bundle.manifest import StrategyEntry
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.federation.bundle_plan import BUNDLE
 from pfl_mobile.federation.round import Bounds
+from pfl_mobile.fields import Frozen, Positive
 from pfl_mobile.files.reading import parse_json
 from pfl_mobile.privacy import PrivacyField
 
 Name = Annotated[str, Field(min_length=1, max_length=100)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StrategyConfig(StrategyEntry):
@@ -32,14 +28,14 @@ class StrategyConfig(StrategyEntry):
     name: Name = BUNDLE
 
 
-class RuleConfig(_Frozen):
+class RuleConfig(Frozen):
     """How the mean of a round is taken (``pfl_mobile.merge.robust``)."""
 
     name: Name = "average"
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-class RoundsConfig(_Frozen):
+class RoundsConfig(Frozen):
     """When a round begins and ends.
 
     Attributes:
@@ -91,7 +87,7 @@ class RoundsConfig(_Frozen):
         return self
 
 
-class EvaluationConfig(_Frozen):
+class EvaluationConfig(Frozen):
     """Reports of quality, as sums over devices.
 
     Attributes:
@@ -107,7 +103,7 @@ class EvaluationConfig(_Frozen):
     max_mean: Positive = 1e4
 
 
-class FederationConfig(_Frozen):
+class FederationConfig(Frozen):
     """Everything that decides what a federation computes; kept in the database from its first start on.
 
     Attributes:

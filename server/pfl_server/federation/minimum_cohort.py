@@ -15,7 +15,7 @@ from pfl_mobile.errors import ConfigError, TooFewUpdatesError
 from pfl_mobile.privacy import Poisson
 
 if TYPE_CHECKING:
-    from pfl_mobile.merge.rules import Rule
+    from pfl_mobile.merge.rules import MergeRule
     from pfl_mobile.privacy import PrivacyConfig
     from pfl_server.federation.config import FederationConfig
 
@@ -55,7 +55,7 @@ def largest_minimum(privacy: PrivacyConfig, rounds: int, most: int) -> int:
     return found
 
 
-def least_minimum(rule: Rule, cohort: int) -> int | None:
+def least_minimum(rule: MergeRule, cohort: int) -> int | None:
     """The smallest minimum with which a merge rule has enough updates in every round; None: a cohort is too few.
 
     Args:
@@ -70,7 +70,7 @@ def least_minimum(rule: Rule, cohort: int) -> int | None:
     return 1
 
 
-def check_enough(config: FederationConfig, rule: Rule) -> None:
+def check_enough(config: FederationConfig, rule: MergeRule) -> None:
     """Refuse rounds that close with fewer updates than the merge rule needs; a full one has enough (`check_cohort`).
 
     Raises:

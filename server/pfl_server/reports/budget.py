@@ -11,7 +11,7 @@ from pfl_server.storage.models import Version
 
 
 @dataclass(frozen=True)
-class Budget:
+class BudgetReport:
     """What the models published so far cost.
 
     Attributes:
@@ -38,11 +38,11 @@ class Budget:
         return max(0.0, self.budget - self.spent)
 
 
-def budget_of(newest: Version, config: FederationConfig) -> Budget:
+def budget_of(newest: Version, config: FederationConfig) -> BudgetReport:
     """What was spent up to the newest version; roll-backs keep what was spent."""
     statement = newest.privacy
     epsilon = statement.get("epsilon")
-    return Budget(
+    return BudgetReport(
         private=epsilon is not None,
         spent=epsilon,
         delta=statement.get("delta"),

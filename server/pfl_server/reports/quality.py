@@ -86,7 +86,7 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class History:
+class QualityHistory:
     """Quality over versions.
 
     Attributes:
@@ -117,7 +117,7 @@ def history(
     limit: int = VERSIONS_SHOWN,
     *,
     behind: int = 0,
-) -> History | None:
+) -> QualityHistory | None:
     """Quality of the newest versions.
 
     Args:
@@ -151,7 +151,7 @@ def history(
         if counting is None or row.version < counting:
             by_version[row.version].append(row)
     found = [_quality(n, by_version[n], min_devices, lower) for n in sorted(by_version)]
-    return History(chosen, metrics, lower, found, counting)
+    return QualityHistory(chosen, metrics, lower, found, counting)
 
 
 def _counting(session: Session, behind: int) -> int | None:

@@ -77,7 +77,7 @@ class Funnel:
 
 
 @dataclass(frozen=True)
-class Devices:
+class DeviceCounts:
     """Devices by state, and how many were heard of lately."""
 
     states: Counter[str]
@@ -165,7 +165,7 @@ def rounds(session: Session, before: int | None = None, limit: int = PAGE) -> li
     return [RoundRow(r, Funnel(counts[r.number])) for r in found]
 
 
-def devices(session: Session, now: float) -> Devices:
+def devices(session: Session, now: float) -> DeviceCounts:
     """Devices by state, and those heard of in the last hour, day and 30 days."""
     found: Counter[str] = Counter()
     for state, count in session.execute(select(Device.state, func.count()).group_by(Device.state)):
@@ -174,7 +174,7 @@ def devices(session: Session, now: float) -> Devices:
     def since(seconds: float) -> int:
         return session.scalar(select(func.count()).where(Device.seen >= now - seconds)) or 0
 
-    return Devices(found, since(3600), since(86400), since(30 * 86400))
+    return DeviceCounts(found, since(3600), since(86400), since(30 * 86400))
 
 
 def device(session: Session, device_id: str) -> Device | None:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from pfl_server.federation.config import FederationConfig
 from pfl_server.reports import queries
-from pfl_server.reports.budget import Budget, budget_of
+from pfl_server.reports.budget import BudgetReport, budget_of
 from pfl_server.reports.queries import Funnel, Reason
 from pfl_server.reports.wording import count, duration, epsilon, many
 from pfl_server.storage.federation_row import ACTIVE, ITSELF
@@ -41,7 +41,7 @@ class Status:
     round: Round | None
     funnel: Funnel
     newest: Version
-    budget: Budget
+    budget: BudgetReport
     problems: Sequence[Reason]
     outside: Sequence[Reason]
     sentence: str
@@ -95,7 +95,7 @@ def sentence(
     federation: Federation,
     newest: Round | None,
     funnel: Funnel,
-    budget: Budget,
+    budget: BudgetReport,
     now: float,
 ) -> str:
     """What is going on, for people."""

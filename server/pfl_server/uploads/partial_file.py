@@ -164,7 +164,7 @@ def sum_of_squares(values: np.ndarray) -> float:
     return found
 
 
-class Part:
+class PartialFile:
     """The file of one upload, locked while it is open.
 
     Attributes:
@@ -305,7 +305,7 @@ def _write_all(fd: int, data: memoryview, at: int) -> None:
 
 
 @contextlib.contextmanager
-def open_part(scratch: Path, task: str, key: str, total: int) -> Iterator[Part]:
+def open_part(scratch: Path, task: str, key: str, total: int) -> Iterator[PartialFile]:
     """The part of an upload, new where there is none.
 
     Parts that the same task has under other keys, or of other lengths, are taken away.
@@ -330,7 +330,7 @@ def open_part(scratch: Path, task: str, key: str, total: int) -> Iterator[Part]:
         fd = os.open(own, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        part = Part(own, fd)
+        part = PartialFile(own, fd)
     except (BlockingIOError, FileNotFoundError) as error:  # locked, or taken away, by another request
         os.close(fd)
         raise Busy from error

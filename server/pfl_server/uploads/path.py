@@ -40,7 +40,7 @@ from pfl_server.uploads.accept import (
     own_task,
     refuse,
 )
-from pfl_server.uploads.partial_file import Busy, Part, Scan, Uploads, find_part, open_part
+from pfl_server.uploads.partial_file import Busy, PartialFile, Scan, Uploads, find_part, open_part
 from pfl_server.uploads.receive import UploadHead, go_to_offset, read_body, same_body
 from pfl_server.uploads.threads import STORES, WRITES, run_in
 
@@ -154,7 +154,7 @@ class Upload:
     note: Callable[[int], None]
     held: ExitStack = field(default_factory=ExitStack)
     task: Accepting = field(init=False)
-    part: Part = field(init=False)
+    part: PartialFile = field(init=False)
     scan: Scan = field(init=False)
     stored: Stored = field(init=False)
 

@@ -12,7 +12,7 @@ from pfl_server.uploads.threads import WRITES, run_in
 
 if TYPE_CHECKING:
     from pfl_server.problems import Problem
-    from pfl_server.uploads.partial_file import Part, Scan
+    from pfl_server.uploads.partial_file import PartialFile, Scan
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def upload_head(task: str, key: str | None, offset: int, length: int | None, tot
     return UploadHead(task, key, offset, length, total)
 
 
-def go_to_offset(part: Part, head: UploadHead, scan: Scan) -> None:
+def go_to_offset(part: PartialFile, head: UploadHead, scan: Scan) -> None:
     """Bring the part to where the request goes on."""
     if head.offset == 0:
         part.restart()

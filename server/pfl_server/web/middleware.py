@@ -1,7 +1,8 @@
 """The layers around all endpoints, as plain ASGI so that they cost little.
 
-`Observe` is outside: it names the request, measures it, logs it, and answers what nobody foresaw. `Guard` is inside it:
-how often requests come and how many are open, the length of bodies before they are read, and their pace while they are.
+`Observe` is outside: it names the request, measures it, logs it, and answers what nobody foresaw. `RequestGuard` is
+inside: how often requests come and how many are open, the length of bodies before they are read, and their pace while
+they are.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Observe:
             log.info("request", extra=fields)
 
 
-class Guard:
+class RequestGuard:
     """Refuses requests that come too often or too many at once, and bodies that are too long or too slow.
 
     Bodies are read whole here, so that they cost no more than their bytes, in however small pieces they come; but for

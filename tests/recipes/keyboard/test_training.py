@@ -9,7 +9,7 @@ import torch
 from pfl_mobile.errors import DataError
 from pfl_mobile.modules.model import tensor_digest
 from pfl_recipes.keyboard.model import Keyboard
-from pfl_recipes.keyboard.training import Noise, TrainConfig, recall, train_backbone
+from pfl_recipes.keyboard.training import InputNoise, TrainConfig, recall, train_backbone
 from tests.recipes.keyboard.small import SIZES, TEXTS, rows
 
 
@@ -35,14 +35,14 @@ def test_max_steps_ends_the_training_early() -> None:
 
 def test_noise_replaces_words_but_no_specials() -> None:
     tokens, labels, weight = (torch.as_tensor(rows(TEXTS)[n]) for n in ("tokens", "labels", "weight"))
-    noise = Noise(tokens, labels, weight, 24, 1.0)
+    noise = InputNoise(tokens, labels, weight, 24, 1.0)
     torch.manual_seed(0)
     noisy = noise(tokens)
     changed = noisy != tokens
     assert bool(changed.any())
     assert not bool(changed[tokens < 4].any())
     assert int(noisy[changed].min()) >= 4
-    assert torch.equal(Noise(tokens, labels, weight, 24, 0.0)(tokens), tokens)
+    assert torch.equal(InputNoise(tokens, labels, weight, 24, 0.0)(tokens), tokens)
 
 
 def test_missing_text_is_named() -> None:

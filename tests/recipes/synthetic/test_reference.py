@@ -13,7 +13,7 @@ from pfl_mobile.cli.common import run
 from pfl_mobile.data import synthetic
 from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.plan.phases import TrainPhase
-from pfl_mobile.strategies.state import Context
+from pfl_mobile.strategies.state import RoundContext
 from pfl_recipes.synthetic import published, reference
 
 USERS, ROUNDS = 4, 5
@@ -142,7 +142,7 @@ def test_adaptation_on_test_batches_takes_both_rates(small: ArrayPopulation) -> 
     method = published.METHODS["per_fedavg"]
     assert method.tested is not None
     table = published.study(small, "linear", cohort=USERS).model.device_tensors()
-    plan = method.tested.personal_plan(Context(tuple(table), method.local))
+    plan = method.tested.personal_plan(RoundContext(tuple(table), method.local))
     assert plan is not None
     steps = [p for p in plan.steps() if isinstance(p, TrainPhase)]
     assert [(p.optimizer.lr, p.steps) for p in steps] == [(0.02, 1), (0.002, 1)]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfl_mobile.bundle import Bundle
-from pfl_server.counting.rate_limits import Limits, OpenRequests, TokenBuckets, network
+from pfl_server.counting.rate_limits import OpenRequests, RequestLimits, TokenBuckets, network
 from pfl_server.federation.config import FederationConfig
 from pfl_server.services import Services
 from pfl_server.settings import LimitsConfig, ServerSettings
@@ -97,8 +97,8 @@ class TestLimits:
         tracked=100,
     )
 
-    def limits(self) -> Limits:
-        return Limits(self.CONFIG, clock=lambda: 0.0)
+    def limits(self) -> RequestLimits:
+        return RequestLimits(self.CONFIG, clock=lambda: 0.0)
 
     def test_a_valid_credential_counts_for_its_device(self) -> None:
         limits = self.limits()

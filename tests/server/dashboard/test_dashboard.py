@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from pfl_server.app import create_app
 from pfl_server.dashboard.access import COUNTED_S, FORM_COOKIE, SESSION_COOKIE, safe_next
-from pfl_server.dashboard.charts import Level, Line, Mark, Part, Point, bar, line_chart, ticks
+from pfl_server.dashboard.charts import BarPart, Level, Line, Mark, Point, bar, line_chart, ticks
 from pfl_server.dashboard.session import SESSION_S, Sessions
 from pfl_server.federation.config import EvaluationConfig, FederationConfig
 from pfl_server.reports import wording as words
@@ -702,15 +702,15 @@ class TestCharts:
         )
         assert "<script>" not in drawn
         assert not read(drawn).all("script")
-        assert "<script>" not in bar([Part(1, "main", HOSTILE)], 2, HOSTILE)
+        assert "<script>" not in bar([BarPart(1, "main", HOSTILE)], 2, HOSTILE)
 
     def test_parts_of_a_bar_never_exceed_it(self) -> None:
-        drawn = read(bar([Part(3, "main", "a"), Part(9, "bad", "b")], 4, "x"))
+        drawn = read(bar([BarPart(3, "main", "a"), BarPart(9, "bad", "b")], 4, "x"))
         widths = [
             float(r.attributes["width"][:-1]) for r in drawn.all("rect") if r.attributes["class"] != "track"
         ]
         assert sum(widths) == pytest.approx(100)
-        assert len(read(bar([Part(1, "main", "a")], 0, "x")).all("rect")) == 1
+        assert len(read(bar([BarPart(1, "main", "a")], 0, "x")).all("rect")) == 1
 
 
 class TestWords:

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pfl_server.counting.rate_limits import Limits
+from pfl_server.counting.rate_limits import RequestLimits
 from pfl_server.settings import LimitsConfig
-from pfl_server.web.middleware import Guard, Observe
+from pfl_server.web.middleware import Observe, RequestGuard
 
 
 class Refusals:
@@ -23,7 +23,7 @@ class Refusals:
 
 def services(max_update_bytes=1 << 20, **limits):
     return SimpleNamespace(
-        limits=Limits(LimitsConfig(**limits)),
+        limits=RequestLimits(LimitsConfig(**limits)),
         refusals=Refusals(),
         runtime=SimpleNamespace(max_update_bytes=max_update_bytes),
         metrics=SimpleNamespace(**counters()),
@@ -91,24 +91,26 @@ def code(answer):
     return json.loads(answer[2])["code"]
 
 
-class TestGuard:
+class TestRequestGuard:
     def test_a_body_reaches_the_endpoint_whole(self):
         body = [b"ab", b"", b"cd"]
-        assert ask(Guard(reading, services()), body=body, headers=length(body))[2] == b"abcd"
+        assert ask(RequestGuard(reading, services()), body=body, headers=length(body))[2] == b"abcd"
 
     def test_a_request_without_a_body_is_passed_on(self):
-        assert ask(Guard(reading, services()))[0] == 200
+        assert ask(RequestGuard(reading, services()))[0] == 200
 
     def test_a_body_that_says_it_is_too_long_is_not_read(self):
         found = services(json_bytes=1024)
-        answer = ask(Guard(reading, found), body=[b"x"], headers=[("Content-Length", "1025")])
+        answer = ask(RequestGuard(reading, found), body=[b"x"], headers=[("Content-Length", "1025")])
         assert (answer[0], code(answer)) == (413, "body-too-large")
         assert found.refusals.codes == ["body-too-large"]
 
     def test_a_body_that_turns_out_too_long_is_refused(self):
         body = [b"x" * 1000] * 2
         answer = ask(
-            Guard(reading, services(json_bytes=1024)), body=body, headers=[("Transfer-Encoding", "chunked")]
+            RequestGuard(reading, services(json_bytes=1024)),
+            body=body,
+            headers=[("Transfer-Encoding", "chunked")],
         )
         assert code(answer) == "body-too-large"
 
@@ -117,7 +119,7 @@ class TestGuard:
         for size, status in ((3000, 200), (3001, 413)):
             body = [b"x" * size]
             answer = ask(
-                Guard(reading, found),
+                RequestGuard(reading, found),
                 method="PUT",
                 path="/v1/tasks/t/update",
                 body=body,
@@ -127,22 +129,22 @@ class TestGuard:
 
     def test_a_body_that_stops_coming_is_refused(self):
         found = services(silence_s=0.05, grace_s=0.05)
-        answer = ask(Guard(reading, found), body=[b"x"], headers=[("Content-Length", "9")], hangs=True)
+        answer = ask(RequestGuard(reading, found), body=[b"x"], headers=[("Content-Length", "9")], hangs=True)
         assert code(answer) == "body-too-slow"
 
     def test_a_steady_body_is_no_slow_one(self):
         body = [b"x"] * 8
         found = services(silence_s=5.0, grace_s=5.0)
-        assert ask(Guard(reading, found), body=body, headers=length(body), pause=0.005)[0] == 200
+        assert ask(RequestGuard(reading, found), body=body, headers=length(body), pause=0.005)[0] == 200
 
     def test_requests_that_come_too_often_are_told_when_to_come_again(self):
-        app = Guard(reading, services(address_rate=0.5, address_burst=2))
+        app = RequestGuard(reading, services(address_rate=0.5, address_burst=2))
         assert [ask(app)[0] for _ in range(2)] == [200, 200]
         answer = ask(app)
         assert (answer[0], code(answer), answer[1]["retry-after"]) == (429, "rate-limited", "2")
 
     def test_health_checks_are_answered_however_often(self):
-        app = Guard(reading, services(address_rate=0.5, address_burst=1))
+        app = RequestGuard(reading, services(address_rate=0.5, address_burst=1))
         assert {ask(app, method="GET", path="/healthz")[0] for _ in range(5)} == {200}
 
     def test_only_so_many_requests_are_open_at_a_time(self):
@@ -159,10 +161,10 @@ class TestGuard:
             inner.append(messages[0]["status"])
             await reading(scope, receive, send)
 
-        app = Guard(asking_again, found)
+        app = RequestGuard(asking_again, found)
         assert ask(app)[0] == 200
         assert inner == [429]
-        assert ask(Guard(reading, found))[0] == 200, "an ended request is open no more"
+        assert ask(RequestGuard(reading, found))[0] == 200, "an ended request is open no more"
 
     def test_a_request_that_fails_is_open_no_more(self):
         found = services(address_open=1)
@@ -172,7 +174,7 @@ class TestGuard:
 
         for _ in range(2):
             with pytest.raises(RuntimeError):
-                ask(Guard(failing, found))
+                ask(RequestGuard(failing, found))
 
     def test_the_connection_ends_where_much_was_not_read(self):
         async def early(scope, receive, send):
@@ -182,7 +184,7 @@ class TestGuard:
 
         body = [b"x" * 1000] * 4
         answer = ask(
-            Guard(early, services(json_bytes=1024)),
+            RequestGuard(early, services(json_bytes=1024)),
             method="PUT",
             path="/v1/tasks/t/update",
             body=body,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import Field
 
 from pfl_mobile.protocol.bodies import Body, Count, Hex64, Id
-from pfl_server.reports.queries import Devices, Funnel, Reason
+from pfl_server.reports.queries import DeviceCounts, Funnel, Reason
 from pfl_server.reports.status import note_of
 from pfl_server.rounds.admin_actions import NOTE_LENGTH
 from pfl_server.storage.models import AuditEntry, Device, Round, Version
@@ -167,7 +167,7 @@ class DevicesBody(Body):
     seen_last_30_days: Count
 
     @classmethod
-    def of(cls, found: Devices) -> Self:
+    def of(cls, found: DeviceCounts) -> Self:
         """From what was counted."""
         return cls(
             total=found.total,
