@@ -2,6 +2,7 @@
 # make test   set everything up and run all tests
 # make quick  the tests that take no more than seconds
 # make fuzz   long runs of damaged files against every reader and engine (about an hour)
+# make times  finds out which tests are slow, by running all of them
 # make lint   style and types
 # make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
 
@@ -13,7 +14,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 # small operators are slower on many threads than on one
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test quick fuzz lint format bench clean
+.PHONY: setup demo test quick fuzz times lint format bench clean
 
 setup: $(VENV)/.ready
 
@@ -35,6 +36,9 @@ quick: setup
 
 fuzz: setup
 	PFL_FUZZ_SEEDS=3 PFL_EXAMPLES=1000 $(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz
+
+times: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal -p tests.times
 
 lint: setup
 	$(BIN)/ruff check .

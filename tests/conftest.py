@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.times import LIST, function_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
 # `make fuzz` tries more; machines differ too much in speed for deadlines
 settings.register_profile("pfl", max_examples=int(os.environ.get("PFL_EXAMPLES", "40")), deadline=None)
 settings.load_profile("pfl")
+
+_SLOW = frozenset(LIST.read_text().splitlines())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that `make times` found to be slow."""
+    for item in items:
+        if function_of(item.nodeid) in _SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
