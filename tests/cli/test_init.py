@@ -40,9 +40,8 @@ def test_every_template_is_a_project_with_commands(pfl: Run, tmp_path: Path, tem
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("template", ["fraud", "keyboard"])
-def test_a_new_project_passes_its_own_test(pfl: Run, tmp_path: Path, template: str) -> None:
-    assert pfl("init", tmp_path / "mine", "--template", template).code == 0
+def test_a_new_project_passes_its_own_test(pfl: Run, tmp_path: Path) -> None:
+    assert pfl("init", tmp_path / "mine", "--template", "fraud").code == 0
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=tmp_path / "mine",

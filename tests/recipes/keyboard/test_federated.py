@@ -115,8 +115,7 @@ def test_settings_that_make_no_sense_are_refused(settings, what):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("private", [True, False])
-def test_server_and_devices_run_as_processes(source, tmp_path, capfd, private):
+def test_server_and_devices_run_as_processes(source, tmp_path, capfd):
     arguments = [
         "demo",
         "federated",
@@ -129,16 +128,14 @@ def test_server_and_devices_run_as_processes(source, tmp_path, capfd, private):
         "--out",
         tmp_path / "out",
     ]
-    arguments += ["--min-users", "3", "--engine", "onnxruntime", "--json"] + (
-        [] if private else ["--no-privacy"]
-    )
+    arguments += ["--min-users", "3", "--engine", "onnxruntime", "--json"]
     assert main([str(a) for a in arguments]) == 0
     found = json.loads(capfd.readouterr().out)
     assert list(found)[: len(federated.FIELDS)] == list(federated.FIELDS)
     assert (found["rounds"], found["failures"], found["updates"]) == (2, 0, 6)
     assert len(found["global_top3"]) == len(found["personalized_top3"]) == 2
     assert found["shipped_loss"] != found["global_loss"][0] != found["global_loss"][1]
-    assert found["epsilon"] == (pytest.approx(8.0, abs=0.1) if private else None)
+    assert found["epsilon"] == pytest.approx(8.0, abs=0.1)
     assert found["bytes_up"] > 6 * 4 * 2048
     plan = Plan.load((tmp_path / "out" / "bundle" / "plan.json").read_text())
     assert plan.upload == ("role:shared",)
