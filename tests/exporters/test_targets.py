@@ -29,11 +29,27 @@ def traced(name: str) -> tuple[Deployment, dict[str, TracedProgram], list[Case]]
     return d, programs, reference
 
 
+#: Models whose other two programs only compute what those of another model here do: on Android, where lowering takes
+#: long, the program with forward and backward pass stands for them.
+SAME_OUTPUTS = {
+    "gru",
+    "lstm",
+    "encoder",
+    "stock encoder",
+    "decoder with prompt",
+    "rmsnorm, rope, swiglu, gqa",
+    "mixture of experts",
+}
+
+
 # the targets of a model one after the other, so that one process traces it once
 @pytest.mark.parametrize("target", ["onnx", "torch", pytest.param("android", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", DEPLOYMENTS)
 def test_loss_and_every_gradient_equal_pytorch(name: str, target: str, tmp_path: Path) -> None:
     _, programs, reference = traced(name)
+    if target == "android" and name in SAME_OUTPUTS:
+        programs = {"gradients": programs["gradients"]}
+        reference = [case for case in reference if case.program == "gradients"]
     (found,) = resolve([target])
     found.load()
     lowered = found.lower(programs, tmp_path, lambda _: None)
