@@ -20,6 +20,7 @@ from safetensors.numpy import save
 from pfl_mobile.bundle.peft_config import MERGE, AdapterConfig
 from pfl_mobile.errors import ConfigError, DataError, TensorFileError, TensorMismatchError, near
 from pfl_mobile.files.atomic import PRIVATE, atomic_write, private_folder
+from pfl_mobile.files.reading import MOST_TENSOR_BYTES, read_bytes
 from pfl_mobile.files.tensors import floats_from_bytes
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def _read(folder: Path) -> tuple[AdapterConfig, dict[str, np.ndarray]]:
             raise DataError(f"{folder} has no {name}", mend="give the folder of a peft adapter")
     config = AdapterConfig.read(folder / CONFIG_FILE)
     try:
-        return config, floats_from_bytes(weights.read_bytes(), what=str(weights))
+        return config, floats_from_bytes(read_bytes(weights, MOST_TENSOR_BYTES), what=str(weights))
     except OSError as error:
         raise DataError(f"cannot read {weights}: {error}", mend="check its permissions") from error
     except TensorFileError as error:

@@ -115,9 +115,10 @@ def describe(bundle: Bundle, *, pinned: bool) -> dict[str, Any]:
 
 def _vocabulary(bundle: Bundle) -> dict[str, Any] | None:
     """The rule by which the words were chosen from users' text; None where the bundle does not say."""
+    from pfl_mobile.files.reading import read_bytes
     from pfl_mobile.text.vocabulary import RECORD, rule_of
 
-    return rule_of(bundle.path(RECORD).read_bytes()) if RECORD in bundle.manifest.files else None
+    return rule_of(read_bytes(bundle.path(RECORD))) if RECORD in bundle.manifest.files else None
 
 
 def _show(found: dict[str, Any]) -> None:

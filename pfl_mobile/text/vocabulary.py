@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.errors import ConfigError, DataError, MissingDependencyError, TooFewUsersError
-from pfl_mobile.files.reading import parse_json
+from pfl_mobile.files.reading import parse_json, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
@@ -195,8 +195,8 @@ def blocked_words(path: Path) -> frozenset[str]:
     from pfl_mobile.text.tokenizer import cut, is_symbol
 
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise DataError(
             f"cannot read {path}: {error}", mend="give a UTF-8 file with one word a line"
         ) from error

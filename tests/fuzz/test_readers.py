@@ -774,7 +774,6 @@ ELSEWHERE = {
     "pfl_mobile/device/store.py": "a lock",
     "pfl_mobile/device/transfer.py": "its own partial downloads, whose digest decides",
     "pfl_mobile/local/examples.py": "makes the database",
-    "pfl_mobile/simulation/shared.py": "makes the file of states",
     "pfl_mobile/simulation/checkpoint.py": "appends to the history",
     "pfl_mobile/files/reading.py": "the reader itself",
 }
