@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pytest
 
 #: Seconds.
-SLOW_S = 0.1
+SLOW_S = 0.03
 LIST = Path(__file__).with_name("slow.txt")
 
 _took: dict[str, float] = defaultdict(float)
