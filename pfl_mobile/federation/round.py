@@ -12,9 +12,9 @@ source of noise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
@@ -224,26 +224,29 @@ class RoundDefinition:
         """What updates by a plan are like (ConfigError, UnknownNameError: it names tensors that there are not)."""
         return RoundPlan(plan, layout_of(plan, self.table), frozenset(plan.reports))
 
-    def common_sets(self, server: Server, plans: Sequence[Plan]) -> dict[str, Values]:
-        """The sets for every device that runs these plans: those that they read, and ``global``.
+    def common_sets(self, server: Server, read: Collection[str]) -> dict[str, Values]:
+        """The sets for every device: those that are read (`sets_read`), and ``global``.
 
         Changes are measured from ``global``, whether or not a plan reads it.
         """
-        return _read({"global": server.values, **self.strategy.sets(server)}, plans)
+        return _sent({"global": server.values, **self.strategy.sets(server)}, read)
 
-    def own_sets(self, server: Server, plans: Sequence[Plan], client: int, group: str) -> dict[str, Values]:
+    def own_sets(self, server: Server, read: Collection[str], client: int, group: str) -> dict[str, Values]:
         """The sets for one device alone, in place of common ones."""
-        own = self.strategy.sets_for(server, client, group)
-        return (
-            _read(own, plans) if own else {}
-        )  # of most strategies no device has any, and cohorts may be large
+        return _sent(self.strategy.sets_for(server, client, group), read)
 
     def on_wire(self, name: str, values: Values) -> Values:
         """What of a set is sent: of the global values only those that are merged, as a device has the others."""
         if name != "global":
             return values
-        merged = {t.name for t in self.table if t.role in ("shared", "group") and t.update == "gradient"}
-        return {n: v for n, v in values.items() if n in merged}
+        return {n: v for n, v in values.items() if n in self._merged}
+
+    @cached_property
+    def _merged(self) -> frozenset[str]:
+        """Names of the tensors that are merged."""
+        return frozenset(
+            t.name for t in self.table if t.role in ("shared", "group") and t.update == "gradient"
+        )
 
     @property
     def has_own_sets(self) -> bool:
@@ -424,7 +427,11 @@ class _Columns(TypedDict):
     groups: list[str]
 
 
-def _read(sets: Mapping[str, Values], plans: Sequence[Plan]) -> dict[str, Values]:
-    """Those of the sets that the plans read, and ``global``."""
-    read = {name for plan in plans for name in named_sets(plan)} | {"global"}
-    return {name: values for name, values in sets.items() if name in read}
+def sets_read(plans: Iterable[Plan]) -> frozenset[str]:
+    """Names of the sets that any of the plans reads; once a round, as cohorts may be large."""
+    return frozenset(name for plan in plans for name in named_sets(plan))
+
+
+def _sent(sets: Mapping[str, Values], read: Collection[str]) -> dict[str, Values]:
+    """Those of the sets that are read, and ``global``."""
+    return {name: values for name, values in sets.items() if name in read or name == "global"}

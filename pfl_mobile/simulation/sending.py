@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pfl_mobile.federation.round import RoundDefinition
-from pfl_mobile.plan.check import named_sets
+from pfl_mobile.federation.round import RoundDefinition, sets_read
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.simulation.pool import Pool, Refs
 from pfl_mobile.strategies.state import Server, Values
@@ -48,12 +47,12 @@ def send(
         plans: that the devices run.
         devices: index and group of each.
     """
-    read = {name for plan in plans for name in named_sets(plan)}
+    read = sets_read(plans)
     # Changes are against the global values, so workers need these in any case; other values are not read by a device.
-    common = dict(definition.common_sets(server, plans))
+    common = dict(definition.common_sets(server, read))
     if "initial" in read:
         common["initial"] = initial
-    own = [definition.own_sets(server, plans, client, group) for client, group in devices]
+    own = [definition.own_sets(server, read, client, group) for client, group in devices]
 
     def size(name: str, values: Values) -> int:
         if name == "initial" or name not in read:

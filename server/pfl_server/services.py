@@ -15,7 +15,6 @@ from pfl_server.counting.backoff import FailuresInARow
 from pfl_server.counting.metrics import Metrics
 from pfl_server.counting.rate_limits import RequestLimits
 from pfl_server.counting.refusals import Refusals
-from pfl_server.federation.config import claims_sampling
 from pfl_server.federation.runtime import Runtime
 from pfl_server.identity import credentials
 from pfl_server.identity.attestation import load_verifier
@@ -128,7 +127,7 @@ def _check_sampling(settings: ServerSettings, config: FederationConfig, *, attes
     Raises:
         ConfigError: anybody may enrol as many devices as they like, or see how many take part in a round.
     """
-    if not claims_sampling(config):
+    if not config.privacy.rests_on_sampling:
         return
     kind = config.privacy.sampling
     if settings.enrolment == "open" and not attested and not config.open_sampling:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import ConfigError, NonFiniteError, PrivacyError
-from pfl_mobile.federation.round import Answer, Bounds, RoundDefinition, RoundPlan
+from pfl_mobile.federation.round import Answer, Bounds, RoundDefinition, RoundPlan, sets_read
 from pfl_mobile.merge.robust import Krum, Median, NormBound
 from pfl_mobile.merge.rows import MatrixRows
 from pfl_mobile.plan.optimizers import Sgd
@@ -138,7 +138,7 @@ def test_nothing_is_merged_without_the_noise_and_the_ledger_that_the_privacy_say
 def test_of_the_global_values_only_those_that_are_merged_are_sent() -> None:
     definition = defined()
     server, known = started(definition)
-    common = definition.common_sets(server, [known.plan])
+    common = definition.common_sets(server, sets_read([known.plan]))
     assert {name: sorted(definition.on_wire(name, values)) for name, values in common.items()} == {
         "global": ["a"]
     }

@@ -152,8 +152,3 @@ class FederationConfig(Frozen):
     def dump(self) -> str:
         """JSON with every field, defaults too."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
-
-
-def claims_sampling(config: FederationConfig) -> bool:
-    """Whether the privacy guarantee rests on a secret draw of the devices of a round."""
-    return config.privacy.rests_on_sampling

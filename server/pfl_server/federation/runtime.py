@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from pfl_mobile.errors import ConfigError, OtherSettingsError, StateError
 from pfl_mobile.federation.named import effective_strategy, make_strategy
+from pfl_mobile.federation.round import sets_read
 from pfl_mobile.files.describe import differences
 from pfl_mobile.local.state import ModelId
 from pfl_mobile.plan.schema import Plan
@@ -26,7 +27,7 @@ from pfl_mobile.protocol.update_file import size_limit
 from pfl_mobile.strategies.state import Server, Values
 from pfl_server.errors import BlobMissingError
 from pfl_server.federation.checks import check_config
-from pfl_server.federation.config import FederationConfig, claims_sampling
+from pfl_server.federation.config import FederationConfig
 from pfl_server.identity.credentials import new_secrets
 from pfl_server.storage.models import Device, Federation, LedgerEntry, Version
 from pfl_server.storage.seal import check_seal, check_statement, seal
@@ -178,11 +179,11 @@ class Runtime:
 
     def common_sets(self, server: Server, plan: Plan) -> dict[str, Values]:
         """The sets that go to every device of a round, as they are sent."""
-        return self._sent(self.definition.common_sets(server, (plan,)))
+        return self._sent(self.definition.common_sets(server, sets_read((plan,))))
 
     def own_sets(self, server: Server, plan: Plan, index: int, group: str) -> dict[str, Values]:
         """The sets that go to one device alone, in place of common ones."""
-        return self._sent(self.definition.own_sets(server, (plan,), index, group))
+        return self._sent(self.definition.own_sets(server, sets_read((plan,)), index, group))
 
     def round_plan(self, number: int, plan: Mapping[str, Any]) -> RoundPlan:
         """The parsed plan of a round; it never changes, so each process parses it once."""
@@ -250,7 +251,7 @@ class Runtime:
             ledger = Ledger(self.config.privacy)
             ledger.record()
         said = ledger.statement()
-        if claims_sampling(self.config) and said["assumptions"]:
+        if self.config.privacy.rests_on_sampling and said["assumptions"]:
             said["assumptions"].append(_OPEN if self.config.open_sampling else _VOUCHED)
         return said
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, or_, select
 
 from pfl_mobile.privacy import Poisson
-from pfl_server.federation.config import claims_sampling
 from pfl_server.places import awake, no_place, resting
 from pfl_server.storage.models import Assignment, Device, Federation, LedgerEntry, Round
 
@@ -95,7 +94,7 @@ class Opening:
 def opening_of(session: Session, config: FederationConfig, federation: Federation) -> Opening | None:
     """Who the round may have; None where there are too few devices for the sampling that privacy rests on."""
     rounds, privacy = config.rounds, config.privacy
-    if not claims_sampling(config):
+    if not privacy.rests_on_sampling:
         return Opening(None, rounds.cohort, math.ceil(rounds.cohort * rounds.over_selection))
     which = _population(config)
     active = int(session.scalar(select(func.count()).where(*which)) or 0)
