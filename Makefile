@@ -1,7 +1,7 @@
 # make demo   set everything up and run the keyboard end to end (results in out/keyboard)
 # make test   set everything up and run all tests
 # make quick  the tests that take an instant
-# make fuzz   long runs of damaged files against every reader and engine (about an hour)
+# make fuzz   long runs of damaged files against every reader and engine
 # make times  finds out which tests are slow, by running all of them
 # make lint   style and types
 # make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
