@@ -203,10 +203,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setattr(registry, "_items", dict(registry._items))
         monkeypatch.setattr(registry, "_others_loaded", False)
         monkeypatch.setattr(registry, "_broken", None)
+    before = dict(sys.modules)
+    for name in ("theirs", "bad"):  # whatever another test has left under these names
+        sys.modules.pop(name, None)
     yield folder
-    for installed in folder.glob("*/*.py"):
-        sys.modules.pop(f"{installed.parent.name}.{installed.stem}", None)
-        sys.modules.pop(installed.parent.name, None)
+    for name in sys.modules.keys() - before.keys():
+        if name.partition(".")[0] in ("theirs", "bad"):
+            del sys.modules[name]
 
 
 @pytest.fixture

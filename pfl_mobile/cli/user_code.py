@@ -306,9 +306,12 @@ def _import_file(path: Path) -> ModuleType:
         sys.modules[path.stem] = module  # dataclasses and pickle look their module up
     try:
         spec.loader.exec_module(module)
-    except PflError:
-        raise
-    except Exception as error:
+    except BaseException as error:
+        if sys.modules.get(path.stem) is module:  # half of a module would answer for a package of its name
+            del sys.modules[path.stem]
+            _FILES.discard(path.stem)
+        if isinstance(error, PflError) or not isinstance(error, Exception):
+            raise
         raise _failed(f"cannot import {path.name}", error, str(path)) from error
     return module
 

@@ -124,6 +124,7 @@ def test_an_error_inside_the_file_shows_its_line(pfl_export: Run, tmp_path: Path
     assert "line 2: import nonexistent_package" in ran.error["message"]
     assert "Traceback" in ran.err
     assert "user_code" not in ran.err
+    assert "bad" not in sys.modules  # as after any import that failed
     (tmp_path / "syntax.py").write_text("x = 1\ndef f(:\n")
     assert "line 2" in pfl_export(f"{tmp_path / 'syntax.py'}:f", "--json").error["message"]
 
