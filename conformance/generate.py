@@ -43,6 +43,7 @@ sys.path.insert(0, str(FOLDER))
 # They lie beside this file, wherever that is run from.
 from bundle_vectors import bundle_files  # noqa: E402
 from protocol_vectors import protocol_files  # noqa: E402
+from state_vectors import state_files  # noqa: E402
 
 SEEDS = (0, 1, 42, 2**63, 2**64 - 1)
 
@@ -577,7 +578,7 @@ def files() -> dict[str, bytes]:
         "trainer.json": trainer_vectors(),
     }
     out = {name: (json.dumps(value, ensure_ascii=False) + "\n").encode() for name, value in content.items()}
-    return {**out, "state.safetensors": saved, **protocol_files(), **bundle_files()}
+    return {**out, "state.safetensors": saved, **protocol_files(), **bundle_files(), **state_files()}
 
 
 def same(name: str, a: bytes, b: bytes) -> bool:

@@ -6,24 +6,6 @@ import io.pflmobile.core.errors.near
 import io.pflmobile.core.tensors.DType
 import kotlinx.serialization.json.JsonObject
 
-/** What may happen to a tensor: merged for all devices, within a group of them, or never sent. */
-public enum class Role(
-    public val wireName: String,
-) {
-    SHARED("shared"),
-    GROUP("group"),
-    PERSONAL("personal"),
-}
-
-/** Who writes a tensor on the device: the update rule, a memorize phase, or the host when it gives vocabulary slots to words. */
-public enum class TensorUpdate(
-    public val wireName: String,
-) {
-    GRADIENT("gradient"),
-    MEMORIZE("memorize"),
-    ASSIGN("assign"),
-}
-
 /** What the model predicts. */
 public enum class TaskKind(
     public val wireName: String,
@@ -61,16 +43,19 @@ public data class ProgramSpec(
 /**
  * A tensor that changes on the device.
  *
- * @property group of a tensor of [Role.GROUP]; null for others
+ * @property role `shared` (merged for all devices), `group` (within a group of them) or `personal` (never sent)
+ * @property group of a tensor of the role `group`; null for others
+ * @property update who writes it: `gradient` the update rule, `memorize` a memorize phase, `assign` the host when it gives vocabulary
+ *   slots to words
  * @property module the module it belongs to; null for a tensor of the backbone itself
  */
 public data class DeviceTensor(
     override val name: String,
-    val role: Role,
+    val role: String,
     val group: String?,
     override val shape: List<Int>,
     override val dtype: DType,
-    val update: TensorUpdate,
+    val update: String,
     val module: String?,
 ) : TensorForm
 
@@ -105,17 +90,32 @@ public data class Task(
     val vocabulary: Long?,
 )
 
+/** Ids of the special tokens of a tokenizer of subwords; [unk] is null where it has none. */
+public data class Subwords(
+    val pad: Long,
+    val bos: Long,
+    val eos: Long,
+    val unk: Long?,
+)
+
 /** How examples become rows. */
 public sealed interface EncoderEntry {
     /** Rows that go into a program at once. */
     public val batch: Long
 
-    /** Text to [batch] rows of [length] tokens, of [vocabulary] base words and [slots] own words. */
+    /**
+     * Text to [batch] rows of [length] tokens, of [vocabulary] base words and [slots] own words.
+     *
+     * @property rules version of the piece rules that the tokenizer's words were cut by
+     * @property subwords special tokens of a tokenizer of subwords, whose file says alone how a text is cut; null for words
+     */
     public data class Text(
         val length: Long,
         override val batch: Long,
         val vocabulary: Long,
-        val slots: Long,
+        val slots: Long = 0,
+        val rules: Long = 1,
+        val subwords: Subwords? = null,
     ) : EncoderEntry
 
     /** Examples are arrays already. */

@@ -18,6 +18,10 @@ internal object ManifestReader {
 
     // A manifest with a thousand tensors and three programs has 40,000.
     private const val MOST_VALUES = 300_000
+    // The newest version of the piece rules that this version cuts text by.
+    private const val PIECE_RULES = 2
+    private val ROLES = listOf("shared", "group", "personal")
+    private val UPDATES = listOf("gradient", "memorize", "assign")
     private const val AGAIN = "obtain the bundle again, or export it again"
     private val DIGEST = Regex("[0-9a-f]{64}")
     private val PROGRAM = Regex("[a-z][a-z0-9_]{0,63}")
@@ -123,15 +127,15 @@ internal object ManifestReader {
         fields(element, where) {
             DeviceTensor(
                 name = required("name", JsonFields::name),
-                role = required("role", choice(Role.entries, Role::wireName)),
+                role = required("role", choice(ROLES) { role -> role }),
                 group = nullable("group", JsonFields::name),
                 shape = required("shape", ::shape),
                 dtype = required("dtype", ::dtype),
-                update = required("update", choice(TensorUpdate.entries, TensorUpdate::wireName)),
+                update = required("update", choice(UPDATES) { update -> update }),
                 module = nullable("module", JsonFields::name),
             )
         }.also {
-            if ((it.role == Role.GROUP) != (it.group != null)) {
+            if ((it.role == "group") != (it.group != null)) {
                 fault(where, "a group is named when, and only when, the role is 'group'")
             }
         }
@@ -188,12 +192,41 @@ internal object ManifestReader {
                         batch = required("batch", JsonFields.positive),
                         vocabulary = required("vocabulary", JsonFields.positive),
                         slots = or("slots", 0L, JsonFields.count),
+                        rules = or("rules", 1L, ::rules),
+                        subwords = nullable("subwords", ::subwords),
                     )
 
                 "arrays" -> EncoderEntry.Arrays(required("batch", JsonFields.positive))
 
                 else -> fault(where, "its kind is neither 'text' nor 'arrays'")
             }
+        }
+
+    private fun rules(
+        element: JsonElement,
+        where: String,
+    ): Long {
+        val version = JsonFields.positive(element, where)
+        if (version > PIECE_RULES) {
+            throw SchemaVersionException(
+                "${Paths.MANIFEST} says version $version of the piece rules; this version knows up to $PIECE_RULES",
+                "update the app, or export the bundle with the version in use here",
+            )
+        }
+        return version
+    }
+
+    private fun subwords(
+        element: JsonElement,
+        where: String,
+    ): Subwords =
+        fields(element, where) {
+            Subwords(
+                required("pad", JsonFields.count),
+                required("bos", JsonFields.count),
+                required("eos", JsonFields.count),
+                nullable("unk", JsonFields.count),
+            )
         }
 
     private fun limits(

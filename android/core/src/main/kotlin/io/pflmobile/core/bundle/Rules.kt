@@ -70,7 +70,7 @@ internal object Rules {
             for (spec in program.outputs) {
                 if (!spec.name.startsWith(GRADIENT)) continue
                 val tensor = tensors[spec.name.removePrefix(GRADIENT)]
-                if (tensor == null || tensor.update != TensorUpdate.GRADIENT) {
+                if (tensor == null || tensor.update != "gradient") {
                     wrong("output '${spec.name}' is not the gradient of a tensor trained by gradients")
                 }
                 if (tensor.shape != spec.shape) wrong("output '${spec.name}' is ${spec.signature}, but the tensor is ${tensor.signature}")
@@ -79,7 +79,8 @@ internal object Rules {
     }
 
     private fun checkFiles(manifest: Manifest) {
-        Paths.checkDistinct(manifest.files.keys + Paths.MANIFEST + Paths.SIGNATURE)
+        // As a list: the manifest is not to be among its files.
+        Paths.checkDistinct(manifest.files.keys.toList() + Paths.MANIFEST + Paths.SIGNATURE)
         val named = mutableListOf("plan" to manifest.plan, "values" to manifest.values, "golden" to manifest.golden)
         manifest.tokenizer?.let { named += "tokenizer" to it }
         for ((engine, entry) in manifest.engines) entry.files.mapTo(named) { (use, path) -> "engine '$engine' as '$use'" to path }
@@ -95,6 +96,7 @@ internal object Rules {
     private fun checkEncoder(manifest: Manifest) {
         val encoder = manifest.encoder as? EncoderEntry.Text ?: return
         if (manifest.tokenizer == null) wrong("the encoder is for text, but no tokenizer is named")
+        if (encoder.subwords != null && encoder.slots > 0) wrong("the encoder has vocabulary slots over subwords")
         val total = encoder.vocabulary + encoder.slots
         val vocabulary = manifest.task.vocabulary
         if (vocabulary != null && vocabulary != total) wrong("task.vocabulary is $vocabulary, but words and slots are $total")

@@ -57,3 +57,36 @@ internal fun Tensor.countNotFinite(): Int =
             }
         }
     }
+
+/** The elements as numbers; false and true as 0 and 1. */
+internal fun Tensor.toDoubles(): DoubleArray =
+    when (this) {
+        is FloatTensor -> DoubleArray(size) { values[it].toDouble() }
+        is LongTensor -> DoubleArray(size) { values[it].toDouble() }
+        is RawTensor -> ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN).let { from -> DoubleArray(size) { number(from, it) } }
+    }
+
+private fun RawTensor.number(
+    from: ByteBuffer,
+    at: Int,
+): Double =
+    when (dtype) {
+        DType.FLOAT64 -> from.getDouble(8 * at)
+        DType.FLOAT16 -> half(from.getShort(2 * at).toInt())
+        DType.INT32 -> from.getInt(4 * at).toDouble()
+        DType.INT16 -> from.getShort(2 * at).toDouble()
+        DType.INT8 -> from.get(at).toDouble()
+        else -> (from.get(at).toInt() and 0xff).toDouble()
+    }
+
+/** The number whose bits in IEEE 754 binary16 these are. */
+private fun half(bits: Int): Double {
+    val sign = if (bits and 0x8000 != 0) -1.0 else 1.0
+    val exponent = bits shr 10 and 0x1f
+    val mantissa = bits and 0x3ff
+    return when (exponent) {
+        0 -> sign * mantissa * Math.scalb(1.0, -24)
+        0x1f -> if (mantissa == 0) sign * Double.POSITIVE_INFINITY else Double.NaN
+        else -> sign * (mantissa + 0x400) * Math.scalb(1.0, exponent - 25)
+    }
+}
