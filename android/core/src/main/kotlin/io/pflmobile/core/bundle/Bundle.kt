@@ -199,7 +199,11 @@ public class Bundle private constructor(
         ): MissingFileException {
             val inner =
                 try {
-                    source.files().take(1000).map { it.first }.find { it.endsWith("/" + Paths.MANIFEST) }
+                    source
+                        .files()
+                        .take(1000)
+                        .map { it.first }
+                        .find { it.endsWith("/" + Paths.MANIFEST) }
                 } catch (_: io.pflmobile.core.errors.BundleException) {
                     null
                 }
@@ -228,7 +232,10 @@ public class Bundle private constructor(
                 if (path in manifest.files) {
                     sizes[path] = size
                 } else if (path != Paths.MANIFEST && path != Paths.SIGNATURE) {
-                    throw TamperedBundleException("'$path' is in the bundle, but its manifest does not list it", "remove it, or $OBTAIN_AGAIN")
+                    throw TamperedBundleException(
+                        "'$path' is in the bundle, but its manifest does not list it",
+                        "remove it, or $OBTAIN_AGAIN",
+                    )
                 }
             }
             for ((path, expected) in manifest.files) {

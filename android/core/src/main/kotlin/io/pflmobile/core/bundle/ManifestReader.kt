@@ -18,6 +18,7 @@ internal object ManifestReader {
 
     // A manifest with a thousand tensors and three programs has 40,000.
     private const val MOST_VALUES = 300_000
+
     // The newest version of the piece rules that this version cuts text by.
     private const val PIECE_RULES = 2
     private val ROLES = listOf("shared", "group", "personal")
@@ -70,7 +71,15 @@ internal object ManifestReader {
 
     private fun manifest(raw: JsonObject): Manifest =
         fields(raw, "") {
-            required("schema_version") { element, where -> if ((element as JsonPrimitive).content != "1") fault(where, "it is not 1") else 1 }
+            required("schema_version") { element, where ->
+                if ((element as JsonPrimitive).content !=
+                    "1"
+                ) {
+                    fault(where, "it is not 1")
+                } else {
+                    1
+                }
+            }
             required("kind", JsonFields::text)
             Manifest(
                 name = required("name", JsonFields::name),
@@ -186,7 +195,7 @@ internal object ManifestReader {
     ): EncoderEntry =
         fields(element, where) {
             when (required("kind", JsonFields::text)) {
-                "text" ->
+                "text" -> {
                     EncoderEntry.Text(
                         length = required("length", JsonFields.positive),
                         batch = required("batch", JsonFields.positive),
@@ -195,10 +204,15 @@ internal object ManifestReader {
                         rules = or("rules", 1L, ::rules),
                         subwords = nullable("subwords", ::subwords),
                     )
+                }
 
-                "arrays" -> EncoderEntry.Arrays(required("batch", JsonFields.positive))
+                "arrays" -> {
+                    EncoderEntry.Arrays(required("batch", JsonFields.positive))
+                }
 
-                else -> fault(where, "its kind is neither 'text' nor 'arrays'")
+                else -> {
+                    fault(where, "its kind is neither 'text' nor 'arrays'")
+                }
             }
         }
 

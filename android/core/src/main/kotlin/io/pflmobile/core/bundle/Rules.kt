@@ -64,7 +64,9 @@ internal object Rules {
             for (spec in program.inputs) {
                 val tensor = tensors[spec.name] ?: continue
                 if (tensor.signature != spec.signature) {
-                    wrong("program '${program.name}' takes '${spec.name}' as ${spec.signature}, but the device tensor is ${tensor.signature}")
+                    wrong(
+                        "program '${program.name}' takes '${spec.name}' as ${spec.signature}, but the device tensor is ${tensor.signature}",
+                    )
                 }
             }
             for (spec in program.outputs) {

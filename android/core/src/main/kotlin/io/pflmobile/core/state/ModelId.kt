@@ -25,7 +25,10 @@ public data class ModelId(
          */
         public fun of(manifest: Manifest): ModelId {
             val lines =
-                manifest.tensors.map { listOf(it.name, it.role, it.update, it.dtype.wireName, it.shape.joinToString(",")).joinToString("\t") + "\n" }
+                manifest.tensors.map {
+                    listOf(it.name, it.role, it.update, it.dtype.wireName, it.shape.joinToString(",")).joinToString("\t") +
+                        "\n"
+                }
             val text = lines.sortedWith(NameOrder).joinToString("") + manifest.frozenSha256.orEmpty()
             val sha = MessageDigest.getInstance("SHA-256").digest(text.encodeToByteArray())
             return ModelId(manifest.name, manifest.version, hex(sha))

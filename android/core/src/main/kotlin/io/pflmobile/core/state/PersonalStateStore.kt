@@ -364,7 +364,14 @@ public class PersonalStateStore internal constructor(
     private fun list(): List<Path> = diskErrors(folder) { Files.newDirectoryStream(folder).use { it.toList() } }
 
     private fun numbers(): List<Int> =
-        list().mapNotNull { VERSION.matchEntire(it.name)?.groupValues?.get(1)?.toInt() }.sorted()
+        list()
+            .mapNotNull {
+                VERSION
+                    .matchEntire(it.name)
+                    ?.groupValues
+                    ?.get(1)
+                    ?.toInt()
+            }.sorted()
 
     private fun path(version: Int): Path = folder.resolve(version.toString().padStart(6, '0') + ".safetensors")
 
