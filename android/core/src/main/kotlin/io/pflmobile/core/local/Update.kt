@@ -307,18 +307,19 @@ private fun adamW(
     }
 }
 
-/** f32(alpha) * one + f32(1 - alpha) * other; exactly `one` at 1 and `other` at 0. */
+/** f32(alpha) * one + f32(1 - alpha) * other, written [into] arrays if given; exactly `one` at 1 and `other` at 0. */
 internal fun mix(
     one: Map<String, FloatTensor>,
     other: TensorSet,
     alpha: Double,
+    into: Map<String, FloatTensor>? = null,
 ): Map<String, FloatTensor> {
     if (alpha == 1.0) return one
     val a = alpha.toFloat()
     val b = (1 - alpha).toFloat()
     return one.mapValues { (name, x) ->
         val y = same(other, name, x, "mix")
-        if (alpha == 0.0) y else x.combined(y) { here, there -> a * here + b * there }
+        if (alpha == 0.0) y else x.combined(y, into?.get(name)) { here, there -> a * here + b * there }
     }
 }
 
@@ -331,7 +332,7 @@ internal fun toward(
     val r = rate.toFloat()
     return x.mapValues { (name, value) ->
         val goal = same(y, name, value, "toward")
-        if (rate == 1.0) goal else value.combined(goal) { here, there -> here - r * (here - there) }
+        if (rate == 1.0) goal else value.combined(goal, null) { here, there -> here - r * (here - there) }
     }
 }
 
@@ -359,23 +360,28 @@ internal fun combine(
         FloatTensor(total, x.shape).also { checkFinite(name, it, "the combination for") }
     }
 
-/** x - f32(rate) * gradients: the lookahead point. */
+/** x - f32(rate) * gradients, written [into] arrays if given: the lookahead point. */
 internal fun minus(
     x: Map<String, FloatTensor>,
     gradients: Map<String, FloatTensor>,
     rate: Double,
+    into: Map<String, FloatTensor>? = null,
 ): Map<String, FloatTensor> {
     val r = rate.toFloat()
-    return x.mapValues { (name, value) -> value.combined(gradients.getValue(name)) { here, g -> here - r * g } }
+    return x.mapValues { (name, value) -> value.combined(gradients.getValue(name), into?.get(name)) { here, g -> here - r * g } }
 }
 
 private inline fun FloatTensor.combined(
     other: FloatTensor,
+    into: FloatTensor?,
     operation: (Float, Float) -> Float,
 ): FloatTensor {
     val one = values
     val two = other.values
-    return FloatTensor(FloatArray(one.size) { operation(one[it], two[it]) }, shape)
+    val made = into ?: FloatTensor(FloatArray(one.size), shape)
+    val out = made.values
+    for (i in out.indices) out[i] = operation(one[i], two[i])
+    return made
 }
 
 /**
