@@ -1,5 +1,7 @@
 package io.pflmobile.core.local
 
+import io.pflmobile.core.bundle.DeviceTensor
+import io.pflmobile.core.bundle.TensorUpdate
 import io.pflmobile.core.errors.ConfigException
 import io.pflmobile.core.errors.DataException
 import io.pflmobile.core.errors.NonFiniteException
@@ -23,7 +25,6 @@ import io.pflmobile.core.plan.Schedule
 import io.pflmobile.core.plan.Serve
 import io.pflmobile.core.plan.ServeMix
 import io.pflmobile.core.plan.Step
-import io.pflmobile.core.plan.TensorEntry
 import io.pflmobile.core.plan.TrainPhase
 import io.pflmobile.core.plan.select
 import io.pflmobile.core.rows.Rows
@@ -89,7 +90,7 @@ internal class Work(
 internal class PhaseRunner(
     private val plan: Plan,
     private val programs: Programs,
-    private val table: List<TensorEntry>,
+    private val table: List<DeviceTensor>,
     private val sets: Map<String, TensorSet>,
     private var rows: Rows,
     private var encoder: Encoder? = null,
@@ -307,7 +308,7 @@ internal class PhaseRunner(
         work: Work,
     ): Double {
         val values = namedSet(at, work, sets)
-        val names = table.filter { it.update == "gradient" }.mapTo(HashSet()) { it.name }
+        val names = table.filter { it.update == TensorUpdate.GRADIENT }.mapTo(HashSet()) { it.name }
         val tensors = work.tensors.mapValues { (name, value) -> if (name in names) values[name] ?: value else value }
         val metrics = programs.evaluate(weightedRows(rows, "training rows"), tensors)
         val found =

@@ -1,27 +1,21 @@
 package io.pflmobile.core.local
 
+import io.pflmobile.core.bundle.ProgramSpec
 import io.pflmobile.core.errors.EngineException
 import io.pflmobile.core.errors.NoExamplesException
 import io.pflmobile.core.errors.NonFiniteException
 import io.pflmobile.core.errors.TensorMismatchException
 import io.pflmobile.core.rows.Rows
 import io.pflmobile.core.rows.paddedBatches
-import io.pflmobile.core.tensors.DType
 import io.pflmobile.core.tensors.FloatTensor
 import io.pflmobile.core.tensors.LongTensor
+import io.pflmobile.core.tensors.RawTensor
 import io.pflmobile.core.tensors.Tensor
-
-/** An input of a program. */
-public interface ProgramInput {
-    public val name: String
-    public val shape: List<Int>
-    public val dtype: DType
-}
 
 /** A loaded bundle that runs `evaluate` and `gradients` on some engine. */
 public interface TrainingSession {
-    /** Inputs of each program by its name. */
-    public val inputs: Map<String, List<ProgramInput>>
+    /** The programs by name. */
+    public val programs: Map<String, ProgramSpec>
 
     /**
      * Outputs by name. The inputs' arrays change after the call, so an engine keeps none of them; the outputs' are its caller's.
@@ -65,14 +59,17 @@ internal class Programs(
     private val session: TrainingSession,
     tensors: Set<String>,
 ) {
-    private val inputs = PROGRAMS.associateWith { session.inputs[it] ?: throw EngineException("the bundle has no program '$it'", "export it again") }
+    private val inputs =
+        PROGRAMS.associateWith { name ->
+            session.programs[name]?.inputs ?: throw EngineException("the bundle has no program '$name'", mend = "export it again")
+        }
 
     /** What a batch is made of, by name. */
     private val batch = inputs.values.flatten().filter { it.name !in tensors }.associateBy { it.name }
 
     /** Rows of a batch. */
     val batchSize: Int =
-        (batch["weight"] ?: throw EngineException("the bundle's programs take no 'weight'", "export it again")).shape.first()
+        (batch["weight"] ?: throw EngineException("the bundle's programs take no 'weight'", mend = "export it again")).shape.first()
 
     /**
      * Refuse rows that do not fit the programs.
@@ -184,4 +181,5 @@ private fun first(tensor: Tensor): Double =
     when (tensor) {
         is FloatTensor -> tensor.values[0].toDouble()
         is LongTensor -> tensor.values[0].toDouble()
+        is RawTensor -> throw EngineException("a program gives ${tensor.signature} where a number is expected", mend = "export the bundle again")
     }

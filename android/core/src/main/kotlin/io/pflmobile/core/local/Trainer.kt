@@ -1,5 +1,6 @@
 package io.pflmobile.core.local
 
+import io.pflmobile.core.bundle.DeviceTensor
 import io.pflmobile.core.errors.ConfigException
 import io.pflmobile.core.errors.NoExamplesException
 import io.pflmobile.core.errors.NonFiniteException
@@ -9,7 +10,6 @@ import io.pflmobile.core.errors.TooSlowException
 import io.pflmobile.core.errors.TrainingException
 import io.pflmobile.core.plan.Plan
 import io.pflmobile.core.plan.Start
-import io.pflmobile.core.plan.TensorEntry
 import io.pflmobile.core.plan.checkPlan
 import io.pflmobile.core.rows.Rows
 import io.pflmobile.core.rows.checkRows
@@ -52,7 +52,7 @@ public class Most(
 public class LocalTrainer(
     session: TrainingSession,
     private val plan: Plan,
-    private val tensors: List<TensorEntry>,
+    private val tensors: List<DeviceTensor>,
     initial: Map<String, Tensor>,
     private val encoder: Encoder? = null,
     sets: Map<String, Map<String, Tensor>> = emptyMap(),
@@ -343,13 +343,13 @@ public class LocalTrainer(
         const val MILLIS = 1000
 
         fun shipped(
-            tensor: TensorEntry,
+            tensor: DeviceTensor,
             initial: Map<String, Tensor>,
         ): Tensor {
             val value = initial[tensor.name]
             if (value == null || value.shape != tensor.shape || value.dtype != tensor.dtype) {
                 throw TensorMismatchException(
-                    "the initial value of '${tensor.name}' is ${value?.signature ?: "missing"}, not ${tensor.dtype.wireName}${tensor.shape}",
+                    "the initial value of '${tensor.name}' is ${value?.signature ?: "missing"}, not ${tensor.signature}",
                     mend = "take the initial values from the same bundle as the table of tensors",
                 )
             }

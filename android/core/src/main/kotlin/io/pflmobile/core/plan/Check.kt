@@ -1,5 +1,6 @@
 package io.pflmobile.core.plan
 
+import io.pflmobile.core.bundle.DeviceTensor
 import io.pflmobile.core.errors.ConfigException
 import io.pflmobile.core.errors.UnknownNameException
 import io.pflmobile.core.errors.near
@@ -18,7 +19,7 @@ internal fun namedSets(plan: Plan): List<String> =
  */
 internal fun checkPlan(
     plan: Plan,
-    table: List<TensorEntry>,
+    table: List<DeviceTensor>,
     sets: Collection<String>,
     copies: Collection<String>,
 ) {
@@ -33,7 +34,7 @@ internal fun checkPlan(
 
 /** Which sets are there when a phase reads them, on a device that runs the plan for the first time. */
 private class Reads(
-    private val table: List<TensorEntry>,
+    private val table: List<DeviceTensor>,
     given: Collection<String>,
 ) {
     /** Set -> its tensors; null where it has all that a plan may ask of it, or only the host knows. */

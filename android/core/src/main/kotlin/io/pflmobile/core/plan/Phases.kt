@@ -2,6 +2,8 @@
 
 package io.pflmobile.core.plan
 
+import io.pflmobile.core.bundle.DeviceTensor
+import io.pflmobile.core.bundle.TensorUpdate
 import io.pflmobile.core.errors.ConfigException
 import io.pflmobile.core.errors.UnknownNameException
 import io.pflmobile.core.errors.near
@@ -106,14 +108,14 @@ internal sealed interface Step : Phase {
      *
      * @throws ConfigException the model has none that the phase means
      */
-    fun tensors(table: List<TensorEntry>): List<String>
+    fun tensors(table: List<DeviceTensor>): List<String>
 
     /**
      * Refuse a model whose tensors are not what the phase works on.
      *
      * @throws ConfigException naming it
      */
-    fun check(table: List<TensorEntry>) {
+    fun check(table: List<DeviceTensor>) {
         tensors(table)
     }
 }
@@ -122,20 +124,20 @@ internal sealed interface Step : Phase {
 internal sealed interface GroupStep : Step {
     val group: List<String>
 
-    override fun tensors(table: List<TensorEntry>): List<String> = select(group, table)
+    override fun tensors(table: List<DeviceTensor>): List<String> = select(group, table)
 }
 
 /** Fills tensors of one module that no gradient trains. */
 internal sealed interface ModuleStep : Step {
     val module: String
 
-    /** As their [TensorEntry.update]. */
-    val update: String
+    /** As their [DeviceTensor.update]. */
+    val update: TensorUpdate
     override val reads: List<String> get() = emptyList()
     override val writes: String get() = "theta"
     override val changes: String? get() = null
 
-    override fun tensors(table: List<TensorEntry>): List<String> =
+    override fun tensors(table: List<DeviceTensor>): List<String> =
         own(table).map { it.name }.ifEmpty {
             throw UnknownNameException(
                 "the plan's $kind phase is for module '$module', which has no such tensors",
@@ -143,7 +145,7 @@ internal sealed interface ModuleStep : Step {
             )
         }
 
-    fun own(table: List<TensorEntry>): List<TensorEntry> = table.filter { it.module == module && it.update == update }
+    fun own(table: List<DeviceTensor>): List<DeviceTensor> = table.filter { it.module == module && it.update == update }
 }
 
 /** Give free vocabulary slots to the user's most frequent unknown words. */
@@ -159,7 +161,7 @@ internal data class AssignSlotsPhase(
     }
 
     override val kind: String get() = "assign_slots"
-    override val update: String get() = "assign"
+    override val update: TensorUpdate get() = TensorUpdate.ASSIGN
     override val examples: Needs get() = Needs.TEXTS
 
     override fun words(): List<String> = listOf("give free slots of '$module' to unknown words seen $minCount times or more")
@@ -176,11 +178,11 @@ internal data class MemorizePhase(
     }
 
     override val kind: String get() = "memorize"
-    override val update: String get() = "memorize"
+    override val update: TensorUpdate get() = TensorUpdate.MEMORIZE
     override val examples: Needs get() = Needs.TOKENS
     override val remembers: Boolean get() = true
 
-    override fun check(table: List<TensorEntry>) {
+    override fun check(table: List<DeviceTensor>) {
         tensors(table)
         memory(table)
     }
@@ -190,7 +192,7 @@ internal data class MemorizePhase(
      *
      * @throws ConfigException the module is no memory
      */
-    fun memory(table: List<TensorEntry>): Pair<TensorEntry, TensorEntry> {
+    fun memory(table: List<DeviceTensor>): Pair<DeviceTensor, DeviceTensor> {
         val following = own(table).find { it.name.endsWith(".next") }
         val before = own(table).find { it.name.endsWith(".context") }
         if (following == null || before == null) {
@@ -494,7 +496,7 @@ internal data class MeasurePhase(
     override val metrics: List<String> get() = listOf(metric)
 
     // What the set lacks is taken of theta.
-    override fun tensors(table: List<TensorEntry>): List<String> = emptyList()
+    override fun tensors(table: List<DeviceTensor>): List<String> = emptyList()
 
     override fun words(): List<String> = listOf("measure the $metric of $at and report it as '$report'")
 }

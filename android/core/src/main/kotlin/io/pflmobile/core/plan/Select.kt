@@ -1,32 +1,20 @@
 package io.pflmobile.core.plan
 
+import io.pflmobile.core.bundle.DeviceTensor
+import io.pflmobile.core.bundle.Role
+import io.pflmobile.core.bundle.TensorUpdate
 import io.pflmobile.core.errors.ConfigException
 import io.pflmobile.core.errors.UnknownNameException
 import io.pflmobile.core.errors.near
-import io.pflmobile.core.tensors.DType
 import io.pflmobile.core.tensors.NameOrder
-
-/** What a plan needs to know of a manifest's device tensor. */
-public interface TensorEntry {
-    public val name: String
-
-    /** `shared`, `group` or `personal`. */
-    public val role: String
-    public val shape: List<Int>
-    public val dtype: DType
-
-    /** Who changes it: `gradient`, `assign` (vocabulary slots) or `memorize` (the n-gram memory). */
-    public val update: String
-    public val module: String?
-}
 
 /** Whether a pattern means a tensor: `role:<role>`, `module:<name>`, or a name with `*` (any run) and `?` (any one). */
 internal fun matches(
     pattern: String,
-    tensor: TensorEntry,
+    tensor: DeviceTensor,
 ): Boolean =
     when {
-        pattern.startsWith("role:") -> tensor.role == pattern.substring(5)
+        pattern.startsWith("role:") -> tensor.role.wireName == pattern.substring(5)
         pattern.startsWith("module:") -> tensor.module == pattern.substring(7)
         else -> fits(pattern.codePoints().toArray(), tensor.name.codePoints().toArray())
     }
@@ -68,19 +56,19 @@ private fun fits(
  */
 internal fun select(
     patterns: List<String>,
-    table: List<TensorEntry>,
+    table: List<DeviceTensor>,
 ): List<String> = patterns.flatMapTo(sortedSetOf(NameOrder)) { selectOne(it, table) }.toList()
 
 private fun selectOne(
     pattern: String,
-    table: List<TensorEntry>,
+    table: List<DeviceTensor>,
 ): List<String> {
     val hit = table.filter { matches(pattern, it) }
     if (hit.isEmpty()) {
-        val known = table.map { it.name } + table.map { "role:${it.role}" } + table.mapNotNull { it.module }.map { "module:$it" }
+        val known = table.map { it.name } + table.map { "role:${it.role.wireName}" } + table.mapNotNull { it.module }.map { "module:$it" }
         throw UnknownNameException("the plan's pattern '$pattern' matches no tensor", mend = near(pattern, known))
     }
-    return hit.filter { it.update == "gradient" }.map { it.name }.ifEmpty {
+    return hit.filter { it.update == TensorUpdate.GRADIENT }.map { it.name }.ifEmpty {
         throw ConfigException(
             "the plan's pattern '$pattern' matches only '${hit.first().name}' and the like, which no gradient trains",
             mend = "leave it out of train phases; memorize and assign_slots phases write it",
@@ -96,9 +84,9 @@ private fun selectOne(
  */
 internal fun uploaded(
     patterns: List<String>,
-    table: List<TensorEntry>,
+    table: List<DeviceTensor>,
 ): List<String> {
-    val personal = table.filter { it.role == "personal" }.mapTo(HashSet()) { it.name }
+    val personal = table.filter { it.role == Role.PERSONAL }.mapTo(HashSet()) { it.name }
     return patterns
         .flatMapTo(sortedSetOf(NameOrder)) { pattern ->
             (selectOne(pattern, table) - personal).ifEmpty {

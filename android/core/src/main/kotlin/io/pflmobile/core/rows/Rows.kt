@@ -9,6 +9,7 @@ import io.pflmobile.core.errors.NoExamplesException
 import io.pflmobile.core.random.SplitMix64
 import io.pflmobile.core.tensors.FloatTensor
 import io.pflmobile.core.tensors.LongTensor
+import io.pflmobile.core.tensors.RawTensor
 import io.pflmobile.core.tensors.Tensor
 
 /** Examples as arrays by name with the same first axis, one of them `weight` (float32; 0 for what does not count). */
@@ -95,6 +96,13 @@ internal fun take(
                 for (i in from until to) value.values.copyInto(out, (i - from) * width, order[i] * width, (order[i] + 1) * width)
                 LongTensor(out, shape)
             }
+
+            is RawTensor -> {
+                val bytes = width * value.dtype.bytes
+                val out = ByteArray(size * bytes)
+                for (i in from until to) value.bytes.copyInto(out, (i - from) * bytes, order[i] * bytes, (order[i] + 1) * bytes)
+                RawTensor(value.dtype, out, shape)
+            }
         }
     }
 
@@ -139,5 +147,6 @@ internal fun joinRows(
         when (value) {
             is FloatTensor -> FloatTensor(value.values + (next as FloatTensor).values, shape)
             is LongTensor -> LongTensor(value.values + (next as LongTensor).values, shape)
+            is RawTensor -> RawTensor(value.dtype, value.bytes + (next as RawTensor).bytes, shape)
         }
     }

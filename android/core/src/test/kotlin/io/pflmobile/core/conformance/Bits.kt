@@ -2,6 +2,7 @@ package io.pflmobile.core.conformance
 
 import io.pflmobile.core.tensors.FloatTensor
 import io.pflmobile.core.tensors.LongTensor
+import io.pflmobile.core.tensors.RawTensor
 import io.pflmobile.core.tensors.Tensor
 import kotlinx.serialization.json.JsonElement
 import kotlinx.serialization.json.jsonObject
@@ -37,6 +38,7 @@ fun assertBits(
     when (want) {
         is FloatTensor -> assertEquals(hex(want), hex(found as FloatTensor), what)
         is LongTensor -> assertEquals(want.values.toList(), (found as LongTensor).values.toList(), what)
+        is RawTensor -> assertEquals(want.bytes.toList(), (found as RawTensor).bytes.toList(), what)
     }
 }
 

@@ -1,21 +1,18 @@
 package io.pflmobile.core.local
 
-import io.pflmobile.core.conformance.TableRow
+import io.pflmobile.core.bundle.ProgramSpec
+import io.pflmobile.core.bundle.Role
+import io.pflmobile.core.bundle.TensorSpec
+import io.pflmobile.core.conformance.trained
 import io.pflmobile.core.tensors.DType
 import io.pflmobile.core.tensors.FloatTensor
 import io.pflmobile.core.tensors.Tensor
 
 /** The toy model of `conformance/README.md`; [calls] counts its programs' runs. */
 class Toy : TrainingSession {
-    private data class Input(
-        override val name: String,
-        override val shape: List<Int>,
-        override val dtype: DType = DType.FLOAT32,
-    ) : ProgramInput
-
     private val all =
-        mapOf("x" to listOf(4, 2), "y" to listOf(4, 3), "weight" to listOf(4), "a" to listOf(2), "b" to listOf(3)).map { Input(it.key, it.value) }
-    override val inputs: Map<String, List<ProgramInput>> = mapOf("gradients" to all, "evaluate" to all)
+        mapOf("x" to listOf(4, 2), "y" to listOf(4, 3), "weight" to listOf(4), "a" to listOf(2), "b" to listOf(3)).map { TensorSpec(it.key, it.value, DType.FLOAT32) }
+    override val programs = listOf("gradients", "evaluate").associateWith { ProgramSpec(it, all, emptyList()) }
     var calls = 0
 
     override fun run(
@@ -45,6 +42,6 @@ class Toy : TrainingSession {
     }
 
     companion object {
-        val TABLE = listOf(TableRow("a", "shared", listOf(2), module = "m"), TableRow("b", "personal", listOf(3), module = "m"))
+        val TABLE = listOf(trained("a", Role.SHARED, listOf(2)), trained("b", Role.PERSONAL, listOf(3)))
     }
 }

@@ -1,7 +1,9 @@
 package io.pflmobile.core.plan
 
-import io.pflmobile.core.conformance.TableRow
+import io.pflmobile.core.bundle.Role
 import io.pflmobile.core.conformance.Vectors
+import io.pflmobile.core.conformance.table
+import io.pflmobile.core.conformance.trained
 import io.pflmobile.core.errors.ConfigException
 import io.pflmobile.core.errors.PflException
 import io.pflmobile.core.files.parseJson
@@ -96,7 +98,7 @@ class PlanTest {
     @Test
     fun `plans that do not fit a model are refused by the same errors`() {
         val fit = vectors.getValue("fit").jsonObject
-        val table = TableRow.table(fit.getValue("tensors"))
+        val table = table(fit.getValue("tensors"))
         for (case in fit.getValue("cases").jsonArray.map { it.jsonObject }) {
             val refused =
                 try {
@@ -112,7 +114,7 @@ class PlanTest {
     @Test
     fun `patterns select the same tensors`() {
         val model = Vectors.read("model.json")
-        val table = TableRow.table(model.getValue("tensors"))
+        val table = table(model.getValue("tensors"))
         for ((pattern, names) in model.getValue("patterns").jsonObject) {
             assertEquals(texts(names), table.filter { matches(pattern, it) }.map { it.name }, pattern)
         }
@@ -120,7 +122,7 @@ class PlanTest {
 
     @Test
     fun `a pattern of many stars is matched at once`() {
-        val long = TableRow("a".repeat(200), "shared", emptyList())
+        val long = trained("a".repeat(200), Role.SHARED, emptyList())
         assertEquals(false, matches("*a".repeat(99) + "*b", long))
     }
 
