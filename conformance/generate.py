@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import struct
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +35,7 @@ from pfl_mobile.text.blocked import BlockList
 from pfl_mobile.text.encoder import SPECIALS, TextEncoder, WordTokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    pass
 
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))
@@ -45,35 +43,10 @@ sys.path.insert(0, str(FOLDER))
 # They lie beside this file, wherever that is run from.
 from bundle_vectors import bundle_files  # noqa: E402
 from protocol_vectors import protocol_files  # noqa: E402
+from strategy_vectors import strategy_vectors  # noqa: E402
+from toy import Toy, array, arrays, draw, f64, tensor  # noqa: E402
 
 SEEDS = (0, 1, 42, 2**63, 2**64 - 1)
-
-
-def f64(value: float) -> str:
-    """The bits of a float64."""
-    return struct.pack(">d", value).hex()
-
-
-def array(value: np.ndarray) -> dict[str, Any]:
-    """An array as JSON."""
-    value = np.asarray(value)
-    if value.dtype == np.float32:
-        return {
-            "shape": list(value.shape),
-            "f32": " ".join(f"{x:08x}" for x in value.reshape(-1).view(np.uint32)),
-        }
-    return {"shape": list(value.shape), "i64": [int(x) for x in value.reshape(-1)]}
-
-
-def arrays(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Arrays by name, in order of name."""
-    return {name: array(values[name]) for name in sorted(values)}
-
-
-def draw(seed: int, shape: tuple[int, ...], scale: float = 1.0) -> np.ndarray:
-    """Float32 values in (-scale, scale) that are not round numbers, from our own generator."""
-    values = [(splitmix64(seed, i) / 2.0**63 - 1.0) * scale for i in range(int(np.prod(shape)))]
-    return np.array(values, dtype=np.float32).reshape(shape)
 
 
 def random_vectors() -> Any:
@@ -473,21 +446,6 @@ def plan_fits() -> Any:
     return {"tensors": [vars(t) for t in TABLE], "sets": list(sets), "cases": cases}
 
 
-def tensor(name: str, role: str, shape: tuple[int, ...], **rest: Any) -> Any:
-    """A row of a tensor table."""
-    return SimpleNamespace(
-        **{
-            "name": name,
-            "role": role,
-            "shape": shape,
-            "dtype": "float32",
-            "update": "gradient",
-            "module": "m",
-            **rest,
-        }
-    )
-
-
 TABLE = (tensor("a", "shared", (2,)), tensor("b", "personal", (3,)))
 
 
@@ -517,31 +475,6 @@ def model_vectors() -> Any:
         "patterns": {p: [t.name for t in table if matches(p, t)] for p in patterns},
         "digest": {"tensors": arrays(tensors), "text": "{}", "sha256": digest(tensors, "{}")},
     }
-
-
-class Toy:
-    """The toy model of README.md."""
-
-    def __init__(self) -> None:
-        """Its two programs."""
-        names = (("x", (4, 2)), ("y", (4, 3)), ("weight", (4,)), ("a", (2,)), ("b", (3,)))
-        inputs = [SimpleNamespace(name=n, shape=s, dtype="float32") for n, s in names]
-        self.programs = {name: SimpleNamespace(inputs=inputs) for name in ("gradients", "evaluate")}
-
-    def run(self, program: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Loss and gradients in float32, element by element."""
-        loss = weight_sum = np.float32(0)
-        grads = {n: np.zeros_like(inputs[n]) for n in ("a", "b")}
-        for row, weight in enumerate(inputs["weight"]):
-            weight_sum += weight
-            for name, target in (("a", inputs["x"]), ("b", inputs["y"])):
-                for i, theta in enumerate(inputs[name]):
-                    d = theta - target[row, i]
-                    t = weight * d
-                    grads[name][i] += t
-                    loss += np.float32(0.5) * (t * d)
-        out = {"loss_sum": np.array([loss]), "weight_sum": np.array([weight_sum])}
-        return out if program == "evaluate" else out | {f"grad.{n}": g for n, g in grads.items()}
 
 
 def trainer_vectors() -> Any:
@@ -686,6 +619,7 @@ def files() -> dict[str, bytes]:
         "slots.json": slot_vectors(),
         "state.json": meaning,
         "trainer.json": trainer_vectors(),
+        "strategies.json": strategy_vectors(),
     }
     out = {name: (json.dumps(value, ensure_ascii=False) + "\n").encode() for name, value in content.items()}
     return {**out, "state.safetensors": saved, **protocol_files(), **bundle_files()}
