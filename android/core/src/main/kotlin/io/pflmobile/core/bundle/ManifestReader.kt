@@ -21,8 +21,6 @@ internal object ManifestReader {
 
     // The newest version of the piece rules that this version cuts text by.
     private const val PIECE_RULES = 2
-    private val ROLES = listOf("shared", "group", "personal")
-    private val UPDATES = listOf("gradient", "memorize", "assign")
     private const val AGAIN = "obtain the bundle again, or export it again"
     private val DIGEST = Regex("[0-9a-f]{64}")
     private val PROGRAM = Regex("[a-z][a-z0-9_]{0,63}")
@@ -136,15 +134,15 @@ internal object ManifestReader {
         fields(element, where) {
             DeviceTensor(
                 name = required("name", JsonFields::name),
-                role = required("role", choice(ROLES) { role -> role }),
+                role = required("role", choice(Role.entries, Role::wireName)),
                 group = nullable("group", JsonFields::name),
                 shape = required("shape", ::shape),
                 dtype = required("dtype", ::dtype),
-                update = required("update", choice(UPDATES) { update -> update }),
+                update = required("update", choice(TensorUpdate.entries, TensorUpdate::wireName)),
                 module = nullable("module", JsonFields::name),
             )
         }.also {
-            if ((it.role == "group") != (it.group != null)) {
+            if ((it.role == Role.GROUP) != (it.group != null)) {
                 fault(where, "a group is named when, and only when, the role is 'group'")
             }
         }

@@ -72,7 +72,7 @@ internal object Rules {
             for (spec in program.outputs) {
                 if (!spec.name.startsWith(GRADIENT)) continue
                 val tensor = tensors[spec.name.removePrefix(GRADIENT)]
-                if (tensor == null || tensor.update != "gradient") {
+                if (tensor == null || tensor.update != TensorUpdate.GRADIENT) {
                     wrong("output '${spec.name}' is not the gradient of a tensor trained by gradients")
                 }
                 if (tensor.shape != spec.shape) wrong("output '${spec.name}' is ${spec.signature}, but the tensor is ${tensor.signature}")

@@ -128,7 +128,7 @@ class BundleTest {
             assertFalse(it.pinned)
             val manifest = it.manifest
             assertEquals(EncoderEntry.Text(4, 2, 10, 2), manifest.encoder)
-            assertEquals(DeviceTensor("é", "group", "team", listOf(2), DType.FLOAT32, "assign", null), manifest.tensors[1])
+            assertEquals(DeviceTensor("é", Role.GROUP, "team", listOf(2), DType.FLOAT32, TensorUpdate.ASSIGN, null), manifest.tensors[1])
             assertEquals(Limits(maxExamples = 100), manifest.limits)
             assertEquals(Task(TaskKind.TOKENS, listOf("top1"), 12), manifest.task)
             assertEquals(listOf("tokens", "weight"), manifest.batchInputs("gradients").map { spec -> spec.name })

@@ -46,3 +46,6 @@ object Vectors {
 
     private fun words(text: String) = text.split(' ').filter { it.isNotEmpty() }
 }
+
+/** The content of a JSON string or number. */
+fun text(element: JsonElement): String = element.jsonPrimitive.content
