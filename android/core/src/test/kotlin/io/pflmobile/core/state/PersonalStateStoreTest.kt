@@ -188,13 +188,13 @@ class PersonalStateStoreTest {
             val at = folder.resolve("$step")
             store(keep = 1, at = at).run { repeat(3) { save(state(it + 1f)) } }
             val disk = DyingDisk(step)
-            var done = false
-            try {
-                store(disk, keep = 1, at = at).save(state(4f))
-                done = true
-            } catch (_: DyingDisk.Killed) {
-                done = false
-            }
+            val done =
+                try {
+                    store(disk, keep = 1, at = at).save(state(4f))
+                    true
+                } catch (_: DyingDisk.Killed) {
+                    false
+                }
             val after = store(keep = 1, at = at)
             val loaded = after.load()
             assertEquals(emptyList(), loaded.warnings, "step $step")
