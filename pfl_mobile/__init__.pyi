@@ -23,7 +23,7 @@ from .programs.deployment import Deployment
 from .programs.tasks import ClassificationTask, CustomTask, RegressionTask, TokenTask, tilted_task
 from .strategies import Local, Strategy
 from .strategies.bounded_group_loss import BoundedGroupLoss
-from .study import Study, StudyResult
+from .study import Cohort, Machine, Study, StudyResult
 
 __all__ = [
     "AdamW",
@@ -33,6 +33,7 @@ __all__ = [
     "BoundedGroupLoss",
     "Bundle",
     "ClassificationTask",
+    "Cohort",
     "CustomTask",
     "Deployment",
     "Experts",
@@ -43,6 +44,7 @@ __all__ = [
     "LoRA",
     "Local",
     "LocalTrainer",
+    "Machine",
     "MemorizePhase",
     "Momentum",
     "NgramMemory",

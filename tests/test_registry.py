@@ -139,7 +139,8 @@ FILES = {
         import torch
         from torch import nn
 
-        from pfl_mobile import ClassificationTask, Deployment, Local, Plan, Sgd, Study, TrainPhase, personalize
+        from pfl_mobile import ClassificationTask, Deployment, Local, Machine, Plan, Sgd, Study, TrainPhase
+        from pfl_mobile import personalize
         from pfl_mobile.modules import make_config
 
 
@@ -150,7 +151,7 @@ FILES = {
 
         def study(data="theirs", strategy="theirs"):
             local = Local(epochs=1, optimizer=Sgd(lr=0.3))
-            return Study(net, data, strategy, local=local, batch=8, cohort=4, processes=0)
+            return Study(net, data, strategy, local=local, batch=8, cohort=4, machine=Machine(processes=0))
 
 
         def build():

@@ -3,6 +3,7 @@
 from pfl_mobile.study.evaluation import Evaluation
 from pfl_mobile.study.recommend import Recommendation
 from pfl_mobile.study.result import StudyResult
+from pfl_mobile.study.settings import Cohort, Machine
 from pfl_mobile.study.study import Study
 
-__all__ = ["Evaluation", "Recommendation", "Study", "StudyResult"]
+__all__ = ["Cohort", "Evaluation", "Machine", "Recommendation", "Study", "StudyResult"]
