@@ -63,7 +63,7 @@ FILES = {
     "rule.py": """
         from dataclasses import dataclass
 
-        from pfl_mobile.merge.rules import Average, rule
+        from pfl_mobile.merge import Average, rule
 
 
         @rule("theirs", title="Half of the mean", paper="none")
@@ -99,8 +99,7 @@ FILES = {
     "dataset.py": """
         import numpy as np
 
-        from pfl_mobile.data import Generator, register
-        from pfl_mobile.data.populations import ArrayPopulation
+        from pfl_mobile.data import ArrayPopulation, Generator, register
 
 
         def build(users: int = 6) -> ArrayPopulation:

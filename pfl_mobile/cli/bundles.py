@@ -191,7 +191,8 @@ def verify(bundle: BundlePath, engine: Engine = None, public_key: Key = None, as
     grad_max_rel_err, ok when one engine was run, else {"ok": ..., "engines": [one such object each]}. There,
     an engine that cannot be run is not ok and has an "error".
     """
-    from pfl_mobile.engines import open_isolated, unasked
+    from pfl_mobile.engines import open_isolated
+    from pfl_mobile.engines.registry import unasked
 
     with open_bundle(bundle, public_key) as opened, Reporter() as report:
         names = [engine] if engine is not None else unasked(opened.manifest.engines)

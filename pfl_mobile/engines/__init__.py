@@ -21,7 +21,6 @@ __all__ = [
     "open_isolated",
     "open_session",
     "register",
-    "unasked",
 ]
 
 

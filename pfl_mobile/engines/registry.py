@@ -45,6 +45,7 @@ class Engine:
         return tuple(module.partition(".")[0] for module in self.runtime)
 
 
+#: All that there are, by name.
 ENGINES: Registry[Engine] = Registry("engine", "pfl_mobile.engines", unknown=EngineUnavailableError)
 
 

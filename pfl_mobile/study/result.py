@@ -148,8 +148,9 @@ def run_study(study: Study, rounds: int, *, resume: bool, on_progress: Report | 
         )
     try:
         if study.folder is not None:
-            about = {"rounds": rounds, **study.local_length, "study": study.effective()}
-            if study.local_by_default:
+            used = study.effective()
+            about = {"rounds": rounds, **study.local_length, "study": used}
+            if "by_default" in used["local"]:
                 about["chosen"] = {"optimizer": study.local.optimizer.model_dump(), "clip": study.local.clip}
             atomic_write(study.folder / _STUDY, json.dumps(about, indent=2).encode(), mode=PRIVATE)
         running.run()
@@ -324,13 +325,13 @@ class StudyResult:
             self._check_open()
             self._found[key] = self._evaluate(who, metric)
         found = self._found[key]
-        if self.has_shared_model or not baseline:
+        if self._has_shared_model or not baseline:
             return found
         other = self.baseline(on_progress).evaluate(users, metric=found.metric)
         return replace(found.against(other), shared_is_trained=True)
 
     @property
-    def has_shared_model(self) -> bool:
+    def _has_shared_model(self) -> bool:
         """Whether the server's values alone are a trained model, with no personal layer from scratch in it."""
         return not personal_from_scratch(self.study)
 
@@ -517,7 +518,7 @@ class StudyResult:
             shown * personal,
             *self._forgetting(counted, name),
             failed={data.id(m.client): m.failure for m in measured if m.failure is not None},
-            shared_is_trained=self.has_shared_model,
+            shared_is_trained=self._has_shared_model,
             has_own=any(m.personal is not None for m in counted),
             personal_steps=float(np.mean([m.steps for m in counted])) if counted else 0.0,
             untested=[data.id(m.client) for m in measured if not m.shared and m.failure is None],
@@ -546,7 +547,7 @@ class StudyResult:
     def _forgetting(self, found: Sequence[Measured], name: str) -> tuple[float | None, np.ndarray | None]:
         """The metric on the general examples: of the shared model, and of those users' that have their own."""
         own = [m for m in found if m.general and m.general_shared]
-        if not own or not self.has_shared_model:
+        if not own or not self._has_shared_model:
             return None, None
         shared = (own[0].general_shared or {})[name]
         personal = np.array([(m.general or {})[name] for m in own], np.float64)

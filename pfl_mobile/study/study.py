@@ -181,9 +181,11 @@ class Study:
         self.local_length: dict[str, int | None] = {"local_epochs": None, "local_steps": None}
         self._given_local = local or Local()
         self._chosen: Local | None = None
-        self._check_round()
+        self._check_first_plan()
+        if privacy is not None:
+            SimulatedPrivacy(privacy, self.seed, len(self.data), self.cohort.size)
 
-    def _check_round(self) -> None:
+    def _check_first_plan(self) -> None:
         """Refuse now what the first round would refuse. The learning rate that is chosen later is no larger."""
         RoundDefinition(
             self.strategy,
@@ -194,8 +196,6 @@ class Study:
             privacy=self.privacy,
             groups=bool(self.groups),
         ).plan(0, 0)
-        if self.privacy is not None:
-            SimulatedPrivacy(self.privacy, self.seed, len(self.data), self.cohort.size)
 
     def _personalized(
         self, made: nn.Module, shared: Sequence[str] | None, personal: Sequence[str] | None
@@ -248,7 +248,7 @@ class Study:
         self.strategy = for_local_length(
             self.strategy, self._given_local, self.data, examples, given=self.parameters
         )
-        self._check_round()
+        self._check_first_plan()
 
     @property
     def local(self) -> Local:
@@ -263,13 +263,6 @@ class Study:
         """Take optimizer and clip norm that were tried out before, where none are given."""
         if self._given_local.by_default:
             self._chosen = replace(self._given_local, optimizer=local.optimizer, clip=local.clip)
-
-    @property
-    def local_by_default(self) -> list[str]:
-        """The settings of ``local`` that nobody gave, so that they are tried out."""
-        if not self._given_local.by_default:
-            return []
-        return ["optimizer", *(["clip"] if self._given_local.clip is None else [])]
 
     def plan(self) -> Plan:
         """What a device does in the first round."""
@@ -334,8 +327,8 @@ class Study:
         if own:
             local = {name: value for name, value in local.items() if name not in ("epochs", "steps")}
             local["length"] = f"by {' and '.join(own)} of the strategy"
-        if self.local_by_default:
-            local["by_default"] = self.local_by_default
+        if self._given_local.by_default:
+            local["by_default"] = ["optimizer", *(["clip"] if self._given_local.clip is None else [])]
         roles = sorted({t.role for t in table})
         return {
             "data": self.data.name,

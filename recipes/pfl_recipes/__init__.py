@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 from pfl_mobile.errors import UnknownNameError, near
 
 if TYPE_CHECKING:
-    from pfl_mobile.data import UserText
-    from pfl_mobile.data.populations import Population
+    from pfl_mobile.data import Population, UserText
 
 
 @dataclass(frozen=True, kw_only=True)

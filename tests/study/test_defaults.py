@@ -123,7 +123,7 @@ def test_one_choice_is_for_all_strategies_and_seeds_and_repeats():
         one.replace(local_steps=4),
     ):
         assert (other.local.optimizer, other.local.clip) == (chosen.optimizer, chosen.clip)
-        assert other.local_by_default == ["optimizer", "clip"]
+        assert other.effective()["local"]["by_default"] == ["optimizer", "clip"]
     assert one.replace(data=users(1.0)).local.optimizer != chosen.optimizer
 
 

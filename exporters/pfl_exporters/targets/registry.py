@@ -53,6 +53,7 @@ class Target:
                 ) from error
 
 
+#: All that there are, by name.
 TARGETS: Registry[Target] = Registry("target", "pfl_exporters.targets")
 
 
