@@ -20,7 +20,7 @@ from tests.test_registry import FILES
 
 ROOT = Path(__file__).parents[1]
 BELOW = sorted(set(re.findall(r"``(pfl_mobile\.[a-z]+)``", pfl_mobile.__doc__ or "")) - {"pfl_mobile.errors"})
-PACKAGES = ["pfl_mobile", *BELOW, "pfl_exporters.targets"]
+PACKAGES = ["pfl_mobile", *BELOW, "pfl_exporters.targets", "pfl_recipes"]
 EXPORTED = [(package, name) for package in PACKAGES for name in importlib.import_module(package).__all__]
 
 #: Files of recipes that measure or check the library from inside; no user's code looks like them.
@@ -70,8 +70,7 @@ def _functions(thing: Any) -> Iterator[Any]:
 
 def _is_explained(name: str, package: str) -> bool:
     """Whether a line ``#: ...`` stands above the definition of a value."""
-    top = ROOT / ("exporters" if package.startswith("pfl_exporters") else "") / package.replace(".", "/")
-    folders = [top, ROOT / "pfl_mobile"]
+    folders = [Path(importlib.import_module(package).__path__[0]), ROOT / "pfl_mobile"]
     sources = [file.read_text() for folder in folders for file in sorted(folder.rglob("*.py"))]
     return any(re.search(rf"^#: .*\n{name}\b.* = ", text, re.M) for text in sources)
 

@@ -18,6 +18,8 @@ from pfl_mobile.errors import UnknownNameError, near
 if TYPE_CHECKING:
     from pfl_mobile.data import Population, UserText
 
+__all__ = ["Recipe", "datasets", "find", "for_data", "names", "templates"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

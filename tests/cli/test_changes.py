@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ from pfl_mobile.cli.user_code import load_study
 from pfl_mobile.errors import ConfigError, UnknownNameError
 from pfl_mobile.study import Cohort, Machine
 from tests.study.small import study
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions that are named are imported from folders that are put in front of it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 def test_parts_are_changed_and_the_rest_of_a_group_stays() -> None:
