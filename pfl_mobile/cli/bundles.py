@@ -206,7 +206,8 @@ def verify(
     grad_max_rel_err, ok when one engine was run, else {"ok": ..., "engines": [one such object each]}. There,
     an engine that cannot be run is not ok and has an "error".
     """
-    from pfl_mobile.engines import arm64, open_isolated, unasked
+    from pfl_mobile.engines import arm64, open_isolated
+    from pfl_mobile.engines.registry import unasked
 
     if arch is not None:
         arm64.check_architecture(arch)
