@@ -15,7 +15,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
-from pfl_server.storage.models import Assignment, Device, Federation, LedgerEntry, Round
+from pfl_server.storage.models import Assignment, EnrolledDevice, Federation, LedgerEntry, Round
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -104,7 +104,9 @@ class _OfDatabase(Collector):
             self._add("pfl_clip_norm", "L2 bound on updates.", federation.clip_norm)
 
     def _add_counts(self, session: Session) -> None:
-        for name, count in session.execute(select(Device.state, func.count()).group_by(Device.state)):
+        for name, count in session.execute(
+            select(EnrolledDevice.state, func.count()).group_by(EnrolledDevice.state)
+        ):
             self._add("pfl_devices", "Devices by state.", count, state=name)
         for name, count in session.execute(select(Round.state, func.count()).group_by(Round.state)):
             self._add("pfl_rounds", "Rounds by state.", count, state=name)

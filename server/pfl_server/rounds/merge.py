@@ -28,7 +28,7 @@ from pfl_server.storage.federation_row import pause_itself
 from pfl_server.storage.locks import LOCK, changed, lapsed
 from pfl_server.storage.models import (
     Assignment,
-    Device,
+    EnrolledDevice,
     Federation,
     LedgerEntry,
     Round,
@@ -176,7 +176,9 @@ def _compute(services: Services, number: int, checkpoint: Checkpoint) -> Merged 
             return None
         population = runtime.population(session)
         known = runtime.round_plan(number, at.plan)
-        found = select(Assignment, Device.index, Device.group).join(Device, Device.id == Assignment.device)
+        found = select(Assignment, EnrolledDevice.index, EnrolledDevice.group).join(
+            EnrolledDevice, EnrolledDevice.id == Assignment.device
+        )
         mine = (Assignment.round == number, Assignment.state == "accepted")
         rows = [
             Accepted(
@@ -191,7 +193,7 @@ def _compute(services: Services, number: int, checkpoint: Checkpoint) -> Merged 
                 offset=int(a.offset or 0),
                 norm=float(a.norm or 0.0),
             )
-            for a, index, group in session.execute(found.where(*mine).order_by(Device.index))
+            for a, index, group in session.execute(found.where(*mine).order_by(EnrolledDevice.index))
         ]
         server, noise = get_state(services.blobs, version.state_blob, runtime.table, population)
         private = runtime.private_rounds(session, noise)
@@ -300,8 +302,8 @@ def _publish(
             Assignment.round == number, Assignment.state == "merged"
         )
         session.execute(
-            update(Device)
-            .where(Device.id.in_(taking_part))
+            update(EnrolledDevice)
+            .where(EnrolledDevice.id.in_(taking_part))
             .values(last_round=number)
             .execution_options(synchronize_session=False)
         )
