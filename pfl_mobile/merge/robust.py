@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import NonFiniteError, TooFewUpdatesError
 from pfl_mobile.hyperparameters import Param
@@ -59,6 +60,7 @@ class NormBound(MergeRule):
         float | None, Param("largest norm M of an update; none: the median", low=0.0, open=("low",))
     ] = None
 
+    @override
     def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates twice."""
         parts = parts_of(len(rows), weights)
@@ -75,6 +77,7 @@ class _ByValue(MergeRule):
     Updates of weight 0 are left out and all others count the same.
     """
 
+    @override
     def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates once, some columns of all of them at a time."""
         chosen = parts_of(len(rows), weights) > 0
@@ -111,6 +114,7 @@ class Median(_ByValue):
     median is not the mean: it leaves out what only a minority learned.
     """
 
+    @override
     def _cut(self, count: int) -> int:
         return (count - 1) // 2
 
@@ -133,10 +137,12 @@ class TrimmedMean(_ByValue):
 
     attackers: Attackers = 0.2
 
+    @override
     def check_count(self, count: int) -> None:
         """2 f + 1 are needed."""
         _enough("a trimmed mean", count, self.attackers, 2 * assumed(self.attackers, count) + 1)
 
+    @override
     def _cut(self, count: int) -> int:
         self.check_count(count)
         return assumed(self.attackers, count)
@@ -158,10 +164,12 @@ class Krum(MergeRule):
 
     attackers: Attackers = 0.2
 
+    @override
     def check_count(self, count: int) -> None:
         """2 f + 3 are needed."""
         _enough("Krum", count, self.attackers, 2 * assumed(self.attackers, count) + 3)
 
+    @override
     def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates once, and what it chose once more."""
         parts = parts_of(len(rows), weights)
@@ -207,6 +215,7 @@ class MultiKrum(Krum):
 
     keep: Annotated[int | None, Param("how many updates m are merged; none: n - f - 2", low=1)] = None
 
+    @override
     def check_count(self, count: int) -> None:
         """As Krum, and as many as are kept."""
         super().check_count(count)
@@ -217,6 +226,7 @@ class MultiKrum(Krum):
                 mend="take larger cohorts, keep fewer, or assume fewer attackers",
             )
 
+    @override
     def _kept(self, count: int) -> int:
         return self.keep or self._most(count)
 
@@ -247,6 +257,7 @@ class GeometricMedian(MergeRule):
     smoothing: Annotated[float, Param("least distance that counts", low=0.0, open=("low",))] = 1e-6
     steps: Annotated[int, Param("at most so many steps", low=1)] = 100
 
+    @override
     def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates twice."""
         parts = parts_of(len(rows), weights)

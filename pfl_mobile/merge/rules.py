@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError, NonFiniteError, TooFewUpdatesError, UnknownNameError, near
 from pfl_mobile.hyperparameters import check_ranges, described
@@ -166,6 +167,7 @@ class Average(MergeRule):
 
     additive: ClassVar[bool] = True
 
+    @override
     def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates once; what is not finite shows in the values."""
         used = parts_of(len(rows), weights)

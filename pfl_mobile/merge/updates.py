@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError, PrivacyError, near
 from pfl_mobile.merge.bounds import bounded_parts, largest_part, lowered
@@ -342,6 +343,7 @@ class Sums(Updates):
         super().__init__(layout, changes, clients, examples, steps, reports, groups, population)
         self.weights, self._sums = weights, changes
 
+    @override
     def _allow(self, use: str, *, changes: bool = True) -> None:
         """Refuse what takes the changes of single devices (ConfigError)."""
         if changes:
@@ -350,6 +352,7 @@ class Sums(Updates):
                 mend="let summed_by() of the strategy return None",
             )
 
+    @override
     def _sum(self, weights: np.ndarray) -> np.ndarray:
         """For weights in proportion to those of the sums; others are refused (ConfigError)."""
         factor = float(np.sum(weights)) / float(np.sum(self.weights))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.merge.rows import finite_gram, weighted_sum
@@ -75,14 +76,17 @@ class Ifca(Strategy):
     def _choose(self, at: RoundContext) -> ChoosePhase:
         return ChoosePhase(group=at.traveling, among=self._names(), report=CLUSTER)
 
+    @override
     def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """Choose a model, train it."""
         return (self._choose(at), *super().phases(at))
 
+    @override
     def personal_plan(self, at: RoundContext) -> Plan | None:
         """Choose a model; personal tensors are trained beside it as in a round."""
         return without_upload(self.plan(at)) if at.has("personal") else local_plan(at, self._choose(at))
 
+    @override
     def begin(self, server: Server) -> None:
         """All models: the shipped one, or that plus noise."""
         for j, cluster in enumerate(self._names()):
@@ -99,10 +103,11 @@ class Ifca(Strategy):
     def _values(server: Server) -> dict[str, np.ndarray]:
         return {name: server.values[name] for name in server.names("shared", "group")}
 
+    @override
     def sets(self, server: Server) -> dict[str, Values]:
-        """All models."""
         return {"global": server.values, **{c: server.sets[c] for c in self._names()}}
 
+    @override
     def merge(self, server: Server, updates: Updates) -> None:
         """Average within the clusters."""
         with server.undo_on_error():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.merge.rows import norms
@@ -28,6 +29,7 @@ class _Noted(MergeRule):
 
     seen: list[float] = field(default_factory=list)
 
+    @override
     def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         self.seen.extend(norms(rows).tolist())
         return Average().mean(rows, weights, threads=threads)

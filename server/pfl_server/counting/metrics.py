@@ -14,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
+from typing_extensions import override
 
 from pfl_server.storage.models import Assignment, EnrolledDevice, Federation, LedgerEntry, Round
 
@@ -86,6 +87,7 @@ class _OfDatabase(Collector):
         self._database = database
         self._families: dict[str, GaugeMetricFamily] = {}
 
+    @override
     def collect(self) -> Iterable[Metric]:
         with self._database.read() as session:
             federation = session.get(Federation, 1)
