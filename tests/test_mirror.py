@@ -25,7 +25,7 @@ LINES = 60
 #: By test: modules, or patterns of whole families, that it tries instead, as a table over all of a kind or through
 #: the whole that they are a part of.
 ELSEWHERE = {
-    "tests/bundle/test_manifest.py": ["pfl_mobile/bundle/rules.py"],
+    "tests/bundle/test_manifest.py": ["pfl_mobile/bundle/consistency.py"],
     "tests/bundle/test_read.py": ["pfl_mobile/bundle/source.py"],
     "tests/cli/test_demo.py": ["recipes/pfl_recipes/keyboard/demo.py"],
     "tests/cli/test_privacy_cmd.py": ["pfl_mobile/cli/privacy.py"],
@@ -69,7 +69,7 @@ ELSEWHERE = {
         "pfl_mobile/modules/roles.py",
     ],
     "tests/plan/test_phases.py": ["pfl_mobile/local/phases.py"],
-    "tests/privacy/test_accounting.py": ["pfl_mobile/privacy/events.py"],
+    "tests/privacy/test_accounting.py": ["pfl_mobile/privacy/accounting_events.py"],
     "tests/privacy/test_config.py": [
         "pfl_mobile/privacy/device_noise.py",
         "pfl_mobile/privacy/limits.py",

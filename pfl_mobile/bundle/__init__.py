@@ -23,7 +23,7 @@ anything else is looked at.
 
 **Agreement.** An input of a program that has the name of a device tensor has its shape and dtype; an output
 ``grad.<tensor>`` is the gradient of a tensor with update "gradient"; all files named are in ``files``;
-names are unique. `pfl_mobile.bundle.rules` has these rules.
+names are unique. `pfl_mobile.bundle.consistency` has these rules.
 
 **Paths** are relative, with ``/``, of ASCII letters, digits and ``_ . + -``; no part begins with a dot, and
 no two differ only in case. The bundle has no links and no file that is not listed.

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from pfl_mobile.bundle import rules
+from pfl_mobile.bundle import consistency as rules
 from pfl_mobile.bundle.paths import MANIFEST, PATH_PATTERN, check_path
 from pfl_mobile.errors import (
     EngineUnavailableError,

@@ -30,12 +30,12 @@ from typing import IO, TYPE_CHECKING, Protocol
 import numpy as np
 from typing_extensions import override
 
+from pfl_mobile.bundle.consistency import tensor_bytes
 from pfl_mobile.files.atomic import atomic_write
-from pfl_mobile.files.places import cache_dir
+from pfl_mobile.files.cache_dir import cache_dir
 
 from .. import errors
 from ..bundle.manifest import ProgramSpec
-from ..bundle.rules import tensor_bytes
 from ..errors import EngineError, PflError, ProgramDiedError
 from .base import Array, EngineSession
 from .frames import BrokenFrameError, receive, send

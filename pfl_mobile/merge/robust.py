@@ -16,8 +16,8 @@ from typing_extensions import override
 
 from pfl_mobile.errors import NonFiniteError, TooFewUpdatesError
 from pfl_mobile.hyperparameters import Param
-from pfl_mobile.merge.rows import Rows, by_columns, finite_gram, finite_norms, weighted_sum
 from pfl_mobile.merge.rules import Mean, MergeRule, parts_of, rule
+from pfl_mobile.merge.update_rows import UpdateRows, by_columns, finite_gram, finite_norms, weighted_sum
 
 Attackers = Annotated[
     float,
@@ -61,7 +61,7 @@ class NormBound(MergeRule):
     ] = None
 
     @override
-    def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
+    def mean(self, rows: UpdateRows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates twice."""
         parts = parts_of(len(rows), weights)
         found = finite_norms(rows)
@@ -78,7 +78,7 @@ class _ByValue(MergeRule):
     """
 
     @override
-    def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
+    def mean(self, rows: UpdateRows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates once, some columns of all of them at a time."""
         chosen = parts_of(len(rows), weights) > 0
         count = int(chosen.sum())
@@ -170,7 +170,7 @@ class Krum(MergeRule):
         _enough("Krum", count, self.attackers, 2 * assumed(self.attackers, count) + 3)
 
     @override
-    def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
+    def mean(self, rows: UpdateRows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates once, and what it chose once more."""
         parts = parts_of(len(rows), weights)
         used = np.zeros(len(rows))
@@ -186,7 +186,7 @@ class Krum(MergeRule):
         """n - f - 2."""
         return count - assumed(self.attackers, count) - 2
 
-    def _ranked(self, rows: Rows, parts: np.ndarray) -> np.ndarray:
+    def _ranked(self, rows: UpdateRows, parts: np.ndarray) -> np.ndarray:
         """Indexes of the updates with a weight, those nearest to their neighbours first."""
         among = np.flatnonzero(parts > 0)
         count = len(among)
@@ -258,7 +258,7 @@ class GeometricMedian(MergeRule):
     steps: Annotated[int, Param("at most so many steps", low=1)] = 100
 
     @override
-    def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
+    def mean(self, rows: UpdateRows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates twice."""
         parts = parts_of(len(rows), weights)
         products = finite_gram(rows)

@@ -15,11 +15,11 @@ from pydantic import BeforeValidator, Field
 from typing_extensions import override
 
 from pfl_mobile.fields import Frozen, Whole
-from pfl_mobile.privacy.events import gaussian
+from pfl_mobile.privacy.accounting_events import gaussian
 from pfl_mobile.privacy.limits import rounded_up
 
 if TYPE_CHECKING:
-    from pfl_mobile.privacy.events import Event, Relation
+    from pfl_mobile.privacy.accounting_events import Event, Relation
 
 
 class Unsampled(Frozen):

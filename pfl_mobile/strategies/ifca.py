@@ -9,7 +9,7 @@ import numpy as np
 from typing_extensions import override
 
 from pfl_mobile.hyperparameters import Param
-from pfl_mobile.merge.rows import finite_gram, weighted_sum
+from pfl_mobile.merge.update_rows import finite_gram, weighted_sum
 from pfl_mobile.plan.phases import ChoosePhase, Phase
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.random import derive, permutation
@@ -18,7 +18,7 @@ from pfl_mobile.strategies.state import RoundContext, Server, Values
 from pfl_mobile.strategies.strategy import Strategy, check_values, local_plan, mean_change, without_upload
 
 if TYPE_CHECKING:
-    from pfl_mobile.merge.rows import Rows
+    from pfl_mobile.merge.update_rows import UpdateRows
     from pfl_mobile.merge.updates import Updates
 
 #: Report of the cluster that a device chose.
@@ -154,11 +154,11 @@ class Ifca(Strategy):
         return found[[_nearest(updates.rows, i, means) for i in range(len(updates))]]
 
 
-def _mean(rows: Rows) -> np.ndarray:
+def _mean(rows: UpdateRows) -> np.ndarray:
     return weighted_sum(rows, np.full(len(rows), 1 / len(rows)))
 
 
-def _nearest(rows: Rows, at: int, means: list[np.ndarray]) -> int:
+def _nearest(rows: UpdateRows, at: int, means: list[np.ndarray]) -> int:
     """Index of the mean that a row is nearest to."""
     row = rows.block(at, at + 1, slice(0, rows.width))[0]
     return int(np.argmin([np.square(row - mean).sum() for mean in means]))

@@ -11,7 +11,7 @@ import numpy as np
 from typing_extensions import override
 
 from pfl_mobile.hyperparameters import Param
-from pfl_mobile.merge.rows import GROUP
+from pfl_mobile.merge.update_rows import GROUP
 from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.random import derive
 from pfl_mobile.strategies.registry import register

@@ -12,7 +12,7 @@ import torch
 
 from pfl_mobile import LoRA, NgramMemory, VocabularySlots, data
 from pfl_mobile.errors import TooFewUsersError
-from pfl_mobile.files.places import cache_dir
+from pfl_mobile.files.cache_dir import cache_dir
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.plan.optimizers import AdamW

@@ -19,7 +19,7 @@ from typing_extensions import override
 from pfl_mobile.errors import PflError
 from pfl_server.counting.rate_limits import TokenBuckets
 from pfl_server.dashboard.html import page
-from pfl_server.dashboard.session import FORM_S, SESSION_S, Sessions, Signed
+from pfl_server.dashboard.sign_in import FORM_S, SESSION_S, Sessions, Signed
 from pfl_server.identity import credentials
 from pfl_server.problems import AdminDisabled, AdminRequired, NotFound, Problem
 from pfl_server.reports import queries

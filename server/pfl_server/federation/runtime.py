@@ -21,7 +21,7 @@ from pfl_mobile.local.state import ModelId
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.plan.upload import check_sends
 from pfl_mobile.privacy import Ledger, PrivateRounds, SecureNoise, require_secure
-from pfl_mobile.privacy.events import dp_accounting
+from pfl_mobile.privacy.accounting_events import dp_accounting
 from pfl_mobile.protocol.bodies import BundleId
 from pfl_mobile.protocol.update_file import size_limit
 from pfl_mobile.strategies.state import Server, Values

@@ -20,7 +20,7 @@ import numpy as np
 from sqlalchemy import and_, or_, select, update
 
 from pfl_mobile.errors import LedgerError, PflError, StateError, TensorFileError
-from pfl_mobile.merge.rows import FileRows, RowFile
+from pfl_mobile.merge.update_rows import FileRows, RowFile
 from pfl_server.errors import BlobError, BlobMissingError, DatabaseError, MergeMemoryError
 from pfl_server.rounds.accepted_updates import Accepted, merge_scores, merged_weights, summary
 from pfl_server.rounds.lifecycle import end_without_merge
@@ -39,7 +39,7 @@ from pfl_server.storage.sets import get_state, put_set, put_state
 
 if TYPE_CHECKING:
     from pfl_mobile.federation.round import RoundPlan
-    from pfl_mobile.merge.rows import Rows
+    from pfl_mobile.merge.update_rows import UpdateRows
     from pfl_mobile.privacy import PrivateRounds
     from pfl_mobile.strategies.state import Server
     from pfl_server.federation.runtime import Runtime
@@ -212,7 +212,7 @@ def merge_rows(
     server: Server,
     private: PrivateRounds,
     known: RoundPlan,
-    stored: Rows,
+    stored: UpdateRows,
     rows: Sequence[Accepted],
     population: int,
     staleness: np.ndarray,

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from pfl_server.app import create_app
 from pfl_server.dashboard.access import COUNTED_S, FORM_COOKIE, SESSION_COOKIE, safe_next
 from pfl_server.dashboard.charts import BarPart, Level, Line, Mark, Point, bar, line_chart, ticks
-from pfl_server.dashboard.session import SESSION_S, Sessions
+from pfl_server.dashboard.sign_in import SESSION_S, Sessions
 from pfl_server.federation.config import EvaluationConfig, FederationConfig
 from pfl_server.reports import wording as words
 from pfl_server.reports.quality import history, shown_groups

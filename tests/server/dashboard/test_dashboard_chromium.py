@@ -16,7 +16,7 @@ from sqlalchemy import select
 
 from pfl_mobile.bundle import Bundle
 from pfl_server.dashboard.access import SESSION_COOKIE
-from pfl_server.dashboard.session import SESSION_S, Sessions
+from pfl_server.dashboard.sign_in import SESSION_S, Sessions
 from pfl_server.federation.config import FederationConfig
 from pfl_server.identity import credentials
 from pfl_server.services import Services
