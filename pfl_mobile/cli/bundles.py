@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from pfl_mobile.bundle.rules import tensor_bytes
+from pfl_mobile.bundle.consistency import tensor_bytes
 from pfl_mobile.cli.common import EXIT_CODES, FAILED, OK, Json, Reporter, console, print_json, size, table
 from pfl_mobile.errors import PflError
 

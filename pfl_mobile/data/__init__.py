@@ -33,7 +33,7 @@ from pfl_mobile.data.split import Split, split
 from pfl_mobile.data.tables import summary
 from pfl_mobile.data.user_groups import groups_from, quartiles
 from pfl_mobile.data.usertext import Left, Message, UserText
-from pfl_mobile.files.places import cache_dir
+from pfl_mobile.files.cache_dir import cache_dir
 from pfl_mobile.rows import UserSplit, split_texts
 
 __all__ = [
