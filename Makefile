@@ -3,6 +3,7 @@
 # make quick  the tests that take an instant
 # make fuzz   long runs of damaged files against every reader and engine
 # make times  finds out which tests are slow, by running all of them
+# make arm64  the programs of the tests on a phone's instruction set, emulated
 # make lint   style and types
 # make android         builds and tests the Kotlin side (needs Maven and a JDK of version 17 or later)
 # make android-format  mends the style of Kotlin files
@@ -17,7 +18,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 # small operators are slower on many threads than on one
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test quick fuzz times lint format android android-where-possible android-format android-api bench clean
+.PHONY: setup demo test quick fuzz times arm64 lint format android android-where-possible android-format android-api bench clean
 
 setup: $(VENV)/.ready
 
@@ -44,6 +45,10 @@ fuzz: setup
 times: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -p tests.times
 
+arm64: setup
+	PFL_REQUIRE_SERVICES=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
+		tests/engines/test_arm64.py tests/exporters/test_targets.py tests/cli/test_bundles.py -k "arm64 or pytorch"
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,7 +61,8 @@ format: setup
 
 MVN := cd android && mvn -q -B
 
-android:
+android: setup
+	$(BIN)/python android/desktop.py
 	$(MVN) verify
 
 android-where-possible:

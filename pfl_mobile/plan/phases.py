@@ -626,6 +626,7 @@ class RepeatPhase(Frozen):
 
 #: What an executor runs. Repeats are unrolled before.
 Step = AssignSlotsPhase | MemorizePhase | TrainPhase | MovePhase | CombinePhase | MeasurePhase | ChoosePhase
+#: What a plan consists of.
 Phase = Annotated[Step | RepeatPhase, Field(discriminator="kind")]
 
 

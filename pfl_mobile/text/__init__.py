@@ -2,5 +2,6 @@
 
 from pfl_mobile.text.encoder import TextEncoder
 from pfl_mobile.text.tokenizer import WordTokenizer
+from pfl_mobile.text.vocabulary import MIN_USERS, VocabularyReport, VocabularyRule
 
-__all__ = ["TextEncoder", "WordTokenizer"]
+__all__ = ["MIN_USERS", "TextEncoder", "VocabularyReport", "VocabularyRule", "WordTokenizer"]
