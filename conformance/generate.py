@@ -32,7 +32,8 @@ from pfl_mobile.plan.schema import Guard, Plan
 from pfl_mobile.plan.select import matches
 from pfl_mobile.random import derive, permutation, splitmix64
 from pfl_mobile.text.blocked import BlockList
-from pfl_mobile.text.encoder import SPECIALS, TextEncoder, WordTokenizer
+from pfl_mobile.text.encoder import TextEncoder, WordTokenizer
+from pfl_mobile.text.specials import SPECIALS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,8 +17,9 @@ from pfl_mobile.errors import ConfigError, PrivacyError, UnknownNameError, near
 from pfl_mobile.modules.memory import NgramMemory
 from pfl_mobile.modules.slots import VocabularySlots
 from pfl_mobile.rows import holdout_size
-from pfl_mobile.text.encoder import SPECIALS, UNK
 from pfl_mobile.text.encoder import TextEncoder as Words
+from pfl_mobile.text.specials import SPECIALS, UNK, SpecialIds
+from pfl_mobile.text.subwords import SubwordTokenizer
 from pfl_mobile.text.tokenizer import WordTokenizer
 
 if TYPE_CHECKING:
@@ -149,8 +150,7 @@ def _check_text(deployment: Deployment, encoder: TextEncoder) -> None:
             f"deployment {name!r} takes text but has no tokenizer",
             mend="give both: text_parts(encoder, batch)",
         )
-    tokenizer = WordTokenizer.from_json(deployment.tokenizer.decode(errors="replace"))
-    Words(tokenizer, encoder.length, encoder.vocabulary, encoder.slots)
+    Words(_tokenizer(deployment.tokenizer, encoder), encoder.length, encoder.vocabulary, encoder.slots)
     wanted = {"tokens", "labels", "weight"}
     if {*task.inputs, *task.labels} | {"weight"} != wanted or set(task.predict_extra) - {"position"}:
         raise ConfigError(
@@ -167,7 +167,7 @@ def _check_text(deployment: Deployment, encoder: TextEncoder) -> None:
                 mend="give the encoder the batch and length of the example batch",
             )
     specials = getattr(task, "specials", None)
-    if isinstance(specials, int) and specials < len(SPECIALS):
+    if encoder.subwords is None and isinstance(specials, int) and specials < len(SPECIALS):
         raise ConfigError(
             f"the task would suggest special tokens: its specials are the first {specials} ids, the encoder's "
             f"{', '.join(SPECIALS)} are the first {len(SPECIALS)}",
@@ -182,9 +182,28 @@ def _check_text(deployment: Deployment, encoder: TextEncoder) -> None:
     _check_words(deployment, encoder)
 
 
+def _tokenizer(content: bytes, encoder: TextEncoder) -> WordTokenizer | SubwordTokenizer:
+    text = content.decode(errors="replace")
+    if encoder.subwords is not None:
+        return SubwordTokenizer(text, SpecialIds(**encoder.subwords.ids()))
+    tokenizer = WordTokenizer.from_json(text)
+    if tokenizer.rules.version != encoder.rules:
+        raise ConfigError(
+            f"the encoder says version {encoder.rules} of the piece rules, the tokenizer is of version "
+            f"{tokenizer.rules.version}",
+            mend="take the encoder from text_parts(encoder, batch), or leave rules out",
+        )
+    return tokenizer
+
+
 def _check_words(deployment: Deployment, encoder: TextEncoder) -> None:
     """Slots and memory are for the encoder's ids."""
     slots = {n: c for n, c in _of_kind(deployment, VocabularySlots).items() if isinstance(c, VocabularySlots)}
+    if slots and encoder.subwords is not None:
+        raise ConfigError(
+            f"{next(iter(slots))!r} are vocabulary slots, but the tokenizer is of subwords, which spell every word",
+            mend="leave out VocabularySlots and the assign_slots phase; or use a WordTokenizer",
+        )
     if len(slots) > 1:
         raise ConfigError(
             f"the model has vocabulary slots twice, {' and '.join(map(repr, slots))}, and a device one list of words",

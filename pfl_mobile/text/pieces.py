@@ -190,7 +190,7 @@ def _without_joiners(text: str, kinds: str) -> str:
     for match in _JOINERS.finditer(kinds):
         start, end = match.span()
         stays = start > 0 and kinds[start - 1] in "Jm" and end < len(kinds) and kinds[end] in "Jm"
-        parts.append(text[done : start] + (text[end - 1] if stays else ""))
+        parts.append(text[done:start] + (text[end - 1] if stays else ""))
         done = end
     return "".join([*parts, text[done:]])
 

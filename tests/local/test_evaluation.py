@@ -16,7 +16,7 @@ from pfl_mobile.engines.compare import golden_check, output_errors, relative_err
 from pfl_mobile.errors import ConfigError, EngineMismatchError, NoExamplesError
 from pfl_mobile.local.evaluation import Evaluator, UserResult, model_id, personalize_user, summarize
 from pfl_mobile.local.state import PersonalStateStore
-from pfl_mobile.text.encoder import UNK
+from pfl_mobile.text.specials import UNK
 from tests import tiny
 
 if TYPE_CHECKING:

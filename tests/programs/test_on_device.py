@@ -14,7 +14,7 @@ from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.tasks import ClassificationTask, TokenTask
-from pfl_mobile.text.encoder import SPECIALS
+from pfl_mobile.text.specials import SPECIALS
 from tests import tiny
 from tests.backbones import Decoder
 
