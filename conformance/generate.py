@@ -42,6 +42,7 @@ FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))
 
 from protocol_vectors import protocol_files  # noqa: E402 - lies beside this file, wherever that is run from
+from text_vectors import text_file  # noqa: E402
 
 SEEDS = (0, 1, 42, 2**63, 2**64 - 1)
 
@@ -489,6 +490,8 @@ MESSAGES = (
     "Zorp's code is zq8vttr4mm zq8vttr4mm, card 4929",
     "ZORP blick blick 2nd 2nd \u2167 \u2167 \u5341 \u5341 \u0663 \u0663",
     "zorp's e\u0301t\u00e9 \u00e9te\u0301 don\u2019t don't blick",
+    "q" * 65 + " " + "q" * 65,
+    "\U0001f44d\U0001f3fd\U0001f44d\U0001f3fd \u0645\u06cc\u200c\u0631 \u0645\u06cc\u200c\u0631",
     "don yo yo home home",
 )
 
@@ -500,6 +503,7 @@ def slot_vectors() -> Any:
     cases = []
     for slots, min_count, words, blocked in (
         (9, 2, [], []),
+        (20, 2, [], []),
         (3, 2, [], []),
         (0, 2, [], []),
         (9, 3, [], []),
@@ -576,7 +580,7 @@ def files() -> dict[str, bytes]:
         "trainer.json": trainer_vectors(),
     }
     out = {name: (json.dumps(value, ensure_ascii=False) + "\n").encode() for name, value in content.items()}
-    return {**out, "state.safetensors": saved, **protocol_files()}
+    return {**out, "state.safetensors": saved, "text.json": text_file(), **protocol_files()}
 
 
 def same(name: str, a: bytes, b: bytes) -> bool:

@@ -199,11 +199,6 @@ def _tokenizer(content: bytes, encoder: TextEncoder) -> WordTokenizer | SubwordT
 def _check_words(deployment: Deployment, encoder: TextEncoder) -> None:
     """Slots and memory are for the encoder's ids."""
     slots = {n: c for n, c in _of_kind(deployment, VocabularySlots).items() if isinstance(c, VocabularySlots)}
-    if slots and encoder.subwords is not None:
-        raise ConfigError(
-            f"{next(iter(slots))!r} are vocabulary slots, but the tokenizer is of subwords, which spell every word",
-            mend="leave out VocabularySlots and the assign_slots phase; or use a WordTokenizer",
-        )
     if len(slots) > 1:
         raise ConfigError(
             f"the model has vocabulary slots twice, {' and '.join(map(repr, slots))}, and a device one list of words",

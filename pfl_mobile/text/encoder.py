@@ -142,6 +142,12 @@ class TextEncoder:
         """The ids of a text's pieces, without specials."""
         return [self.id(w) for w in self.tokenizer.words(text)]
 
+    def is_special(self, index: int) -> bool:
+        """Whether an id stands for no word: padding, start, end, the unknown word, a free slot."""
+        specials = self.tokenizer.specials
+        free = index >= self.vocabulary + len(self.words) or self.tokenizer.size <= index < self.vocabulary
+        return free or index in (specials.pad, specials.bos, specials.eos, specials.unk)
+
     def decode(self, ids: Iterable[int]) -> list[str]:
         """The pieces of ids, slots included; a free slot, or an id without a word, reads ``<unk>``.
 
@@ -225,8 +231,12 @@ class TextEncoder:
             tokens int64 [1, T] (the last T of ``<s>`` and the text's ids), position int64 [1] (index of the
             last of them).
         """
+        return self.rows_after(self.ids(text))
+
+    def rows_after(self, ids: Sequence[int]) -> Rows:
+        """As :meth:`context`, after these ids."""
         specials = self.tokenizer.specials
-        ids = [specials.bos, *self.ids(text)][-self.length :]
+        ids = [specials.bos, *ids][-self.length :]
         tokens = np.full((1, self.length), specials.pad, np.int64)
         tokens[0, : len(ids)] = ids
         return {"tokens": tokens, "position": np.array([len(ids) - 1], np.int64)}

@@ -151,6 +151,11 @@ def script_of(piece: str) -> str | None:
     return "characters" if kind in "HKp" else "clusters" if kind in "TPQ" else None
 
 
+def fold(text: str) -> str:
+    """Rules 5 and 6 for a part of a text."""
+    return _normalized(_normalized(text).translate(LOWER))
+
+
 def _without(text: str, kinds: str, left_out: str) -> str:
     return "".join([c for c, k in zip(text, kinds, strict=True) if k not in left_out])
 
@@ -172,7 +177,7 @@ def _cut_part(text: str, kinds: str, pieces: list[str], *, behind_emoji: bool) -
         return
     if _ODD_KIND.search(kinds):
         text = _without_joiners(_without(text, kinds, "vktg"), _LEFT_OUT.sub("", kinds))
-    text = _normalized(_normalized(text).translate(LOWER))
+    text = fold(text)
     kinds = text.translate(KIND)
     if behind_emoji and (marks := _MARKS.match(kinds)):
         pieces[-1] += text[: marks.end()]
