@@ -3,6 +3,7 @@
 # make quick  the tests that take an instant
 # make fuzz   long runs of damaged files against every reader and engine
 # make times  finds out which tests are slow, by running all of them
+# make arm64  the programs of the tests on a phone's instruction set, emulated
 # make lint   style and types
 # make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
 
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 # small operators are slower on many threads than on one
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test quick fuzz times lint format bench clean
+.PHONY: setup demo test quick fuzz times arm64 lint format bench clean
 
 setup: $(VENV)/.ready
 
@@ -39,6 +40,10 @@ fuzz: setup
 
 times: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -p tests.times
+
+arm64: setup
+	PFL_REQUIRE_SERVICES=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
+		tests/engines/test_arm64.py tests/exporters/test_targets.py tests/cli/test_bundles.py -k "arm64 or pytorch"
 
 lint: setup
 	$(BIN)/ruff check .

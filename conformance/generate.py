@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))
 
-from protocol_vectors import protocol_files  # noqa: E402 - lies beside this file, wherever that is run from
+# They lie beside this file, wherever that is run from.
+from bundle_vectors import bundle_files  # noqa: E402
+from protocol_vectors import protocol_files  # noqa: E402
+from state_vectors import state_files  # noqa: E402
 from text_vectors import text_file  # noqa: E402
 
 SEEDS = (0, 1, 42, 2**63, 2**64 - 1)
@@ -580,7 +583,8 @@ def files() -> dict[str, bytes]:
         "trainer.json": trainer_vectors(),
     }
     out = {name: (json.dumps(value, ensure_ascii=False) + "\n").encode() for name, value in content.items()}
-    return {**out, "state.safetensors": saved, "text.json": text_file(), **protocol_files()}
+    more = {**protocol_files(), **bundle_files(), **state_files()}
+    return {**out, "state.safetensors": saved, "text.json": text_file(), **more}
 
 
 def same(name: str, a: bytes, b: bytes) -> bool:
