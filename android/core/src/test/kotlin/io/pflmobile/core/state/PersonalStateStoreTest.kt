@@ -188,7 +188,7 @@ class PersonalStateStoreTest {
             val at = folder.resolve("$step")
             store(keep = 1, at = at).run { repeat(3) { save(state(it + 1f)) } }
             val disk = DyingDisk(step)
-            var done = false
+            var done: Boolean
             try {
                 store(disk, keep = 1, at = at).save(state(4f))
                 done = true
