@@ -45,6 +45,7 @@ sys.path.insert(0, str(FOLDER))
 from bundle_vectors import bundle_files  # noqa: E402
 from protocol_vectors import protocol_files  # noqa: E402
 from state_vectors import state_files  # noqa: E402
+from subword_vectors import subword_file  # noqa: E402
 from text_vectors import text_file  # noqa: E402
 
 SEEDS = (0, 1, 42, 2**63, 2**64 - 1)
@@ -583,8 +584,9 @@ def files() -> dict[str, bytes]:
         "trainer.json": trainer_vectors(),
     }
     out = {name: (json.dumps(value, ensure_ascii=False) + "\n").encode() for name, value in content.items()}
+    out |= {"text.json": text_file(), "subwords.json": subword_file()}
     more = {**protocol_files(), **bundle_files(), **state_files()}
-    return {**out, "state.safetensors": saved, "text.json": text_file(), **more}
+    return {**out, "state.safetensors": saved, **more}
 
 
 def same(name: str, a: bytes, b: bytes) -> bool:

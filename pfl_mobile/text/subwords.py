@@ -116,10 +116,12 @@ class SubwordTokenizer:
     def spellings(self, words: Iterable[str]) -> set[int]:
         """Ids of all subwords that spell one of the words at the beginning of a text or behind a space.
 
-        Written small, with a capital or all in capitals. A subword is often part of other words too.
+        Written small, with a capital or all in capitals; without those that are only a space or symbols. A subword is
+        often part of other words too.
         """
         cases = {case for w in words for case in (w, w.capitalize(), w.upper())}
-        return {self.id(piece) for case in cases for text in (case, f" {case}") for piece in self.words(text)}
+        spelled = {piece for case in cases for text in (case, f" {case}") for piece in self.words(text)}
+        return {self.id(piece) for piece in spelled if not self.is_symbol(piece)}
 
     def is_symbol(self, piece: str) -> bool:
         """Whether no letter and no digit is in a subword."""
