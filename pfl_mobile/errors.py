@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from typing_extensions import override
+
 
 class PflError(Exception):
     """Base of all errors that pfl-mobile raises on purpose.
@@ -24,6 +26,7 @@ class PflError(Exception):
         self.mend = shown(mend)
         super().__init__(self.message)
 
+    @override
     def __str__(self) -> str:
         return f"{self.message}\n  mend: {self.mend}"
 
@@ -343,8 +346,8 @@ class ServerProblem(DeviceError):
         self.problem, self.status, self.retry_after_s = code, status, retry_after_s
 
     @property
+    @override
     def code(self) -> str:
-        """The problem's code."""
         return self.problem
 
     @property

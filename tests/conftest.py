@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,12 +25,25 @@ settings.register_profile("pfl", max_examples=int(os.environ.get("PFL_EXAMPLES",
 settings.load_profile("pfl")
 
 _SLOW = frozenset(LIST.read_text().splitlines())
+#: What takes seconds to make. The first test that asks for it pays, and times say nothing of the others.
+_COSTLY = {"exported", "postgres_cluster", "s3_endpoint"}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """In `make quick`, leave out the files that have slow tests only: their imports take longer than many tests."""
+    if config.option.markexpr != "not slow" or not collection_path.name.startswith("test_"):
+        return None
+    file = collection_path.relative_to(config.rootpath).as_posix()
+    tests = re.findall(r"^ *(?:async )?def (test_\w+)", collection_path.read_text(), re.MULTILINE)
+    slow = {name.rsplit("::", 1)[1] for name in _SLOW if name.startswith(f"{file}::")}
+    return True if slow.issuperset(tests) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that `make times` found to be slow."""
     for item in items:
-        if function_of(item.nodeid) in _SLOW:
+        fixtures = item.fixturenames if isinstance(item, pytest.Function) else ()
+        if function_of(item.nodeid) in _SLOW or not _COSTLY.isdisjoint(fixtures):
             item.add_marker(pytest.mark.slow)
 
 

@@ -26,7 +26,7 @@ THREADS = 2
 
 def ours(paths: list[Path], weights: list[int]) -> Callable[[], np.ndarray]:
     """The server's: rows that are files, through the strategy's merge."""
-    from pfl_mobile.merge.rows import FileRows, RowFile
+    from pfl_mobile.merge.update_rows import FileRows, RowFile
     from pfl_mobile.merge.updates import Updates
     from pfl_mobile.plan.upload import UpdateLayout
     from pfl_mobile.strategies.fedavg import FedAvg

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pfl_mobile.files.places import cache_dir
+from pfl_mobile.files.cache_dir import cache_dir
 
 #: What each peer needs besides PyTorch, which is of the same version for all systems.
 REQUIREMENTS = {

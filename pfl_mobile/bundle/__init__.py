@@ -23,7 +23,7 @@ anything else is looked at.
 
 **Agreement.** An input of a program that has the name of a device tensor has its shape and dtype; an output
 ``grad.<tensor>`` is the gradient of a tensor with update "gradient"; all files named are in ``files``;
-names are unique. `pfl_mobile.bundle.rules` has these rules.
+names are unique. `pfl_mobile.bundle.consistency` has these rules.
 
 **Paths** are relative, with ``/``, of ASCII letters, digits and ``_ . + -``; no part begins with a dot, and
 no two differ only in case. The bundle has no links and no file that is not listed.
@@ -54,19 +54,19 @@ of each file; a zip is unpacked into a new folder, never more bytes than the man
 from pfl_mobile.bundle.content import GoldenCase
 from pfl_mobile.bundle.manifest import (
     SCHEMA_VERSION,
-    ArrayEncoder,
+    ArrayEncoderEntry,
+    BundleSizes,
     DeviceTensor,
     EngineEntry,
     FileEntry,
     Limits,
     Manifest,
-    Measured,
     ModuleEntry,
     ProgramSpec,
     StrategyEntry,
-    Task,
+    TaskEntry,
     TensorSpec,
-    TextEncoder,
+    TextEncoderEntry,
     json_schema,
     parse_manifest,
 )
@@ -86,21 +86,21 @@ from pfl_mobile.files.tensors import (
 __all__ = [
     "SCHEMA_VERSION",
     "ZIP_SUFFIX",
-    "ArrayEncoder",
+    "ArrayEncoderEntry",
     "Bundle",
+    "BundleSizes",
     "DeviceTensor",
     "EngineEntry",
     "FileEntry",
     "GoldenCase",
     "Limits",
     "Manifest",
-    "Measured",
     "ModuleEntry",
     "ProgramSpec",
     "StrategyEntry",
-    "Task",
+    "TaskEntry",
     "TensorSpec",
-    "TextEncoder",
+    "TextEncoderEntry",
     "check_finite",
     "copy_bundle",
     "generate_key",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from pfl_mobile.bundle import rules
+from pfl_mobile.bundle import consistency as rules
 from pfl_mobile.bundle.paths import MANIFEST, PATH_PATTERN, check_path
 from pfl_mobile.errors import (
     EngineUnavailableError,
@@ -31,7 +31,7 @@ FilePath = Annotated[str, AfterValidator(check_path), Field(json_schema_extra={"
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 ProgramName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 Count = Annotated[int, Field(ge=0, le=2**53)]  # every language holds it exactly, JavaScript too
-Positive = Annotated[int, Field(ge=1, le=2**53)]
+PositiveCount = Annotated[int, Field(ge=1, le=2**53)]
 
 
 class _Model(BaseModel):
@@ -107,12 +107,12 @@ class FileEntry(_Model):
     bytes: Count
 
 
-class Task(_Model):
+class TaskEntry(_Model):
     """What the model predicts. ``vocabulary`` counts all token ids, slots included."""
 
     kind: Literal["tokens", "classification", "regression", "custom"]
     metrics: tuple[Name, ...] = ()
-    vocabulary: Positive | None = None
+    vocabulary: PositiveCount | None = None
 
 
 class Subwords(_Model):
@@ -146,7 +146,7 @@ def _known_rules(version: int) -> int:
     return version
 
 
-class TextEncoder(_Model):
+class TextEncoderEntry(_Model):
     """Text to ``batch`` rows of ``length`` tokens, of ``vocabulary`` base words and ``slots`` own words.
 
     ``rules`` is the version of the piece rules that the tokenizer's words were cut by; bundles from before there were
@@ -155,22 +155,22 @@ class TextEncoder(_Model):
     """
 
     kind: Literal["text"] = "text"
-    length: Positive
-    batch: Positive
-    vocabulary: Positive
+    length: PositiveCount
+    batch: PositiveCount
+    vocabulary: PositiveCount
     slots: Count = 0
-    rules: Annotated[Positive, AfterValidator(_known_rules)] = 1
+    rules: Annotated[PositiveCount, AfterValidator(_known_rules)] = 1
     subwords: Subwords | None = None
 
 
-class ArrayEncoder(_Model):
+class ArrayEncoderEntry(_Model):
     """Examples are arrays already; ``batch`` of them go into a program."""
 
     kind: Literal["arrays"] = "arrays"
-    batch: Positive
+    batch: PositiveCount
 
 
-Encoder = Annotated[TextEncoder | ArrayEncoder, Field(discriminator="kind")]
+EncoderEntry = Annotated[TextEncoderEntry | ArrayEncoderEntry, Field(discriminator="kind")]
 
 
 class Limits(_Model):
@@ -180,9 +180,9 @@ class Limits(_Model):
     on the examples is not begun. Training that takes longer than `max_seconds` in one go is stopped.
     """
 
-    max_examples: Positive | None = None
-    max_steps: Positive | None = None
-    max_seconds: Positive | None = None
+    max_examples: PositiveCount | None = None
+    max_steps: PositiveCount | None = None
+    max_seconds: PositiveCount | None = None
 
 
 class StrategyEntry(_Model):
@@ -200,13 +200,13 @@ class StrategyEntry(_Model):
     parameters: dict[Name, Any] = {}
     fairness: Name | None = None
     fairness_parameters: dict[Name, Any] = {}
-    epochs: Positive | None = None
-    steps: Positive | None = None
+    epochs: PositiveCount | None = None
+    steps: PositiveCount | None = None
     optimizer: Optimizer | None = None
     clip: Annotated[float, Field(gt=0)] | None = None
 
 
-class Measured(_Model):
+class BundleSizes(_Model):
     """Sizes in bytes: of all files listed, of the memory that the programs plan, and of the frozen tensors
     that the programs need, as float32."""
 
@@ -227,15 +227,15 @@ class Manifest(_Model):
     tensors: tuple[DeviceTensor, ...]
     frozen_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     modules: tuple[ModuleEntry, ...] = ()
-    task: Task
-    encoder: Encoder | None = None
+    task: TaskEntry
+    encoder: EncoderEntry | None = None
     tokenizer: FilePath | None = None
     plan: FilePath = "plan.json"
     strategy: StrategyEntry | None = None
     values: FilePath = "tensors.safetensors"
     golden: FilePath = "golden.safetensors"
     limits: Limits = Limits()
-    measured: Measured
+    measured: BundleSizes
     files: dict[FilePath, FileEntry]
 
     @model_validator(mode="after")

@@ -9,6 +9,8 @@ import zlib
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
+from typing_extensions import override
+
 from pfl_mobile.bundle.paths import MANIFEST, check_distinct, check_path
 from pfl_mobile.bundle.stream import CHUNK, chunks_of
 from pfl_mobile.errors import (
@@ -47,23 +49,23 @@ class BundleSource(Protocol):
         ...
 
 
-class FolderSource:
+class FolderSource(BundleSource):
     """A bundle that is a folder."""
 
     def __init__(self, folder: Path) -> None:
         """Take ``folder`` as it is; it is looked into later."""
         self.folder = folder
 
+    @override
     def files(self) -> Iterator[tuple[str, int]]:
-        """See `BundleSource`."""
         yield from self._scan(self.folder, "")
 
+    @override
     def chunks(self, path: str, limit: int) -> Iterator[bytes]:
-        """See `BundleSource`."""
         return chunks_of(path, self.folder / path, limit=limit, links=False)
 
+    @override
     def small(self, path: str, limit: int) -> bytes | None:
-        """See `BundleSource`."""
         if os.path.islink(self.folder / path):
             raise _link(path)
         try:
@@ -71,8 +73,9 @@ class FolderSource:
         except MissingFileError:
             return None
 
+    @override
     def close(self) -> None:
-        """See `BundleSource`."""
+        pass
 
     def _scan(self, folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
         try:
@@ -93,7 +96,7 @@ class FolderSource:
                 raise UnsafePathError(f"{path} in the bundle is not a regular file", mend=_AGAIN)
 
 
-class ZipSource:
+class ZipSource(BundleSource):
     """A bundle that is a zip. Names, kinds and lengths of all entries are checked before any is read."""
 
     def __init__(self, path: Path) -> None:
@@ -106,13 +109,13 @@ class ZipSource:
             self._archive.close()
             raise
 
+    @override
     def files(self) -> Iterator[tuple[str, int]]:
-        """See `BundleSource`."""
         for path, info in self._entries.items():
             yield path, info.file_size
 
+    @override
     def chunks(self, path: str, limit: int) -> Iterator[bytes]:
-        """See `BundleSource`."""
         if (
             self._entries[path].header_offset < 0
         ):  # zipfile would seek there, and say that the disk is to blame
@@ -127,14 +130,14 @@ class ZipSource:
         except OSError as error:
             raise UnreadableFileError(f"cannot read {path} in the zip: {error}", mend=_AGAIN) from error
 
+    @override
     def small(self, path: str, limit: int) -> bytes | None:
-        """See `BundleSource`."""
         if path not in self._entries:
             return None
         return _at_most(path, self.chunks(path, limit), limit)
 
+    @override
     def close(self) -> None:
-        """See `BundleSource`."""
         self._archive.close()
 
     def _check(self, info: zipfile.ZipInfo) -> tuple[str, zipfile.ZipInfo]:

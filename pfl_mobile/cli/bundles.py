@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from pfl_mobile.bundle.rules import tensor_bytes
+from pfl_mobile.bundle.consistency import tensor_bytes
 from pfl_mobile.cli.common import EXIT_CODES, FAILED, OK, Json, Reporter, console, print_json, size, table
 from pfl_mobile.errors import PflError
 
@@ -207,7 +207,8 @@ def verify(
     grad_max_rel_err, ok when one engine was run, else {"ok": ..., "engines": [one such object each]}. There,
     an engine that cannot be run is not ok and has an "error".
     """
-    from pfl_mobile.engines import arm64, open_isolated, unasked
+    from pfl_mobile.engines import arm64, open_isolated
+    from pfl_mobile.engines.registry import unasked
 
     if arch is not None:
         arm64.check_architecture(arch)

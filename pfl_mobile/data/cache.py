@@ -19,7 +19,7 @@ import numpy as np
 from pfl_mobile.data.registry import ArrayDataset, Dataset, PublishedDataset, Table
 from pfl_mobile.data.usertext import Left, Message, UserText
 from pfl_mobile.errors import DataError
-from pfl_mobile.files.places import cache_dir
+from pfl_mobile.files.cache_dir import cache_dir
 
 _STALE_SECONDS = 24 * 3600.0
 

@@ -26,7 +26,7 @@ import numpy as np
 from pfl_mobile.data.obtain import pip_wheel
 from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.data.registry import ArrayDataset, Progress, Table, register
-from pfl_mobile.data.tables import Parts, archived, check_fraction, rows_at
+from pfl_mobile.data.tables import UserParts, archived, check_fraction, rows_at
 from pfl_mobile.data.user_groups import group_by
 from pfl_mobile.errors import ConfigError, DataError
 from pfl_mobile.rows import Rows, holdout_size
@@ -84,7 +84,7 @@ def build(table: Table, *, past: int = 12, ahead: int = 6, test: float = 0.2) ->
     check_fraction(test)
     if past < 1 or ahead < 1:
         raise ConfigError(f"past={past}, ahead={ahead}", mend="give 1 or more readings for both")
-    parts: Parts = {}
+    parts: UserParts = {}
     diagnoses: list[str] = []
     for person in np.unique(table["user"]):
         own = table["user"] == person

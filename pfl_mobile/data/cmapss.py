@@ -28,7 +28,7 @@ import numpy as np
 
 from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.data.registry import ArrayDataset, Progress, Table, register
-from pfl_mobile.data.tables import Parts, check_fraction
+from pfl_mobile.data.tables import UserParts, check_fraction
 from pfl_mobile.errors import ConfigError, DataError
 from pfl_mobile.rows import Rows, holdout_size
 
@@ -121,7 +121,9 @@ def build(
         parts = [_windows((sensors - mean) / spread, left, task, window, stride) for sensors, left in cycles]
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
-    parts: Parts = {f"fleet-{i:02d}": (rows(older), rows(newer)) for i, (older, newer) in enumerate(lives)}
+    parts: UserParts = {
+        f"fleet-{i:02d}": (rows(older), rows(newer)) for i, (older, newer) in enumerate(lives)
+    }
     return ArrayPopulation.split("cmapss", parts)
 
 

@@ -23,7 +23,7 @@ from pfl_mobile.data.obtain import pip_wheel
 from pfl_mobile.data.pickled import read_frame
 from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.data.registry import ArrayDataset, Progress, Table, register
-from pfl_mobile.data.tables import Parts, archived, check_fraction, rows_at
+from pfl_mobile.data.tables import UserParts, archived, check_fraction, rows_at
 from pfl_mobile.data.user_groups import quartiles
 from pfl_mobile.errors import DataError
 from pfl_mobile.rows import split_rows
@@ -92,7 +92,7 @@ def build(table: Table, *, test: float = 0.2) -> ArrayPopulation:
         "labels": (table["stars"] - MIDDLE).astype(np.float32)[:, None],
         "weight": np.ones(len(table["film"]), np.float32),
     }
-    parts: Parts = {}
+    parts: UserParts = {}
     for user in np.unique(table["user"]):
         own = np.flatnonzero(table["user"] == user)
         oldest_first = own[np.argsort(table["time"][own], kind="stable")]

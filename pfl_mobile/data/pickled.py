@@ -12,6 +12,7 @@ import pickle
 from typing import Any, cast
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import DataError
 
@@ -44,6 +45,7 @@ class _Call:
 
 
 class _Reader(pickle.Unpickler):
+    @override
     def find_class(self, module: str, name: str) -> Any:
         """A stand-in for an allowed name."""
         if (module, name) not in _ALLOWED:

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.data.user_groups import Groups, check_groups, groups_from
 from pfl_mobile.data.user_rows import (
@@ -29,7 +30,15 @@ if TYPE_CHECKING:
     from pfl_mobile.data.usertext import UserText
     from pfl_mobile.text.encoder import TextEncoder
 
-__all__ = ["ArrayPopulation", "GeneratedPopulation", "Groups", "Population", "TextPopulation", "groups_from"]
+__all__ = [
+    "ArrayPopulation",
+    "GeneratedPopulation",
+    "Groups",
+    "Population",
+    "Rows",
+    "TextPopulation",
+    "groups_from",
+]
 
 #: Encoded users that a ``TextPopulation`` keeps.
 _KEPT_USERS = 64
@@ -250,6 +259,7 @@ class TextPopulation:
             raise ConfigError(f"the test fraction is {self.fraction}", mend="give a number between 0 and 1")
         check_groups(self.groups, len(self._ids), self.id)
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the encoded rows, which another process encodes when it needs them."""
         return {**self.__dict__, "_kept": OrderedDict()}

@@ -16,7 +16,7 @@ from pfl_mobile.rows import Rows
 if TYPE_CHECKING:
     from pfl_mobile.data.populations import Population
 
-Parts = dict[str, tuple[Rows, Rows]]
+UserParts = dict[str, tuple[Rows, Rows]]
 
 
 def archived(path: Path, ending: str, mend: str) -> bytes:
@@ -42,7 +42,7 @@ def archived(path: Path, ending: str, mend: str) -> bytes:
     raise DataError(f"{path} has no file {ending} in it", mend=mend)
 
 
-def standardised(parts: Parts, name: str) -> Parts:
+def standardised(parts: UserParts, name: str) -> UserParts:
     """One array of everybody's rows with mean 0 and spread 1 in each column; missing (NaN) values become 0.
 
     Mean and standard deviation are those of all users' training rows (a server can have them from sums alone);

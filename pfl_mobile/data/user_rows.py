@@ -233,15 +233,15 @@ def number(text: str) -> int:
 
 
 #: Array name to dtype and shape of one row.
-Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+RowLayout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 
-def layout_of(rows: Mapping[str, np.ndarray]) -> Layout:
+def layout_of(rows: Mapping[str, np.ndarray]) -> RowLayout:
     """What a row of a user looks like."""
     return {name: (value.dtype, value.shape[1:]) for name, value in rows.items()}
 
 
-def check_layout(rows: Mapping[str, np.ndarray], wanted: Layout, name: str, user: str, what: str) -> None:
+def check_layout(rows: Mapping[str, np.ndarray], wanted: RowLayout, name: str, user: str, what: str) -> None:
     """Refuse rows that look otherwise than those of the first user.
 
     Raises:
@@ -257,7 +257,7 @@ def check_layout(rows: Mapping[str, np.ndarray], wanted: Layout, name: str, user
             )
 
 
-def _said(layout: Layout, array: str) -> str:
+def _said(layout: RowLayout, array: str) -> str:
     if array not in layout:
         return "missing"
     dtype, shape = layout[array]

@@ -17,7 +17,7 @@ import numpy as np
 
 from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.data.registry import ArrayDataset, Progress, Table, register
-from pfl_mobile.data.tables import Parts, check_fraction, rows_at, standardised
+from pfl_mobile.data.tables import UserParts, check_fraction, rows_at, standardised
 from pfl_mobile.errors import ConfigError, DataError
 from pfl_mobile.rows import holdout_size
 
@@ -76,7 +76,7 @@ def build(table: Table, *, test: float = 0.2, split: str = "activity") -> ArrayP
     check_fraction(test)
     if split not in ("activity", "time"):
         raise ConfigError(f"split={split!r}", mend="give 'activity' or 'time'")
-    parts: Parts = {}
+    parts: UserParts = {}
     for user in np.unique(table["user"]):
         rows = rows_at({n: table[n] for n in ("x", "labels")}, table["user"] == user)
         rows["weight"] = np.ones(len(rows["labels"]), np.float32)

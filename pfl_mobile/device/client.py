@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from pfl_mobile.errors import NotTheAggregatorError
 
-Answer = TypeVar("Answer", bound=Body)
+BodyT = TypeVar("BodyT", bound=Body)
 T = TypeVar("T")
 
 #: No JSON answer is as large as this.
@@ -295,14 +295,14 @@ class Client:
 
         return self.retrying(once)
 
-    def _ask(self, kind: type[Answer], method: str, path: str, body: Body | None = None) -> Answer:
+    def _ask(self, kind: type[BodyT], method: str, path: str, body: Body | None = None) -> BodyT:
         return self._call(method, path, body, lambda data: parse(kind, data, f"{method} {path}"))
 
     def _tell(self, method: str, path: str, body: Body | None) -> None:
         self._call(method, path, body, lambda _: None)
 
 
-def parse(kind: type[Answer], data: bytes, what: str) -> Answer:
+def parse(kind: type[BodyT], data: bytes, what: str) -> BodyT:
     """An answer's body; fields that a later server adds are ignored.
 
     Raises:

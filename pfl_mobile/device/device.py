@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from pfl_mobile.local.report import Progress
     from pfl_mobile.local.trainer import Examples
     from pfl_mobile.privacy import Noise
-    from pfl_mobile.protocol.bodies import Attestation, Download, FederationInfo, Task
+    from pfl_mobile.protocol.bodies import Attestation, Download, FederationInfo, RoundTask
 
 #: Makes a verdict of the platform, of one of these kinds, bound to the challenge.
 Attest = Callable[[str, tuple[str, ...]], "Attestation"]
@@ -239,7 +239,7 @@ class Device:
         self._offline = None
         return self._do(answer.task, asked + answer.task.expires_in_s)
 
-    def _do(self, task: Task, deadline: float) -> Ended | None:
+    def _do(self, task: RoundTask, deadline: float) -> Ended | None:
         self.tell(events.Assigned(task.round, task.version))
         if self.outbox.holds(task.id):
             self.cancel.wait(1.0)  # it is finished; only sending is left
@@ -269,7 +269,7 @@ class Device:
             raise
         return None
 
-    def _sets(self, task: Task) -> dict[str, dict[str, np.ndarray]]:
+    def _sets(self, task: RoundTask) -> dict[str, dict[str, np.ndarray]]:
         """Download what the plan reads, each digest once."""
         if "global" not in task.sets:
             raise ProtocolError("the task names no set 'global'", mend="update the aggregator")
@@ -296,7 +296,7 @@ class Device:
         self.tell(events.Downloaded(name, what.bytes, cached))
         return values
 
-    def _decline(self, task: Task, reason: str, why: str) -> None:
+    def _decline(self, task: RoundTask, reason: str, why: str) -> None:
         self.tell(events.Declined(task.round, reason, why))
         self.summary.declined[reason] = self.summary.declined.get(reason, 0) + 1
         try:

@@ -16,9 +16,9 @@ from pfl_mobile.protocol.bodies import EvaluationReport, TaskPrivacy
 
 if TYPE_CHECKING:
     from pfl_mobile.device.client import Client
-    from pfl_mobile.device.pipeline import Done, Pipeline
+    from pfl_mobile.device.pipeline import Pipeline, TaskResult
     from pfl_mobile.device.store import DeviceFolder
-    from pfl_mobile.protocol.bodies import Task
+    from pfl_mobile.protocol.bodies import RoundTask
 
 Ended = Literal["rounds", "done", "once", "until", "privacy", "cancelled"]
 
@@ -113,7 +113,7 @@ class Outbox:
         """Whether the update of this task waits."""
         return any(pending.task == task for pending in self.folder.pending()[0])
 
-    def put(self, task: Task, deadline: float, done: Done) -> None:
+    def put(self, task: RoundTask, deadline: float, done: TaskResult) -> None:
         """Make the update safe first; then let the new personal state serve.
 
         An update with noise of the device is counted before anything else: from here on it may be sent at any time.

@@ -42,19 +42,19 @@ if TYPE_CHECKING:
 
     from pfl_mobile.device.model import Model
     from pfl_mobile.device.sent import SentNoise
-    from pfl_mobile.local.measure import Sums
+    from pfl_mobile.local.measure import MetricSums
     from pfl_mobile.local.report import Cancel, Progress, TrainReport
     from pfl_mobile.local.state import PersonalStateStore
     from pfl_mobile.local.trainer import Examples
     from pfl_mobile.plan.upload import UpdateLayout
     from pfl_mobile.privacy import Noise
-    from pfl_mobile.protocol.bodies import Task
+    from pfl_mobile.protocol.bodies import RoundTask
 
 Sets = Mapping[str, Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Done:
+class TaskResult:
     """A finished task.
 
     Attributes:
@@ -121,7 +121,7 @@ class Pipeline:
         unit: int = 10 ** max(len(str(count)) - 2, 0)
         return count // unit * unit
 
-    def accept(self, task: Task) -> tuple[Plan, UpdateLayout]:
+    def accept(self, task: RoundTask) -> tuple[Plan, UpdateLayout]:
         """Look at a task before anything is downloaded for it.
 
         Raises:
@@ -143,12 +143,12 @@ class Pipeline:
 
     def carry_out(
         self,
-        task: Task,
+        task: RoundTask,
         sets: Sets,
         *,
         on_progress: Callable[[Progress], None] | None = None,
         cancel: Cancel | None = None,
-    ) -> Done | None:
+    ) -> TaskResult | None:
         """Train, and make the update; None when cancelled.
 
         The store then holds the new personal state, which serves once ``store.adopt(done.adopts)`` is called: after
@@ -192,13 +192,13 @@ class Pipeline:
 
     def _finish(
         self,
-        task: Task,
+        task: RoundTask,
         plan: Plan,
         layout: UpdateLayout,
         cut: Parts,
         trainer: LocalTrainer,
         report: TrainReport,
-    ) -> Done:
+    ) -> TaskResult:
         trained, guard = report.trained, report.guard
         if trained is None:
             enough = guard is not None and guard.reason == "good_enough"
@@ -233,7 +233,7 @@ class Pipeline:
                 *self.measure(plan, trainer, cut.test, report.state), report.adopted
             )
         adopts = self._adopts(plan, report)
-        return Done(update, protected, evaluation, adopts, plan.upload_copies, report)
+        return TaskResult(update, protected, evaluation, adopts, plan.upload_copies, report)
 
     def _adopts(self, plan: Plan, report: TrainReport) -> int | None:
         """The version that is to serve.
@@ -267,7 +267,7 @@ class Pipeline:
         kept |= {name: old[name] for name in copies if name in old}
         self.store.save(PersonalState(now.tensors, kept, now.words, now.metrics))
 
-    def measure_shared(self, values: Mapping[str, np.ndarray]) -> Sums:
+    def measure_shared(self, values: Mapping[str, np.ndarray]) -> MetricSums:
         """Sums of the aggregator's values on the test part.
 
         Raises:
@@ -281,7 +281,7 @@ class Pipeline:
 
     def measure(
         self, plan: Plan, trainer: LocalTrainer, test: Examples, state: PersonalState | None
-    ) -> tuple[Sums, Sums]:
+    ) -> tuple[MetricSums, MetricSums]:
         """Sums on the test part: of the values as sent, and of what serves with this personal state.
 
         A device without a personal state of its own serves the values as sent.
@@ -296,7 +296,7 @@ class Pipeline:
         return first, second
 
 
-def evaluation_report(shared: Sums, own: Sums, adopted: bool) -> EvaluationReport | None:
+def evaluation_report(shared: MetricSums, own: MetricSums, adopted: bool) -> EvaluationReport | None:
     """The report of two measurements; None where no metric is finite in both.
 
     Labels are counted whole, and at least one: where examples have weights their sum may be anything.

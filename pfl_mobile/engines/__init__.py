@@ -24,7 +24,6 @@ __all__ = [
     "open_isolated",
     "open_session",
     "register",
-    "unasked",
 ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from ..bundle.manifest import ProgramSpec
 from ..errors import EngineError
@@ -40,6 +41,7 @@ class ExecutorchSession(EngineSession):
             )
         self._methods: dict[str, Any] = {}
 
+    @override
     def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
         import torch
 
@@ -52,8 +54,8 @@ class ExecutorchSession(EngineSession):
         # the runtime reuses its output memory in the next call
         return [np.array(o.numpy()) for o in outputs]
 
+    @override
     def close(self) -> None:
-        """Free the loaded methods."""
         super().close()
         self._methods = {}
         self._program = None

@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
 import numpy as np
+from typing_extensions import override
 
+from pfl_mobile.bundle.consistency import tensor_bytes
 from pfl_mobile.files.atomic import atomic_write
-from pfl_mobile.files.places import cache_dir
+from pfl_mobile.files.cache_dir import cache_dir
 
 from .. import errors
 from ..bundle.manifest import ProgramSpec
-from ..bundle.rules import tensor_bytes
 from ..errors import EngineError, PflError, ProgramDiedError
 from .base import Array, EngineSession
 from .frames import BrokenFrameError, receive, send
@@ -135,6 +136,7 @@ class IsolatedSession(EngineSession):
             self.close()
             raise
 
+    @override
     def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
         spec = self.programs[program]
         most = sum(tensor_bytes(output) for output in spec.outputs)
@@ -191,6 +193,7 @@ class IsolatedSession(EngineSession):
         said = f"; the runtime's last words: {lines[-1][:200]!r}" if lines else ""
         return ProgramDiedError(f"{what} {self._shown} on {self.name} {how}{said}", mend=_MEND)
 
+    @override
     def close(self) -> None:
         """End the child."""
         super().close()

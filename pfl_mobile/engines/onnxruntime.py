@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from ..bundle.manifest import ProgramSpec
 from ..errors import EngineError
 from .base import Array, EngineSession, file_for
@@ -36,6 +38,7 @@ class OnnxRuntimeSession(EngineSession):
             self._options.inter_op_num_threads = 1
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
+    @override
     def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
         import onnxruntime
 
@@ -60,8 +63,8 @@ class OnnxRuntimeSession(EngineSession):
             raise RuntimeError(str(error)) from error
         return outputs
 
+    @override
     def close(self) -> None:
-        """Free the loaded programs."""
         super().close()
         self._sessions = {}
 

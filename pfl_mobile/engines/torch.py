@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from ..bundle.manifest import ProgramSpec
 from ..errors import EngineError
@@ -40,6 +41,7 @@ class TorchSession(EngineSession):
         super().__init__(programs)
         self._functions = dict(functions)
 
+    @override
     def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
         import torch
 
@@ -47,8 +49,8 @@ class TorchSession(EngineSession):
             outputs = self._functions[program](*(torch.from_numpy(np.array(a)) for a in inputs))
         return [o.detach().contiguous().numpy() for o in outputs]
 
+    @override
     def close(self) -> None:
-        """Drop the programs."""
         super().close()
         self._functions = {}
 

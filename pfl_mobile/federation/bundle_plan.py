@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from typing_extensions import override
+
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.strategies.state import RoundContext
@@ -26,6 +28,7 @@ class BundlePlan(Strategy):
 
     text: str = field(repr=False)
 
+    @override
     def plan(self, at: RoundContext) -> Plan:
         """The device's part of a round.
 

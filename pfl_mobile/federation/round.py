@@ -24,8 +24,8 @@ from pfl_mobile.errors import PrivacyError
 from pfl_mobile.federation.checks import check_cohort, check_groups, check_merge, check_own_noise
 from pfl_mobile.merge.bounds import bounded_losses
 from pfl_mobile.merge.private import PrivateRule
-from pfl_mobile.merge.rows import Rows, ScaledRows, finite_norms
 from pfl_mobile.merge.rules import Average, MergeRule
+from pfl_mobile.merge.update_rows import ScaledRows, UpdateRows, finite_norms
 from pfl_mobile.merge.updates import Sums, Updates
 from pfl_mobile.plan.check import check_plan, named_sets
 from pfl_mobile.privacy.clipping import clip_factors
@@ -107,7 +107,7 @@ class MergeInput:
     """
 
     updates: Updates
-    bounded: Rows
+    bounded: UpdateRows
     norms: np.ndarray | None
     bound: float
 
@@ -278,7 +278,7 @@ class RoundDefinition:
         )
 
     def received(
-        self, known: RoundPlan, rows: np.ndarray | Rows, answers: Sequence[Answer], population: int
+        self, known: RoundPlan, rows: np.ndarray | UpdateRows, answers: Sequence[Answer], population: int
     ) -> Updates:
         """The updates as they came.
 

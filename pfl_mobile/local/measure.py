@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pfl_mobile.local.trainer import Examples
 
 #: Metric -> (sum over the labels that count, their weight).
-Sums = dict[str, tuple[float, float]]
+MetricSums = dict[str, tuple[float, float]]
 
 
 def metric_sums(
@@ -29,7 +29,7 @@ def metric_sums(
     encoder: Encoder | None = None,
     words: tuple[str, ...] = (),
     known: tuple[str, ...] | None = None,
-) -> Sums:
+) -> MetricSums:
     """Measure device tensors on examples.
 
     Args:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from pfl_mobile.merge.rows import Rows
+    from pfl_mobile.merge.update_rows import UpdateRows
 
 #: A device's weight, of its own reports by name and its weight by examples in 0..1.
 OwnWeight = Callable[[Mapping[str, float], float], float]
@@ -44,7 +44,7 @@ class PrivateRule:
     """
 
     config: NoisyBounds
-    merge: Callable[[Rows, np.ndarray], np.ndarray]
+    merge: Callable[[UpdateRows, np.ndarray], np.ndarray]
 
     def own_weights(
         self, weight: OwnWeight, reports: Mapping[str, np.ndarray], examples: np.ndarray

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import NonFiniteError, TooFewUpdatesError
 from pfl_mobile.hyperparameters import Param
-from pfl_mobile.merge.rows import Rows, by_columns, finite_gram, finite_norms, weighted_sum
 from pfl_mobile.merge.rules import Mean, MergeRule, parts_of, rule
+from pfl_mobile.merge.update_rows import UpdateRows, by_columns, finite_gram, finite_norms, weighted_sum
 
 Attackers = Annotated[
     float,
@@ -59,7 +60,8 @@ class NormBound(MergeRule):
         float | None, Param("largest norm M of an update; none: the median", low=0.0, open=("low",))
     ] = None
 
-    def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
+    @override
+    def mean(self, rows: UpdateRows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates twice."""
         parts = parts_of(len(rows), weights)
         found = finite_norms(rows)
@@ -75,7 +77,8 @@ class _ByValue(MergeRule):
     Updates of weight 0 are left out and all others count the same.
     """
 
-    def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
+    @override
+    def mean(self, rows: UpdateRows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates once, some columns of all of them at a time."""
         chosen = parts_of(len(rows), weights) > 0
         count = int(chosen.sum())
@@ -111,6 +114,7 @@ class Median(_ByValue):
     median is not the mean: it leaves out what only a minority learned.
     """
 
+    @override
     def _cut(self, count: int) -> int:
         return (count - 1) // 2
 
@@ -133,10 +137,12 @@ class TrimmedMean(_ByValue):
 
     attackers: Attackers = 0.2
 
+    @override
     def check_count(self, count: int) -> None:
         """2 f + 1 are needed."""
         _enough("a trimmed mean", count, self.attackers, 2 * assumed(self.attackers, count) + 1)
 
+    @override
     def _cut(self, count: int) -> int:
         self.check_count(count)
         return assumed(self.attackers, count)
@@ -158,11 +164,13 @@ class Krum(MergeRule):
 
     attackers: Attackers = 0.2
 
+    @override
     def check_count(self, count: int) -> None:
         """2 f + 3 are needed."""
         _enough("Krum", count, self.attackers, 2 * assumed(self.attackers, count) + 3)
 
-    def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
+    @override
+    def mean(self, rows: UpdateRows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates once, and what it chose once more."""
         parts = parts_of(len(rows), weights)
         used = np.zeros(len(rows))
@@ -178,7 +186,7 @@ class Krum(MergeRule):
         """n - f - 2."""
         return count - assumed(self.attackers, count) - 2
 
-    def _ranked(self, rows: Rows, parts: np.ndarray) -> np.ndarray:
+    def _ranked(self, rows: UpdateRows, parts: np.ndarray) -> np.ndarray:
         """Indexes of the updates with a weight, those nearest to their neighbours first."""
         among = np.flatnonzero(parts > 0)
         count = len(among)
@@ -207,6 +215,7 @@ class MultiKrum(Krum):
 
     keep: Annotated[int | None, Param("how many updates m are merged; none: n - f - 2", low=1)] = None
 
+    @override
     def check_count(self, count: int) -> None:
         """As Krum, and as many as are kept."""
         super().check_count(count)
@@ -217,6 +226,7 @@ class MultiKrum(Krum):
                 mend="take larger cohorts, keep fewer, or assume fewer attackers",
             )
 
+    @override
     def _kept(self, count: int) -> int:
         return self.keep or self._most(count)
 
@@ -247,7 +257,8 @@ class GeometricMedian(MergeRule):
     smoothing: Annotated[float, Param("least distance that counts", low=0.0, open=("low",))] = 1e-6
     steps: Annotated[int, Param("at most so many steps", low=1)] = 100
 
-    def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
+    @override
+    def mean(self, rows: UpdateRows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates twice."""
         parts = parts_of(len(rows), weights)
         products = finite_gram(rows)

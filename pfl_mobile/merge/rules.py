@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError, NonFiniteError, TooFewUpdatesError, UnknownNameError, near
 from pfl_mobile.hyperparameters import check_ranges, described
-from pfl_mobile.merge.rows import COLUMNS, GROUP, Rows, weighted_sum
+from pfl_mobile.merge.update_rows import COLUMNS, GROUP, UpdateRows, weighted_sum
 from pfl_mobile.registry import Registry
 
 T = TypeVar("T", bound="type[MergeRule]")
@@ -49,7 +50,7 @@ class MergeRule:
     def check_count(self, count: int) -> None:
         """Refuse so many updates where the rule could not merge them (TooFewUpdatesError)."""
 
-    def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
+    def mean(self, rows: UpdateRows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """One update of the size of a single one.
 
         Args:
@@ -166,13 +167,14 @@ class Average(MergeRule):
 
     additive: ClassVar[bool] = True
 
-    def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
+    @override
+    def mean(self, rows: UpdateRows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         """Reads the updates once; what is not finite shows in the values."""
         used = parts_of(len(rows), weights)
         return Mean(weighted_sum(rows, used, out_dtype=np.float32, threads=threads), used)
 
 
-def anomaly_scores(rows: Rows, values: np.ndarray) -> np.ndarray:
+def anomaly_scores(rows: UpdateRows, values: np.ndarray) -> np.ndarray:
     """How unlike the merged value each update is, float64 [n], >= 0, in one more pass over them.
 
         score_i = |x_i - m| / median_j |x_j - m| * (1 + max(0, -cos(x_i, m)))

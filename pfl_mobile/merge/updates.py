@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError, PrivacyError, near
 from pfl_mobile.merge.bounds import bounded_parts, largest_part, lowered
 from pfl_mobile.merge.private import PRIVATE_MEND, OwnWeight, PrivateRule
-from pfl_mobile.merge.rows import COLUMNS, GROUP, MatrixRows, Rows, weighted_sum
 from pfl_mobile.merge.rules import Average, Mean, MergeRule, parts_of
+from pfl_mobile.merge.update_rows import COLUMNS, GROUP, MatrixRows, UpdateRows, weighted_sum
 from pfl_mobile.plan.upload import UpdateLayout
 
 
@@ -51,7 +52,7 @@ class Updates:
     def __init__(
         self,
         layout: UpdateLayout,
-        changes: np.ndarray | Rows,
+        changes: np.ndarray | UpdateRows,
         clients: Sequence[int],
         examples: np.ndarray,
         steps: np.ndarray,
@@ -67,7 +68,7 @@ class Updates:
         self.most = most
         self.rule: MergeRule | PrivateRule = Average() if rule is None else rule
         self.merged: Mean | None = None
-        self._rows: Rows = MatrixRows(changes) if isinstance(changes, np.ndarray) else changes
+        self._rows: UpdateRows = MatrixRows(changes) if isinstance(changes, np.ndarray) else changes
         self._examples, self._steps, self._reports = examples, steps, reports
         self._threads, self._released = threads, False
 
@@ -172,7 +173,7 @@ class Updates:
     # -- what reads single updates
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> UpdateRows:
         """The changes as rows that stream (PrivacyError: the rule is private)."""
         self._allow("the changes")
         return self._rows
@@ -342,6 +343,7 @@ class Sums(Updates):
         super().__init__(layout, changes, clients, examples, steps, reports, groups, population)
         self.weights, self._sums = weights, changes
 
+    @override
     def _allow(self, use: str, *, changes: bool = True) -> None:
         """Refuse what takes the changes of single devices (ConfigError)."""
         if changes:
@@ -350,6 +352,7 @@ class Sums(Updates):
                 mend="let summed_by() of the strategy return None",
             )
 
+    @override
     def _sum(self, weights: np.ndarray) -> np.ndarray:
         """For weights in proportion to those of the sums; others are refused (ConfigError)."""
         factor = float(np.sum(weights)) / float(np.sum(self.weights))

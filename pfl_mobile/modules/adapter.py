@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from typing_extensions import override
 
 from pfl_mobile.modules.registry import ModuleConfig, choice, patterns, positive, register
 
@@ -44,13 +45,14 @@ class Adapter(ModuleConfig):
     activation: str = "gelu"
     width: int | None = None
 
+    @override
     def __post_init__(self) -> None:
-        """Check the settings (ConfigError)."""
         super().__post_init__()
         object.__setattr__(self, "targets", patterns("Adapter", self.targets))
         positive("Adapter", size=self.size, width=1 if self.width is None else self.width)
         choice("Adapter", "activation", self.activation, _ACTIVATIONS)
 
+    @override
     def insert(self, site: Insertion) -> None:
         """Add the two projections to every matched layer."""
         for path, layer in site.find(self.targets):

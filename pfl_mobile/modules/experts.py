@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules.registry import ModuleConfig, patterns, positive, register
@@ -50,8 +51,8 @@ class Experts(ModuleConfig):
     rank: int = 4
     top_k: int = 2
 
+    @override
     def __post_init__(self) -> None:
-        """Check the settings (ConfigError)."""
         super().__post_init__()
         object.__setattr__(self, "targets", patterns("Experts", self.targets))
         positive("Experts", rank=self.rank)
@@ -62,6 +63,7 @@ class Experts(ModuleConfig):
                 f"Experts: top_k={self.top_k} is not in 1..{self.count}", mend="lower top_k, or raise count"
             )
 
+    @override
     def insert(self, site: Insertion) -> None:
         """Add experts and gate to every matched layer."""
         for path, layer in site.find(self.targets, (nn.Linear,)):

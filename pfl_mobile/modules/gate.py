@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pfl_mobile.modules.registry import ModuleConfig, choice, patterns, positive, register
 
@@ -36,13 +37,14 @@ class Gate(ModuleConfig):
     on: str = "output"
     width: int | None = None
 
+    @override
     def __post_init__(self) -> None:
-        """Check the settings (ConfigError)."""
         super().__post_init__()
         object.__setattr__(self, "targets", patterns("Gate", self.targets))
         positive("Gate", width=1 if self.width is None else self.width)
         choice("Gate", "on", self.on, ("output", "input"))
 
+    @override
     def insert(self, site: Insertion) -> None:
         """Add the vector to every matched layer."""
         supported = (nn.Linear, nn.Conv1d, nn.Conv2d) if self.on == "input" else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules.registry import ModuleConfig, choice, patterns, positive, register
@@ -42,8 +43,8 @@ class Head(ModuleConfig):
 
     position = 0
 
+    @override
     def __post_init__(self) -> None:
-        """Check the settings (ConfigError)."""
         super().__post_init__()
         object.__setattr__(self, "targets", patterns("Head", self.targets))
         choice("Head", "only", self.only, ("all", "bias"))
@@ -54,10 +55,12 @@ class Head(ModuleConfig):
             )
 
     @property
+    @override
     def neutral(self) -> bool:
         """False with a new number of outputs."""
         return self.outputs is None
 
+    @override
     def insert(self, site: Insertion) -> None:
         """Make the matched layers trainable."""
         if self.only == "bias":

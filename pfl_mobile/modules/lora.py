@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules.registry import ModuleConfig, patterns, positive, register
@@ -42,8 +43,8 @@ class LoRA(ModuleConfig):
     rank: int = 8
     alpha: float | None = None
 
+    @override
     def __post_init__(self) -> None:
-        """Check the settings (ConfigError)."""
         super().__post_init__()
         object.__setattr__(self, "targets", patterns("LoRA", self.targets))
         positive("LoRA", rank=self.rank, alpha=self.rank if self.alpha is None else self.alpha)
@@ -55,6 +56,7 @@ class LoRA(ModuleConfig):
         """The factor of B(A(x))."""
         return (self.rank if self.alpha is None else self.alpha) / self.rank
 
+    @override
     def insert(self, site: Insertion) -> None:
         """Add A and B to every matched layer."""
         for path, layer in site.find(self.targets, (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)):

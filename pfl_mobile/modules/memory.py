@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules.registry import ModuleConfig, positive, register
@@ -57,8 +58,8 @@ class NgramMemory(ModuleConfig):
     in_gradients = False
     position = 40
 
+    @override
     def __post_init__(self) -> None:
-        """Check the settings (ConfigError)."""
         super().__post_init__()
         positive("NgramMemory", capacity=self.capacity)
         positive("NgramMemory", vocabulary=1 if self.vocabulary is None else self.vocabulary)
@@ -72,6 +73,7 @@ class NgramMemory(ModuleConfig):
                     mend="give vocabulary=",
                 )
 
+    @override
     def insert(self, site: Insertion) -> None:
         """Add the memory behind the backbone's output."""
         shared = SharedNgrams(self.vocabulary or 0, self.shared, self.followers) if self.followers else None

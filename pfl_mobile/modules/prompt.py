@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules.registry import ModuleConfig, choice, positive, register
@@ -44,8 +45,8 @@ class SoftPrompt(ModuleConfig):
 
     position = 30
 
+    @override
     def __post_init__(self) -> None:
-        """Check the settings (ConfigError)."""
         super().__post_init__()
         if not self.target:
             raise ConfigError(
@@ -55,10 +56,12 @@ class SoftPrompt(ModuleConfig):
         choice("SoftPrompt", "init", self.init, ("vocabulary", "normal"))
 
     @property
+    @override
     def neutral(self) -> bool:
         """False: attention sees the prompt."""
         return False
 
+    @override
     def insert(self, site: Insertion) -> None:
         """Add the prompt to the embedding."""
         path, layer = site.one(self.target)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules.registry import ModuleConfig, positive, register
@@ -48,8 +49,8 @@ class VocabularySlots(ModuleConfig):
 
     position = 20
 
+    @override
     def __post_init__(self) -> None:
-        """Check the settings (ConfigError)."""
         super().__post_init__()
         for key in ("embedding", "output"):
             if not getattr(self, key):
@@ -58,6 +59,7 @@ class VocabularySlots(ModuleConfig):
         if self.unk < 0:
             raise ConfigError(f"VocabularySlots: unk={self.unk} is below zero", mend="give a token id")
 
+    @override
     def insert(self, site: Insertion) -> None:
         """Add the rows to the embedding and the output layer."""
         into, embedding = site.one(self.embedding, (nn.Embedding,))

@@ -17,9 +17,9 @@ from pfl_mobile.errors import LedgerError, PrivacyBudgetError
 from pfl_mobile.files.atomic import atomic_write
 from pfl_mobile.files.plain_json import json_text
 from pfl_mobile.files.reading import parse_json, read_bytes
-from pfl_mobile.privacy import events
+from pfl_mobile.privacy import accounting_events as events
+from pfl_mobile.privacy.accounting_events import Event, Relation
 from pfl_mobile.privacy.config import PrivacyConfig, parse_privacy
-from pfl_mobile.privacy.events import Event, Relation
 from pfl_mobile.privacy.statement import statement
 
 #: Width of a bucket of privacy loss, as dp-accounting's own default.

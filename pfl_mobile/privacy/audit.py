@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.merge.rows import MatrixRows
+from pfl_mobile.merge.update_rows import MatrixRows
 from pfl_mobile.privacy.config import PrivacyConfig
 from pfl_mobile.privacy.local import private_update
 from pfl_mobile.privacy.matrix import root_coefficients

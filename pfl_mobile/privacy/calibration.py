@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.privacy import events
+from pfl_mobile.privacy import accounting_events as events
 from pfl_mobile.privacy.accounting import Ledger, rdp_accountant
 from pfl_mobile.privacy.device_noise import DeviceNoise
 from pfl_mobile.privacy.gaussian import Gaussian

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from typing_extensions import override
 
-from pfl_mobile.privacy.events import gaussian
+from pfl_mobile.privacy.accounting_events import gaussian
 from pfl_mobile.privacy.gaussian import IndependentNoise
 from pfl_mobile.privacy.mechanism import NoiseMultiplier, Noisy
 from pfl_mobile.privacy.participation import OnlyUnsampled, Unsampled
 
 if TYPE_CHECKING:
-    from pfl_mobile.privacy.events import Event, Relation
+    from pfl_mobile.privacy.accounting_events import Event, Relation
     from pfl_mobile.privacy.noise import Noise
 
 

@@ -25,7 +25,7 @@ from pfl_mobile.privacy.participation import Participation, Unsampled
 if TYPE_CHECKING:
     import os
 
-    from pfl_mobile.privacy.events import Event, Relation
+    from pfl_mobile.privacy.accounting_events import Event, Relation
     from pfl_mobile.privacy.noise import Noise
 
 ClipNorm = Annotated[float, Field(ge=LEAST_CLIP_NORM, le=MOST_CLIP_NORM)]

@@ -10,7 +10,7 @@ from pfl_mobile.privacy.gaussian import IndependentNoise
 from pfl_mobile.privacy.mechanism import Mechanism
 
 if TYPE_CHECKING:
-    from pfl_mobile.privacy.events import Event, Relation
+    from pfl_mobile.privacy.accounting_events import Event, Relation
     from pfl_mobile.privacy.noise import Noise
 
 

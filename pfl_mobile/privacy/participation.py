@@ -12,13 +12,14 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
+from typing_extensions import override
 
 from pfl_mobile.fields import Frozen, Whole
-from pfl_mobile.privacy.events import gaussian
+from pfl_mobile.privacy.accounting_events import gaussian
 from pfl_mobile.privacy.limits import rounded_up
 
 if TYPE_CHECKING:
-    from pfl_mobile.privacy.events import Event, Relation
+    from pfl_mobile.privacy.accounting_events import Event, Relation
 
 
 class Unsampled(Frozen):
@@ -126,6 +127,7 @@ class Poisson(_Sampled):
             "event": gaussian(noise_multiplier),
         }
 
+    @override
     def _draw(self, cohort: int, population: int) -> str:
         return (
             f"Every device of at least {population} is in a round by a coin of its own, with probability "
@@ -149,6 +151,7 @@ class Fixed(_Sampled):
             "event": gaussian(noise_multiplier / 2),
         }
 
+    @override
     def _draw(self, cohort: int, population: int) -> str:
         return (
             f"Every round has {cohort} devices drawn uniformly without replacement from {population} "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError, UnknownNameError, near
 from pfl_mobile.privacy.accounting import Ledger
@@ -80,6 +81,7 @@ class Scheme:
         """Name of the sampling."""
         return str(self.participation.model_fields["sampling"].default)
 
+    @override
     def __str__(self) -> str:
         """For headings: ``gaussian, poisson sampling``."""
         if self.participation.sampled:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfl_mobile.errors import ConfigError, NonFiniteError
-from pfl_mobile.merge.rows import COLUMNS, GROUP, norms
+from pfl_mobile.merge.update_rows import COLUMNS, GROUP, norms
 from pfl_mobile.privacy.clipping import clip_factors
 from pfl_mobile.privacy.mechanism import MAX_WEIGHT
 
 if TYPE_CHECKING:
-    from pfl_mobile.merge.rows import Rows
+    from pfl_mobile.merge.update_rows import UpdateRows
     from pfl_mobile.privacy.mechanism import Mechanism, RoundNoise
 
 
@@ -35,7 +35,9 @@ class PrivateMean:
         self.config, self.noise = config, noise
         self.clip_norm = config.clip_norm if clip_norm is None else clip_norm
 
-    def mean(self, rows: Rows, weights: np.ndarray, *, row_norms: np.ndarray | None = None) -> np.ndarray:
+    def mean(
+        self, rows: UpdateRows, weights: np.ndarray, *, row_norms: np.ndarray | None = None
+    ) -> np.ndarray:
         """The private mean, float32 [P].
 
         Args:
@@ -53,7 +55,7 @@ class PrivateMean:
         return total.astype(np.float32)
 
     def exact_sum(
-        self, rows: Rows, weights: np.ndarray, *, row_norms: np.ndarray | None = None
+        self, rows: UpdateRows, weights: np.ndarray, *, row_norms: np.ndarray | None = None
     ) -> np.ndarray:
         """sum_i w_i clip(change_i, C) without noise, float64 [P]: not to be released.
 
@@ -89,7 +91,7 @@ def bounded_weights(weights: np.ndarray, count: int) -> np.ndarray:
     return np.clip(found, 0.0, MAX_WEIGHT)
 
 
-def float64_sum(rows: Rows, factors: np.ndarray) -> np.ndarray:
+def float64_sum(rows: UpdateRows, factors: np.ndarray) -> np.ndarray:
     """sum_i factors_i * row_i with all sums in float64, [P]; the rows are read once, in their order.
 
     ``rows.weighted_sum`` is faster, as it adds a few rows in float32 first; but then one row more or less changes

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfl_mobile.errors import StateError
-from pfl_mobile.merge.rows import norms
+from pfl_mobile.merge.update_rows import norms
 from pfl_mobile.privacy.accounting import Ledger
 from pfl_mobile.privacy.clipping import AdaptiveClip, clip_factors
 from pfl_mobile.privacy.private_mean import PrivateMean
 
 if TYPE_CHECKING:
-    from pfl_mobile.merge.rows import Rows
+    from pfl_mobile.merge.update_rows import UpdateRows
     from pfl_mobile.privacy.config import PrivacyConfig
     from pfl_mobile.privacy.noise import Noise
 
@@ -63,7 +63,9 @@ class PrivateRounds:
         """
         self.ledger.check_budget()
 
-    def merge(self, rows: Rows, weights: np.ndarray, *, row_norms: np.ndarray | None = None) -> np.ndarray:
+    def merge(
+        self, rows: UpdateRows, weights: np.ndarray, *, row_norms: np.ndarray | None = None
+    ) -> np.ndarray:
         """The private mean of a round, float32 [P]; the round is recorded in the ledger.
 
         The budget is checked first, so that no caller can forget it.

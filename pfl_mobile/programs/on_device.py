@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import pydantic
 import torch
 
-from pfl_mobile.bundle.manifest import Encoder, Limits, TextEncoder, describe
+from pfl_mobile.bundle.manifest import EncoderEntry, Limits, TextEncoderEntry, describe
 from pfl_mobile.errors import ConfigError, PrivacyError, UnknownNameError, near
 from pfl_mobile.modules.memory import NgramMemory
 from pfl_mobile.modules.slots import VocabularySlots
 from pfl_mobile.rows import holdout_size
-from pfl_mobile.text.encoder import TextEncoder as Words
+from pfl_mobile.text.encoder import TextEncoder
 from pfl_mobile.text.specials import SPECIALS, UNK, SpecialIds
 from pfl_mobile.text.subwords import SubwordTokenizer
 from pfl_mobile.text.tokenizer import WordTokenizer
@@ -47,7 +47,7 @@ def check_deployment(deployment: Deployment) -> None:
     _check_nobodys(deployment)
 
 
-def _encoder(deployment: Deployment) -> TextEncoder | None:
+def _encoder(deployment: Deployment) -> TextEncoderEntry | None:
     """How examples become batches; None for arrays."""
     try:
         Limits.model_validate(deployment.limits)
@@ -60,16 +60,16 @@ def _encoder(deployment: Deployment) -> TextEncoder | None:
     if deployment.encoder is None:
         return None
     try:
-        found: object = pydantic.TypeAdapter(Encoder).validate_python(deployment.encoder)
+        found: object = pydantic.TypeAdapter(EncoderEntry).validate_python(deployment.encoder)
     except pydantic.ValidationError as error:
         raise ConfigError(
             describe(error, f"encoder of deployment {deployment.name!r}"),
             mend="take it from text_parts(encoder, batch), or leave it out for arrays",
         ) from error
-    return found if isinstance(found, TextEncoder) else None
+    return found if isinstance(found, TextEncoderEntry) else None
 
 
-def _check_batch(deployment: Deployment, encoder: TextEncoder | None) -> None:
+def _check_batch(deployment: Deployment, encoder: TextEncoderEntry | None) -> None:
     weight = deployment.batch.get("weight")
     if not isinstance(weight, torch.Tensor):
         return  # tracing says what a batch needs
@@ -142,7 +142,7 @@ def _kinds(deployment: Deployment, examples: Examples) -> list[str]:
     return [phase.kind for phase in deployment.plan.distinct_steps() if phase.examples == examples]
 
 
-def _check_text(deployment: Deployment, encoder: TextEncoder) -> None:
+def _check_text(deployment: Deployment, encoder: TextEncoderEntry) -> None:
     """Examples are texts: what the device's encoder gives is what the programs take."""
     name, task = deployment.name, deployment.task
     if deployment.tokenizer is None:
@@ -150,7 +150,7 @@ def _check_text(deployment: Deployment, encoder: TextEncoder) -> None:
             f"deployment {name!r} takes text but has no tokenizer",
             mend="give both: text_parts(encoder, batch)",
         )
-    Words(_tokenizer(deployment.tokenizer, encoder), encoder.length, encoder.vocabulary, encoder.slots)
+    TextEncoder(_tokenizer(deployment.tokenizer, encoder), encoder.length, encoder.vocabulary, encoder.slots)
     wanted = {"tokens", "labels", "weight"}
     if {*task.inputs, *task.labels} | {"weight"} != wanted or set(task.predict_extra) - {"position"}:
         raise ConfigError(
@@ -182,7 +182,7 @@ def _check_text(deployment: Deployment, encoder: TextEncoder) -> None:
     _check_words(deployment, encoder)
 
 
-def _tokenizer(content: bytes, encoder: TextEncoder) -> WordTokenizer | SubwordTokenizer:
+def _tokenizer(content: bytes, encoder: TextEncoderEntry) -> WordTokenizer | SubwordTokenizer:
     text = content.decode(errors="replace")
     if encoder.subwords is not None:
         return SubwordTokenizer(text, SpecialIds(**encoder.subwords.ids()))
@@ -196,7 +196,7 @@ def _tokenizer(content: bytes, encoder: TextEncoder) -> WordTokenizer | SubwordT
     return tokenizer
 
 
-def _check_words(deployment: Deployment, encoder: TextEncoder) -> None:
+def _check_words(deployment: Deployment, encoder: TextEncoderEntry) -> None:
     """Slots and memory are for the encoder's ids."""
     slots = {n: c for n, c in _of_kind(deployment, VocabularySlots).items() if isinstance(c, VocabularySlots)}
     if len(slots) > 1:

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError
 
@@ -126,6 +127,7 @@ class TokenTask(Task):
                 f"top_k={self.top_k} is not in 1..{self.vocabulary - self.specials}", mend="lower top_k"
             )
 
+    @override
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy of each position, float32 [B, T]."""
         labels = batch["labels"]
@@ -139,6 +141,7 @@ class TokenTask(Task):
         mask[: self.specials] = NEVER
         return logits + mask
 
+    @override
     def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         """``top1`` and ``top3`` hits, float32 [B, T]."""
         labels = batch["labels"]
@@ -146,6 +149,7 @@ class TokenTask(Task):
         hits = _hits(self._suggestable(output), labels, (1, 3))
         return {name: hit * known for name, hit in hits.items()}
 
+    @override
     def predict(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         """``top_ids`` int64 [B, K] and ``top_probs`` float32 [B, K], the likeliest first."""
         index = batch["position"].reshape(-1, 1, 1).expand(output.shape[0], 1, output.shape[2])
@@ -153,8 +157,8 @@ class TokenTask(Task):
         probs, ids = torch.topk(torch.softmax(self._suggestable(last), -1), self.top_k)
         return {"top_ids": ids, "top_probs": probs}
 
+    @override
     def manifest(self) -> dict[str, object]:
-        """Entry of the manifest."""
         return {"kind": self.kind, "metrics": ["top1", "top3"], "vocabulary": self.vocabulary}
 
 
@@ -174,23 +178,26 @@ class ClassificationTask(Task):
         if not 1 <= self.top_k <= self.classes:
             raise ConfigError(f"top_k={self.top_k} is not in 1..{self.classes}", mend="lower top_k")
 
+    @override
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy of each example, float32 [B]."""
         _check_logits(self.kind, output, "B", self.classes)
         _check_labels(self.kind, batch["labels"], "B", self.classes)
         return F.cross_entropy(output, batch["labels"], reduction="none")
 
+    @override
     def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         """``top1`` hits, float32 [B]."""
         return _hits(output, batch["labels"], (1,))
 
+    @override
     def predict(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         """``top_ids`` int64 [B, K] and ``top_probs`` float32 [B, K], the likeliest first."""
         probs, ids = torch.topk(torch.softmax(output, -1), self.top_k)
         return {"top_ids": ids, "top_probs": probs}
 
+    @override
     def manifest(self) -> dict[str, object]:
-        """Entry of the manifest."""
         return {"kind": self.kind, "metrics": ["top1"], "vocabulary": self.classes}
 
 
@@ -201,11 +208,13 @@ class RegressionTask(Task):
     inputs: tuple[str, ...] = ("x",)
     kind: ClassVar[str] = "regression"
 
+    @override
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         """Squared error of each example, averaged over its values, float32 [B]."""
         error = self._difference(output, batch)
         return (error * error).mean(-1)
 
+    @override
     def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         """``mae``: mean absolute error of each example, float32 [B]."""
         return {"mae": self._difference(output, batch).abs().mean(-1)}
@@ -220,12 +229,13 @@ class RegressionTask(Task):
             )
         return (output - labels).reshape(output.shape[0], -1)
 
+    @override
     def predict(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         """``value``: the model's output."""
         return {"value": output}
 
+    @override
     def manifest(self) -> dict[str, object]:
-        """Entry of the manifest."""
         return {"kind": self.kind, "metrics": ["mae"], "vocabulary": None}
 
 
@@ -246,10 +256,11 @@ class CustomTask(Task):
     prediction: Callable[[Tensor, Batch], dict[str, Tensor]] | None = None
     kind: ClassVar[str] = "custom"
 
+    @override
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
-        """The user's loss of each element."""
         return self.loss(output, batch)
 
+    @override
     def predict(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The user's prediction, or the output as ``value``."""
         return self.prediction(output, batch) if self.prediction else {"value": output}
@@ -283,6 +294,7 @@ class TiltedTask(Task):
         """How many of the first classes the task never predicts."""
         return int(getattr(self.task, "specials", 0))
 
+    @override
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         """The task's losses; their gradients are scaled by exp(t l_i) over the batch's mean of it."""
         losses = self.task.losses(output, batch)
@@ -293,16 +305,16 @@ class TiltedTask(Task):
         scale = tilt * (weight.sum() / torch.clamp((weight * tilt).sum(), min=1e-30))
         return fixed + scale * (losses - fixed)
 
+    @override
     def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """The task's metrics."""
         return self.task.metrics(output, batch)
 
+    @override
     def predict(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """The task's predictions."""
         return self.task.predict(output, batch)
 
+    @override
     def manifest(self) -> dict[str, object]:
-        """The task's entry."""
         return self.task.manifest()
 
 

@@ -151,7 +151,7 @@ class TaskPrivacy(Body):
         return self.mechanism != "local"
 
 
-class Task(Body):
+class RoundTask(Body):
     """What a device is to do in a round."""
 
     id: Id
@@ -181,7 +181,7 @@ class CheckedIn(Body):
     """Answer to a check-in: a task, or when to ask again and why."""
 
     status: Literal["task", "wait", "done"]
-    task: Task | None = None
+    task: RoundTask | None = None
     retry_after_s: float | None = None
     reason: Reason | None = None
 

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from pfl_mobile.errors import PflError, SimulationError
 from pfl_mobile.simulation.shared import SharedFile, mapped
@@ -154,6 +155,7 @@ class _Descriptor:
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
+    @override
     def __reduce__(self) -> tuple[Any, ...]:
         return _received, (reduction.DupFd(self.fd),)
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from typing_extensions import override
+
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.strategies.inserted import Inserted, inner_layers
 from pfl_mobile.strategies.registry import register
@@ -41,12 +43,12 @@ class Adapters(Inserted):
     share: Annotated[str, Param("what devices share of the module", choices=("nothing", "all"))] = "nothing"
     targets: str | Sequence[str] = ()
 
+    @override
     def modules(self, backbone: nn.Module) -> tuple[ModuleConfig, ...]:
-        """The adapters."""
         from pfl_mobile.modules.adapter import Adapter
 
         return (Adapter(self.targets or inner_layers(backbone), size=self.size),)
 
+    @override
     def roles(self) -> dict[str, str]:
-        """By ``share``."""
         return {"adapter": "shared" if self.share == "all" else "personal"}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.strategies.fedavg import FedAvg
@@ -48,6 +49,7 @@ class Agnostic(ByLoss):
     why_not_private: ClassVar[str] = "it keeps a mixture that follows the losses of the devices or groups"
     step: Step = 0.1
 
+    @override
     def weights(self, updates: Updates, server: Server) -> np.ndarray:
         """lambda_k, times the device's part of the domain's examples; then lambda takes its step."""
         domains = list(updates.groups) or [str(client) for client in updates.clients]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from typing_extensions import override
+
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.phases import Mix, Phase, RepeatPhase, TrainPhase
 from pfl_mobile.plan.schema import CopyStart, Plan, ServeMix
@@ -41,6 +43,7 @@ class APFL(Strategy):
 
     alpha: Annotated[float, Param("0 is the global model, 1 a local one", low=0.0, high=1.0)] = 0.5
 
+    @override
     def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """Both models; in turn where Local counts steps."""
         if self.alpha == 0:
@@ -50,18 +53,20 @@ class APFL(Strategy):
             return (RepeatPhase(times=at.local.steps, phases=turn),)
         return (at.local.train(), self._personal(at))
 
+    @override
     def copies(self, at: RoundContext) -> dict[str, CopyStart]:
         """The personal model, which starts where the global one is."""
         return {"personal": CopyStart(of="global")} if self.alpha else {}
 
+    @override
     def keep(self, at: RoundContext) -> tuple[str, ...]:
-        """The personal model."""
         return tuple(self.copies(at))
 
+    @override
     def serve(self, at: RoundContext) -> str | ServeMix:
-        """The mix."""
         return ServeMix(one="personal", other="theta", alpha=self.alpha) if self.alpha else "theta"
 
+    @override
     def personal_plan(self, at: RoundContext) -> Plan | None:
         """The personal model once more, for its mix with the final global one."""
         if self.alpha == 0:

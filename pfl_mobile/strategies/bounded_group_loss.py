@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.hyperparameters import Param
@@ -46,6 +47,7 @@ class BoundStatus:
         """No group is above the bound."""
         return not self.excess
 
+    @override
     def __str__(self) -> str:
         """In words."""
         if self.met:
@@ -117,6 +119,7 @@ class BoundedGroupLoss(ByLoss):
             )
         return [self._group_of[i] for i in updates.clients]
 
+    @override
     def weights(self, updates: Updates, server: Server) -> np.ndarray:
         """n_k / n + lambda_a * n_k / m_a; then theta takes its step."""
         names, examples = self.names(updates), updates.examples

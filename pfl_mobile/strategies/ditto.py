@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from typing_extensions import override
+
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.phases import Phase, TrainPhase
 from pfl_mobile.plan.schema import CopyStart, Plan
@@ -38,22 +40,25 @@ class Ditto(Strategy):
         int | None, Param("passes for the personal model; None: as for the global one", low=1, high=10_000)
     ] = None
 
+    @override
     def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """The global model, then the personal one."""
         return (at.local.train(), self._personal(at))
 
+    @override
     def copies(self, at: RoundContext) -> dict[str, CopyStart]:
         """The personal model, which starts where the global one is."""
         return {"personal": CopyStart(of="global")}
 
+    @override
     def keep(self, at: RoundContext) -> tuple[str, ...]:
-        """The personal model."""
         return ("personal",)
 
+    @override
     def serve(self, at: RoundContext) -> str:
-        """The personal model."""
         return "personal"
 
+    @override
     def personal_plan(self, at: RoundContext) -> Plan | None:
         """The personal model once more, held near the final global one."""
         return local_plan(at, self._personal(at), keep=self.keep(at), serve=self.serve(at))

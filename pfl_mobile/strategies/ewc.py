@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.hyperparameters import Param
@@ -48,14 +49,17 @@ class EWC(FedAvgFineTune):
     lam: Annotated[float, Param("lambda, how much the old task counts; 0 is FedAvg", low=0.0)] = 1.0
     fisher: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
 
+    @override
     def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """One train phase, held near the shipped values."""
         return (at.local.train(mu="importance", anchor="initial", prox="implicit"),)
 
+    @override
     def tuning(self) -> dict[str, Any]:
         """Held near the global model."""
         return {"mu": "importance", "anchor": "global", "prox": "implicit"}
 
+    @override
     def begin(self, server: Server) -> None:
         """Set up ``importance``.
 
@@ -76,6 +80,7 @@ class EWC(FedAvgFineTune):
             check_finite(name, importance[name], "lam * fisher of")
         server.sets["importance"] = importance
 
+    @override
     def sets(self, server: Server) -> dict[str, Values]:
         """The global values and ``importance``."""
         return {**super().sets(server), "importance": server.sets["importance"]}

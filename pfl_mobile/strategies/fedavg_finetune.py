@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from typing_extensions import override
+
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.strategies.fedavg import FedAvg
@@ -31,6 +33,7 @@ class FedAvgFineTune(FedAvg):
         int, Param("passes over a device's examples after the rounds; 0 is FedAvg", low=0, high=10_000)
     ] = 1
 
+    @override
     def personal_plan(self, at: RoundContext) -> Plan | None:
         """Fine-tuning from the aggregator's values."""
         if self.finetune_epochs == 0:

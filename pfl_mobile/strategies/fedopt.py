@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.strategies.fedavg import FedAvg
@@ -49,6 +50,7 @@ class FedAvgM(ServerOptimizer):
     lr: Rate = 1.0
     momentum: Momentum = 0.9
 
+    @override
     def apply(self, server: Server, key: str, values: dict[str, np.ndarray], change: Values) -> None:
         """v <- momentum * v + change; values <- values + lr * v."""
         old = server.sets.get(f"{key}.momentum", {})
@@ -71,6 +73,7 @@ class _Adaptive(ServerOptimizer):
         """v_t from v_(t-1) and Delta_t^2."""
         raise NotImplementedError
 
+    @override
     def apply(self, server: Server, key: str, values: dict[str, np.ndarray], change: Values) -> None:
         """One step of algorithm 2."""
         first, second = dict(server.sets.get(f"{key}.m", {})), dict(server.sets.get(f"{key}.v", {}))
@@ -89,6 +92,7 @@ class FedAdagrad(_Adaptive):
 
     beta1: Beta1 = 0.0
 
+    @override
     def second(self, v: np.ndarray, square: np.ndarray) -> np.ndarray:
         """v + Delta^2."""
         return np.asarray(v + square)
@@ -100,6 +104,7 @@ class FedAdam(_Adaptive):
 
     beta2: Beta2 = 0.99
 
+    @override
     def second(self, v: np.ndarray, square: np.ndarray) -> np.ndarray:
         """beta2 * v + (1 - beta2) * Delta^2."""
         return np.asarray(np.float32(self.beta2) * v + np.float32(1 - self.beta2) * square)
@@ -114,6 +119,7 @@ class FedYogi(_Adaptive):
 
     beta2: Beta2 = 0.99
 
+    @override
     def second(self, v: np.ndarray, square: np.ndarray) -> np.ndarray:
         """v - (1 - beta2) * Delta^2 * sign(v - Delta^2)."""
         return np.asarray(v - np.float32(1 - self.beta2) * square * np.sign(v - square))

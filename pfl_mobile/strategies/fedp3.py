@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.hyperparameters import Param, check_ranges
 from pfl_mobile.plan.phases import Phase
@@ -83,8 +84,8 @@ class FedP3(Strategy):
     by_group: Mapping[str, float] = field(default_factory=dict)
     by_client: Mapping[int, float] = field(default_factory=dict)
 
+    @override
     def __post_init__(self) -> None:
-        """Refuse hyper-parameters outside their range (ConfigError)."""
         super().__post_init__()
         for owner, value in [*self.by_group.items(), *self.by_client.items()]:
             check_ranges(f"FedP3 for {owner!r}", FedP3, {"sparsity": value})
@@ -93,10 +94,12 @@ class FedP3(Strategy):
         """Sparsity of one device."""
         return self.by_client.get(client, self.by_group.get(group, self.sparsity))
 
+    @override
     def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """Train what the mask allows."""
         return (at.local.train(mask="mask"),)
 
+    @override
     def personal_plan(self, at: RoundContext) -> Plan:
         """Train the pruned model once more, for itself."""
         return without_upload(self.plan(at))
@@ -118,6 +121,7 @@ class FedP3(Strategy):
         chosen = {layers[i] for i in order[:count]}
         return {name for name in names if _layer(name) in chosen}
 
+    @override
     def sets_for(self, server: Server, client: int, group: str) -> dict[str, Values]:
         """The pruned values, and the mask of what is trained."""
         kept, sent = self.masks(server, client, group), self.sends(server, client)
@@ -127,6 +131,7 @@ class FedP3(Strategy):
         own = {name: np.ones_like(server.values[name]) for name in server.names("group", "personal")}
         return {"global": {**values, **pruned}, "mask": {**trained, **own}}
 
+    @override
     def sets(self, server: Server) -> dict[str, Values]:
         """Nothing pruned; every device gets sets of its own."""
         return {
@@ -134,6 +139,7 @@ class FedP3(Strategy):
             "mask": {n: np.ones_like(server.values[n]) for n in server.names("shared", "group", "personal")},
         }
 
+    @override
     def merge(self, server: Server, updates: Updates) -> None:
         """Average every entry over the devices that trained it."""
         with server.undo_on_error():
@@ -156,6 +162,7 @@ class FedP3(Strategy):
             self.apply(server, change)
             self.merge_groups(server, updates, weights)
 
+    @override
     def bytes_on_wire(self, server: Server, client: int, group: str) -> tuple[int, int]:
         """Of the kept entries."""
         found = self.traffic(server, client, group)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from pfl_mobile.plan.phases import Phase
 from pfl_mobile.strategies.registry import register
 from pfl_mobile.strategies.state import RoundContext
@@ -30,6 +32,7 @@ class FedPer(Strategy):
     Limits: with no personal tensor it would be FedAvg, which is refused here, as it is surely a mistake.
     """
 
+    @override
     def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """One train phase on all tensors.
 

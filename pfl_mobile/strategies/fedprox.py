@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from typing_extensions import override
+
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.phases import Phase
 from pfl_mobile.strategies.registry import register
@@ -30,6 +32,7 @@ class FedProx(Strategy):
 
     mu: Annotated[float, Param("strength of the pull to the global values; 0 is FedAvg", low=0.0)] = 0.1
 
+    @override
     def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """One train phase with the proximal term."""
         return (at.local.train(mu=self.mu, anchor="global", prox="implicit"),)

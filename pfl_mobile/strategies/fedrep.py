@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from typing_extensions import override
+
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.phases import Phase, TrainPhase
 from pfl_mobile.plan.schema import Plan
@@ -44,6 +46,7 @@ class FedRep(Strategy):
         Param("passes over a device's examples for the head before the representation", low=1, high=10_000),
     ] = 5
 
+    @override
     def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """The head, then the representation.
 
@@ -52,6 +55,7 @@ class FedRep(Strategy):
         """
         return (self._head(at), at.local.train(group=at.traveling))
 
+    @override
     def personal_plan(self, at: RoundContext) -> Plan | None:
         """The head on the final representation."""
         return local_plan(at, self._head(at))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.strategies.registry import register
@@ -51,6 +52,7 @@ class Hierarchical(Strategy):
 
     period: Annotated[int, Param("rounds between merges of the groups; 1 is FedAvg, 0 never", low=0)] = 0
 
+    @override
     def merge(self, server: Server, updates: Updates) -> None:
         """Merge within the groups, and the groups when it is their time."""
         with server.undo_on_error():

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.hyperparameters import Param
-from pfl_mobile.merge.rows import finite_gram, weighted_sum
+from pfl_mobile.merge.update_rows import finite_gram, weighted_sum
 from pfl_mobile.plan.phases import ChoosePhase, Phase
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.random import derive, permutation
@@ -17,7 +18,7 @@ from pfl_mobile.strategies.state import RoundContext, Server, Values
 from pfl_mobile.strategies.strategy import Strategy, check_values, local_plan, mean_change, without_upload
 
 if TYPE_CHECKING:
-    from pfl_mobile.merge.rows import Rows
+    from pfl_mobile.merge.update_rows import UpdateRows
     from pfl_mobile.merge.updates import Updates
 
 #: Report of the cluster that a device chose.
@@ -75,14 +76,17 @@ class Ifca(Strategy):
     def _choose(self, at: RoundContext) -> ChoosePhase:
         return ChoosePhase(group=at.traveling, among=self._names(), report=CLUSTER)
 
+    @override
     def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """Choose a model, train it."""
         return (self._choose(at), *super().phases(at))
 
+    @override
     def personal_plan(self, at: RoundContext) -> Plan | None:
         """Choose a model; personal tensors are trained beside it as in a round."""
         return without_upload(self.plan(at)) if at.has("personal") else local_plan(at, self._choose(at))
 
+    @override
     def begin(self, server: Server) -> None:
         """All models: the shipped one, or that plus noise."""
         for j, cluster in enumerate(self._names()):
@@ -99,10 +103,11 @@ class Ifca(Strategy):
     def _values(server: Server) -> dict[str, np.ndarray]:
         return {name: server.values[name] for name in server.names("shared", "group")}
 
+    @override
     def sets(self, server: Server) -> dict[str, Values]:
-        """All models."""
         return {"global": server.values, **{c: server.sets[c] for c in self._names()}}
 
+    @override
     def merge(self, server: Server, updates: Updates) -> None:
         """Average within the clusters."""
         with server.undo_on_error():
@@ -149,11 +154,11 @@ class Ifca(Strategy):
         return found[[_nearest(updates.rows, i, means) for i in range(len(updates))]]
 
 
-def _mean(rows: Rows) -> np.ndarray:
+def _mean(rows: UpdateRows) -> np.ndarray:
     return weighted_sum(rows, np.full(len(rows), 1 / len(rows)))
 
 
-def _nearest(rows: Rows, at: int, means: list[np.ndarray]) -> int:
+def _nearest(rows: UpdateRows, at: int, means: list[np.ndarray]) -> int:
     """Index of the mean that a row is nearest to."""
     row = rows.block(at, at + 1, slice(0, rows.width))[0]
     return int(np.argmin([np.square(row - mean).sum() for mean in means]))

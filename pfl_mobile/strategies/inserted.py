@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import override
+
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.strategies.state import RoundContext, Server
@@ -25,10 +27,12 @@ class Inserted(Strategy):
 
     merges_stale: ClassVar[bool] = True
 
+    @override
     def plan(self, at: RoundContext) -> Plan:
         """As in federated averaging where tensors are shared; else training on the device alone."""
         return super().plan(at) if at.traveling else local_plan(at, *self.phases(at))
 
+    @override
     def merge(self, server: Server, updates: Updates) -> None:
         """As in federated averaging; nothing where nothing was sent."""
         if updates.layout.size:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from typing_extensions import override
+
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.schema import Plan, ServeMix
 from pfl_mobile.strategies.fedavg import FedAvg
@@ -37,6 +39,7 @@ class Interpolation(FedAvg):
         int, Param("passes over a device's examples after the rounds", low=1, high=10_000)
     ] = 1
 
+    @override
     def personal_plan(self, at: RoundContext) -> Plan | None:
         """Fine-tuning of a copy."""
         copy = at.local.train(epochs=self.finetune_epochs, trains="personal")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from typing_extensions import override
+
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.phases import Phase
 from pfl_mobile.strategies.fedavg_finetune import FedAvgFineTune
@@ -36,10 +38,12 @@ class L2SP(FedAvgFineTune):
         0.01
     )
 
+    @override
     def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """One train phase, held near the shipped values."""
         return (at.local.train(mu=self.mu, anchor="initial", prox="implicit"),)
 
+    @override
     def tuning(self) -> dict[str, Any]:
         """Held near the global model."""
         return {"mu": self.mu, "anchor": "global", "prox": "implicit"}

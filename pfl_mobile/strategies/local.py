@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from typing_extensions import override
+
 from pfl_mobile.merge.updates import Updates
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.strategies.registry import register
@@ -31,13 +33,16 @@ class LocalTraining(Strategy):
 
     merges_means: ClassVar[bool] = False
 
+    @override
     def plan(self, at: RoundContext) -> Plan:
         """One train phase, no upload."""
         return Plan(phases=(at.local.train(),), keep=(), seed=at.seed % 2**63)
 
+    @override
     def personal_plan(self, at: RoundContext) -> Plan | None:
         """The same once more."""
         return self.plan(at)
 
+    @override
     def merge(self, server: Server, updates: Updates) -> None:
         """Nothing came, so nothing changes."""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from typing_extensions import override
+
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.strategies.inserted import Inserted, attention_layers
 from pfl_mobile.strategies.registry import register
@@ -44,14 +46,14 @@ class LowRank(Inserted):
     )
     targets: str | Sequence[str] = ()
 
+    @override
     def modules(self, backbone: nn.Module) -> tuple[ModuleConfig, ...]:
-        """The LoRA."""
         from pfl_mobile.modules.lora import LoRA
 
         return (LoRA(self.targets or attention_layers(backbone), rank=self.rank),)
 
+    @override
     def roles(self) -> dict[str, str]:
-        """By ``share``."""
         if self.share == "half":
             return {"*.lora_A": "shared", "*.lora_B": "personal"}
         return {"lora": "shared" if self.share == "all" else "personal"}

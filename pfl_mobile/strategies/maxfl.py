@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.phases import MeasurePhase, Phase
@@ -59,16 +60,19 @@ class Appeal(ByOwnLoss):
     reads: ClassVar[tuple[str, ...]] = (SENT_LOSS, OWN_LOSS)
     warmup: Warmup = 20
 
+    @override
     def measures(self, at: RoundContext) -> tuple[Phase, ...]:
         """F_k with what was sent, and rho_k with what the device trains alone."""
         alone = at.local.train(trains="own", start_from="initial", steps=self.warmup)
         return (*super().measures(at), alone, MeasurePhase(report=OWN_LOSS, at="own"))
 
+    @override
     def own_weight(self, losses: Mapping[str, float], examples: float) -> float:
         """4 q_k; examples do not count."""
         size = abs(losses[SENT_LOSS] - losses[OWN_LOSS])
         return 4 * math.exp(-size) / (1 + math.exp(-size)) ** 2
 
+    @override
     def cohort_weights(self, updates: Updates, server: Server) -> np.ndarray:
         """Proportional to q_k; keeps the share of the cohort that prefers the global model as ``appeal``."""
         gap = updates.report(SENT_LOSS) - updates.report(OWN_LOSS)

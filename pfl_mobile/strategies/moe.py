@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from typing_extensions import override
+
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.strategies.inserted import inner_layers
 from pfl_mobile.strategies.registry import register
@@ -50,6 +52,7 @@ class MixtureOfExperts(Strategy):
     top_k: Annotated[int, Param("experts that count at a position, at most count", low=1)] = 2
     targets: str | Sequence[str] = ()
 
+    @override
     def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """Train experts and gate together.
 
@@ -59,13 +62,14 @@ class MixtureOfExperts(Strategy):
         at.need("personal", self)
         return (at.local.train(),)
 
+    @override
     def modules(self, backbone: nn.Module) -> tuple[ModuleConfig, ...]:
-        """The experts with their gate."""
         from pfl_mobile.modules.experts import Experts
 
         targets = self.targets or inner_layers(backbone)
         return (Experts(targets, count=self.count, rank=self.rank, top_k=self.top_k),)
 
+    @override
     def roles(self) -> dict[str, str]:
         """Experts are shared, the gate is personal."""
         from pfl_mobile.modules.experts import PERSONAL_GATE

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.phases import Phase
@@ -60,18 +61,22 @@ class MultiTask(Strategy):
         Param("how devices are related: all the same, or learned from models", choices=("mean", "learned")),
     ] = "mean"
 
+    @override
     def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """Train, pulled to the related models."""
         return (at.local.train(anchor="related", mu="strength", prox="implicit"),)
 
+    @override
     def begin(self, server: Server) -> None:
         """Nobody has a model yet."""
         server.numbers["multitask"] = {}
 
+    @override
     def sets(self, server: Server) -> dict[str, Values]:
         """What a device gets that nobody is related to."""
         return {"global": server.values, "related": server.values, "strength": self._strength(server, 0.0)}
 
+    @override
     def sets_for(self, server: Server, client: int, group: str) -> dict[str, Values]:
         """The device's own latest model, the related models' combination, the strength of the pull."""
         names, members = self._names(server), self._members(server, group)
@@ -101,6 +106,7 @@ class MultiTask(Strategy):
             "strength": self._strength(server, self.lam * coupling),
         }
 
+    @override
     def merge(self, server: Server, updates: Updates) -> None:
         """Keep every device's model; the global values become the mean of all."""
         with server.undo_on_error():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from typing_extensions import override
+
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.plan.phases import Lookahead, Phase
@@ -40,12 +42,14 @@ class PerFedAvg(Strategy):
     alpha: Annotated[float, Param("step that devices adapt by; 0 is FedAvg", low=0.0)] = 0.01
     adapt_steps: Annotated[int, Param("steps of a device once the rounds are over", low=1, high=100_000)] = 1
 
+    @override
     def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """One train phase on gradients at the adapted model."""
         if self.alpha == 0:
             return (at.local.train(),)
         return (at.local.train(evaluate_at=Lookahead(step=self.alpha)),)
 
+    @override
     def personal_plan(self, at: RoundContext) -> Plan | None:
         """The steps that the initial model was made for."""
         if self.alpha == 0:

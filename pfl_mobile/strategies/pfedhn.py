@@ -8,9 +8,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.hyperparameters import Param
-from pfl_mobile.merge.rows import GROUP
+from pfl_mobile.merge.update_rows import GROUP
 from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.random import derive
 from pfl_mobile.strategies.registry import register
@@ -76,6 +77,7 @@ class PFedHN(Strategy):
     hidden: Annotated[int, Param("width of the hidden layers", low=1)] = 100
     depth: Annotated[int, Param("number of hidden layers", low=1)] = 3
 
+    @override
     def begin(self, server: Server) -> None:
         """Draw the hypernetwork: He's bound for hidden layers, an output layer that is nearly 0, no biases."""
         layout = self._layout(server)
@@ -109,11 +111,12 @@ class PFedHN(Strategy):
         shipped = server.sets["hypernet_shipped"]["theta"]
         return np.asarray(shipped + _forward(server.sets["hypernet"], embeddings)[-1], np.float32)
 
+    @override
     def sets_for(self, server: Server, client: int, group: str) -> dict[str, Values]:
-        """The device's model."""
         flat = self.generate(server, self.embedding_of(server, client)[None])[0]
         return {"global": {**server.values, **self._layout(server).unpack(flat)}}
 
+    @override
     def merge(self, server: Server, updates: Updates) -> None:
         """One step of the hypernetwork and of the cohort's embeddings."""
         with server.undo_on_error():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.hyperparameters import Param
@@ -56,8 +57,8 @@ class PFedMe(Strategy):
     inner_steps: Annotated[int, Param("K, gradient steps on one mini-batch", low=1, high=10_000)] = 5
     prox: Annotated[str, Param("how the pull is applied", choices=("explicit", "implicit"))] = "implicit"
 
+    @override
     def __post_init__(self) -> None:
-        """Refuse hyper-parameters outside their range (ConfigError)."""
         super().__post_init__()
         if self.eta * self.lam > 2:
             raise ConfigError(
@@ -65,10 +66,12 @@ class PFedMe(Strategy):
                 mend="lower eta or lam",
             )
 
+    @override
     def for_steps(self, steps: int) -> dict[str, int]:
         """R: a step of the global model on each mini-batch."""
         return {"local_rounds": steps}
 
+    @override
     def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """R times: the personal model on one mini-batch, and a step of the global one towards it."""
         inner = at.local.train(
@@ -83,14 +86,15 @@ class PFedMe(Strategy):
         reset = CombinePhase(makes="personal", terms=(Term(of="theta"),))
         return (reset, RepeatPhase(times=self.local_rounds, phases=(inner, outer)))
 
+    @override
     def keep(self, at: RoundContext) -> tuple[str, ...]:
-        """The personal model."""
         return ("personal",)
 
+    @override
     def serve(self, at: RoundContext) -> str:
-        """The personal model."""
         return "personal"
 
+    @override
     def apply(self, server: Server, change: Values) -> None:
         """beta times the mean change."""
         super().apply(server, {name: np.float32(self.beta) * delta for name, delta in change.items()})

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import PrivacyError
 from pfl_mobile.hyperparameters import Param
@@ -38,11 +39,13 @@ class QFair(ByOwnLoss):
     q: Power = 1.0
     loss_cap: LossCap = None
 
+    @override
     def check_private(self) -> None:
         """Needs ``loss_cap`` for q > 0."""
         if self.q > 0:
             needed_cap(self, self.loss_cap)
 
+    @override
     def own_weight(self, losses: Mapping[str, float], examples: float) -> float:
         """As said above; a loss below 0 counts as 0."""
         if self.q == 0:
@@ -50,6 +53,7 @@ class QFair(ByOwnLoss):
         share = min(max(losses[SENT_LOSS], 0.0) / needed_cap(self, self.loss_cap), 1.0)
         return examples * float(share**self.q)
 
+    @override
     def cohort_weights(self, updates: Updates, server: Server) -> np.ndarray:
         """Proportional to n_k * F_k^q; the largest loss is scaled to 1 so that no power overflows."""
         losses = np.maximum(updates.report(SENT_LOSS), 0.0) + TINY
@@ -82,6 +86,7 @@ class QFedAvg(Strategy):
     weighting: Weighting = field(default_factory=QFair)
     lipschitz: Lipschitz = 10.0
 
+    @override
     def check_private(self, table: Sequence[DeviceTensorInfo]) -> None:
         """Refuses the step of algorithm 2 (PrivacyError)."""
         if isinstance(self.weighting, QFair):
@@ -91,6 +96,7 @@ class QFedAvg(Strategy):
             )
         super().check_private(table)
 
+    @override
     def merge(self, server: Server, updates: Updates) -> None:
         """The step of algorithm 2."""
         if not isinstance(self.weighting, QFair):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.plan.schema import Plan
@@ -41,10 +42,12 @@ class Reptile(Strategy):
         int, Param("passes over a device's examples once the rounds are over", low=1, high=10_000)
     ] = 1
 
+    @override
     def apply(self, server: Server, change: Values) -> None:
         """Epsilon times the mean change."""
         super().apply(server, {name: np.float32(self.epsilon) * delta for name, delta in change.items()})
 
+    @override
     def personal_plan(self, at: RoundContext) -> Plan | None:
         """The adaptation that the initial model was made for."""
         return local_plan(at, at.local.train(epochs=self.adapt_epochs))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.merge.updates import Updates
@@ -83,14 +84,17 @@ class Scafflix(Strategy):
         drawn = float(uniform(derive(seed, 1), 1)[0])
         return 1 + math.floor(math.log1p(-drawn) / math.log1p(-self.p))
 
+    @override
     def full_sync_steps(self, at: RoundContext) -> int:
         """Those of the round: full synchronization is p = 1."""
         return self.steps(at.seed)
 
+    @override
     def for_steps(self, steps: int) -> dict[str, float]:
         """The p with so many local steps on average between two communications."""
         return {"p": 1 / steps}
 
+    @override
     def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """h_i for the last round, the own optimum, the steps of this round.
 
@@ -111,18 +115,22 @@ class Scafflix(Strategy):
             CombinePhase(group=_SHARED, makes="sent", terms=(Term(of="theta"),)),
         )
 
+    @override
     def copies(self, at: RoundContext) -> dict[str, CopyStart]:
         """-h_i, and what the device sent last: nothing that differs from the average."""
         return {"minus_h": CopyStart(), "sent": CopyStart(of="merged", group=_SHARED)}
 
+    @override
     def keep(self, at: RoundContext) -> tuple[str, ...]:
         """-h_i, what was sent, and the own optimum."""
         return ("minus_h", "sent") if self.alpha == 1 else ("minus_h", "sent", "optimum")
 
+    @override
     def serve(self, at: RoundContext) -> str | ServeMix:
         """The mix with the own optimum."""
         return "theta" if self.alpha == 1 else ServeMix(one="theta", other="optimum", alpha=self.alpha)
 
+    @override
     def personal_plan(self, at: RoundContext) -> Plan | None:
         """The own optimum and, for the steps of an average round, personal tensors once more; shared ones stay."""
         phases: tuple[Phase, ...] = self._optimum(at)
@@ -144,11 +152,13 @@ class Scafflix(Strategy):
 
     # -- the server
 
+    @override
     def sets(self, server: Server) -> dict[str, Values]:
         """The global values, and the last average for the devices that were in it."""
         latest = server.sets.get(_merged(server.round - 1), server.values)
         return {**super().sets(server), "merged": latest}
 
+    @override
     def sets_for(self, server: Server, client: int, group: str) -> dict[str, Values]:
         """For a device that was away, the average that it took part in last."""
         sets = super().sets_for(server, client, group)
@@ -157,6 +167,7 @@ class Scafflix(Strategy):
             sets["merged"] = server.sets[_merged(last)]
         return sets
 
+    @override
     def merge(self, server: Server, updates: Updates) -> None:
         """FedAvg's merge; the average stays until all its devices have been back.
 
@@ -171,6 +182,7 @@ class Scafflix(Strategy):
             for name in [n for n in server.sets if n.startswith(_merged("")) and n not in waiting]:
                 del server.sets[name]
 
+    @override
     def apply(self, server: Server, change: Values) -> None:
         """Keep the average itself, whatever the server optimizer makes of it."""
         old = server.values

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.merge.updates import Updates
 from pfl_mobile.plan.phases import CombinePhase, Phase, Term
@@ -49,6 +50,7 @@ class Scaffold(Strategy):
 
     weighting: Weighting = field(default_factory=Equally)
 
+    @override
     def phases(self, at: RoundContext) -> tuple[Phase, ...]:
         """Corrected training, then the new c_i.
 
@@ -69,26 +71,32 @@ class Scaffold(Strategy):
             ),
         )
 
+    @override
     def copies(self, at: RoundContext) -> dict[str, CopyStart]:
         """c_i, and a correction of zero for tensors that have none."""
         return {"c_i": CopyStart(group=_SHARED), "control": CopyStart()}
 
+    @override
     def keep(self, at: RoundContext) -> tuple[str, ...]:
         """The control variate of the device, c_i."""
         return ("c_i",)
 
+    @override
     def upload_copies(self, at: RoundContext) -> tuple[str, ...]:
         """The change of the device's control variate, c_i."""
         return ("c_i",)
 
+    @override
     def begin(self, server: Server) -> None:
         """The control variate of the server, c, starts at 0."""
         server.sets["c"] = server.zeros("shared")
 
+    @override
     def sets(self, server: Server) -> dict[str, Values]:
         """The global values and c."""
         return {**super().sets(server), "c": server.sets["c"]}
 
+    @override
     def merge(self, server: Server, updates: Updates) -> None:
         """FedAvg's merge, and c.
 

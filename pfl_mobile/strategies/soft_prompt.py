@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from typing_extensions import override
+
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.strategies.inserted import Inserted, first_layer, token_embedding
 from pfl_mobile.strategies.registry import register
@@ -48,8 +50,8 @@ class PromptTuning(Inserted):
     target: str = ""
     strip: bool = True
 
+    @override
     def modules(self, backbone: nn.Module) -> tuple[ModuleConfig, ...]:
-        """The prompt."""
         from torch import nn
 
         from pfl_mobile.modules.head import Head
@@ -60,6 +62,6 @@ class PromptTuning(Inserted):
             return (Head(target, only="bias", name="prompt"),)
         return (SoftPrompt(target, length=self.length, init=self.init, strip=self.strip, name="prompt"),)
 
+    @override
     def roles(self) -> dict[str, str]:
-        """By ``share``."""
         return {"prompt": "shared" if self.share == "all" else "personal"}

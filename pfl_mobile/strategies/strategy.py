@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError, NonFiniteError, PrivacyError
 from pfl_mobile.hyperparameters import check_ranges
@@ -57,6 +58,7 @@ class Strategy:
     weighting: Weighting = field(default_factory=ByExamples)
     optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
 
+    @override
     def __init_subclass__(cls, **arguments: Any) -> None:
         """What a class says of a method holds for that method: a subclass with its own has to say it again."""
         super().__init_subclass__(**arguments)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.hyperparameters import Param
 from pfl_mobile.strategies.fedavg import FedAvg
@@ -67,16 +68,18 @@ class Tilted(ByOwnLoss):
     t: Tilt = 1.0
     loss_cap: LossCap = None
 
+    @override
     def check_private(self) -> None:
         """Needs ``loss_cap`` for t > 0."""
         if self.t > 0:
             needed_cap(self, self.loss_cap)
 
+    @override
     def own_weight(self, losses: Mapping[str, float], examples: float) -> float:
-        """As said above."""
         full = needed_cap(self, self.loss_cap) if self.t > 0 else 0.0
         return examples * math.exp(min(self.t * (losses[SENT_LOSS] - full), 0.0))
 
+    @override
     def cohort_weights(self, updates: Updates, server: Server) -> np.ndarray:
         """Proportional to n_k * exp(t * F_k)."""
         return tilt(updates.report(SENT_LOSS), updates.examples, self.t)

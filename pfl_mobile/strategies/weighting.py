@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import PrivacyError
 from pfl_mobile.hyperparameters import Param, check_ranges
@@ -40,6 +41,7 @@ class Weighting:
     #: What a device's weight is, where it depends on nothing but its examples; None for other weights.
     summed_by: ClassVar[SummedBy | None] = None
 
+    @override
     def __init_subclass__(cls, **arguments: Any) -> None:
         """A subclass with weights of its own has to say itself what they depend on."""
         super().__init_subclass__(**arguments)
@@ -80,8 +82,8 @@ class ByExamples(Weighting):
 
     summed_by: ClassVar[SummedBy | None] = "examples"
 
+    @override
     def weights(self, updates: Updates, server: Server) -> np.ndarray:
-        """The numbers of examples."""
         return weights_of(updates.examples, "examples")
 
 
@@ -91,8 +93,8 @@ class Equally(Weighting):
 
     summed_by: ClassVar[SummedBy | None] = "devices"
 
+    @override
     def weights(self, updates: Updates, server: Server) -> np.ndarray:
-        """1 for each device."""
         return weights_of(updates.examples, "devices")
 
 
@@ -107,6 +109,7 @@ class ByLoss(Weighting):
 
     why_not_private: ClassVar[str] = "a device's weight depends on the losses of others too"
 
+    @override
     def measures(self, at: RoundContext) -> tuple[Phase, ...]:
         """The training loss before training, as the report ``sent_loss``."""
         return (MeasurePhase(report=SENT_LOSS),)
@@ -139,6 +142,7 @@ class ByOwnLoss(ByLoss):
         """Weights of other rounds, float64 [n]."""
         raise NotImplementedError
 
+    @override
     def weights(self, updates: Updates, server: Server) -> np.ndarray:
         """``own_weight`` of each device in private rounds, else ``cohort_weights``."""
         if updates.private:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.data.user_rows import rename_to_labels
 from pfl_mobile.errors import ConfigError, DataError
@@ -70,6 +71,7 @@ class LabelFacts:
         """Nothing but 0 and 1, or two whole numbers: a yes or no, written as numbers."""
         return len(self.few) == 2
 
+    @override
     def __str__(self) -> str:
         """The range of the values."""
         if self.least is None or self.most is None:

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.merge.rows import norms
 from pfl_mobile.merge.rules import Average, Mean, MergeRule
+from pfl_mobile.merge.update_rows import norms
 from pfl_mobile.privacy.cost import simulated
 
 if TYPE_CHECKING:
-    from pfl_mobile.merge.rows import Rows
+    from pfl_mobile.merge.update_rows import UpdateRows
     from pfl_mobile.privacy.config import PrivacyConfig
     from pfl_mobile.study import Study
 
@@ -28,7 +29,8 @@ class _Noted(MergeRule):
 
     seen: list[float] = field(default_factory=list)
 
-    def mean(self, rows: Rows, weights: np.ndarray, *, threads: int = 1) -> Mean:
+    @override
+    def mean(self, rows: UpdateRows, weights: np.ndarray, *, threads: int = 1) -> Mean:
         self.seen.extend(norms(rows).tolist())
         return Average().mean(rows, weights, threads=threads)
 
@@ -89,7 +91,7 @@ class StudyCost:
         privacy = None
         if config is not None:
             fitted = config.model_copy(update={"clip_norm": self.clip_norm, "denominator": None})
-            privacy = simulated(fitted, self.study.cohort, self.scale)
+            privacy = simulated(fitted, self.study.cohort.size, self.scale)
         with self.study.replace(privacy=privacy).run(self.rounds) as result:
             found = result.evaluate()
         self.metric = found.metric

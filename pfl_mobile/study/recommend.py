@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.data.failures import named
 from pfl_mobile.local.results import is_recall
@@ -61,6 +62,7 @@ class Recommendation:
         gain = self.expected_gain and self.expected_gain.to_json()
         return {**vars(self), "expected_gain": gain, "why": list(self.why), "failed": dict(self.failed)}
 
+    @override
     def __str__(self) -> str:
         return "\n".join([self.verdict, *(f"- {sentence}" for sentence in self.why)])
 

@@ -9,6 +9,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 #: Resamples of a bootstrap interval.
 RESAMPLES = 2000
@@ -40,6 +41,7 @@ class Interval:
         """Plain values; None for what is not known."""
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in vars(self).items()}
 
+    @override
     def __str__(self) -> str:
         if math.isnan(self.low):
             return f"{self.mean:+.2f} (one user, so no interval)"

@@ -3,5 +3,13 @@
 from pfl_mobile.text.encoder import TextEncoder
 from pfl_mobile.text.subwords import SubwordTokenizer
 from pfl_mobile.text.tokenizer import WordTokenizer
+from pfl_mobile.text.vocabulary import MIN_USERS, VocabularyReport, VocabularyRule
 
-__all__ = ["SubwordTokenizer", "TextEncoder", "WordTokenizer"]
+__all__ = [
+    "MIN_USERS",
+    "SubwordTokenizer",
+    "TextEncoder",
+    "VocabularyReport",
+    "VocabularyRule",
+    "WordTokenizer",
+]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError, ExportError
 from pfl_mobile.files.sealed import digest
@@ -65,6 +66,7 @@ class _CrossEntropy(torch.autograd.Function):
 class _Forms(ClosedForms):
     """The closed forms that pay on a computer; the rest stays PyTorch's."""
 
+    @override
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

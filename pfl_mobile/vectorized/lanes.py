@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from pfl_mobile.errors import TensorMismatchError, UnknownNameError, near
 from pfl_mobile.rows import Rows
@@ -56,17 +57,21 @@ class Flattened(Mapping[str, FlatSet]):
         self._sets, self._flatten = sets, flatten
         self._made: dict[str, FlatSet] = {}
 
+    @override
     def __getitem__(self, name: str) -> FlatSet:
         if name not in self._made:
             self._made[name] = self._flatten(self._sets[name], name)
         return self._made[name]
 
+    @override
     def __contains__(self, name: object) -> bool:
         return name in self._sets
 
+    @override
     def __iter__(self) -> Iterator[str]:
         return iter(self._sets)
 
+    @override
     def __len__(self) -> int:
         return len(self._sets)
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import case, func, or_, select, update
 
-from pfl_server.storage.models import Assignment, Device, Round
+from pfl_server.storage.models import Assignment, EnrolledDevice, Round
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -81,14 +81,14 @@ def note_lapses(session: Session, rounds: RoundsConfig, devices: Iterable[str | 
     first = task_s(rounds)
     steps = max(1, ceil(log2(max(MOST_REST_S / first, 1.0))) + 1)
     rest = case(
-        *((Device.lapses == lapses, now + rest_s(rounds, lapses + 1)) for lapses in range(steps)),
+        *((EnrolledDevice.lapses == lapses, now + rest_s(rounds, lapses + 1)) for lapses in range(steps)),
         else_=now + rest_s(rounds, steps + 1),
     )
     for begin in range(0, len(known), _ROWS):
         session.execute(
-            update(Device)
-            .where(Device.id.in_(known[begin : begin + _ROWS]))
-            .values(rests_until=rest, lapses=Device.lapses + 1)
+            update(EnrolledDevice)
+            .where(EnrolledDevice.id.in_(known[begin : begin + _ROWS]))
+            .values(rests_until=rest, lapses=EnrolledDevice.lapses + 1)
             .execution_options(synchronize_session=False)
         )
 
@@ -96,8 +96,8 @@ def note_lapses(session: Session, rounds: RoundsConfig, devices: Iterable[str | 
 def forgive(session: Session, device: str) -> None:
     """Forget the lapses of a device that answered with an update."""
     session.execute(
-        update(Device)
-        .where(Device.id == device, Device.lapses > 0)
+        update(EnrolledDevice)
+        .where(EnrolledDevice.id == device, EnrolledDevice.lapses > 0)
         .values(lapses=0, rests_until=0.0)
         .execution_options(synchronize_session=False)
     )
@@ -108,14 +108,14 @@ def held_long(mine: Assignment, now: float) -> bool:
     return now - mine.assigned > (mine.expires - mine.assigned) / 2
 
 
-def resting(rounds: RoundsConfig, device: Device, now: float) -> bool:
+def resting(rounds: RoundsConfig, device: EnrolledDevice, now: float) -> bool:
     """Whether a device rests; not for longer than there is rest, whatever was done to the clock."""
     return now < device.rests_until <= now + rest_s(rounds, 10**6)
 
 
 def awake(rounds: RoundsConfig, now: float) -> ColumnElement[bool]:
     """What is true of a device that does not rest."""
-    return or_(Device.rests_until <= now, Device.rests_until > now + rest_s(rounds, 10**6))
+    return or_(EnrolledDevice.rests_until <= now, EnrolledDevice.rests_until > now + rest_s(rounds, 10**6))
 
 
 # -- invitations
@@ -135,8 +135,12 @@ def invite(
         which: what must be true of a device that may be in the round.
     """
     since = now - ASKED_S - 1.2 * rounds.retry_s
-    asked = select(Device.id, Device.source, Device.last_round >= 0).where(
-        Device.asked >= since, Device.asked <= now, Device.state == "active", awake(rounds, now), *which
+    asked = select(EnrolledDevice.id, EnrolledDevice.source, EnrolledDevice.last_round >= 0).where(
+        EnrolledDevice.asked >= since,
+        EnrolledDevice.asked <= now,
+        EnrolledDevice.state == "active",
+        awake(rounds, now),
+        *which,
     )
     by_source: dict[Hashable, list[str]] = defaultdict(list)
     for device, of, proven in session.execute(asked):
@@ -145,8 +149,8 @@ def invite(
     chosen = shared_out(by_source, most)
     for begin in range(0, len(chosen), _ROWS):
         session.execute(
-            update(Device)
-            .where(Device.id.in_(chosen[begin : begin + _ROWS]))
+            update(EnrolledDevice)
+            .where(EnrolledDevice.id.in_(chosen[begin : begin + _ROWS]))
             .values(invited=number)
             .execution_options(synchronize_session=False)
         )
@@ -180,11 +184,13 @@ def placed(session: Session, number: int, *which: ColumnElement[bool]) -> int:
         .where(Assignment.round == number, Assignment.state.in_(PLACED))
     )
     if which:
-        found = found.join(Device, Device.id == Assignment.device).where(*which)
+        found = found.join(EnrolledDevice, EnrolledDevice.id == Assignment.device).where(*which)
     return int(session.scalar(found) or 0)
 
 
-def no_place(session: Session, rounds: RoundsConfig, at: Round, device: Device, now: float) -> Reason | None:
+def no_place(
+    session: Session, rounds: RoundsConfig, at: Round, device: EnrolledDevice, now: float
+) -> Reason | None:
     """Why there is no place in a round for a device that may be in it; None where there is one.
 
     Args:
@@ -201,19 +207,25 @@ def no_place(session: Session, rounds: RoundsConfig, at: Round, device: Device, 
     if device.invited == at.number or not at.opened <= now < reserved_until(rounds, at):
         return None
     there = select(Assignment.id).where(
-        Assignment.round == at.number, Assignment.device == Device.id, Assignment.state.not_in(PLACED)
+        Assignment.round == at.number, Assignment.device == EnrolledDevice.id, Assignment.state.not_in(PLACED)
     )
     kept = int(
         session.scalar(
-            select(func.count()).where(Device.invited == at.number, Device.state == "active", ~there.exists())
+            select(func.count()).where(
+                EnrolledDevice.invited == at.number, EnrolledDevice.state == "active", ~there.exists()
+            )
         )
         or 0
     )
-    free, other = at.most - kept, Device.invited != at.number
+    free, other = at.most - kept, EnrolledDevice.invited != at.number
     if placed(session, at.number, other) >= free:
         return "full"
-    strangers = select(Device.id).where(Device.state == "active", Device.source != device.source).limit(1)
+    strangers = (
+        select(EnrolledDevice.id)
+        .where(EnrolledDevice.state == "active", EnrolledDevice.source != device.source)
+        .limit(1)
+    )
     if session.scalar(strangers) is None:
         return None
-    own = placed(session, at.number, other, Device.source == device.source)
+    own = placed(session, at.number, other, EnrolledDevice.source == device.source)
     return "full" if own >= ceil(free / 2) else None

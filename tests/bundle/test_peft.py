@@ -88,6 +88,7 @@ def test_adapter_made_by_peft_is_read_with_its_own_scale(tmp_path: Path) -> None
         torch.testing.assert_close(model(*example), theirs(*example), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow  # imports peft
 def test_target_is_the_whole_path_not_its_ending(tmp_path: Path) -> None:
     torch.manual_seed(0)
     inner = nn.ModuleDict({"head": nn.Linear(4, 4)})

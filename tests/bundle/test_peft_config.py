@@ -144,6 +144,7 @@ def test_what_is_understood_gives_what_peft_gives(name: str, tmp_path: Path) -> 
         torch.testing.assert_close(model(TOKENS), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow  # imports peft
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes_are_read_to_the_last_bit(dtype: torch.dtype, tmp_path: Path) -> None:
     expected = made(tmp_path, {}, dtype)
@@ -165,6 +166,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow  # imports peft
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_would_compute_something_else_is_refused_by_name(name: str, tmp_path: Path) -> None:
     changes, named = REFUSED[name]
@@ -263,6 +265,7 @@ def test_settings_that_are_off_or_of_the_origin_are_passed_over(
     import_model(personalize(net(), Q_V), adapter(off | origin))
 
 
+@pytest.mark.slow  # imports peft
 def test_every_setting_of_the_installed_peft_is_known() -> None:
     import peft
 
@@ -375,6 +378,7 @@ def test_pickled_adapters_are_not_opened(tmp_path: Path) -> None:
     assert "safe_serialization=True" in error.value.mend
 
 
+@pytest.mark.slow  # imports peft
 @pytest.mark.parametrize("target", ["classifier", "classifier.2", "embed"])
 def test_layers_trained_as_a_whole_travel_both_ways(target: str, tmp_path: Path) -> None:
     import peft

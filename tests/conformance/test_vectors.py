@@ -228,6 +228,21 @@ def test_trainer_vectors_cover_adopting_keeping_and_skipping():
     assert statuses["fedavg"] == statuses["pfedme"] == "adopted"
 
 
+def test_strategy_vectors_cover_all_strategies_and_what_their_plans_do():
+    cases = load("strategies.json")["cases"]
+    assert len({case["strategy"] for case in cases}) == len(cases) == 34
+    plans = [Plan.model_validate_json(json.dumps(run["plan"])) for case in cases for run in case["runs"]]
+    assert {phase.kind for plan in plans for phase in plan.steps()} == {
+        "train",
+        "move",
+        "combine",
+        "measure",
+        "choose",
+    }
+    assert {run["status"] for case in cases for run in case["runs"]} == {"adopted", "kept"}
+    assert any(run["state"]["copies"] for case in cases for run in case["runs"])
+
+
 def test_slots_hold_no_digits_and_no_blocked_words():
     import hashlib
     import hmac

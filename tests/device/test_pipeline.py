@@ -13,7 +13,7 @@ from pfl_mobile.device.privacy import PrivacyPolicy
 from pfl_mobile.device.sent import SentNoise
 from pfl_mobile.files.tensors import tensors_from_bytes
 from pfl_mobile.local.state import PersonalState, PersonalStateStore
-from pfl_mobile.protocol.bodies import Task
+from pfl_mobile.protocol.bodies import RoundTask
 from pfl_mobile.protocol.update_file import parse_prefix
 from tests.device.conftest import ID, linear_model
 from tests.local.fake import Linear, linear_rows, sgd
@@ -36,7 +36,7 @@ def task(**changes):
         "expires_in_s": 100.0,
         "update_url": "/v1/x",
     }
-    return Task.model_validate(base | changes)
+    return RoundTask.model_validate(base | changes)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from pfl_mobile.errors import ConfigError, NonFiniteError, PrivacyError
 from pfl_mobile.federation.round import Answer, Bounds, RoundDefinition, RoundPlan, sets_read
 from pfl_mobile.merge.robust import Krum, Median, NormBound
-from pfl_mobile.merge.rows import MatrixRows
+from pfl_mobile.merge.update_rows import MatrixRows
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.privacy import PrivateRounds, SimulatedNoise, checked_privacy
 from pfl_mobile.strategies import Local, Strategy, create

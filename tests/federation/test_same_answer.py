@@ -21,8 +21,8 @@ import torch
 from pfl_mobile.bundle import Bundle
 from pfl_mobile.errors import PflError
 from pfl_mobile.federation.compose import compose
-from pfl_mobile.merge.rows import MatrixRows, norms
 from pfl_mobile.merge.rules import create_rule, rule_entries
+from pfl_mobile.merge.update_rows import MatrixRows, norms
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.plan.upload import UpdateLayout

@@ -90,7 +90,7 @@ def test_the_encoder_is_what_manifest_and_file_say(tmp_path: Path, bundle: Bundl
     def opened(text: str, **entry: Any) -> TextEncoder | None:
         path = tmp_path / "tokenizer.json"
         path.write_text(text, encoding="utf-8")
-        told = manifest.TextEncoder(length=8, batch=2, vocabulary=500, **entry)
+        told = manifest.TextEncoderEntry(length=8, batch=2, vocabulary=500, **entry)
         return text_encoder(SimpleNamespace(manifest=SimpleNamespace(encoder=told), tokenizer_path=path))
 
     old = WordTokenizer.train(["see you"], 9, VERSION_1).to_json()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pfl_mobile.errors import ConfigError, NonFiniteError, TooFewUpdatesError, UnknownNameError
 from pfl_mobile.merge.robust import GeometricMedian, Krum, Median, MultiKrum, NormBound, TrimmedMean, assumed
-from pfl_mobile.merge.rows import MatrixRows
 from pfl_mobile.merge.rules import Average, MergeRule, anomaly_scores, create_rule, rule_entries
+from pfl_mobile.merge.update_rows import MatrixRows
 
 NAMES = [entry.name for entry in rule_entries()]
 RULES = [create_rule(name) for name in NAMES]
@@ -111,7 +111,7 @@ def test_trimmed_mean_leaves_out_both_ends(count: int, width: int, seed: int, at
 
 def test_columns_in_several_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = honest(9, 1000, 0)
-    monkeypatch.setattr("pfl_mobile.merge.rows.by_columns.__kwdefaults__", {"scratch": 4 * 9 * 64})
+    monkeypatch.setattr("pfl_mobile.merge.update_rows.by_columns.__kwdefaults__", {"scratch": 4 * 9 * 64})
     for rule in (Median(), TrimmedMean()):
         cut = rule._cut(9)
         np.testing.assert_allclose(

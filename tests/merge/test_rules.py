@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import ConfigError, NonFiniteError, TooFewUpdatesError, UnknownNameError
-from pfl_mobile.merge.rows import MatrixRows
 from pfl_mobile.merge.rules import Average, anomaly_scores, create_rule, parts_of, rule_entries
+from pfl_mobile.merge.update_rows import MatrixRows
 
 
 def rows(*values: object) -> MatrixRows:

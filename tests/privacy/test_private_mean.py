@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from pfl_mobile.errors import ConfigError, NonFiniteError
-from pfl_mobile.merge.rows import COLUMNS, GROUP, MatrixRows
+from pfl_mobile.merge.update_rows import COLUMNS, GROUP, MatrixRows
 from pfl_mobile.privacy import (
     DeviceNoise,
     Gaussian,

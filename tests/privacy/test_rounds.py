@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import LedgerError, NonFiniteError, PrivacyBudgetError, StateError
-from pfl_mobile.merge.rows import MatrixRows
+from pfl_mobile.merge.update_rows import MatrixRows
 from pfl_mobile.privacy import (
     AdaptiveClipping,
     Gaussian,

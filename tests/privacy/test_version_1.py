@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.merge.rows import MatrixRows
+from pfl_mobile.merge.update_rows import MatrixRows
 from pfl_mobile.privacy import (
     DeviceNoise,
     Fixed,

@@ -17,7 +17,7 @@ from pfl_server.services import Services
 from pfl_server.storage.models import (
     Assignment,
     AuditEntry,
-    Device,
+    EnrolledDevice,
     EnrolmentToken,
     EvaluationSum,
     Federation,
@@ -111,7 +111,7 @@ def _devices(
                 "seen": seen,
             }
         )
-    session.execute(insert(Device), rows)
+    session.execute(insert(EnrolledDevice), rows)
     return [(str(row["id"]), str(row["group"])) for row in rows if row["state"] == "active"]
 
 

@@ -19,7 +19,7 @@ import pytest
 import uvicorn
 
 from pfl_mobile.errors import ConfigError, TensorFileError
-from pfl_mobile.merge import rows
+from pfl_mobile.merge import update_rows as rows
 from pfl_server import launch
 from pfl_server.app import create_app
 from pfl_server.errors import BlobMissingError, DatabaseError

@@ -17,7 +17,7 @@ from pfl_server.federation.config import RoundsConfig
 from pfl_server.identity.devices import DeviceIdentity
 from pfl_server.places import MOST_REST_S, rest_s, shared_out, source
 from pfl_server.rounds.check_in import check_in
-from pfl_server.storage.models import Device, Federation, Round
+from pfl_server.storage.models import EnrolledDevice, Federation, Round
 from tests.server.conftest import device_of
 from tests.server.testbed import Small, federation_config, small, update_of
 
@@ -85,7 +85,7 @@ def enrolled_with(f: Small, token: str, count: int) -> list[dict[str, str]]:
     found = f.enrol(count)
     with f.services.database.write() as session:
         for headers in found:
-            session.get_one(Device, device_of(headers)).source = source(b"key", "token", token)
+            session.get_one(EnrolledDevice, device_of(headers)).source = source(b"key", "token", token)
     return found
 
 
@@ -136,13 +136,13 @@ def test_a_rest_grows_lasts_over_a_restart_and_is_forgiven(tmp_path):
     with small(tmp_path, clock=f.clock) as again:
         f = again
         with f.services.database.read() as session:
-            assert session.get_one(Device, device_of(one)).lapses == 4
+            assert session.get_one(EnrolledDevice, device_of(one)).lapses == 4
         assert f.check_in(one)["reason"] == "too_soon"
         f.clock.pass_time(1e5)
         f.step()
         f.send(one)
         with f.services.database.read() as session:
-            found = session.get_one(Device, device_of(one))
+            found = session.get_one(EnrolledDevice, device_of(one))
             assert (found.lapses, found.rests_until) == (0, 0.0)
 
 
@@ -169,7 +169,9 @@ def test_who_sends_nonsense_rests(tmp_path):
 def test_a_clock_set_back_does_not_make_a_rest_longer(tmp_path):
     with small(tmp_path, federation_config(), devices=1) as f:
         with f.services.database.write() as session:
-            session.get_one(Device, device_of(f.devices[0])).rests_until = f.clock() + 10 * MOST_REST_S
+            session.get_one(EnrolledDevice, device_of(f.devices[0])).rests_until = (
+                f.clock() + 10 * MOST_REST_S
+            )
         assert f.check_in(f.devices[0])["status"] == "task"
 
 
@@ -240,10 +242,10 @@ def test_a_source_is_a_tag_that_tells_sources_apart_and_names_none():
 def test_devices_are_tagged_when_they_enrol_and_the_tag_goes_when_they_leave(tmp_path):
     with small(tmp_path, federation_config(), devices=2) as f:
         with f.services.database.read() as session:
-            tags = {d.source for d in session.query(Device)}
+            tags = {d.source for d in session.query(EnrolledDevice)}
             assert session.get_one(Federation, 1).next_index == 2
         assert len(tags) == 1
         assert tags != {""}
         assert f.client.delete("/v1/devices/me", headers=f.devices[0]).status_code == 204
         with f.services.database.read() as session:
-            assert session.get_one(Device, device_of(f.devices[0])).source == ""
+            assert session.get_one(EnrolledDevice, device_of(f.devices[0])).source == ""

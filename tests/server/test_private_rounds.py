@@ -7,7 +7,7 @@ import pytest
 
 from pfl_mobile.errors import ConfigError, PrivacyError
 from pfl_mobile.merge.private import PrivateRule
-from pfl_mobile.merge.rows import MatrixRows
+from pfl_mobile.merge.update_rows import MatrixRows
 from pfl_mobile.privacy import Gaussian, Ledger, PrivateRounds, SecureNoise, SimulatedNoise
 from pfl_mobile.strategies import Server, Updates, create
 from pfl_server.storage.models import LedgerEntry

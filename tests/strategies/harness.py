@@ -14,7 +14,7 @@ import numpy as np
 from pfl_mobile.errors import TrainingError
 from pfl_mobile.local import phases
 from pfl_mobile.local.session import Programs
-from pfl_mobile.merge.rows import FileRows, RowFile
+from pfl_mobile.merge.update_rows import FileRows, RowFile
 from pfl_mobile.plan import upload
 from pfl_mobile.plan.check import check_plan
 from pfl_mobile.plan.optimizers import Sgd

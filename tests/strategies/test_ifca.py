@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pfl_mobile.merge import rows
+from pfl_mobile.merge import update_rows as rows
 from pfl_mobile.strategies import ifca
 from pfl_mobile.strategies.fedavg import FedAvg
 from pfl_mobile.strategies.ifca import CLUSTER, TRIES, Ifca, k_means

@@ -12,8 +12,8 @@ import pytest
 from pfl_mobile.errors import ConfigError, PrivacyError, TooFewUpdatesError
 from pfl_mobile.merge.private import PrivateRule
 from pfl_mobile.merge.robust import Median
-from pfl_mobile.merge.rows import FileRows, MatrixRows, RowFile, Rows
 from pfl_mobile.merge.rules import Average, create_rule, rule_entries
+from pfl_mobile.merge.update_rows import FileRows, MatrixRows, RowFile, UpdateRows
 from pfl_mobile.plan.upload import UpdateLayout
 from pfl_mobile.privacy import Gaussian, IndependentNoise, PrivacyConfig, PrivateMean, SimulatedNoise
 from pfl_mobile.strategies import Updates, create, entry, names
@@ -75,7 +75,7 @@ def private_rule(given: PrivacyConfig | None = None) -> PrivateRule:
     return PrivateRule(given, PrivateMean(given, mechanism).mean)
 
 
-def updates(count: int = 5, changes: np.ndarray | Rows | None = None, **more: Any) -> Updates:
+def updates(count: int = 5, changes: np.ndarray | UpdateRows | None = None, **more: Any) -> Updates:
     rng = np.random.default_rng(3)
     drawn = rng.standard_normal((count, LAYOUT.size), np.float32)
     return Updates(
@@ -96,10 +96,10 @@ def flat(values: dict[str, np.ndarray]) -> np.ndarray:
 
 
 @pytest.fixture(params=["memory", "files"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[np.ndarray], np.ndarray | Rows]:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[np.ndarray], np.ndarray | UpdateRows]:
     """The same changes in memory and in files."""
 
-    def on_disk(matrix: np.ndarray) -> Rows:
+    def on_disk(matrix: np.ndarray) -> UpdateRows:
         files = []
         for i, row in enumerate(matrix):
             path = tmp_path / f"{i}"
@@ -286,7 +286,7 @@ def test_a_merge_never_holds_all_updates(name: str, monkeypatch: pytest.MonkeyPa
     class Streamed:
         """Rows that show themselves to functions for rows only."""
 
-        def __init__(self, rows: Rows) -> None:
+        def __init__(self, rows: UpdateRows) -> None:
             self.rows, self.width = rows, rows.width
 
         def __len__(self) -> int:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pfl_mobile.errors import ConfigError, PrivacyError
 from pfl_mobile.federation.checks import check_own_noise
 from pfl_mobile.merge.private import PrivateRule
-from pfl_mobile.merge.rows import MatrixRows
+from pfl_mobile.merge.update_rows import MatrixRows
 from pfl_mobile.plan.phases import MeasurePhase
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.plan.upload import UpdateLayout

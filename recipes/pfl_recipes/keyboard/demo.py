@@ -29,7 +29,7 @@ from pfl_mobile.text.vocabulary import VocabularyRule
 from .baselines import BaselineComparison, compare_presage, compare_trigram, pieces
 from .keystrokes import Score, Suggest, score
 from .plots import draw
-from .recipe import Prepared, Recipe, deploy, prepare
+from .recipe import KeyboardRecipe, Prepared, deploy, prepare
 
 #: ``report(what, fraction done or None)``.
 Report = Callable[[str, float | None], None]
@@ -95,7 +95,7 @@ def run(
     *,
     engine: str = "executorch",
     presage: bool = False,
-    recipe: Recipe | None = None,
+    recipe: KeyboardRecipe | None = None,
     vocabulary: VocabularyRule | None = None,
     min_messages: int = 100,
 ) -> dict[str, Any]:

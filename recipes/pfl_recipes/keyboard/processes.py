@@ -48,7 +48,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class DeviceMetrics:
     """What a device measured on its test part: top-3 recall from 0 to 1, the labels' weight, and the loss."""
 
     top3: float
@@ -56,7 +56,7 @@ class Metrics:
     loss: float
 
     @classmethod
-    def of(cls, event: Mapping[str, Any], what: str) -> Metrics:
+    def of(cls, event: Mapping[str, Any], what: str) -> DeviceMetrics:
         """Of an event's ``shared`` or ``personalized`` metrics."""
         return cls(event[what]["top3"], event["weight"], event[what].get("loss", math.nan))
 
@@ -72,8 +72,8 @@ class Seen:
         base: the version that a round began with.
     """
 
-    shared: dict[int, dict[str, Metrics]] = field(default_factory=dict)
-    personalized: dict[int, dict[str, Metrics]] = field(default_factory=dict)
+    shared: dict[int, dict[str, DeviceMetrics]] = field(default_factory=dict)
+    personalized: dict[int, dict[str, DeviceMetrics]] = field(default_factory=dict)
     declined: dict[int, set[str]] = field(default_factory=dict)
     base: dict[int, int] = field(default_factory=dict)
 
@@ -85,10 +85,10 @@ class Seen:
         elif kind == "declined":
             self.declined.setdefault(event["round"], set()).add(device)
         elif kind == "measured" and "top3" in event["shared"]:
-            self.shared.setdefault(event["version"], {})[device] = Metrics.of(event, "shared")
+            self.shared.setdefault(event["version"], {})[device] = DeviceMetrics.of(event, "shared")
         elif kind == "reported" and "top3" in event["shared"]:
-            self.shared.setdefault(self.base[event["round"]], {})[device] = Metrics.of(event, "shared")
-            self.personalized.setdefault(event["round"], {})[device] = Metrics.of(event, "personalized")
+            self.shared.setdefault(self.base[event["round"]], {})[device] = DeviceMetrics.of(event, "shared")
+            self.personalized.setdefault(event["round"], {})[device] = DeviceMetrics.of(event, "personalized")
 
     def over(self, number: int, devices: int) -> bool:
         """Whether a round is over: all devices have answered, or there are answers in a later one."""
@@ -101,18 +101,18 @@ class Seen:
         after = self.base.get(number + 1, max(self.shared, default=0))
         return Figures(number, top3(self.shared.get(after, {})), top3(found), len(found))
 
-    def own(self) -> dict[int, dict[str, Metrics]]:
+    def own(self) -> dict[int, dict[str, DeviceMetrics]]:
         """Metrics of what serves after a round, by the version that the round made and device."""
         return {self.base[number] + 1: found for number, found in sorted(self.personalized.items())}
 
 
-def top3(found: Mapping[str, Metrics]) -> float:
+def top3(found: Mapping[str, DeviceMetrics]) -> float:
     """Recall over all labels of these devices, in percent."""
     weight = sum(m.weight for m in found.values())
     return 100.0 * sum(m.top3 * m.weight for m in found.values()) / weight if weight else math.nan
 
 
-def loss(found: Mapping[str, Metrics]) -> float:
+def loss(found: Mapping[str, DeviceMetrics]) -> float:
     """Mean over these devices, each counting the same."""
     return statistics.fmean(m.loss for m in found.values()) if found else math.nan
 

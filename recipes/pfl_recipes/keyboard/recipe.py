@@ -12,7 +12,7 @@ import torch
 
 from pfl_mobile import LoRA, NgramMemory, VocabularySlots, data
 from pfl_mobile.errors import TooFewUsersError
-from pfl_mobile.files.places import cache_dir
+from pfl_mobile.files.cache_dir import cache_dir
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.plan.optimizers import AdamW
@@ -54,7 +54,7 @@ ADAPTED = r"re:blocks\.\d+\.(attention\.(query|value)|feed_forward\.(up|down))"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class KeyboardRecipe:
     """Everything that decides the keyboard. The defaults won the comparison in README.md beside this file.
 
     Attributes:
@@ -138,9 +138,9 @@ class Recipe:
 
 
 #: Settings of datasets that differ from the defaults.
-RECIPES: dict[str, Recipe] = {
+RECIPES: dict[str, KeyboardRecipe] = {
     # long, edited sentences in a style of their own: far more text, so fewer passes over it
-    "sotu": Recipe(
+    "sotu": KeyboardRecipe(
         train=TrainConfig(epochs=2, max_steps=1200),
         gate_epochs=None,
         memory=4096,
@@ -150,9 +150,9 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def recipe_for(source: str) -> Recipe:
+def recipe_for(source: str) -> KeyboardRecipe:
     """The settings for a dataset."""
-    return RECIPES.get(source, Recipe())
+    return RECIPES.get(source, KeyboardRecipe())
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Prepared:
     """
 
     source: str
-    recipe: Recipe
+    recipe: KeyboardRecipe
     model: PersonalizedModel
     tokenizer: WordTokenizer
     parts: data.Split
@@ -186,7 +186,7 @@ class Prepared:
 def prepare(
     source: str | None = None,
     *,
-    recipe: Recipe | None = None,
+    recipe: KeyboardRecipe | None = None,
     min_messages: int = 100,
     report: Report | None = None,
     vocabulary: VocabularyRule | None = None,
@@ -239,7 +239,7 @@ def prepare(
     return Prepared(source, recipe, model, tokenizer, parts, general, dataset.counts_left_out())
 
 
-def _encoder(tokenizer: WordTokenizer, recipe: Recipe) -> TextEncoder:
+def _encoder(tokenizer: WordTokenizer, recipe: KeyboardRecipe) -> TextEncoder:
     return TextEncoder(tokenizer, recipe.model.length, recipe.model.vocabulary, recipe.slots)
 
 
@@ -250,7 +250,9 @@ def _counts(tokenizer: WordTokenizer) -> dict[str, int]:
     return {f.name: getattr(found, f.name) for f in fields(found) if f.name != "rule"}
 
 
-def _split(dataset: data.UserText, recipe: Recipe, rule: VocabularyRule, min_messages: int) -> data.Split:
+def _split(
+    dataset: data.UserText, recipe: KeyboardRecipe, rule: VocabularyRule, min_messages: int
+) -> data.Split:
     """Users to train on and held-out ones; a single user is trained on, where the rule lets one person's words ship."""
     rule.check_users(len(dataset.users))
     if len(dataset.users) == 1:
@@ -279,7 +281,7 @@ class _Seen:
     others: data.UserText
 
     @classmethod
-    def of(cls, users: data.UserText, recipe: Recipe, min_users: int) -> _Seen:
+    def of(cls, users: data.UserText, recipe: KeyboardRecipe, min_users: int) -> _Seen:
         try:
             most, others = gate_users(users, seed=recipe.seed, at_least=min_users)
         except TooFewUsersError:  # the gate then keeps its defaults, and the report says so
@@ -300,7 +302,7 @@ def _table(encoder: TextEncoder, texts: _Texts, model: PersonalizedModel, rule: 
 
 
 def _train(
-    encoder: TextEncoder, seen: _Seen, recipe: Recipe, rule: VocabularyRule, say: Report
+    encoder: TextEncoder, seen: _Seen, recipe: KeyboardRecipe, rule: VocabularyRule, say: Report
 ) -> dict[str, Any]:
     """The backbone's weights, and the gate's with everybody's n-grams."""
     say("encode the text", None)
@@ -367,7 +369,7 @@ def _fit(
     model: PersonalizedModel,
     encoder: TextEncoder,
     seen: _Seen,
-    recipe: Recipe,
+    recipe: KeyboardRecipe,
     rule: VocabularyRule,
     say: Report,
 ) -> torch.Tensor | None:
@@ -409,7 +411,7 @@ def _fit(
     return None if table is None else fitted.trust
 
 
-def _digest(recipe: Recipe, seen: _Seen, rule: VocabularyRule) -> str:
+def _digest(recipe: KeyboardRecipe, seen: _Seen, rule: VocabularyRule) -> str:
     settings = asdict(replace(recipe, suggestions=0, holdout=0.1))
     chosen = {**asdict(rule), "blocked": sorted(rule.blocked)}
     digest = hashlib.sha256(json.dumps([3, settings, chosen], sort_keys=True).encode())

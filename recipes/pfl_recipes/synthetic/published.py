@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile import data
 from pfl_mobile.data.populations import ArrayPopulation, Population
@@ -42,6 +43,7 @@ class TestedPerFedAvg(PerFedAvg):
 
     beta: float = 0.002
 
+    @override
     def personal_plan(self, at: RoundContext) -> Plan | None:
         """Two steps, each on a batch of its own."""
         first, second = (at.local.train(steps=1, optimizer=Sgd(lr=lr)) for lr in (self.alpha, self.beta))
@@ -54,8 +56,8 @@ class TestedPFedMe(PFedMe):
     object as the model's parameters, into which w_i is written before the measurement.
     """
 
+    @override
     def serve(self, at: RoundContext) -> str:
-        """w_i."""
         return "theta"
 
 

@@ -15,6 +15,8 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from pfl_server.identity.credentials import SECRET_PATTERN
 
 if TYPE_CHECKING:
@@ -30,8 +32,8 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 class JsonLines(logging.Formatter):
     """One JSON object a record: ``time`` (UTC), ``level``, ``logger``, ``event`` and the fields given as ``extra``."""
 
+    @override
     def format(self, record: logging.LogRecord) -> str:
-        """See `logging.Formatter.format`."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, Any] = {
             "time": f"{moment}.{int(record.msecs):03d}Z",

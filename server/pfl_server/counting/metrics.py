@@ -14,8 +14,9 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
+from typing_extensions import override
 
-from pfl_server.storage.models import Assignment, Device, Federation, LedgerEntry, Round
+from pfl_server.storage.models import Assignment, EnrolledDevice, Federation, LedgerEntry, Round
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,6 +87,7 @@ class _OfDatabase(Collector):
         self._database = database
         self._families: dict[str, GaugeMetricFamily] = {}
 
+    @override
     def collect(self) -> Iterable[Metric]:
         with self._database.read() as session:
             federation = session.get(Federation, 1)
@@ -104,7 +106,9 @@ class _OfDatabase(Collector):
             self._add("pfl_clip_norm", "L2 bound on updates.", federation.clip_norm)
 
     def _add_counts(self, session: Session) -> None:
-        for name, count in session.execute(select(Device.state, func.count()).group_by(Device.state)):
+        for name, count in session.execute(
+            select(EnrolledDevice.state, func.count()).group_by(EnrolledDevice.state)
+        ):
             self._add("pfl_devices", "Devices by state.", count, state=name)
         for name, count in session.execute(select(Round.state, func.count()).group_by(Round.state)):
             self._add("pfl_rounds", "Rounds by state.", count, state=name)

@@ -14,11 +14,12 @@ from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException
+from typing_extensions import override
 
 from pfl_mobile.errors import PflError
 from pfl_server.counting.rate_limits import TokenBuckets
 from pfl_server.dashboard.html import page
-from pfl_server.dashboard.session import FORM_S, SESSION_S, Sessions, Signed
+from pfl_server.dashboard.sign_in import FORM_S, SESSION_S, Sessions, Signed
 from pfl_server.identity import credentials
 from pfl_server.problems import AdminDisabled, AdminRequired, NotFound, Problem
 from pfl_server.reports import queries
@@ -245,6 +246,7 @@ def answer(request: Request, seen: View, template: str, /, **values: Any) -> Res
 class HtmlRoute(APIRoute):
     """Answers problems as pages."""
 
+    @override
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The route's handler, with errors turned into pages."""
         handler = super().get_route_handler()

@@ -21,7 +21,7 @@ from pfl_mobile.local.state import ModelId
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.plan.upload import check_sends
 from pfl_mobile.privacy import Ledger, PrivateRounds, SecureNoise, require_secure
-from pfl_mobile.privacy.events import dp_accounting
+from pfl_mobile.privacy.accounting_events import dp_accounting
 from pfl_mobile.protocol.bodies import BundleId
 from pfl_mobile.protocol.update_file import size_limit
 from pfl_mobile.strategies.state import Server, Values
@@ -29,7 +29,7 @@ from pfl_server.errors import BlobMissingError
 from pfl_server.federation.checks import check_config
 from pfl_server.federation.config import FederationConfig
 from pfl_server.identity.credentials import new_secrets
-from pfl_server.storage.models import Device, Federation, LedgerEntry, Version
+from pfl_server.storage.models import EnrolledDevice, Federation, LedgerEntry, Version
 from pfl_server.storage.seal import check_seal, check_statement, seal
 from pfl_server.storage.sets import get_state, put_set, put_state
 
@@ -206,7 +206,9 @@ class Runtime:
         """Devices in all: as configured, which is public; else those that take part now."""
         if self.config.privacy.population is not None:
             return self.config.privacy.population
-        active = session.scalar(select(func.count()).select_from(Device).where(Device.state == "active"))
+        active = session.scalar(
+            select(func.count()).select_from(EnrolledDevice).where(EnrolledDevice.state == "active")
+        )
         return max(int(active or 0), 1)
 
     def state(self, key: str) -> Server:

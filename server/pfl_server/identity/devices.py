@@ -9,7 +9,7 @@ from sqlalchemy import select
 from pfl_server.identity import credentials
 from pfl_server.problems import DeviceRevoked, unauthorized
 from pfl_server.storage.database import Database
-from pfl_server.storage.models import Device
+from pfl_server.storage.models import EnrolledDevice
 
 #: Compared with for devices that are not there, so that these take as long.
 _NOBODY = "0" * 64
@@ -43,9 +43,12 @@ def identify(database: Database, credential: str) -> DeviceIdentity:
     device, digest = parsed
     with database.read() as session:
         found = session.execute(  # a label, as `index` of a row is the method of tuples
-            select(Device.index.label("place"), Device.group, Device.state, Device.secret_sha256).where(
-                Device.id == device
-            )
+            select(
+                EnrolledDevice.index.label("place"),
+                EnrolledDevice.group,
+                EnrolledDevice.state,
+                EnrolledDevice.secret_sha256,
+            ).where(EnrolledDevice.id == device)
         ).one_or_none()
     matches = credentials.same(found.secret_sha256 if found else _NOBODY, digest)
     if found is None or not matches or found.state == "left":

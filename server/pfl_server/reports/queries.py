@@ -17,7 +17,7 @@ from pfl_server.reports.wording import MERGE_FAILED
 from pfl_server.storage.models import (
     Assignment,
     AuditEntry,
-    Device,
+    EnrolledDevice,
     EnrolmentToken,
     Federation,
     LedgerEntry,
@@ -168,18 +168,20 @@ def rounds(session: Session, before: int | None = None, limit: int = PAGE) -> li
 def devices(session: Session, now: float) -> DeviceCounts:
     """Devices by state, and those heard of in the last hour, day and 30 days."""
     found: Counter[str] = Counter()
-    for state, count in session.execute(select(Device.state, func.count()).group_by(Device.state)):
+    for state, count in session.execute(
+        select(EnrolledDevice.state, func.count()).group_by(EnrolledDevice.state)
+    ):
         found[state] = count
 
     def since(seconds: float) -> int:
-        return session.scalar(select(func.count()).where(Device.seen >= now - seconds)) or 0
+        return session.scalar(select(func.count()).where(EnrolledDevice.seen >= now - seconds)) or 0
 
     return DeviceCounts(found, since(3600), since(86400), since(30 * 86400))
 
 
-def device(session: Session, device_id: str) -> Device | None:
+def device(session: Session, device_id: str) -> EnrolledDevice | None:
     """A device by its id."""
-    return session.get(Device, device_id)
+    return session.get(EnrolledDevice, device_id)
 
 
 def tasks_of(session: Session, device_id: str, limit: int = PAGE) -> list[Assignment]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pfl_mobile.federation.round import Answer
-from pfl_mobile.merge.rows import weighted_sum
 from pfl_mobile.merge.rules import anomaly_scores
+from pfl_mobile.merge.update_rows import weighted_sum
 
 if TYPE_CHECKING:
     from pfl_mobile.federation.round import MergeInput

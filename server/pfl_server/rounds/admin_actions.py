@@ -23,8 +23,8 @@ from pfl_server.storage.locks import LOCK
 from pfl_server.storage.models import (
     Assignment,
     AuditEntry,
-    Device,
     EndedSession,
+    EnrolledDevice,
     EnrolmentToken,
     Federation,
     Round,
@@ -165,7 +165,7 @@ class Actions:
         with self._writing() as (session, _):
             unmerged = select(Round.number).where(Round.state.in_(("open", "closing")))
             numbers = list(session.scalars(unmerged.with_for_update(**LOCK)))
-            device = session.get(Device, device_id, with_for_update=LOCK)
+            device = session.get(EnrolledDevice, device_id, with_for_update=LOCK)
             if device is None:
                 raise _no("device", device_id)
             if device.state != "active":

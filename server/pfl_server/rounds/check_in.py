@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
-from pfl_mobile.protocol.bodies import CheckedIn, CheckIn, Download, Task, TaskPrivacy, TensorLayout
+from pfl_mobile.protocol.bodies import CheckedIn, CheckIn, Download, RoundTask, TaskPrivacy, TensorLayout
 from pfl_server.identity.credentials import new_id
 from pfl_server.places import ASKED_S, no_place, note_lapses, resting
 from pfl_server.problems import DeviceRevoked, OtherBundle
 from pfl_server.rounds.selection import turned_away
 from pfl_server.storage.federation_row import open_round
-from pfl_server.storage.models import Assignment, Device, Federation, Round, Version
+from pfl_server.storage.models import Assignment, EnrolledDevice, Federation, Round, Version
 from pfl_server.storage.sets import put_set
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def check_in(services: Services, identity: DeviceIdentity, body: CheckIn) -> Che
     now = services.clock()
     with services.database.read() as session:
         federation = session.get_one(Federation, 1)
-        device = session.get_one(Device, identity.id)
+        device = session.get_one(EnrolledDevice, identity.id)
         at = open_round(session)
         mine = session.scalars(_of(device.id)).first()
         if mine is not None and mine.state == "assigned" and mine.expires > now:
@@ -84,7 +84,12 @@ def _of(device: str) -> Any:
 
 
 def _assign(
-    services: Services, session: Session, number: int, device: Device, body: CheckIn, sets: dict[str, Any]
+    services: Services,
+    session: Session,
+    number: int,
+    device: EnrolledDevice,
+    body: CheckIn,
+    sets: dict[str, Any],
 ) -> Reason | None:
     """Give the device its task, unless something changed meanwhile; then why not."""
     now, config = services.clock(), services.runtime.config.rounds
@@ -94,7 +99,7 @@ def _assign(
     at = session.get_one(Round, number, with_for_update=lock)
     if at.state != "open" or (at.deadline is not None and at.deadline <= now):
         return "between_rounds"
-    current = session.get_one(Device, device.id)
+    current = session.get_one(EnrolledDevice, device.id)
     if current.state != "active":
         raise DeviceRevoked("this device was excluded from the federation", mend="stop taking part")
     for old in session.scalars(_of(device.id)):
@@ -134,7 +139,7 @@ def _assign(
     return None
 
 
-def _own_sets(services: Services, at: Round, device: Device) -> dict[str, Any]:
+def _own_sets(services: Services, at: Round, device: EnrolledDevice) -> dict[str, Any]:
     """Store the sets of one device alone, where the strategy has such."""
     runtime = services.runtime
     if not runtime.definition.has_own_sets:
@@ -152,7 +157,7 @@ def _task(services: Services, session: Session, mine: Assignment) -> CheckedIn:
     known = runtime.round_plan(at.number, at.plan)
     privacy = runtime.config.privacy
     sets = {**at.sets, **mine.sets}
-    task = Task(
+    task = RoundTask(
         id=mine.id,
         round=mine.round,
         version=mine.base,
@@ -184,13 +189,13 @@ def _wait(config: RoundsConfig, reason: Reason) -> CheckedIn:
     return CheckedIn(status="wait", retry_after_s=config.retry_s * random.uniform(0.8, 1.2), reason=reason)
 
 
-def _seen(services: Services, device: Device, body: CheckIn, now: float, *, waits: bool) -> None:
+def _seen(services: Services, device: EnrolledDevice, body: CheckIn, now: float, *, waits: bool) -> None:
     """Note that a device was here, and where it ``waits`` for a place, that it asked for one."""
     asks = waits and not 0 <= now - device.asked < ASKED_S
     if now - device.seen < SEEN_S and not asks:
         return
     with services.database.write() as session:
-        current = session.get_one(Device, device.id)
+        current = session.get_one(EnrolledDevice, device.id)
         current.seen, current.facts = now, body.facts.model_dump(mode="json")
         if asks:
             current.asked = now

@@ -16,7 +16,7 @@ from pfl_server.storage.locks import LOCK
 from pfl_server.storage.models import (
     Assignment,
     AuditEntry,
-    Device,
+    EnrolledDevice,
     Federation,
     LedgerEntry,
     Round,
@@ -235,8 +235,8 @@ def _note_participation(services: Services, session: Session, at: Round) -> None
     if not services.runtime.config.privacy.trusts_aggregator:
         devices = select(Assignment.device).where(*_may_have_sent(at), Assignment.device.is_not(None))
         session.execute(
-            update(Device)
-            .where(Device.id.in_(devices))
+            update(EnrolledDevice)
+            .where(EnrolledDevice.id.in_(devices))
             .values(last_round=at.number)
             .execution_options(synchronize_session=False)
         )

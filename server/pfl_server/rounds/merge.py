@@ -20,7 +20,7 @@ import numpy as np
 from sqlalchemy import and_, or_, select, update
 
 from pfl_mobile.errors import LedgerError, PflError, StateError, TensorFileError
-from pfl_mobile.merge.rows import FileRows, RowFile
+from pfl_mobile.merge.update_rows import FileRows, RowFile
 from pfl_server.errors import BlobError, BlobMissingError, DatabaseError, MergeMemoryError
 from pfl_server.rounds.accepted_updates import Accepted, merge_scores, merged_weights, summary
 from pfl_server.rounds.lifecycle import end_without_merge
@@ -28,7 +28,7 @@ from pfl_server.storage.federation_row import pause_itself
 from pfl_server.storage.locks import LOCK, changed, lapsed
 from pfl_server.storage.models import (
     Assignment,
-    Device,
+    EnrolledDevice,
     Federation,
     LedgerEntry,
     Round,
@@ -39,7 +39,7 @@ from pfl_server.storage.sets import get_state, put_set, put_state
 
 if TYPE_CHECKING:
     from pfl_mobile.federation.round import RoundPlan
-    from pfl_mobile.merge.rows import Rows
+    from pfl_mobile.merge.update_rows import UpdateRows
     from pfl_mobile.privacy import PrivateRounds
     from pfl_mobile.strategies.state import Server
     from pfl_server.federation.runtime import Runtime
@@ -176,7 +176,9 @@ def _compute(services: Services, number: int, checkpoint: Checkpoint) -> Merged 
             return None
         population = runtime.population(session)
         known = runtime.round_plan(number, at.plan)
-        found = select(Assignment, Device.index, Device.group).join(Device, Device.id == Assignment.device)
+        found = select(Assignment, EnrolledDevice.index, EnrolledDevice.group).join(
+            EnrolledDevice, EnrolledDevice.id == Assignment.device
+        )
         mine = (Assignment.round == number, Assignment.state == "accepted")
         rows = [
             Accepted(
@@ -191,7 +193,7 @@ def _compute(services: Services, number: int, checkpoint: Checkpoint) -> Merged 
                 offset=int(a.offset or 0),
                 norm=float(a.norm or 0.0),
             )
-            for a, index, group in session.execute(found.where(*mine).order_by(Device.index))
+            for a, index, group in session.execute(found.where(*mine).order_by(EnrolledDevice.index))
         ]
         server, noise = get_state(services.blobs, version.state_blob, runtime.table, population)
         private = runtime.private_rounds(session, noise)
@@ -210,7 +212,7 @@ def merge_rows(
     server: Server,
     private: PrivateRounds,
     known: RoundPlan,
-    stored: Rows,
+    stored: UpdateRows,
     rows: Sequence[Accepted],
     population: int,
     staleness: np.ndarray,
@@ -300,8 +302,8 @@ def _publish(
             Assignment.round == number, Assignment.state == "merged"
         )
         session.execute(
-            update(Device)
-            .where(Device.id.in_(taking_part))
+            update(EnrolledDevice)
+            .where(EnrolledDevice.id.in_(taking_part))
             .values(last_round=number)
             .execution_options(synchronize_session=False)
         )

@@ -15,7 +15,7 @@ from sqlalchemy import func, or_, select
 
 from pfl_mobile.privacy import Poisson
 from pfl_server.places import awake, no_place, resting
-from pfl_server.storage.models import Assignment, Device, Federation, LedgerEntry, Round
+from pfl_server.storage.models import Assignment, EnrolledDevice, Federation, LedgerEntry, Round
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -110,12 +110,12 @@ def opening_of(session: Session, config: FederationConfig, federation: Federatio
 
 def _population(config: FederationConfig) -> tuple[ColumnElement[bool], ...]:
     """What is true of devices that are drawn from: somebody who enrols many others must not be most of them."""
-    active = Device.state == "active"
-    return (active,) if config.open_sampling else (active, Device.vouched.is_(True))
+    active = EnrolledDevice.state == "active"
+    return (active,) if config.open_sampling else (active, EnrolledDevice.vouched.is_(True))
 
 
 def _devices(session: Session, which: tuple[ColumnElement[bool], ...]) -> Iterator[tuple[str, int]]:
-    found = select(Device.id, Device.index).where(*which).execution_options(yield_per=10_000)
+    found = select(EnrolledDevice.id, EnrolledDevice.index).where(*which).execution_options(yield_per=10_000)
     return ((device, index) for device, index in session.execute(found))
 
 
@@ -141,12 +141,12 @@ def rested(session: Session, config: FederationConfig) -> tuple[ColumnElement[bo
         counted = select(LedgerEntry.round).order_by(LedgerEntry.round.desc())
         taken = may_have_sent()
     newest = session.scalar(counted.offset(separation(config) - 1).limit(1))
-    far = Device.last_round <= (-1 if newest is None else newest)
+    far = EnrolledDevice.last_round <= (-1 if newest is None else newest)
     most = config.privacy.max_participations
     if most is None:
         return (far,)
-    times = select(func.count()).where(Assignment.device == Device.id, taken).scalar_subquery()
-    return far, or_(Device.last_round < 0, times < most)
+    times = select(func.count()).where(Assignment.device == EnrolledDevice.id, taken).scalar_subquery()
+    return far, or_(EnrolledDevice.last_round < 0, times < most)
 
 
 def may_have_sent() -> ColumnElement[bool]:
@@ -157,20 +157,23 @@ def may_have_sent() -> ColumnElement[bool]:
     return or_(Assignment.state != "declined", Assignment.began.is_not(None))
 
 
-def _rested(session: Session, config: FederationConfig, device: Device) -> bool:
+def _rested(session: Session, config: FederationConfig, device: EnrolledDevice) -> bool:
     if device.last_round < 0:  # most devices, most of the time
         return True
     return (
-        session.scalar(select(Device.id).where(Device.id == device.id, *rested(session, config))) is not None
+        session.scalar(
+            select(EnrolledDevice.id).where(EnrolledDevice.id == device.id, *rested(session, config))
+        )
+        is not None
     )
 
 
 def may_come(session: Session, config: FederationConfig, at: Round, most: int) -> int:
     """Devices that have no task of a round where none are drawn, and may get one; counted up to ``most``."""
-    mine = select(Assignment.id).where(Assignment.round == at.number, Assignment.device == Device.id)
+    mine = select(Assignment.id).where(Assignment.round == at.number, Assignment.device == EnrolledDevice.id)
     in_time = () if at.deadline is None else (awake(config.rounds, at.deadline),)
-    free = select(Device.id).where(
-        Device.state == "active", ~mine.exists(), *rested(session, config), *in_time
+    free = select(EnrolledDevice.id).where(
+        EnrolledDevice.state == "active", ~mine.exists(), *rested(session, config), *in_time
     )
     return int(session.scalar(select(func.count()).select_from(free.limit(most).subquery())) or 0)
 
@@ -180,7 +183,7 @@ def turned_away(
     config: FederationConfig,
     federation: Federation,
     at: Round | None,
-    device: Device,
+    device: EnrolledDevice,
     body: CheckIn,
     now: float,
 ) -> Reason | None:

@@ -7,9 +7,11 @@ import os
 import secrets
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from pfl_mobile.files.atomic import disk_errors, open_private, private_folder, sync_folder
 from pfl_server.errors import BlobError, BlobMissingError
-from pfl_server.storage.blobs import checked_key, checked_prefix
+from pfl_server.storage.blobs import Blobs, checked_key, checked_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +23,7 @@ PIECE = 128 << 10
 _SCRATCH = ".scratch"
 
 
-class FileBlobs:
+class FileBlobs(Blobs):
     """Blobs below a folder: key ``sets/ab12`` is the file ``sets/ab12``.
 
     A file is finished and flushed in ``.scratch`` before it gets its name, so a name always stands for the whole
@@ -36,8 +38,8 @@ class FileBlobs:
         private_folder(self._folder, ours=(_SCRATCH,))
         private_folder(self.scratch)
 
+    @override
     def put_file(self, key: str, path: Path) -> None:
-        """See `Blobs.put_file`."""
         target = self._path(key)
         with disk_errors(target):
             fd = os.open(path, os.O_RDONLY)
@@ -47,8 +49,8 @@ class FileBlobs:
                 os.close(fd)
             self._rename(path, target)
 
+    @override
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """See `Blobs.put`."""
         target = self._path(key)
         temporary = self.scratch / f"put-{secrets.token_hex(8)}"
         with disk_errors(target):
@@ -61,47 +63,48 @@ class FileBlobs:
             finally:
                 temporary.unlink(missing_ok=True)
 
+    @override
     def get(self, key: str) -> bytes:
-        """See `Blobs.get`."""
         with _missing(key):
             return self._path(key).read_bytes()
 
     @contextlib.contextmanager
+    @override
     def local(self, key: str) -> Iterator[Path]:
-        """See `Blobs.local`: the file itself."""
+        """The file itself."""
         path = self._path(key)
         if self.size(key) is None:
             raise no_such(key)
         yield path
 
+    @override
     def read(self, key: str, first: int, last: int) -> Iterator[bytes]:
-        """See `Blobs.read`."""
         with _missing(key):
             file = self._path(key).open("rb")
         return _pieces(file, first, last)
 
+    @override
     def size(self, key: str) -> int | None:
-        """See `Blobs.size`."""
         try:
             return self._path(key).stat().st_size
         except FileNotFoundError:
             return None
 
+    @override
     def delete(self, key: str) -> None:
-        """See `Blobs.delete`."""
         path = self._path(key)
         with disk_errors(path):
             path.unlink(missing_ok=True)
 
+    @override
     def keys(self, prefix: str) -> Iterator[str]:
-        """See `Blobs.keys`."""
         folder = checked_prefix(prefix).rpartition("/")[0]
         for found in self._below(self._folder / folder, f"{folder}/" if folder else ""):
             if found.startswith(prefix):
                 yield found
 
+    @override
     def check(self) -> None:
-        """See `Blobs.check`."""
         if not os.access(self.scratch, os.W_OK | os.X_OK):
             raise BlobError(
                 f"the folder {self._folder} is missing or cannot be written",

@@ -47,7 +47,7 @@ class Federation(Base):
     created: Mapped[float] = mapped_column(Float)
 
 
-class Device(Base):
+class EnrolledDevice(Base):
     """An enrolled device. Nothing here says whose it is.
 
     Attributes:

@@ -7,10 +7,12 @@ import secrets
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
+from typing_extensions import override
+
 from pfl_mobile.errors import ConfigError, missing_package
 from pfl_mobile.files.atomic import disk_errors, private_folder
 from pfl_server.errors import BlobError, BlobMissingError
-from pfl_server.storage.blobs import checked_key, checked_prefix
+from pfl_server.storage.blobs import Blobs, checked_key, checked_prefix
 from pfl_server.storage.files import PIECE, no_such
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ _OPTIONS = ("endpoint_url", "region", "addressing")
 _ABSENT = ("NoSuchKey", "NotFound", "404")
 
 
-class S3Blobs:
+class S3Blobs(Blobs):
     """Blobs as objects: key ``sets/ab12`` is the object ``prefix/sets/ab12``.
 
     An object appears whole or not at all, and is durable once its upload was answered.
@@ -68,27 +70,29 @@ class S3Blobs:
             ),
         )
 
+    @override
     def put_file(self, key: str, path: Path) -> None:
-        """See `Blobs.put_file`; large files go in several parts."""
+        """Large files go in several parts."""
         with self._typed(key):
             self._client.upload_file(str(path), self._bucket, self._name(key))
         with disk_errors(path):
             path.unlink()
 
+    @override
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """See `Blobs.put`."""
         with self._typed(key):
             self._client.put_object(Bucket=self._bucket, Key=self._name(key), Body=bytes(data))
 
+    @override
     def get(self, key: str) -> bytes:
-        """See `Blobs.get`."""
         with self._typed(key):
             found: bytes = self._client.get_object(Bucket=self._bucket, Key=self._name(key))["Body"].read()
         return found
 
     @contextlib.contextmanager
+    @override
     def local(self, key: str) -> Iterator[Path]:
-        """See `Blobs.local`: a copy in ``scratch``, removed at the end."""
+        """A copy in ``scratch``, removed at the end."""
         path = self.scratch / f"local-{secrets.token_hex(8)}"
         try:
             with self._typed(key), disk_errors(path):
@@ -97,8 +101,8 @@ class S3Blobs:
         finally:
             path.unlink(missing_ok=True)
 
+    @override
     def read(self, key: str, first: int, last: int) -> Iterator[bytes]:
-        """See `Blobs.read`."""
         if last <= first:
             return iter(())
         with self._typed(key):
@@ -111,8 +115,8 @@ class S3Blobs:
         with contextlib.closing(body), self._typed(key):
             yield from body.iter_chunks(PIECE)
 
+    @override
     def size(self, key: str) -> int | None:
-        """See `Blobs.size`."""
         try:
             with self._typed(key):
                 return int(
@@ -121,21 +125,21 @@ class S3Blobs:
         except BlobMissingError:
             return None
 
+    @override
     def delete(self, key: str) -> None:
-        """See `Blobs.delete`."""
         with self._typed(key):
             self._client.delete_object(Bucket=self._bucket, Key=self._name(key))
 
+    @override
     def keys(self, prefix: str) -> Iterator[str]:
-        """See `Blobs.keys`."""
         pages = self._client.get_paginator("list_objects_v2")
         with self._typed(prefix):
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + checked_prefix(prefix)):
                 for found in page.get("Contents", ()):
                     yield found["Key"].removeprefix(self._prefix)
 
+    @override
     def check(self) -> None:
-        """See `Blobs.check`."""
         with self._typed("the bucket"):
             self._client.head_bucket(Bucket=self._bucket)
 

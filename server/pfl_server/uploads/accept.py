@@ -13,7 +13,7 @@ from pfl_server.places import forgive, note_lapses
 from pfl_server.problems import Problem
 from pfl_server.storage.federation_row import open_round
 from pfl_server.storage.locks import changed
-from pfl_server.storage.models import Assignment, Device, Federation, Round
+from pfl_server.storage.models import Assignment, EnrolledDevice, Federation, Round
 from pfl_server.uploads.group_commit import Together
 from pfl_server.uploads.partial_file import Scan, remove_parts
 
@@ -180,7 +180,7 @@ def _accept_one(services: Services, session: Session, stored: Stored, rounds: Ma
     current = check_open(services, session, found.mine, rounds[found.mine.round])
     if current.number not in rounds or current.state != "open":  # opened, or closed, a moment ago
         raise between_rounds()
-    if session.scalar(select(Device.state).where(Device.id == found.mine.device)) != "active":
+    if session.scalar(select(EnrolledDevice.state).where(EnrolledDevice.id == found.mine.device)) != "active":
         raise problems.DeviceRevoked("this device was excluded from the federation", mend="stop taking part")
     done = session.execute(
         update(Assignment)

@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pfl_mobile.protocol.answers import HEADER
@@ -170,6 +171,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._sending: _Sending | None = None
         self._unread_since: float | None = None
 
+    @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The client must send a head from now on."""
         super().connection_made(_Counted(transport))  # type: ignore[arg-type]
@@ -185,6 +187,7 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self._wait_for_head()
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
         self._connections.leave(self)
@@ -213,6 +216,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._sending = _Sending(now, sent)
         return self._sending.is_stuck(now, sent, limits)
 
+    @override
     def data_received(self, data: bytes) -> None:
         """Parse what came, unless the request has too much beside its body."""
         if self.transport.is_closing():
@@ -227,6 +231,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._wait_for_head()
         self._note_waiting()
 
+    @override
     def on_message_begin(self) -> None:
         """A new request.
 
@@ -238,11 +243,13 @@ class BoundedHttp(HttpToolsProtocol):
         self._beside, self._in_head = 0, True
         super().on_message_begin()
 
+    @override
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header; one more than there may be is as good as a thousand."""
         if len(self.headers) <= HEADERS:
             super().on_header(name, value)
 
+    @override
     def on_headers_complete(self) -> None:
         """The head is whole, and maybe came at once."""
         self._stop_waiting()
@@ -254,23 +261,27 @@ class BoundedHttp(HttpToolsProtocol):
         self._in_head = False
         self.waits_since = None
 
+    @override
     def on_response_complete(self) -> None:
         """The next request is waited for."""
         super().on_response_complete()
         self._note_waiting()
 
+    @override
     def on_body(self, body: bytes) -> None:
         """Bytes of the body count for themselves, and permit as many of framing."""
         self._beside -= 2 * len(body)
         if not self._in_head:  # of a refused head otherwise
             super().on_body(body)
 
+    @override
     def on_message_complete(self) -> None:
         """The request is whole; a head may follow."""
         if not self._in_head:
             super().on_message_complete()
         self._in_head = True
 
+    @override
     def send_400_response(self, msg: str) -> None:
         """End a connection on which something came that is no HTTP; uvicorn calls it.
 

@@ -16,11 +16,11 @@ from pfl_mobile.text.specials import SPECIALS
 from pfl_mobile.text.vocabulary import VocabularyRule
 from pfl_recipes.keyboard.model import KeyboardConfig
 from pfl_recipes.keyboard.ngrams import build_table
-from pfl_recipes.keyboard.recipe import Recipe, deploy, prepare
+from pfl_recipes.keyboard.recipe import KeyboardRecipe, deploy, prepare
 from pfl_recipes.keyboard.training import TrainConfig
 from tests.recipes.keyboard.small import encoder, rows
 
-SMALL = Recipe(
+SMALL = KeyboardRecipe(
     model=KeyboardConfig(vocabulary=64, length=8, width=16, layers=1, heads=2, feed_forward=32),
     train=TrainConfig(epochs=1, max_steps=3),
     gate_epochs=1,

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from pfl_server.app import create_app
 from pfl_server.dashboard.access import COUNTED_S, FORM_COOKIE, SESSION_COOKIE, safe_next
 from pfl_server.dashboard.charts import BarPart, Level, Line, Mark, Point, bar, line_chart, ticks
-from pfl_server.dashboard.session import SESSION_S, Sessions
+from pfl_server.dashboard.sign_in import SESSION_S, Sessions
 from pfl_server.federation.config import EvaluationConfig, FederationConfig
 from pfl_server.reports import wording as words
 from pfl_server.reports.quality import history, shown_groups
@@ -26,8 +26,8 @@ from pfl_server.settings import ServerSettings
 from pfl_server.storage.models import (
     Assignment,
     AuditEntry,
-    Device,
     EndedSession,
+    EnrolledDevice,
     EnrolmentToken,
     EvaluationSum,
     Federation,
@@ -161,14 +161,16 @@ class TestPages:
             elif place == "error":
                 session.get_one(Round, 7).error = HOSTILE
             elif place == "facts":
-                session.scalars(select(Device).order_by(Device.id).limit(1)).one().facts = {HOSTILE: HOSTILE}
+                session.scalars(select(EnrolledDevice).order_by(EnrolledDevice.id).limit(1)).one().facts = {
+                    HOSTILE: HOSTILE
+                }
             elif place == "reason":
                 session.execute(
                     text("UPDATE assignments SET reason = :r WHERE state = 'refused'"), {"r": HOSTILE}
                 )
             else:
                 session.add(AuditEntry(at=now, actor=HOSTILE, action=HOSTILE, detail={HOSTILE: [HOSTILE]}))
-            device = session.scalars(select(Device.id).order_by(Device.id).limit(1)).one()
+            device = session.scalars(select(EnrolledDevice.id).order_by(EnrolledDevice.id).limit(1)).one()
         if place == "group":
             object.__setattr__(admin.services.runtime.config, "groups", (*GROUPS, HOSTILE))
         met = False
@@ -566,7 +568,9 @@ class TestActing:
 
     def test_a_device_is_found_by_its_id_and_revoked(self, admin: Server) -> None:
         with admin.services.database.read() as session:
-            found = session.scalars(select(Device.id).where(Device.state == "active").limit(1)).one()
+            found = session.scalars(
+                select(EnrolledDevice.id).where(EnrolledDevice.state == "active").limit(1)
+            ).one()
         root = page(admin, f"/devices?device={found.upper()}")
         assert found in root.text
         assert act(admin, f"/devices/{found}/revoke", sure="true", note="emulator").status_code == 303

@@ -16,12 +16,12 @@ from sqlalchemy import select
 
 from pfl_mobile.bundle import Bundle
 from pfl_server.dashboard.access import SESSION_COOKIE
-from pfl_server.dashboard.session import SESSION_S, Sessions
+from pfl_server.dashboard.sign_in import SESSION_S, Sessions
 from pfl_server.federation.config import FederationConfig
 from pfl_server.identity import credentials
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
-from pfl_server.storage.models import Assignment, AuditEntry, Device, Federation, Version
+from pfl_server.storage.models import Assignment, AuditEntry, EnrolledDevice, Federation, Version
 from tests.server.conftest import ADMIN_TOKEN, GENEROUS, missing, serving
 from tests.server.filled import fill, filled_config
 
@@ -286,7 +286,9 @@ def test_an_admin_acts_without_scripts(site: tuple[str, Services], open_browser:
     _press(driver, ".steer button")
     driver.get(url + "/devices")
     with services.database.read() as session:
-        device = session.scalars(select(Device.id).where(Device.state == "active").limit(1)).one()
+        device = session.scalars(
+            select(EnrolledDevice.id).where(EnrolledDevice.state == "active").limit(1)
+        ).one()
     _one(driver, "input[name=device]").send_keys(device)
     _press(driver, "main form button")
     _one(driver, "input[name=sure]").click()

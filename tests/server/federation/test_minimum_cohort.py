@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfl_mobile.errors import ConfigError, TooFewUpdatesError
-from pfl_mobile.merge.rows import MatrixRows
 from pfl_mobile.merge.rules import rule_entries
+from pfl_mobile.merge.update_rows import MatrixRows
 from pfl_mobile.privacy import Fixed, Gaussian, NoNoise, Poisson, Unsampled
 from pfl_server.federation import defaults
 from pfl_server.federation.minimum_cohort import (

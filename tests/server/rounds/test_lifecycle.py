@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pfl_server.rounds.selection import Draw
-from pfl_server.storage.models import Device
+from pfl_server.storage.models import EnrolledDevice
 from tests.server.testbed import FIXED, POISSON, federation_config, small, update_of
 
 
@@ -95,7 +95,7 @@ def test_a_draw_without_replacement_ends_at_its_deadline_whatever_those_drawn_an
         f.step()
         draw = Draw.parse(f.round().selection)
         with f.services.database.read() as session:
-            indexes = [d.index for d in session.query(Device) if draw.chosen(d.id, d.index)]
+            indexes = [d.index for d in session.query(EnrolledDevice) if draw.chosen(d.id, d.index)]
         drawn = [f.devices[index] for index in indexes]
         decline(f, drawn[0])
         assert after_a_while(f) == "open"

@@ -11,7 +11,7 @@ from sqlalchemy import update
 
 from pfl_mobile.errors import ConfigError
 from pfl_server.rounds.selection import Draw
-from pfl_server.storage.models import Device
+from pfl_server.storage.models import EnrolledDevice
 from tests.server.basics import ADMIN_TOKEN
 from tests.server.testbed import FIXED, GAUSSIAN, POISSON, federation_config, small
 
@@ -59,7 +59,7 @@ def test_a_poisson_round_takes_who_is_drawn_and_ends_at_its_deadline(tmp_path):
         f.step()
         draw = Draw.parse(f.round().selection)
         with f.services.database.read() as session:
-            drawn = {d.index for d in session.query(Device) if draw.chosen(d.id, d.index)}
+            drawn = {d.index for d in session.query(EnrolledDevice) if draw.chosen(d.id, d.index)}
         for index, device in enumerate(f.devices):
             if index in drawn:
                 f.send(device)
@@ -96,7 +96,7 @@ def test_devices_that_nobody_vouches_for_are_neither_counted_nor_drawn(tmp_path,
         token = f.client.post("/v1/admin/tokens", json={}, headers=ADMIN).json()["token"]
         f.enrol(3, token=token)
         with f.services.database.write() as session:  # as from the time when enrolment was open
-            session.execute(update(Device).values(vouched=Device.index > 0))
+            session.execute(update(EnrolledDevice).values(vouched=EnrolledDevice.index > 0))
         f.step()
         assert f.check_in(f.devices[0])["status"] == "wait"
         if sampling == "fixed":

@@ -18,7 +18,7 @@ from tests.server.conftest import free_port
 KEY = "sets/" + "ab" * 32
 
 
-@pytest.fixture(params=["files", "s3"])
+@pytest.fixture(params=["files", pytest.param("s3", marks=pytest.mark.slow)])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
     if request.param == "files":
         return open_blobs(str(tmp_path / "blobs"))

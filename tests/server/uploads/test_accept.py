@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from pfl_server.storage.models import Device, Round
+from pfl_server.storage.models import EnrolledDevice, Round
 from tests.server.testbed import code, federation_config, small, update_of
 
 
@@ -38,7 +38,7 @@ def test_an_update_in_a_round_that_closed_meanwhile_is_refused(f):
 def test_a_revoked_device_is_refused(f):
     task = f.task(f.devices[0])
     with f.services.database.write() as session:
-        session.query(Device).update({"state": "revoked"})
+        session.query(EnrolledDevice).update({"state": "revoked"})
     assert code(f.put(f.devices[0], task, update_of(task))) == "device-revoked"
 
 

@@ -89,7 +89,7 @@ def get_round(on: On, _: Actor, number: Number) -> bodies.RoundDetail:
     summary="End a round without a merge",
     responses=_problems(NotFound, Conflict, body=True),
 )
-def abandon_round(on: On, actor: Actor, number: Number, body: bodies.NoteBody) -> bodies.Done:
+def abandon_round(on: On, actor: Actor, number: Number, body: bodies.NoteBody) -> bodies.StateBody:
     """Its updates are thrown away and its tasks are over. Nothing is published, so it costs no privacy, unless the
     devices add the noise themselves: then what they sent counts.
     """
@@ -161,7 +161,7 @@ def get_device(on: On, _: Actor, device_id: HexId) -> bodies.DeviceBody:
     summary="End a device's part",
     responses=_problems(NotFound, Conflict, body=True),
 )
-def revoke_device(on: On, actor: Actor, device_id: HexId, body: bodies.NoteBody) -> bodies.Done:
+def revoke_device(on: On, actor: Actor, device_id: HexId, body: bodies.NoteBody) -> bodies.StateBody:
     """Its credential is refused from now on, and its update that is not merged yet is thrown away."""
     Actions(on, actor).revoke(device_id, body.note)
     return _done(on)
@@ -255,14 +255,14 @@ def get_ledger(on: On, _: Actor) -> bodies.LedgerFile:
 
 
 @router.post("/pause", summary="Give out no new tasks", responses=_problems(Conflict, body=True))
-def pause(on: On, actor: Actor, body: bodies.NoteBody) -> bodies.Done:
+def pause(on: On, actor: Actor, body: bodies.NoteBody) -> bodies.StateBody:
     """No new rounds open and no device gets a task, until `resume`. A round that is open may still end."""
     Actions(on, actor).pause(body.note)
     return _done(on)
 
 
 @router.post("/resume", summary="Go on", responses=_problems(Conflict, body=True))
-def resume(on: On, actor: Actor, body: bodies.NoteBody) -> bodies.Done:
+def resume(on: On, actor: Actor, body: bodies.NoteBody) -> bodies.StateBody:
     """Go on after a pause, also one that the federation took by itself because rounds failed."""
     Actions(on, actor).resume(body.note)
     return _done(on)
@@ -284,9 +284,9 @@ def config_of(on: Services) -> FederationConfig:
     return on.runtime.config
 
 
-def _done(on: Services) -> bodies.Done:
+def _done(on: Services) -> bodies.StateBody:
     with on.database.read() as session:
-        return bodies.Done(state=cast(bodies.State, queries.federation(session).state))
+        return bodies.StateBody(state=cast(bodies.State, queries.federation(session).state))
 
 
 def _found(version: Version | None, number: int) -> Version:

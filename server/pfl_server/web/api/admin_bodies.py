@@ -11,7 +11,7 @@ from pfl_mobile.protocol.bodies import Body, Count, Hex64, Id
 from pfl_server.reports.queries import DeviceCounts, Funnel, Reason
 from pfl_server.reports.status import note_of
 from pfl_server.rounds.admin_actions import NOTE_LENGTH
-from pfl_server.storage.models import AuditEntry, Device, Round, Version
+from pfl_server.storage.models import AuditEntry, EnrolledDevice, Round, Version
 
 Note = Annotated[str, Field(max_length=NOTE_LENGTH, description="Why; kept in the audit log.")]
 State = Literal["running", "paused", "finished", "spent"]
@@ -191,7 +191,7 @@ class DeviceBody(Body):
     last_round: int = Field(description="Round that it was last merged in; -1: none.")
 
     @classmethod
-    def of(cls, found: Device) -> Self:
+    def of(cls, found: EnrolledDevice) -> Self:
         """From its row."""
         return cls(
             id=found.id,
@@ -345,7 +345,7 @@ class RolledBack(Body):
     version: Count = Field(description="The new version's number.")
 
 
-class Done(Body):
+class StateBody(Body):
     """Answer to an action: the state afterwards."""
 
     state: State

@@ -24,7 +24,7 @@ from pfl_server.problems import (
     UnknownGroup,
 )
 from pfl_server.services import Services, services
-from pfl_server.storage.models import Assignment, Device, EnrolmentToken, Federation
+from pfl_server.storage.models import Assignment, EnrolledDevice, EnrolmentToken, Federation
 from pfl_server.web.answers import responses
 from pfl_server.web.auth import device
 
@@ -82,7 +82,7 @@ def enrol(request: Request, body: Enrolment, services: _Services) -> Enrolled:
         credential, digest = credentials.new_credential(new)
         now = services.clock()
         session.add(
-            Device(
+            EnrolledDevice(
                 id=new,
                 index=federation.next_index,
                 secret_sha256=digest,
@@ -113,8 +113,8 @@ def leave(me: Annotated[DeviceIdentity, Depends(device)], services: _Services) -
     now = services.clock()
     with services.database.write() as session:
         session.execute(
-            update(Device)
-            .where(Device.id == me.id)
+            update(EnrolledDevice)
+            .where(EnrolledDevice.id == me.id)
             .values(
                 state="left",
                 secret_sha256=_unknown(),

@@ -21,7 +21,7 @@ from pfl_server.settings import ServerSettings
 from pfl_server.storage.models import (
     Assignment,
     AuditEntry,
-    Device,
+    EnrolledDevice,
     EnrolmentToken,
     Federation,
     Round,
@@ -386,7 +386,7 @@ class TestTokens:
         made = post(server, "tokens", 201, note="beta", group="deutsch", uses=2, valid_s=HOUR)
         for _ in range(2):
             found = device_of(server.enrol(token=made["token"]))
-            assert rows(server.services, Device, Device.id == found)[0].group == "deutsch"
+            assert rows(server.services, EnrolledDevice, EnrolledDevice.id == found)[0].group == "deutsch"
         answer = server.client.post("/v1/devices", json={"bundle": server.bundle_id, "token": made["token"]})
         assert answer.json()["code"] == "enrolment-refused"
 

@@ -12,7 +12,7 @@ from pfl_server.federation.config import FederationConfig
 from pfl_server.identity import credentials
 from pfl_server.identity.attestation import CHALLENGE_S, load_verifier
 from pfl_server.settings import ServerSettings
-from pfl_server.storage.models import Assignment, Device, EnrolmentToken, Federation, Round
+from pfl_server.storage.models import Assignment, EnrolledDevice, EnrolmentToken, Federation, Round
 from tests.server.conftest import Server, config_of, device_of
 
 
@@ -20,9 +20,9 @@ def _post(server: Server, **changes: Any) -> Any:
     return server.client.post("/v1/devices", json={"bundle": server.bundle_id} | changes)
 
 
-def _device(server: Server, id_: str) -> Device:
+def _device(server: Server, id_: str) -> EnrolledDevice:
     with server.services.database.read() as session:
-        found = session.get(Device, id_)
+        found = session.get(EnrolledDevice, id_)
     assert found is not None
     return found
 
@@ -44,7 +44,7 @@ class TestOpen:
         secret = body["credential"].removeprefix(f"pfl_device_{row.id}_")
         assert len(secret) == 64
         assert row.secret_sha256 == credentials.sha256_of(secret)
-        assert secret not in str({c.name: getattr(row, c.name) for c in Device.__table__.columns})
+        assert secret not in str({c.name: getattr(row, c.name) for c in EnrolledDevice.__table__.columns})
 
     def test_devices_are_counted_up(self, server: Server) -> None:
         indexes = [_device(server, device_of(server.enrol())).index for _ in range(3)]
@@ -58,7 +58,7 @@ class TestOpen:
             )
         assert {a.status_code for a in answers} == {201}
         with server.services.database.read() as session:
-            assert sorted(session.scalars(select(Device.index))) == list(range(24))
+            assert sorted(session.scalars(select(EnrolledDevice.index))) == list(range(24))
 
     @pytest.mark.parametrize("field", ["name", "version", "fingerprint"])
     def test_another_bundle_is_refused(self, server: Server, field: str) -> None:
@@ -133,7 +133,7 @@ class TestTokens:
         assert [_post(server, token=token).status_code for _ in range(3)] == [201, 201, 201]
         with server.services.database.read() as session:
             kept = session.scalars(select(EnrolmentToken)).one()
-            indexes = session.scalars(select(Device.index).order_by(Device.index)).all()
+            indexes = session.scalars(select(EnrolledDevice.index).order_by(EnrolledDevice.index)).all()
         assert kept.uses_left is None, "counts nothing down"
         assert list(indexes) == [0, 1, 2], "each is a device of its own"
 
@@ -200,7 +200,7 @@ class TestCredentials:
     def test_a_revoked_device_is_told_so(self, server: Server) -> None:
         headers = server.enrol()
         with server.services.database.write() as session:
-            row = session.get(Device, device_of(headers))
+            row = session.get(EnrolledDevice, device_of(headers))
             assert row is not None
             row.state = "revoked"
         answer = server.client.get(f"/v1/sets/{'0' * 64}", headers=headers)
@@ -218,7 +218,7 @@ class TestLeaving:
         device = device_of(headers)
         states = ("assigned", "accepted", "merged", "expired")
         with server.services.database.write() as session:
-            row = session.get(Device, device)
+            row = session.get(EnrolledDevice, device)
             assert row is not None
             row.facts = {"engine": "executorch"}
             for number, state in enumerate(states):
@@ -328,7 +328,7 @@ class TestAttestation:
         assert answer.status_code == 503
         assert "platform does not answer" not in answer.text
         with server.services.database.read() as session:
-            assert session.scalars(select(Device)).all() == []
+            assert session.scalars(select(EnrolledDevice)).all() == []
 
     def test_used_challenges_are_forgotten_once_they_expired(self, server: Server) -> None:
         from pfl_server.storage.models import UsedChallenge

@@ -15,7 +15,6 @@ import io.pflmobile.core.files.openRegular
 import io.pflmobile.core.files.strictly
 import io.pflmobile.core.tensors.Tensor
 import java.io.Closeable
-import java.io.IOException
 import java.nio.ByteBuffer
 import java.nio.channels.FileChannel
 import java.nio.charset.CharacterCodingException
@@ -24,7 +23,6 @@ import java.nio.file.Path
 import java.nio.file.StandardOpenOption.CREATE_NEW
 import java.nio.file.StandardOpenOption.WRITE
 import java.security.MessageDigest
-import java.util.Comparator
 import java.util.concurrent.atomic.AtomicBoolean
 
 /** Told while files of a bundle are read; what it throws ends the reading. */
@@ -199,7 +197,11 @@ public class Bundle private constructor(
         ): MissingFileException {
             val inner =
                 try {
-                    source.files().take(1000).map { it.first }.find { it.endsWith("/" + Paths.MANIFEST) }
+                    source
+                        .files()
+                        .take(1000)
+                        .map { it.first }
+                        .find { it.endsWith("/" + Paths.MANIFEST) }
                 } catch (_: io.pflmobile.core.errors.BundleException) {
                     null
                 }
@@ -228,7 +230,10 @@ public class Bundle private constructor(
                 if (path in manifest.files) {
                     sizes[path] = size
                 } else if (path != Paths.MANIFEST && path != Paths.SIGNATURE) {
-                    throw TamperedBundleException("'$path' is in the bundle, but its manifest does not list it", "remove it, or $OBTAIN_AGAIN")
+                    throw TamperedBundleException(
+                        "'$path' is in the bundle, but its manifest does not list it",
+                        "remove it, or $OBTAIN_AGAIN",
+                    )
                 }
             }
             for ((path, expected) in manifest.files) {
@@ -292,7 +297,8 @@ public class Bundle private constructor(
                     if (cacheFolder == null) Files.createTempDirectory(PREFIX) else Files.createTempDirectory(cacheFolder, PREFIX)
                 var whole = false
                 try {
-                    if (Files.getFileStore(folder).usableSpace < needed) {
+                    // Android knows no FileStore.
+                    if (folder.toFile().usableSpace < needed) {
                         throw StorageFullException(
                             "no space to unpack $where: it needs $needed bytes",
                             "free some space, or give another cacheFolder",
@@ -313,12 +319,7 @@ public class Bundle private constructor(
 
         /** Removes a folder of ours; what cannot be removed stays until the system clears its cache. */
         private fun remove(folder: Path) {
-            try {
-                val all = Files.walk(folder).use { found -> found.sorted(Comparator.reverseOrder()).toList() }
-                all.forEach(Files::deleteIfExists)
-            } catch (_: IOException) {
-                return
-            }
+            folder.toFile().deleteRecursively()
         }
 
         private fun otherLength(

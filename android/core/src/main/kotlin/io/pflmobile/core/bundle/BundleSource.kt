@@ -78,7 +78,11 @@ internal inline fun <T> bundleErrors(
     } catch (error: NotRegularException) {
         throw UnsafePathException("$path is not a regular file", "replace it by a file", error)
     } catch (error: IOException) {
-        throw UnreadableFileException("cannot read $name ($path): ${error.message}", "check the permissions of the file and its folder", error)
+        throw UnreadableFileException(
+            "cannot read $name ($path): ${error.message}",
+            "check the permissions of the file and its folder",
+            error,
+        )
     }
 
 /** A bundle that is a folder. */
@@ -231,15 +235,17 @@ internal class ZipSource private constructor(
             start: List<Byte>,
             error: DamagedZipException,
         ) = when (start) {
-            "PK\u0003\u0004".map { it.code.toByte() } ->
+            "PK\u0003\u0004".map { it.code.toByte() } -> {
                 TruncatedFileException("$path is an incomplete or damaged zip: ${error.message}", OBTAIN_AGAIN, error)
+            }
 
-            else ->
+            else -> {
                 NotABundleException(
                     "$path ${if (start.isEmpty()) "is empty" else "is not a zip"}, so it is not a bundle",
                     GIVE,
                     error,
                 )
+            }
         }
 
         private fun start(channel: FileChannel): List<Byte> {

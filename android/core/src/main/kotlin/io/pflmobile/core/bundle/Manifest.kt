@@ -6,6 +6,24 @@ import io.pflmobile.core.errors.near
 import io.pflmobile.core.tensors.DType
 import kotlinx.serialization.json.JsonObject
 
+/** What may happen to a tensor: merged for all devices, within a group of them, or never sent. */
+public enum class Role(
+    public val wireName: String,
+) {
+    SHARED("shared"),
+    GROUP("group"),
+    PERSONAL("personal"),
+}
+
+/** Who writes a tensor on the device: the update rule, a memorize phase, or the host when it gives vocabulary slots to words. */
+public enum class TensorUpdate(
+    public val wireName: String,
+) {
+    GRADIENT("gradient"),
+    MEMORIZE("memorize"),
+    ASSIGN("assign"),
+}
+
 /** What the model predicts. */
 public enum class TaskKind(
     public val wireName: String,
@@ -43,19 +61,16 @@ public data class ProgramSpec(
 /**
  * A tensor that changes on the device.
  *
- * @property role `shared` (merged for all devices), `group` (within a group of them) or `personal` (never sent)
- * @property group of a tensor of the role `group`; null for others
- * @property update who writes it: `gradient` the update rule, `memorize` a memorize phase, `assign` the host when it gives vocabulary
- *   slots to words
+ * @property group of a tensor of [Role.GROUP]; null for others
  * @property module the module it belongs to; null for a tensor of the backbone itself
  */
 public data class DeviceTensor(
     override val name: String,
-    val role: String,
+    val role: Role,
     val group: String?,
     override val shape: List<Int>,
     override val dtype: DType,
-    val update: String,
+    val update: TensorUpdate,
     val module: String?,
 ) : TensorForm
 

@@ -18,10 +18,9 @@ internal object ManifestReader {
 
     // A manifest with a thousand tensors and three programs has 40,000.
     private const val MOST_VALUES = 300_000
+
     // The newest version of the piece rules that this version cuts text by.
     private const val PIECE_RULES = 2
-    private val ROLES = listOf("shared", "group", "personal")
-    private val UPDATES = listOf("gradient", "memorize", "assign")
     private const val AGAIN = "obtain the bundle again, or export it again"
     private val DIGEST = Regex("[0-9a-f]{64}")
     private val PROGRAM = Regex("[a-z][a-z0-9_]{0,63}")
@@ -70,7 +69,15 @@ internal object ManifestReader {
 
     private fun manifest(raw: JsonObject): Manifest =
         fields(raw, "") {
-            required("schema_version") { element, where -> if ((element as JsonPrimitive).content != "1") fault(where, "it is not 1") else 1 }
+            required("schema_version") { element, where ->
+                if ((element as JsonPrimitive).content !=
+                    "1"
+                ) {
+                    fault(where, "it is not 1")
+                } else {
+                    1
+                }
+            }
             required("kind", JsonFields::text)
             Manifest(
                 name = required("name", JsonFields::name),
@@ -127,15 +134,15 @@ internal object ManifestReader {
         fields(element, where) {
             DeviceTensor(
                 name = required("name", JsonFields::name),
-                role = required("role", choice(ROLES) { role -> role }),
+                role = required("role", choice(Role.entries, Role::wireName)),
                 group = nullable("group", JsonFields::name),
                 shape = required("shape", ::shape),
                 dtype = required("dtype", ::dtype),
-                update = required("update", choice(UPDATES) { update -> update }),
+                update = required("update", choice(TensorUpdate.entries, TensorUpdate::wireName)),
                 module = nullable("module", JsonFields::name),
             )
         }.also {
-            if ((it.role == "group") != (it.group != null)) {
+            if ((it.role == Role.GROUP) != (it.group != null)) {
                 fault(where, "a group is named when, and only when, the role is 'group'")
             }
         }
@@ -186,7 +193,7 @@ internal object ManifestReader {
     ): EncoderEntry =
         fields(element, where) {
             when (required("kind", JsonFields::text)) {
-                "text" ->
+                "text" -> {
                     EncoderEntry.Text(
                         length = required("length", JsonFields.positive),
                         batch = required("batch", JsonFields.positive),
@@ -195,10 +202,15 @@ internal object ManifestReader {
                         rules = or("rules", 1L, ::rules),
                         subwords = nullable("subwords", ::subwords),
                     )
+                }
 
-                "arrays" -> EncoderEntry.Arrays(required("batch", JsonFields.positive))
+                "arrays" -> {
+                    EncoderEntry.Arrays(required("batch", JsonFields.positive))
+                }
 
-                else -> fault(where, "its kind is neither 'text' nor 'arrays'")
+                else -> {
+                    fault(where, "its kind is neither 'text' nor 'arrays'")
+                }
             }
         }
 

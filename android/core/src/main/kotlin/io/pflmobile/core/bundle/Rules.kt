@@ -64,13 +64,15 @@ internal object Rules {
             for (spec in program.inputs) {
                 val tensor = tensors[spec.name] ?: continue
                 if (tensor.signature != spec.signature) {
-                    wrong("program '${program.name}' takes '${spec.name}' as ${spec.signature}, but the device tensor is ${tensor.signature}")
+                    wrong(
+                        "program '${program.name}' takes '${spec.name}' as ${spec.signature}, but the device tensor is ${tensor.signature}",
+                    )
                 }
             }
             for (spec in program.outputs) {
                 if (!spec.name.startsWith(GRADIENT)) continue
                 val tensor = tensors[spec.name.removePrefix(GRADIENT)]
-                if (tensor == null || tensor.update != "gradient") {
+                if (tensor == null || tensor.update != TensorUpdate.GRADIENT) {
                     wrong("output '${spec.name}' is not the gradient of a tensor trained by gradients")
                 }
                 if (tensor.shape != spec.shape) wrong("output '${spec.name}' is ${spec.signature}, but the tensor is ${tensor.signature}")

@@ -85,7 +85,9 @@ public fun openSession(
     val have = bundle.manifest.engines
     val engine =
         engines.find { it.name in have } ?: throw EngineUnavailableException(
-            "bundle '${bundle.manifest.name}' has programs for ${have.keys.joinToString()} only, the app for ${engines.joinToString { it.name }}",
+            "bundle '${bundle.manifest.name}' has programs for ${have.keys.joinToString()} only, the app for ${engines.joinToString {
+                it.name
+            }}",
             "export the model for one of the app's engines too, or put the engine into the app",
         )
     if (!bundle.pinned && !trusted) {

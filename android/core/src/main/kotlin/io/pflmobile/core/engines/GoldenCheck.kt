@@ -107,7 +107,13 @@ internal fun relativeError(
     if (!got.all(Double::isFinite) || !want.all(Double::isFinite)) return Double.POSITIVE_INFINITY
     val scale = maxOf(want.largest(), floor)
     val difference = largestDifference(got, want)
-    return if (scale > 0) difference / scale else if (difference > 0) Double.POSITIVE_INFINITY else 0.0
+    return if (scale > 0) {
+        difference / scale
+    } else if (difference > 0) {
+        Double.POSITIVE_INFINITY
+    } else {
+        0.0
+    }
 }
 
 /**
@@ -138,7 +144,14 @@ internal fun outputErrors(
             val one = maxOf(weight.toDoubles().maxOrNull() ?: 0.0, 0.0)
             if (largestDifference(found, wanted) <= 1.0001 * one) error = 0.0
         }
-        val kind = if (gradient) ErrorKind.GRADIENT else if (name == "loss_sum") ErrorKind.LOSS else ErrorKind.OTHER
+        val kind =
+            if (gradient) {
+                ErrorKind.GRADIENT
+            } else if (name == "loss_sum") {
+                ErrorKind.LOSS
+            } else {
+                ErrorKind.OTHER
+            }
         OutputError(name, error, kind)
     }
 }

@@ -55,7 +55,8 @@ internal class OnnxRuntimeSession(
 
     private val options =
         counted(OrtSession.SessionOptions()).apply {
-            setSessionLogLevel(OrtLoggingLevel.ORT_LOGGING_LEVEL_ERROR)
+            // What goes wrong is thrown.
+            setSessionLogLevel(OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL)
             // A thread that waits for work would keep a core busy.
             addConfigEntry("session.intra_op.allow_spinning", "0")
             setIntraOpNumThreads(threads)
@@ -160,7 +161,9 @@ internal class OnnxRuntimeSession(
             return when (dtype) {
                 // Each call of a buffer copies all of it.
                 DType.FLOAT32 -> value.floatBuffer.let { from -> FloatTensor(FloatArray(from.remaining()).also { from.get(it) }, shape) }
+
                 DType.INT64 -> value.longBuffer.let { from -> LongTensor(LongArray(from.remaining()).also { from.get(it) }, shape) }
+
                 else -> value.byteBuffer.let { from -> RawTensor(dtype, ByteArray(from.remaining()).also { from.get(it) }, shape) }
             }
         }

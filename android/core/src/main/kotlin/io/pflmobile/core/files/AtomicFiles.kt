@@ -65,7 +65,10 @@ internal class AtomicFiles(
         ofAll: Boolean = false,
     ) {
         val pattern = if (ofAll) ANY else Regex(Regex.escape(prefix(path)) + ENDING)
-        val found = Files.newDirectoryStream(path.toAbsolutePath().parent).use { all -> all.filter { pattern.matches(it.fileName.toString()) } }
+        val found =
+            Files.newDirectoryStream(path.toAbsolutePath().parent).use { all ->
+                all.filter { pattern.matches(it.fileName.toString()) }
+            }
         for (temporary in found) {
             if (temporary in IN_USE || !Files.isRegularFile(temporary, NOFOLLOW_LINKS)) continue
             ignoringIo {

@@ -94,8 +94,7 @@ internal fun strictly(
         .decode(bytes)
         .toString()
 
-private fun ByteArray.startsWith(vararg start: Int): Boolean =
-    size >= start.size && start.indices.all { this[it] == start[it].toByte() }
+private fun ByteArray.startsWith(vararg start: Int): Boolean = size >= start.size && start.indices.all { this[it] == start[it].toByte() }
 
 private class JsonReader(
     private val text: String,

@@ -1,11 +1,11 @@
 package io.pflmobile.core.files
 
+import io.pflmobile.core.tensors.NameOrder
 import kotlinx.serialization.json.JsonArray
 import kotlinx.serialization.json.JsonElement
 import kotlinx.serialization.json.JsonNull
 import kotlinx.serialization.json.JsonObject
 import kotlinx.serialization.json.JsonPrimitive
-import io.pflmobile.core.tensors.NameOrder
 import java.math.BigDecimal
 import java.math.MathContext
 import java.math.RoundingMode
@@ -44,12 +44,23 @@ private fun write(
     out: StringBuilder,
 ) {
     when (value) {
-        is JsonNull -> out.append("null")
-        is JsonPrimitive -> out.append(if (value.isString) jsonString(value.content, ascii = true) else literal(value.content))
-        is JsonArray -> all(value, '[', ']', out) { write(it, out) }
-        is JsonObject -> all(value.entries.sortedWith(compareBy(NameOrder) { it.key }), '{', '}', out) {
-            out.append(jsonString(it.key, ascii = true)).append(": ")
-            write(it.value, out)
+        is JsonNull -> {
+            out.append("null")
+        }
+
+        is JsonPrimitive -> {
+            out.append(if (value.isString) jsonString(value.content, ascii = true) else literal(value.content))
+        }
+
+        is JsonArray -> {
+            all(value, '[', ']', out) { write(it, out) }
+        }
+
+        is JsonObject -> {
+            all(value.entries.sortedWith(compareBy(NameOrder) { it.key }), '{', '}', out) {
+                out.append(jsonString(it.key, ascii = true)).append(": ")
+                write(it.value, out)
+            }
         }
     }
 }
@@ -81,9 +92,11 @@ internal fun pythonFloat(value: Double): String {
     if (value == 0.0) return "${sign}0.0"
     // Double.toString is the shortest from JDK 19 on only.
     val exact = BigDecimal(value).abs()
-    val short = (1..17).firstNotNullOf { digits ->
-        exact.round(MathContext(digits, RoundingMode.HALF_EVEN)).takeIf { it.toDouble() == kotlin.math.abs(value) }
-    }.stripTrailingZeros()
+    val short =
+        (1..17)
+            .firstNotNullOf { digits ->
+                exact.round(MathContext(digits, RoundingMode.HALF_EVEN)).takeIf { it.toDouble() == kotlin.math.abs(value) }
+            }.stripTrailingZeros()
     val digits = short.unscaledValue().toString()
     val exponent = digits.length - 1 - short.scale()
     if (exponent in -4..15) return sign + short.toPlainString().let { if ('.' in it) it else "$it.0" }

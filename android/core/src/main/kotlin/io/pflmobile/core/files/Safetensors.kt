@@ -48,9 +48,10 @@ internal object Safetensors {
         if (finite) checkFinite(tensors)
         for (name in tensors.keys + metadata.keys + metadata.values) checkText(name)
         // As the library orders them, so that every tensor begins at a multiple of its width.
-        val order = tensors.entries.sortedWith(
-            compareByDescending<Map.Entry<String, Tensor>> { it.value.dtype }.thenBy(NameOrder) { it.key },
-        )
+        val order =
+            tensors.entries.sortedWith(
+                compareByDescending<Map.Entry<String, Tensor>> { it.value.dtype }.thenBy(NameOrder) { it.key },
+            )
         val entries = ArrayList<String>()
         if (metadata.isNotEmpty()) {
             val notes = metadata.entries.sortedWith(compareBy(NameOrder) { it.key })
@@ -141,11 +142,12 @@ internal object Safetensors {
             end = place.end
         }
         require(end == body.remaining().toLong()) { "its tensors have $end bytes, but ${body.remaining()} are there" }
-        val tensors = places.associate { place ->
-            val part = body.duplicate().order(ByteOrder.LITTLE_ENDIAN)
-            part.limit(place.end.toInt()).position(place.start.toInt())
-            place.name to tensorOf(place.dtype, place.shape, part)
-        }
+        val tensors =
+            places.associate { place ->
+                val part = body.duplicate().order(ByteOrder.LITTLE_ENDIAN)
+                part.limit(place.end.toInt()).position(place.start.toInt())
+                place.name to tensorOf(place.dtype, place.shape, part)
+            }
         return TensorFile(tensors, notes(header))
     }
 

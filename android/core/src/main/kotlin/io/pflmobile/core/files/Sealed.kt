@@ -54,12 +54,13 @@ internal object Sealed {
         if (file.metadata["format"] != form || file.metadata["sha256"] != digest(file.tensors, text)) {
             throw TensorFileException("$what does not match its digest", AGAIN)
         }
-        val (head, version) = damagedHead(what) {
-            val head = requireNotNull(parseJson(text, finite = false) as? JsonObject) { "it is no object" }
-            val version = head["schema_version"] ?: JsonPrimitive(0)
-            require(version is JsonPrimitive && !version.isString) { "its schema_version is no number" }
-            head to version.content.toBigInteger()
-        }
+        val (head, version) =
+            damagedHead(what) {
+                val head = requireNotNull(parseJson(text, finite = false) as? JsonObject) { "it is no object" }
+                val version = head["schema_version"] ?: JsonPrimitive(0)
+                require(version is JsonPrimitive && !version.isString) { "its schema_version is no number" }
+                head to version.content.toBigInteger()
+            }
         if (version > schemaVersion.toBigInteger()) {
             throw NewerFileException("$what has schema $version, newer than $schemaVersion", "update the app")
         }
@@ -88,7 +89,13 @@ internal object Sealed {
         val sha = MessageDigest.getInstance("SHA-256")
 
         fun part(data: ByteArray) {
-            sha.update(ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN).putLong(data.size.toLong()).array())
+            sha.update(
+                ByteBuffer
+                    .allocate(8)
+                    .order(ByteOrder.LITTLE_ENDIAN)
+                    .putLong(data.size.toLong())
+                    .array(),
+            )
             sha.update(data)
         }
         part(text.encodeToByteArray())

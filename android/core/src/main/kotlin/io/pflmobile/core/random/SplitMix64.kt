@@ -37,7 +37,10 @@ public object SplitMix64 {
     ): IntArray {
         // Signed comparison after the top bit is flipped is unsigned comparison.
         val keys = LongArray(n) { output(seed, it.toLong()) xor Long.MIN_VALUE }
-        return (0 until n).sortedBy { keys[it] }.toIntArray()
+        val sorted = keys.sortedArray()
+        val order = IntArray(n)
+        for (i in keys.indices) order[sorted.binarySearch(keys[i])] = i // each is there once, so nothing is boxed to be compared
+        return order
     }
 
     /** [count] numbers in [0, 1): the upper 53 bits of each output / 2^53. */

@@ -17,26 +17,6 @@ import kotlin.io.path.isRegularFile
 import kotlin.io.path.name
 
 /**
- * Something that [PersonalStateStore.load] repaired and the app should tell or report.
- *
- * @property version the version that could not be used
- * @property message what is wrong with it
- * @property used the version used in its place; 0 = the shipped values
- */
-public data class StateWarning(
-    val version: Int,
-    val message: String,
-    val used: Int,
-)
-
-/** The current state; [state] is null and [version] 0 while the shipped values serve. */
-public class Loaded(
-    public val state: PersonalState?,
-    public val version: Int,
-    public val warnings: List<StateWarning> = emptyList(),
-)
-
-/**
  * One saved version.
  *
  * @property version its number
@@ -81,7 +61,7 @@ public class PersonalStateStore internal constructor(
     private val clock: () -> Double,
     disk: Disk,
     private val waitMs: Long,
-) {
+) : StateStore {
     public constructor(
         folder: Path,
         model: ModelId,
@@ -101,12 +81,7 @@ public class PersonalStateStore internal constructor(
         privateFolder(this.folder) { it in NAMES || VERSION.matches(it) }
     }
 
-    /**
-     * Keeps other processes from changing the state until the result is closed; what changes it here does so by itself.
-     *
-     * @throws StateException another process is changing it, and does not end soon
-     */
-    public fun hold(): AutoCloseable {
+    override fun hold(): AutoCloseable {
         if (holding == 0) {
             lock = diskErrors(folder) { FolderLock.take(folder, waitMs) } ?: throw StateException(
                 "the personal state in $folder is in use by another process",
@@ -142,14 +117,7 @@ public class PersonalStateStore internal constructor(
             return text.toInt()
         }
 
-    /**
-     * Writes [state] as a new version and makes it current; returns its number.
-     *
-     * @throws io.pflmobile.core.errors.StorageFullException the disk is full; the last good state stays
-     * @throws io.pflmobile.core.errors.NonFiniteException a tensor is NaN or infinite; nothing is written
-     * @throws StateException as [write]
-     */
-    public fun save(state: PersonalState): Int =
+    override fun save(state: PersonalState): Int =
         hold().use {
             prune(current) // a process killed before it could prune leaves versions behind
             val version = write(state)
@@ -158,14 +126,7 @@ public class PersonalStateStore internal constructor(
             version
         }
 
-    /**
-     * Writes [state] as a new version without making it current; returns its number.
-     *
-     * @throws StateException it holds a word that was forgotten while this state was trained; or as [hold]
-     * @throws io.pflmobile.core.errors.StorageFullException as [save]
-     * @throws io.pflmobile.core.errors.NonFiniteException likewise
-     */
-    public fun write(state: PersonalState): Int =
+    override fun write(state: PersonalState): Int =
         hold().use {
             val blocked = blocked()
             if (state.words.any(blocked::hides)) {
@@ -197,12 +158,7 @@ public class PersonalStateStore internal constructor(
      */
     public fun read(version: Int): PersonalState = file(version).state
 
-    /**
-     * The current state.
-     *
-     * @throws StateException it belongs to another model or a newer schema, or it and all before it are damaged
-     */
-    public fun load(): Loaded {
+    override fun load(): Loaded {
         val first = current
         var version = first
         val problems = ArrayList<Pair<Int, String>>()
@@ -269,12 +225,7 @@ public class PersonalStateStore internal constructor(
         hold().use { pointTo(0) }
     }
 
-    /**
-     * Words that must not be learned again; empty and not saved while there are none.
-     *
-     * @throws StateException the list is damaged; it is never taken for empty
-     */
-    public fun blocked(): BlockList {
+    override fun blocked(): BlockList {
         val path = folder.resolve(FORGOTTEN)
         val data =
             try {
@@ -364,7 +315,14 @@ public class PersonalStateStore internal constructor(
     private fun list(): List<Path> = diskErrors(folder) { Files.newDirectoryStream(folder).use { it.toList() } }
 
     private fun numbers(): List<Int> =
-        list().mapNotNull { VERSION.matchEntire(it.name)?.groupValues?.get(1)?.toInt() }.sorted()
+        list()
+            .mapNotNull {
+                VERSION
+                    .matchEntire(it.name)
+                    ?.groupValues
+                    ?.get(1)
+                    ?.toInt()
+            }.sorted()
 
     private fun path(version: Int): Path = folder.resolve(version.toString().padStart(6, '0') + ".safetensors")
 

@@ -81,7 +81,10 @@ internal class StateFile(
                 require(parts.size == 3) { "'$key' is the tensor of no copy" }
                 copies.getOrPut(parts[1], ::LinkedHashMap)[parts[2]] = value
             }
-            val metrics = requireNotNull(head["metrics"] as? JsonObject) { "metrics are no object" }.mapValues { number(it.value).toDouble() }
+            val metrics =
+                requireNotNull(
+                    head["metrics"] as? JsonObject,
+                ) { "metrics are no object" }.mapValues { number(it.value).toDouble() }
             return StateFile(
                 ModelId(name, version, fingerprint),
                 PersonalState(own.associate { it.toPair() }, copies, texts(head, "words"), metrics),

@@ -37,14 +37,26 @@ class BundleTest {
     private val vectors = Vectors.read("bundles.json")
     private val small = Vectors.folder.resolve("bundles/small.pflb")
 
-    private fun key(name: String) = VerificationKey.parse(vectors.getValue("keys").jsonObject.getValue(name).jsonPrimitive.content)
+    private fun key(name: String) =
+        VerificationKey.parse(
+            vectors
+                .getValue("keys")
+                .jsonObject
+                .getValue(name)
+                .jsonPrimitive.content,
+        )
 
     @Test
     fun `every damage has Python's code`() {
         val cases = vectors.getValue("cases").jsonArray.map { it.jsonObject }
         val others =
             cases.mapIndexedNotNull { index, case ->
-                val want = case.getValue("code").takeUnless { it is JsonNull }?.jsonPrimitive?.content
+                val want =
+                    case
+                        .getValue("code")
+                        .takeUnless { it is JsonNull }
+                        ?.jsonPrimitive
+                        ?.content
                 val found = code(case, folder.resolve("$index").createDirectory())
                 if (found == want) null else "${case["bundle"]}, ${case["name"]}: $found, not $want"
             }
@@ -93,7 +105,15 @@ class BundleTest {
         assertEquals(bundle.manifest.measured.totalBytes, done.last())
         assertEquals("{}", bundle.tokenizer()?.decodeToString())
         assertEquals(setOf("a.lora_A", "é"), bundle.values().keys)
-        assertEquals(listOf(3, 2), bundle.golden().getValue("gradients").inputs.getValue("a.lora_A").shape)
+        assertEquals(
+            listOf(3, 2),
+            bundle
+                .golden()
+                .getValue("gradients")
+                .inputs
+                .getValue("a.lora_A")
+                .shape,
+        )
         val program = bundle.engineFiles("onnxruntime").getValue("gradients")
         assertContentEquals("no program".toByteArray(), program.readBytes())
         bundle.close()
@@ -108,7 +128,7 @@ class BundleTest {
             assertFalse(it.pinned)
             val manifest = it.manifest
             assertEquals(EncoderEntry.Text(4, 2, 10, 2), manifest.encoder)
-            assertEquals(DeviceTensor("é", "group", "team", listOf(2), DType.FLOAT32, "assign", null), manifest.tensors[1])
+            assertEquals(DeviceTensor("é", Role.GROUP, "team", listOf(2), DType.FLOAT32, TensorUpdate.ASSIGN, null), manifest.tensors[1])
             assertEquals(Limits(maxExamples = 100), manifest.limits)
             assertEquals(Task(TaskKind.TOKENS, listOf("top1"), 12), manifest.task)
             assertEquals(listOf("tokens", "weight"), manifest.batchInputs("gradients").map { spec -> spec.name })

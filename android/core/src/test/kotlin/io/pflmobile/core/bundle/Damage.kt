@@ -47,18 +47,62 @@ internal object Damage {
 
         fun change(change: (ByteArray) -> ByteArray) = file.writeBytes(change(file.readBytes()))
         when (text("op")) {
-            "remove" -> file.deleteExisting()
-            "folder" -> file.createDirectories()
-            "link" -> file.createSymbolicLinkPointingTo(Path.of(text("to")))
-            "write" -> file.writeText(text("text"))
-            "cut" -> change { it.copyOf(number("keep")) }
-            "drop" -> change { it.copyOf(it.size - number("bytes")) }
-            "replace" -> change { data -> bytes(text("hex")).copyInto(data.copyOf(), number("at")) }
-            "insert" -> change { data -> insert(data, number("at"), bytes(text("hex"))) }
-            "text" -> change { data -> latin(latin(data).also { check(latin(text("old").toByteArray()) in it) }.replaceFirst(latin(text("old").toByteArray()), latin(text("new").toByteArray()))) }
-            "json" -> change { data -> edit(parseJson(data), step.getValue("path").jsonArray.toList(), step["value"]).toString().toByteArray() }
-            "list" -> list(base, text("file"))
-            else -> error("no step ${text("op")}")
+            "remove" -> {
+                file.deleteExisting()
+            }
+
+            "folder" -> {
+                file.createDirectories()
+            }
+
+            "link" -> {
+                file.createSymbolicLinkPointingTo(Path.of(text("to")))
+            }
+
+            "write" -> {
+                file.writeText(text("text"))
+            }
+
+            "cut" -> {
+                change { it.copyOf(number("keep")) }
+            }
+
+            "drop" -> {
+                change { it.copyOf(it.size - number("bytes")) }
+            }
+
+            "replace" -> {
+                change { data -> bytes(text("hex")).copyInto(data.copyOf(), number("at")) }
+            }
+
+            "insert" -> {
+                change { data -> insert(data, number("at"), bytes(text("hex"))) }
+            }
+
+            "text" -> {
+                change { data ->
+                    latin(
+                        latin(data)
+                            .also {
+                                check(latin(text("old").toByteArray()) in it)
+                            }.replaceFirst(latin(text("old").toByteArray()), latin(text("new").toByteArray())),
+                    )
+                }
+            }
+
+            "json" -> {
+                change { data ->
+                    edit(parseJson(data), step.getValue("path").jsonArray.toList(), step["value"]).toString().toByteArray()
+                }
+            }
+
+            "list" -> {
+                list(base, text("file"))
+            }
+
+            else -> {
+                error("no step ${text("op")}")
+            }
         }
     }
 
@@ -87,9 +131,7 @@ internal object Damage {
         fun changed(inner: JsonElement?) = if (path.size == 1) value else edit(checkNotNull(inner), path.drop(1), value)
         return when (element) {
             is JsonObject -> changed(element[key]).let { JsonObject(if (it == null) element - key else element + (key to it)) }
-
             is JsonArray -> JsonArray(element.mapIndexedNotNull { index, item -> if (index == key.toInt()) changed(item) else item })
-
             else -> error("no field $key")
         }
     }
@@ -103,7 +145,15 @@ internal object Damage {
         val entry = JsonObject(mapOf("sha256" to JsonPrimitive(digest), "bytes" to JsonPrimitive(data.size)))
         val manifest = base.resolve("manifest.json")
         val listed = edit(parseJson(Files.readAllBytes(manifest)), listOf(JsonPrimitive("files"), JsonPrimitive(file)), entry).jsonObject
-        val total = listed.getValue("files").jsonObject.values.sumOf { it.jsonObject.getValue("bytes").jsonPrimitive.long }
+        val total =
+            listed
+                .getValue("files")
+                .jsonObject.values
+                .sumOf {
+                    it.jsonObject
+                        .getValue("bytes")
+                        .jsonPrimitive.long
+                }
         val whole = edit(listed, listOf(JsonPrimitive("measured"), JsonPrimitive("total_bytes")), JsonPrimitive(total))
         manifest.writeText(whole.toString())
     }

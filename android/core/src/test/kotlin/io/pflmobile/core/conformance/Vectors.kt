@@ -23,10 +23,15 @@ object Vectors {
     fun tensor(element: JsonElement): Tensor {
         val found = element.jsonObject
         val shape = found.getValue("shape").jsonArray.map { it.jsonPrimitive.int }
-        val floats = found["f32"] ?: return LongTensor(
-            found.getValue("i64").jsonArray.map { it.jsonPrimitive.long }.toLongArray(),
-            shape,
-        )
+        val floats =
+            found["f32"] ?: return LongTensor(
+                found
+                    .getValue("i64")
+                    .jsonArray
+                    .map { it.jsonPrimitive.long }
+                    .toLongArray(),
+                shape,
+            )
         return FloatTensor(words(floats.jsonPrimitive.content).map { float(it) }.toFloatArray(), shape)
     }
 
@@ -34,7 +39,13 @@ object Vectors {
 
     fun double(hex: String): Double = Double.fromBits(hex.toULong(16).toLong())
 
-    fun unsigned(element: JsonElement): Long = element.jsonPrimitive.content.toULong().toLong()
+    fun unsigned(element: JsonElement): Long =
+        element.jsonPrimitive.content
+            .toULong()
+            .toLong()
 
     private fun words(text: String) = text.split(' ').filter { it.isNotEmpty() }
 }
+
+/** The content of a JSON string or number. */
+fun text(element: JsonElement): String = element.jsonPrimitive.content

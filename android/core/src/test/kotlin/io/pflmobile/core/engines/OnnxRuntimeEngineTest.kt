@@ -32,7 +32,14 @@ class OnnxRuntimeEngineTest {
     lateinit var folder: Path
 
     private val key =
-        VerificationKey.parse(Vectors.read("bundles.json").getValue("keys").jsonObject.getValue("right").jsonPrimitive.content)
+        VerificationKey.parse(
+            Vectors
+                .read("bundles.json")
+                .getValue("keys")
+                .jsonObject
+                .getValue("right")
+                .jsonPrimitive.content,
+        )
     private val bundle = Bundle.open(Vectors.folder.resolve("bundles/arrays"), key)
 
     @AfterEach

@@ -71,7 +71,14 @@ class AtomicFilesTest {
 
     @Test
     fun `a disk that is really full is told from another fault`() {
-        val full = assertFailsWith<IOException> { FileChannel.open(Path.of("/dev/full"), WRITE).use { RealDisk.write(it, java.nio.ByteBuffer.allocate(1)) } }
+        val full =
+            assertFailsWith<IOException> {
+                FileChannel
+                    .open(
+                        Path.of("/dev/full"),
+                        WRITE,
+                    ).use { RealDisk.write(it, java.nio.ByteBuffer.allocate(1)) }
+            }
         assertIs<StorageFullException>(diskError(file, full))
         assertFailsWith<UnwritableException> { AtomicFiles().write(folder.resolve("no/it"), ByteArray(1)) }
         assertIs<StorageFullException>(diskError(file, IOException("write failed: ENOSPC (No space left on device)")))

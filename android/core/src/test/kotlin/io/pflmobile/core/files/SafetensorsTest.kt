@@ -50,7 +50,17 @@ class SafetensorsTest {
 
     @Test
     fun `damage that conformance's updates show is refused`() {
-        val refused = Vectors.read("updates.json").getValue("refused").jsonArray.map { it.jsonObject.getValue("file").jsonPrimitive.content }
+        val refused =
+            Vectors
+                .read(
+                    "updates.json",
+                ).getValue("refused")
+                .jsonArray
+                .map {
+                    it.jsonObject
+                        .getValue("file")
+                        .jsonPrimitive.content
+                }
         val damaged =
             refused.filter {
                 try {
@@ -62,8 +72,17 @@ class SafetensorsTest {
             }
         val want =
             setOf(
-                "a-tensor-missing", "a-tensor-twice", "another-dtype", "cut-short", "header-length-of-another-file", "longer-than-its-tensors", "nested-too-deep", "not-json",
-                "not-utf8", "offsets-leave-a-gap", "offsets-overlap",
+                "a-tensor-missing",
+                "a-tensor-twice",
+                "another-dtype",
+                "cut-short",
+                "header-length-of-another-file",
+                "longer-than-its-tensors",
+                "nested-too-deep",
+                "not-json",
+                "not-utf8",
+                "offsets-leave-a-gap",
+                "offsets-overlap",
             )
         assertEquals(want, damaged.map { it.removePrefix("updates/").removeSuffix(".safetensors") }.toSet())
     }
@@ -74,7 +93,12 @@ class SafetensorsTest {
         Safetensors.read(file("{\"a\":{$good}}", 1), "good")
         val bad =
             listOf(
-                "[]", "{} x", "{\"a\":{$good},\"a\":{$good}}", "{\"a\":1}", "{\"a\":{$good},\"b\":{$good}}", "{}",
+                "[]",
+                "{} x",
+                "{\"a\":{$good},\"a\":{$good}}",
+                "{\"a\":1}",
+                "{\"a\":{$good},\"b\":{$good}}",
+                "{}",
                 "{\"a\":{\"dtype\":\"U9\",\"shape\":[1],\"data_offsets\":[0,1]}}",
                 "{\"a\":{\"dtype\":\"U8\",\"shape\":[1.0],\"data_offsets\":[0,1]}}",
                 "{\"a\":{\"dtype\":\"U8\",\"shape\":[\"1\"],\"data_offsets\":[0,1]}}",
@@ -82,7 +106,9 @@ class SafetensorsTest {
                 "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1,2]}}",
                 "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,0]}}",
                 "{\"a\":{\"dtype\":\"U8\",\"shape\":[9223372036854775807,9223372036854775807,2],\"data_offsets\":[0,1]}}",
-                "{\"a\":{\"dtype\":\"U8\",\"shape\":[1]}}", "{\"__metadata__\":{\"n\":1},\"a\":{$good}}", "{\"__metadata__\":null,\"a\":{$good}}",
+                "{\"a\":{\"dtype\":\"U8\",\"shape\":[1]}}",
+                "{\"__metadata__\":{\"n\":1},\"a\":{$good}}",
+                "{\"__metadata__\":null,\"a\":{$good}}",
             )
         for (header in bad) assertFailsWith<TensorFileException>(header) { Safetensors.read(file(header, 1), "bad") }
         assertFailsWith<TensorFileException> { Safetensors.read(ByteArray(7), "short") }
@@ -112,6 +138,11 @@ class SafetensorsTest {
         body: Int,
     ): ByteArray {
         val text = header.encodeToByteArray()
-        return ByteBuffer.allocate(8 + text.size + body).order(ByteOrder.LITTLE_ENDIAN).putLong(text.size.toLong()).put(text).array()
+        return ByteBuffer
+            .allocate(8 + text.size + body)
+            .order(ByteOrder.LITTLE_ENDIAN)
+            .putLong(text.size.toLong())
+            .put(text)
+            .array()
     }
 }

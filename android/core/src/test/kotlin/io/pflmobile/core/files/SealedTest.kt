@@ -38,7 +38,15 @@ class SealedTest {
     fun `other formats, damaged heads and newer files are told apart`() {
         assertFailsWith<TensorFileException> { unseal("{}", form = "g") }
         assertFailsWith<TensorFileException> { unseal("{}", form = null) }
-        val damaged = listOf("", "[]", "{\"schema_version\": true}", "{\"schema_version\": 1.0}", "{\"schema_version\": \"1\"}", "{\"schema_version\": null}")
+        val damaged =
+            listOf(
+                "",
+                "[]",
+                "{\"schema_version\": true}",
+                "{\"schema_version\": 1.0}",
+                "{\"schema_version\": \"1\"}",
+                "{\"schema_version\": null}",
+            )
         for (head in damaged) {
             assertEquals("TensorFileError", assertFailsWith<TensorFileException>(head) { unseal(head) }.code)
         }

@@ -64,7 +64,12 @@ class PersonalStateStoreTest {
 
     private fun value(loaded: Loaded) = (loaded.state?.tensors?.get("a") as FloatTensor?)?.values?.single()
 
-    private fun names() = folder.resolve("state").listDirectoryEntries().map { it.name }.toSet()
+    private fun names() =
+        folder
+            .resolve("state")
+            .listDirectoryEntries()
+            .map { it.name }
+            .toSet()
 
     @Test
     fun `Python's file is read, and written byte for byte`() {
@@ -78,8 +83,20 @@ class PersonalStateStoreTest {
         for ((name, tensor) in want.getValue("tensors").jsonObject) {
             assertTrue(Vectors.tensor(tensor).sameBits(found.state.tensors.getValue(name)), name)
         }
-        val copy = want.getValue("copies").jsonObject.getValue("mine").jsonObject.getValue("a")
-        assertTrue(Vectors.tensor(copy).sameBits(found.state.copies.getValue("mine").getValue("a")))
+        val copy =
+            want
+                .getValue("copies")
+                .jsonObject
+                .getValue("mine")
+                .jsonObject
+                .getValue("a")
+        assertTrue(
+            Vectors.tensor(copy).sameBits(
+                found.state.copies
+                    .getValue("mine")
+                    .getValue("a"),
+            ),
+        )
         assertContentEquals(file.readBytes(), found.encode())
     }
 
@@ -116,7 +133,12 @@ class PersonalStateStoreTest {
         try {
             if (blocked) {
                 val words = store.blocked()
-                want["hides"]?.jsonObject.orEmpty().entries.find { words.hides(it.key) != it.value.jsonPrimitive.boolean }?.toString()
+                want["hides"]
+                    ?.jsonObject
+                    .orEmpty()
+                    .entries
+                    .find { words.hides(it.key) != it.value.jsonPrimitive.boolean }
+                    ?.toString()
                     ?: if ("hides" in want) null else "no error"
             } else {
                 val found = store.load()
@@ -146,7 +168,14 @@ class PersonalStateStoreTest {
     fun `the fingerprint is Python's`() {
         Bundle.open(Vectors.folder.resolve("bundles/small.pflb")).use {
             val id = ModelId.of(it.manifest)
-            assertEquals(Vectors.read("states.json").getValue("about").jsonObject.texts("small"), listOf(id.name, id.version, id.fingerprint))
+            assertEquals(
+                Vectors
+                    .read("states.json")
+                    .getValue("about")
+                    .jsonObject
+                    .texts("small"),
+                listOf(id.name, id.version, id.fingerprint),
+            )
         }
     }
 
@@ -159,7 +188,15 @@ class PersonalStateStoreTest {
         assertEquals(VersionInfo(4, 3, 1.7e9, mapOf("loss" to 4.0), true), store.versions().last())
         val loaded = store.load()
         assertEquals(4f, value(loaded))
-        assertEquals(-4f, (loaded.state!!.copies.getValue("mine").getValue("a:b") as FloatTensor).values.single())
+        assertEquals(
+            -4f,
+            (
+                loaded.state!!
+                    .copies
+                    .getValue("mine")
+                    .getValue("a:b") as FloatTensor
+            ).values.single(),
+        )
         assertEquals(3, store.revert())
         assertEquals(3f, value(store.load()))
         assertEquals(5, store.save(state(5f)))
@@ -188,13 +225,13 @@ class PersonalStateStoreTest {
             val at = folder.resolve("$step")
             store(keep = 1, at = at).run { repeat(3) { save(state(it + 1f)) } }
             val disk = DyingDisk(step)
-            var done: Boolean
-            try {
-                store(disk, keep = 1, at = at).save(state(4f))
-                done = true
-            } catch (_: DyingDisk.Killed) {
-                done = false
-            }
+            val done =
+                try {
+                    store(disk, keep = 1, at = at).save(state(4f))
+                    true
+                } catch (_: DyingDisk.Killed) {
+                    false
+                }
             val after = store(keep = 1, at = at)
             val loaded = after.load()
             assertEquals(emptyList(), loaded.warnings, "step $step")

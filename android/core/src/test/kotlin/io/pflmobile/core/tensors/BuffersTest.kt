@@ -9,7 +9,16 @@ import kotlin.test.assertFailsWith
 
 class BuffersTest {
     @ParameterizedTest
-    @CsvSource("3c00,1.0", "c000,-2.0", "7bff,65504.0", "0001,5.960464477539063E-8", "03ff,6.097555160522461E-5", "8000,-0.0", "7c00,Infinity", "7e00,NaN")
+    @CsvSource(
+        "3c00,1.0",
+        "c000,-2.0",
+        "7bff,65504.0",
+        "0001,5.960464477539063E-8",
+        "03ff,6.097555160522461E-5",
+        "8000,-0.0",
+        "7c00,Infinity",
+        "7e00,NaN",
+    )
     fun `halves are numbers`(
         bits: String,
         want: Double,

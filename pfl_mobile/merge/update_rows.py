@@ -1,6 +1,6 @@
 """Many updates as rows that are read piece by piece: in memory, or from one file each.
 
-A merge of n updates of P values must not need n * P values of memory. So the functions here take ``Rows``, read a
+A merge of n updates of P values must not need n * P values of memory. So the functions here take ``UpdateRows``, read a
 few rows and some columns at a time, and keep a constant number of models whatever n is:
 
     rows = FileRows([RowFile("u1.safetensors", 312), RowFile("u2.safetensors", 312)], width=2_500_000)
@@ -45,7 +45,7 @@ OPEN = 32
 _AGAIN = "refuse this update, or restore the file from a backup; a stored update is never changed"
 
 
-class Rows(Protocol):
+class UpdateRows(Protocol):
     """n updates of P float32 values each. What is not finite passes through: see `finite_norms`."""
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class Rows(Protocol):
             columns: with start and stop inside 0..P, and no step.
         """
 
-    def pick(self, chosen: Sequence[int]) -> Rows:
+    def pick(self, chosen: Sequence[int]) -> UpdateRows:
         """Some of the rows, in this order."""
 
 
@@ -105,7 +105,7 @@ class ScaledRows:
         factors: float64 [n]; rounded to float32 toward zero.
     """
 
-    def __init__(self, rows: Rows, factors: np.ndarray) -> None:
+    def __init__(self, rows: UpdateRows, factors: np.ndarray) -> None:
         self.rows, self.factors = rows, toward_zero(factors)
 
     def __len__(self) -> int:
@@ -269,7 +269,7 @@ def _read(file: FileIO, row: RowFile, at: int, out: memoryview) -> None:
 
 
 def weighted_sum(
-    rows: Rows, weights: np.ndarray, *, out_dtype: DTypeLike = np.float64, threads: int = 1
+    rows: UpdateRows, weights: np.ndarray, *, out_dtype: DTypeLike = np.float64, threads: int = 1
 ) -> np.ndarray:
     """sum_i weights_i * row_i, [P].
 
@@ -322,7 +322,7 @@ def toward_zero(weights: np.ndarray) -> np.ndarray:
     return np.where(np.abs(near) > np.abs(exact), np.nextafter(near, np.float32(0)), near)
 
 
-def norms(rows: Rows) -> np.ndarray:
+def norms(rows: UpdateRows) -> np.ndarray:
     """L2 norm of each row, float64 [n]; NaN or infinite where the row is."""
     squares = np.zeros(len(rows))
     for first in range(0, len(rows), GROUP):
@@ -334,7 +334,7 @@ def norms(rows: Rows) -> np.ndarray:
     return np.sqrt(squares)
 
 
-def finite_norms(rows: Rows) -> np.ndarray:
+def finite_norms(rows: UpdateRows) -> np.ndarray:
     """As `norms`.
 
     Raises:
@@ -350,7 +350,7 @@ def finite_norms(rows: Rows) -> np.ndarray:
     return found
 
 
-def gram(rows: Rows, *, scratch: int = SCRATCH) -> np.ndarray:
+def gram(rows: UpdateRows, *, scratch: int = SCRATCH) -> np.ndarray:
     """Inner products of all pairs of rows, float64 [n, n], by blocks of columns of all rows.
 
     Args:
@@ -369,7 +369,7 @@ def gram(rows: Rows, *, scratch: int = SCRATCH) -> np.ndarray:
     return np.triu(upper) + np.triu(upper, 1).T
 
 
-def finite_gram(rows: Rows) -> np.ndarray:
+def finite_gram(rows: UpdateRows) -> np.ndarray:
     """As `gram`.
 
     Raises:
@@ -383,7 +383,7 @@ def finite_gram(rows: Rows) -> np.ndarray:
     return products
 
 
-def by_columns(rows: Rows, *, scratch: int = SCRATCH) -> Iterator[tuple[slice, np.ndarray]]:
+def by_columns(rows: UpdateRows, *, scratch: int = SCRATCH) -> Iterator[tuple[slice, np.ndarray]]:
     """All rows, some columns at a time: ``(columns, float32 [n, c])``, from the first column to the last.
 
     Args:

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfl_mobile.errors import ConfigError, NonFiniteError, TensorFileError
-from pfl_mobile.merge import rows as module
-from pfl_mobile.merge.rows import (
+from pfl_mobile.merge import update_rows as module
+from pfl_mobile.merge.update_rows import (
     COLUMNS,
     GROUP,
     OPEN,
