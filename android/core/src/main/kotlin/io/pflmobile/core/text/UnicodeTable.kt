@@ -68,8 +68,9 @@ internal object UnicodeTable {
         if (kind(point) == 'a') return '\''.code
         val run = lowerFirst.binarySearch(point).let { if (it >= 0) it else -it - 2 }
         if (run < 0) return point
-        val (first, last, step, delta) = lowerRuns.asList().subList(RUN * run, RUN * run + RUN)
-        return if (point <= last && (point - first) % step == 0) point + delta else point
+        val at = RUN * run
+        val fits = point <= lowerRuns[at + 1] && (point - lowerRuns[at]) % lowerRuns[at + 2] == 0
+        return if (fits) point + lowerRuns[at + 3] else point
     }
 
     private const val RUN = 4

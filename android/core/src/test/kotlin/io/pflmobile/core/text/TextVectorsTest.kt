@@ -156,7 +156,7 @@ class TextVectorsTest {
     @Test
     fun `long texts do no harm`() {
         for (unit in listOf("a", "é", "'`", "\u0301", "\u200d", "#\uFE0F", "\uD83D\uDC68\u200D", "ا\u200c", "\u00a8", "เ", "\uD83D")) {
-            Pieces.cut(unit.repeat(300_000))
+            Pieces.cut(unit.repeat(100_000))
         }
     }
 
