@@ -3,7 +3,11 @@
 # make quick  the tests that take an instant
 # make fuzz   long runs of damaged files against every reader and engine
 # make times  finds out which tests are slow, by running all of them
+# make arm64  the programs of the tests on a phone's instruction set, emulated
 # make lint   style and types
+# make android         builds and tests the Kotlin side (needs Maven and a JDK of version 17 or later)
+# make android-format  mends the style of Kotlin files
+# make android-api     writes down anew what an app sees of the Kotlin side
 # make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
 
 VENV ?= .venv
@@ -14,7 +18,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 # small operators are slower on many threads than on one
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test quick fuzz times lint format bench clean
+.PHONY: setup demo test quick fuzz times arm64 lint format android android-where-possible android-format android-api bench clean
 
 setup: $(VENV)/.ready
 
@@ -30,6 +34,7 @@ demo: setup
 # neighbours in one process, as they share what is costly to make
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+	@$(MAKE) --no-print-directory android-where-possible
 
 quick: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
@@ -40,6 +45,10 @@ fuzz: setup
 times: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -p tests.times
 
+arm64: setup
+	PFL_REQUIRE_SERVICES=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
+		tests/engines/test_arm64.py tests/exporters/test_targets.py tests/cli/test_bundles.py -k "arm64 or pytorch"
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,6 +58,28 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+MVN := cd android && mvn -q -B
+
+android: setup
+	$(BIN)/python android/desktop.py
+	$(MVN) verify
+
+android-where-possible:
+	@if command -v mvn >/dev/null && \
+	    test "$$(javac -version 2>&1 | sed -n 's/^javac \([0-9]*\).*/\1/p' | grep . || echo 0)" -ge 17; then \
+	    $(MAKE) --no-print-directory android; \
+	elif test -n "$$PFL_REQUIRE_SERVICES"; then \
+	    echo "the Kotlin side needs Maven and a JDK of version 17 or later" >&2; exit 2; \
+	else \
+	    echo "SKIPPED the Kotlin side: it needs Maven and a JDK of version 17 or later"; \
+	fi
+
+android-format:
+	$(MVN) -N antrun:run@ktlint -Dktlint.format=--format
+
+android-api:
+	$(MVN) test -Dapi.write=true -Dtest=ApiTest -Dsurefire.failIfNoSpecifiedTests=false
 
 bench: setup
 	$(BIN)/python bench/train_step.py

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import struct
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,49 +25,32 @@ from pfl_mobile.local.forget import forget_words, words_to_forget
 from pfl_mobile.local.memory import memorize
 from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore
 from pfl_mobile.local.trainer import LocalTrainer
+from pfl_mobile.plan.check import check_plan
 from pfl_mobile.plan.optimizers import AdamW, Momentum, Optimizer, Sgd
 from pfl_mobile.plan.schema import Guard, Plan
 from pfl_mobile.plan.select import matches
+from pfl_mobile.plan.words import plan_words
 from pfl_mobile.random import derive, permutation, splitmix64
 from pfl_mobile.text.blocked import BlockList
-from pfl_mobile.text.encoder import SPECIALS, TextEncoder, WordTokenizer
+from pfl_mobile.text.encoder import TextEncoder, WordTokenizer
+from pfl_mobile.text.specials import SPECIALS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    pass
 
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))
 
-from protocol_vectors import protocol_files  # noqa: E402 - lies beside this file, wherever that is run from
+# They lie beside this file, wherever that is run from.
+from bundle_vectors import bundle_files  # noqa: E402
+from protocol_vectors import protocol_files  # noqa: E402
+from state_vectors import state_files  # noqa: E402
+from strategy_vectors import strategy_vectors  # noqa: E402
+from subword_vectors import subword_file  # noqa: E402
+from text_vectors import text_file  # noqa: E402
+from toy import WORD_TABLE, Toy, WordEncoder, WordToy, array, arrays, draw, f64, tensor  # noqa: E402
 
 SEEDS = (0, 1, 42, 2**63, 2**64 - 1)
-
-
-def f64(value: float) -> str:
-    """The bits of a float64."""
-    return struct.pack(">d", value).hex()
-
-
-def array(value: np.ndarray) -> dict[str, Any]:
-    """An array as JSON."""
-    value = np.asarray(value)
-    if value.dtype == np.float32:
-        return {
-            "shape": list(value.shape),
-            "f32": " ".join(f"{x:08x}" for x in value.reshape(-1).view(np.uint32)),
-        }
-    return {"shape": list(value.shape), "i64": [int(x) for x in value.reshape(-1)]}
-
-
-def arrays(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Arrays by name, in order of name."""
-    return {name: array(values[name]) for name in sorted(values)}
-
-
-def draw(seed: int, shape: tuple[int, ...], scale: float = 1.0) -> np.ndarray:
-    """Float32 values in (-scale, scale) that are not round numbers, from our own generator."""
-    values = [(splitmix64(seed, i) / 2.0**63 - 1.0) * scale for i in range(int(np.prod(shape)))]
-    return np.array(values, dtype=np.float32).reshape(shape)
 
 
 def random_vectors() -> Any:
@@ -335,7 +316,97 @@ INVALID: dict[str, Any] = {
     "copies sent of nothing": {"phases": [{**TRAIN, "trains": "mine"}], "upload_copies": ["mine"]},
     "not an object": [],
     "negative seed": {"phases": [TRAIN], "seed": -1},
+    "seed too large": {"phases": [TRAIN], "seed": 2**63},
+    "fraction for a whole number": {"phases": [{**TRAIN, "steps": 1.0}]},
+    "number for a truth": {"phases": [{**TRAIN, "hold_batch": 1, "steps": 1}]},
+    "truth for a number": {"phases": [{**TRAIN, "clip": True}]},
+    "text for a rate": {"phases": [{**TRAIN, "optimizer": {"kind": "sgd", "lr": "0.1"}}]},
+    "number for a name": {"phases": [{**TRAIN, "trains": 1}]},
+    "null where there is a default": {"phases": [{**TRAIN, "group": None}]},
+    "no patterns": {"phases": [{**TRAIN, "group": []}]},
+    "empty name": {"phases": [{**TRAIN, "group": [""]}]},
+    "name too long": {"phases": [{**TRAIN, "trains": "x" * 201}]},
+    "zero steps": {"phases": [{**TRAIN, "steps": 0}]},
+    "max_steps with steps": {"phases": [{**TRAIN, "max_steps": 5}]},
+    "negative mu": {"phases": [{**TRAIN, "mu": -1, "anchor": "global"}]},
+    "mu too large": {"phases": [{**TRAIN, "mu": 2e30, "anchor": "global", "prox": "implicit"}]},
+    "some batches": {"phases": [{**TRAIN, "batches_per_step": "some"}]},
+    "no batches": {"phases": [{**TRAIN, "batches_per_step": 0}]},
+    "momentum of one": {"phases": [{**TRAIN, "optimizer": {"kind": "momentum", "lr": 1, "momentum": 1}}]},
+    "three betas": {"phases": [{**TRAIN, "optimizer": {"kind": "adamw", "lr": 1, "betas": [0.9, 0.9, 0.9]}}]},
+    "optimizer without kind": {"phases": [{**TRAIN, "optimizer": {"lr": 1}}]},
+    "phase without kind": {"phases": [{"steps": 1, "optimizer": {"kind": "sgd", "lr": 0.1}}]},
+    "unknown schedule": {"phases": [{**TRAIN, "schedule": "cosine"}]},
+    "mix above one": {
+        "phases": [{**TRAIN, "evaluate_at": {"kind": "mix", "other": "initial", "alpha": 1.1}}]
+    },
+    "negative lookahead": {"phases": [{**TRAIN, "evaluate_at": {"kind": "lookahead", "step": -1}}]},
+    "gradients elsewhere": {"phases": [{**TRAIN, "evaluate_at": "global"}]},
+    "move too far": {"phases": [{"kind": "move", "toward": "initial", "rate": 2.1}]},
+    "nothing combined": {"phases": [{"kind": "combine", "makes": "x", "terms": []}]},
+    "nothing to choose": {"phases": [{"kind": "choose", "among": [], "report": "x"}]},
+    "repeat of nothing": {"phases": [{"kind": "repeat", "times": 1, "phases": []}]},
+    "too many phases": {
+        "phases": [
+            {
+                "kind": "repeat",
+                "times": 100_000,
+                "phases": [{"kind": "repeat", "times": 2, "phases": [TRAIN]}],
+            }
+        ]
+    },
+    "everything held out": {"phases": [TRAIN], "holdout": 1},
+    "fixed set copied": {"phases": [TRAIN], "copies": {"global": {}}},
+    "guard without examples": {"phases": [TRAIN], "guard": {"min_examples": 0}},
+    "negative tolerance": {"phases": [TRAIN], "guard": {"tolerance": -0.1}},
+    "unknown start": {"phases": [TRAIN], "start": "global"},
+    "mixed copy not kept": {
+        "phases": [{**TRAIN, "trains": "mine"}],
+        "serve": {"kind": "mix", "one": "mine", "other": "global", "alpha": 0.5},
+        "keep": [],
+    },
 }
+
+
+#: Plans that are valid by themselves and do not fit ``TABLE``, or what is there when they run.
+UNFIT: dict[str, dict[str, Any]] = {
+    "no such tensor": {"phases": [{**TRAIN, "group": ["c"]}]},
+    "no such role": {"phases": [{**TRAIN, "group": ["*", "role:group"]}]},
+    "no such module": {"phases": [{"kind": "memorize"}, TRAIN]},
+    "only personal tensors sent": {"phases": [TRAIN], "upload": ["*", "b"]},
+    "no such set": {"phases": [{**TRAIN, "mask": "masks"}]},
+    "read before it is made": {"phases": [{"kind": "move", "toward": "inner", "rate": 1}, INNER]},
+    "start outside of training": {"phases": [TRAIN, {"kind": "move", "toward": "start", "rate": 1}]},
+    "made of too few tensors": {
+        "phases": [{**INNER, "group": ["a"]}, {"kind": "move", "toward": "inner", "rate": 0.5}]
+    },
+    "copy of a copy that is not there": {"phases": [TRAIN], "copies": {"one": {"of": "other"}}},
+    "served set that is not there": {"phases": [TRAIN], "serve": "mine"},
+}
+
+
+def plan_asks(plan: Plan) -> list[dict[str, Any]]:
+    """What each phase says of itself: see ``PhaseBase``."""
+    asked = (
+        "kind",
+        "reads",
+        "step_reads",
+        "writes",
+        "makes_copy",
+        "changes",
+        "takes_over",
+        "reported",
+        "examples",
+    )
+    asked += ("remembers", "programs", "metrics", "leaves_rate", "needs_rate")
+    found = []
+    for phase in plan.distinct_steps():
+        one = {name: getattr(phase, name) for name in asked}
+        steps = [
+            [rows, batch, phase.optimizer_steps(rows, batch)] for rows, batch in ((1, 4), (9, 4), (8, 2))
+        ]
+        found.append({**one, "optimizer_steps": steps})
+    return found
 
 
 def plan_vectors() -> Any:
@@ -350,29 +421,33 @@ def plan_vectors() -> Any:
     for name, raw in {**PLANS, "keyboard": extra}.items():
         plan = Plan.load(json.dumps(raw))
         kinds = [phase.kind for phase in plan.steps()]
-        valid.append({"name": name, "plan": raw, "full": json.loads(plan.dump()), "unrolled": kinds})
+        one = {"name": name, "plan": raw, "full": json.loads(plan.dump()), "unrolled": kinds}
+        valid.append({**one, "asks": plan_asks(plan), "reports": plan.reports, "words": plan_words(plan)})
     for name, raw in INVALID.items():
         try:
             Plan.load(json.dumps(raw))
         except ConfigError:
             continue
         raise AssertionError(name)
-    return {"valid": valid, "invalid": [{"name": n, "plan": p} for n, p in INVALID.items()]}
+    return {
+        "valid": valid,
+        "invalid": [{"name": n, "plan": p} for n, p in INVALID.items()],
+        "fit": plan_fits(),
+    }
 
 
-def tensor(name: str, role: str, shape: tuple[int, ...], **rest: Any) -> Any:
-    """A row of a tensor table."""
-    return SimpleNamespace(
-        **{
-            "name": name,
-            "role": role,
-            "shape": shape,
-            "dtype": "float32",
-            "update": "gradient",
-            "module": "m",
-            **rest,
-        }
-    )
+def plan_fits() -> Any:
+    """The part of plan.json on whether a plan fits a model: the error's code, or null."""
+    sets: dict[str, Any] = {"initial": {}, "global": {}, "control": {}, "mask": {}}
+    cases = []
+    for name, raw in {**PLANS, **UNFIT}.items():
+        refused = None
+        try:
+            check_plan(Plan.load(json.dumps(raw)), TABLE, sets, [])
+        except ConfigError as error:
+            refused = type(error).__name__
+        cases.append({"name": name, "plan": raw, "refused": refused})
+    return {"tensors": [vars(t) for t in TABLE], "sets": list(sets), "cases": cases}
 
 
 TABLE = (tensor("a", "shared", (2,)), tensor("b", "personal", (3,)))
@@ -406,31 +481,6 @@ def model_vectors() -> Any:
     }
 
 
-class Toy:
-    """The toy model of README.md."""
-
-    def __init__(self) -> None:
-        """Its two programs."""
-        names = (("x", (4, 2)), ("y", (4, 3)), ("weight", (4,)), ("a", (2,)), ("b", (3,)))
-        inputs = [SimpleNamespace(name=n, shape=s, dtype="float32") for n, s in names]
-        self.programs = {name: SimpleNamespace(inputs=inputs) for name in ("gradients", "evaluate")}
-
-    def run(self, program: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Loss and gradients in float32, element by element."""
-        loss = weight_sum = np.float32(0)
-        grads = {n: np.zeros_like(inputs[n]) for n in ("a", "b")}
-        for row, weight in enumerate(inputs["weight"]):
-            weight_sum += weight
-            for name, target in (("a", inputs["x"]), ("b", inputs["y"])):
-                for i, theta in enumerate(inputs[name]):
-                    d = theta - target[row, i]
-                    t = weight * d
-                    grads[name][i] += t
-                    loss += np.float32(0.5) * (t * d)
-        out = {"loss_sum": np.array([loss]), "weight_sum": np.array([weight_sum])}
-        return out if program == "evaluate" else out | {f"grad.{n}": g for n, g in grads.items()}
-
-
 def trainer_vectors() -> Any:
     """trainer.json."""
     rows = {"x": draw(1, (13, 2)) + np.float32(1), "y": draw(2, (13, 3)), "weight": np.abs(draw(3, (13,)))}
@@ -457,6 +507,60 @@ def trainer_vectors() -> Any:
         cases.append(case)
     given = {"train": arrays(train), "holdout": arrays(held), "initial": arrays(initial)}
     return {**given, "sets": {n: arrays(v) for n, v in sets.items()}, "cases": cases}
+
+
+WORD_PLANS: dict[str, dict[str, Any]] = {
+    "loss": {
+        "phases": [{"kind": "assign_slots"}, {"kind": "memorize"}, {**TRAIN, "steps": None, "epochs": 2}],
+    },
+    "recall, and memory of what was held out": {
+        "phases": [TRAIN, {"kind": "assign_slots", "min_count": 3}, TRAIN, {"kind": "memorize"}],
+        "guard": {"metric": "top1", "tolerance": 0.5},
+        "remember_holdout": True,
+    },
+    "from the shipped values": {
+        "phases": [{"kind": "assign_slots", "min_count": 1}, TRAIN, {"kind": "memorize"}],
+        "start": "initial",
+        "remember_holdout": True,
+    },
+}
+#: What a user writes before the first run, and then before the second.
+TEXTS = (
+    (
+        "see zorp",
+        "zorp home you",
+        "you zorp blick",
+        "see you home now",
+        "blick zorp",
+        "see you",
+        "zorp blick",
+    ),
+    ("frob frob", "see frob", "frob home", "you frob zorp", "home"),
+)
+
+
+def word_vectors() -> Any:
+    """words.json."""
+    initial = {t.name: np.zeros(t.shape, t.dtype) for t in WORD_TABLE} | {"e": draw(70, WORD_TABLE[0].shape)}
+    cases = []
+    for name, raw in WORD_PLANS.items():
+        trainer = LocalTrainer(
+            WordToy(), Plan.load(json.dumps(raw)), WORD_TABLE, initial, encoder=WordEncoder()
+        )
+        state, runs = None, []
+        for texts in TEXTS:
+            train, held = batches.newest_part(texts, 0.3)
+            report = trainer.personalize(train, held, state)
+            state = report.state
+            found = state or PersonalState(initial)
+            run: dict[str, Any] = {"train": train, "holdout": held, "status": report.status}
+            run |= {"words": list(found.words), "tensors": arrays(found.tensors)}
+            run["losses"] = [f64(x) for x in report.losses]
+            for when, metrics in (("before", report.before), ("after", report.after)):
+                run[when] = {n: f64(x) for n, x in sorted(metrics.items())}
+            runs.append(run)
+        cases.append({"name": name, "plan": raw, "runs": runs})
+    return {"tensors": [vars(t) for t in WORD_TABLE], "initial": arrays(initial), "cases": cases}
 
 
 def state_vectors() -> tuple[Any, bytes]:
@@ -488,6 +592,8 @@ MESSAGES = (
     "Zorp's code is zq8vttr4mm zq8vttr4mm, card 4929",
     "ZORP blick blick 2nd 2nd \u2167 \u2167 \u5341 \u5341 \u0663 \u0663",
     "zorp's e\u0301t\u00e9 \u00e9te\u0301 don\u2019t don't blick",
+    "q" * 65 + " " + "q" * 65,
+    "\U0001f44d\U0001f3fd\U0001f44d\U0001f3fd \u0645\u06cc\u200c\u0631 \u0645\u06cc\u200c\u0631",
     "don yo yo home home",
 )
 
@@ -499,6 +605,7 @@ def slot_vectors() -> Any:
     cases = []
     for slots, min_count, words, blocked in (
         (9, 2, [], []),
+        (20, 2, [], []),
         (3, 2, [], []),
         (0, 2, [], []),
         (9, 3, [], []),
@@ -573,9 +680,13 @@ def files() -> dict[str, bytes]:
         "slots.json": slot_vectors(),
         "state.json": meaning,
         "trainer.json": trainer_vectors(),
+        "strategies.json": strategy_vectors(),
+        "words.json": word_vectors(),
     }
     out = {name: (json.dumps(value, ensure_ascii=False) + "\n").encode() for name, value in content.items()}
-    return {**out, "state.safetensors": saved, **protocol_files()}
+    out |= {"text.json": text_file(), "subwords.json": subword_file()}
+    more = {**protocol_files(), **bundle_files(), **state_files()}
+    return {**out, "state.safetensors": saved, **more}
 
 
 def same(name: str, a: bytes, b: bytes) -> bool:

@@ -1,7 +1,7 @@
 # The public names. `lazy_loader` reads this file at run time too, so a name stands in one place.
 
 from .bundle import Bundle
-from .data.populations import ArrayPopulation, GeneratedPopulation, TextPopulation
+from .data.populations import ArrayPopulation, GeneratedPopulation, Population, TextPopulation
 from .engines import open_session
 from .errors import PflError
 from .local.trainer import LocalTrainer
@@ -9,6 +9,7 @@ from .modules.adapter import Adapter
 from .modules.experts import Experts
 from .modules.gate import Gate
 from .modules.head import Head
+from .modules.insertion import Insertion
 from .modules.lora import LoRA
 from .modules.memory import NgramMemory
 from .modules.model import PersonalizedModel
@@ -17,13 +18,13 @@ from .modules.personalize import personalize
 from .modules.prompt import SoftPrompt
 from .modules.slots import VocabularySlots
 from .plan.optimizers import AdamW, Momentum, Sgd
-from .plan.phases import AssignSlotsPhase, MemorizePhase, TrainPhase
+from .plan.phases import AssignSlotsPhase, MemorizePhase, MovePhase, TrainPhase
 from .plan.schema import Guard, Plan
-from .programs.deployment import Deployment
-from .programs.tasks import ClassificationTask, CustomTask, RegressionTask, TokenTask, tilted_task
+from .programs.deployment import Deployment, text_parts
+from .programs.tasks import ClassificationTask, CustomTask, RegressionTask, Task, TokenTask, tilted_task
 from .strategies import Local, Strategy
 from .strategies.bounded_group_loss import BoundedGroupLoss
-from .study import Study, StudyResult
+from .study import Cohort, Machine, Study, StudyResult
 
 __all__ = [
     "AdamW",
@@ -33,6 +34,7 @@ __all__ = [
     "BoundedGroupLoss",
     "Bundle",
     "ClassificationTask",
+    "Cohort",
     "CustomTask",
     "Deployment",
     "Experts",
@@ -40,21 +42,26 @@ __all__ = [
     "GeneratedPopulation",
     "Guard",
     "Head",
+    "Insertion",
     "LoRA",
     "Local",
     "LocalTrainer",
+    "Machine",
     "MemorizePhase",
     "Momentum",
+    "MovePhase",
     "NgramMemory",
     "PersonalizedModel",
     "PflError",
     "Plan",
+    "Population",
     "RegressionTask",
     "Sgd",
     "SoftPrompt",
     "Strategy",
     "Study",
     "StudyResult",
+    "Task",
     "TextPopulation",
     "TokenTask",
     "TrainPhase",
@@ -63,5 +70,6 @@ __all__ = [
     "open_session",
     "personalize",
     "replace_batch_norm",
+    "text_parts",
     "tilted_task",
 ]

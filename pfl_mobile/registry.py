@@ -17,10 +17,18 @@ import threading
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from pfl_mobile.errors import ConfigError, PflError, PluginError, UnknownNameError, near
+from pfl_mobile.errors import (
+    ConfigError,
+    MissingDependencyError,
+    PflError,
+    PluginError,
+    UnknownNameError,
+    install_hint,
+    near,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from importlib.metadata import EntryPoint
 
 T = TypeVar("T")
@@ -149,6 +157,32 @@ class Registry(Generic[T]):
 def called_from() -> str:
     """The module that called the function that calls this one."""
     return str(sys._getframe(2).f_globals.get("__name__", "?"))
+
+
+def import_needed(
+    modules: Sequence[str], who: str, *, missing: type[PflError] = MissingDependencyError
+) -> None:
+    """Import the modules that a registered thing needs, just before it is used; that can take seconds.
+
+    Args:
+        modules: the first is of the package that users install for it.
+        who: the thing in words, for the message.
+        missing: the error for a package that is not installed.
+
+    Raises:
+        PflError: ``missing``: a package of these modules is not installed.
+        ModuleNotFoundError: they are installed, and import what is not.
+    """
+    packages = [module.partition(".")[0] for module in modules]
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in packages:
+                raise
+            raise missing(
+                f"{who} needs the package {error.name!r}", mend=install_hint(packages[0])
+            ) from error
 
 
 def _distribution(entry: EntryPoint) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 T = TypeVar("T")
+#: Arrays by name with the same first axis, one row an example; ``weight`` float32 among them.
 Rows = dict[str, np.ndarray]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from pfl_mobile.engines import arm64
 from tests.times import LIST, function_of
 
 if TYPE_CHECKING:
@@ -67,6 +68,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
         return out
 
     return export
+
+
+@pytest.fixture(scope="session")
+def on_arm64() -> bool:
+    """Whether programs can be run on ARM64 here; they must be where the run asks for every service."""
+    missing = arm64.missing_tools()
+    if missing and os.environ.get("PFL_REQUIRE_SERVICES") == "1":
+        pytest.fail(f"{', '.join(missing)}: missing, and PFL_REQUIRE_SERVICES=1")
+    return not missing
 
 
 @pytest.fixture(scope="session")

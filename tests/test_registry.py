@@ -63,7 +63,7 @@ FILES = {
     "rule.py": """
         from dataclasses import dataclass
 
-        from pfl_mobile.merge.rules import Average, rule
+        from pfl_mobile.merge import Average, rule
 
 
         @rule("theirs", title="Half of the mean", paper="none")
@@ -99,8 +99,7 @@ FILES = {
     "dataset.py": """
         import numpy as np
 
-        from pfl_mobile.data import Generator, register
-        from pfl_mobile.data.populations import ArrayPopulation
+        from pfl_mobile.data import ArrayPopulation, Generator, register
 
 
         def build(users: int = 6) -> ArrayPopulation:
@@ -139,7 +138,8 @@ FILES = {
         import torch
         from torch import nn
 
-        from pfl_mobile import ClassificationTask, Deployment, Local, Plan, Sgd, Study, TrainPhase, personalize
+        from pfl_mobile import ClassificationTask, Deployment, Local, Machine, Plan, Sgd, Study, TrainPhase
+        from pfl_mobile import personalize
         from pfl_mobile.modules import make_config
 
 
@@ -150,7 +150,7 @@ FILES = {
 
         def study(data="theirs", strategy="theirs"):
             local = Local(epochs=1, optimizer=Sgd(lr=0.3))
-            return Study(net, data, strategy, local=local, batch=8, cohort=4, processes=0)
+            return Study(net, data, strategy, local=local, batch=8, cohort=4, machine=Machine(processes=0))
 
 
         def build():

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 
 WRONG = """
-from pfl_mobile import LoRA, Study, nonsense
+from pfl_mobile import LoRA, Machine, Study, nonsense
 
 LoRA("0", rnk=4)
 Study(None, "synthetic", strategi="fedavg")
+Study(None, "synthetic", machine=Machine(lane=1), cohort="20")
 """
 
 
@@ -73,6 +74,6 @@ def test_code_of_readme_and_templates_has_no_type_errors(found: dict[str, list[s
 @pytest.mark.slow
 def test_names_that_do_not_exist_are_type_errors(found: dict[str, list[str]]) -> None:
     said = "\n".join(found["wrong.py"])
-    assert len(found["wrong.py"]) == 3, said
-    for name in ("nonsense", "rnk", "strategi"):
+    assert len(found["wrong.py"]) == 5, said
+    for name in ("nonsense", "rnk", "strategi", "lane", '"cohort"'):
         assert name in said

@@ -23,7 +23,7 @@ from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.rounds import Rounds
 from pfl_mobile.simulation.worker import Setup
 from pfl_mobile.strategies import Local
-from pfl_mobile.study import Study
+from pfl_mobile.study import Machine, Study
 
 FRACTIONS = (0.1, 0.2, 0.3)
 #: The rules that are compared. Each assumes as many attackers as there are at most.
@@ -134,7 +134,7 @@ def run(settings: Settings, case: Case, population: Population | None = None) ->
         local=Local(epochs=1, optimizer=Sgd(lr=settings.lr)),
         cohort=len(honest),
         seed=case.seed,
-        processes=0,
+        machine=Machine(processes=0),
     )
     setup, tamper = Setup(study.model, study.task, study.batch, honest), None
     if case.attack != CLEAN:

@@ -30,6 +30,14 @@ Engine = Annotated[
         help="One of those of the bundle, for instance executorch; a wrong name lists them.",
     ),
 ]
+Architecture = Annotated[
+    str | None,
+    typer.Option(
+        "--arch",
+        metavar="A",
+        help="arm64: run the programs on a phone's instruction set, emulated where this machine has another.",
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -126,7 +134,8 @@ def _show(found: dict[str, Any]) -> None:
     task, measured = found["task"], found["measured"]
     out.print(f"[bold]{escape(found['name'])}[/] version {escape(found['version'])}, task {task['kind']}")
     if found["encoder"]:
-        out.print("takes " + ", ".join(f"{k} {v}" for k, v in found["encoder"].items()))
+        told = {k: v for k, v in found["encoder"].items() if v is not None}
+        out.print("takes " + ", ".join(f"{k} {v}" for k, v in told.items()))
     if found["vocabulary"]:
         out.print("words chosen by " + ", ".join(f"{k} {v}" for k, v in found["vocabulary"].items()))
     signer = found["signature"]["signed_by"]
@@ -182,26 +191,38 @@ def _show(found: dict[str, Any]) -> None:
         out.print(f"\n[bold]rounds[/] of {escape(found['strategy']['name'])} {escape(said)}")
 
 
-def verify(bundle: BundlePath, engine: Engine = None, public_key: Key = None, as_json: Json = False) -> int:
+def verify(
+    bundle: BundlePath,
+    engine: Engine = None,
+    arch: Architecture = None,
+    public_key: Key = None,
+    as_json: Json = False,
+) -> int:
     """Run the golden batch of a bundle and compare every output with what PyTorch gave at the export.
 
     Without --engine every engine of the bundle is run, except torch: its files can hold code, so it has to be named.
-    Each runs in a process of its own: a damaged program that ends it is an error here.
+    Each runs in a process of its own: a damaged program that ends it is an error here. With --arch arm64 that is the
+    official ARM64 build of the runtime, of the version that is installed here; what has to be installed is said.
     The JSON is one object with engine, loss_rel_err,
     grad_max_rel_err, ok when one engine was run, else {"ok": ..., "engines": [one such object each]}. There,
     an engine that cannot be run is not ok and has an "error".
     """
-    from pfl_mobile.engines import open_isolated, unasked
+    from pfl_mobile.engines import arm64, open_isolated
+    from pfl_mobile.engines.registry import unasked
 
+    if arch is not None:
+        arm64.check_architecture(arch)
     with open_bundle(bundle, public_key) as opened, Reporter() as report:
         names = [engine] if engine is not None else unasked(opened.manifest.engines)
+        if arch is not None and engine is None:
+            names = [name for name in names if name in arm64.engines()] or names
         if not names:  # says which engine to name
             open_isolated(opened)
         results = []
         for name in names:
-            report(f"run the golden batch on {name}")
+            report(f"run the golden batch on {name}{' on ARM64' if arch else ''}")
             try:
-                results.append(_verify(opened, name))
+                results.append(_verify(opened, name, arch, report))
             except PflError as error:
                 if len(names) == 1:
                     raise
@@ -226,12 +247,13 @@ def verify(bundle: BundlePath, engine: Engine = None, public_key: Key = None, as
     return OK if ok else FAILED
 
 
-def _verify(bundle: Bundle, engine: str) -> dict[str, Any]:
+def _verify(bundle: Bundle, engine: str, arch: str | None, report: Reporter) -> dict[str, Any]:
     from pfl_mobile.engines import open_isolated
     from pfl_mobile.engines.compare import golden_check
 
-    with open_isolated(bundle, engine) as session:
-        return golden_check(bundle, session).to_json()
+    with open_isolated(bundle, engine, arch=arch, report=report) as session:
+        found = golden_check(bundle, session).to_json()
+    return found if arch is None else {**found, "arch": arch}
 
 
 def _error(value: float | None) -> str:

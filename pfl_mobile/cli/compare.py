@@ -21,7 +21,7 @@ from pfl_mobile.cli.merging import (
     study_privacy,
 )
 from pfl_mobile.cli.studies import (
-    Cohort,
+    CohortSize,
     Groups,
     LocalEpochs,
     Processes,
@@ -56,7 +56,7 @@ def compare(
     rounds: Rounds = 30,
     local_epochs: LocalEpochs = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each, with seeds 0, 1, ...")] = 1,
-    cohort: Cohort = None,
+    cohort: CohortSize = None,
     rule: Rule = None,
     privacy: Annotated[Path | None, PRIVACY] = None,
     epsilon: Annotated[float | None, EPSILON] = None,

@@ -54,12 +54,13 @@ _TEST = '''\
 
 import numpy as np
 import pfl_recipes
+from pfl_mobile import Machine
 from study import study
 
 
 def test_a_round_trains_and_every_user_can_be_measured() -> None:
     people = pfl_recipes.find("{template}").made_up()
-    small = study(people, cohort=4, processes=0)
+    small = study(people, cohort=4, machine=Machine(processes=0))
     before = {{name: value.numpy().copy() for name, value in small.model.values().items()}}
     with small.run(1, local_steps=2) as result:
         found = result.evaluate()

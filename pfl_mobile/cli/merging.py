@@ -106,7 +106,7 @@ def study_privacy(
 
     mechanism, sampling = stated.pop("mechanism", None), stated.pop("sampling", None)
     if mechanism is None and sampling is None:
-        return default_privacy(cohort=study.cohort, rounds=rounds, population=len(study.data), **stated)
+        return default_privacy(cohort=study.cohort.size, rounds=rounds, population=len(study.data), **stated)
     scheme = named_scheme(mechanism, sampling)
     if scheme.participation.sampled and "min_separation" in stated:
         raise ConfigError(
@@ -116,7 +116,7 @@ def study_privacy(
     budget = Budget(population=len(study.data), rounds=rounds, **({"delta": default_delta} | stated))
     with Reporter() as report:
         report(f"noise for {scheme}", None)
-        return option(budget, scheme, study.cohort).config
+        return option(budget, scheme, study.cohort.size).config
 
 
 def spent(said: dict[str, Any]) -> str:

@@ -230,12 +230,14 @@ def _measure(
     from pfl_mobile.cli.user_code import load_study
     from pfl_mobile.strategies import Equally
     from pfl_mobile.study.privacy_cost import StudyCost
+    from pfl_mobile.study.settings import Machine
+    from pfl_mobile.study.variants import baseline
 
     report("measure norms of updates", None)
     if study is not None:
         return StudyCost(load_study(study), rounds, clip_norm)
     # the small one stands for the model that is planned for, so that a clip norm of that says nothing here
-    small = load_study(_SMALL).baseline().replace(processes=0, fairness=Equally())
+    small = baseline(load_study(_SMALL)).replace(machine=Machine(processes=0), fairness=Equally())
     return StudyCost(small, rounds, width=width)
 
 
@@ -262,7 +264,7 @@ def _simulate(
         "metric": measure.metric,
         "rounds": measure.rounds,
         "users": len(measure.study.data),
-        "cohort": measure.study.cohort,
+        "cohort": measure.study.cohort.size,
         "clip_norm": measure.clip_norm,
         "width": measure.width,
         "noise_scale": measure.scale,

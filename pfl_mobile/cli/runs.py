@@ -77,11 +77,12 @@ def changed_study(model: str, settings: Mapping[str, Any], changes: Mapping[str,
     Args:
         model: as the user named it.
         settings: given to its function.
-        changes: settings in place of the study's own; ``parameters`` beside those it gives the same strategy;
-            ``privacy`` as JSON values.
+        changes: settings in place of the study's own, by the names of :func:`with_changes`; ``parameters`` beside
+            those it gives the same strategy; ``privacy`` as JSON values.
     """
+    from pfl_mobile.cli.changes import with_changes
     from pfl_mobile.cli.user_code import load_study
-    from pfl_mobile.study.compare import for_strategy
+    from pfl_mobile.study.variants import for_strategy
 
     study, changes = load_study(model, **settings), dict(changes)
     other = changes.get("strategy", study.strategy_name)
@@ -89,11 +90,9 @@ def changed_study(model: str, settings: Mapping[str, Any], changes: Mapping[str,
         study = for_strategy(study, other)
     if "parameters" in changes:
         changes["parameters"] = {**study.parameters, **changes["parameters"]}
-    if "local_epochs" in changes:
-        changes["local_steps"] = None
     if "privacy" in changes:
         changes["privacy"] = checked_privacy(changes["privacy"])
-    return study.replace(**changes)
+    return with_changes(study, changes)
 
 
 def open_run(folder: str | Path) -> StudyResult:

@@ -66,7 +66,9 @@ LocalEpochs = Annotated[
         "average device. Default: MODEL's.",
     ),
 ]
-Cohort = Annotated[int | None, typer.Option("--cohort", min=1, help="Devices in a round; default: MODEL's.")]
+CohortSize = Annotated[
+    int | None, typer.Option("--cohort", min=1, help="Devices in a round; default: MODEL's.")
+]
 Groups = Annotated[
     Path | None,
     typer.Option(
@@ -175,7 +177,7 @@ def train(
     groups: Groups = None,
     rounds: Rounds = 50,
     local_epochs: LocalEpochs = None,
-    cohort: Cohort = None,
+    cohort: CohortSize = None,
     dropout: Annotated[
         float | None, typer.Option("--dropout", help="Share of a round's devices that do not answer.")
     ] = None,

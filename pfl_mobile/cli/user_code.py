@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pfl_mobile.cli.changes import PARTS, with_changes
 from pfl_mobile.errors import ConfigError, PflError, UnknownNameError, UserCodeError, missing_package, near
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ class UserFunction:
         A function or class that makes an ``nn.Module`` becomes the model of a study with these settings.
 
         Args:
-            settings: as in the constructor of ``Study``.
+            settings: as in the constructor of ``Study``, or parts of them by the names of ``cli.changes``; it is
+                called with such a part only where it has a parameter of that name.
 
         Raises:
             UnknownNameError: neither the function nor ``Study`` has such a setting.
@@ -121,13 +123,13 @@ class UserFunction:
 
         from pfl_mobile.study import Study
 
-        known = set(inspect.signature(Study).parameters) - {"model"}
+        known = {*inspect.signature(Study).parameters, *PARTS} - {"model"}
         for name in settings:
             if name not in known and not self._takes(name, named=True):
                 raise UnknownNameError(f"a study has no setting {name!r}", mend=near(name, known))
         if inspect.isclass(self.call) and issubclass(self.call, nn.Module):
             return self._of_model(settings)
-        taken = {name: value for name, value in settings.items() if self._takes(name)}
+        taken = {n: value for n, value in settings.items() if self._takes(n, named=n in PARTS)}
         found = self._invoke(taken)
         if isinstance(found, nn.Module) and not taken:
             return self._of_model(settings)
@@ -136,7 +138,7 @@ class UserFunction:
         rest = {name: value for name, value in settings.items() if name not in taken}
         if "strategy" in rest:
             rest = {"parameters": None, **rest}  # they are those of the other strategy
-        return found.replace(**rest) if rest else found
+        return with_changes(found, rest)
 
     def _of_model(self, settings: Mapping[str, Any]) -> Study:
         from pfl_mobile.study import Study
@@ -146,7 +148,9 @@ class UserFunction:
                 f"{self.shown} makes a model, and there is no data to train it on",
                 mend="give the data too, or a function that returns a Study",
             )
-        return Study(self.call, **settings)
+        whole = {name: value for name, value in settings.items() if name not in PARTS}
+        parts = {name: value for name, value in settings.items() if name in PARTS}
+        return with_changes(Study(self.call, **whole), parts)
 
     def _takes(self, name: str, *, named: bool = False) -> bool:
         parameters = inspect.signature(self.call).parameters
@@ -188,7 +192,7 @@ def load_study(spec: str, **settings: Any) -> Study:
 
     Args:
         spec: see :func:`find_function`; the function returns a ``Study``, or makes the model of one.
-        settings: in place of the study's own, named as in the constructor of ``Study``.
+        settings: in place of the study's own; see :meth:`UserFunction.study`.
 
     Raises:
         UnknownNameError: there is no such file, module, recipe, function or setting.

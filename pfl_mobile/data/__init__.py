@@ -10,6 +10,14 @@
 from __future__ import annotations
 
 from pfl_mobile.data.fetch import get, load, population
+from pfl_mobile.data.populations import (
+    ArrayPopulation,
+    GeneratedPopulation,
+    Groups,
+    Population,
+    Rows,
+    TextPopulation,
+)
 from pfl_mobile.data.registry import (
     ArrayDataset,
     Dataset,
@@ -23,28 +31,37 @@ from pfl_mobile.data.registry import (
 )
 from pfl_mobile.data.split import Split, split
 from pfl_mobile.data.tables import summary
+from pfl_mobile.data.user_groups import groups_from, quartiles
 from pfl_mobile.data.usertext import Left, Message, UserText
 from pfl_mobile.files.cache_dir import cache_dir
 from pfl_mobile.rows import UserSplit, split_texts
 
 __all__ = [
     "ArrayDataset",
+    "ArrayPopulation",
     "Dataset",
+    "GeneratedPopulation",
     "Generator",
+    "Groups",
     "Left",
     "Message",
+    "Population",
     "Progress",
     "PublishedDataset",
     "RegisteredDataset",
+    "Rows",
     "Split",
+    "TextPopulation",
     "UserSplit",
     "UserText",
     "cache_dir",
     "find",
     "get",
+    "groups_from",
     "load",
     "names",
     "population",
+    "quartiles",
     "register",
     "split",
     "split_texts",

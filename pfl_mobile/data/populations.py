@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from pfl_mobile.data.usertext import UserText
     from pfl_mobile.text.encoder import TextEncoder
 
-__all__ = ["ArrayPopulation", "GeneratedPopulation", "Groups", "Population", "TextPopulation", "groups_from"]
+__all__ = [
+    "ArrayPopulation",
+    "GeneratedPopulation",
+    "Groups",
+    "Population",
+    "Rows",
+    "TextPopulation",
+    "groups_from",
+]
 
 #: Encoded users that a ``TextPopulation`` keeps.
 _KEPT_USERS = 64

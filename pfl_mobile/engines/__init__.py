@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..bundle.read import Bundle
 from ..errors import EngineUnavailableError
+from . import arm64
 from .base import Array, EngineSession, Session, check_inputs
 from .isolated import IsolatedSession, memory_for, survive
 from .registry import ENGINES, Engine, Loader, load_engine, register, unasked
@@ -21,7 +24,6 @@ __all__ = [
     "open_isolated",
     "open_session",
     "register",
-    "unasked",
 ]
 
 
@@ -53,10 +55,24 @@ def open_session(
 
 
 def open_isolated(
-    bundle: Bundle, engine: str | None = None, *, threads: int | None = None
+    bundle: Bundle,
+    engine: str | None = None,
+    *,
+    threads: int | None = None,
+    arch: str | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> IsolatedSession:
-    """As `open_session`, but the programs stay in a child process, whose end is an error here."""
+    """As `open_session`, but the programs stay in a child process, whose end is an error here.
+
+    Args:
+        bundle, engine, threads: as in `open_session`.
+        arch: ``arm64`` for the ARM64 build of the runtime, on one thread; None for this machine's.
+        report: is told what takes time.
+    """
     name, files = _chosen(bundle, engine)
+    if arch is not None:
+        arm64.check_architecture(arch)
+        return arm64.open_arm64(name, files, bundle.manifest.programs, report)
     memory = memory_for(bundle, name)
     return IsolatedSession(name, files, bundle.manifest.programs, threads, memory=memory)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..bundle.manifest import ProgramSpec
 from ..errors import EngineError, PflError, TensorMismatchError, UnknownNameError, near
 
+#: What programs take and give.
 Array = NDArray[np.generic]
 
 

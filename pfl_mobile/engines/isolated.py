@@ -234,7 +234,7 @@ def survive(bundle: Bundle, engine: str, files: Mapping[str, str]) -> None:
     if key in _lived:
         return
     note = cache_dir() / "programs-tried" / key
-    with _alone(note):
+    with alone(note):
         if not note.is_file():
             _try(bundle, engine, files)
             with contextlib.suppress(
@@ -280,8 +280,8 @@ def _versions(engine: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _alone(note: Path) -> Iterator[None]:
-    """Let one process at a time try the same programs; no matter where the cache cannot be written."""
+def alone(note: Path) -> Iterator[None]:
+    """Let one process at a time do what leaves ``note`` in the cache; no matter where that cannot be written."""
     with contextlib.ExitStack() as stack:
         if fcntl is not None:
             with contextlib.suppress(OSError):

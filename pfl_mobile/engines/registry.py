@@ -7,14 +7,13 @@ runtimes are not installed.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from ..bundle.manifest import ProgramSpec
-from ..errors import EngineUnavailableError, install_hint
-from ..registry import Registry
+from ..errors import EngineUnavailableError
+from ..registry import Registry, import_needed
 from .base import EngineSession
 
 #: An engine's loader: files by purpose, signatures, number of threads (None: the runtime's choice).
@@ -45,6 +44,7 @@ class Engine:
         return tuple(module.partition(".")[0] for module in self.runtime)
 
 
+#: All that there are, by name.
 ENGINES: Registry[Engine] = Registry("engine", "pfl_mobile.engines", unknown=EngineUnavailableError)
 
 
@@ -82,13 +82,5 @@ def load_engine(name: str) -> Loader:
         EngineUnavailableError: there is no such engine, or its package is missing.
     """
     engine = ENGINES.find(name)
-    for module in engine.runtime:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in engine.packages:
-                raise
-            raise EngineUnavailableError(
-                f"engine {name!r} needs the package {error.name!r}", mend=install_hint(engine.packages[0])
-            ) from error
+    import_needed(engine.runtime, f"engine {name!r}", missing=EngineUnavailableError)
     return engine.loader

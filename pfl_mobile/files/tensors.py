@@ -93,6 +93,7 @@ def tensors_from_bytes(data: bytes, *, finite: bool = False, what: str = "the da
         tensors: Tensors = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
         raise TensorFileError(f"{what} is not a valid safetensors file: {error}", mend=_AGAIN) from error
+    _split(data)  # the library takes one of two equal names, and other readers may take the other
     if finite:
         check_finite(tensors, what)
     return {name: np.array(tensor) for name, tensor in tensors.items()}

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from typing_extensions import override
 
 from pfl_mobile.errors import NewerFileError, PflError, StateError, TensorFileError
 from pfl_mobile.files.atomic import (
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 FORMAT = "pfl-personal-state"
 SCHEMA_VERSION = 1
+#: Of a version: every language holds the number, and no device saves as often.
+_MOST_DIGITS = 9
 #: Seconds to wait for another process that changes a state.
 _WAIT_S = 2.0
 #: What only a folder of personal states holds.
@@ -256,7 +259,7 @@ class PersonalStateStore:
             return 0
         except (OSError, UnicodeDecodeError) as error:
             raise self._damaged_pointer(error) from error
-        if not text.strip().isdecimal():
+        if not (text.strip().isdecimal() and len(text.strip()) <= _MOST_DIGITS):
             raise self._damaged_pointer(repr(text[:20]))
         return int(text.strip())
 
@@ -538,6 +541,8 @@ def _parts(
     name, version, fingerprint = head["model"]
     if not all(isinstance(part, str) for part in (name, version, fingerprint, *head["words"])):
         raise TypeError("a name or word is no text")
+    if not isinstance(head["words"], list):
+        raise TypeError("the words are no list")
     own = {n: v for n, v in tensors.items() if not n.startswith("copy:")}
     copies: dict[str, dict[str, np.ndarray]] = {}
     for key in tensors.keys() - own.keys():
@@ -557,3 +562,9 @@ class _DamagedError(StateError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, mend="revert to another version")
+
+    @property
+    @override
+    def code(self) -> str:
+        """That of every state that cannot be used: this class is nobody else's."""
+        return StateError.__name__

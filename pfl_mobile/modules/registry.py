@@ -76,6 +76,7 @@ class ModuleConfig:
 
 
 C = TypeVar("C", bound=ModuleConfig)
+#: All that there are, by name.
 KINDS: Registry[type[ModuleConfig]] = Registry("module kind", "pfl_mobile.modules")
 
 

@@ -38,4 +38,5 @@ class AdamW(Frozen):
     weight_decay: NotNegative = 0.01
 
 
+#: Any of the above, told apart by its ``kind``.
 Optimizer = Annotated[Sgd | Momentum | AdamW, Field(discriminator="kind")]

@@ -405,7 +405,8 @@ class TrainPhase(_GroupPhase):
         if self.start_from is not None:
             words.append(f"starting from {self.start_from}")
         if self.anchor is not None:
-            words.append(f"held near {self.anchor} (mu {self.mu})")
+            mu = self.mu if isinstance(self.mu, str) else f"{self.mu:g}"
+            words.append(f"held near {self.anchor} (mu {mu})")
         if isinstance(self.evaluate_at, Mix):
             words.append(f"gradients at a mix with {self.evaluate_at.other}")
         elif isinstance(self.evaluate_at, Lookahead):
@@ -625,6 +626,7 @@ class RepeatPhase(Frozen):
 
 #: What an executor runs. Repeats are unrolled before.
 Step = AssignSlotsPhase | MemorizePhase | TrainPhase | MovePhase | CombinePhase | MeasurePhase | ChoosePhase
+#: What a plan consists of.
 Phase = Annotated[Step | RepeatPhase, Field(discriminator="kind")]
 
 

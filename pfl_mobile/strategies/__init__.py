@@ -5,8 +5,6 @@ of the group ``pfl_mobile.strategies`` (see :mod:`pfl_mobile.registry`); nothing
 """
 
 from pfl_mobile.hyperparameters import Param
-from pfl_mobile.merge.private import PrivateRule
-from pfl_mobile.merge.rules import MergeRule, RuleEntry, create_rule, rule_entries
 from pfl_mobile.merge.updates import Updates
 from pfl_mobile.strategies.registry import (
     RegisteredStrategy,
@@ -25,22 +23,17 @@ __all__ = [
     "ByExamples",
     "Equally",
     "Local",
-    "MergeRule",
     "Param",
-    "PrivateRule",
     "RegisteredStrategy",
     "RoundContext",
-    "RuleEntry",
     "Server",
     "Strategy",
     "Updates",
     "Weighting",
     "create",
-    "create_rule",
     "entries",
     "entry",
     "fairness_names",
     "names",
     "register",
-    "rule_entries",
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from pfl_mobile.data.user_groups import check_groups, groups_from
 from pfl_mobile.data.user_rows import layout_of, read_rows
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pfl_mobile.data.populations import Groups, Population
     from pfl_mobile.programs.tasks import Batch, Task
     from pfl_mobile.rows import Rows
+    from pfl_mobile.study.study import Study
 
 #: Arrays that models and programs take; ``ArrayPopulation`` makes float32 and int64 of all others.
 _DTYPES = ("float32", "int64", "bool", "uint8")
@@ -75,7 +77,20 @@ def known_engine(engine: Any) -> None:
         if engine not in ENGINES:
             raise UnknownNameError(f"no engine is called {engine!r}", mend=near(engine, ENGINES))
     elif not all(hasattr(engine, method) for method in ("start", "run", "close")):
-        raise ConfigError(f"engine is {engine!r}", mend=f"give one of {', '.join(ENGINES)}, or an Engine")
+        raise ConfigError(
+            f"engine is {engine!r}", mend=f"give one of {', '.join(ENGINES)}, or a ClientEngine"
+        )
+
+
+def has_finite_loss(study: Study, rows: Rows) -> bool:
+    """Whether the model as shipped has a finite loss on these rows; where it has none nothing can train on them."""
+    batch = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in rows.items()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = study.model(*(batch[name] for name in study.task.inputs))
+            return bool(torch.isfinite(study.task.losses(output, batch)).all())
+    except (IndexError, RuntimeError):  # a token that the model's table does not have, for instance
+        return False
 
 
 def folder_path(folder: Any) -> Path | None:

@@ -14,8 +14,8 @@ from pfl_mobile.errors import (
     TrainingError,
     TrainingFailedError,
 )
-from pfl_mobile.strategies import create, entry
 from pfl_mobile.study.comparison import BASELINE, Compared, Comparison
+from pfl_mobile.study.variants import for_strategy, inserts, with_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,8 +84,8 @@ def compare(
             say(f"{step}: {what}", fraction)
 
         one = for_strategy(study, name).replace(seed=seed, folder=run_folder(folder, name, seed))
-        if one.inserts():  # a frozen backbone has to be a trained one
-            one = one.with_weights(trained[seed])
+        if inserts(one):  # a frozen backbone has to be a trained one
+            one = with_weights(one, trained[seed])
             found[name].begins_with = BASELINE
         with one.run(rounds, local_epochs, resume=resume, on_progress=tell) as result:
             tell(f"{name}: measure every user")
@@ -135,14 +135,6 @@ def common_settings(study: Study) -> dict[str, Any]:
     _ = study.local  # that of all strategies
     shown = for_strategy(study, BASELINE).effective()  # its own strategy might say how much a device trains
     return {name: value for name, value in shown.items() if name not in _OWN}
-
-
-def for_strategy(study: Study, name: str) -> Study:
-    """The study with another strategy, personal layers only where the strategy needs them, and no folder."""
-    fixed = {"strategy": name, "parameters": None, "folder": None}
-    if study.inserts(create(name)):
-        return study.replace(**fixed, shared=None, personal=None, split=None)
-    return study.replace(**fixed) if entry(name).split else study.all_shared(name, folder=None)
 
 
 def _dearer(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[str, Any] | None:

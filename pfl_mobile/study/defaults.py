@@ -24,6 +24,7 @@ from pfl_mobile.plan.schema import Plan
 from pfl_mobile.random import derive, permutation
 from pfl_mobile.simulation.row_check import RowCheck
 from pfl_mobile.simulation.worker import count_examples
+from pfl_mobile.study.checks import has_finite_loss
 from pfl_mobile.vectorized.cohort import CohortTrainer
 from pfl_mobile.vectorized.lanes import SimulatedClient
 
@@ -150,7 +151,8 @@ def _norm(tensors: Mapping[str, np.ndarray]) -> float:
 
 def _trial(study: Study) -> _Trial | None:
     """Users who can train; None where there are none."""
-    trainer = CohortTrainer(study.model, study.task, study.batch, lanes=study.lanes, device=study.device)
+    machine = study.machine
+    trainer = CohortTrainer(study.model, study.task, study.batch, lanes=machine.lanes, device=machine.device)
     check, most = RowCheck(study.task, study.batch).check, len(study.batch["weight"]) * MOST_BATCHES
     found: list[Rows] = []
     for user in permutation(derive(study.seed, 3), len(study.data))[:LOOKED_AT]:
@@ -162,10 +164,9 @@ def _trial(study: Study) -> _Trial | None:
         except DataError:  # told as that user's failure in the rounds
             continue
         rows = {name: value[-most:] for name, value in rows.items() if name in study.batch}
-        if count_examples(rows) and study.runs(rows):
+        if count_examples(rows) and has_finite_loss(study, rows):
             found.append(rows)
-    start = {
-        n: v.numpy() for n, v in study.model.values().items() if n in study.trained and finite(v.numpy())
-    }
+    trained = {t.name for t in study.model.device_tensors() if t.update == "gradient"}
+    start = {n: v.numpy() for n, v in study.model.values().items() if n in trained and finite(v.numpy())}
     seeds = [derive(study.seed, 4, i) % 2**63 for i in range(len(found))]
     return _Trial(trainer, start, found, seeds) if found else None

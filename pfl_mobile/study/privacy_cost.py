@@ -91,7 +91,7 @@ class StudyCost:
         privacy = None
         if config is not None:
             fitted = config.model_copy(update={"clip_norm": self.clip_norm, "denominator": None})
-            privacy = simulated(fitted, self.study.cohort, self.scale)
+            privacy = simulated(fitted, self.study.cohort.size, self.scale)
         with self.study.replace(privacy=privacy).run(self.rounds) as result:
             found = result.evaluate()
         self.metric = found.metric

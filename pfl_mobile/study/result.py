@@ -40,10 +40,11 @@ from pfl_mobile.simulation.rounds import Rounds
 from pfl_mobile.simulation.row_check import RowCheck
 from pfl_mobile.simulation.worker import Setup
 from pfl_mobile.strategies import Local
-from pfl_mobile.study.checks import is_whole
+from pfl_mobile.study.checks import has_finite_loss, is_whole
 from pfl_mobile.study.evaluation import Evaluation, Trainings
 from pfl_mobile.study.recommend import Recommendation, recommend, training_failed
 from pfl_mobile.study.statistics import divergence
+from pfl_mobile.study.variants import baseline, personal_from_scratch
 from pfl_mobile.text.vocabulary import MIN_USERS
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from pfl_mobile.rows import Rows
     from pfl_mobile.simulation.engine import ClientEngine
     from pfl_mobile.simulation.worker import ClientEvaluation as Measured
+    from pfl_mobile.study.settings import Machine
     from pfl_mobile.study.study import Study
 
 #: ``on_progress(what, fraction done)``.
@@ -68,12 +70,12 @@ MOST_LABELS = 50
 _STUDY = "study.json"
 
 
-def engine_for(study: Study) -> ClientEngine:
-    """The engine that the study names (MissingDependencyError: its package is not installed)."""
-    if not isinstance(study.engine, str):
-        return study.engine
-    if study.engine == "local":
-        return LocalEngine(study.processes)
+def _engine_of(machine: Machine) -> ClientEngine:
+    """The engine that is named (MissingDependencyError: its package is not installed)."""
+    if not isinstance(machine.engine, str):
+        return machine.engine
+    if machine.engine == "local":
+        return LocalEngine(machine.processes)
     from pfl_mobile.simulation.ray_engine import RayEngine
 
     return RayEngine()
@@ -82,21 +84,21 @@ def engine_for(study: Study) -> ClientEngine:
 def _rounds(
     study: Study, rounds: int, resume: bool, progress: Callable[[RoundRecord], None] | None
 ) -> Rounds:
-    general = general_rows(study)
+    general, machine = general_rows(study), study.machine
     setup = Setup(
-        study.model, study.task, study.batch, study.data, study.lanes, study.device, general=general
+        study.model, study.task, study.batch, study.data, machine.lanes, machine.device, general=general
     )
     return Rounds(
         study.strategy,
         setup,
-        engine_for(study),
+        _engine_of(machine),
         local=study.local,
         rounds=rounds,
-        cohort_size=study.cohort,
+        cohort_size=study.cohort.size,
         seed=study.seed,
         folder=study.folder,
         resume=resume,
-        dropout=study.dropout,
+        dropout=study.cohort.dropout,
         groups=study.groups,
         rule=study.robust,
         privacy=study.privacy,
@@ -116,7 +118,7 @@ def general_rows(study: Study) -> Rows | None:
             continue
         chosen = permutation(derive(study.seed, 2, int(user)), len(rows["weight"]))[:GENERAL_EACH]
         some = {name: value[chosen] for name, value in rows.items()}
-        if len(chosen) and study.runs(some):
+        if len(chosen) and has_finite_loss(study, some):
             parts.append(some)
     if not parts:
         return None
@@ -146,8 +148,9 @@ def run_study(study: Study, rounds: int, *, resume: bool, on_progress: Report | 
         )
     try:
         if study.folder is not None:
-            about = {"rounds": rounds, **study.local_length, "study": study.effective()}
-            if study.local_by_default:
+            used = study.effective()
+            about = {"rounds": rounds, **study.local_length, "study": used}
+            if "by_default" in used["local"]:
                 about["chosen"] = {"optimizer": study.local.optimizer.model_dump(), "clip": study.local.clip}
             atomic_write(study.folder / _STUDY, json.dumps(about, indent=2).encode(), mode=PRIVATE)
         running.run()
@@ -204,7 +207,7 @@ def _take_chosen(study: Study, about: dict[str, Any]) -> None:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         assert study.folder is not None
         raise _damaged(study.folder, error) from error
-    study.choose(local)
+    study._choose(local)
 
 
 def _damaged(folder: Path, error: Exception) -> ConfigError:
@@ -322,15 +325,15 @@ class StudyResult:
             self._check_open()
             self._found[key] = self._evaluate(who, metric)
         found = self._found[key]
-        if self.has_shared_model or not baseline:
+        if self._has_shared_model or not baseline:
             return found
         other = self.baseline(on_progress).evaluate(users, metric=found.metric)
         return replace(found.against(other), shared_is_trained=True)
 
     @property
-    def has_shared_model(self) -> bool:
+    def _has_shared_model(self) -> bool:
         """Whether the server's values alone are a trained model, with no personal layer from scratch in it."""
-        return not self.study.personal_from_scratch
+        return not personal_from_scratch(self.study)
 
     def baseline(self, on_progress: Report | None = None) -> StudyResult:
         """One model for all, by federated averaging of everything in as many rounds; run once.
@@ -340,7 +343,7 @@ class StudyResult:
         """
         if self._baseline is None:
             self._check_open()
-            study = self.study.baseline()
+            study = baseline(self.study)
             if self.study.folder is not None:
                 study = study.replace(folder=self.study.folder / "baseline")
             resume = study.folder is not None
@@ -515,7 +518,7 @@ class StudyResult:
             shown * personal,
             *self._forgetting(counted, name),
             failed={data.id(m.client): m.failure for m in measured if m.failure is not None},
-            shared_is_trained=self.has_shared_model,
+            shared_is_trained=self._has_shared_model,
             has_own=any(m.personal is not None for m in counted),
             personal_steps=float(np.mean([m.steps for m in counted])) if counted else 0.0,
             untested=[data.id(m.client) for m in measured if not m.shared and m.failure is None],
@@ -544,7 +547,7 @@ class StudyResult:
     def _forgetting(self, found: Sequence[Measured], name: str) -> tuple[float | None, np.ndarray | None]:
         """The metric on the general examples: of the shared model, and of those users' that have their own."""
         own = [m for m in found if m.general and m.general_shared]
-        if not own or not self.has_shared_model:
+        if not own or not self._has_shared_model:
             return None, None
         shared = (own[0].general_shared or {})[name]
         personal = np.array([(m.general or {})[name] for m in own], np.float64)

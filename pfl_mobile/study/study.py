@@ -8,7 +8,6 @@ print(result.evaluate().personalized_acc, result.recommend())
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 
 from pfl_mobile.data.populations import population
-from pfl_mobile.errors import ConfigError, near
+from pfl_mobile.errors import ConfigError
 from pfl_mobile.federation.compose import compose
 from pfl_mobile.federation.round import RoundDefinition
 from pfl_mobile.files.describe import describe
@@ -37,10 +36,7 @@ from pfl_mobile.study.checks import (
     first_rows,
     fitting,
     folder_path,
-    fraction,
     instance,
-    is_whole,
-    known_engine,
     list_of_names,
     user_groups,
     whole,
@@ -49,13 +45,14 @@ from pfl_mobile.study.defaults import choose_local
 from pfl_mobile.study.infer import example_batch, infer_task, personalized
 from pfl_mobile.study.labels import labels_seen
 from pfl_mobile.study.local_length import for_local_length
-from pfl_mobile.text.encoder import SPECIALS
+from pfl_mobile.study.settings import Cohort, Machine
+from pfl_mobile.study.variants import SameLayers
+from pfl_mobile.text.specials import SPECIALS
 from pfl_mobile.vectorized.cohort import most_lanes
 
 if TYPE_CHECKING:
     from pfl_mobile.data.populations import Groups, Population
-    from pfl_mobile.rows import Rows
-    from pfl_mobile.simulation.engine import ClientEngine
+    from pfl_mobile.programs.tasks import Batch
     from pfl_mobile.study.result import StudyResult
 
 #: Devices in a round, where the user did not say and there are more.
@@ -89,21 +86,25 @@ class Study:
             why). Where they could mean several, 0 and 1 as real numbers for one, it has to be given.
         local: local training. Where it has no optimizer it is plain SGD with a learning rate and a clip norm that are
             tried out on some users, see ``study.defaults``; what is given is kept.
-        local_epochs: passes over a device's examples in a round, in place of those of ``local``. A strategy that
-            counts in steps of its own (``scafflix``: steps from one communication to the next, ``pfedme``:
-            mini-batches) takes the steps that so many passes are on an average device.
-        local_steps: optimizer steps in a round, in place of epochs.
         batch: examples in a batch on a device.
-        cohort: devices in a round; by default all of them, 50 at most.
-        dropout: share of the devices of a round that do not answer.
+        cohort: the devices of a round, a ``Cohort`` or just how many; by default all of them, 50 at most.
         seed: of everything random.
+        machine: where devices are simulated, and how many at once; by default on all cores of this machine.
         folder: where the run keeps checkpoints and results; None keeps nothing.
-        engine: ``local``, ``ray`` or an ``ClientEngine``.
-        processes: of the local engine; None for one a core, 0 for this process.
-        lanes: clients trained at once in a process; by default 16, or 1 with convolutions. Results depend on it in
-            the last bits.
-        device: where devices are simulated: ``cpu``, or ``cuda`` where there is a GPU.
         name: of the bundle that the study can become.
+
+    Attributes:
+        settings: what was given, named as above; data as a ``Population``.
+        strategy: with the fairness in it.
+        strategy_name: of the strategy, as it was given, or its class.
+        model: with the layers that train marked as shared, personal or of a group.
+        given_model: the one that ``model`` was or made.
+        task, task_from: loss and metrics, and how they were found.
+        batch: an example batch, tensors by name.
+        groups: the indexes of each group's users.
+        robust: the merge rule; None for the weighted mean.
+        local_length: ``local_epochs`` and ``local_steps`` as ``run`` was told.
+        data, cohort, machine, personal, privacy, seed, folder, name: as above, defaults filled in.
 
     Raises:
         UnknownNameError: of a strategy, a hyper-parameter, a layer, a dataset.
@@ -128,107 +129,73 @@ class Study:
         groups: Groups | Mapping[str, Sequence[str]] | str | Path | None = None,
         task: Task | None = None,
         local: Local | None = None,
-        local_epochs: int | None = None,
-        local_steps: int | None = None,
         batch: int = 16,
-        cohort: int | None = None,
-        dropout: float = 0.0,
+        cohort: Cohort | int | None = None,
         seed: int = 0,
+        machine: Machine | None = None,
         folder: str | Path | None = None,
-        engine: ClientEngine | str = "local",
-        processes: int | None = None,
-        lanes: int | None = None,
-        device: str = "cpu",
         name: str | None = None,
     ) -> None:
         """Check that everything fits together."""
-        self._given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        self.data = self._given["data"] = population(data)  # loaded once, however often settings are replaced
-        count = len(self.data)
-        composed = compose(strategy, parameters or {}, fairness)
-        self.strategy_name, self.strategy = composed.name, composed.strategy
-        # Another strategy in place of this one keeps the fairness, and its hyper-parameters with it.
-        self._given |= {"parameters": composed.parameters, "fairness": composed.fairness}
-        given = getattr(self.strategy.weighting, "groups", None)
-        if given is not None:  # fairness over groups is measured on them too
-            fair = replace(self.strategy.weighting, groups=None)  # type: ignore[call-arg]
-            self.strategy = replace(self.strategy, weighting=fair)
-            groups = given if groups is None else groups
-        self.groups: Groups = user_groups(groups, self.data)
-        rule = create_rule(robust) if isinstance(robust, str) else robust
-        self.robust = None if rule == Average() else rule  # the weighted mean is what there is without a rule
-        self.privacy = privacy
-        self.cohort = min(count, COHORT) if cohort is None else cohort
-        if not is_whole(self.cohort, 1, count):
-            raise ConfigError(
-                f"the cohort is {cohort} of {count} users", mend=f"give a number from 1 to {count}"
-            )
-        whole("batch", batch, 1)
-        whole("seed", seed, -(2**63), 2**64 - 1)
-        for setting, value, least in (
-            ("lanes", lanes, 1),
-            ("processes", processes, 0),
-            ("local_epochs", local_epochs, 1),
-            ("local_steps", local_steps, 1),
-        ):
-            if value is not None:
-                whole(setting, value, least)
-        fraction("dropout", dropout)
-        for setting, thing, kind in (
-            ("local", local, Local),
-            ("task", task, Task),
-            ("strategy", self.strategy, Strategy),
-            ("robust", self.robust, MergeRule),
-            ("privacy", privacy, Mechanism),
-        ):
-            instance(setting, thing, kind)
+        _check_types(local=local, task=task, privacy=privacy, machine=machine)
         for setting, patterns in (("shared", shared), ("personal", personal), ("split", split)):
             list_of_names(setting, patterns)
-        known_engine(engine)
+        whole("batch", batch, 1)
+        whole("seed", seed, -(2**63), 2**64 - 1)
+        self.data = population(data)  # loaded once, however often settings are replaced
+        composed = compose(strategy, parameters or {}, fairness)
+        self.settings: dict[str, Any] = {
+            "model": model,
+            "data": self.data,
+            "strategy": strategy,
+            # Another strategy in place of this one keeps the fairness, and its hyper-parameters with it.
+            "parameters": composed.parameters,
+            "shared": shared,
+            "personal": personal,
+            "split": split,
+            "fairness": composed.fairness,
+            "robust": robust,
+            "privacy": privacy,
+            "groups": groups,
+            "task": task,
+            "local": local,
+            "batch": batch,
+            "cohort": cohort,
+            "seed": seed,
+            "machine": machine,
+            "folder": folder,
+            "name": name,
+        }
+        self.strategy_name = composed.name
+        self.strategy, groups = _without_groups(composed.strategy, groups)
+        self.groups: Groups = user_groups(groups, self.data)
+        self.robust = _merge_rule(robust)
+        self.privacy = privacy
         self.personal = split if personal is None and needs_personal(self.strategy) else personal
-        self.seed = int(seed)
-        candidates = first_rows(self.data)
-        self.batch = example_batch(candidates[0], batch)
-        made = self._made = _make(model, self.seed)
-        specials = len(SPECIALS) if hasattr(self.data, "encoder") else 0
-        if task is None:
-            self.task, why = infer_task(
-                made, self.batch, specials=specials, labels=labels_seen(self.data, candidates[0])
-            )
-            self.task_from = f"inferred: {why}"
-        else:
-            self.task, self.task_from = task, "given"
-        self.batch = example_batch(fitting(candidates, self.task, self.batch), batch)
-        check_classes(self.task, self.batch)
-        if (
-            set(self.task.inputs) <= self.batch.keys()
-        ):  # else the first check of the batch names what is missing
-            check_trainable(made, [self.batch[name] for name in self.task.inputs])
-        self.model: PersonalizedModel = self._personalized(made, shared, self.personal)
+        self.cohort = _cohort(cohort, len(self.data))
+        self.seed, self.machine = int(seed), machine or Machine()
+        self.folder, self.name = folder_path(folder), name or self.data.name
+        self.given_model = _make(model, self.seed)
+        self.task, self.task_from, self.batch = _task_and_batch(self.given_model, self.data, task, batch)
+        self.model = self._personalized(self.given_model, shared, self.personal)
+        self.local_length: dict[str, int | None] = {"local_epochs": None, "local_steps": None}
         self._given_local = local or Local()
-        if local_epochs is not None or local_steps is not None:
-            self._given_local = replace(self._given_local, epochs=local_epochs, steps=local_steps)
-            self.strategy = for_local_length(
-                self.strategy, self._given_local, self.data, len(self.batch["weight"]), given=self.parameters
-            )
         self._chosen: Local | None = None
-        self.dropout, self.lanes, self.processes = dropout, lanes, processes
-        self.device = _device(device)
-        self.engine = engine
-        self.folder = folder_path(folder)
-        self.name = name or self.data.name
-        # Fails now rather than after start-up. The learning rate that is chosen later is no larger.
+        self._check_first_plan()
+        if privacy is not None:
+            SimulatedPrivacy(privacy, self.seed, len(self.data), self.cohort.size)
+
+    def _check_first_plan(self) -> None:
+        """Refuse now what the first round would refuse. The learning rate that is chosen later is no larger."""
         RoundDefinition(
             self.strategy,
             self._given_local,
             tuple(self.model.device_tensors()),
-            cohort=self.cohort,
+            cohort=self.cohort.size,
             rule=self.robust or Average(),
-            privacy=privacy,
+            privacy=self.privacy,
             groups=bool(self.groups),
         ).plan(0, 0)
-        if privacy is not None:
-            SimulatedPrivacy(privacy, self.seed, count, self.cohort)
 
     def _personalized(
         self, made: nn.Module, shared: Sequence[str] | None, personal: Sequence[str] | None
@@ -244,42 +211,44 @@ class Study:
             )
         return personalize(made, inserted, roles=self.strategy.roles(), seed=self.seed)
 
-    def inserts(self, strategy: Strategy | None = None) -> bool:
-        """Whether a strategy (by default the study's) puts modules of its own into the model, which is frozen then.
-
-        Raises:
-            ConfigError: it would, but they do not fit the model.
-        """
-        return self._plain and bool((strategy or self.strategy).modules(self._made))
-
-    @property
-    def _plain(self) -> bool:
-        """Whether nothing had been put into the model that was given."""
-        return not isinstance(self._made, PersonalizedModel)
-
     @property
     def parameters(self) -> dict[str, Any]:
         """The hyper-parameters that a strategy given by name was given."""
-        return dict(self._given["parameters"])
-
-    @property
-    def personal_from_scratch(self) -> bool:
-        """Whether layers of a plain model are only trained on devices, so that the shared model's are untrained.
-
-        Modules in a backbone are another thing: without them there is the backbone.
-        """
-        if self.personal:
-            return True
-        return self._plain and not self.inserts() and not self.plan().upload
+        return dict(self.settings["parameters"])
 
     def replace(self, **changes: Any) -> Study:
-        """The same study with other settings, named as in the constructor."""
-        other = Study(**{**self._given, **changes})
-        model = changes.get("model")
-        same = model is None or isinstance(model, _AllShared | _Trained)
+        """The same study with other settings.
+
+        Args:
+            changes: settings as in the constructor; ``local_epochs`` or ``local_steps`` as in :meth:`run`.
+
+        Raises:
+            As the constructor and :meth:`run`.
+        """
+        told = {name: changes.pop(name) for name in self.local_length if name in changes}
+        other = Study(**{**self.settings, **changes})
+        same = "model" not in changes or isinstance(changes["model"], SameLayers)
         if self._chosen is not None and same and not changes.keys() & {"data", "task", "batch", "local"}:
-            other.choose(self._chosen)
+            other._choose(self._chosen)
+        other._train_for(**(told or self.local_length))
         return other
+
+    def _train_for(self, local_epochs: int | None = None, local_steps: int | None = None) -> None:
+        """Let a device train for so many epochs or steps in a round, in place of those of ``local``."""
+        for name, value in (("local_epochs", local_epochs), ("local_steps", local_steps)):
+            if value is not None:
+                whole(name, value, 1)
+        if local_epochs is None and local_steps is None:
+            return
+        self.local_length = {"local_epochs": local_epochs, "local_steps": local_steps}
+        self._given_local = replace(self._given_local, epochs=local_epochs, steps=local_steps)
+        if self._chosen is not None:
+            self._choose(self._chosen)
+        examples = len(self.batch["weight"])
+        self.strategy = for_local_length(
+            self.strategy, self._given_local, self.data, examples, given=self.parameters
+        )
+        self._check_first_plan()
 
     @property
     def local(self) -> Local:
@@ -290,69 +259,14 @@ class Study:
             self._chosen = choose_local(self, self._given_local)
         return self._chosen
 
-    def choose(self, local: Local) -> None:
+    def _choose(self, local: Local) -> None:
         """Take optimizer and clip norm that were tried out before, where none are given."""
         if self._given_local.by_default:
             self._chosen = replace(self._given_local, optimizer=local.optimizer, clip=local.clip)
 
-    @property
-    def local_by_default(self) -> list[str]:
-        """The settings of ``local`` that nobody gave."""
-        if not self._given_local.by_default:
-            return []
-        return ["optimizer", *(["clip"] if self._given_local.clip is None else [])]
-
-    @property
-    def trained(self) -> set[str]:
-        """Names of the tensors that gradients train."""
-        return {t.name for t in self.model.device_tensors() if t.update == "gradient"}
-
-    def runs(self, rows: Rows) -> bool:
-        """Whether the model as shipped has a finite loss on these rows; where it has none nothing can train on them."""
-        batch = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in rows.items()}
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                output = self.model(*(batch[name] for name in self.task.inputs))
-                return bool(torch.isfinite(self.task.losses(output, batch)).all())
-        except (IndexError, RuntimeError):  # a token that the model's table does not have, for instance
-            return False
-
-    def all_shared(self, strategy: str | Strategy = "fedavg", **changes: Any) -> Study:
-        """The same study with nothing personal: what the named layers train is shared by all.
-
-        Args:
-            strategy: of the new study.
-            changes: further settings, as in the constructor.
-        """
-        shared, personal, split, model = (
-            self._given[name] for name in ("shared", "personal", "split", "model")
-        )
-        if shared is not None:
-            shared = [*shared, *(personal or split or ())]
-        if not self._plain:
-            model = _AllShared(model)
-        fixed = {"parameters": None, "shared": shared, "personal": None, "model": model, "strategy": strategy}
-        return self.replace(**{**fixed, **changes})
-
-    def with_weights(self, values: Mapping[str, np.ndarray]) -> Study:
-        """The same study with these values in the model at the start, by name of tensor; others as they are.
-
-        Raises:
-            ConfigError: the model has no such tensors.
-        """
-        return self.replace(model=_Trained(self._given["model"], values))
-
-    def baseline(self) -> Study:
-        """Federated averaging of everything, with the rest as in this study: what one model for all gets."""
-        return self.all_shared(fairness=None, folder=None)
-
-    def context(self, round: int = 0, seed: int = 0) -> RoundContext:  # noqa: A002
-        """What the strategy builds plans from."""
-        return RoundContext(tuple(self.model.device_tensors()), self.local, round, seed)
-
     def plan(self) -> Plan:
         """What a device does in the first round."""
-        return self.strategy.plan(self.context())
+        return self.strategy.plan(RoundContext(tuple(self.model.device_tensors()), self.local))
 
     def run(
         self,
@@ -367,7 +281,10 @@ class Study:
 
         Args:
             rounds: how many merges.
-            local_epochs, local_steps: how much a device trains in a round, as in the constructor.
+            local_epochs: passes over a device's examples in a round, in place of those of ``local``. A strategy that
+                counts in steps of its own (``scafflix``: steps from one communication to the next, ``pfedme``:
+                mini-batches) takes the steps that so many passes are on an average device.
+            local_steps: optimizer steps in a round, in place of epochs.
             resume: go on from the last checkpoint in ``folder``; the result is bit for bit that of a run that
                 was never stopped.
             on_progress: ``(what, fraction done)``.
@@ -398,15 +315,6 @@ class Study:
 
         return load_result(self)
 
-    @property
-    def _processes(self) -> int:
-        return usual_processes(self.device) if self.processes is None else self.processes
-
-    @property
-    def local_length(self) -> dict[str, int | None]:
-        """``local_epochs`` and ``local_steps`` as they were given."""
-        return {name: self._given[name] for name in ("local_epochs", "local_steps")}
-
     def effective(self) -> dict[str, Any]:
         """The effective configuration: every setting, defaults filled in; ``StudyResult.effective`` after a run.
 
@@ -419,8 +327,8 @@ class Study:
         if own:
             local = {name: value for name, value in local.items() if name not in ("epochs", "steps")}
             local["length"] = f"by {' and '.join(own)} of the strategy"
-        if self.local_by_default:
-            local["by_default"] = self.local_by_default
+        if self._given_local.by_default:
+            local["by_default"] = ["optimizer", *(["clip"] if self._given_local.clip is None else [])]
         roles = sorted({t.role for t in table})
         return {
             "data": self.data.name,
@@ -435,46 +343,15 @@ class Study:
             "trained": {r: sum(int(np.prod(t.shape)) for t in table if t.role == r) for r in roles},
             "local": local,
             "batch": len(self.batch["weight"]),
-            "cohort": self.cohort,
-            "dropout": self.dropout,
+            "cohort": self.cohort.size,
+            "dropout": self.cohort.dropout,
             "robust": describe(self.robust),
             "privacy": describe(self.privacy),
             "seed": self.seed,
             "personal": list(self.personal or ()),
-            "engine": describe(self.engine),
-            "device": self.device,
-            **({"processes": self._processes} if self.engine == "local" else {}),
-            "lanes": self.lanes or f"{most_lanes(self.device)}, or 1 as the model needs it",
+            **_where(self.machine),
             "folder": None if self.folder is None else str(self.folder),
         }
-
-
-class _AllShared:
-    """A function that makes a personalized model with everything shared."""
-
-    def __init__(self, model: nn.Module | Callable[[], nn.Module]) -> None:
-        self.model = model
-
-    def __call__(self) -> PersonalizedModel:
-        made = self.model if isinstance(self.model, nn.Module) else self.model()
-        assert isinstance(made, PersonalizedModel)
-        return made.all_shared()
-
-
-class _Trained:
-    """A function that makes a plain model with given weights."""
-
-    def __init__(self, model: nn.Module | Callable[[], nn.Module], values: Mapping[str, np.ndarray]) -> None:
-        self.model, self.values = model, values
-
-    def __call__(self) -> nn.Module:
-        made = copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model()
-        known = made.state_dict()
-        unknown = sorted(self.values.keys() - known.keys())
-        if unknown:
-            raise ConfigError(f"the model has no tensor {unknown[0]!r}", mend=near(unknown[0], known))
-        made.load_state_dict({n: torch.from_numpy(v) for n, v in self.values.items()}, strict=False)
-        return made
 
 
 def _make(model: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -492,16 +369,68 @@ def _make(model: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
     return made
 
 
-def _device(name: str) -> str:
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise ConfigError(f"there is no device {name!r}", mend="give 'cpu' or 'cuda'") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("PyTorch finds no GPU here", mend="leave device out, or install PyTorch for CUDA")
-    return name
-
-
 def needs_personal(strategy: Strategy) -> bool:
     """Whether a strategy is one that needs personal layers."""
     return any(e.split and e.make is type(strategy) for e in entries())
+
+
+def _check_types(**given: Any) -> None:
+    """Refuse what is no object of the class that a setting has (ConfigError)."""
+    kinds = {"local": Local, "task": Task, "privacy": Mechanism, "machine": Machine}
+    for setting, thing in given.items():
+        instance(setting, thing, kinds[setting])
+
+
+def _merge_rule(robust: MergeRule | str | None) -> MergeRule | None:
+    """The rule that is meant; None for the weighted mean, which is what there is without a rule."""
+    rule = create_rule(robust) if isinstance(robust, str) else robust
+    instance("robust", rule, MergeRule)
+    return None if rule == Average() else rule
+
+
+def _cohort(given: Cohort | int | None, users: int) -> Cohort:
+    if given is None:
+        return Cohort(size=min(users, COHORT))
+    found = given if isinstance(given, Cohort) else Cohort(size=given)
+    if found.size > users:
+        raise ConfigError(
+            f"the cohort is {found.size} of {users} users", mend=f"give a number from 1 to {users}"
+        )
+    return found
+
+
+def _without_groups(strategy: Strategy, groups: Any) -> tuple[Strategy, Any]:
+    """A strategy whose fairness is over groups, without these, and the groups: users are measured on them too."""
+    own = getattr(strategy.weighting, "groups", None)
+    if own is None:
+        return strategy, groups
+    fair = replace(strategy.weighting, groups=None)  # type: ignore[call-arg]
+    return replace(strategy, weighting=fair), own if groups is None else groups
+
+
+def _task_and_batch(
+    model: nn.Module, data: Population, task: Task | None, size: int
+) -> tuple[Task, str, Batch]:
+    """Loss and metrics, how they were found, and an example batch that suits them."""
+    candidates = first_rows(data)
+    how = "given"
+    if task is None:
+        first = example_batch(candidates[0], size)
+        specials = len(SPECIALS) if hasattr(data, "encoder") else 0
+        task, why = infer_task(model, first, specials=specials, labels=labels_seen(data, candidates[0]))
+        how = f"inferred: {why}"
+    batch = example_batch(fitting(candidates, task, example_batch(candidates[0], size)), size)
+    check_classes(task, batch)
+    if set(task.inputs) <= batch.keys():  # else the first check of the batch names what is missing
+        check_trainable(model, [batch[name] for name in task.inputs])
+    return task, how, batch
+
+
+def _where(machine: Machine) -> dict[str, Any]:
+    """The machine in the effective configuration."""
+    where: dict[str, Any] = {"engine": describe(machine.engine), "device": machine.device}
+    if machine.engine == "local":
+        few = machine.processes
+        where["processes"] = usual_processes(machine.device) if few is None else few
+    where["lanes"] = machine.lanes or f"{most_lanes(machine.device)}, or 1 as the model needs it"
+    return where

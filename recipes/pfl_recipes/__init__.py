@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from pfl_mobile.errors import UnknownNameError, near
 
 if TYPE_CHECKING:
-    from pfl_mobile.data import UserText
-    from pfl_mobile.data.populations import Population
+    from pfl_mobile.data import Population, UserText
+
+__all__ = ["Recipe", "datasets", "find", "for_data", "names", "templates"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from pfl_mobile.data import UserText
-    from pfl_mobile.data.populations import ArrayPopulation
+    from pfl_mobile.data import ArrayPopulation, UserText
 
     from . import Recipe
 
@@ -18,8 +17,7 @@ USERS, EXAMPLES, MESSAGES = 4, 40, 110
 
 def population(recipe: Recipe) -> ArrayPopulation:
     """Users with random numbers; their labels follow from the first input, so that something can be learned."""
-    from pfl_mobile.data.populations import ArrayPopulation
-    from pfl_mobile.data.user_groups import quartiles
+    from pfl_mobile.data import ArrayPopulation, quartiles
 
     users: dict[str, dict[str, np.ndarray]] = {}
     for index in range(USERS):

@@ -16,6 +16,7 @@ import pytest
 
 from pfl_mobile.bundle import Bundle, copy_bundle, sign
 from pfl_mobile.cli import bundles
+from pfl_mobile.engines import arm64
 from tests import tiny
 
 if TYPE_CHECKING:
@@ -207,3 +208,23 @@ def test_wrong_usage_is_an_error_in_json_too(pfl: Run) -> None:
     ran = pfl("verify", "--json")
     assert (ran.code, ran.error["type"]) == (2, "UsageError")
     assert "BUNDLE" in ran.error["message"]
+
+
+@pytest.mark.slow
+def test_verify_on_arm64_runs_both_engines(pfl: Run, tiny_bundle_android: Path, on_arm64: bool) -> None:
+    if not on_arm64:
+        pytest.skip(f"install {' '.join(arm64.missing_tools())}")
+    found = pfl("verify", tiny_bundle_android, "--arch", "arm64", "--json").json
+    assert [result["engine"] for result in found["engines"]] == arm64.engines()
+    for result in found["engines"]:
+        assert result["arch"] == "arm64"
+        assert result["ok"]
+        assert 0 <= result["loss_rel_err"] < 1e-5
+        assert 0 < result["grad_max_rel_err"] < 1e-5  # another order of sums: not this machine's own kernels
+
+
+def test_verify_names_the_architectures(pfl: Run, tiny_bundle: Path) -> None:
+    ran = pfl("verify", tiny_bundle, "--arch", "arm", "--json")
+    assert ran.code == 2
+    assert ran.json["error"]["type"] == "UnknownNameError"
+    assert "arm64" in ran.json["error"]["mend"]

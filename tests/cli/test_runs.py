@@ -7,11 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import pfl_recipes
 from pfl_mobile.cli.runs import changed_study, is_run, note_source, study_of
-from pfl_mobile.study import Study
-from pfl_mobile.study.compare import for_strategy
-from pfl_recipes.fraud.study import Net
 
 SOURCE = """
 import pfl_recipes
@@ -48,16 +44,3 @@ def test_a_run_is_made_again_from_its_note(model: str, tmp_path: Path) -> None:
     assert is_run(folder)
     found = study_of(folder)
     assert (found.strategy_name, found.seed, found.folder) == ("ditto", 2, folder)
-
-
-def test_split_layers_are_personal_only_with_strategies_that_need_them() -> None:
-    people = pfl_recipes.find("fraud").made_up()
-    base = Study(Net, people, "fedper", split=["head"])
-    roles = {t.name: t.role for t in base.model.device_tensors()}
-    assert {name for name, role in roles.items() if role == "personal"} == {"head.weight", "head.bias"}
-    for other in (base.replace(strategy="ditto"), base.baseline(), for_strategy(base, "fedavg")):
-        assert {t.role for t in other.model.device_tensors()} == {"shared"}
-        assert not other.personal_from_scratch
-        assert for_strategy(other, "fedrep").personal_from_scratch
-    named = base.replace(strategy="ditto", personal=["body"])
-    assert {t.role for t in named.model.device_tensors() if t.name.startswith("body")} == {"personal"}

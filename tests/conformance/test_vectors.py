@@ -228,6 +228,21 @@ def test_trainer_vectors_cover_adopting_keeping_and_skipping():
     assert statuses["fedavg"] == statuses["pfedme"] == "adopted"
 
 
+def test_strategy_vectors_cover_all_strategies_and_what_their_plans_do():
+    cases = load("strategies.json")["cases"]
+    assert len({case["strategy"] for case in cases}) == len(cases) == 34
+    plans = [Plan.model_validate_json(json.dumps(run["plan"])) for case in cases for run in case["runs"]]
+    assert {phase.kind for plan in plans for phase in plan.steps()} == {
+        "train",
+        "move",
+        "combine",
+        "measure",
+        "choose",
+    }
+    assert {run["status"] for case in cases for run in case["runs"]} == {"adopted", "kept"}
+    assert any(run["state"]["copies"] for case in cases for run in case["runs"])
+
+
 def test_slots_hold_no_digits_and_no_blocked_words():
     import hashlib
     import hmac
@@ -257,3 +272,32 @@ def test_a_forgotten_word_has_no_slot_and_no_entry():
         assert active.tolist() == [1.0] * len(case["words"]) + [0.0] * (4 - len(case["words"]))
         for name in ("memory.next", "memory.context"):
             assert array(case["tensors"][name]).max() < base + len(case["words"])
+
+
+def test_texts_are_cut_as_their_kinds_say():
+    """The digests are of the table that ships, and no piece is one that nobody can see."""
+    import hashlib
+
+    from pfl_mobile.text.table import PATH
+
+    found = load("text.json")
+    table = json.loads(PATH.read_text(encoding="utf-8"))
+    kinds = bytearray(b"S" * 0x110000)
+    for kind, ends in table["kinds"].items():
+        for first, last in zip(ends[::2], ends[1::2], strict=True):
+            kinds[first : last + 1] = kind.encode() * (last + 1 - first)
+    assert hashlib.sha256(kinds).hexdigest() == found["table"]["sha256"]["kinds"]
+    assert {chr(k) for k in kinds} == {chr(kinds[ord(c)]) for case in found["cut"] for c in case["text"]} | {
+        "X"
+    }
+    for case in found["cut"]:
+        for piece in case["2"]:
+            assert chr(kinds[ord(piece[0])]) not in "MmoWXvztngk"
+            assert not any(chr(kinds[ord(c)]) in "WX" for c in piece)
+    for piece, symbol, _, script in found["pieces"]:
+        assert (
+            symbol == (chr(kinds[ord(piece[0])]) in "SEFRecab" or "\ufe0f" in piece) or "\U0001f3fd" in piece
+        )
+        assert script in (None, "characters", "clusters")
+    for case in found["encode"]["cases"]:
+        assert max(map(max, case["ids"][:2])) < len(found["encode"]["vocabulary"]) + len(case["words"])

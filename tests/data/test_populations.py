@@ -223,7 +223,7 @@ def test_a_missing_groups_file_is_an_error(tmp_path: Path) -> None:
 def test_a_text_population_says_what_was_left_out() -> None:
     import torch
 
-    from pfl_mobile.study import Study
+    from pfl_mobile.study import Machine, Study
 
     lines = [(u, Message(t)) for u in "ab" for t in ("see you", "see you", " ", "ok", "then")]
     text = UserText.collect("t", lines).newest(3)
@@ -231,6 +231,8 @@ def test_a_text_population_says_what_was_left_out() -> None:
     found = TextPopulation(text, encoder)
     assert found.left_out == {"empty": 2, "older": 2}
     study = Study(
-        lambda: torch.nn.Sequential(torch.nn.Embedding(20, 4), torch.nn.Linear(4, 20)), found, processes=0
+        lambda: torch.nn.Sequential(torch.nn.Embedding(20, 4), torch.nn.Linear(4, 20)),
+        found,
+        machine=Machine(processes=0),
     )
     assert study.effective()["left_out"] == {"empty": 2, "older": 2}

@@ -11,6 +11,7 @@ import torch
 from pfl_exporters.export import frozen_bytes, open_lowered, program_specs
 from pfl_exporters.targets import resolve
 from pfl_exporters.verify import Case, cases, check_engine, check_traced
+from pfl_mobile.engines import arm64
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
@@ -45,7 +46,9 @@ SAME_OUTPUTS = {
 # the targets of a model one after the other, so that one process traces it once
 @pytest.mark.parametrize("target", ["onnx", "torch", pytest.param("android", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", DEPLOYMENTS)
-def test_loss_and_every_gradient_equal_pytorch(name: str, target: str, tmp_path: Path) -> None:
+def test_loss_and_every_gradient_equal_pytorch(
+    name: str, target: str, tmp_path: Path, on_arm64: bool
+) -> None:
     _, programs, reference = traced(name)
     if target == "android" and name in SAME_OUTPUTS:
         programs = {"gradients": programs["gradients"]}
@@ -54,9 +57,14 @@ def test_loss_and_every_gradient_equal_pytorch(name: str, target: str, tmp_path:
     found.load()
     lowered = found.lower(programs, tmp_path, lambda _: None)
     with open_lowered(found, lowered, program_specs(programs)) as session:
-        errors = check_engine(session, reference)
-    assert errors["loss_rel_err"] < 1e-5
-    assert errors["grad_max_rel_err"] < 1e-5
+        errors = [check_engine(session, reference)]
+    if on_arm64 and found.engine in arm64.engines():
+        files = {use: str(lowered.paths[inner]) for use, inner in lowered.files.items()}
+        with arm64.open_arm64(found.engine, files, program_specs(programs)) as session:
+            errors.append(check_engine(session, reference))
+    for error in errors:
+        assert error["loss_rel_err"] < 1e-5
+        assert error["grad_max_rel_err"] < 1e-5
 
 
 def test_onnx_programs_share_one_weight_file(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pfl_mobile.modules.normalization import look
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.programs.trace import trace_programs
 from pfl_mobile.strategies import Local
-from pfl_mobile.study import Study
+from pfl_mobile.study import Machine, Study
 
 
 class Net(nn.Module):
@@ -137,7 +137,9 @@ def users(scale=1.0, count=4, rows=100):
 
 
 def study(model, data=None, **settings):
-    return Study(model, data or users(), processes=0, local=Local(optimizer=Sgd(lr=0.1)), **settings)
+    return Study(
+        model, data or users(), machine=Machine(processes=0), local=Local(optimizer=Sgd(lr=0.1)), **settings
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

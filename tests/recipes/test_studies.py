@@ -12,9 +12,10 @@ import pfl_recipes
 from pfl_mobile import data
 from pfl_mobile.cli.user_code import load_study
 from pfl_mobile.errors import UnknownNameError
-from pfl_mobile.study.compare import for_strategy
+from pfl_mobile.study import Machine
+from pfl_mobile.study.variants import for_strategy
 
-QUICK = {"cohort": 4, "processes": 0, "lanes": 4}
+QUICK = {"cohort": 4, "machine": Machine(processes=0, lanes=4)}
 ARRAYS = [name for name in pfl_recipes.names() if name != "keyboard"]
 
 
@@ -66,7 +67,8 @@ def test_synthetic_has_a_convex_model_without_personal_layers() -> None:
     people = pfl_recipes.find("synthetic").made_up()
     linear = load_study("synthetic", data=people, model="linear", **QUICK)
     assert [t.role for t in linear.model.device_tensors()] == ["shared", "shared"]
-    assert load_study("synthetic", data=people, **QUICK).context().has("personal")
+    split = load_study("synthetic", data=people, **QUICK).model.device_tensors()
+    assert "personal" in {t.role for t in split}
     with pytest.raises(UnknownNameError, match="'linear'"):
         load_study("synthetic", data=people, model="linar")
 

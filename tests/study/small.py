@@ -8,7 +8,7 @@ from torch import nn
 from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.strategies import Local
-from pfl_mobile.study import Study
+from pfl_mobile.study import Machine, Study
 
 
 class Net(nn.Module):
@@ -38,10 +38,13 @@ def study(strategy="fedavg", data=None, **settings):
         "local": Local(epochs=1, optimizer=Sgd(lr=0.3)),
         "batch": 8,
         "cohort": 4,
-        "processes": 0,
-        "lanes": 2,
+        "machine": Machine(processes=0, lanes=2),
     }
     return Study(Net, data or population(), strategy, **(fixed | settings))
+
+
+def in_steps():
+    return study(local=Local(steps=9, optimizer=Sgd(lr=0.3)))
 
 
 def personal():

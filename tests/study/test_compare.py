@@ -12,7 +12,9 @@ import pytest
 
 from pfl_mobile.errors import ConfigError, NonFiniteError, OtherSettingsError, UnknownNameError
 from pfl_mobile.strategies.fedprox import FedProx
-from pfl_mobile.study.compare import compare, for_strategy
+from pfl_mobile.study import Cohort
+from pfl_mobile.study.compare import compare
+from pfl_mobile.study.variants import for_strategy
 from tests.study.small import population, study
 
 
@@ -120,7 +122,7 @@ def test_a_strategy_that_diverges_is_listed_and_the_others_are_kept(monkeypatch)
 
 def kept(folder=None, watch=None, of=None, **changes):
     """A comparison that goes on with what is in the folder."""
-    one = study(**{"personal": ["head"], "dropout": 0.2, **(of or {})})
+    one = study(**{"personal": ["head"], "cohort": Cohort(size=4, dropout=0.2), **(of or {})})
     given = {"rounds": 3, "seeds": [0, 1], "resume": folder is not None} | changes
     return compare(one, ["fedper", "prompt_tuning"], folder=folder, on_progress=watch, **given)
 
@@ -194,7 +196,7 @@ def test_a_folder_with_another_comparison_is_refused(folder):
     with pytest.raises(ConfigError, match="holds a run of 3 rounds"):
         kept(folder, resume=False)
     with pytest.raises(OtherSettingsError, match="cohort_size was 4 and is 3"):
-        kept(folder, of={"cohort": 3})
+        kept(folder, of={"cohort": Cohort(size=3, dropout=0.2)})
     with pytest.raises(OtherSettingsError, match="3 rounds"):
         kept(folder, rounds=2)
     with pytest.raises(OtherSettingsError, match="fedper"):  # the baseline's are the same

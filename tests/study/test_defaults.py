@@ -11,8 +11,8 @@ from torch import nn
 from pfl_mobile.data.populations import GeneratedPopulation
 from pfl_mobile.plan.optimizers import AdamW, Sgd
 from pfl_mobile.strategies import Local
-from pfl_mobile.study import Study
-from pfl_mobile.study.compare import for_strategy
+from pfl_mobile.study import Machine, Study
+from pfl_mobile.study.variants import baseline, for_strategy
 from tests.study.small import Net, population
 
 
@@ -48,7 +48,13 @@ def users(inputs=1.0, targets=None, count=8, rows=30):
     ],
 )
 def test_a_default_study_trains_whatever_the_scale_of_its_data(inputs, targets, left):
-    one = Study(net(2 if targets is None else 1), users(inputs, targets), "fedper", split=["2"], processes=0)
+    one = Study(
+        net(2 if targets is None else 1),
+        users(inputs, targets),
+        "fedper",
+        split=["2"],
+        machine=Machine(processes=0),
+    )
     assert one.local.optimizer.lr <= 0.1
     with one.run(rounds=10) as result:
         found = result.evaluate()
@@ -64,7 +70,7 @@ def test_constant_inputs_and_tiny_data_train_too(value, targets):
     data = users(1.0, targets, count=2, rows=2)
     for rows in data.values():
         rows["x"][:] = value
-    with Study(net(2 if targets is None else 1), data, processes=0).run(rounds=2) as result:
+    with Study(net(2 if targets is None else 1), data, machine=Machine(processes=0)).run(rounds=2) as result:
         found = result.evaluate()
     assert not found.failed
     assert np.isfinite(found.losses).all()
@@ -79,7 +85,7 @@ def test_readings_in_their_own_units_train():
         level[20] = 4000 if user == 5 else level[20]
         x = np.lib.stride_tricks.sliding_window_view(level[:-6], 6).astype(np.float32)
         data[f"p{user}"] = {"x": x, "labels": level[11 : 11 + len(x), None].astype(np.float32)}
-    with Study(net(1), data, "fedper", personal=["2"], processes=0).run(rounds=10) as result:
+    with Study(net(1), data, "fedper", personal=["2"], machine=Machine(processes=0)).run(rounds=10) as result:
         found = result.evaluate()
     assert not found.failed
     assert found.no_verdict is None
@@ -88,13 +94,17 @@ def test_readings_in_their_own_units_train():
 
 @pytest.mark.parametrize("optimizer", [Sgd(lr=0.1), Sgd(lr=5.0), AdamW(lr=0.3)], ids=str)
 def test_an_optimizer_that_is_given_is_kept(optimizer):
-    one = Study(net(2), users(100.0), local=Local(epochs=2, optimizer=optimizer), processes=0)
+    one = Study(
+        net(2), users(100.0), local=Local(epochs=2, optimizer=optimizer), machine=Machine(processes=0)
+    )
     assert one.local == Local(epochs=2, optimizer=optimizer)
     assert "by_default" not in one.effective()["local"]
 
 
 def test_the_rest_of_what_is_given_is_kept_too():
-    one = Study(net(2), users(100.0), local=Local(epochs=2, clip=0.5), local_epochs=3, processes=0)
+    one = Study(net(2), users(100.0), local=Local(epochs=2, clip=0.5), machine=Machine(processes=0)).replace(
+        local_epochs=3
+    )
     assert (one.local.epochs, one.local.clip) == (3, 0.5)
     assert one.local.optimizer.lr <= 0.1
     said = one.effective()["local"]
@@ -103,23 +113,23 @@ def test_the_rest_of_what_is_given_is_kept_too():
 
 
 def test_one_choice_is_for_all_strategies_and_seeds_and_repeats():
-    one = Study(net(2), users(100.0), "fedper", split=["2"], processes=0)
+    one = Study(net(2), users(100.0), "fedper", split=["2"], machine=Machine(processes=0))
     chosen = one.local
-    assert Study(net(2), users(100.0), "fedper", split=["2"], processes=0).local == chosen
+    assert Study(net(2), users(100.0), "fedper", split=["2"], machine=Machine(processes=0)).local == chosen
     for other in (
-        one.baseline(),
+        baseline(one),
         for_strategy(one, "scaffold"),
         one.replace(seed=3),
         one.replace(local_steps=4),
     ):
         assert (other.local.optimizer, other.local.clip) == (chosen.optimizer, chosen.clip)
-        assert other.local_by_default == ["optimizer", "clip"]
+        assert other.effective()["local"]["by_default"] == ["optimizer", "clip"]
     assert one.replace(data=users(1.0)).local.optimizer != chosen.optimizer
 
 
 def test_what_was_chosen_is_kept_in_the_folder_and_gone_on_with(tmp_path, monkeypatch):
     def study():
-        return Study(net(2), users(100.0), processes=0, folder=tmp_path)
+        return Study(net(2), users(100.0), machine=Machine(processes=0), folder=tmp_path)
 
     with study().run(rounds=1) as result:
         chosen = result.study.local
@@ -142,6 +152,6 @@ def test_users_who_cannot_train_are_no_part_of_the_trial():
             raise OSError("gone")
         return parts.parts[index]
 
-    one = Study(Net, GeneratedPopulation("some", 8, generate), batch=8, processes=0, lanes=2)
+    one = Study(Net, GeneratedPopulation("some", 8, generate), batch=8, machine=Machine(processes=0, lanes=2))
     assert one.local.optimizer.lr == 0.1
     assert one.local.clip is not None

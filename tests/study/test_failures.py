@@ -14,7 +14,7 @@ from pfl_mobile.data.populations import GeneratedPopulation
 from pfl_mobile.errors import CohortFailedError, DataError, TrainingFailedError, UnusableRowsError
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.strategies import Local
-from pfl_mobile.study import Study
+from pfl_mobile.study import Machine, Study
 from pfl_mobile.study.compare import compare
 from pfl_mobile.study.evaluation import MOST_FAILED, Trainings
 from pfl_mobile.study.recommend import recommend
@@ -154,7 +154,7 @@ class Some:
 
 
 LOCAL = Local(epochs=1, optimizer=Sgd(lr=0.3))
-FIXED = {"batch": 8, "processes": 0, "lanes": 2, "local": LOCAL}
+FIXED = {"batch": 8, "machine": Machine(processes=0, lanes=2), "local": LOCAL}
 KINDS = (
     "raises", "no dict", "lists", "one number", "objects", "float64", "wide", "nan", "label 7", "label -1",
     "short", "nothing", "test alone", "no weight", "negative weight", "test nan", "test wide", "test label",
@@ -233,7 +233,7 @@ def test_a_word_that_the_model_does_not_have_is_one_users_failure(lanes):
         return {n: v[:15] for n, v in rows.items()}, {n: v[15:] for n, v in rows.items()}
 
     data = GeneratedPopulation("words", 8, generate)
-    settings = FIXED | {"lanes": lanes, "local": None}
+    settings = FIXED | {"machine": Machine(processes=0, lanes=lanes), "local": None}
     with Study(Words, data, "ditto", **settings).run(rounds=2) as result:
         found = result.evaluate()
     assert list(found.failed) == ["user-2"]

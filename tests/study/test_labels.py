@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pfl_mobile import ClassificationTask, CustomTask, RegressionTask, Study, TokenTask
+from pfl_mobile import ClassificationTask, CustomTask, Machine, RegressionTask, Study, TokenTask
 from pfl_mobile.data.populations import ArrayPopulation, GeneratedPopulation
 from pfl_mobile.errors import ConfigError, DataError, PflError
 from pfl_mobile.rows import Rows
@@ -42,7 +42,7 @@ def users(change: Change, count=3) -> dict[str, dict[str, Any]]:
 
 
 def study(change: Change, k=3, squeeze=False, **settings):
-    return Study(lambda: Net(k, squeeze), users(change), processes=0, **settings)
+    return Study(lambda: Net(k, squeeze), users(change), machine=Machine(processes=0), **settings)
 
 
 TAKEN = {
@@ -186,12 +186,12 @@ def test_targets_by_another_name(name):
     for own in rows.values():
         own[name] = own.pop("labels")
     with pytest.raises(DataError) as error:
-        Study(Net, rows, processes=0)
+        Study(Net, rows, machine=Machine(processes=0))
     assert f"'{name}'" in error.value.message
     assert ("rows.pop('the name')" if name == "outcome" else f"rows.pop('{name}')") in error.value.mend
     weights = {user: {**own, "weight": np.ones(20, np.float32)} for user, own in rows.items()}
     with pytest.raises(ConfigError, match="but no 'labels'"):
-        Study(Net, weights, processes=0)
+        Study(Net, weights, machine=Machine(processes=0))
 
 
 def rows_of(index: int) -> tuple[Rows, Rows]:
@@ -202,13 +202,13 @@ def rows_of(index: int) -> tuple[Rows, Rows]:
 
 def test_a_first_user_of_one_class_does_not_make_it_regression():
     with pytest.raises(ConfigError, match="nothing but 0 and 1"):
-        Study(lambda: Net(1), GeneratedPopulation("made", 5, rows_of), processes=0)
+        Study(lambda: Net(1), GeneratedPopulation("made", 5, rows_of), machine=Machine(processes=0))
 
 
 def test_one_user_with_other_labels_does_not_stop_the_others():
     rows = users(lambda y: y)
     rows["u2"]["labels"] = rows["u2"]["labels"] + 4
-    found = Study(Net, rows, processes=0)
+    found = Study(Net, rows, machine=Machine(processes=0))
     assert "from 0 to 6" in found.task_from
     with found.run(rounds=1) as result:
         assert result.history[0].clients == 2
@@ -253,4 +253,7 @@ def test_every_pair_of_shapes_gives_a_task_or_a_typed_error(dtype):
 def test_labels_in_memory_are_all_looked_at():
     rows = users(lambda y: (y > 0).astype(np.float32)[:, None])
     rows["u2"]["labels"] = rows["u2"]["labels"] * 0.5
-    assert Study(lambda: Net(1), ArrayPopulation.of("all", rows), processes=0).task == RegressionTask()
+    assert (
+        Study(lambda: Net(1), ArrayPopulation.of("all", rows), machine=Machine(processes=0)).task
+        == RegressionTask()
+    )

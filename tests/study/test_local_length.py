@@ -9,8 +9,9 @@ from pfl_mobile.cli.runs import changed_study
 from pfl_mobile.data.populations import ArrayPopulation
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.random import derive
-from pfl_mobile.strategies import create, names
-from pfl_mobile.study.compare import compare, for_strategy
+from pfl_mobile.strategies import RoundContext, create, names
+from pfl_mobile.study.compare import compare
+from pfl_mobile.study.variants import for_strategy
 from tests.study.small import population, study
 
 #: In batches of 8, the training rows of the 8 users of ``small.population``.
@@ -19,7 +20,7 @@ BATCHES = [4, 5, 5, 5, 6, 6, 6, 7]
 
 @pytest.mark.parametrize("name", names())
 def test_epochs_of_a_run_reach_every_strategy(name):
-    one, more = (for_strategy(study(split=["head"], local_epochs=n), name) for n in (1, 4))
+    one, more = (for_strategy(study(split=["head"]).replace(local_epochs=n), name) for n in (1, 4))
     assert one.plan() != more.plan()
 
 
@@ -32,7 +33,7 @@ def test_scafflix_takes_epochs_as_mean_steps_between_two_communications():
         for record, steps in zip(result.history, drawn, strict=True):
             assert 4 * (steps + min(optimum)) <= record.steps <= 4 * (steps + max(optimum))
         assert result.baseline().study.local.epochs == 2
-    assert study("scafflix", local_steps=8).strategy.p == 1 / 8
+    assert study("scafflix").replace(local_steps=8).strategy.p == 1 / 8
 
 
 def test_scafflix_counts_its_bytes_against_full_synchronization():
@@ -54,15 +55,17 @@ def test_scafflix_counts_its_bytes_against_full_synchronization():
 
 
 def test_personal_layers_of_scafflix_are_tuned_for_the_steps_of_an_average_round():
-    one = study("scafflix", shared=["body"], personal=["head"], local_steps=9)
-    assert one.strategy.personal_plan(one.context()).phases[-1].steps == 9
+    one = study("scafflix", shared=["body"], personal=["head"]).replace(local_steps=9)
+    assert (
+        one.strategy.personal_plan(RoundContext(one.model.device_tensors(), one.local)).phases[-1].steps == 9
+    )
 
 
 def test_pfedme_takes_epochs_as_mini_batches():
     with study("pfedme").run(1, local_epochs=2) as result:
         assert result.study.strategy.local_rounds == round(2 * np.mean(BATCHES))
         assert result.costs()["steps"] == 4 * result.study.strategy.local_rounds * 5
-    assert study("pfedme", local_steps=3).strategy.local_rounds == 3
+    assert study("pfedme").replace(local_steps=3).strategy.local_rounds == 3
 
 
 @pytest.mark.parametrize(
@@ -81,15 +84,15 @@ def test_a_length_that_is_told_twice_is_refused(strategy, parameters, name):
 
 def test_lengths_out_of_range_are_refused():
     with pytest.raises(ConfigError, match=r"p is .*not in \[0.001, 1\]"):
-        study("scafflix", local_steps=2000)
+        study("scafflix").replace(local_steps=2000)
     for length in ({"local_epochs": 0}, {"local_steps": 2.5}):
         with pytest.raises(ConfigError, match=next(iter(length))):
-            study("scafflix", **length)
+            study("scafflix").replace(**length)
 
 
 def test_the_configuration_shows_the_length_that_is_used():
-    assert study(local_epochs=3).effective()["local"]["epochs"] == 3
-    found = study("scafflix", local_steps=4).effective()
+    assert study().replace(local_epochs=3).effective()["local"]["epochs"] == 3
+    found = study("scafflix").replace(local_steps=4).effective()
     assert "epochs" not in found["local"]
     assert found["local"]["length"] == "by p of the strategy"
     assert found["parameters"]["p"] == 0.25
@@ -115,10 +118,10 @@ def test_users_with_damaged_rows_do_not_count():
             return super().train(index)
 
     whole = population()
-    found = study("pfedme", Damaged("damaged", whole.ids, whole.parts), local_epochs=3)
+    found = study("pfedme", Damaged("damaged", whole.ids, whole.parts)).replace(local_epochs=3)
     assert found.strategy.local_rounds == round(3 * np.mean(BATCHES[:7]))
 
 
 def test_epochs_of_the_command_line_replace_steps_of_the_study():
-    made = changed_study("tests.study.small:study", {"local_steps": 9}, {"local_epochs": 2})
+    made = changed_study("tests.study.small:in_steps", {}, {"local_epochs": 2})
     assert (made.local.epochs, made.local.steps) == (2, None)

@@ -11,6 +11,7 @@ import pytest
 from pfl_mobile.errors import ConfigError, OtherSettingsError, PrivacyError, UnknownNameError
 from pfl_mobile.merge.robust import Median, TrimmedMean
 from pfl_mobile.privacy import Gaussian, PrivacyConfig
+from pfl_mobile.study import Machine
 from tests.study.small import study
 
 
@@ -60,7 +61,7 @@ def test_a_private_study_tells_what_it_cost_and_repeats(tmp_path):
     assert saved["privacy"]["epsilon"] == one.history[-1].epsilon
     assert saved["history"][0]["epsilon"] < saved["history"][2]["epsilon"]
     assert saved["study"]["privacy"]["noise_multiplier"] == 0.5
-    with study(privacy=config(), processes=2).run(rounds=3) as two:
+    with study(privacy=config(), machine=Machine(processes=2, lanes=2)).run(rounds=3) as two:
         assert all(np.array_equal(one.values[n], two.values[n]) for n in one.values)
     with study(privacy=config(), folder=tmp_path / "one").result() as again:
         assert again.privacy == one.privacy

@@ -13,7 +13,8 @@ from pfl_mobile.simulation.engine import usual_processes
 from pfl_mobile.strategies import Local, Strategy
 from pfl_mobile.strategies.bounded_group_loss import BoundedGroupLoss
 from pfl_mobile.strategies.tilted import Tilted
-from pfl_mobile.study import Study
+from pfl_mobile.study import Cohort, Machine, Study
+from pfl_mobile.study.variants import baseline
 from tests.study.small import Net, population, study
 
 
@@ -147,7 +148,7 @@ def test_what_is_compared_is_a_trained_model_and_is_kept(tmp_path):
         assert not untrained.shared_is_trained
         found = result.evaluate()
         assert found.shared_is_trained
-        alone = one.baseline().run(rounds=4)
+        alone = baseline(one).run(rounds=4)
         assert np.array_equal(found.shared, alone.evaluate().shared)
         assert np.array_equal(found.personal, untrained.personal)
         assert result.recommend().expected_gain == found.gain
@@ -222,7 +223,9 @@ def test_labels_are_counted_where_a_row_has_several():
     rows["weight"][:, 3:] = 0
     data = ArrayPopulation.of("words", {"a": rows, "b": rows})
     model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9))
-    with Study(model, data, shared=["1"], batch=4, processes=0, lanes=1).run(rounds=1) as result:
+    with Study(model, data, shared=["1"], batch=4, machine=Machine(processes=0, lanes=1)).run(
+        rounds=1
+    ) as result:
         found = result.evaluate()
     assert found.metric == "top1"
     assert found.train_examples.tolist() == [7, 7]
@@ -280,22 +283,18 @@ def test_the_deployment_has_the_trained_shared_values_and_the_plan():
         ({"cohort": "3"}, ConfigError, "cohort"),
         ({"seed": "a"}, ConfigError, "seed"),
         ({"seed": 2**70}, ConfigError, "seed"),
-        ({"lanes": 0}, ConfigError, "lanes"),
-        ({"processes": "2"}, ConfigError, "processes"),
+        ({"machine": "cuda"}, ConfigError, "machine is 'cuda'"),
         ({"local": 3}, ConfigError, "local"),
         ({"task": "classes"}, ConfigError, "task"),
         ({"strategy": 3}, ConfigError, "strategy"),
         ({"strategy": Strategy}, ConfigError, "strategy"),
         ({"strategy": "ditto", "parameters": ["lam"]}, ConfigError, "parameters"),
-        ({"dropout": "x"}, ConfigError, "dropout"),
-        ({"engine": 3}, ConfigError, "engine"),
         ({"folder": 3}, ConfigError, "folder"),
         ({"personal": "head"}, ConfigError, "personal"),
         ({"groups": ["a"] * 8}, ConfigError, "list"),
         ({"groups": {"a": [0.5, 1]}}, ConfigError, "0.5"),
         ({"groups": {"a": [None]}}, ConfigError, "None"),
         ({"groups": {1: [0], "1": [1]}}, ConfigError, "'1'"),
-        ({"dropout": 1.0}, ConfigError, "dropout"),
         ({"groups": {"a": ["u0"], "b": ["u1"]}}, ConfigError, "in no group"),
         ({"groups": {"a": ["nobody"]}}, UnknownNameError, "nobody"),
         ({"groups": "groups.yaml"}, DataError, "groups.yaml"),
@@ -304,7 +303,8 @@ def test_the_deployment_has_the_trained_shared_values_and_the_plan():
         ({"strategy": "ditto", "parameters": {"optimizer": "adam"}}, ConfigError, "optimizer is 'adam'"),
         ({"strategy": "ifca", "parameters": {"clusters": 2.5}}, ConfigError, "not a whole number"),
         ({"strategy": "ditto", "parameters": {"lam": float("inf")}}, ConfigError, "not finite"),
-        ({"device": "gpu"}, ConfigError, "gpu"),
+        ({"cohort": True}, ConfigError, "cohort"),
+        ({"cohort": Cohort(size=9)}, ConfigError, "of 8 users"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_runs(settings, error, text):
@@ -359,7 +359,7 @@ class Nameless:
 
 
 def test_a_population_of_one_s_own_works_and_is_checked():
-    with Study(Net, Own(), batch=8, processes=0, lanes=1).run(rounds=1) as result:
+    with Study(Net, Own(), batch=8, machine=Machine(processes=0, lanes=1)).run(rounds=1) as result:
         assert result.evaluate().users == ["own-0", "own-1", "own-2"]
     with pytest.raises(ConfigError, match="lacks name, groups"):
         Study(Net, Nameless())
@@ -423,8 +423,6 @@ def test_wrong_runs_are_refused():
             study().run(rounds=rounds)
     with pytest.raises(ConfigError, match="no folder"):
         study().run(rounds=1, resume=True)
-    with pytest.raises(UnknownNameError, match="locale"):
-        study(engine="locale").run(rounds=1)
     with study().run(rounds=1) as result:
         with pytest.raises(UnknownNameError, match="top7"):
             result.evaluate(metric="top7")
@@ -438,7 +436,7 @@ def test_a_diverging_client_is_told_and_not_merged():
     train, test = parts[3]
     parts[3] = ({**train, "weight": np.full_like(train["weight"], 3e38)}, test)
     wild = ArrayPopulation("wild", good.ids, tuple(parts), good.groups)
-    one = Study(Net, wild, cohort=8, batch=8, processes=0, lanes=2, local=Local(steps=3))
+    one = Study(Net, wild, cohort=8, batch=8, machine=Machine(processes=0, lanes=2), local=Local(steps=3))
     with one.run(rounds=2) as result:
         assert sum(result.history[0].failures.values()) == 1
         assert result.history[0].clients == 7
@@ -452,10 +450,10 @@ def test_the_effective_configuration_is_plain():
 
 
 def test_the_effective_configuration_says_what_is_used():
-    one = study(processes=None, lanes=None)
+    one = study(machine=None)
     found = one.effective()
     assert found["processes"] == usual_processes("cpu") >= 1
     assert found["lanes"] == "16, or 1 as the model needs it"
-    assert "processes" not in study(engine="ray").effective()
-    with study(lanes=None).run(rounds=1) as result:
+    assert "processes" not in study(machine=Machine(engine="ray")).effective()
+    with study(machine=Machine(processes=0)).run(rounds=1) as result:
         assert result.effective()["lanes"] == 16

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from pfl_mobile.programs.trace import TracedProgram
 
 
-@register("android", engine="executorch", tools=("executorch.exir", "pfl_exporters.lowering.executorch"))
+@register(
+    "android", engine="executorch", tools=("executorch.exir", "torch", "pfl_exporters.lowering.executorch")
+)
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """One ``.pte`` with all programs."""
     from pfl_exporters.lowering import executorch

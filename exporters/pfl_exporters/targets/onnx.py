@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pfl_mobile.programs.trace import TracedProgram
 
 
-@register("onnx", engine="onnxruntime", tools=("onnx", "onnxscript", "pfl_exporters.lowering.onnx"))
+@register("onnx", engine="onnxruntime", tools=("onnx", "onnxscript", "torch", "pfl_exporters.lowering.onnx"))
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """One graph for each program, all reading one weight file."""
     from pfl_exporters.lowering import onnx

@@ -7,13 +7,12 @@ listed where their tools are not installed.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from pfl_mobile.errors import ConfigError, MissingDependencyError, install_hint
-from pfl_mobile.registry import Registry
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.registry import Registry, import_needed
 
 if TYPE_CHECKING:
     from pfl_exporters.lowering.files import Lower
@@ -43,16 +42,10 @@ class Target:
         Raises:
             MissingDependencyError: a package is not installed.
         """
-        for module in self.tools:
-            try:
-                importlib.import_module(module)
-            except ModuleNotFoundError as error:
-                raise MissingDependencyError(
-                    f"target {self.name!r} needs the package {error.name!r}",
-                    mend=install_hint(self.tools[0].partition(".")[0]),
-                ) from error
+        import_needed(self.tools, f"target {self.name!r}")
 
 
+#: All that there are, by name.
 TARGETS: Registry[Target] = Registry("target", "pfl_exporters.targets")
 
 

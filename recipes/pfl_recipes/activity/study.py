@@ -6,10 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pfl_mobile.data.populations import Population
-from pfl_mobile.plan.optimizers import Sgd
-from pfl_mobile.strategies import Local
-from pfl_mobile.study import Study
+from pfl_mobile import Local, Sgd, Study
+from pfl_mobile.data import Population
 
 
 class Net(nn.Module):

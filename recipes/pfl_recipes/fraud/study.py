@@ -8,12 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from pfl_mobile.data import population
-from pfl_mobile.data.populations import GeneratedPopulation, Population
-from pfl_mobile.plan.optimizers import Sgd
-from pfl_mobile.rows import Rows
-from pfl_mobile.strategies import Local
-from pfl_mobile.study import Study
+from pfl_mobile import Local, Sgd, Study
+from pfl_mobile.data import GeneratedPopulation, Population, Rows, population
 
 #: A fraud that is missed costs as much as so many false alarms.
 COST = 20.0

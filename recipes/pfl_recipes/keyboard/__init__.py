@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pfl_mobile.programs.deployment import Deployment
-    from pfl_mobile.text.vocabulary import VocabularyRule
+    from pfl_mobile import Deployment
+    from pfl_mobile.text import VocabularyRule
 
 
 def deployment(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pfl_mobile import data
-from pfl_mobile.text.encoder import WordTokenizer
+from pfl_mobile.text import WordTokenizer
 
 from . import presage as presage_predictor
 from . import trigram

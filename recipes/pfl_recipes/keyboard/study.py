@@ -13,15 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from pfl_mobile import LoRA
-from pfl_mobile.data import UserText, cache_dir, load, split
-from pfl_mobile.data.populations import TextPopulation
-from pfl_mobile.modules.personalize import PersonalizedModel, personalize
-from pfl_mobile.plan.optimizers import AdamW
-from pfl_mobile.strategies import Local
-from pfl_mobile.study import Study
-from pfl_mobile.text.encoder import TextEncoder, WordTokenizer
-from pfl_mobile.text.vocabulary import MIN_USERS, VocabularyRule
+from pfl_mobile import AdamW, Local, LoRA, PersonalizedModel, Study, personalize
+from pfl_mobile.data import TextPopulation, UserText, cache_dir, load, split
+from pfl_mobile.text import MIN_USERS, TextEncoder, VocabularyRule, WordTokenizer
 from pfl_recipes.keyboard.model import Keyboard, KeyboardConfig
 from pfl_recipes.keyboard.training import TrainConfig, train_backbone
 from pfl_recipes.keyboard.weights import keep_weights, load_weights

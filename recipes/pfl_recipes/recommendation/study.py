@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfl_mobile.data.populations import Population
-from pfl_mobile.plan.optimizers import Sgd
-from pfl_mobile.strategies import Local
-from pfl_mobile.study import Study
+from pfl_mobile import Local, Sgd, Study
+from pfl_mobile.data import Population
 
 #: Films in MovieLens of 2016, and the factors of each.
 FILMS, FACTORS = 9066, 8

