@@ -48,7 +48,7 @@ from state_vectors import state_files  # noqa: E402
 from strategy_vectors import strategy_vectors  # noqa: E402
 from subword_vectors import subword_file  # noqa: E402
 from text_vectors import text_file  # noqa: E402
-from toy import Toy, array, arrays, draw, f64, tensor  # noqa: E402
+from toy import WORD_TABLE, Toy, WordEncoder, WordToy, array, arrays, draw, f64, tensor  # noqa: E402
 
 SEEDS = (0, 1, 42, 2**63, 2**64 - 1)
 
@@ -509,6 +509,60 @@ def trainer_vectors() -> Any:
     return {**given, "sets": {n: arrays(v) for n, v in sets.items()}, "cases": cases}
 
 
+WORD_PLANS: dict[str, dict[str, Any]] = {
+    "loss": {
+        "phases": [{"kind": "assign_slots"}, {"kind": "memorize"}, {**TRAIN, "steps": None, "epochs": 2}],
+    },
+    "recall, and memory of what was held out": {
+        "phases": [TRAIN, {"kind": "assign_slots", "min_count": 3}, TRAIN, {"kind": "memorize"}],
+        "guard": {"metric": "top1", "tolerance": 0.5},
+        "remember_holdout": True,
+    },
+    "from the shipped values": {
+        "phases": [{"kind": "assign_slots", "min_count": 1}, TRAIN, {"kind": "memorize"}],
+        "start": "initial",
+        "remember_holdout": True,
+    },
+}
+#: What a user writes before the first run, and then before the second.
+TEXTS = (
+    (
+        "see zorp",
+        "zorp home you",
+        "you zorp blick",
+        "see you home now",
+        "blick zorp",
+        "see you",
+        "zorp blick",
+    ),
+    ("frob frob", "see frob", "frob home", "you frob zorp", "home"),
+)
+
+
+def word_vectors() -> Any:
+    """words.json."""
+    initial = {t.name: np.zeros(t.shape, t.dtype) for t in WORD_TABLE} | {"e": draw(70, WORD_TABLE[0].shape)}
+    cases = []
+    for name, raw in WORD_PLANS.items():
+        trainer = LocalTrainer(
+            WordToy(), Plan.load(json.dumps(raw)), WORD_TABLE, initial, encoder=WordEncoder()
+        )
+        state, runs = None, []
+        for texts in TEXTS:
+            train, held = batches.newest_part(texts, 0.3)
+            report = trainer.personalize(train, held, state)
+            state = report.state
+            found = state or PersonalState(initial)
+            run: dict[str, Any] = {"train": train, "holdout": held, "status": report.status}
+            run |= {"words": list(found.words), "tensors": arrays(found.tensors)}
+            run["losses"] = [f64(x) for x in report.losses]
+            for when, metrics in (("before", report.before), ("after", report.after)):
+                run[when] = {n: f64(x) for n, x in sorted(metrics.items())}
+            runs.append(run)
+        cases.append({"name": name, "plan": raw, "runs": runs})
+    return {"tensors": [vars(t) for t in WORD_TABLE], "initial": arrays(initial), "cases": cases}
+
+
 def state_vectors() -> tuple[Any, bytes]:
     """state.json and state.safetensors."""
     state = PersonalState(
@@ -627,6 +681,7 @@ def files() -> dict[str, bytes]:
         "state.json": meaning,
         "trainer.json": trainer_vectors(),
         "strategies.json": strategy_vectors(),
+        "words.json": word_vectors(),
     }
     out = {name: (json.dumps(value, ensure_ascii=False) + "\n").encode() for name, value in content.items()}
     out |= {"text.json": text_file(), "subwords.json": subword_file()}

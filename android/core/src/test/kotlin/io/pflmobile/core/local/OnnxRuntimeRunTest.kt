@@ -41,9 +41,18 @@ class OnnxRuntimeRunTest {
                     assertEquals(text(vectors.getValue("status")), report.status.name.lowercase())
                     assertEquals(vectors.getValue("steps").jsonPrimitive.long, report.steps)
                     val losses = vectors.getValue("losses").jsonArray.map { Vectors.double(text(it)) }
-                    losses.zip(report.losses).forEachIndexed { step, (want, found) -> assertEquals(want, found, CLOSE, "loss of step $step") }
+                    losses.zip(report.losses).forEachIndexed {
+                        step,
+                        (want, found),
+                        ->
+                        assertEquals(want, found, CLOSE, "loss of step $step")
+                    }
                     for ((name, want) in tensors(vectors.getValue("tensors"))) {
-                        val found = report.state!!.tensors.getValue(name).toDoubles()
+                        val found =
+                            report.state!!
+                                .tensors
+                                .getValue(name)
+                                .toDoubles()
                         want.toDoubles().zip(found.toTypedArray()).forEach { (one, other) -> assertEquals(one, other, CLOSE, name) }
                     }
                     for ((name, want) in vectors.getValue("after").jsonObject) {
