@@ -78,7 +78,8 @@ android-where-possible:
 android-format:
 	$(MVN) -N antrun:run@ktlint -Dktlint.format=--format
 
-android-api:
+android-api: setup
+	$(BIN)/python android/desktop.py
 	$(MVN) test -Dapi.write=true -Dtest=ApiTest -Dsurefire.failIfNoSpecifiedTests=false
 
 bench: setup

@@ -26,7 +26,7 @@ TARGET = ANDROID / "target"
 sys.path.insert(0, str(PROJECT))  # the bundles are those of the tests
 
 from pfl_mobile.errors import MissingDependencyError, TamperedBundleError  # noqa: E402
-from pfl_mobile.files.places import cache_dir  # noqa: E402
+from pfl_mobile.files.cache_dir import cache_dir  # noqa: E402
 
 PACKAGE, VERSION = "react-native-executorch", "0.9.3"
 CLASSES = "package/android/libs/classes.jar"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from ...errors import EngineUnavailableError, UnknownNameError, UnwritableError, near
-from ...files.places import cache_dir
+from ...files.cache_dir import cache_dir
 from ..isolated import SECONDS, IsolatedSession, Process, alone
 
 if TYPE_CHECKING:

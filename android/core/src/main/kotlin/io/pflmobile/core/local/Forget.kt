@@ -36,7 +36,10 @@ private fun forgottenIds(
     words: Set<String>,
     ids: WordIds,
 ): Set<Long> {
-    val slots = state.words.indices.filter { isForgotten(state.words[it], words) }.map { ids.vocabulary + it }
+    val slots =
+        state.words.indices
+            .filter { isForgotten(state.words[it], words) }
+            .map { ids.vocabulary + it }
     return words.mapNotNull(ids.base).toSet() + slots
 }
 
@@ -79,7 +82,12 @@ internal fun forgetWords(
     val kept = state.words.indices.filterNot { isForgotten(state.words[it], words) }
     val freed = state.words.size - kept.size
     val gone = forgottenIds(state, words, ids)
-    val moved = kept.withIndex().filter { (new, old) -> new != old }.associate { (new, old) -> ids.vocabulary + old to ids.vocabulary + new }
+    val moved =
+        kept
+            .withIndex()
+            .filter { (new, old) ->
+                new != old
+            }.associate { (new, old) -> ids.vocabulary + old to ids.vocabulary + new }
     val tensors = LinkedHashMap(state.tensors)
     val copies = state.copies.mapValues { LinkedHashMap(it.value) }
     if (gone.isNotEmpty()) {
@@ -110,7 +118,18 @@ private fun cleaned(
     moved: Map<Long, Long>,
 ): LongTensor {
     val width = tensor.size / maxOf(tensor.shape[0], 1)
-    return LongTensor(LongArray(tensor.size) { if (it / width in empty) 0 else moved[tensor.values[it]] ?: tensor.values[it] }, tensor.shape)
+    return LongTensor(
+        LongArray(tensor.size) {
+            if (it / width in
+                empty
+            ) {
+                0
+            } else {
+                moved[tensor.values[it]] ?: tensor.values[it]
+            }
+        },
+        tensor.shape,
+    )
 }
 
 /** Rows of the kept slots, then of those that were free before, then shipped ones for those freed now. */

@@ -53,11 +53,14 @@ private fun encoded(
 ): Rows {
     val rows =
         when (examples) {
-            is Examples.Arrays -> examples.rows
+            is Examples.Arrays -> {
+                examples.rows
+            }
 
-            is Examples.Texts ->
+            is Examples.Texts -> {
                 encoder?.withWords(words)?.encode(examples.texts, dropUnknown = false)
                     ?: throw ConfigException("the bundle takes arrays, not texts", mend = "give arrays by name")
+            }
         }
     programs.check(rows)
     return rows

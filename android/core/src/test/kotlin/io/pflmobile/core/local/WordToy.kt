@@ -61,7 +61,8 @@ class WordToy(
 ) : Session {
     override val name = "word toy"
     private val batch = listOf("tokens" to DType.INT64, "labels" to DType.INT64, "weight" to DType.FLOAT32)
-    private val all = batch.map { (name, dtype) -> TensorSpec(name, listOf(4, LENGTH), dtype) } + table.map { TensorSpec(it.name, it.shape, it.dtype) }
+    private val all =
+        batch.map { (name, dtype) -> TensorSpec(name, listOf(4, LENGTH), dtype) } + table.map { TensorSpec(it.name, it.shape, it.dtype) }
     override val programs = listOf("gradients", "evaluate").associateWith { ProgramSpec(it, all, emptyList()) }
 
     override fun close() = Unit
