@@ -69,7 +69,8 @@ def npm(arguments: list[str], folder: str) -> None:
     done = subprocess.run([*command, *arguments], cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise MissingDependencyError(
-            f"npm {' '.join(arguments)} failed: {done.stderr.strip()[-500:]}", mend="go online, or install npm"
+            f"npm {' '.join(arguments)} failed: {done.stderr.strip()[-500:]}",
+            mend="go online, or install npm",
         )
 
 
@@ -101,7 +102,17 @@ def bridge() -> None:
     print("compile the desktop bridge of ExecuTorch", flush=True)
     subprocess.run(
         [
-            *("g++", "-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"),
+            *(
+                "g++",
+                "-std=c++17",
+                "-O2",
+                "-fPIC",
+                "-shared",
+                "-fvisibility=hidden",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+            ),
             # as the libraries of the wheel were compiled
             *("-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED", "-DET_USE_THREADPOOL"),
             *("-isystem", f"{wheel}/include"),

@@ -32,7 +32,8 @@ from pfl_mobile.plan.select import matches
 from pfl_mobile.plan.words import plan_words
 from pfl_mobile.random import derive, permutation, splitmix64
 from pfl_mobile.text.blocked import BlockList
-from pfl_mobile.text.encoder import SPECIALS, TextEncoder, WordTokenizer
+from pfl_mobile.text.encoder import TextEncoder, WordTokenizer
+from pfl_mobile.text.specials import SPECIALS
 
 if TYPE_CHECKING:
     pass
@@ -45,6 +46,8 @@ from bundle_vectors import bundle_files  # noqa: E402
 from protocol_vectors import protocol_files  # noqa: E402
 from state_vectors import state_files  # noqa: E402
 from strategy_vectors import strategy_vectors  # noqa: E402
+from subword_vectors import subword_file  # noqa: E402
+from text_vectors import text_file  # noqa: E402
 from toy import WORD_TABLE, Toy, WordEncoder, WordToy, array, arrays, draw, f64, tensor  # noqa: E402
 
 SEEDS = (0, 1, 42, 2**63, 2**64 - 1)
@@ -589,6 +592,8 @@ MESSAGES = (
     "Zorp's code is zq8vttr4mm zq8vttr4mm, card 4929",
     "ZORP blick blick 2nd 2nd \u2167 \u2167 \u5341 \u5341 \u0663 \u0663",
     "zorp's e\u0301t\u00e9 \u00e9te\u0301 don\u2019t don't blick",
+    "q" * 65 + " " + "q" * 65,
+    "\U0001f44d\U0001f3fd\U0001f44d\U0001f3fd \u0645\u06cc\u200c\u0631 \u0645\u06cc\u200c\u0631",
     "don yo yo home home",
 )
 
@@ -600,6 +605,7 @@ def slot_vectors() -> Any:
     cases = []
     for slots, min_count, words, blocked in (
         (9, 2, [], []),
+        (20, 2, [], []),
         (3, 2, [], []),
         (0, 2, [], []),
         (9, 3, [], []),
@@ -678,7 +684,9 @@ def files() -> dict[str, bytes]:
         "words.json": word_vectors(),
     }
     out = {name: (json.dumps(value, ensure_ascii=False) + "\n").encode() for name, value in content.items()}
-    return {**out, "state.safetensors": saved, **protocol_files(), **bundle_files(), **state_files()}
+    out |= {"text.json": text_file(), "subwords.json": subword_file()}
+    more = {**protocol_files(), **bundle_files(), **state_files()}
+    return {**out, "state.safetensors": saved, **more}
 
 
 def same(name: str, a: bytes, b: bytes) -> bool:

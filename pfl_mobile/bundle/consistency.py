@@ -128,6 +128,8 @@ def _check_encoder(manifest: Manifest) -> None:
         return
     if manifest.tokenizer is None:
         raise ValueError("the encoder is for text, but no tokenizer is named")
+    if encoder.subwords is not None and encoder.slots:
+        raise ValueError("the encoder has vocabulary slots over subwords")
     total = encoder.vocabulary + encoder.slots
     if manifest.task.vocabulary not in (None, total):
         raise ValueError(f"task.vocabulary is {manifest.task.vocabulary}, but words and slots are {total}")

@@ -115,14 +115,52 @@ class TaskEntry(_Model):
     vocabulary: PositiveCount | None = None
 
 
+class Subwords(_Model):
+    """Ids of the special tokens of a tokenizer of subwords; ``unk`` is null where it has none."""
+
+    pad: Count
+    bos: Count
+    eos: Count
+    unk: Count | None = None
+
+    def ids(self) -> dict[str, int]:
+        """By name; -1 for none."""
+        return {
+            "pad": self.pad,
+            "bos": self.bos,
+            "eos": self.eos,
+            "unk": -1 if self.unk is None else self.unk,
+        }
+
+
+#: The newest version of the piece rules (``pfl_mobile.text.rules``) that this version writes and reads.
+PIECE_RULES = 2
+
+
+def _known_rules(version: int) -> int:
+    if version > PIECE_RULES:
+        raise SchemaVersionError(
+            f"{MANIFEST} says version {version} of the piece rules; this pfl-mobile knows up to {PIECE_RULES}",
+            mend="upgrade pfl-mobile, or export the bundle with the version in use here",
+        )
+    return version
+
+
 class TextEncoderEntry(_Model):
-    """Text to ``batch`` rows of ``length`` tokens, of ``vocabulary`` base words and ``slots`` own words."""
+    """Text to ``batch`` rows of ``length`` tokens, of ``vocabulary`` base words and ``slots`` own words.
+
+    ``rules`` is the version of the piece rules that the tokenizer's words were cut by; bundles from before there were
+    several do not say it, and have 1. With ``subwords`` the tokenizer's file says alone how a text is cut: there are
+    no slots, and ``rules`` tells words apart in what a user blocks.
+    """
 
     kind: Literal["text"] = "text"
     length: PositiveCount
     batch: PositiveCount
     vocabulary: PositiveCount
     slots: Count = 0
+    rules: Annotated[PositiveCount, AfterValidator(_known_rules)] = 1
+    subwords: Subwords | None = None
 
 
 class ArrayEncoderEntry(_Model):

@@ -134,7 +134,8 @@ def _show(found: dict[str, Any]) -> None:
     task, measured = found["task"], found["measured"]
     out.print(f"[bold]{escape(found['name'])}[/] version {escape(found['version'])}, task {task['kind']}")
     if found["encoder"]:
-        out.print("takes " + ", ".join(f"{k} {v}" for k, v in found["encoder"].items()))
+        told = {k: v for k, v in found["encoder"].items() if v is not None}
+        out.print("takes " + ", ".join(f"{k} {v}" for k, v in told.items()))
     if found["vocabulary"]:
         out.print("words chosen by " + ", ".join(f"{k} {v}" for k, v in found["vocabulary"].items()))
     signer = found["signature"]["signed_by"]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfl_mobile.engines.compare import GoldenReport, golden_check
+from pfl_mobile.errors import DataError
 from pfl_mobile.local.measure import metric_sums
 from pfl_mobile.local.parts import count_examples, parts
 from pfl_mobile.local.phases import Work, served
@@ -27,7 +28,8 @@ from pfl_mobile.local.results import UserResult, peak_mb, summarize
 from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore
 from pfl_mobile.local.trainer import LocalTrainer, Most
 from pfl_mobile.plan.schema import Plan
-from pfl_mobile.text.encoder import UNK, TextEncoder, WordTokenizer
+from pfl_mobile.text.encoder import SubwordTokenizer, TextEncoder, WordTokenizer
+from pfl_mobile.text.specials import SpecialIds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,12 +57,23 @@ def text_encoder(bundle: Bundle) -> TextEncoder | None:
     """The encoder that a bundle describes; None for a bundle that takes arrays.
 
     Raises:
-        DataError: its tokenizer is not one of ours.
+        DataError: its tokenizer cannot be read, or is not cut by the rules that the manifest says.
     """
     encoder, path = bundle.manifest.encoder, bundle.tokenizer_path
     if encoder is None or encoder.kind != "text" or path is None:
         return None
-    return TextEncoder(WordTokenizer.load(path), encoder.length, encoder.vocabulary, encoder.slots)
+    tokenizer: WordTokenizer | SubwordTokenizer
+    if encoder.subwords is not None:
+        tokenizer = SubwordTokenizer.load(path, SpecialIds(**encoder.subwords.ids()))
+    else:
+        tokenizer = WordTokenizer.load(path)
+        if tokenizer.rules.version != encoder.rules:
+            raise DataError(
+                f"the manifest says version {encoder.rules} of the piece rules, the tokenizer's file version "
+                f"{tokenizer.rules.version}",
+                mend="export the bundle again",
+            )
+    return TextEncoder(tokenizer, encoder.length, encoder.vocabulary, encoder.slots)
 
 
 def unusable(examples: Examples, encoder: TextEncoder | None) -> dict[str, int]:
@@ -70,7 +83,7 @@ def unusable(examples: Examples, encoder: TextEncoder | None) -> dict[str, int]:
     ids = [encoder.ids(text) for text in examples]
     return {
         "no_words": sum(not own for own in ids),
-        "unknown_words": sum(bool(own) and all(i == UNK for i in own) for own in ids),
+        "unknown_words": sum(bool(own) and all(i == encoder.unknown for i in own) for own in ids),
     }
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.local import memory
 from pfl_mobile.local.state import PersonalState
-from pfl_mobile.text.encoder import SPECIALS, UNK
-from pfl_mobile.text.tokenizer import cut, is_symbol
+from pfl_mobile.text.rules import NEWEST, PieceRules
+from pfl_mobile.text.specials import SPECIALS
+from pfl_mobile.text.subwords import SubwordTokenizer
 from pfl_mobile.text.vocabulary import is_blocked
 
 if TYPE_CHECKING:
@@ -47,8 +48,12 @@ class Forgotten:
     trained: bool
 
 
-def words_to_forget(given: Sequence[str]) -> tuple[str, ...]:
+def words_to_forget(given: Sequence[str], rules: PieceRules = NEWEST) -> tuple[str, ...]:
     """The words as the keyboard knows them: ``Kestrel_77!`` is ``kestrel`` and ``77``; symbols beside words stay.
+
+    Args:
+        given: words as the user writes them.
+        rules: by which the keyboard cuts.
 
     Raises:
         ConfigError: there is no word, or one has a space in it: several words are to be given one by one, as each is
@@ -61,10 +66,10 @@ def words_to_forget(given: Sequence[str]) -> tuple[str, ...]:
                 f"{text!r} is several words",
                 mend="give them one by one; each is forgotten wherever it stands",
             )
-        pieces = cut(text)
+        pieces = rules.cut(text)
         if not pieces:
             raise ConfigError(f"{text!r} is no word", mend="give a word as the keyboard shows it")
-        found |= dict.fromkeys([p for p in pieces if not is_symbol(p)] or pieces)
+        found |= dict.fromkeys([p for p in pieces if not rules.is_symbol(p)] or pieces)
     if not found:
         raise ConfigError("no word was given", mend="give at least one")
     return tuple(found)
@@ -98,7 +103,7 @@ def forget(
         StateError: the state is of another model, or no version can be used; nothing changes.
         StorageFullError: the disk is full; call again once there is space.
     """
-    words = words_to_forget(given)
+    words = words_to_forget(given, encoder.tokenizer.rules)
     serving = store.load()
     store.block(words)
     slots = entries = 0
@@ -154,8 +159,13 @@ def shipped_again(state: PersonalState, table: Sequence[TensorEntry], initial: T
 
 
 def _ids(state: PersonalState, words: Sequence[str], encoder: TextEncoder) -> set[int]:
-    """Ids that stand for a forgotten word: of the base vocabulary, and of the slots of this state."""
-    base = {encoder.tokenizer.id(w) for w in words} - {UNK}
+    """Ids that stand for a forgotten word: of the base vocabulary, and of the slots of this state.
+
+    Of subwords every one that spells it, though it may be in other words too: rather too much than too little.
+    """
+    if isinstance(encoder.tokenizer, SubwordTokenizer):
+        return encoder.tokenizer.spellings(words) - {encoder.unknown}
+    base = {encoder.tokenizer.id(w) for w in words} - {encoder.unknown}
     slots = {encoder.vocabulary + i for i, w in enumerate(state.words) if is_blocked(w, words)}
     return {i for i in base if i >= len(SPECIALS)} | slots
 

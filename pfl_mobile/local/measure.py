@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.text.encoder import UNK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,10 +48,10 @@ def metric_sums(
     rows = encoded(programs, examples, encoder, words)
     totals, weight = programs.sums(rows, tensors)
     sums = {name: (total, weight) for name, total in totals.items()}
-    if isinstance(examples, Mapping) or "loss" not in sums:
+    if isinstance(examples, Mapping) or encoder is None or "loss" not in sums:
         return sums
     labels = rows["labels"] if known is None else encoded(programs, examples, encoder, known)["labels"]
-    unknown = rows["weight"] * (labels == UNK)
+    unknown = rows["weight"] * (labels == encoder.unknown)
     touched = unknown.sum(axis=1) > 0
     if touched.any():  # the same sum without those labels, by measuring only the rows that have any
         part = float(unknown.sum())

@@ -34,6 +34,10 @@ class Encoder(Protocol):
     def words(self) -> tuple[str, ...]:
         """The user's words in slot order."""
 
+    @property
+    def unknown(self) -> int:
+        """The id of what is outside the vocabulary."""
+
     def with_words(self, words: Sequence[str]) -> Encoder:
         """This encoder with these words in the slots."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,9 @@ from pfl_mobile.plan.schema import Plan
 from pfl_mobile.programs.made_up import text_batch, text_context
 from pfl_mobile.programs.on_device import check_deployment
 from pfl_mobile.programs.tasks import Batch, Task
+from pfl_mobile.text.rules import NEWEST
+from pfl_mobile.text.subwords import SubwordTokenizer
+from pfl_mobile.text.tokenizer import WordTokenizer
 
 if TYPE_CHECKING:
     from pfl_mobile.bundle.manifest import StrategyEntry
@@ -35,8 +38,10 @@ class Deployment:
         plan: what a device does locally.
         predict_batch: example inputs of ``predict``; by default the first example of ``batch``. It ships too.
         version: version of the bundle.
-        tokenizer: content of a Hugging Face ``tokenizer.json``; token models need it to take text.
-        encoder: manifest entry that says how examples become batches; arrays by default.
+        tokenizer: content of a Hugging Face ``tokenizer.json``, of words or (with ``subwords`` in the encoder) of any
+            kind; token models need it to take text.
+        encoder: manifest entry that says how examples become batches; arrays by default. For text without ``rules``,
+            those of the tokenizer are put in.
         limits: manifest entry ``limits``.
         host_sets: names of sets of arrays that the app hands to the plan (controls, masks).
         strategy: of the rounds that ``pfl serve`` runs with the bundle; None: unless told another one, it averages
@@ -71,9 +76,20 @@ class Deployment:
             )
         sets: dict[str, dict[str, Any]] = {name: {} for name in ("initial", "global", *self.host_sets)}
         check_plan(self.plan, self.model.device_tensors(), sets, ())
+        self._say_rules()
         check_deployment(self)
         if self.encoder is not None and self.encoder["kind"] == "text":
             self._make_up_texts(**self.encoder)
+
+    def _say_rules(self) -> None:
+        """The version of the piece rules, where the entry leaves it to the tokenizer."""
+        entry = self.encoder
+        if entry is None or entry.get("kind") != "text" or "rules" in entry or self.tokenizer is None:
+            return
+        rules = NEWEST
+        if entry.get("subwords") is None:
+            rules = WordTokenizer.from_json(self.tokenizer.decode(errors="replace")).rules
+        object.__setattr__(self, "encoder", {**entry, "rules": rules.version})
 
     def _make_up_texts(self, *, length: int, batch: int, vocabulary: int, **_rest: Any) -> None:
         """Nobody's words in the place of the examples, as they ship."""
@@ -101,16 +117,22 @@ def text_parts(encoder: TextEncoder, batch: int) -> dict[str, Any]:
         encoder: of the model's users, without words of one's own.
         batch: examples in a batch on a device.
     """
+    tokenizer, subwords = encoder.tokenizer, None
+    if isinstance(tokenizer, SubwordTokenizer):
+        subwords = asdict(tokenizer.specials)
+        subwords["unk"] = None if tokenizer.specials.unk < 0 else tokenizer.specials.unk
     return {
         "batch": text_batch(batch, encoder.length, encoder.vocabulary),
         "predict_batch": text_context(encoder.length, encoder.vocabulary),
-        "tokenizer": encoder.tokenizer.to_json().encode(),
-        "vocabulary": encoder.tokenizer.origin,
+        "tokenizer": tokenizer.to_json().encode(),
+        "vocabulary": tokenizer.origin if isinstance(tokenizer, WordTokenizer) else None,
         "encoder": {
             "kind": "text",
             "length": encoder.length,
             "batch": batch,
             "vocabulary": encoder.vocabulary,
             "slots": encoder.slots,
+            "rules": tokenizer.rules.version,
+            "subwords": subwords,
         },
     }

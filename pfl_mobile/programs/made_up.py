@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pfl_mobile.modules.slots import VocabularySlots
-from pfl_mobile.text.encoder import BOS, EOS, PAD, SPECIALS, UNK
+from pfl_mobile.text.specials import BOS, EOS, PAD, SPECIALS, UNK
 
 if TYPE_CHECKING:
     from pfl_mobile.modules.personalize import PersonalizedModel

@@ -17,7 +17,9 @@ from pfl_mobile.errors import ConfigError, PrivacyError, UnknownNameError, near
 from pfl_mobile.modules.memory import NgramMemory
 from pfl_mobile.modules.slots import VocabularySlots
 from pfl_mobile.rows import holdout_size
-from pfl_mobile.text.encoder import SPECIALS, UNK, TextEncoder
+from pfl_mobile.text.encoder import TextEncoder
+from pfl_mobile.text.specials import SPECIALS, UNK, SpecialIds
+from pfl_mobile.text.subwords import SubwordTokenizer
 from pfl_mobile.text.tokenizer import WordTokenizer
 
 if TYPE_CHECKING:
@@ -148,8 +150,7 @@ def _check_text(deployment: Deployment, encoder: TextEncoderEntry) -> None:
             f"deployment {name!r} takes text but has no tokenizer",
             mend="give both: text_parts(encoder, batch)",
         )
-    tokenizer = WordTokenizer.from_json(deployment.tokenizer.decode(errors="replace"))
-    TextEncoder(tokenizer, encoder.length, encoder.vocabulary, encoder.slots)
+    TextEncoder(_tokenizer(deployment.tokenizer, encoder), encoder.length, encoder.vocabulary, encoder.slots)
     wanted = {"tokens", "labels", "weight"}
     if {*task.inputs, *task.labels} | {"weight"} != wanted or set(task.predict_extra) - {"position"}:
         raise ConfigError(
@@ -166,7 +167,7 @@ def _check_text(deployment: Deployment, encoder: TextEncoderEntry) -> None:
                 mend="give the encoder the batch and length of the example batch",
             )
     specials = getattr(task, "specials", None)
-    if isinstance(specials, int) and specials < len(SPECIALS):
+    if encoder.subwords is None and isinstance(specials, int) and specials < len(SPECIALS):
         raise ConfigError(
             f"the task would suggest special tokens: its specials are the first {specials} ids, the encoder's "
             f"{', '.join(SPECIALS)} are the first {len(SPECIALS)}",
@@ -179,6 +180,20 @@ def _check_text(deployment: Deployment, encoder: TextEncoderEntry) -> None:
             mend="the task's vocabulary counts the slots: vocabulary + slots",
         )
     _check_words(deployment, encoder)
+
+
+def _tokenizer(content: bytes, encoder: TextEncoderEntry) -> WordTokenizer | SubwordTokenizer:
+    text = content.decode(errors="replace")
+    if encoder.subwords is not None:
+        return SubwordTokenizer(text, SpecialIds(**encoder.subwords.ids()))
+    tokenizer = WordTokenizer.from_json(text)
+    if tokenizer.rules.version != encoder.rules:
+        raise ConfigError(
+            f"the encoder says version {encoder.rules} of the piece rules, the tokenizer is of version "
+            f"{tokenizer.rules.version}",
+            mend="take the encoder from text_parts(encoder, batch), or leave rules out",
+        )
+    return tokenizer
 
 
 def _check_words(deployment: Deployment, encoder: TextEncoderEntry) -> None:

@@ -47,7 +47,7 @@ from pfl_mobile.study.labels import labels_seen
 from pfl_mobile.study.local_length import for_local_length
 from pfl_mobile.study.settings import Cohort, Machine
 from pfl_mobile.study.variants import SameLayers
-from pfl_mobile.text.encoder import SPECIALS
+from pfl_mobile.text.specials import SPECIALS
 from pfl_mobile.vectorized.cohort import most_lanes
 
 if TYPE_CHECKING:

@@ -1,20 +1,12 @@
-"""The word tokenizer.
+"""The word tokenizer: a vocabulary over the pieces that the piece rules cut.
 
-**Rules** (the same on every platform; Kotlin and Swift follow this list word for word):
+A text is cut into pieces by the rules of one version (:mod:`pfl_mobile.text.pieces` states the newest); a piece that is
+not in the vocabulary is ``<unk>``, or the id of its slot if the device gave it one.
 
-1. normalize: half of a surrogate pair without the other half becomes U+FFFD; Unicode NFKC; then U+2019
-   and U+2018 (curly single quotes) become U+0027; then each code point is replaced by its simple or full
-   lower-case mapping, without looking at its neighbours (so a capital sigma always gives U+03C3).
-2. split: matches of ``WORD`` or, where none starts, ``SYMBOL``, left to right, are the pieces; what
-   matches neither (separators and control characters) is dropped.
-   ``WORD``: a letter or digit, then letters, digits and marks; parts joined by single apostrophes belong
-   to one word (``don't``). ``SYMBOL``: one code point that is not a letter, digit, separator or control
-   character, with the marks behind it (``...`` is three pieces, as on a keyboard it is three keys).
-3. look up: a piece that is not in the vocabulary is ``<unk>``, or the id of its slot if the device gave
-   it one.
+The file is Hugging Face's ``tokenizer.json`` with a ``WordLevel`` model. For version 1 it holds the rules themselves.
+Those of version 2 cannot be said in that format, so such a file splits at white space: give it pieces joined by spaces.
 
-No piece can read ``<pad>``, ``<s>``, ``<unk>`` or ``</s>``: a piece never mixes letters and symbols. The
-special tokens are plain entries of the vocabulary, so nobody can type them.
+The special tokens are plain entries of the vocabulary, and no piece reads like one: nobody can type them.
 """
 
 from __future__ import annotations
@@ -24,45 +16,49 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pfl_mobile.errors import ConfigError, DataError, OutOfVocabularyError
-from pfl_mobile.files.reading import parse_json, read_text, whole_text
+from pfl_mobile.files.reading import parse_json, read_text
+from pfl_mobile.text import pieces_1
+from pfl_mobile.text.rules import NEWEST, VERSION_1, PieceRules
+from pfl_mobile.text.specials import BOS, EOS, PAD, SPECIALS, UNK, SpecialIds
 from pfl_mobile.text.vocabulary import VocabularyReport, VocabularyRule, choose_words
 
-SPECIALS = ("<pad>", "<s>", "<unk>", "</s>")
-PAD, BOS, UNK, EOS = range(4)
-
-WORD = r"[\p{L}\p{N}][\p{L}\p{N}\p{M}]*(?:'[\p{L}\p{N}][\p{L}\p{N}\p{M}]*)*"
-SYMBOL = r"[^\p{L}\p{N}\p{Z}\p{Cc}]\p{M}*"
+__all__ = ["BOS", "EOS", "PAD", "SPECIALS", "UNK", "SpecialIds", "WordTokenizer"]
 
 
 class WordTokenizer:
-    """A word-level vocabulary with the rules above, kept in Hugging Face's ``tokenizer.json`` format.
+    """A word-level vocabulary, kept in Hugging Face's ``tokenizer.json`` format.
 
     >>> tokenizer = WordTokenizer.train(["see you there"], size=100)
     >>> tokenizer.words("See you... there?")
     ['see', 'you', '.', '.', '.', 'there', '?']
 
     Attributes:
+        rules: by which texts are cut.
         origin: how the vocabulary was chosen from users' words; None where nobody said (public text, a file).
+        specials: ids of the special tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, origin: VocabularyReport | None = None) -> None:
-        """Wrap a tokenizer that :meth:`of_users`, :meth:`train` or :meth:`from_json` built."""
-        self._tokenizer = tokenizer
-        self.origin = origin
-        self._ids: dict[str, int] = tokenizer.get_vocab()
-        self._words = [""] * len(self._ids)
-        for word, index in self._ids.items():
-            if not 0 <= index < len(self._words):
-                raise DataError("the tokenizer's ids have gaps", mend="train it with WordTokenizer.train")
-            self._words[index] = word
-        if not all(self._words):
+    specials = SpecialIds(PAD, BOS, EOS, UNK)
+
+    def __init__(
+        self, words: Iterable[str], rules: PieceRules = NEWEST, origin: VocabularyReport | None = None
+    ) -> None:
+        """The tokenizer of these words, in the order of their ids; :meth:`of_users` and :meth:`train` choose them.
+
+        Raises:
+            DataError: the first are not the special tokens, or a word is there twice or empty.
+        """
+        self._words = list(words)
+        self._ids = {word: index for index, word in enumerate(self._words)}
+        self.rules, self.origin = rules, origin
+        if len(self._ids) != len(self._words) or "" in self._ids:
             raise DataError(
-                "the tokenizer has an empty word, or two words of one id",
-                mend="train it with WordTokenizer.train",
+                "the tokenizer has an empty word, or a word twice", mend="train it with WordTokenizer.train"
             )
         if tuple(self._words[: len(SPECIALS)]) != SPECIALS:
             raise DataError(
@@ -76,7 +72,7 @@ class WordTokenizer:
     ) -> WordTokenizer:
         """The words of users that may ship to everybody, at most ``size - 4``, and the specials.
 
-        Words are counted as the rules above cut and fold them, so no spelling of a word (case, width, curly quotes)
+        Words are counted as the rules cut and fold them, so no spelling of a word (case, width, curly quotes)
         is another word.
 
         Args:
@@ -89,14 +85,12 @@ class WordTokenizer:
             ConfigError: the size leaves no room, or the rule does not fit the users.
         """
         _check_size(size)
-        counts = (
-            collections.Counter(p for t in texts for p in _pieces(_BARE, t)) for texts in users.values()
-        )
+        counts = (collections.Counter(p for t in texts for p in NEWEST.cut(t)) for texts in users.values())
         chosen, report = choose_words(counts, size - len(SPECIALS), rule or VocabularyRule())
-        return cls(_build({w: i for i, w in enumerate([*SPECIALS, *chosen])}), report)
+        return cls([*SPECIALS, *chosen], origin=report)
 
     @classmethod
-    def train(cls, texts: Iterable[str], size: int) -> WordTokenizer:
+    def train(cls, texts: Iterable[str], size: int, rules: PieceRules = NEWEST) -> WordTokenizer:
         """The ``size - 4`` most frequent pieces of the texts (ties in code point order) and the specials.
 
         For text that is public, and for vocabularies that stay where the text is: every word can be one that a
@@ -107,9 +101,9 @@ class WordTokenizer:
         _check_size(size)
         counts: collections.Counter[str] = collections.Counter()
         for text in texts:
-            counts.update(_pieces(_BARE, text))
+            counts.update(rules.cut(text))
         ranked = sorted(counts, key=lambda w: (-counts[w], w))[: size - len(SPECIALS)]
-        return cls(_build({w: i for i, w in enumerate([*SPECIALS, *ranked])}))
+        return cls([*SPECIALS, *ranked], rules)
 
     @classmethod
     def load(cls, path: str | Path) -> WordTokenizer:
@@ -128,26 +122,26 @@ class WordTokenizer:
         """The tokenizer whose ``tokenizer.json`` reads ``text``.
 
         Raises:
-            DataError: it is not a tokenizer with the rules of this module.
+            DataError: it is not a word tokenizer with the piece rules of a version.
         """
         try:
             given = parse_json(text)
             vocabulary = given["model"]["vocab"]
             _check_ids(vocabulary)  # before anything is built: the library makes room for the largest id
-            ours = json.loads(_build(vocabulary).to_str())
-            same = all(given.get(k) == ours[k] for k in ("normalizer", "pre_tokenizer", "added_tokens"))
+            rules = next((r for r in (NEWEST, VERSION_1) if _same(given, r)), None)
         except Exception as error:  # the tokenizers library raises bare Exception
             raise DataError(f"this is no word tokenizer: {error}", mend="train one anew") from error
-        if not same or given["model"].get("type") != "WordLevel":
+        if rules is None or given["model"].get("type") != "WordLevel":
             raise DataError(
-                "the tokenizer does not follow the rules of pfl_mobile.text.encoder",
-                mend="train one with WordTokenizer.train",
+                "the tokenizer does not follow the piece rules of pfl_mobile.text",
+                mend="train one with WordTokenizer.train; or, to use a tokenizer of another kind, "
+                "SubwordTokenizer",
             )
-        return cls(_build(vocabulary))
+        return cls(sorted(vocabulary, key=vocabulary.__getitem__), rules)
 
     def to_json(self) -> str:
         """The content of ``tokenizer.json``."""
-        return str(self._tokenizer.to_str(pretty=True))
+        return str(_build(self._ids, self.rules).to_str(pretty=True))
 
     def save(self, path: str | Path) -> None:
         """Write ``tokenizer.json``, all or nothing."""
@@ -163,7 +157,11 @@ class WordTokenizer:
 
     def words(self, text: str) -> list[str]:
         """The pieces of a text, in or out of the vocabulary."""
-        return _pieces(self._tokenizer, text)
+        return self.rules.cut(text)
+
+    def is_symbol(self, piece: str) -> bool:
+        """Whether a piece is a symbol (or a special token) and not a word."""
+        return self.rules.is_symbol(piece)
 
     def id(self, word: str) -> int:
         """The id of a piece, ``UNK`` where it has none."""
@@ -190,39 +188,21 @@ def _check_ids(vocabulary: Mapping[str, int]) -> None:
         raise ValueError("its ids have gaps, or two words of one id, or a word is empty")
 
 
-def _build(vocabulary: dict[str, int]) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIALS[UNK]))
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFKC(),
-            normalizers.Replace("\u2019", "'"),
-            normalizers.Replace("\u2018", "'"),
-            normalizers.Lowercase(),
-        ]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{WORD}|{SYMBOL}"), behavior="removed", invert=True)
+def _build(vocabulary: Mapping[str, int], rules: PieceRules) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel(dict(vocabulary), unk_token=SPECIALS[UNK]))
+    if rules is VERSION_1:
+        tokenizer.normalizer = pieces_1.NORMALIZER
+        tokenizer.pre_tokenizer = pieces_1.PRE_TOKENIZER
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer
+
+
+def _same(given: Mapping[str, Any], rules: PieceRules) -> bool:
+    ours = json.loads(_build({s: i for i, s in enumerate(SPECIALS)}, rules).to_str())
+    return all(given.get(k) == ours[k] for k in ("normalizer", "pre_tokenizer", "added_tokens"))
 
 
 def _check_size(size: int) -> None:
     if size <= len(SPECIALS):
         raise ConfigError(f"a vocabulary of {size} has no room for words", mend="give a size above 4")
-
-
-def _pieces(tokenizer: Tokenizer, text: str) -> list[str]:
-    normal = tokenizer.normalizer.normalize_str(whole_text(text))
-    return [p for p, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
-
-
-def cut(text: str) -> list[str]:
-    """The pieces of a text by the rules above, whatever the vocabulary."""
-    return _pieces(_BARE, text)
-
-
-#: Knows no words: cutting needs none.
-_BARE = _build({s: i for i, s in enumerate(SPECIALS)})
-
-
-def is_symbol(piece: str) -> bool:
-    """Whether a piece is a symbol (or a special token) and not a word."""
-    return not piece[0].isalnum()

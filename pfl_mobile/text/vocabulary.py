@@ -22,13 +22,13 @@ import json
 import math
 import secrets
 import statistics
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pfl_mobile.errors import ConfigError, DataError, MissingDependencyError, TooFewUsersError
 from pfl_mobile.files.reading import parse_json, read_text
+from pfl_mobile.text.pieces import cut, holds_digit, is_symbol, script_of
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
@@ -120,6 +120,8 @@ class VocabularyReport:
         blocked: because the author blocks them.
         too_few_users: because too few users wrote them.
         no_room: because the vocabulary was full.
+        characters: of the words kept, single characters of Chinese or Japanese, and words of Katakana.
+        clusters: of the words kept, clusters of Thai, Lao, Khmer or Burmese.
     """
 
     rule: VocabularyRule
@@ -129,11 +131,15 @@ class VocabularyReport:
     blocked: int
     too_few_users: int
     no_room: int
+    characters: int = 0
+    clusters: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
         left_out = {n: getattr(self, n) for n in ("digits", "blocked", "too_few_users", "no_room")}
-        return {"rule": self.rule.to_json(), "users": self.users, "kept": self.kept, "left_out": left_out}
+        scripts = {n: getattr(self, n) for n in ("characters", "clusters")}
+        counts = {"users": self.users, "kept": self.kept, "left_out": left_out}
+        return {"rule": self.rule.to_json(), **counts, "without_spaces": scripts}
 
     def sentence(self) -> str:
         """The same in words."""
@@ -144,8 +150,22 @@ class VocabularyReport:
             by = f"chosen with epsilon {rule.epsilon:g} and delta {rule.delta:g} from {self.users} users"
         return (
             f"{self.kept} words {by}; left out: {self.too_few_users} of too few users, {self.digits} with a digit, "
-            f"{self.blocked} blocked, {self.no_room} for want of room"
+            f"{self.blocked} blocked, {self.no_room} for want of room{self._served()}"
         )
+
+    def _served(self) -> str:
+        """What cannot be expected of scripts without spaces between words."""
+        said = ""
+        if self.characters:
+            said += (
+                f"; {self.characters} are characters of Chinese or Japanese, which are suggested one by one"
+            )
+        if self.clusters:
+            said += (
+                f"; {self.clusters} are clusters of Thai, Lao, Khmer or Burmese: the piece rules know no words of "
+                "these languages and do not serve them well"
+            )
+        return said
 
 
 #: File of a bundle with text that tells how its vocabulary was chosen; a device does not need it.
@@ -176,11 +196,6 @@ def rule_of(data: bytes) -> dict[str, Any] | None:
     return rule
 
 
-def holds_digit(piece: str) -> bool:
-    """Whether a code point of the piece is of a Unicode category N: codes, dates, amounts, most passwords."""
-    return any(unicodedata.category(c)[0] == "N" for c in piece)
-
-
 def is_blocked(piece: str, blocked: Container[str]) -> bool:
     """Whether the piece, or a part of it between apostrophes (``greta's``), is one of the blocked ones."""
     return piece in blocked or ("'" in piece and any(part in blocked for part in piece.split("'")))
@@ -192,8 +207,6 @@ def blocked_words(path: Path) -> frozenset[str]:
     Raises:
         DataError: the file cannot be read.
     """
-    from pfl_mobile.text.tokenizer import cut, is_symbol
-
     try:
         text = read_text(path)
     except (OSError, ValueError) as error:
@@ -256,6 +269,7 @@ def choose_words(
             if rule.epsilon is None
             else "give more users, a larger epsilon, or fewer words per user",
         )
+    scripts = Counter(script_of(word) for word in ranked[:room])
     report = VocabularyReport(
         rule,
         count,
@@ -264,6 +278,8 @@ def choose_words(
         blocked=len(removed["blocked"]),
         too_few_users=len(spread) - len(ranked),
         no_room=len(ranked[room:]),
+        characters=scripts["characters"],
+        clusters=scripts["clusters"],
     )
     return ranked[:room], report
 

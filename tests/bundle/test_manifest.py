@@ -37,6 +37,36 @@ def test_round_trip() -> None:
     assert manifest.to_json() == parse_manifest(manifest.to_json()).to_json()
 
 
+def test_the_version_of_the_piece_rules() -> None:
+    """Bundles from before version 2 do not say one, and keep version 1."""
+    old = parse(fields())
+    assert old.encoder is not None
+    assert old.encoder.kind == "text"
+    assert (old.encoder.rules, old.encoder.subwords) == (1, None)
+    raw = fields()
+    raw["encoder"]["rules"] = 2
+    assert parse(raw).encoder != old.encoder
+    raw["encoder"]["rules"] = 3
+    with pytest.raises(errors.SchemaVersionError, match="version 3 of the piece rules"):
+        parse(raw)
+    raw["encoder"]["rules"] = 0
+    with pytest.raises(errors.InvalidManifestError, match="rules"):
+        parse(raw)
+
+
+def test_subwords_have_ids_and_no_slots() -> None:
+    raw = fields()
+    raw["encoder"] |= {"slots": 0, "vocabulary": 12, "subwords": {"pad": 0, "bos": 1, "eos": 1, "unk": None}}
+    encoder = parse(raw).encoder
+    assert encoder is not None
+    assert encoder.kind == "text"
+    assert encoder.subwords is not None
+    assert encoder.subwords.ids() == {"pad": 0, "bos": 1, "eos": 1, "unk": -1}
+    raw["encoder"] |= {"slots": 2, "vocabulary": 10}
+    with pytest.raises(errors.InvalidManifestError, match="slots over subwords"):
+        parse(raw)
+
+
 def test_published_schema_is_current() -> None:
     assert schema.PATH.read_text() == schema.text(), "run: python -m pfl_mobile.bundle.schema"
 

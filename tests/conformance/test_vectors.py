@@ -272,3 +272,32 @@ def test_a_forgotten_word_has_no_slot_and_no_entry():
         assert active.tolist() == [1.0] * len(case["words"]) + [0.0] * (4 - len(case["words"]))
         for name in ("memory.next", "memory.context"):
             assert array(case["tensors"][name]).max() < base + len(case["words"])
+
+
+def test_texts_are_cut_as_their_kinds_say():
+    """The digests are of the table that ships, and no piece is one that nobody can see."""
+    import hashlib
+
+    from pfl_mobile.text.table import PATH
+
+    found = load("text.json")
+    table = json.loads(PATH.read_text(encoding="utf-8"))
+    kinds = bytearray(b"S" * 0x110000)
+    for kind, ends in table["kinds"].items():
+        for first, last in zip(ends[::2], ends[1::2], strict=True):
+            kinds[first : last + 1] = kind.encode() * (last + 1 - first)
+    assert hashlib.sha256(kinds).hexdigest() == found["table"]["sha256"]["kinds"]
+    assert {chr(k) for k in kinds} == {chr(kinds[ord(c)]) for case in found["cut"] for c in case["text"]} | {
+        "X"
+    }
+    for case in found["cut"]:
+        for piece in case["2"]:
+            assert chr(kinds[ord(piece[0])]) not in "MmoWXvztngk"
+            assert not any(chr(kinds[ord(c)]) in "WX" for c in piece)
+    for piece, symbol, _, script in found["pieces"]:
+        assert (
+            symbol == (chr(kinds[ord(piece[0])]) in "SEFRecab" or "\ufe0f" in piece) or "\U0001f3fd" in piece
+        )
+        assert script in (None, "characters", "clusters")
+    for case in found["encode"]["cases"]:
+        assert max(map(max, case["ids"][:2])) < len(found["encode"]["vocabulary"]) + len(case["words"])

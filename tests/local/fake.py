@@ -135,6 +135,7 @@ class Words:
     """A tiny encoder with the protocol of ``pfl_mobile.text.encoder.TextEncoder``."""
 
     known = ("<pad>", "<s>", "<unk>", "</s>", "a", "b", "c", "d")
+    unknown = 2
 
     def __init__(self, words: tuple[str, ...] = (), blocked: object = ()) -> None:
         self.words, self.blocked = words, blocked

@@ -5,18 +5,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
-from pfl_mobile.bundle import Bundle
+from pfl_mobile.bundle import Bundle, manifest
 from pfl_mobile.engines import open_session
 from pfl_mobile.engines.compare import golden_check, output_errors, relative_error
-from pfl_mobile.errors import ConfigError, EngineMismatchError, NoExamplesError
-from pfl_mobile.local.evaluation import Evaluator, UserResult, model_id, personalize_user, summarize
+from pfl_mobile.errors import ConfigError, DataError, EngineMismatchError, NoExamplesError
+from pfl_mobile.local.evaluation import (
+    Evaluator,
+    UserResult,
+    model_id,
+    personalize_user,
+    summarize,
+    text_encoder,
+)
 from pfl_mobile.local.state import PersonalStateStore
-from pfl_mobile.text.encoder import UNK
+from pfl_mobile.text.encoder import TextEncoder, WordTokenizer
+from pfl_mobile.text.rules import VERSION_1
+from pfl_mobile.text.specials import UNK
 from tests import tiny
 
 if TYPE_CHECKING:
@@ -69,6 +80,31 @@ def test_a_user_with_habits_gets_better(bundle: Bundle, session: EngineSession) 
     assert result.general_before != result.general_after
     assert result.slots == 1
     assert result.steps == 15
+
+
+def test_the_encoder_is_what_manifest_and_file_say(tmp_path: Path, bundle: Bundle) -> None:
+    encoder = text_encoder(bundle)
+    assert encoder is not None
+    assert encoder.tokenizer.rules.version == 2
+
+    def opened(text: str, **entry: Any) -> TextEncoder | None:
+        path = tmp_path / "tokenizer.json"
+        path.write_text(text, encoding="utf-8")
+        told = manifest.TextEncoderEntry(length=8, batch=2, vocabulary=500, **entry)
+        return text_encoder(SimpleNamespace(manifest=SimpleNamespace(encoder=told), tokenizer_path=path))
+
+    old = WordTokenizer.train(["see you"], 9, VERSION_1).to_json()
+    before = opened(old)
+    assert before is not None
+    assert before.tokenizer.words("\u200b❤️") == ["\u200b", "❤️"]
+    with pytest.raises(DataError, match="version 2 of the piece rules, the tokenizer's file version 1"):
+        opened(old, rules=2)
+    with pytest.raises(DataError, match="version 1 of the piece rules"):
+        opened(encoder.tokenizer.to_json())
+    library = Tokenizer(models.WordPiece({"[UNK]": 0, "[S]": 1, "se": 2, "##e": 3}, unk_token="[UNK]"))
+    found = opened(library.to_str(), rules=2, subwords={"pad": 1, "bos": 1, "eos": 1, "unk": 0})
+    assert found is not None
+    assert found.ids("see") == [2, 3]
 
 
 def test_the_json_holds_no_words_of_the_user(bundle: Bundle, session: EngineSession) -> None:

@@ -16,7 +16,8 @@ from pfl_mobile.local.forget import forget, forget_words, words_to_forget
 from pfl_mobile.local.phases import Work
 from pfl_mobile.local.state import ModelId, PersonalState, PersonalStateStore
 from pfl_mobile.text.blocked import BlockList
-from pfl_mobile.text.encoder import SPECIALS, UNK, TextEncoder, WordTokenizer
+from pfl_mobile.text.encoder import TextEncoder, WordTokenizer
+from pfl_mobile.text.specials import SPECIALS, UNK
 from tests.local.fake import Tensor
 
 TOKENIZER = WordTokenizer.train(["see you there"], 16)

@@ -9,7 +9,7 @@ from pfl_mobile import Head
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.programs.made_up import batch_like, text_batch, text_context
 from pfl_mobile.programs.tasks import ClassificationTask, RegressionTask
-from pfl_mobile.text.encoder import BOS, EOS, PAD
+from pfl_mobile.text.specials import BOS, EOS, PAD
 
 
 class Rated(nn.Module):

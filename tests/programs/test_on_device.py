@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
 from pfl_mobile import LoRA, NgramMemory, VocabularySlots
 from pfl_mobile.errors import ConfigError, DataError, PrivacyError, UnknownNameError
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.plan.schema import Plan
-from pfl_mobile.programs.deployment import Deployment
+from pfl_mobile.programs.deployment import Deployment, text_parts
 from pfl_mobile.programs.tasks import ClassificationTask, TokenTask
-from pfl_mobile.text.encoder import SPECIALS
+from pfl_mobile.text.encoder import SubwordTokenizer, TextEncoder, WordTokenizer
+from pfl_mobile.text.rules import VERSION_1
+from pfl_mobile.text.specials import SPECIALS, SpecialIds
 from tests import tiny
 from tests.backbones import Decoder
 
@@ -38,7 +41,25 @@ ROWS = {**TOKENS, "weight": torch.ones(4, 8)}
 NO_TEXT: dict[str, Any] = {"tokenizer": None, "encoder": None, "batch": ROWS, "plan": plan()}
 ENCODER = dict(TEXT.encoder or {})
 
+BYTES = Tokenizer(models.BPE({c: i for i, c in enumerate("sedyou")}, []))
+SUBWORDS: dict[str, Any] = {
+    "tokenizer": BYTES.to_str().encode(),
+    "encoder": {**ENCODER, "rules": 2, "slots": 0, "subwords": {"pad": 0, "bos": 0, "eos": 0, "unk": None}},
+}
+
 REFUSED: dict[str, tuple[Deployment, dict[str, Any], type[Exception], str]] = {
+    "slots over subwords": (
+        TEXT,
+        {**SUBWORDS, "encoder": {**SUBWORDS["encoder"], "slots": tiny.SLOTS}},
+        ConfigError,
+        "subwords",
+    ),
+    "the encoder says other piece rules": (
+        TEXT,
+        {"encoder": {**ENCODER, "rules": 1}},
+        ConfigError,
+        "version 1 of the piece rules",
+    ),
     "slots on arrays": (TEXT, {**NO_TEXT, "model": decoder(SLOTS)}, ConfigError, "vocabulary slots"),
     "assign phase on arrays": (TEXT, {"tokenizer": None, "encoder": None}, ConfigError, "vocabulary slots"),
     "memory on one array an example": (
@@ -218,3 +239,19 @@ def test_the_examples_of_a_text_model_are_nobodys() -> None:
     assert torch.equal(
         deployment.batch["tokens"][:, 1:][weight[:, 1:] > 0], labels[:, :-1][weight[:, 1:] > 0]
     )
+
+
+def test_an_encoder_gets_the_piece_rules_of_its_tokenizer() -> None:
+    entry = {k: v for k, v in ENCODER.items() if k != "rules"}
+    assert replace(TEXT, encoder=entry).encoder == {**entry, "rules": 2}
+    old = WordTokenizer.train(["see you"], SIZE, VERSION_1).to_json().encode()
+    assert replace(TEXT, encoder=entry, tokenizer=old).encoder == {**entry, "rules": 1}
+
+
+def test_a_model_over_subwords_is_a_deployment() -> None:
+    words = SubwordTokenizer(SUBWORDS["tokenizer"].decode(), SpecialIds(0, 0, 0))
+    parts = text_parts(TextEncoder(words, tiny.LENGTH, SIZE), tiny.BATCH)
+    made = Deployment("bytes", decoder(), TokenTask(SIZE, specials=1), plan=plan(), **parts)
+    assert made.encoder is not None
+    assert made.encoder["subwords"] == {"pad": 0, "bos": 0, "eos": 0, "unk": None}
+    assert made.tokenizer == SUBWORDS["tokenizer"]

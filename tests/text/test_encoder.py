@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfl_mobile.errors import ConfigError, OutOfVocabularyError
-from pfl_mobile.text.encoder import BOS, EOS, PAD, UNK, TextEncoder, WordTokenizer, is_symbol
+from pfl_mobile.text.encoder import TextEncoder, WordTokenizer
+from pfl_mobile.text.pieces import is_symbol
+from pfl_mobile.text.specials import BOS, EOS, PAD, UNK
 
 TOKENIZER = WordTokenizer.train(["see you there .", "see you", "see"], size=100)
 

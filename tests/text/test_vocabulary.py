@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from pfl_mobile.errors import ConfigError, DataError, TooFewUsersError
 from pfl_mobile.privacy.noise import SimulatedNoise
-from pfl_mobile.text.encoder import SPECIALS, WordTokenizer
+from pfl_mobile.text.encoder import WordTokenizer
+from pfl_mobile.text.pieces import holds_digit
+from pfl_mobile.text.specials import SPECIALS
 from pfl_mobile.text.vocabulary import (
     VocabularyReport,
     VocabularyRule,
@@ -21,7 +23,6 @@ from pfl_mobile.text.vocabulary import (
     _threshold,
     blocked_words,
     choose_words,
-    holds_digit,
     record,
     rule_of,
 )

@@ -29,7 +29,7 @@ from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.trace import TracedProgram
 
 from .files import Lowered, Report
-from .graphs import export_graph, own_views, shared_copy, unfuse_dynamic_linear
+from .graphs import code_when_called, export_graph, own_views, shared_copy, unfuse_dynamic_linear
 
 _aten = torch.ops.aten
 
@@ -152,13 +152,14 @@ def _route_tied(graph: fx.GraphModule, tied: set[int]) -> None:
 
 @contextmanager
 def _toolchain() -> Iterator[None]:
-    """Use our pass manager, and keep the toolchain's own warnings, which name its internals, from the user."""
+    """Use our pass manager, write no code that nobody calls, and keep the toolchain's own warnings, which name its
+    internals, from the user."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     stock = xnnpack_preprocess.XNNPACKPassManager
     xnnpack_preprocess.XNNPACKPassManager = _LeanPassManager
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), code_when_called():
             warnings.simplefilter("ignore")
             yield
     finally:

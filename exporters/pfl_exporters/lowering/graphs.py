@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +35,43 @@ def shared_copy(graph: fx.GraphModule) -> fx.GraphModule:
             value = getattr(graph, node.target)
             memo[id(value)] = value
     return copy.deepcopy(graph, memo)
+
+
+class _WrittenWhenAsked:
+    """The ``forward`` of a graph module whose code is not written yet: a descriptor that writes it."""
+
+    def __get__(self, module: Any, owner: type) -> Any:
+        if module is None:
+            return self
+        _write_code(module)
+        return module.forward
+
+
+_write_code = fx.GraphModule.recompile
+
+
+@contextmanager
+def code_when_called() -> Iterator[None]:
+    """Write the Python code of graph modules when they are called, and not after each change of their graph.
+
+    Toolchains run their passes by interpreting graphs, and have code written after each pass that nothing calls: a
+    fifth of the time of an export to Android.
+    """
+
+    def later(module: fx.GraphModule) -> None:
+        # what the original does besides writing code
+        if isinstance(module._graph._codegen, fx.graph._PyTreeCodeGen):
+            module._in_spec = module._graph._codegen.pytree_info.in_spec
+            module._out_spec = module._graph._codegen.pytree_info.out_spec
+        module._code = ""
+        type(module).forward = _WrittenWhenAsked()
+        module._recompile_submodules()
+
+    fx.GraphModule.recompile = later
+    try:
+        yield
+    finally:
+        fx.GraphModule.recompile = _write_code
 
 
 def own_views(graph: fx.GraphModule) -> None:

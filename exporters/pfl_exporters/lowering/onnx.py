@@ -17,7 +17,7 @@ from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.trace import TracedProgram
 
 from .files import Lowered, Report
-from .graphs import export_graph
+from .graphs import code_when_called, export_graph
 
 #: Newest operator set that all supported runtimes read, mobile builds of the last two years included.
 OPSET = 18
@@ -62,7 +62,7 @@ def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), code_when_called():
             warnings.simplefilter("ignore")
             result: Any = torch.onnx.export(
                 exported,

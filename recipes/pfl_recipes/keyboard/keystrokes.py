@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from pfl_mobile.text.encoder import is_symbol
+from pfl_mobile.text.pieces import is_symbol
 
 #: ``suggest(words so far, letters typed, k)``: at most k words, best first.
 Suggest = Callable[[Sequence[str], str, int], Sequence[str]]

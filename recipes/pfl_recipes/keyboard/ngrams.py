@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pfl_mobile.text.encoder import SPECIALS
+from pfl_mobile.text.specials import SPECIALS
 from pfl_mobile.text.vocabulary import MIN_USERS
 
 if TYPE_CHECKING:

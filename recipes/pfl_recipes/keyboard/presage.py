@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pfl_mobile.errors import DataError, MissingDependencyError
-from pfl_mobile.text.encoder import is_symbol
+from pfl_mobile.text.pieces import is_symbol
 
 _COUNT, _PREDICT = "text2ngram", "presage_demo_text"
 _BEGIN = "xbosx"

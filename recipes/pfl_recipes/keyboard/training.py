@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfl_mobile.errors import DataError
-from pfl_mobile.text.encoder import SPECIALS
+from pfl_mobile.text.specials import SPECIALS
 
 from .model import Keyboard, KeyboardConfig
 

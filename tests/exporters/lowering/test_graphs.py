@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import fx
@@ -46,6 +48,66 @@ def test_linear_with_a_weight_that_is_an_input_is_written_out(bias):
     assert aten.linear.default not in targets(graph)
     assert (aten.addmm.default if bias else aten.mm.default) in targets(graph)
     torch.testing.assert_close(graph(*examples), expected)
+
+
+class TestCodeWhenCalled:
+    @staticmethod
+    def doubled(graph):
+        """The graph with its sum doubled, as a pass does it."""
+        for node in graph.graph.nodes:
+            if node.op == "output":
+                with graph.graph.inserting_before(node):
+                    node.args = (graph.graph.call_function(aten.mul.Tensor, (node.args[0], 2)),)
+        graph.recompile()
+
+    @pytest.fixture
+    def written(self, monkeypatch):
+        """Notes the graphs whose code is written."""
+        found = []
+        write = fx.Graph.python_code
+        monkeypatch.setattr(
+            fx.Graph, "python_code", lambda graph, *a, **k: found.append(graph) or write(graph, *a, **k)
+        )
+        return found
+
+    def test_a_call_runs_the_last_change_and_writes_code_once(self, written):
+        graph = traced(lambda x: x + 1, torch.ones(2))
+        written.clear()
+        with graphs.code_when_called():
+            self.doubled(graph)
+            self.doubled(graph)
+            assert written == []
+            assert graph(torch.ones(2)).tolist() == [8, 8]
+            assert graph(torch.zeros(2)).tolist() == [4, 4]
+            assert written == [graph.graph]
+        assert graph(torch.ones(2)).tolist() == [8, 8]
+
+    def test_what_was_not_called_inside_is_good_outside(self, written):
+        graph = traced(lambda x: x + 1, torch.ones(2))
+        with graphs.code_when_called():
+            self.doubled(graph)
+            other = copy.deepcopy(graph)
+            self.doubled(other)
+        assert graph(torch.ones(2)).tolist() == [4, 4]
+        assert other(torch.ones(2)).tolist() == [8, 8]
+
+    def test_a_change_of_an_inner_graph_is_seen(self):
+        inner = traced(lambda x: x + 1, torch.ones(2))
+        outer = fx.Graph()
+        outer.output(outer.call_module("inner", (outer.placeholder("x"),)))
+        graph = fx.GraphModule({"inner": inner}, outer)
+        assert graph(torch.ones(2)).tolist() == [2, 2]
+        with graphs.code_when_called():
+            self.doubled(inner)
+            assert graph(torch.ones(2)).tolist() == [4, 4]
+
+    def test_afterwards_code_is_written_at_once_also_after_an_error(self, written):
+        graph = traced(lambda x: x + 1, torch.ones(2))
+        with pytest.raises(RuntimeError, match="stop"), graphs.code_when_called():
+            raise RuntimeError("stop")
+        written.clear()
+        self.doubled(graph)
+        assert written == [graph.graph]
 
 
 def test_linear_with_a_constant_weight_stays():

@@ -12,7 +12,7 @@ from pfl_exporters.export import export_bundle
 from pfl_mobile.bundle.read import Bundle
 from pfl_mobile.errors import TooFewUsersError
 from pfl_mobile.files.tensors import tensors_from_bytes
-from pfl_mobile.text.encoder import SPECIALS
+from pfl_mobile.text.specials import SPECIALS
 from pfl_mobile.text.vocabulary import VocabularyRule
 from pfl_recipes.keyboard.model import KeyboardConfig
 from pfl_recipes.keyboard.ngrams import build_table
