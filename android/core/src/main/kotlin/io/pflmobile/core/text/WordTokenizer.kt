@@ -59,7 +59,13 @@ public class WordTokenizer(
                 val file = objectOf(parseJson(json))
                 val model = objectOf(file["model"])
                 require(model["type"] == JsonPrimitive("WordLevel")) { "its model is not WordLevel" }
-                val vocabulary = objectOf(model["vocab"]).mapValues { (it.value as? JsonPrimitive)?.takeIf { id -> !id.isString }?.intOrNull }
+                val vocabulary =
+                    objectOf(model["vocab"]).mapValues {
+                        (it.value as? JsonPrimitive)
+                            ?.takeIf { id ->
+                                !id.isString
+                            }?.intOrNull
+                    }
                 val words = arrayOfNulls<String>(vocabulary.size)
                 for ((word, id) in vocabulary) {
                     require(id != null && id in words.indices && words[id] == null) { "its ids have gaps, or two words of one id" }
