@@ -130,7 +130,7 @@ ELSEWHERE = {
         "server/pfl_server/identity/attestation.py",
     ],
     "tests/server/web/test_openapi.py": ["pfl_mobile/protocol/bodies.py"],
-    "tests/simulation/test_engine.py": ["pfl_mobile/simulation/process.py"],
+    "tests/simulation/test_backend.py": ["pfl_mobile/simulation/process.py"],
     "tests/simulation/test_private_rounds.py": ["pfl_mobile/simulation/privacy.py"],
     "tests/simulation/test_rounds.py": ["pfl_mobile/simulation/sending.py"],
     "tests/strategies/test_all.py": ["pfl_mobile/hyperparameters.py", "pfl_mobile/strategies/strategy.py"],

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pfl_exporters.cli import main
+from pfl_mobile.data import synthetic
 
 
 def test_the_quickest_path_works_as_printed(
@@ -21,11 +22,17 @@ def test_the_quickest_path_works_as_printed(
     assert (tmp_path / "activity.pflb").stat().st_size > 0
 
 
-def test_the_study_works_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_study_works_as_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # as printed, on fewer users with fewer rows
+    for option, value in {"users": 16, "times": 1}.items():
+        monkeypatch.setitem(synthetic.build.__kwdefaults__, option, value)
     found: dict[str, Any] = {}
     exec(_code("my_study.py"), found)  # a file of the repository
     result = found["result"]
     assert len(result.history) == 5
+    assert len(found["found"].per_user()) == 16
     assert "personalize" in capsys.readouterr().out
     result.close()
 

@@ -19,7 +19,7 @@ from pfl_mobile.errors import TrainingError
 from pfl_mobile.merge.rules import MergeRule, create_rule
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.random import permutation
-from pfl_mobile.simulation.engine import LocalEngine
+from pfl_mobile.simulation.backend import LocalBackend
 from pfl_mobile.simulation.rounds import Rounds
 from pfl_mobile.simulation.worker import Setup
 from pfl_mobile.strategies import Local
@@ -145,11 +145,11 @@ def run(settings: Settings, case: Case, population: Population | None = None) ->
             setup = replace(setup, population=Poisoned(honest, attackers, attack.poison))
     diverged = False
     with (
-        LocalEngine(0) as engine,
+        LocalBackend(0) as backend,
         Rounds(
             study.strategy,
             setup,
-            engine,
+            backend,
             local=study.local,
             rounds=settings.rounds,
             cohort_size=len(honest),

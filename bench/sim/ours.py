@@ -1,4 +1,4 @@
-"""pfl-mobile: ``Rounds`` on its local engine with FedAvg, as a study runs them.
+"""pfl-mobile: ``Rounds`` on its local backend with FedAvg, as a study runs them.
 
 Rows are asked for by index from the mapped arrays; the shuffles are computed here, in every round. Nobody is told of
 single client updates, so ``startup_s`` ends with the first merged round.
@@ -15,7 +15,7 @@ import numpy as np
 
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.rows import Rows
-from pfl_mobile.simulation.engine import LocalEngine
+from pfl_mobile.simulation.backend import LocalBackend
 from pfl_mobile.simulation.rounds import RoundRecord, Rounds
 from pfl_mobile.simulation.worker import Setup
 from pfl_mobile.strategies.fedavg import FedAvg
@@ -63,7 +63,7 @@ def run(
     choose: Callable[[int], Sequence[int]] | None = None,
     client_seed: Callable[[int, int], int] | None = None,
 ) -> None:
-    """Rounds of FedAvg until the job is done, and its report; cohorts and seeds are the engine's own by default."""
+    """Rounds of FedAvg until the job is done, and its report; cohorts and seeds are the backend's own by default."""
     meter = Meter(job)
 
     def stop(record: RoundRecord) -> bool:
@@ -72,11 +72,11 @@ def run(
         values = rounds.server.values
         return not meter.round_done(record.clients, lambda: {k: np.array(v) for k, v in values.items()})
 
-    with LocalEngine(processes=job.processes if job.processes > 1 else 0) as engine:
+    with LocalBackend(processes=job.processes if job.processes > 1 else 0) as backend:
         rounds = Rounds(
             FedAvg(),
             setup,
-            engine,
+            backend,
             local=Local(epochs=1, optimizer=Sgd(lr=lr)),
             rounds=1_000_000,
             cohort_size=cohort,
@@ -86,7 +86,7 @@ def run(
         )
         with rounds:
             rounds.run()
-        lanes = engine.lanes
+        lanes = backend.lanes
     meter.report(("pfl-mobile", "torch", "numpy"), processes=job.processes, lanes=lanes)
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pfl_mobile.study.study import Study
 
 #: Options that are a part of ``Machine``.
-_MACHINE = ("engine", "processes", "lanes", "device")
+_MACHINE = ("backend", "processes", "lanes", "device")
 
 #: Options that are no setting of ``Study`` by themselves.
 PARTS = (*_MACHINE, "dropout", "local_epochs", "local_steps")

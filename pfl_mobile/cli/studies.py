@@ -76,7 +76,7 @@ Groups = Annotated[
     ),
 ]
 Processes = Annotated[
-    int | None, typer.Option("--processes", min=0, help="Of the local engine; default: one a core.")
+    int | None, typer.Option("--processes", min=0, help="Of the local backend; default: one a core.")
 ]
 
 
@@ -182,7 +182,7 @@ def train(
         float | None, typer.Option("--dropout", help="Share of a round's devices that do not answer.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
-    engine: Annotated[str, typer.Option("--engine", help="local or ray.")] = "local",
+    backend: Annotated[str, typer.Option("--backend", help="local or ray.")] = "local",
     device: Annotated[
         str, typer.Option("--device", help="Where devices are simulated: cpu or cuda.")
     ] = "cpu",
@@ -228,7 +228,7 @@ def train(
         "local_epochs": local_epochs,
     }
     changes = {name: value for name, value in wanted.items() if value is not None} | {
-        "engine": engine,
+        "backend": backend,
         "device": device,
     }
     study = changed_study(model, settings, changes)

@@ -20,9 +20,9 @@ from pfl_mobile.merge.rules import Average, MergeRule
 from pfl_mobile.merge.updates import Updates
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.random import derive, uniform
+from pfl_mobile.simulation.backend import ClientBackend, LocalBackend
 from pfl_mobile.simulation.checkpoint import RunFolder
 from pfl_mobile.simulation.cohorts import balanced, sample
-from pfl_mobile.simulation.engine import ClientEngine, LocalEngine
 from pfl_mobile.simulation.privacy import SimulatedPrivacy
 from pfl_mobile.simulation.records import RoundRecord, all_failed, summary
 from pfl_mobile.simulation.sending import Sent, send
@@ -63,12 +63,12 @@ class Rounds:
     """Runs a strategy over a population.
 
     Everything random comes from ``seed``, and nothing depends on how many processes there are: the same settings
-    give the same bits on every engine, and after a kill and ``resume``.
+    give the same bits on every backend, and after a kill and ``resume``.
 
     Args:
         strategy: plan and merge.
         setup: model, task, population.
-        engine: where devices are trained; by default one process a core. One that is given is not closed.
+        backend: where devices are trained; by default one process a core. One that is given is not closed.
         local: local training.
         rounds: how many merges.
         cohort_size: devices chosen for a round.
@@ -102,7 +102,7 @@ class Rounds:
         self,
         strategy: Strategy,
         setup: Setup,
-        engine: ClientEngine | None = None,
+        backend: ClientBackend | None = None,
         *,
         local: Local,
         rounds: int,
@@ -180,8 +180,8 @@ class Rounds:
             self.history = [RoundRecord.load(line) for line in self._run.history.lines]
             if self.setup.lanes != found.lanes:  # those of the run that was stopped
                 self.setup = replace(self.setup, lanes=found.lanes)
-        self._owned = engine is None
-        self.engine: ClientEngine = LocalEngine() if engine is None else engine
+        self._owned = backend is None
+        self.backend: ClientBackend = LocalBackend() if backend is None else backend
 
     # -- running
 
@@ -199,7 +199,7 @@ class Rounds:
         while self.server.round < self.rounds and not self.stopped:
             if self.privacy is not None and self.privacy.spent(self.server):
                 self.stopped = True
-                self._run.save(self.server, lanes=self.engine.lanes, stopped=True)
+                self._run.save(self.server, lanes=self.backend.lanes, stopped=True)
                 break
             self.step()
         failures = [(client, why) for record in self.history for client, why in record.failed]
@@ -210,7 +210,7 @@ class Rounds:
     def step(self) -> RoundRecord:
         """One round; errors as ``run``."""
         began = time.perf_counter()
-        self.engine.start(self.setup)
+        self.backend.start(self.setup)
         number = self.server.round
         chosen = self.cohort(number)
         cohort = self._answering(number, chosen)
@@ -241,7 +241,7 @@ class Rounds:
                 cohort, sent, writes, self.client_seed or self._seed_of, numbered=by is not None
             )
             try:
-                records, matrix = self.engine.run(task, jobs, sent.pool, self.states)
+                records, matrix = self.backend.run(task, jobs, sent.pool, self.states)
                 if data is not None:
                     data.note(records)
                 records = self._merged(known, matrix, records, by, len(chosen))
@@ -267,7 +267,7 @@ class Rounds:
         self._run.history.add(asdict(record))
         self.stopped = bool(self._stop and self._stop(record))
         if self.stopped or self.server.round >= self.rounds or self.server.round % self.checkpoint_every == 0:
-            self._run.save(self.server, lanes=self.engine.lanes, stopped=self.stopped)
+            self._run.save(self.server, lanes=self.backend.lanes, stopped=self.stopped)
         if self._progress:
             self._progress(record)
         return record
@@ -285,7 +285,7 @@ class Rounds:
         """
         if part not in ("test", "train"):
             raise ConfigError(f"part is {part!r}", mend="give 'test' or 'train'")
-        self.engine.start(self.setup)
+        self.backend.start(self.setup)
         who = list(range(len(self.setup.population))) if clients is None else [int(c) for c in clients]
         plan = self.plan(self.server.round)
         personal = self.strategy.personal_plan(self.context(self.server.round)) if adapt else None
@@ -299,13 +299,13 @@ class Rounds:
             shapes = self.states.form.layout.shapes
             task = EvaluateTask(plan, personal, part, initial, shapes, sent.start, sent.sets)
             jobs = self._jobs(piece, sent, [-1] * len(piece), self._evaluation_seed)
-            found += self.engine.run(task, jobs, sent.pool, self.states)[0]
+            found += self.backend.run(task, jobs, sent.pool, self.states)[0]
         return found
 
     def close(self) -> None:
-        """Let go of the folder, and of the engine when it was not given."""
+        """Let go of the folder, and of the backend when it was not given."""
         if self._owned:
-            self.engine.close()
+            self.backend.close()
         self._run.close()
 
     def __enter__(self) -> Self:
@@ -360,8 +360,10 @@ class Rounds:
     # -- parts of a round
 
     def effective_job_size(self) -> int:
-        """Devices in a job: as set, or by the lanes; 1 lane before the engine started."""
-        return self.job_size or default_job_size(self.cohort_size, self.setup.lanes or self.engine.lanes or 1)
+        """Devices in a job: as set, or by the lanes; 1 lane before the backend started."""
+        return self.job_size or default_job_size(
+            self.cohort_size, self.setup.lanes or self.backend.lanes or 1
+        )
 
     def _send(self, plans: Sequence[Plan], clients: Sequence[int]) -> Sent:
         devices = [(client, self.group(client)) for client in clients]

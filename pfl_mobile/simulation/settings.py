@@ -70,9 +70,9 @@ def effective(rounds: Rounds) -> dict[str, Any]:
         "privacy": describe(rounds.privacy and rounds.privacy.config),
         "seed": rounds.seed,
         "job_size": rounds.effective_job_size(),
-        "lanes": setup.lanes or rounds.engine.lanes,
+        "lanes": setup.lanes or rounds.backend.lanes,
         "device": setup.device,
-        "engine": rounds.engine.describe(),
+        "backend": rounds.backend.describe(),
         "folder": None if rounds.folder is None else str(rounds.folder),
         "checkpoint_every": rounds.checkpoint_every,
     }

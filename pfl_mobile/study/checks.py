@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 #: Arrays that models and programs take; ``ArrayPopulation`` makes float32 and int64 of all others.
 _DTYPES = ("float32", "int64", "bool", "uint8")
 
-#: Engines by name.
-ENGINES = ("local", "ray")
+#: Backends by name.
+BACKENDS = ("local", "ray")
 
 #: Users that are looked at for some with examples, and for how many of these.
 _LOOKED_AT, _COMPARED = 100, 5
@@ -66,19 +66,19 @@ def list_of_names(name: str, value: Any) -> None:
         raise ConfigError(f"{name} is {value!r}", mend=f"give a list of layers: {name}=['head']")
 
 
-def known_engine(engine: Any) -> None:
-    """Refuse what is no engine.
+def known_backend(backend: Any) -> None:
+    """Refuse what is no backend.
 
     Raises:
-        UnknownNameError: no engine has that name.
-        ConfigError: it is neither a name nor an engine.
+        UnknownNameError: no backend has that name.
+        ConfigError: it is neither a name nor a backend.
     """
-    if isinstance(engine, str):
-        if engine not in ENGINES:
-            raise UnknownNameError(f"no engine is called {engine!r}", mend=near(engine, ENGINES))
-    elif not all(hasattr(engine, method) for method in ("start", "run", "close")):
+    if isinstance(backend, str):
+        if backend not in BACKENDS:
+            raise UnknownNameError(f"no backend is called {backend!r}", mend=near(backend, BACKENDS))
+    elif not all(hasattr(backend, method) for method in ("start", "run", "close")):
         raise ConfigError(
-            f"engine is {engine!r}", mend=f"give one of {', '.join(ENGINES)}, or a ClientEngine"
+            f"backend is {backend!r}", mend=f"give one of {', '.join(BACKENDS)}, or a ClientBackend"
         )
 
 

@@ -33,8 +33,8 @@ from pfl_mobile.plan.schema import LOWER_IS_BETTER
 from pfl_mobile.programs.deployment import Deployment, text_parts
 from pfl_mobile.programs.made_up import batch_like
 from pfl_mobile.random import derive, permutation
+from pfl_mobile.simulation.backend import LocalBackend
 from pfl_mobile.simulation.checkpoint import FILES
-from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.records import RoundRecord
 from pfl_mobile.simulation.rounds import Rounds
 from pfl_mobile.simulation.row_check import RowCheck
@@ -50,7 +50,7 @@ from pfl_mobile.text.vocabulary import MIN_USERS
 if TYPE_CHECKING:
     from pfl_mobile.programs.tasks import Batch
     from pfl_mobile.rows import Rows
-    from pfl_mobile.simulation.engine import ClientEngine
+    from pfl_mobile.simulation.backend import ClientBackend
     from pfl_mobile.simulation.worker import ClientEvaluation as Measured
     from pfl_mobile.study.settings import Machine
     from pfl_mobile.study.study import Study
@@ -70,15 +70,15 @@ MOST_LABELS = 50
 _STUDY = "study.json"
 
 
-def _engine_of(machine: Machine) -> ClientEngine:
-    """The engine that is named (MissingDependencyError: its package is not installed)."""
-    if not isinstance(machine.engine, str):
-        return machine.engine
-    if machine.engine == "local":
-        return LocalEngine(machine.processes)
-    from pfl_mobile.simulation.ray_engine import RayEngine
+def _backend_of(machine: Machine) -> ClientBackend:
+    """The backend that is named (MissingDependencyError: its package is not installed)."""
+    if not isinstance(machine.backend, str):
+        return machine.backend
+    if machine.backend == "local":
+        return LocalBackend(machine.processes)
+    from pfl_mobile.simulation.ray_backend import RayBackend
 
-    return RayEngine()
+    return RayBackend()
 
 
 def _rounds(
@@ -91,7 +91,7 @@ def _rounds(
     return Rounds(
         study.strategy,
         setup,
-        _engine_of(machine),
+        _backend_of(machine),
         local=study.local,
         rounds=rounds,
         cohort_size=study.cohort.size,
@@ -216,11 +216,11 @@ def _damaged(folder: Path, error: Exception) -> ConfigError:
 
 def _close(rounds: Rounds) -> None:
     rounds.close()
-    rounds.engine.close()
+    rounds.backend.close()
 
 
 class StudyResult:
-    """A finished run. It holds the engine's processes until it is closed.
+    """A finished run. It holds the backend's processes until it is closed.
 
     Attributes:
         study: what was run.
@@ -247,7 +247,7 @@ class StudyResult:
 
     def effective(self) -> dict[str, Any]:
         """The effective configuration, with the number of lanes that the model was given."""
-        lanes = self._rounds.engine.lanes or self._rounds.setup.lanes
+        lanes = self._rounds.backend.lanes or self._rounds.setup.lanes
         return self.study.effective() | ({"lanes": lanes} if lanes else {})
 
     @property
@@ -462,7 +462,7 @@ class StudyResult:
             return {"users": 0, "no_verdict": error.message, "failed": dict(error.failed)}
 
     def close(self) -> None:
-        """End the engine's processes and let go of the folder; what was measured before can still be asked for."""
+        """End the backend's processes and let go of the folder; what was measured before can still be asked for."""
         self._closed = True
         if self._baseline is not None:
             self._baseline.close()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.study.checks import fraction, known_engine, whole
+from pfl_mobile.study.checks import fraction, known_backend, whole
 
 if TYPE_CHECKING:
-    from pfl_mobile.simulation.engine import ClientEngine
+    from pfl_mobile.simulation.backend import ClientBackend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,24 +40,24 @@ class Machine:
     """Where devices are simulated, and how many at once. It changes results in their last bits at most.
 
     Attributes:
-        engine: ``local``, ``ray`` or a ``ClientEngine``.
-        processes: of the local engine; None for one a core, 0 for this process.
+        backend: ``local``, ``ray`` or a ``ClientBackend``.
+        processes: of the local backend; None for one a core, 0 for this process.
         lanes: devices trained at once in a process; None for 16, or 1 with convolutions.
         device: of PyTorch: ``cpu``, or ``cuda`` where there is a GPU.
 
     Raises:
-        UnknownNameError: no engine has that name.
+        UnknownNameError: no backend has that name.
         ConfigError: a setting is out of range; PyTorch has no such device here.
     """
 
-    engine: ClientEngine | str = "local"
+    backend: ClientBackend | str = "local"
     processes: int | None = None
     lanes: int | None = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         """Refuse what this machine cannot do (UnknownNameError, ConfigError)."""
-        known_engine(self.engine)
+        known_backend(self.backend)
         if self.processes is not None:
             whole("the machine's processes", self.processes, 0)
         if self.lanes is not None:

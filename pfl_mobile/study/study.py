@@ -29,7 +29,7 @@ from pfl_mobile.plan.schema import Plan
 from pfl_mobile.privacy import Mechanism, PrivacyConfig
 from pfl_mobile.programs.tasks import Task
 from pfl_mobile.programs.trace import check_classes
-from pfl_mobile.simulation.engine import usual_processes
+from pfl_mobile.simulation.backend import usual_processes
 from pfl_mobile.simulation.privacy import SimulatedPrivacy
 from pfl_mobile.strategies import Local, RoundContext, Strategy, Weighting, entries
 from pfl_mobile.study.checks import (
@@ -428,8 +428,8 @@ def _task_and_batch(
 
 def _where(machine: Machine) -> dict[str, Any]:
     """The machine in the effective configuration."""
-    where: dict[str, Any] = {"engine": describe(machine.engine), "device": machine.device}
-    if machine.engine == "local":
+    where: dict[str, Any] = {"backend": describe(machine.backend), "device": machine.device}
+    if machine.backend == "local":
         few = machine.processes
         where["processes"] = usual_processes(machine.device) if few is None else few
     where["lanes"] = machine.lanes or f"{most_lanes(machine.device)}, or 1 as the model needs it"

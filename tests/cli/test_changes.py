@@ -41,7 +41,7 @@ CHANGES = {
     "strategy": "ditto",
     "cohort": 5,
     "processes": 0,
-    "engine": "local",
+    "backend": "local",
     "device": "cpu",
     "local_epochs": 3,
 }
@@ -62,7 +62,7 @@ def test_a_finished_run_of_before_is_read_with_its_results(tmp_path: Path) -> No
     about = json.loads((tmp_path / "study.json").read_text())
     told = {"rounds": 2, "local_epochs": 3, "local_steps": None}
     assert {name: about[name] for name in told} == told
-    flat = {"engine": "local", "device": "cpu", "processes": 0, "lanes": 1, "cohort": 5, "dropout": 0.25}
+    flat = {"backend": "local", "device": "cpu", "processes": 0, "lanes": 1, "cohort": 5, "dropout": 0.25}
     assert {name: about["study"][name] for name in flat} == flat
     with study_of(tmp_path).result() as again:
         assert all((again.values[name] == value).all() for name, value in values.items())

@@ -163,7 +163,7 @@ def test_train_prints_the_configuration_first(pfl: Run, tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     assert ran.out.startswith("effective configuration")
     assert "task_from" in ran.out
-    for setting in ("rounds", "engine", "processes", "lanes", "folder", "local.epochs"):
+    for setting in ("rounds", "backend", "processes", "lanes", "folder", "local.epochs"):
         assert f"\n{setting}" in ran.out
     assert "group low (4 users)" in ran.out
     assert "bound" in ran.out
@@ -178,7 +178,7 @@ def test_train_prints_the_configuration_first(pfl: Run, tmp_path: Path) -> None:
         (["--groups", "nowhere.csv"], "DataError", "nowhere.csv"),
         (["--fairness", "fedavg"], "ConfigError", "does not weight"),
         (["--cohort", "99"], "ConfigError", "cohort"),
-        (["--engine", "rai"], "UnknownNameError", "rai"),
+        (["--backend", "rai"], "UnknownNameError", "rai"),
     ],
 )
 def test_wrong_settings_are_told(pfl: Run, tmp_path: Path, options: list[str], kind: str, text: str) -> None:

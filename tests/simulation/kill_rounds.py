@@ -16,16 +16,16 @@ import time
 from pathlib import Path
 
 from pfl_mobile.files.sealed import digest
-from pfl_mobile.simulation.engine import LocalEngine
+from pfl_mobile.simulation.backend import LocalBackend
 from pfl_mobile.strategies import create
 from tests.simulation.small import rounds, setup
 
 ROUNDS, RUNS = 12, 2
 
 
-def study(strategy, engine, folder=None, **settings):
+def study(strategy, backend, folder=None, **settings):
     given = setup(pause=0.001)
-    return rounds(create(strategy), given, engine, rounds=ROUNDS, folder=folder, resume=True, **settings)
+    return rounds(create(strategy), given, backend, rounds=ROUNDS, folder=folder, resume=True, **settings)
 
 
 def result(run):
@@ -40,7 +40,7 @@ def result(run):
 
 def child(strategy, processes, folder, pipe, every):
     os.write(pipe, b"x")
-    with LocalEngine(processes) as engine, study(strategy, engine, folder, checkpoint_every=every) as run:
+    with LocalBackend(processes) as backend, study(strategy, backend, folder, checkpoint_every=every) as run:
         run.run()
     os._exit(0)
 
@@ -48,7 +48,7 @@ def child(strategy, processes, folder, pipe, every):
 def main(folder, strategy, processes, seed):
     rng = random.Random(seed)
     began = time.perf_counter()
-    with LocalEngine(processes) as engine, study(strategy, engine) as run:
+    with LocalBackend(processes) as backend, study(strategy, backend) as run:
         run.run()
         expected = result(run)
     usual = time.perf_counter() - began
@@ -71,7 +71,7 @@ def main(folder, strategy, processes, seed):
                 break
             summary["kills"] += 1
             summary["resumed"] += started
-        with LocalEngine(0) as engine, study(strategy, engine, place) as run:
+        with LocalBackend(0) as backend, study(strategy, backend, place) as run:
             assert run.server.round == ROUNDS or number > 0
             run.run()
             assert result(run) == expected, "a resumed run differs"

@@ -176,10 +176,10 @@ def setup(**users: Any) -> Setup:
     return Setup(Model(), Task(), example, Users(**users), trainer=OneByOne)  # type: ignore[arg-type]
 
 
-def rounds(strategy: Strategy, given: Setup, engine: Any = None, **settings: Any) -> Rounds:
+def rounds(strategy: Strategy, given: Setup, backend: Any = None, **settings: Any) -> Rounds:
     """Rounds of 6 of 20 devices, in jobs of 2."""
     settings = {"rounds": 3, "cohort_size": 6, "job_size": 2, "local": LOCAL, "seed": 5} | settings
-    return Rounds(strategy, given, engine, **settings)
+    return Rounds(strategy, given, backend, **settings)
 
 
 def same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:

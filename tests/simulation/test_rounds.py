@@ -24,8 +24,8 @@ from pfl_mobile.plan.optimizers import Momentum, Sgd
 from pfl_mobile.plan.phases import CombinePhase, Term
 from pfl_mobile.plan.schema import CopyStart
 from pfl_mobile.random import derive
+from pfl_mobile.simulation.backend import LocalBackend
 from pfl_mobile.simulation.cohorts import balanced, sample
-from pfl_mobile.simulation.engine import LocalEngine
 from pfl_mobile.simulation.rounds import Rounds, default_job_size
 from pfl_mobile.simulation.worker import Setup
 from pfl_mobile.strategies import Local, Strategy, create
@@ -37,9 +37,9 @@ FEDAVG, DITTO = create("fedavg"), create("ditto")
 
 
 @pytest.fixture
-def engine():
-    with LocalEngine(0) as engine:
-        yield engine
+def backend():
+    with LocalBackend(0) as backend:
+        yield backend
 
 
 # -- cohorts
@@ -71,9 +71,9 @@ def test_every_device_is_chosen_as_often_as_any_other():
 # -- rounds
 
 
-def test_a_round_of_fedavg_is_the_mean_of_what_the_devices_train(engine):
+def test_a_round_of_fedavg_is_the_mean_of_what_the_devices_train(backend):
     given = setup()
-    with rounds(FEDAVG, given, engine, rounds=1) as study:
+    with rounds(FEDAVG, given, backend, rounds=1) as study:
         cohort, plan = study.cohort(0), FEDAVG.plan(study.context(0))
         start = given.values()
         total = {n: np.zeros(v.shape) for n, v in start.items()}
@@ -99,10 +99,10 @@ def test_a_round_of_fedavg_is_the_mean_of_what_the_devices_train(engine):
         assert len(study.states) == 6
 
 
-def test_one_device_that_trains_alone_goes_on_from_its_own_state(engine):
+def test_one_device_that_trains_alone_goes_on_from_its_own_state(backend):
     """What devices keep comes back to them and to nobody else."""
     given = setup()
-    with rounds(FEDAVG, given, engine, rounds=4, choose=lambda number: [number % 2]) as study:
+    with rounds(FEDAVG, given, backend, rounds=4, choose=lambda number: [number % 2]) as study:
         study.run()
         plan, work, values = FEDAVG.plan(study.context(0)), {}, given.values()
         for number in range(4):
@@ -120,10 +120,10 @@ def test_one_device_that_trains_alone_goes_on_from_its_own_state(engine):
             )
 
 
-def test_failed_devices_are_counted_and_never_averaged_in(engine):
+def test_failed_devices_are_counted_and_never_averaged_in(backend):
     trouble = {1: "empty", 4: "nan", 6: "huge"}
     everyone = {"choose": lambda number: range(8), "rounds": 2, "cohort_size": 8, "job_size": 8}
-    with rounds(DITTO, setup(trouble=trouble), engine, **everyone) as study:
+    with rounds(DITTO, setup(trouble=trouble), backend, **everyone) as study:
         values = dict(study.run().values)
         record = study.history[0]
         assert record.failures == {"NoExamplesError": 1, "DataError": 1, "NonFiniteError": 1}
@@ -131,13 +131,13 @@ def test_failed_devices_are_counted_and_never_averaged_in(engine):
         assert record.clients == 5
         assert len(study.states) == 5
     healthy = {**everyone, "choose": lambda number: [0, 2, 3, 5, 7]}
-    with rounds(DITTO, setup(), engine, **healthy) as study:
+    with rounds(DITTO, setup(), backend, **healthy) as study:
         assert same(study.run().values, values)
 
 
-def test_when_all_devices_fail_the_server_stays_as_it_was(engine):
+def test_when_all_devices_fail_the_server_stays_as_it_was(backend):
     given = setup()
-    with rounds(FEDAVG, given, engine, choose=lambda number: range(20)) as study:
+    with rounds(FEDAVG, given, backend, choose=lambda number: range(20)) as study:
         study.step()
         before, sets = dict(study.server.values), len(study.states)
         given.population.trouble = dict.fromkeys(range(20), "empty")
@@ -151,8 +151,8 @@ def test_when_all_devices_fail_the_server_stays_as_it_was(engine):
         assert study.run().round == 3
 
 
-def test_devices_that_do_not_answer_are_left_out(engine):
-    with rounds(FEDAVG, setup(), engine, rounds=60, dropout=0.5) as study:
+def test_devices_that_do_not_answer_are_left_out(backend):
+    with rounds(FEDAVG, setup(), backend, rounds=60, dropout=0.5) as study:
         study.run()
         dropped = [record.dropped for record in study.history]
         assert all(r.clients + r.dropped == 6 for r in study.history)
@@ -160,18 +160,18 @@ def test_devices_that_do_not_answer_are_left_out(engine):
         assert len(set(dropped)) > 2
 
 
-def test_a_round_in_which_nobody_answers_changes_nothing(engine):
-    with rounds(FEDAVG, setup(), engine, rounds=1, dropout=0.999999) as study:
+def test_a_round_in_which_nobody_answers_changes_nothing(backend):
+    with rounds(FEDAVG, setup(), backend, rounds=1, dropout=0.999999) as study:
         before = dict(study.server.values)
         assert same(study.run().values, before)
         record = study.history[0]
         assert (record.clients, record.dropped, record.loss) == (0, 6, None)
 
 
-def test_the_run_stops_when_asked_and_tells_of_every_round(engine):
+def test_the_run_stops_when_asked_and_tells_of_every_round(backend):
     told = []
     with rounds(
-        FEDAVG, setup(), engine, rounds=9, stop=lambda record: record.round == 3, progress=told.append
+        FEDAVG, setup(), backend, rounds=9, stop=lambda record: record.round == 3, progress=told.append
     ) as study:
         study.run()
         assert [record.round for record in told] == [0, 1, 2, 3]
@@ -200,18 +200,18 @@ class SendsACopy(Strategy):
         super().merge(server, updates)
 
 
-def test_a_copy_is_sent_even_where_devices_do_not_keep_it(engine):
-    with rounds(SendsACopy(), setup(), engine) as study:
+def test_a_copy_is_sent_even_where_devices_do_not_keep_it(backend):
+    with rounds(SendsACopy(), setup(), backend) as study:
         study.run()
         assert study.effective()["kept_values_per_device"] == 3
         assert study.history[2].bytes_up == 2 * 48
 
 
-def test_what_the_plan_does_not_read_is_not_sent(engine):
-    with rounds(create("local"), setup(), engine) as study:
+def test_what_the_plan_does_not_read_is_not_sent(backend):
+    with rounds(create("local"), setup(), backend) as study:
         study.run()
         assert (study.history[0].bytes_down, study.history[0].bytes_up) == (0, 0)
-    with rounds(create("scaffold"), setup(), engine) as study:
+    with rounds(create("scaffold"), setup(), backend) as study:
         study.run()
         assert (study.history[0].bytes_down, study.history[0].bytes_up) == (96, 96)
 
@@ -244,8 +244,8 @@ class Groupwise(Strategy):
 GROUPS = {"even": list(range(0, 20, 2)), "odd": list(range(1, 20, 2))}
 
 
-def test_devices_get_the_values_of_their_group(engine):
-    with rounds(Groupwise(), setup(groups=GROUPS), engine, rounds=2) as study:
+def test_devices_get_the_values_of_their_group(backend):
+    with rounds(Groupwise(), setup(groups=GROUPS), backend, rounds=2) as study:
         study.run()
         assert study.server.numbers["groups"] == ["odd" if c % 2 else "even" for c in sorted(study.cohort(1))]
         assert study.group(3) == "odd"
@@ -256,13 +256,13 @@ def test_devices_get_the_values_of_their_group(engine):
             assert evaluation.shared == OneByOne(study.setup).evaluate(rows, [values], {})[0]
 
 
-def test_groups_may_be_others_than_the_population_s(engine):
-    with rounds(Groupwise(), setup(groups=GROUPS), engine, groups={"all": range(20)}) as study:
+def test_groups_may_be_others_than_the_population_s(backend):
+    with rounds(Groupwise(), setup(groups=GROUPS), backend, groups={"all": range(20)}) as study:
         assert study.group(3) == "all"
 
 
-def test_a_merge_that_fails_is_undone(engine):
-    with rounds(Groupwise(poison=1), setup(groups=GROUPS), engine) as study:
+def test_a_merge_that_fails_is_undone(backend):
+    with rounds(Groupwise(poison=1), setup(groups=GROUPS), backend) as study:
         study.step()
         before, sets, numbers = dict(study.server.values), dict(study.server.sets), dict(study.server.numbers)
         kept = study.states.mapping()
@@ -274,17 +274,17 @@ def test_a_merge_that_fails_is_undone(engine):
             np.testing.assert_array_equal(one, other)
 
 
-def test_what_is_no_number_cannot_be_kept_as_one(engine):
+def test_what_is_no_number_cannot_be_kept_as_one(backend):
     class Keeps(Strategy):
         def begin(self, server):
             server.numbers["odd"] = object()
 
     with pytest.raises(ConfigError, match=r"Keeps keeps what is no number"):
-        rounds(Keeps(), setup(), engine)
+        rounds(Keeps(), setup(), backend)
 
 
-def test_evaluation_is_the_same_for_one_device_and_for_many(engine):
-    with rounds(DITTO, setup(), engine) as study:
+def test_evaluation_is_the_same_for_one_device_and_for_many(backend):
+    with rounds(DITTO, setup(), backend) as study:
         study.run()
         everyone = study.evaluate()
         assert [e.client for e in everyone] == list(range(20))
@@ -313,31 +313,31 @@ def test_evaluation_is_the_same_for_one_device_and_for_many(engine):
         ({"checkpoint_every": 0}, "checkpoint_every is 0"),
     ],
 )
-def test_settings_out_of_range_are_refused(wrong, message, engine):
+def test_settings_out_of_range_are_refused(wrong, message, backend):
     with pytest.raises(ConfigError, match=message):
-        rounds(FEDAVG, setup(), engine, **wrong)
+        rounds(FEDAVG, setup(), backend, **wrong)
 
 
 @pytest.mark.parametrize("cohort", [[1, 1], [], [20], [-1]])
-def test_a_cohort_that_cannot_be_is_refused(cohort, engine):
+def test_a_cohort_that_cannot_be_is_refused(cohort, backend):
     with (
-        rounds(FEDAVG, setup(), engine, choose=lambda number: cohort) as study,
+        rounds(FEDAVG, setup(), backend, choose=lambda number: cohort) as study,
         pytest.raises(ConfigError, match="choose gave"),
     ):
         study.run()
 
 
-def test_a_strategy_that_names_an_unknown_set_is_refused_before_anything_runs(engine):
+def test_a_strategy_that_names_an_unknown_set_is_refused_before_anything_runs(backend):
     class Lost(Strategy):
         def phases(self, at):
             return (at.local.train(mu=0.1, anchor="nowhere"),)
 
     with pytest.raises(UnknownNameError, match="nowhere"):
-        rounds(Lost(), setup(), engine)
+        rounds(Lost(), setup(), backend)
 
 
-def test_the_effective_configuration_names_everything(engine):
-    with rounds(DITTO, setup(), engine, job_size=None) as study:
+def test_the_effective_configuration_names_everything(backend):
+    with rounds(DITTO, setup(), backend, job_size=None) as study:
         study.run()
         found = study.effective()
         assert found["strategy"]["kind"] == "Ditto"
@@ -345,7 +345,7 @@ def test_the_effective_configuration_names_everything(engine):
         assert found["kept_values_per_device"] == 3 + 15
         assert found["bytes_up_per_device"] == 48
         assert (found["lanes"], found["job_size"], found["batch"]) == (1, 1, 8)
-        assert found["engine"]["processes"] == 0
+        assert found["backend"]["processes"] == 0
         json.dumps(found)
 
 
@@ -362,18 +362,18 @@ def test_jobs_fill_the_lanes_and_are_many(cohort, lanes):
 # -- checkpoints
 
 
-def test_a_resumed_run_ends_with_the_bits_of_one_that_was_never_stopped(tmp_path, engine):
+def test_a_resumed_run_ends_with_the_bits_of_one_that_was_never_stopped(tmp_path, backend):
     given = setup(groups=GROUPS, trouble={7: "empty", 12: "nan"})
-    with rounds(Groupwise(), given, engine, rounds=5) as study:
+    with rounds(Groupwise(), given, backend, rounds=5) as study:
         study.run()
         assert any(record.failures for record in study.history)
         expected = study
         values, evaluated = dict(study.server.values), study.evaluate()
     for stop in range(1, 5):
         folder = tmp_path / str(stop)
-        with rounds(Groupwise(), given, engine, rounds=stop, folder=folder, resume=True) as study:
+        with rounds(Groupwise(), given, backend, rounds=stop, folder=folder, resume=True) as study:
             study.run()
-        with rounds(Groupwise(), given, engine, rounds=5, folder=folder, resume=True) as study:
+        with rounds(Groupwise(), given, backend, rounds=5, folder=folder, resume=True) as study:
             assert (study.server.round, len(study.history)) == (stop, stop)
             study.run()
             assert same(study.server.values, values)
@@ -409,13 +409,13 @@ def test_runs_killed_at_random_moments_end_with_the_same_bits(tmp_path, strategy
     assert summary["resumed"] >= 1
 
 
-def test_a_folder_with_a_run_is_not_written_over(tmp_path, engine):
-    with rounds(FEDAVG, setup(), engine, folder=tmp_path) as study:
+def test_a_folder_with_a_run_is_not_written_over(tmp_path, backend):
+    with rounds(FEDAVG, setup(), backend, folder=tmp_path) as study:
         study.run()
     with pytest.raises(ConfigError, match="holds a run of 3 rounds") as caught:
-        rounds(FEDAVG, setup(), engine, folder=tmp_path)
+        rounds(FEDAVG, setup(), backend, folder=tmp_path)
     assert "resume=True" in caught.value.mend
-    with rounds(FEDAVG, setup(), engine, folder=tmp_path, resume=True) as study:
+    with rounds(FEDAVG, setup(), backend, folder=tmp_path, resume=True) as study:
         assert study.run().round == 3
 
 
@@ -433,73 +433,73 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path, engine):
         ({"lanes": 4}, "lanes was None and is 4"),
     ],
 )
-def test_a_checkpoint_of_other_settings_is_refused_and_the_setting_named(tmp_path, change, named, engine):
-    with rounds(FEDAVG, setup(), engine, rounds=1, folder=tmp_path) as study:
+def test_a_checkpoint_of_other_settings_is_refused_and_the_setting_named(tmp_path, change, named, backend):
+    with rounds(FEDAVG, setup(), backend, rounds=1, folder=tmp_path) as study:
         study.run()
     users, strategy = change.get("given", {}), change.get("strategy", FEDAVG)
     rest = {key: value for key, value in change.items() if key not in ("given", "strategy", "lanes")}
     given = replace(setup(**users), lanes=change.get("lanes"))
     with pytest.raises(OtherSettingsError) as caught:
-        rounds(strategy, given, engine, folder=tmp_path, resume=True, **rest)
+        rounds(strategy, given, backend, folder=tmp_path, resume=True, **rest)
     assert named in caught.value.message
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path, engine):
-    with rounds(FEDAVG, setup(), engine, folder=tmp_path) as study:
+def test_a_damaged_checkpoint_is_refused(tmp_path, backend):
+    with rounds(FEDAVG, setup(), backend, folder=tmp_path) as study:
         study.run()
     path = tmp_path / "checkpoint"
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(CheckpointError, match="digest"):
-        rounds(FEDAVG, setup(), engine, folder=tmp_path, resume=True)
+        rounds(FEDAVG, setup(), backend, folder=tmp_path, resume=True)
     path.write_bytes(bytes(data[:40]))
     with pytest.raises(CheckpointError, match="not a valid safetensors"):
-        rounds(FEDAVG, setup(), engine, folder=tmp_path, resume=True)
+        rounds(FEDAVG, setup(), backend, folder=tmp_path, resume=True)
 
 
-def test_lines_of_rounds_that_were_not_finished_are_cut_off(tmp_path, engine):
-    with rounds(FEDAVG, setup(), engine, rounds=2, folder=tmp_path) as study:
+def test_lines_of_rounds_that_were_not_finished_are_cut_off(tmp_path, backend):
+    with rounds(FEDAVG, setup(), backend, rounds=2, folder=tmp_path) as study:
         study.run()
     with open(tmp_path / "history.jsonl", "ab") as history:
         history.write(b'{"half a li')
-    with rounds(FEDAVG, setup(), engine, rounds=3, folder=tmp_path, resume=True) as study:
+    with rounds(FEDAVG, setup(), backend, rounds=3, folder=tmp_path, resume=True) as study:
         study.run()
     lines = (tmp_path / "history.jsonl").read_bytes()
     assert len(lines.splitlines()) == 3
     (tmp_path / "history.jsonl").write_bytes(b"\xff" + lines[1:])
     with pytest.raises(CheckpointError, match="damaged"):
-        rounds(FEDAVG, setup(), engine, folder=tmp_path, resume=True)
+        rounds(FEDAVG, setup(), backend, folder=tmp_path, resume=True)
     os.truncate(tmp_path / "history.jsonl", 10)
     with pytest.raises(CheckpointError, match="shorter"):
-        rounds(FEDAVG, setup(), engine, folder=tmp_path, resume=True)
+        rounds(FEDAVG, setup(), backend, folder=tmp_path, resume=True)
 
 
-def test_a_run_that_stopped_early_stays_stopped(tmp_path, engine):
+def test_a_run_that_stopped_early_stays_stopped(tmp_path, backend):
     early = {"rounds": 9, "folder": tmp_path, "stop": lambda record: record.round == 1}
-    with rounds(FEDAVG, setup(), engine, **early) as study:
+    with rounds(FEDAVG, setup(), backend, **early) as study:
         study.run()
-    with rounds(FEDAVG, setup(), engine, **early, resume=True) as study:
+    with rounds(FEDAVG, setup(), backend, **early, resume=True) as study:
         assert study.run().round == 2
 
 
-def test_a_hook_that_fails_loses_no_round(tmp_path, engine):
+def test_a_hook_that_fails_loses_no_round(tmp_path, backend):
     def fails(record):
         if record.round == 1:
             raise RuntimeError("hook")
 
-    with rounds(FEDAVG, setup(), engine) as study:
+    with rounds(FEDAVG, setup(), backend) as study:
         expected = dict(study.run().values)
-    with rounds(FEDAVG, setup(), engine, folder=tmp_path, stop=fails) as study:
+    with rounds(FEDAVG, setup(), backend, folder=tmp_path, stop=fails) as study:
         with pytest.raises(RuntimeError, match="hook"):
             study.run()
         study.run()
-    with rounds(FEDAVG, setup(), engine, folder=tmp_path, resume=True) as study:
+    with rounds(FEDAVG, setup(), backend, folder=tmp_path, resume=True) as study:
         assert same(study.server.values, expected)
         assert [record.round for record in study.history] == [0, 1, 2]
 
 
-def test_checkpoints_are_written_as_often_as_asked_and_at_the_end(tmp_path, engine):
+def test_checkpoints_are_written_as_often_as_asked_and_at_the_end(tmp_path, backend):
     written = []
 
     def look(record):
@@ -507,7 +507,7 @@ def test_checkpoints_are_written_as_often_as_asked_and_at_the_end(tmp_path, engi
         written.append(path.stat().st_mtime_ns if path.exists() else 0)
 
     with rounds(
-        FEDAVG, setup(), engine, rounds=5, folder=tmp_path, checkpoint_every=2, progress=look
+        FEDAVG, setup(), backend, rounds=5, folder=tmp_path, checkpoint_every=2, progress=look
     ) as study:
         study.run()
     assert written[0] == 0
@@ -518,7 +518,7 @@ def test_checkpoints_are_written_as_often_as_asked_and_at_the_end(tmp_path, engi
 
 
 @pytest.mark.slow
-def test_rounds_of_real_networks_give_what_the_reference_gives(engine):
+def test_rounds_of_real_networks_give_what_the_reference_gives(backend):
     """The compiled cohort trainer in place of the reference interpreter."""
     from pfl_mobile.data.populations import ArrayPopulation
     from tests.simulation.alone import classifier
@@ -530,7 +530,7 @@ def test_rounds_of_real_networks_give_what_the_reference_gives(engine):
     found = []
     for processes in (0, 2):
         with (
-            LocalEngine(processes) as own,
+            LocalBackend(processes) as own,
             Rounds(create("ditto"), given, own, local=LOCAL, rounds=2, cohort_size=6) as study,
         ):
             study.run()

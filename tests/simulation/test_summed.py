@@ -16,8 +16,8 @@ from pfl_mobile.errors import ConfigError
 from pfl_mobile.merge.updates import Sums, Updates
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.plan.upload import UpdateLayout
-from pfl_mobile.simulation.engine import LocalEngine
-from pfl_mobile.simulation.ray_engine import RayEngine
+from pfl_mobile.simulation.backend import LocalBackend
+from pfl_mobile.simulation.ray_backend import RayBackend
 from pfl_mobile.simulation.rounds import Rounds
 from pfl_mobile.simulation.worker import Setup, TrainTask
 from pfl_mobile.strategies import Local, Strategy, create
@@ -31,7 +31,7 @@ from tests.vectorized.cases import Wide, images
 FEDAVG = create("fedavg")
 
 
-class Watched(LocalEngine):
+class Watched(LocalBackend):
     """Tells by what jobs added up."""
 
     def run(self, task: Any, jobs: Any, pool: Any, states: Any) -> Any:
@@ -48,10 +48,10 @@ class Apart(FedAvg):
         super().merge(server, updates)
 
 
-def trained(strategy: Strategy, given: Setup, engine: Any = None, **options: Any) -> Any:
+def trained(strategy: Strategy, given: Setup, backend: Any = None, **options: Any) -> Any:
     with (
-        engine or LocalEngine(0) as engine,
-        rounds(strategy, given, engine, **options) as study,
+        backend or LocalBackend(0) as backend,
+        rounds(strategy, given, backend, **options) as study,
     ):
         values = dict(study.run().values)
         return values, [(r.clients, r.examples, r.failures) for r in study.history]
@@ -77,29 +77,29 @@ def network() -> Setup:
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_any_number_of_processes_gives_the_same_bits(processes: int, expected: Any) -> None:
-    values, told = trained(FEDAVG, shared_setup(), LocalEngine(processes))
+    values, told = trained(FEDAVG, shared_setup(), LocalBackend(processes))
     assert same(values, expected[0])
     assert told == expected[1]
 
 
 @pytest.mark.slow
 def test_spawned_processes_and_ray_give_the_same_bits(expected: Any) -> None:
-    assert same(trained(FEDAVG, shared_setup(), LocalEngine(2, method="spawn"))[0], expected[0])
+    assert same(trained(FEDAVG, shared_setup(), LocalBackend(2, method="spawn"))[0], expected[0])
     pytest.importorskip("ray")
-    assert same(trained(FEDAVG, shared_setup(), RayEngine(init={"num_cpus": 2}))[0], expected[0])
+    assert same(trained(FEDAVG, shared_setup(), RayBackend(init={"num_cpus": 2}))[0], expected[0])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_killed_workers_change_nothing(expected: Any, tmp_path: Any) -> None:
     given = shared_setup(trouble=dict.fromkeys(range(0, 20, 6), "kill once"), marks=str(tmp_path))
-    with LocalEngine(2) as engine:
-        assert same(trained(FEDAVG, given, engine)[0], expected[0])
-        assert engine.restarts
+    with LocalBackend(2) as backend:
+        assert same(trained(FEDAVG, given, backend)[0], expected[0])
+        assert backend.restarts
 
 
 def test_a_resumed_run_ends_with_the_same_bits(expected: Any, tmp_path: Any) -> None:
     trained(FEDAVG, shared_setup(), folder=tmp_path, stop=lambda record: record.round == 0)
-    with rounds(FEDAVG, shared_setup(), LocalEngine(2), folder=tmp_path, resume=True) as study:
+    with rounds(FEDAVG, shared_setup(), LocalBackend(2), folder=tmp_path, resume=True) as study:
         study.stopped = False
         assert same(study.run().values, expected[0])
 
@@ -116,12 +116,12 @@ def test_networks_give_the_same_bits_and_those_of_single_changes_but_for_roundin
         ("three", FEDAVG, 3),
     ):
         with (
-            Watched(processes) as engine,
-            Rounds(strategy, network(), engine, local=local, rounds=2, cohort_size=9) as study,
+            Watched(processes) as backend,
+            Rounds(strategy, network(), backend, local=local, rounds=2, cohort_size=9) as study,
         ):
             found[name] = dict(study.run().values)
             assert study.history[1].failures == {}
-            assert engine.seen == (None if name == "alone" else "examples")
+            assert backend.seen == (None if name == "alone" else "examples")
     assert all(same(found[name], found["here"]) for name in ("one", "two", "three"))
     for name, value in found["alone"].items():
         np.testing.assert_allclose(found["here"][name], value, atol=1e-6)
@@ -180,11 +180,11 @@ def test_a_network_that_diverges_is_in_no_sum() -> None:
     bad[:] = 1e30
     found = []
     for strategy in (FEDAVG, Apart()):
-        with LocalEngine(0) as engine:
+        with LocalBackend(0) as backend:
             study = Rounds(
                 strategy,
                 given,
-                engine,
+                backend,
                 local=local,
                 rounds=1,
                 cohort_size=12,
@@ -224,15 +224,15 @@ class Halved(ByExamples):
     ids=lambda value: type(value).__name__,
 )
 def test_changes_are_added_up_only_where_nobody_needs_them(strategy: Strategy, by: str | None) -> None:
-    engine = Watched(0)
-    trained(strategy, shared_setup(), engine, rounds=1)
-    assert engine.seen == by
+    backend = Watched(0)
+    trained(strategy, shared_setup(), backend, rounds=1)
+    assert backend.seen == by
 
 
 def test_devices_that_keep_something_send_single_changes() -> None:
-    engine = Watched(0)
-    trained(FEDAVG, setup(), engine, rounds=1)
-    assert engine.seen is None
+    backend = Watched(0)
+    trained(FEDAVG, setup(), backend, rounds=1)
+    assert backend.seen is None
 
 
 def test_sums_refuse_what_they_cannot_answer() -> None:

@@ -70,10 +70,10 @@ def test_objects_lists_engines_and_folders():
     with pytest.raises(ConfigError, match="personal is 'head'"):
         checks.list_of_names("personal", "head")
     with pytest.raises(UnknownNameError) as caught:
-        checks.known_engine("locl")
+        checks.known_backend("locl")
     assert "'local'" in caught.value.mend
     with pytest.raises(ConfigError):
-        checks.known_engine(3)
+        checks.known_backend(3)
     assert checks.folder_path("a") == Path("a")
     assert checks.folder_path(None) is None
     with pytest.raises(ConfigError):

@@ -9,7 +9,7 @@ import torch
 from pfl_mobile.data.populations import ArrayPopulation, GeneratedPopulation
 from pfl_mobile.errors import ConfigError, DataError, OtherSettingsError, UnknownNameError
 from pfl_mobile.programs.tasks import CustomTask
-from pfl_mobile.simulation.engine import usual_processes
+from pfl_mobile.simulation.backend import usual_processes
 from pfl_mobile.strategies import Local, Strategy
 from pfl_mobile.strategies.bounded_group_loss import BoundedGroupLoss
 from pfl_mobile.strategies.tilted import Tilted
@@ -454,6 +454,6 @@ def test_the_effective_configuration_says_what_is_used():
     found = one.effective()
     assert found["processes"] == usual_processes("cpu") >= 1
     assert found["lanes"] == "16, or 1 as the model needs it"
-    assert "processes" not in study(machine=Machine(engine="ray")).effective()
+    assert "processes" not in study(machine=Machine(backend="ray")).effective()
     with study(machine=Machine(processes=0)).run(rounds=1) as result:
         assert result.effective()["lanes"] == 16

@@ -16,7 +16,7 @@ from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.plan.schema import Plan
 from pfl_mobile.random import derive, permutation
 from pfl_mobile.rows import Rows
-from pfl_mobile.simulation.engine import LocalEngine
+from pfl_mobile.simulation.backend import LocalBackend
 from pfl_mobile.simulation.rounds import Rounds
 from pfl_mobile.simulation.worker import Setup
 from pfl_mobile.strategies import Local, Strategy
@@ -168,7 +168,7 @@ def run_method(
         setup = Setup(copy.deepcopy(made.model), made.task, made.batch, of, lanes=cohort)
         # One process: a step of this model is too short to share.
         return Rounds(
-            strategy, setup, LocalEngine(0), local=method.local, rounds=merges, cohort_size=cohort, seed=seed
+            strategy, setup, LocalBackend(0), local=method.local, rounds=merges, cohort_size=cohort, seed=seed
         )
 
     found: dict[str, list[float]] = {}
@@ -191,7 +191,7 @@ def run_method(
         for one in (running, tested):
             if one:
                 one.close()
-                one.engine.close()
+                one.backend.close()
     return found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pfl_mobile.errors import ConfigError, DataError, PflError, SimulationError, WorkerDiedError
-from pfl_mobile.simulation.engine import LocalEngine
+from pfl_mobile.simulation.backend import LocalBackend
 from pfl_mobile.simulation.process import raise_again, sent
 from pfl_mobile.strategies import create
 from tests.simulation.small import Users, rounds, same, setup
@@ -23,7 +23,7 @@ PERSONAL = create("ditto")
 @pytest.fixture(scope="module")
 def expected():
     """What this process alone gives."""
-    with LocalEngine(0) as engine, rounds(PERSONAL, setup(), engine) as study:
+    with LocalBackend(0) as backend, rounds(PERSONAL, setup(), backend) as study:
         return dict(study.run().values), study.evaluate(), study.states.mapping()[0]
 
 
@@ -50,10 +50,10 @@ def state(pid: int) -> str:
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_results_are_the_same_bits_for_any_number_of_processes(processes, expected):
     before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
-    with LocalEngine(processes) as engine, rounds(PERSONAL, setup(), engine) as study:
+    with LocalBackend(processes) as backend, rounds(PERSONAL, setup(), backend) as study:
         assert same(study.run().values, expected[0])
         assert study.evaluate() == expected[1]
-        assert len(engine._children) == processes
+        assert len(backend._children) == processes
     assert no_child_is_left()
     if before:
         assert set(os.listdir("/dev/shm")) <= before
@@ -61,8 +61,8 @@ def test_results_are_the_same_bits_for_any_number_of_processes(processes, expect
 
 @pytest.mark.slow
 def test_spawned_processes_give_the_same_bits(expected):
-    with LocalEngine(2, method="spawn") as engine, rounds(PERSONAL, setup(), engine) as study:
-        assert study.effective()["engine"] == {"name": "local", "processes": 2, "start": "spawn"}
+    with LocalBackend(2, method="spawn") as backend, rounds(PERSONAL, setup(), backend) as study:
+        assert study.effective()["backend"] == {"name": "local", "processes": 2, "start": "spawn"}
         assert same(study.run().values, expected[0])
         assert study.evaluate() == expected[1]
 
@@ -72,36 +72,36 @@ def test_a_setup_that_cannot_be_pickled_cannot_be_spawned():
         pass
 
     given = replace(setup(), population=Mine())
-    with LocalEngine(1, method="spawn") as engine, pytest.raises(ConfigError, match="cannot be sent"):
-        engine.start(given)
+    with LocalBackend(1, method="spawn") as backend, pytest.raises(ConfigError, match="cannot be sent"):
+        backend.start(given)
 
 
 def test_a_killed_worker_is_replaced_and_its_job_repeated(tmp_path, expected):
     trouble = dict.fromkeys(range(0, 20, 3), "kill once")
     with (
-        LocalEngine(2) as engine,
-        rounds(PERSONAL, setup(trouble=trouble, marks=str(tmp_path)), engine) as study,
+        LocalBackend(2) as backend,
+        rounds(PERSONAL, setup(trouble=trouble, marks=str(tmp_path)), backend) as study,
     ):
         values = study.run().values
         assert len(list(tmp_path.iterdir())) >= 3
-        assert engine.restarts >= len(list(tmp_path.iterdir()))
+        assert backend.restarts >= len(list(tmp_path.iterdir()))
         assert same(values, expected[0])
         assert all(record.failures == {} for record in study.history)
 
 
 def test_a_worker_killed_between_rounds_is_replaced(expected):
-    with LocalEngine(2) as engine, rounds(PERSONAL, setup(), engine) as study:
+    with LocalBackend(2) as backend, rounds(PERSONAL, setup(), backend) as study:
         study.step()
-        for child in engine._children:
+        for child in backend._children:
             os.kill(child.process.pid, signal.SIGKILL)
         assert same(study.run().values, expected[0])
-        assert engine.restarts == 2
+        assert backend.restarts == 2
 
 
 def test_a_job_whose_workers_always_die_ends_with_an_error_that_names_the_devices():
     with (
-        LocalEngine(2) as engine,
-        rounds(PERSONAL, setup(trouble={7: "kill"}), engine, cohort_size=20) as study,
+        LocalBackend(2) as backend,
+        rounds(PERSONAL, setup(trouble={7: "kill"}), backend, cohort_size=20) as study,
     ):
         with pytest.raises(WorkerDiedError, match=r"4 processes died .* 7.*by signal 9") as caught:
             study.run()
@@ -110,14 +110,14 @@ def test_a_job_whose_workers_always_die_ends_with_an_error_that_names_the_device
     assert no_child_is_left()
 
 
-def test_an_exception_in_a_worker_reaches_the_caller_and_the_engine_can_go_on(expected):
-    with LocalEngine(2) as engine:
-        bad = rounds(PERSONAL, setup(trouble=dict.fromkeys(range(20), "memory")), engine)
+def test_an_exception_in_a_worker_reaches_the_caller_and_the_backend_can_go_on(expected):
+    with LocalBackend(2) as backend:
+        bad = rounds(PERSONAL, setup(trouble=dict.fromkeys(range(20), "memory")), backend)
         with pytest.raises(MemoryError, match="no rows for") as caught:
             bad.run()
         assert "in train" in "".join(caught.value.__notes__)
         bad.setup.population.trouble.clear()
-        engine.close()
+        backend.close()
         assert same(bad.run().values, expected[0])
 
 
@@ -149,13 +149,13 @@ def test_errors_keep_type_message_and_mend_on_their_way():
 @pytest.mark.parametrize("wrong", [{"processes": -1}, {"processes": True}, {"method": "thread"}])
 def test_wrong_arguments_are_refused(wrong):
     with pytest.raises(ConfigError):
-        LocalEngine(**wrong)
+        LocalBackend(**wrong)
 
 
-def test_an_engine_that_was_not_started_says_so():
+def test_an_backend_that_was_not_started_says_so():
     study = rounds(PERSONAL, setup())
     with pytest.raises(ConfigError, match="not started"):
-        LocalEngine(0).run(None, [], None, study.states)  # type: ignore[arg-type]
+        LocalBackend(0).run(None, [], None, study.states)  # type: ignore[arg-type]
 
 
 def parent(pipe: int) -> None:
@@ -164,10 +164,10 @@ def parent(pipe: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        with LocalEngine(2) as engine, rounds(PERSONAL, setup(pause=0.05), engine, rounds=1000) as study:
-            engine.start(study.setup)
+        with LocalBackend(2) as backend, rounds(PERSONAL, setup(pause=0.05), backend, rounds=1000) as study:
+            backend.start(study.setup)
             study.step()
-            os.write(pipe, (" ".join(str(child.process.pid) for child in engine._children) + "\n").encode())
+            os.write(pipe, (" ".join(str(child.process.pid) for child in backend._children) + "\n").encode())
             study.run()
     except KeyboardInterrupt:
         os.write(pipe, b"interrupted")
@@ -201,14 +201,14 @@ def test_workers_end_with_their_parent_however_it_ends(how):
         assert pipe.read() == ("interrupted" if how == signal.SIGINT else "")
 
 
-def test_a_started_engine_serves_many_studies_of_one_setup():
+def test_a_started_backend_serves_many_studies_of_one_setup():
     given = setup()
-    with LocalEngine(1) as engine:
+    with LocalBackend(1) as backend:
         found = []
         for name in ("fedavg", "ditto", "fedavg"):
-            with rounds(create(name), given, engine) as study:
+            with rounds(create(name), given, backend) as study:
                 found.append(dict(study.run().values))
-            pids = [child.process.pid for child in engine._children]
+            pids = [child.process.pid for child in backend._children]
         assert same(found[0], found[2])
-        assert [child.process.pid for child in engine._children] == pids
+        assert [child.process.pid for child in backend._children] == pids
         assert np.isfinite(found[1]["head.weight"]).all()

@@ -1,4 +1,4 @@
-"""Where jobs run: in this process or in forked ones (``LocalEngine``), or on a cluster (``ray_engine``)."""
+"""Where jobs run: in this process or in forked ones (``LocalBackend``), or on a cluster (``ray_backend``)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 RETRIES = 3
 
 
-class ClientEngine(Protocol):
+class ClientBackend(Protocol):
     """Runs the jobs of a task, wherever; results come in the order of the cohort."""
 
     @property
@@ -60,13 +60,13 @@ class ClientEngine(Protocol):
 
 
 def usual_processes(device: str) -> int:
-    """Processes of a ``LocalEngine`` that is given no number: one a core; 0, this one alone, on a GPU and Windows."""
+    """Processes of a ``LocalBackend`` that is given no number: one a core; 0, this one alone, on a GPU and Windows."""
     if os.name == "nt" or device != "cpu":
         return 0
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class LocalEngine:
+class LocalBackend:
     """Processes of one thread each on this machine.
 
     Jobs are pulled by whichever worker is free. A worker that dies is replaced and its job tried again. Workers
@@ -127,7 +127,7 @@ class LocalEngine:
     ) -> tuple[list[Any], np.ndarray]:
         """As the protocol says."""
         if self._setup is None:
-            raise ConfigError("the engine was not started", mend="call start(setup) first")
+            raise ConfigError("the backend was not started", mend="call start(setup) first")
         self.start(self._setup)
         size = task.changes.size if isinstance(task, TrainTask) else 0
         rows = max((job.rows.stop for job in jobs), default=0)

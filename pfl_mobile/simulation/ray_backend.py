@@ -1,6 +1,6 @@
 """Jobs on a Ray cluster: arrays travel through the object store, jobs are tasks, Ray repeats those whose worker died.
 
-The same settings (``lanes`` given) give the same bits as ``LocalEngine`` does, where the machines are of one kind.
+The same settings (``lanes`` given) give the same bits as ``LocalBackend`` does, where the machines are of one kind.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pfl_mobile.errors import ConfigError, MissingDependencyError, WorkerDiedError
-from pfl_mobile.simulation.engine import RETRIES, one_thread
+from pfl_mobile.simulation.backend import RETRIES, one_thread
 from pfl_mobile.simulation.pool import Pool
 from pfl_mobile.simulation.process import SentError, raise_again, sent
 from pfl_mobile.simulation.worker import EvaluateTask, Job, JobArrays, Setup, TrainTask, Worker
@@ -32,7 +32,7 @@ except ImportError:
 _HERE: dict[str, Any] = {}
 
 
-class RayEngine:
+class RayBackend:
     """Runs jobs as Ray tasks of one thread each.
 
     Args:
@@ -97,7 +97,7 @@ class RayEngine:
     ) -> tuple[list[Any], np.ndarray]:
         """As the protocol says."""
         if self._setup is None:
-            raise ConfigError("the engine was not started", mend="call start(setup) first")
+            raise ConfigError("the backend was not started", mend="call start(setup) first")
         data = np.zeros(pool.size, np.uint8)
         pool.write(data)
         width = task.changes.size if isinstance(task, TrainTask) else 0
