@@ -73,6 +73,20 @@ def test_digits_and_blocked_words_do_not_ship_whoever_wrote_them() -> None:
     assert [holds_digit(w) for w in ("a\u00b2", "\u0663", "two")] == [True, True, False]
 
 
+def test_the_report_says_which_scripts_are_not_served_word_by_word() -> None:
+    users = {str(i): ["see 火锅 テレビ ไปตลาด"] for i in range(9)}
+    found = WordTokenizer.of_users(users, 100).origin
+    assert found is not None
+    assert (found.kept, found.characters, found.clusters) == (8, 3, 4)
+    assert found.to_json()["without_spaces"] == {"characters": 3, "clusters": 4}
+    assert "3 are characters of Chinese or Japanese" in found.sentence()
+    assert "do not serve them well" in found.sentence()
+    plain = WordTokenizer.of_users({str(i): ["see you"] for i in range(9)}, 100).origin
+    assert plain is not None
+    assert "Chinese" not in plain.sentence()
+    assert "Thai" not in plain.sentence()
+
+
 counts = st.dictionaries(st.sampled_from(["a", "b", "c", "d'e", "f1", "2"]), st.integers(1, 99), max_size=6)
 
 
