@@ -78,11 +78,13 @@ android-where-possible:
 android-format:
 	$(MVN) -N antrun:run@ktlint -Dktlint.format=--format
 
-android-api:
+android-api: setup
+	$(BIN)/python android/desktop.py
+	rm -rf android/*/target/classes # of sources that are gone
 	$(MVN) test -Dapi.write=true -Dtest=ApiTest -Dsurefire.failIfNoSpecifiedTests=false
 
 bench: setup
 	$(BIN)/python bench/train_step.py
 
 clean:
-	rm -rf $(VENV) out build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) out build android/target android/*/target .pytest_cache .mypy_cache .ruff_cache

@@ -437,6 +437,14 @@ def manifest_cases() -> Iterator[dict[str, Any]]:
     yield field("an encoder of sounds", "encoder", value={"kind": "sounds", "batch": 2})
     yield field("an encoder of other batches", "encoder", "batch", value=3)
     yield field("slots below 0", "encoder", "slots", value=-1)
+    for rules in (1, 2, 3, 0, 2.0, "2", None):
+        yield field(f"piece rules {rules!r}", "encoder", "rules", value=rules)
+    special = {"pad": 0, "bos": 1, "eos": 2, "unk": None}
+    over = {"kind": "text", "length": 4, "batch": 2, "vocabulary": 12, "subwords": special}
+    yield field("subwords", "encoder", value=over)
+    yield field("subwords with slots", "encoder", "subwords", value=special)
+    yield field("subwords without a beginning", "encoder", value={**over, "subwords": {"pad": 0, "eos": 2}})
+    yield field("subwords of a field too many", "encoder", value={**over, "subwords": {**special, "x": 1}})
     yield field("limits of 0", "limits", "max_steps", value=0)
     yield field("a limit too many", "limits", "max_rounds", value=1)
     yield field("measured below 0", "engines", "onnxruntime", "measured", "model_bytes", value=-1)

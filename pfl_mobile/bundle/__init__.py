@@ -21,6 +21,10 @@ sha256 of every file but the manifest and its signature. A field that the schema
 a reader never skips what it does not understand. A newer ``schema_version`` is reported as such before
 anything else is looked at.
 
+**Text.** The ``encoder`` of a text model says by which version of the piece rules its words were cut (``rules``;
+absent in older bundles, which have 1; see ``pfl_mobile.text.pieces``); or, with ``subwords``, that the tokenizer's
+file alone says how a text is cut, and which ids its special tokens have.
+
 **Agreement.** An input of a program that has the name of a device tensor has its shape and dtype; an output
 ``grad.<tensor>`` is the gradient of a tensor with update "gradient"; all files named are in ``files``;
 names are unique. `pfl_mobile.bundle.consistency` has these rules.

@@ -48,7 +48,7 @@ public interface Session : Closeable {
     /**
      * Runs [program].
      *
-     * @param inputs by name; what the program does not take is left out
+     * @param inputs by name; what the program does not take is left out. Training changes their arrays after the call
      * @return outputs by name, which are the caller's to keep
      * @throws UnknownNameException there is no such program
      * @throws TensorMismatchException inputs or outputs are not as the signature says

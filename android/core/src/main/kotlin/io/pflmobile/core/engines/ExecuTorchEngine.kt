@@ -116,12 +116,19 @@ internal class ExecuTorchSession(
             val shape = LongArray(spec.shape.size) { spec.shape[it].toLong() }
             return when (spec.dtype) {
                 DType.FLOAT32 -> TheirTensor.fromBlob(buffer.asFloatBuffer(), shape)
+
                 DType.INT64 -> TheirTensor.fromBlob(buffer.asLongBuffer(), shape)
+
                 DType.INT32 -> TheirTensor.fromBlob(buffer.asIntBuffer(), shape)
+
                 DType.FLOAT64 -> TheirTensor.fromBlob(buffer.asDoubleBuffer(), shape)
+
                 DType.FLOAT16 -> TheirTensor.fromBlob(buffer.asShortBuffer(), shape)
+
                 DType.INT8 -> TheirTensor.fromBlob(buffer, shape)
+
                 DType.UINT8 -> TheirTensor.fromBlobUnsigned(buffer, shape)
+
                 DType.BOOL, DType.INT16 -> throw EngineException(
                     "input '${spec.name}' is ${spec.dtype.wireName}, which the Android library of ExecuTorch cannot be given",
                     "let the model take float32 or int64, or export it for ONNX Runtime",

@@ -31,10 +31,11 @@ internal fun metricSums(
     val all = programs.sums(rows, tensors)
     val sums = all.totals.mapValues { it.value to all.weight }
     val loss = all.totals["loss"]
-    if (examples is Examples.Arrays || loss == null) return sums
+    if (examples is Examples.Arrays || encoder == null || loss == null) return sums
+    val miss = encoder.unknown.toLong()
     val labels = (if (known == words) rows else encoded(programs, examples, encoder, known)).getValue("labels") as LongTensor
     val given = rows.getValue("weight") as FloatTensor
-    val unknown = FloatTensor(FloatArray(given.size) { if (labels.values[it] == UNKNOWN) given.values[it] else 0f }, given.shape)
+    val unknown = FloatTensor(FloatArray(given.size) { if (labels.values[it] == miss) given.values[it] else 0f }, given.shape)
     val touched = counting(unknown)
     if (touched.isEmpty()) return sums
     // The same sum without those labels, by measuring only the rows that have any.
@@ -53,15 +54,15 @@ private fun encoded(
 ): Rows {
     val rows =
         when (examples) {
-            is Examples.Arrays -> examples.rows
+            is Examples.Arrays -> {
+                examples.rows
+            }
 
-            is Examples.Texts ->
+            is Examples.Texts -> {
                 encoder?.withWords(words)?.encode(examples.texts, dropUnknown = false)
                     ?: throw ConfigException("the bundle takes arrays, not texts", mend = "give arrays by name")
+            }
         }
     programs.check(rows)
     return rows
 }
-
-/** Id of what is not in the vocabulary. */
-private const val UNKNOWN = 2L

@@ -18,6 +18,9 @@ public interface Encoder {
     /** The user's words in slot order. */
     public val words: List<String>
 
+    /** The id of what is not in the vocabulary. */
+    public val unknown: Int
+
     /** This encoder with these words in the slots. */
     public fun withWords(words: List<String>): Encoder
 

@@ -87,6 +87,22 @@ public class LocalTrainer(
     }
 
     /**
+     * Metrics of a state (null: the shipped values) on examples, whatever the guard compares; see [metricSums].
+     *
+     * @param known slot words that were there when a comparison began; by default the state's own
+     * @throws NoExamplesException nothing in the examples counts
+     */
+    internal fun measure(
+        examples: Examples,
+        state: PersonalState?,
+        known: List<String> = state?.words.orEmpty(),
+    ): Map<String, Double> {
+        val work = Work.of(state, initial)
+        val sums = metricSums(programs, served(plan, work, sets), examples, encoder, work.words, known)
+        return sums.mapValues { (_, sum) -> sum.first / sum.second }
+    }
+
+    /**
      * Train, measure, and adopt the result if it is better. It runs on the caller's dispatcher; choose one for computing. A cancelled
      * coroutine stops within one step, after a checkpoint.
      *

@@ -37,8 +37,13 @@ public class SubwordTokenizer private constructor(
         val found =
             try {
                 library.encode(Points.of(text).text(), false, false).ids
-            } catch (error: RuntimeException) { // the library raises no other type
-                throw DataException("the tokenizer cannot cut a text: ${error.message}", "give it an unknown token, or byte fallback", error)
+            } catch (error: RuntimeException) {
+                // the library raises no other type
+                throw DataException(
+                    "the tokenizer cannot cut a text: ${error.message}",
+                    "give it an unknown token, or byte fallback",
+                    error,
+                )
             }
         return found.map { it.toInt() }.filter { it !in leftOut }.map(tokens::getValue)
     }
@@ -46,7 +51,11 @@ public class SubwordTokenizer private constructor(
     override fun id(word: String): Int = ids[word] ?: specials.unk
 
     override fun word(id: Int): String {
-        if (id !in 0 until size) throw OutOfVocabularyException("token id $id lies outside 0..${size - 1}", "use the tokenizer of this model")
+        if (id !in
+            0 until size
+        ) {
+            throw OutOfVocabularyException("token id $id lies outside 0..${size - 1}", "use the tokenizer of this model")
+        }
         return tokens[id] ?: WordTokenizer.SPECIALS[2]
     }
 
@@ -91,7 +100,9 @@ public class SubwordTokenizer private constructor(
                 if (vocabulary is JsonArray) {
                     vocabulary.forEachIndexed { id, entry -> ids[text((entry as? JsonArray)?.firstOrNull())] = id }
                 } else {
-                    requireNotNull(vocabulary as? JsonObject) { "its vocabulary is none" }.forEach { (token, id) -> ids[token] = number(id) }
+                    requireNotNull(vocabulary as? JsonObject) { "its vocabulary is none" }.forEach { (token, id) ->
+                        ids[token] = number(id)
+                    }
                 }
                 for (token in (file["added_tokens"].takeUnless { it is JsonNull } as? JsonArray).orEmpty()) {
                     val entry = requireNotNull(token as? JsonObject) { "an added token is no object" }

@@ -37,9 +37,12 @@ internal object UnicodeTable {
         val table = stream.use { parseJson(it.readBytes()).jsonObject }
         rules = table.getValue("rules").jsonPrimitive.int
         val ranges =
-            table.getValue("kinds").jsonObject.flatMap { (kind, ends) ->
-                ends.jsonArray.map { it.jsonPrimitive.int }.chunked(2) { (first, last) -> Triple(first, last, kind.single()) }
-            }.sortedBy { it.first }
+            table
+                .getValue("kinds")
+                .jsonObject
+                .flatMap { (kind, ends) ->
+                    ends.jsonArray.map { it.jsonPrimitive.int }.chunked(2) { (first, last) -> Triple(first, last, kind.single()) }
+                }.sortedBy { it.first }
         kinds = Ranges(ranges.flatMap { listOf(it.first, it.second) }.toIntArray())
         kindOfRange = CharArray(ranges.size) { ranges[it].third }
         for ((first, last, kind) in ranges) {

@@ -59,7 +59,7 @@ public class WordTokenizer(
                 val file = objectOf(parseJson(json))
                 val model = objectOf(file["model"])
                 require(model["type"] == JsonPrimitive("WordLevel")) { "its model is not WordLevel" }
-                val vocabulary = objectOf(model["vocab"]).mapValues { (it.value as? JsonPrimitive)?.takeIf { id -> !id.isString }?.intOrNull }
+                val vocabulary = objectOf(model["vocab"]).mapValues { (_, id) -> number(id) }
                 val words = arrayOfNulls<String>(vocabulary.size)
                 for ((word, id) in vocabulary) {
                     require(id != null && id in words.indices && words[id] == null) { "its ids have gaps, or two words of one id" }
@@ -88,6 +88,8 @@ public class WordTokenizer(
 
         private fun types(normalizer: JsonElement?): List<JsonElement?> =
             ((normalizer as? JsonObject)?.get("normalizers") as? JsonArray).orEmpty().map { (it as? JsonObject)?.get("type") }
+
+        private fun number(element: JsonElement): Int? = (element as? JsonPrimitive)?.takeUnless { it.isString }?.intOrNull
 
         private fun objectOf(element: JsonElement?): JsonObject = requireNotNull(element as? JsonObject) { "a part of it is no object" }
     }

@@ -10,6 +10,8 @@ internal object DesktopBridge : NativeLoaderDelegate {
 
     fun load() {
         NativeLoader.initIfUninitialized(this)
+        // Now, and not with the first module: a test may ask for their number before.
+        if (there) NativeLoader.loadLibrary("executorch")
     }
 
     /** Modules that are not closed. */

@@ -98,7 +98,10 @@ class ExecuTorchEngineTest {
             assertTrue("model.pte" in error.message, error.message)
             // That module is left to the collector: the official class keeps it when its constructor fails.
             val before = DesktopBridge.modules()
-            val other = bundle.manifest.programs.first().let { ProgramSpec("forward", it.inputs, it.outputs) }
+            val other =
+                bundle.manifest.programs
+                    .first()
+                    .let { ProgramSpec("forward", it.inputs, it.outputs) }
             val missing = assertFailsWith<EngineException> { ExecuTorchEngine.open(bundle.engineFiles("executorch"), listOf(other)) }
             assertTrue("no method 'forward'" in missing.message && "gradients" in missing.message, missing.message)
             assertFailsWith<EngineException> { ExecuTorchEngine.open(emptyMap(), bundle.manifest.programs) }

@@ -6,12 +6,22 @@ import io.pflmobile.core.conformance.assertBits
 import io.pflmobile.core.conformance.table
 import io.pflmobile.core.conformance.tensors
 import io.pflmobile.core.conformance.text
+import io.pflmobile.core.errors.ConfigException
+import io.pflmobile.core.state.ModelId
 import io.pflmobile.core.state.PersonalState
+import io.pflmobile.core.state.PersonalStateStore
+import io.pflmobile.core.text.TextEncoder
+import io.pflmobile.core.text.WordTokenizer
 import kotlinx.serialization.json.JsonElement
 import kotlinx.serialization.json.jsonArray
 import kotlinx.serialization.json.jsonObject
+import org.junit.jupiter.api.io.TempDir
+import java.nio.file.Path
 import kotlin.test.Test
 import kotlin.test.assertEquals
+import kotlin.test.assertFailsWith
+import kotlin.test.assertFalse
+import kotlin.test.assertTrue
 
 class ForgetTest {
     private val vectors = Vectors.read("slots.json")
@@ -19,7 +29,8 @@ class ForgetTest {
     private val table = table(forget.getValue("table"))
     private val initial = tensors(forget.getValue("initial"))
     private val vocabulary = strings(vectors.getValue("vocabulary"))
-    private val ids = WordIds(vocabulary.size.toLong()) { word -> vocabulary.indexOf(word).takeIf { it >= 4 }?.toLong() }
+    private val encoder = TextEncoder(WordTokenizer(vocabulary), 8, vocabulary.size, 4)
+    private val ids = wordIds(encoder)
     private val given = forget.getValue("state").jsonObject
     private val state = PersonalState(tensors(given.getValue("tensors")), sets(given.getValue("copies")), strings(given.getValue("words")))
 
@@ -38,6 +49,32 @@ class ForgetTest {
             assertEquals(0 to 0, countForgotten(found, words, ids, table))
             assertEquals(state.words.size - found.words.size, countForgotten(state, words, ids, table).first)
         }
+    }
+
+    @Test
+    fun `words are cut as the keyboard cuts them`() {
+        for (case in forget.getValue("cases").jsonArray.map { it.jsonObject }) {
+            assertEquals(strings(case.getValue("cut")), wordsToForget(strings(case.getValue("forget"))).toList())
+        }
+        for (bad in listOf(emptyList(), listOf("two words"), listOf(" "))) assertFailsWith<ConfigException> { wordsToForget(bad) }
+    }
+
+    @Test
+    fun `every saved version forgets, and the words are not learned again`(
+        @TempDir folder: Path,
+    ) {
+        val store = PersonalStateStore(folder, ModelId.of("toy", "1", table))
+        store.save(state)
+        store.save(state)
+        val done = forget(store, listOf("Zorp"), encoder, table, initial)
+        assertEquals(listOf(1, 2), done.versions)
+        assertEquals(1, done.slots)
+        assertTrue(done.trained)
+        for (version in done.versions) assertFalse("zorp" in store.read(version).words)
+        assertTrue(store.blocked().hides("zorp"))
+        val again = forget(store, listOf("Zorp"), encoder, table, initial, retrain = true)
+        assertEquals(0, again.slots)
+        assertFalse(again.trained)
     }
 
     @Test

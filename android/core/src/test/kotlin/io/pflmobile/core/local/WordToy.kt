@@ -20,6 +20,7 @@ private const val FIRST = 4
 class WordEncoder(
     override val words: List<String> = emptyList(),
 ) : Encoder {
+    override val unknown: Int get() = UNKNOWN.toInt()
     private val known = listOf("see", "you", "home")
 
     override fun withWords(words: List<String>): Encoder = WordEncoder(words)
@@ -61,7 +62,8 @@ class WordToy(
 ) : Session {
     override val name = "word toy"
     private val batch = listOf("tokens" to DType.INT64, "labels" to DType.INT64, "weight" to DType.FLOAT32)
-    private val all = batch.map { (name, dtype) -> TensorSpec(name, listOf(4, LENGTH), dtype) } + table.map { TensorSpec(it.name, it.shape, it.dtype) }
+    private val all =
+        batch.map { (name, dtype) -> TensorSpec(name, listOf(4, LENGTH), dtype) } + table.map { TensorSpec(it.name, it.shape, it.dtype) }
     override val programs = listOf("gradients", "evaluate").associateWith { ProgramSpec(it, all, emptyList()) }
 
     override fun close() = Unit

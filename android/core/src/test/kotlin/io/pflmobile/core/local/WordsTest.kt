@@ -51,7 +51,9 @@ class WordsTest {
                     state = report.state
                     assertEquals(text(run.getValue("status")), report.status.name.lowercase(), name)
                     assertEquals(strings(run.getValue("words")), report.words, name)
-                    run.getValue("losses").jsonArray.zip(report.losses).forEach { (want, found) -> assertDouble(want, found, "$name: loss") }
+                    run.getValue("losses").jsonArray.zip(report.losses).forEach { (want, found) ->
+                        assertDouble(want, found, "$name: loss")
+                    }
                     assertBits(tensors(run.getValue("tensors")), state?.tensors ?: initial, name)
                     for ((moment, found) in listOf("before" to report.before, "after" to report.after)) {
                         val metrics = run.getValue(moment).jsonObject
@@ -66,7 +68,12 @@ class WordsTest {
     fun `texts need an encoder, and slots need texts`() =
         runTest {
             val case = cases.first()
-            val run = case.getValue("runs").jsonArray.first().jsonObject
+            val run =
+                case
+                    .getValue("runs")
+                    .jsonArray
+                    .first()
+                    .jsonObject
             assertFailsWith<ConfigException> { trainer(case, encoder = null).personalize(texts(run, "train"), texts(run, "holdout")) }
             val rows = Examples.Arrays(WordEncoder().encode(listOf("see you", "you see"), dropUnknown = true))
             assertFailsWith<ConfigException> { trainer(case).personalize(rows, rows) }
@@ -75,9 +82,15 @@ class WordsTest {
     @Test
     fun `rows that count only once words have a slot are within the limit too`() =
         runTest {
-            val plan = """{"plan": {"phases": [{"kind": "assign_slots"}, {"kind": "train", "epochs": 1, "optimizer": {"kind": "sgd", "lr": 0.1}}]}}"""
+            val phases = """{"kind": "assign_slots"}, {"kind": "train", "epochs": 1, "optimizer": {"kind": "sgd", "lr": 0.1}}"""
+            val plan = """{"plan": {"phases": [$phases]}}"""
             val case = Json.parseToJsonElement(plan).jsonObject
             val train = Examples.Texts(List(4) { "see you home" } + List(4) { "frob frob frob" }) // without a slot frob is unknown
-            assertFailsWith<TooManyStepsException> { trainer(case, most = Most(steps = 1)).personalize(train, Examples.Texts(listOf("see"))) }
+            assertFailsWith<TooManyStepsException> {
+                trainer(
+                    case,
+                    most = Most(steps = 1),
+                ).personalize(train, Examples.Texts(listOf("see")))
+            }
         }
 }

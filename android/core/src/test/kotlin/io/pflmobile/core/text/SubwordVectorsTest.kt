@@ -23,7 +23,8 @@ class SubwordVectorsTest {
     private val cases = file.getValue("tokenizers").jsonObject
 
     private fun tokenizer(case: JsonObject): SubwordTokenizer {
-        val (pad, bos, eos, unk) = listOf("pad", "bos", "eos", "unk").map { case.getValue("specials").jsonObject.getValue(it).jsonPrimitive.int }
+        val ids = case.getValue("specials").jsonObject.mapValues { it.value.jsonPrimitive.int }
+        val (pad, bos, eos, unk) = listOf("pad", "bos", "eos", "unk").map(ids::getValue)
         return SubwordTokenizer.fromJson(case.getValue("tokenizer").jsonPrimitive.content, SpecialIds(pad, bos, eos, unk))
     }
 
@@ -65,9 +66,11 @@ class SubwordVectorsTest {
 
     @Test
     fun `damaged files are refused`() {
-        val good = cases.getValue("wordpiece").jsonObject.getValue("tokenizer").jsonPrimitive.content
+        val case = cases.getValue("wordpiece").jsonObject
+        val good = case.getValue("tokenizer").jsonPrimitive.content
         val ids = SpecialIds(0, 2, 3, 1)
-        for (wrong in listOf("", "{}", "[]", """{"model": {"vocab": {"a": 9999999}}}""", """{"model": {"vocab": {"a": 0, "b": 1, "c": 2, "d": 3}}}""")) {
+        val models = listOf("""{"vocab": {"a": 9999999}}""", """{"vocab": {"a": 0, "b": 1, "c": 2, "d": 3}}""")
+        for (wrong in listOf("", "{}", "[]") + models.map { """{"model": $it}""" }) {
             assertFailsWith<DataException>(wrong) { SubwordTokenizer.fromJson(wrong, ids) }
         }
         assertFailsWith<DataException> { SubwordTokenizer.fromJson(good, ids.copy(bos = 4711)) }

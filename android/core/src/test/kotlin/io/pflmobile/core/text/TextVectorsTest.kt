@@ -105,7 +105,8 @@ class TextVectorsTest {
         assertEquals(listOf(1, found.tokens.size), found.tokens.shape)
     }
 
-    private fun flat(element: JsonElement?): List<JsonPrimitive> = checkNotNull(element).jsonArray.flatMap { row -> row.jsonArray.map { it.jsonPrimitive } }
+    private fun flat(element: JsonElement?): List<JsonPrimitive> =
+        checkNotNull(element).jsonArray.flatMap { row -> row.jsonArray.map { it.jsonPrimitive } }
 
     private fun longs(element: JsonElement?): List<Long> = flat(element).map { it.long }
 
