@@ -30,7 +30,10 @@ _COSTLY = {"exported", "postgres_cluster", "s3_endpoint"}
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """In `make quick`, leave out the files that have slow tests only: their imports take longer than many tests."""
+    """In `make quick`, leave out the files that have slow tests only: their imports take longer than many tests.
+
+    A file with no tests of its own runs those of others on a slower store.
+    """
     if config.option.markexpr != "not slow" or not collection_path.name.startswith("test_"):
         return None
     file = collection_path.relative_to(config.rootpath).as_posix()

@@ -23,7 +23,7 @@ from pfl_mobile.programs.deployment import Deployment, text_parts
 from pfl_mobile.programs.tasks import TokenTask
 from pfl_mobile.text.encoder import TextEncoder, WordTokenizer
 from pfl_recipes.keyboard.model import Keyboard
-from pfl_recipes.keyboard.recipe import Recipe
+from pfl_recipes.keyboard.recipe import KeyboardRecipe
 from tests import tiny
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def trained(session: EngineSession, bundle: Bundle, plan: Plan, texts: list[str]
 
 def keyboard() -> Deployment:
     """The keyboard in its real size, with weights that nobody trained, and batches that emulation can do."""
-    recipe = Recipe()
+    recipe = KeyboardRecipe()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     words = [*(f"word{i}" for i in range(recipe.model.vocabulary)), *" ".join(tiny.texts("cleo", 9)).split()]
