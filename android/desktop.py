@@ -3,7 +3,7 @@
 * ``repository``: the official Java classes of ExecuTorch as a Maven repository. Where the Android artifact can be had,
   apps take ``org.pytorch:executorch-android``; its classes alone are in a package of npm, pinned here by their digest.
 * ``libpfl_desktop_bridge.so``: their natives over the C++ runtime of the executorch wheel (``core/src/test/cpp``).
-* ``bundles``: small bundles for both engines.
+* ``bundles``: small bundles for both engines, and the states that Python ends with after learning from ``texts.json``.
 
 What is there and current is kept. Run by ``make android``, with the Python of the project.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import shutil
 import subprocess
 import sys
@@ -148,6 +149,40 @@ def bundles() -> None:
         export_bundle(deployment(), ["android", "onnx"], out)
 
 
+def states() -> None:
+    """What Python ends with on each engine after a user's texts; the Kotlin side has to end there too."""
+    from pfl_mobile.bundle import Bundle
+    from pfl_mobile.engines import open_session
+    from pfl_mobile.local.evaluation import model_id, text_encoder
+    from pfl_mobile.local.state import PersonalStateStore
+    from pfl_mobile.local.trainer import LocalTrainer
+    from pfl_mobile.plan.schema import Plan
+    from tests import tiny
+
+    folder = TARGET / "bundles"
+    texts = tiny.texts("ann")
+    train, holdout = texts[:24], texts[24:]
+    path = folder / "tiny.pflb"
+    (folder / "texts.json").write_text(json.dumps({"train": train, "holdout": holdout}))
+    for engine in ("executorch", "onnxruntime"):
+        to = folder / f"tiny-state-{engine}"
+        if to.is_dir() and to.stat().st_mtime > path.stat().st_mtime:
+            continue
+        shutil.rmtree(to, ignore_errors=True)
+        with Bundle.open(path) as bundle, open_session(bundle, engine, threads=1, trusted=True) as session:
+            trainer = LocalTrainer(
+                session,
+                Plan.load(bundle.plan_json()),
+                bundle.manifest.tensors,
+                bundle.values(),
+                encoder=text_encoder(bundle),
+            )
+            store = PersonalStateStore(to, model_id(bundle))
+            report = trainer.personalize(train, holdout, store)
+        if report.status != "adopted":
+            raise AssertionError(f"Python's guard did not adopt what {engine} learned: {report}")
+
+
 def newest(files: Iterable[Path]) -> float:
     """When the last of them changed."""
     return max(file.stat().st_mtime for file in files if file.exists())
@@ -159,6 +194,7 @@ def main() -> None:
     repository(classes())
     bridge()
     bundles()
+    states()
 
 
 if __name__ == "__main__":
