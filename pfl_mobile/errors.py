@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 from typing_extensions import override
@@ -30,10 +30,21 @@ class PflError(Exception):
     def __str__(self) -> str:
         return f"{self.message}\n  mend: {self.mend}"
 
+    @override
+    def __reduce__(self) -> tuple[Callable[..., PflError], tuple[object, ...]]:
+        # by its attributes, as constructors differ: errors go from one process to another
+        return _again, (type(self), self.args, dict(vars(self)))
+
     @property
     def code(self) -> str:
         """Stable identifier for scripts, for instance ``TamperedBundleError``."""
         return type(self).__name__
+
+
+def _again(kind: type[PflError], arguments: tuple[object, ...], attributes: dict[str, object]) -> PflError:
+    error = kind.__new__(kind, *arguments)
+    vars(error).update(attributes)
+    return error
 
 
 #: Characters of a message: what a file or a server said may be a part of it, of any length.

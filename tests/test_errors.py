@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import tomllib
 from pathlib import Path
@@ -26,6 +27,22 @@ from pfl_mobile.errors import (
 )
 
 TREE = [found for found in vars(errors).values() if isinstance(found, type) and issubclass(found, PflError)]
+
+
+@pytest.mark.parametrize("kind", TREE)
+def test_every_error_crosses_to_another_process(kind: type[PflError]) -> None:
+    error = made(kind)
+    other = pickle.loads(pickle.dumps(error))
+    assert type(other) is kind
+    assert (str(other), other.code, other.args) == (str(error), error.code, error.args)
+    assert vars(other) == vars(error)
+
+
+def made(kind: type[PflError]) -> PflError:
+    """One of them."""
+    if kind is ServerProblem:
+        return ServerProblem("round-closed", 409, "too late", mend="ask again", retry_after_s=3.0)
+    return kind("what is wrong", mend="give another")
 
 
 class TestMessage:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pfl_mobile.study.study import Study
 
 _SOURCE = "source.json"
+#: Settings that had other names in the notes of earlier runs.
+_RENAMED = {"engine": "backend"}
 
 
 def note_source(folder: Path, model: str, settings: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
@@ -65,6 +67,7 @@ def study_of(folder: str | Path) -> Study:
         raise ConfigError(f"{folder} holds no run", mend="make one with `pfl train`") from error
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ConfigError(f"{path} is damaged: {error}", mend="run `pfl train` again") from error
+    changes = {_RENAMED.get(name, name): value for name, value in changes.items()}
     return changed_study(model, settings, {**changes, "folder": folder})
 
 

@@ -54,6 +54,12 @@ def test_the_note_of_an_earlier_run_is_read(tmp_path: Path) -> None:
     assert (found.machine, found.local.epochs) == (Machine(processes=0, lanes=1), 3)
 
 
+def test_the_note_of_a_run_from_before_backends_had_their_name_is_read(tmp_path: Path) -> None:
+    changes = {("engine" if name == "backend" else name): value for name, value in CHANGES.items()}
+    note_source(tmp_path, "tests.study.small:study", SETTINGS, changes)
+    assert study_of(tmp_path).machine == Machine(processes=0, lanes=1)
+
+
 def test_a_finished_run_of_before_is_read_with_its_results(tmp_path: Path) -> None:
     """Its note, its description and its checkpoint have the form that they had."""
     note_source(tmp_path, "tests.study.small:study", SETTINGS, CHANGES)
