@@ -765,6 +765,8 @@ ELSEWHERE = {
     "pfl_mobile/cli/common.py": "opens /dev/null",
     "pfl_mobile/cli/init.py": "a file of this distribution",
     "pfl_mobile/cli/device.py": "appends to the log of events",
+    "pfl_mobile/engines/arm64/__init__.py": "files of this distribution",
+    "pfl_mobile/text/table.py": "a file of this distribution",
     "pfl_mobile/engines/child.py": "what the system says of this process",
     "pfl_mobile/engines/frames.py": "what parent and child say, bounded there",
     "pfl_mobile/engines/isolated.py": "a lock",
