@@ -26,6 +26,7 @@ PROJECT = ANDROID.parent
 TARGET = ANDROID / "target"
 sys.path.insert(0, str(PROJECT))  # the bundles are those of the tests
 
+from pfl_mobile.engines.arm64 import executorch_flags  # noqa: E402
 from pfl_mobile.errors import MissingDependencyError, TamperedBundleError  # noqa: E402
 from pfl_mobile.files.cache_dir import cache_dir  # noqa: E402
 
@@ -114,15 +115,9 @@ def bridge() -> None:
                 "-Wextra",
                 "-Werror",
             ),
-            # as the libraries of the wheel were compiled
-            *("-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED", "-DET_USE_THREADPOOL"),
-            *("-isystem", f"{wheel}/include"),
-            *("-isystem", f"{wheel}/include/executorch/runtime/core/portable_type/c10"),
-            *(f"-I{home}/include", f"-I{home}/include/linux"),
-            *(str(source), "-o", str(library), f"-L{wheel}/lib", f"-Wl,-rpath,{wheel}/lib"),
-            "-Wl,--no-as-needed",  # kernels and delegates register themselves when their library is loaded
-            *("-lexecutorch", "-lexecutorch_threadpool", "-lexecutorch_kernels_optimized"),
-            *("-lexecutorch_backend_xnnpack", "-Wl,-z,defs"),
+            *(f"-I{home}/include", f"-I{home}/include/linux", str(source), "-o", str(library)),
+            *executorch_flags(wheel),
+            "-Wl,-z,defs",
         ],
         check=True,
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from pfl_mobile.bundle import consistency as rules
+from pfl_mobile.bundle import consistency
 from pfl_mobile.bundle.paths import MANIFEST, PATH_PATTERN, check_path
 from pfl_mobile.errors import (
     EngineUnavailableError,
@@ -55,8 +55,8 @@ class ProgramSpec(_Model):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> ProgramSpec:
-        rules.unique(f"input of program {self.name!r}", (t.name for t in self.inputs))
-        rules.unique(f"output of program {self.name!r}", (t.name for t in self.outputs))
+        consistency.unique(f"input of program {self.name!r}", (t.name for t in self.inputs))
+        consistency.unique(f"output of program {self.name!r}", (t.name for t in self.outputs))
         return self
 
 
@@ -240,7 +240,7 @@ class Manifest(_Model):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Manifest:
-        rules.check(self)
+        consistency.check(self)
         return self
 
     def program(self, name: str) -> ProgramSpec:

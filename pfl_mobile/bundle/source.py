@@ -116,9 +116,8 @@ class ZipSource(BundleSource):
 
     @override
     def chunks(self, path: str, limit: int) -> Iterator[bytes]:
-        if (
-            self._entries[path].header_offset < 0
-        ):  # zipfile would seek there, and say that the disk is to blame
+        # zipfile would seek there, and say that the disk is to blame
+        if self._entries[path].header_offset < 0:
             raise TamperedBundleError(f"{path} is damaged in the zip: it begins before it", mend=_AGAIN)
         try:
             with self._archive.open(self._entries[path]) as file:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from ...errors import EngineUnavailableError, UnknownNameError, UnwritableError, near
+from ...errors import EngineUnavailableError, UnknownNameError, UnwritableError, install_hint, near
 from ...files.cache_dir import cache_dir
 from ..isolated import SECONDS, IsolatedSession, Process, alone
 
@@ -66,8 +66,12 @@ class _Runtime:
     flags: Callable[[Path], list[str]]
 
 
-def _executorch(wheel: Path) -> list[str]:
-    place = wheel / "executorch"
+def executorch_flags(place: Path) -> list[str]:
+    """How C++ is compiled against the runtime in a wheel of executorch, on any processor.
+
+    Args:
+        place: folder of the package ``executorch``.
+    """
     return [
         # what the libraries of the wheel were compiled with (their CMake configuration says so)
         *("-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED", "-DET_USE_THREADPOOL"),
@@ -79,6 +83,10 @@ def _executorch(wheel: Path) -> list[str]:
         "-lexecutorch_backend_xnnpack",
         f"-Wl,-rpath,{place / 'lib'}",
     ]
+
+
+def _executorch(wheel: Path) -> list[str]:
+    return executorch_flags(wheel / "executorch")
 
 
 def _onnxruntime(wheel: Path) -> list[str]:
@@ -175,7 +183,7 @@ def _version(package: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         raise EngineUnavailableError(
             f"which version of {package} to run is not known, as it is not installed here",
-            mend=f"pip install 'pfl-mobile[{'android' if package == 'executorch' else 'onnx'}]'",
+            mend=install_hint(package),
         ) from None
 
 

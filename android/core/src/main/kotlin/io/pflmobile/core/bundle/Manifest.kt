@@ -99,7 +99,7 @@ public data class FileEntry(
 )
 
 /** What the model predicts; [vocabulary] counts all token ids, slots included. */
-public data class Task(
+public data class TaskEntry(
     val kind: TaskKind,
     val metrics: List<String>,
     val vocabulary: Long?,
@@ -153,7 +153,7 @@ public data class Limits(
 )
 
 /** Sizes in bytes: of all files listed, of the memory that the programs plan, and of the frozen tensors as float32. */
-public data class Measured(
+public data class BundleSizes(
     val totalBytes: Long,
     val plannedMemoryBytes: Long?,
     val frozenBytes: Long?,
@@ -172,7 +172,7 @@ public data class Manifest(
     val tensors: List<DeviceTensor>,
     val frozenSha256: String?,
     val modules: List<ModuleEntry>,
-    val task: Task,
+    val task: TaskEntry,
     val encoder: EncoderEntry?,
     val tokenizer: String?,
     val plan: String,
@@ -180,7 +180,7 @@ public data class Manifest(
     val values: String,
     val golden: String,
     val limits: Limits,
-    val measured: Measured,
+    val measured: BundleSizes,
     val files: Map<String, FileEntry>,
 ) {
     /**

@@ -178,9 +178,9 @@ internal object ManifestReader {
     private fun task(
         element: JsonElement,
         where: String,
-    ): Task =
+    ): TaskEntry =
         fields(element, where) {
-            Task(
+            TaskEntry(
                 required("kind", choice(TaskKind.entries, TaskKind::wireName)),
                 or("metrics", emptyList(), JsonFields.list(JsonFields::name)),
                 nullable("vocabulary", JsonFields.positive),
@@ -256,9 +256,9 @@ internal object ManifestReader {
     private fun measured(
         element: JsonElement,
         where: String,
-    ): Measured =
+    ): BundleSizes =
         fields(element, where) {
-            Measured(
+            BundleSizes(
                 required("total_bytes", JsonFields.count),
                 nullable("planned_memory_bytes", JsonFields.count),
                 nullable("frozen_bytes", JsonFields.count),

@@ -99,6 +99,22 @@ public fun openSession(
     return engine.open(bundle.engineFiles(engine.name), bundle.manifest.programs, threads)
 }
 
+/**
+ * What [open] gives, which is the first to need the classes of a runtime.
+ *
+ * @throws EngineUnavailableException the app does not bring it
+ */
+internal inline fun <T> broughtByTheApp(
+    runtime: String,
+    dependency: String,
+    open: () -> T,
+): T =
+    try {
+        open()
+    } catch (error: LinkageError) {
+        throw EngineUnavailableException("$runtime is not in the app: ${error.message}", "add the dependency $dependency", error)
+    }
+
 /** Common part of all engines: look up, check, run, check again. */
 internal abstract class EngineSession(
     final override val name: String,

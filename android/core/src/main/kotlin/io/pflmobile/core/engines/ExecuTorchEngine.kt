@@ -3,7 +3,6 @@ package io.pflmobile.core.engines
 import io.pflmobile.core.bundle.ProgramSpec
 import io.pflmobile.core.bundle.TensorSpec
 import io.pflmobile.core.errors.EngineException
-import io.pflmobile.core.errors.EngineUnavailableException
 import io.pflmobile.core.tensors.DType
 import io.pflmobile.core.tensors.FloatTensor
 import io.pflmobile.core.tensors.LongTensor
@@ -31,14 +30,8 @@ public object ExecuTorchEngine : Engine {
         programs: List<ProgramSpec>,
         threads: Int,
     ): Session =
-        try {
+        broughtByTheApp("ExecuTorch", "org.pytorch:executorch-android") {
             ExecuTorchSession(fileFor(files, "model"), programs, threads)
-        } catch (error: LinkageError) {
-            throw EngineUnavailableException(
-                "ExecuTorch is not in the app: ${error.message}",
-                "add the dependency org.pytorch:executorch-android",
-                error,
-            )
         }
 }
 

@@ -9,7 +9,6 @@ import ai.onnxruntime.OrtSession
 import io.pflmobile.core.bundle.ProgramSpec
 import io.pflmobile.core.bundle.TensorSpec
 import io.pflmobile.core.errors.EngineException
-import io.pflmobile.core.errors.EngineUnavailableException
 import io.pflmobile.core.tensors.DType
 import io.pflmobile.core.tensors.FloatTensor
 import io.pflmobile.core.tensors.LongTensor
@@ -33,14 +32,8 @@ public object OnnxRuntimeEngine : Engine {
         programs: List<ProgramSpec>,
         threads: Int,
     ): Session =
-        try {
+        broughtByTheApp("ONNX Runtime", "com.microsoft.onnxruntime:onnxruntime-android") {
             OnnxRuntimeSession(OrtEnvironment.getEnvironment(), files, programs, threads)
-        } catch (error: LinkageError) {
-            throw EngineUnavailableException(
-                "ONNX Runtime is not in the app: ${error.message}",
-                "add the dependency com.microsoft.onnxruntime:onnxruntime-android",
-                error,
-            )
         }
 }
 

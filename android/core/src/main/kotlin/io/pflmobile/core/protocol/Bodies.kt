@@ -273,7 +273,7 @@ internal data class TaskPrivacy(
  * @property expires seconds since 1970; later updates are refused
  */
 @Serializable
-internal data class Task(
+internal data class RoundTask(
     val id: String,
     val round: Long,
     val version: Long,
@@ -341,7 +341,7 @@ internal enum class WaitReason(
 @Serializable
 internal data class CheckedIn(
     val status: CheckInStatus,
-    val task: Task? = null,
+    val task: RoundTask? = null,
     val retryAfterS: Double? = null,
     val reason: WaitReason? = null,
 )

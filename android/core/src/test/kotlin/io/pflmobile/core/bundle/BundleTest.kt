@@ -130,7 +130,7 @@ class BundleTest {
             assertEquals(EncoderEntry.Text(4, 2, 10, 2), manifest.encoder)
             assertEquals(DeviceTensor("é", Role.GROUP, "team", listOf(2), DType.FLOAT32, TensorUpdate.ASSIGN, null), manifest.tensors[1])
             assertEquals(Limits(maxExamples = 100), manifest.limits)
-            assertEquals(Task(TaskKind.TOKENS, listOf("top1"), 12), manifest.task)
+            assertEquals(TaskEntry(TaskKind.TOKENS, listOf("top1"), 12), manifest.task)
             assertEquals(listOf("tokens", "weight"), manifest.batchInputs("gradients").map { spec -> spec.name })
             assertEquals("plan.json", manifest.plan)
             val error = assertFailsWith<UnknownNameException> { manifest.program("gradient") }
