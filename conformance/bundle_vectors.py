@@ -448,6 +448,25 @@ def manifest_cases() -> Iterator[dict[str, Any]]:
     yield field("limits of 0", "limits", "max_steps", value=0)
     yield field("a limit too many", "limits", "max_rounds", value=1)
     yield field("measured below 0", "engines", "onnxruntime", "measured", "model_bytes", value=-1)
+    for version in (
+        "1.18",
+        "1",
+        "1.2.3.4",
+        "1.2.3.4.5",
+        "1.18.0rc1",
+        "",
+        "v1",
+        "1.",
+        "1234567.0",
+        1.18,
+        None,
+    ):
+        value = {"at_least": version, "verified": "1.20"}
+        yield field(f"a runtime of {version!r}", "engines", "onnxruntime", "runtime", value=value)
+    yield field("a runtime that is not known", "engines", "onnxruntime", "runtime", value=None)
+    yield field(
+        "a runtime that nobody verified", "engines", "onnxruntime", "runtime", value={"at_least": "1.18"}
+    )
     yield field("another total", "measured", "total_bytes", value=5)
     yield field("another length in files", "files", "plan.json", "bytes", value=5)
     yield field("a digest in capitals", "files", "plan.json", "sha256", value="AB" * 32)

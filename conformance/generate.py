@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from pfl_mobile import rows as batches
+from pfl_mobile.bundle.versions import is_older, plain
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.files.sealed import digest
 from pfl_mobile.files.tensors import tensors_from_bytes, tensors_to_bytes
@@ -481,6 +482,25 @@ def model_vectors() -> Any:
     }
 
 
+def version_vectors() -> Any:
+    """versions.json."""
+    names = (
+        "1.18",
+        "1.18.0",
+        "1.18.1",
+        "1.9",
+        "1.20.0rc1",
+        "2",
+        "0.9.9",
+        "1.5.1+cpu",
+        "1.5.1.1",
+        "1.18.post1",
+        "main",
+    )
+    pairs = [{"version": a, "than": b, "older": is_older(a, b)} for a in names for b in names]
+    return {"plain": {name: plain(name) for name in names}, "pairs": pairs}
+
+
 def trainer_vectors() -> Any:
     """trainer.json."""
     rows = {"x": draw(1, (13, 2)) + np.float32(1), "y": draw(2, (13, 3)), "weight": np.abs(draw(3, (13,)))}
@@ -679,6 +699,7 @@ def files() -> dict[str, bytes]:
         "model.json": model_vectors(),
         "slots.json": slot_vectors(),
         "state.json": meaning,
+        "versions.json": version_vectors(),
         "trainer.json": trainer_vectors(),
         "strategies.json": strategy_vectors(),
         "words.json": word_vectors(),

@@ -10,7 +10,9 @@ name of that package, its value the module to import::
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.metadata
 import pkgutil
 import sys
 import threading
@@ -183,6 +185,17 @@ def import_needed(
             raise missing(
                 f"{who} needs the package {error.name!r}", mend=install_hint(packages[0])
             ) from error
+
+
+def version_of(module: str) -> str | None:
+    """Version of the installed distribution that a module is of; None where it is of none."""
+    package = module.partition(".")[0]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    # several distributions can bring one package, as those of ONNX Runtime do
+    for name in importlib.metadata.packages_distributions().get(package, ()):
+        return importlib.metadata.version(name)
+    return None
 
 
 def _distribution(entry: EntryPoint) -> str:

@@ -16,8 +16,9 @@ import torch
 
 from pfl_mobile.bundle.manifest import Manifest, ProgramSpec, TensorSpec
 from pfl_mobile.bundle.sign import PrivateKey
+from pfl_mobile.bundle.versions import plain
 from pfl_mobile.bundle.write import write_bundle
-from pfl_mobile.engines import EngineSession, load_engine
+from pfl_mobile.engines import ENGINES, EngineSession, load_engine
 from pfl_mobile.errors import ExportError, PflError
 from pfl_mobile.files.tensors import tensors_to_bytes
 from pfl_mobile.modules.personalize import tensor_digest
@@ -179,7 +180,11 @@ def export_bundle(
             with open_lowered(target, lowered, specs) as session:
                 errors[target.engine] = check_engine(session, reference)
             lap("compare")
-            engines[target.engine] = {"files": lowered.files, "measured": lowered.measured}
+            engines[target.engine] = {
+                "files": lowered.files,
+                "measured": lowered.measured,
+                "runtime": _runtime(target.engine, lowered.at_least),
+            }
             files.update(lowered.paths)
         if model.backbone_digest() != digest:
             raise ExportError(
@@ -195,6 +200,12 @@ def export_bundle(
         )
         lap("write")
     return ExportReport(Path(out), manifest, errors, frozen_bytes(programs), seconds, deployment.vocabulary)
+
+
+def _runtime(engine: str, at_least: str | None) -> dict[str, str] | None:
+    """Which versions of the runtime load the files, of which one has just met PyTorch's numbers."""
+    verified = plain(ENGINES.find(engine).version or "")
+    return None if at_least is None or verified is None else {"at_least": at_least, "verified": verified}
 
 
 def _data_files(

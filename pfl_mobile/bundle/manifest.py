@@ -30,6 +30,8 @@ Update = Literal["gradient", "memorize", "assign"]
 FilePath = Annotated[str, AfterValidator(check_path), Field(json_schema_extra={"pattern": PATH_PATTERN})]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 ProgramName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+#: One to four numbers; what builds put behind them is left out.
+Version = Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6}){0,3}$")]
 Count = Annotated[int, Field(ge=0, le=2**53)]  # every language holds it exactly, JavaScript too
 PositiveCount = Annotated[int, Field(ge=1, le=2**53)]
 
@@ -93,11 +95,21 @@ class ModuleEntry(_Model):
     config: dict[str, Any] = {}
 
 
+class RuntimeEntry(_Model):
+    """Versions of an engine's runtime: the oldest that loads the programs, and the one that they were compared with
+    PyTorch on."""
+
+    at_least: Version
+    verified: Version
+
+
 class EngineEntry(_Model):
-    """The files that one engine loads, by purpose (``model``, ``weights``), and what was measured."""
+    """The files that one engine loads, by purpose (``model``, ``weights``), what was measured, and which versions of
+    the runtime load them; null where that is not known."""
 
     files: dict[Name, FilePath] = Field(min_length=1)
     measured: dict[Name, Count] = {}
+    runtime: RuntimeEntry | None = None
 
 
 class FileEntry(_Model):

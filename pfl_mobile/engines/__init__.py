@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..bundle.read import Bundle
+from ..bundle.versions import is_older
 from ..errors import EngineUnavailableError
 from . import arm64
 from .base import Array, EngineSession, Session, check_inputs
@@ -43,12 +44,14 @@ def open_session(
         trusted: you know who made the bundle, for instance because this program did; nothing is tried first.
 
     Raises:
-        EngineUnavailableError: no such engine, the bundle has no programs for it, or its package is missing.
+        EngineUnavailableError: no such engine, the bundle has no programs for it, or its package is missing or
+            older than the programs need.
         EngineError: the runtime refuses the programs.
         ProgramDiedError: they ended the child process, or took too much time or memory.
     """
     name, files = _chosen(bundle, engine)
     loader = load_engine(name)
+    _check_version(bundle, ENGINES.find(name))
     if not (trusted or bundle.pinned):
         survive(bundle, name, files)
     return loader(files, bundle.manifest.programs, threads)
@@ -73,8 +76,21 @@ def open_isolated(
     if arch is not None:
         arm64.check_architecture(arch)
         return arm64.open_arm64(name, files, bundle.manifest.programs, report)
+    _check_version(bundle, ENGINES.find(name))
     memory = memory_for(bundle, name)
     return IsolatedSession(name, files, bundle.manifest.programs, threads, memory=memory)
+
+
+def _check_version(bundle: Bundle, engine: Engine) -> None:
+    """Refuse a runtime that is older than the programs need; the golden call decides about newer ones."""
+    needs, have = bundle.manifest.engine(engine.name).runtime, engine.version
+    if needs is not None and have is not None and is_older(have, needs.at_least):
+        package = engine.packages[0]
+        raise EngineUnavailableError(
+            f"bundle {bundle.manifest.name!r} needs {package} {needs.at_least} or later (it was verified with "
+            f"{needs.verified}), here is {have}",
+            mend=f"pip install '{package}>={needs.at_least}', or export the model with the version in use here",
+        )
 
 
 def _chosen(bundle: Bundle, engine: str | None) -> tuple[str, dict[str, str]]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -33,6 +32,7 @@ from typing_extensions import override
 from pfl_mobile.bundle.consistency import tensor_bytes
 from pfl_mobile.files.atomic import atomic_write
 from pfl_mobile.files.cache_dir import cache_dir
+from pfl_mobile.registry import version_of
 
 from .. import errors
 from ..bundle.manifest import ProgramSpec
@@ -266,17 +266,11 @@ def _key(bundle: Bundle, engine: str) -> str:
     """Names programs and runtime: the manifest has the digest of every file."""
     about = [
         engine,
-        *_versions(engine),
+        *map(version_of, ENGINES.find(engine).packages),
         platform.platform(),
         hashlib.sha256(bundle.manifest_bytes).hexdigest(),
     ]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
-
-
-def _versions(engine: str) -> Iterator[str]:
-    for package in ENGINES.find(engine).packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            yield importlib.metadata.version(package)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from ..bundle.manifest import ProgramSpec
 from ..errors import EngineUnavailableError
-from ..registry import Registry, import_needed
+from ..registry import Registry, import_needed, version_of
 from .base import EngineSession
 
 #: An engine's loader: files by purpose, signatures, number of threads (None: the runtime's choice).
@@ -42,6 +42,11 @@ class Engine:
     def packages(self) -> tuple[str, ...]:
         """The packages that the runtime is in."""
         return tuple(module.partition(".")[0] for module in self.runtime)
+
+    @property
+    def version(self) -> str | None:
+        """Version of the runtime that is installed; None where nobody says."""
+        return version_of(self.runtime[0])
 
 
 #: All that there are, by name.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+from types import SimpleNamespace
+
+import numpy
 import pytest
 
-from pfl_mobile.engines import registry
+from pfl_mobile.bundle import EngineEntry, RuntimeEntry
+from pfl_mobile.engines import open_isolated, open_session, registry
 from pfl_mobile.engines.registry import Engine, load_engine, unasked
 from pfl_mobile.errors import EngineUnavailableError
 
@@ -46,3 +51,33 @@ def test_a_runtime_that_is_there_but_lacks_another_package_is_no_missing_runtime
 def test_the_loader_of_an_engine_whose_runtime_is_there(monkeypatch):
     engine = add(monkeypatch, "json")
     assert load_engine("made") is engine.loader
+
+
+def test_the_version_of_a_runtime_is_that_of_its_distribution(monkeypatch):
+    assert add(monkeypatch, "numpy.linalg").version == numpy.__version__
+    # a module whose distribution has another name
+    assert add(monkeypatch, "yaml").version == importlib.metadata.version("pyyaml")
+    assert add(monkeypatch, "json").version is None
+
+
+@pytest.mark.parametrize(
+    ("at_least", "have", "refused"),
+    [("1.18", "1.17.3", True), ("1.18", "1.18.0", False), ("1.18", "2.0", False), ("1.18", None, False)],
+)
+def test_a_runtime_older_than_the_programs_need_is_refused(monkeypatch, at_least, have, refused):
+    monkeypatch.setattr(Engine, "version", have)
+    monkeypatch.setattr(
+        registry.ENGINES, "find", lambda name: Engine(name, ("json",), lambda *_: "opened", False)
+    )
+    entry = EngineEntry(files={"model": "m"}, runtime=RuntimeEntry(at_least=at_least, verified="1.20"))
+    manifest = SimpleNamespace(name="b", programs=(), engines={"made": entry}, engine=lambda _: entry)
+    bundle = SimpleNamespace(manifest=manifest, pinned=True, engine_files=lambda _: {})
+    if not refused:
+        assert open_session(bundle, "made") == "opened"
+        return
+    for opened in (open_session, open_isolated):
+        with pytest.raises(
+            EngineUnavailableError, match=r"needs json 1\.18 or later .* here is 1\.17\.3"
+        ) as caught:
+            opened(bundle, "made")
+        assert "json>=1.18" in caught.value.mend

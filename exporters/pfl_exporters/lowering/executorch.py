@@ -9,6 +9,7 @@ twice.
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 from torch import fx
 
+from pfl_mobile.bundle.versions import release
 from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.trace import TracedProgram
 
@@ -220,7 +222,11 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
         program.write_to_file(file)
     planned = {f"planned_{name}_bytes": _planned(program.executorch_program, name) for name in exported}
     return Lowered(
-        {"model": "model.pte"}, {"model.pte": path}, {"model_bytes": path.stat().st_size, **planned}
+        {"model": "model.pte"},
+        {"model.pte": path},
+        {"model_bytes": path.stat().st_size, **planned},
+        # ExecuTorch promises that newer runtimes load older programs, and not the other way (its COMPATIBILITY.md)
+        at_least=release(importlib.metadata.version("executorch")),
     )
 
 

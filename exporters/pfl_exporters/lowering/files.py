@@ -22,11 +22,13 @@ class Lowered:
         files: purpose -> path inside the bundle, as the manifest lists them.
         paths: path inside the bundle -> the file that was written for it.
         measured: figures in bytes, for the manifest.
+        at_least: oldest version of the runtime that loads the files; None where that is not known.
     """
 
     files: dict[str, str]
     paths: dict[str, Path]
     measured: dict[str, int] = field(default_factory=dict)
+    at_least: str | None = None
 
 
 #: Writes the files of traced programs into a folder.

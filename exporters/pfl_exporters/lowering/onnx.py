@@ -21,6 +21,10 @@ from .graphs import code_when_called, export_graph
 
 #: Newest operator set that all supported runtimes read, mobile builds of the last two years included.
 OPSET = 18
+#: Oldest ONNX Runtime that reads ``OPSET`` in a file of ``IR_VERSION``.
+OLDEST_RUNTIME = "1.18"
+#: Of the files; ``OLDEST_RUNTIME`` has to change with it.
+IR_VERSION = 10
 #: Smaller constants stay in the graph.
 EXTERNAL_BYTES = 1024
 #: Offsets in the weight file are multiples of this, so that it can be mapped.
@@ -110,6 +114,7 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
             report(f"onnx: {name}")
             model = _to_onnx(program)
             _strip(model)
+            model.ir_version = IR_VERSION
             for tensor in model.graph.initializer:
                 if numpy_helper.to_array(tensor).nbytes >= EXTERNAL_BYTES:
                     weights.move(tensor)
@@ -119,4 +124,4 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     finally:
         weights.finish()
     measured = {"model_bytes": sum(p.stat().st_size for p in paths.values())}
-    return Lowered(files, paths, measured)
+    return Lowered(files, paths, measured, OLDEST_RUNTIME)

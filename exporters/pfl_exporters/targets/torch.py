@@ -19,6 +19,7 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     import torch
 
     from pfl_exporters.lowering.graphs import export_graph
+    from pfl_mobile.bundle.versions import release
 
     files, paths = {}, {}
     for name, program in programs.items():
@@ -28,4 +29,4 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.export.save(export_graph(program), path)
         files[name], paths[inner] = inner, path
-    return Lowered(files, paths)
+    return Lowered(files, paths, at_least=release(torch.__version__))

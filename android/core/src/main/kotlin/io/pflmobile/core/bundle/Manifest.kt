@@ -86,10 +86,23 @@ public data class ModuleEntry(
  *
  * @property files paths in the bundle by purpose (`model`, `weights`)
  * @property measured what was measured at the export
+ * @property runtime which versions of the runtime load the files; null where that is not known
  */
 public data class EngineEntry(
     val files: Map<String, String>,
     val measured: Map<String, Long>,
+    val runtime: RuntimeEntry? = null,
+)
+
+/**
+ * Versions of an engine's runtime.
+ *
+ * @property atLeast the oldest that loads the programs
+ * @property verified the one that they were compared with PyTorch on
+ */
+public data class RuntimeEntry(
+    val atLeast: String,
+    val verified: String,
 )
 
 /** Length in bytes, and digest in hex, of a file. */

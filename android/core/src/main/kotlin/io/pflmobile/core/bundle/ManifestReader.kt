@@ -167,8 +167,19 @@ internal object ManifestReader {
             EngineEntry(
                 required("files", filledMap(JsonFields.map(JsonFields::checkName, JsonFields::text))),
                 or("measured", emptyMap(), JsonFields.map(JsonFields::checkName, JsonFields.count)),
+                nullable("runtime", ::runtime),
             )
         }
+
+    private fun runtime(
+        element: JsonElement,
+        where: String,
+    ): RuntimeEntry = fields(element, where) { RuntimeEntry(required("at_least", ::version), required("verified", ::version)) }
+
+    private fun version(
+        element: JsonElement,
+        where: String,
+    ): String = JsonFields.text(element, where).also { if (!Versions.isPlain(it)) JsonFields.fault(where, "it is no version") }
 
     private fun file(
         element: JsonElement,

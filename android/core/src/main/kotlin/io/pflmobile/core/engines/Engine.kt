@@ -2,6 +2,8 @@ package io.pflmobile.core.engines
 
 import io.pflmobile.core.bundle.Bundle
 import io.pflmobile.core.bundle.ProgramSpec
+import io.pflmobile.core.bundle.RuntimeEntry
+import io.pflmobile.core.bundle.Versions
 import io.pflmobile.core.errors.EngineException
 import io.pflmobile.core.errors.EngineUnavailableException
 import io.pflmobile.core.errors.PflException
@@ -17,6 +19,13 @@ import java.nio.file.Path
 public interface Engine {
     /** As bundles write it. */
     public val name: String
+
+    /**
+     * Version of the runtime that the app brings; null where the runtime does not tell.
+     *
+     * @throws EngineUnavailableException the runtime is not in the app
+     */
+    public val version: String? get() = null
 
     /**
      * Loads programs, at the latest when they are first run.
@@ -72,7 +81,8 @@ public interface Session : Closeable {
  * @param bundle stays open as long as the session
  * @param trusted you know who made the bundle, for instance because it came with the app
  * @param threads threads of the runtime, where it can be told
- * @throws EngineUnavailableException the bundle has programs for none of them, or the runtime is not in the app
+ * @throws EngineUnavailableException the bundle has programs for none of them, or the runtime is not in the app or older than the
+ *   programs need
  * @throws SignatureException nobody vouches for the programs
  * @throws EngineException the runtime refuses a program
  */
@@ -96,8 +106,34 @@ public fun openSession(
             "pin the key it was signed with, or say trusted if it came with the app",
         )
     }
-    return engine.open(bundle.engineFiles(engine.name), bundle.manifest.programs, threads)
+    val needs = bundle.manifest.engine(engine.name).runtime
+    val version = needs?.let { engine.version }
+    if (needs != null && version != null && Versions.isOlder(version, needs.atLeast)) throw tooOld(bundle, engine, needs, "the app has $version")
+    return try {
+        engine.open(bundle.engineFiles(engine.name), bundle.manifest.programs, threads)
+    } catch (error: EngineUnavailableException) {
+        throw error
+    } catch (error: EngineException) {
+        // A runtime that does not tell its version may be too old.
+        if (needs == null || version != null) throw error
+        throw EngineException("${error.message} (it needs ${engine.name} ${needs.atLeast} or later)", wayOut(engine, needs), error)
+    }
 }
+
+private fun tooOld(
+    bundle: Bundle,
+    engine: Engine,
+    needs: RuntimeEntry,
+    have: String,
+) = EngineUnavailableException(
+    "bundle '${bundle.manifest.name}' needs ${engine.name} ${needs.atLeast} or later (it was verified with ${needs.verified}), $have",
+    wayOut(engine, needs),
+)
+
+private fun wayOut(
+    engine: Engine,
+    needs: RuntimeEntry,
+) = "put ${engine.name} ${needs.verified} into the app, or export the model with the version that the app has"
 
 /**
  * What [open] gives, which is the first to need the classes of a runtime.

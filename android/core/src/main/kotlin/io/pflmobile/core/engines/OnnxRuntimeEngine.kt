@@ -27,14 +27,16 @@ import java.util.concurrent.atomic.AtomicInteger
 public object OnnxRuntimeEngine : Engine {
     override val name: String get() = "onnxruntime"
 
+    override val version: String get() = brought { OrtEnvironment.getEnvironment().version }
+
     override fun open(
         files: Map<String, Path>,
         programs: List<ProgramSpec>,
         threads: Int,
-    ): Session =
-        broughtByTheApp("ONNX Runtime", "com.microsoft.onnxruntime:onnxruntime-android") {
-            OnnxRuntimeSession(OrtEnvironment.getEnvironment(), files, programs, threads)
-        }
+    ): Session = brought { OnnxRuntimeSession(OrtEnvironment.getEnvironment(), files, programs, threads) }
+
+    private inline fun <T> brought(open: () -> T): T =
+        broughtByTheApp("ONNX Runtime", "com.microsoft.onnxruntime:onnxruntime-android", open)
 }
 
 /** Programs are loaded when first used. What is the runtime's is counted, so that tests see that all of it is given back. */
