@@ -108,7 +108,11 @@ public fun openSession(
     }
     val needs = bundle.manifest.engine(engine.name).runtime
     val version = needs?.let { engine.version }
-    if (needs != null && version != null && Versions.isOlder(version, needs.atLeast)) throw tooOld(bundle, engine, needs, "the app has $version")
+    if (needs != null && version != null &&
+        Versions.isOlder(version, needs.atLeast)
+    ) {
+        throw tooOld(bundle, engine, needs, "the app has $version")
+    }
     return try {
         engine.open(bundle.engineFiles(engine.name), bundle.manifest.programs, threads)
     } catch (error: EngineUnavailableException) {
