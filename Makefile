@@ -8,6 +8,7 @@
 # make android         builds and tests the Kotlin side (needs Maven and a JDK of version 17 or later)
 # make android-format  mends the style of Kotlin files
 # make android-api     writes down anew what an app sees of the Kotlin side
+# make android-bench   what Kotlin and Python add to the engine in a step of training, and the time of a suggestion
 # make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
 
 VENV ?= .venv
@@ -18,7 +19,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 # small operators are slower on many threads than on one
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test quick fuzz times arm64 lint format android android-where-possible android-format android-api bench clean
+.PHONY: setup demo test quick fuzz times arm64 lint format android android-where-possible android-format android-api android-bench bench clean
 
 setup: $(VENV)/.ready
 
@@ -82,6 +83,10 @@ android-api: setup
 	$(BIN)/python android/desktop.py
 	rm -rf android/*/target/classes # of sources that are gone
 	$(MVN) test -Dapi.write=true -Dtest=ApiTest -Dsurefire.failIfNoSpecifiedTests=false
+
+android-bench: setup
+	$(BIN)/python android/desktop.py
+	$(BIN)/python bench/android_step.py --json
 
 bench: setup
 	$(BIN)/python bench/train_step.py
