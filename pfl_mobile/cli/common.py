@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -100,9 +101,14 @@ def _show_warning(
         print(text, end="", file=file or sys.stderr)
 
 
+#: The command that an app with all its groups is. Making it reads the signature of every function, so it is made once
+#: where one process runs many command lines.
+command_of = cache(typer.main.get_command)
+
+
 def _run(app: typer.Typer, name: str, args: list[str], as_json: bool, debug: bool) -> int:
     try:
-        code = typer.main.get_command(app).main(args, prog_name=name, standalone_mode=False)
+        code = command_of(app).main(args, prog_name=name, standalone_mode=False)
     except PflError as error:
         return _show(error, as_json)
     except typer.Abort:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -320,8 +321,9 @@ def _convolution_backward(
     return tuple(out)
 
 
+@cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """Core ATen decompositions with ours on top: the table that programs are traced with."""
+    """Core ATen decompositions with ours on top: the table that programs are traced with. Do not change it."""
     from torch._decomp import core_aten_decompositions
 
     table: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())

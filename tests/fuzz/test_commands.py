@@ -21,7 +21,7 @@ import typer
 
 from pfl_exporters import cli as export_cli
 from pfl_mobile import cli
-from pfl_mobile.cli.common import FAILED, INTERRUPTED, OK, UNFORESEEN, WRONG
+from pfl_mobile.cli.common import FAILED, INTERRUPTED, OK, UNFORESEEN, WRONG, command_of
 from tests.fuzz.mutate import WHOLE
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _leaves(
 
 def _commands() -> Iterator[tuple[str, Command]]:
     for program, app in (("pfl", cli.app), ("pfl-export", export_cli.app)):
-        for path, command, function in _leaves(app, typer.main.get_command(app)):
+        for path, command, function in _leaves(app, command_of(app)):
             hints = typing.get_type_hints(function, include_extras=True)
             options = []
             for parameter in command.params:

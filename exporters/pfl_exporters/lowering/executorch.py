@@ -31,7 +31,7 @@ from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.trace import TracedProgram
 
 from .files import Lowered, Report
-from .graphs import code_when_called, export_graph, own_views, shared_copy, unfuse_dynamic_linear
+from .graphs import code_when_called, decomposed_once, export_graph, own_views, shared_copy, unfuse_dynamic_linear
 
 _aten = torch.ops.aten
 
@@ -169,23 +169,6 @@ def _toolchain() -> Iterator[None]:
         logging.disable(before)
 
 
-def _decomposed(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program in the dialect that lowering starts from, for which decomposing again is free.
-
-    Lowering decomposes every program three times, each time by tracing it anew. Ours were decomposed when they were
-    traced, so that usually nothing is left to do; where something is, it is done.
-    """
-    program = exported.run_decompositions({})
-    trace_again = program.run_decompositions
-
-    def run_decompositions(table: Any = None, **options: Any) -> torch.export.ExportedProgram:
-        left = table is None or any(node.target in table for node in program.graph.nodes)
-        return trace_again(table, **options) if left else program
-
-    program.run_decompositions = run_decompositions
-    return program
-
-
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """Write ``model.pte`` with one method for each program.
 
@@ -202,7 +185,7 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
             _route_tied(graphs[name], tied)
             unfuse_dynamic_linear(graphs[name])
             own_views(graphs[name])
-            exported[name] = _decomposed(export_graph(program, graphs[name]))
+            exported[name] = decomposed_once(export_graph(program, graphs[name]))
         report("android: lower for XNNPACK")
         try:
             edge = to_edge_transform_and_lower(

@@ -74,6 +74,22 @@ def code_when_called() -> Iterator[None]:
         fx.GraphModule.recompile = _write_code
 
 
+def decomposed_once(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program, for which decomposing is free where nothing is left to decompose; changed in place.
+
+    Toolchains decompose every program they are given, some of them three times, each time by tracing it anew. Ours
+    were decomposed when they were traced, so that usually nothing is left to do; where something is, it is done.
+    """
+    trace_again = program.run_decompositions
+
+    def run_decompositions(table: Any = None, **options: Any) -> torch.export.ExportedProgram:
+        left = table is None or any(node.target in table for node in program.graph.nodes)
+        return trace_again(table, **options) if left else program
+
+    program.run_decompositions = run_decompositions
+    return program
+
+
 def own_views(graph: fx.GraphModule) -> None:
     """Replace views by copies, in place."""
     for node in graph.graph.nodes:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 from onnx import TensorProto, numpy_helper
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.trace import TracedProgram
 
 from .files import Lowered, Report
-from .graphs import code_when_called, export_graph
+from .graphs import code_when_called, decomposed_once, export_graph
 
 #: Newest operator set that all supported runtimes read, mobile builds of the last two years included.
 OPSET = 18
@@ -61,12 +64,31 @@ class _WeightFile:
         self._file.close()
 
 
+@cache
+def _operators(opset_version: int) -> ONNXRegistry:
+    """What ONNX has for each operator of PyTorch; nothing of ours is in it."""
+    return _read_operators(opset_version)
+
+
+_read_operators = ONNXRegistry.from_torchlib
+
+
+@contextmanager
+def _operators_read_once() -> Iterator[None]:
+    """The exporter reads its whole library of operators anew for each program: as long as all the rest takes."""
+    ONNXRegistry.from_torchlib = staticmethod(_operators)
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = _read_operators
+
+
 def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
-    exported = export_graph(program)
+    exported = decomposed_once(export_graph(program))
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), code_when_called():
+        with warnings.catch_warnings(), code_when_called(), _operators_read_once():
             warnings.simplefilter("ignore")
             result: Any = torch.onnx.export(
                 exported,
