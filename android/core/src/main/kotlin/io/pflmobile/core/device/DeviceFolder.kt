@@ -107,7 +107,7 @@ private class UserFile(
  * What a device keeps: credential, personal state, downloaded values, finished updates that wait to be sent. Python and Kotlin open each
  * other's folders, one after the other.
  *
- *     FOLDER/lock              held while a process uses the folder (Python's lock is of another kind: they do not see each other's)
+ *     FOLDER/lock              held while a process uses the folder, of Kotlin or of Python
  *     FOLDER/device.json       server, model, device id and credential; readable by the owner alone
  *     FOLDER/user.json         whose device it is, where one program serves several users
  *     FOLDER/personal/         the personal state, see [PersonalStateStore]
