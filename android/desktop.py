@@ -134,7 +134,8 @@ def bundles() -> None:
         *(PROJECT / "exporters").rglob("*.py"),
         *(PROJECT / "tests" / name for name in ("tiny.py", "backbones.py")),
     ]
-    for name, deployment in {"tiny": tiny.deployment, "arrays": tiny.arrays}.items():
+    made = {"tiny": tiny.deployment, "arrays": tiny.arrays, "federated": tiny.federated}
+    for name, deployment in made.items():
         out = TARGET / "bundles" / f"{name}.pflb"
         if out.is_file() and out.stat().st_mtime > newest(made_by):
             continue

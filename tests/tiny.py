@@ -9,7 +9,7 @@ import torch
 
 from pfl_mobile import LoRA, NgramMemory, VocabularySlots
 from pfl_mobile.modules.personalize import personalize
-from pfl_mobile.plan.optimizers import AdamW
+from pfl_mobile.plan.optimizers import AdamW, Sgd
 from pfl_mobile.plan.phases import AssignSlotsPhase, MemorizePhase, TrainPhase
 from pfl_mobile.plan.schema import Guard, Plan
 from pfl_mobile.programs.deployment import Deployment
@@ -85,4 +85,23 @@ def arrays() -> Deployment:
         task=ClassificationTask(4),
         batch=batch,
         plan=Plan(phases=(TrainPhase(group=("*",), epochs=20, optimizer=AdamW(lr=0.05)),)),
+    )
+
+
+def federated() -> Deployment:
+    """A classifier of arrays whose LoRA factors are shared."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    batch = {"x": torch.randn(4, 6), "labels": torch.tensor([0, 1, 2, 3]), "weight": torch.ones(4)}
+    model = personalize(
+        MLP().eval(), [LoRA("hidden.[02]", rank=2)], roles={"lora": "shared"}, example=(batch["x"],)
+    )
+    return Deployment(
+        name="tiny-federated",
+        model=model,
+        task=ClassificationTask(4),
+        batch=batch,
+        plan=Plan(
+            phases=(TrainPhase(group=("*",), epochs=2, optimizer=Sgd(lr=0.1)),), upload=("role:shared",)
+        ),
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -65,6 +67,34 @@ def test_a_membership_that_cannot_be_read_is_refused_and_the_lock_is_given_back(
     with pytest.raises(DeviceFolderError, match=says):
         DeviceFolder(tmp_path / "d", ID)
     path.write_text(good)
+    DeviceFolder(tmp_path / "d", ID).close()
+
+
+#: Locks a file as Java does, says whether it could, and holds it until its input ends.
+AS_JAVA = """
+import fcntl, sys
+with open(sys.argv[1], "ab") as file:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        sys.exit("held")
+    print("taken", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="locks of open files are of Linux")
+def test_a_process_of_another_language_is_kept_out_and_keeps_out(tmp_path):
+    command = [sys.executable, "-c", AS_JAVA, str(tmp_path / "d" / "lock")]
+    with DeviceFolder(tmp_path / "d", ID):
+        assert subprocess.run(command, capture_output=True, text=True).stderr.strip() == "held"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as other:
+        assert other.stdout.readline() == "taken\n"
+        with pytest.raises(DeviceFolderError, match="in use"):
+            DeviceFolder(tmp_path / "d", ID)
+        other.stdin.close()
+        assert other.wait(20) == 0
     DeviceFolder(tmp_path / "d", ID).close()
 
 

@@ -17,19 +17,11 @@ from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 import pytest
-import torch
 import uvicorn
 from starlette.testclient import TestClient
 
-from pfl_mobile import LoRA
 from pfl_mobile.bundle import Bundle
-from pfl_mobile.modules.personalize import personalize
-from pfl_mobile.plan.optimizers import Sgd
-from pfl_mobile.plan.phases import TrainPhase
-from pfl_mobile.plan.schema import Plan
 from pfl_mobile.privacy import NoNoise
-from pfl_mobile.programs.deployment import Deployment
-from pfl_mobile.programs.tasks import ClassificationTask
 from pfl_server.app import create_app
 from pfl_server.federation.config import FederationConfig, RoundsConfig
 from pfl_server.identity import credentials
@@ -38,7 +30,7 @@ from pfl_server.settings import ServerSettings
 from pfl_server.storage.database import Database
 from pfl_server.storage.models import EnrolmentToken
 from pfl_server.web.connection import BoundedHttp
-from tests.backbones import MLP
+from tests import tiny
 from tests.server.basics import ADMIN_TOKEN, GENEROUS, Clock, free_port
 
 if TYPE_CHECKING:
@@ -93,29 +85,10 @@ def device_of(headers: dict[str, str]) -> str:
     return found[0]
 
 
-def federated() -> Deployment:
-    """A classifier of arrays whose LoRA factors are shared."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    batch = {"x": torch.randn(4, 6), "labels": torch.tensor([0, 1, 2, 3]), "weight": torch.ones(4)}
-    model = personalize(
-        MLP().eval(), [LoRA("hidden.[02]", rank=2)], roles={"lora": "shared"}, example=(batch["x"],)
-    )
-    return Deployment(
-        name="tiny-federated",
-        model=model,
-        task=ClassificationTask(4),
-        batch=batch,
-        plan=Plan(
-            phases=(TrainPhase(group=("*",), epochs=2, optimizer=Sgd(lr=0.1)),), upload=("role:shared",)
-        ),
-    )
-
-
 @pytest.fixture(scope="session")
 def federated_folder(exported: Export) -> Path:
     """A bundle for the torch engine with shared tensors; do not change it."""
-    return exported("federated", federated, ["torch"])
+    return exported("federated", tiny.federated, ["torch"])
 
 
 @pytest.fixture

@@ -298,6 +298,40 @@ public class DeviceFolderException(
     cause: Throwable? = null,
 ) : DeviceException(message, mend, cause, "DeviceFolderError")
 
+/**
+ * The aggregator could not be reached, or the connection broke; trying again may help.
+ *
+ * @property retryAfterS seconds after which what answered in its place asks to try again; null where it does not say
+ */
+public class UnreachableException(
+    message: String,
+    mend: String,
+    cause: Throwable? = null,
+    public val retryAfterS: Double? = null,
+) : DeviceException(message, mend, cause, "UnreachableError")
+
+/**
+ * A problem that the aggregator answered with (RFC 9457); [code] is the problem's own, for instance `round-closed`.
+ *
+ * @property status of the answer
+ * @property retryAfterS seconds after which the aggregator asks to try again; null where it does not say
+ */
+public class ServerProblemException(
+    code: String,
+    public val status: Int,
+    message: String,
+    mend: String,
+    public val retryAfterS: Double? = null,
+) : DeviceException(message, mend, null, code) {
+    /** Whether the same request may work later. */
+    public val passing: Boolean get() = status in PASSING
+
+    internal companion object {
+        /** Statuses of problems after which the same request may work later. */
+        val PASSING = setOf(408, 425, 429, 500, 502, 503, 504)
+    }
+}
+
 /** What answers at the address is not the aggregator: waiting does not mend that, another network may. */
 public open class NotTheAggregatorException(
     message: String,

@@ -40,13 +40,13 @@ internal fun privateFolder(
     }
 }
 
-/** A lock on a folder, which ends with the process: in the file [NAME] in it, which stays. */
+/** A lock on a folder, which ends with the process: on a file in it, which stays. */
 internal class FolderLock private constructor(
-    private val folder: Path,
+    private val file: Path,
     private val channel: FileChannel,
 ) : AutoCloseable {
     override fun close() {
-        channel.use { HELD.remove(folder) }
+        channel.use { HELD.remove(file) }
     }
 
     companion object {
@@ -60,33 +60,34 @@ internal class FolderLock private constructor(
          * The lock; null where another, in this process or not, had it all the time.
          *
          * @param waitMs milliseconds to wait for another who has it
+         * @param name of the file
          * @throws IOException the file cannot be made
          */
         @Throws(IOException::class)
         fun take(
             folder: Path,
             waitMs: Long,
+            name: String = NAME,
         ): FolderLock? {
-            val real = folder.toRealPath()
+            val file = folder.toRealPath().resolve(name)
             val until = System.nanoTime() + waitMs * 1_000_000
             while (true) {
-                attempt(real)?.let { return it }
+                attempt(file)?.let { return it }
                 if (System.nanoTime() - until >= 0) return null
                 Thread.sleep(PAUSE_MS)
             }
         }
 
-        private fun attempt(folder: Path): FolderLock? {
-            if (!HELD.add(folder)) return null
+        private fun attempt(file: Path): FolderLock? {
+            if (!HELD.add(file)) return null
             var channel: FileChannel? = null
             var taken = false
             try {
-                val file = folder.resolve(NAME)
                 channel = FileChannel.open(file, setOf(CREATE, WRITE), *owner(file, "rw-------"))
                 taken = channel.tryLock() != null
-                return if (taken) FolderLock(folder, channel) else null
+                return if (taken) FolderLock(file, channel) else null
             } finally {
-                if (!taken) channel.use { HELD.remove(folder) }
+                if (!taken) channel.use { HELD.remove(file) }
             }
         }
     }

@@ -61,9 +61,11 @@ public class LocalTrainer(
     sets: Map<String, Map<String, Tensor>> = emptyMap(),
     private val most: Most = Most(),
 ) {
-    private val initial = tensors.associate { it.name to shipped(it, initial) }
-    private val sets = mapOf("initial" to this.initial) + sets + ("global" to this.initial + sets["global"].orEmpty())
-    private val programs = Programs(session, this.initial.keys)
+    internal val initial: TensorSet = tensors.associate { it.name to shipped(it, initial) }
+
+    /** The sets that the plan reads, `initial` and `global` among them. */
+    internal val sets: Map<String, TensorSet> = mapOf("initial" to this.initial) + sets + ("global" to this.initial + sets["global"].orEmpty())
+    internal val programs: Programs = Programs(session, this.initial.keys)
 
     /** Measures the time of steps; tests set their own. */
     internal var clock: TimeSource = TimeSource.Monotonic

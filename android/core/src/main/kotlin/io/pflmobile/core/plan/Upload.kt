@@ -1,6 +1,7 @@
 package io.pflmobile.core.plan
 
 import io.pflmobile.core.bundle.DeviceTensor
+import io.pflmobile.core.errors.ConfigException
 import io.pflmobile.core.tensors.FloatTensor
 import io.pflmobile.core.tensors.NameOrder
 import io.pflmobile.core.tensors.Tensor
@@ -17,6 +18,26 @@ internal fun updateShapes(
     val shapes = table.associate { it.name to it.shape }
     val sent = uploaded(plan.upload, table).associateWith { shapes.getValue(it) }
     return sent + plan.uploadCopies.flatMap { copy -> sent.map { (name, shape) -> copyKey(copy, name) to shape } }
+}
+
+/**
+ * Refuses a plan whose update would hold nothing, or nothing but zeros.
+ *
+ * @throws ConfigException nothing is uploaded, or no phase changes what is; or a pattern matches nothing
+ */
+internal fun checkSends(
+    plan: Plan,
+    table: List<DeviceTensor>,
+) {
+    val sets = plan.uploadCopies + "theta"
+    val changed = plan.distinctSteps().filter { it.changes in sets }.flatMapTo(HashSet()) { it.tensors(table) }
+    if (uploaded(plan.upload, table).none { it in changed }) {
+        val what = if (plan.upload.isEmpty()) "sends nothing" else "changes nothing of what it sends"
+        throw ConfigException(
+            "the plan $what, so no update can come of it",
+            mend = "train shared tensors and name them in upload; `pfl serve --strategy NAME` does so",
+        )
+    }
 }
 
 /**

@@ -1,5 +1,7 @@
 package io.pflmobile.core.protocol
 
+import io.pflmobile.core.errors.ServerProblemException
+
 /**
  * On every answer of an aggregator, errors among them: the version of the protocol that the answer is in.
  *
@@ -46,9 +48,6 @@ internal data class Verdict(
     val then: Then,
 )
 
-/** Statuses of problems after which the same request may work later. */
-internal val PASSING = setOf(408, 425, 429, 500, 502, 503, 504)
-
 /**
  * What an answer is, by its status and headers alone.
  *
@@ -64,7 +63,7 @@ internal fun judge(
         protocol != "$PROTOCOL" -> Verdict(Answer.OTHER_PROTOCOL, Then.END)
         !encoding.equals("identity", ignoreCase = true) -> Verdict(Answer.CHANGED_ON_THE_WAY, Then.END)
         status in 200..299 -> Verdict(Answer.ANSWER, Then.USE)
-        status >= 400 -> Verdict(Answer.PROBLEM, if (status in PASSING) Then.RETRY else Then.DECIDE_BY_CODE)
+        status >= 400 -> Verdict(Answer.PROBLEM, if (status in ServerProblemException.PASSING) Then.RETRY else Then.DECIDE_BY_CODE)
         else -> Verdict(Answer.REDIRECT, Then.END)
     }
 }

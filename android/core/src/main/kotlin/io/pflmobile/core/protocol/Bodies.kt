@@ -15,6 +15,7 @@ import kotlinx.serialization.UseSerializers
 import kotlinx.serialization.json.Json
 import kotlinx.serialization.json.JsonElement
 import kotlinx.serialization.json.JsonObject
+import kotlinx.serialization.json.JsonPrimitive
 
 /** Version of the protocol (`server/PROTOCOL.md`), first part of every path. */
 internal const val PROTOCOL: Long = 1
@@ -498,8 +499,8 @@ internal data class ProblemBody(
 
 /** Reads and writes the bodies of the protocol. */
 internal object Bodies {
-    /** Newer servers may say more of a problem. */
-    private val problems = Json(strictJson) { ignoreUnknownKeys = true }
+    /** Newer servers may say more. */
+    private val lenient = Json(strictJson) { ignoreUnknownKeys = true }
 
     /**
      * The body of an answer; unknown fields are refused.
@@ -519,9 +520,23 @@ internal object Bodies {
         form: KSerializer<T>,
         body: JsonElement,
         what: String,
+    ): T = decode(strictJson, form, body, what)
+
+    /** As [decode] of bytes; fields that a later server adds are ignored. */
+    fun <T> answer(
+        form: KSerializer<T>,
+        data: ByteArray,
+        what: String,
+    ): T = decode(lenient, form, parseJson(data), what)
+
+    private fun <T> decode(
+        json: Json,
+        form: KSerializer<T>,
+        body: JsonElement,
+        what: String,
     ): T =
         try {
-            strictJson.decodeFromJsonElement(form, body)
+            json.decodeFromJsonElement(form, body)
         } catch (error: IllegalArgumentException) {
             throw ProtocolException(
                 "the answer to $what is not of protocol version $PROTOCOL: ${error.message.orEmpty().lineSequence().first()}",
@@ -530,12 +545,15 @@ internal object Bodies {
             )
         }
 
-    /** The problem that an answer holds; null where it holds none. */
-    fun problem(data: ByteArray): ProblemBody? =
+    /** The texts in an object of JSON by name; none where it is no such object. */
+    fun fields(data: ByteArray): Map<String, String> =
         try {
-            problems.decodeFromJsonElement(ProblemBody.serializer(), parseJson(data))
+            (parseJson(data) as? JsonObject)
+                .orEmpty()
+                .mapNotNull { (name, value) -> (value as? JsonPrimitive)?.takeIf { it.isString }?.let { name to it.content } }
+                .toMap()
         } catch (_: IllegalArgumentException) {
-            null
+            emptyMap()
         }
 
     /** JSON with every field. */

@@ -1,0 +1,390 @@
+package io.pflmobile.core.device
+
+import io.pflmobile.core.errors.DeviceFolderException
+import io.pflmobile.core.files.AtomicFiles
+import io.pflmobile.core.files.FolderLock
+import io.pflmobile.core.files.Safetensors
+import io.pflmobile.core.files.StrictBoolean
+import io.pflmobile.core.files.StrictDouble
+import io.pflmobile.core.files.StrictLong
+import io.pflmobile.core.files.diskErrors
+import io.pflmobile.core.files.hex
+import io.pflmobile.core.files.parseJson
+import io.pflmobile.core.files.privateFolder
+import io.pflmobile.core.files.readBytes
+import io.pflmobile.core.files.strictJson
+import io.pflmobile.core.protocol.Enrolled
+import io.pflmobile.core.protocol.EvaluationReport
+import io.pflmobile.core.protocol.TaskPrivacy
+import io.pflmobile.core.state.ModelId
+import io.pflmobile.core.state.PersonalStateStore
+import io.pflmobile.core.tensors.Tensor
+import kotlinx.serialization.KSerializer
+import kotlinx.serialization.Serializable
+import java.io.IOException
+import java.nio.file.Files
+import java.nio.file.NoSuchFileException
+import java.nio.file.Path
+import java.security.MessageDigest
+import kotlin.io.path.name
+import kotlin.io.path.nameWithoutExtension
+
+/** Of the files in a device's folder. */
+internal const val SCHEMA_VERSION = 1L
+
+/**
+ * A finished task in the queue.
+ *
+ * @property url where the update goes
+ * @property key idempotency key of the upload
+ * @property deadline when it is of no use any more, by this device's clock
+ * @property sha256 of the update
+ * @property bytes of the update
+ * @property privacy of the task: what protects the update; for the policy of a later start
+ * @property reports names of the numbers that go along
+ * @property evaluation the report that goes after it; null for none
+ * @property adopts version of the personal state that this task wrote and that is to serve; null for none
+ * @property insteadOf the version that served before
+ * @property copies names of the copies whose change is sent; taken back where the update is not accepted
+ * @property uploaded whether the update is accepted, so that only the evaluation is left
+ */
+@Serializable
+internal data class Pending(
+    @Serializable(StrictLong::class) val schemaVersion: Long,
+    val task: String,
+    @Serializable(StrictLong::class) val round: Long,
+    val url: String,
+    val key: String,
+    @Serializable(StrictDouble::class) val deadline: Double,
+    val sha256: String,
+    @Serializable(StrictLong::class) val bytes: Long,
+    val privacy: TaskPrivacy,
+    val reports: List<String>,
+    val evaluation: EvaluationReport? = null,
+    @Serializable(StrictLong::class) val adopts: Long? = null,
+    @Serializable(StrictLong::class) val insteadOf: Long = 0,
+    val copies: List<String>,
+    @Serializable(StrictBoolean::class) val uploaded: Boolean = false,
+) {
+    init {
+        require(schemaVersion == SCHEMA_VERSION) { "schema_version: $schemaVersion is not $SCHEMA_VERSION" }
+        require((adopts ?: 0) in 0..Int.MAX_VALUE && insteadOf in 0..Int.MAX_VALUE) { "no number of a version" }
+    }
+}
+
+/**
+ * A device's place in a federation.
+ *
+ * @property server address of the aggregator
+ * @property device its id there
+ * @property credential what it proves itself with
+ */
+internal data class Membership(
+    val server: String,
+    val device: String,
+    val credential: String,
+)
+
+@Serializable
+private class MembershipFile(
+    @Serializable(StrictLong::class) val schemaVersion: Long,
+    val model: List<String>,
+    val server: String,
+    val device: String,
+    val credential: String,
+) {
+    init {
+        require(model.size == 3) { "model is not name, version and fingerprint" }
+    }
+}
+
+@Serializable
+private class UserFile(
+    val user: String,
+)
+
+/**
+ * What a device keeps: credential, personal state, downloaded values, finished updates that wait to be sent. Python and Kotlin open each
+ * other's folders, one after the other.
+ *
+ *     FOLDER/lock              held while a process uses the folder, of Kotlin or of Python
+ *     FOLDER/device.json       server, model, device id and credential; readable by the owner alone
+ *     FOLDER/user.json         whose device it is, where one program serves several users
+ *     FOLDER/personal/         the personal state, see [PersonalStateStore]
+ *     FOLDER/sets/<sha256>     values as downloaded; `.part` while they arrive
+ *     FOLDER/sent.json         what was sent under the device's own noise
+ *     FOLDER/queue/<task>.update, <task>.json     a finished update and what is to be done with it
+ *
+ * Every file is replaced in one step, and an update is on the disk before its `.json` names it, so a process that is killed at any
+ * moment leaves a folder to go on from.
+ *
+ * @param directory made when missing, for its owner alone
+ * @param model what the device trains; a folder of another model is refused
+ * @param user whose device it is; a folder of another user is refused. Null where every folder has the same user, as on a phone
+ * @throws DeviceFolderException in use by another process, damaged, or of another model or user
+ * @throws io.pflmobile.core.errors.UnwritableException it cannot be written
+ */
+public class DeviceFolder(
+    directory: Path,
+    private val model: ModelId,
+    user: String? = null,
+) : AutoCloseable {
+    /** Where it lies. */
+    public val directory: Path = directory.toAbsolutePath()
+
+    /** The personal state. */
+    public val personal: PersonalStateStore
+
+    internal var membership: Membership? = null
+        private set
+
+    internal val sent: SentNoise
+
+    private val files = AtomicFiles()
+    private val sets = this.directory.resolve("sets")
+    private val queue = this.directory.resolve("queue")
+    private val lock: FolderLock
+
+    init {
+        privateFolder(this.directory) { it in NAMES }
+        for (folder in listOf(sets, queue)) privateFolder(folder) { true }
+        lock = diskErrors(this.directory) { FolderLock.take(this.directory, 0, "lock") } ?: throw DeviceFolderException(
+            "${this.directory} is in use by another process",
+            mend = "one process for each device: wait for the other, or give another folder",
+        )
+        var whole = false
+        try {
+            membership = readMembership()
+            if (user != null) noteUser(user)
+            sent = SentNoise(this.directory.resolve("sent.json"))
+            personal = PersonalStateStore(this.directory.resolve("personal"), model)
+            whole = true
+        } finally {
+            if (!whole) lock.close()
+        }
+    }
+
+    /** Whether the device is enrolled in a federation. */
+    public val enrolled: Boolean get() = membership != null
+
+    /**
+     * How many updates were sent under this device's own noise.
+     */
+    public val sentUnderOwnNoise: Long get() = sent.updates
+
+    /** Epsilon at [delta] of all that was sent under this device's own noise, by its own count. */
+    public fun ownEpsilon(delta: Double): Double = sent.epsilon(delta)
+
+    /** How many finished updates or reports wait to be sent. */
+    public val waiting: Int get() = pending().first.size
+
+    /** Unlocks it. */
+    override fun close(): Unit = lock.close()
+
+    // -- the credential
+
+    /** Keep the credential; returns it. */
+    internal fun join(
+        server: String,
+        enrolled: Enrolled,
+    ): Membership {
+        val found = Membership(server, enrolled.device, enrolled.credential)
+        val model = listOf(model.name, model.version, model.fingerprint)
+        val content = MembershipFile(SCHEMA_VERSION, model, found.server, found.device, found.credential)
+        write("device.json", MembershipFile.serializer(), content)
+        membership = found
+        return found
+    }
+
+    /** Remove the credential. */
+    internal fun forget() {
+        files.delete(directory.resolve("device.json"))
+        membership = null
+    }
+
+    private fun readMembership(): Membership? {
+        val path = directory.resolve("device.json")
+        val found =
+            damaged(path, { "remove the file to enrol as a new device" }) { read(path, MembershipFile.serializer()) } ?: return null
+        if (found.schemaVersion != SCHEMA_VERSION) {
+            throw DeviceFolderException(
+                "$path has schema ${found.schemaVersion}, this version reads $SCHEMA_VERSION",
+                mend = "update the app",
+            )
+        }
+        val (name, version, fingerprint) = found.model
+        if (ModelId(name, version, fingerprint) != model) {
+            val differ = if (name == model.name) " (its tensors differ)" else ""
+            throw DeviceFolderException(
+                "$directory belongs to a device with model $name $version$differ",
+                mend = "use its bundle, or another folder for this one",
+            )
+        }
+        return Membership(found.server, found.device, found.credential)
+    }
+
+    private fun noteUser(user: String) {
+        val path = directory.resolve("user.json")
+        val found =
+            damaged(path, { "remove it if the folder is '$user''s, else give another folder" }) { read(path, UserFile.serializer()) }
+        if (found == null) {
+            write("user.json", UserFile.serializer(), UserFile(user))
+        } else if (found.user != user) {
+            throw DeviceFolderException(
+                "$directory holds the personal state of user '${found.user}', not of '$user'",
+                mend = "give another folder for each user",
+            )
+        }
+    }
+
+    // -- downloaded values
+
+    /** Where the values with this digest lie, or will. */
+    internal fun setPath(sha256: String): Path = sets.resolve(sha256)
+
+    /**
+     * Downloaded values; null when they are not there. A damaged file is removed and counts as not there.
+     *
+     * @throws io.pflmobile.core.errors.NonFiniteException a value is NaN or infinite
+     * @throws io.pflmobile.core.errors.TensorFileException what was sent is no safetensors file
+     */
+    internal fun loadSet(sha256: String): Map<String, Tensor>? {
+        val path = setPath(sha256)
+        val data =
+            try {
+                readBytes(path, Int.MAX_VALUE)
+            } catch (_: NoSuchFileException) {
+                return null
+            } catch (error: IOException) {
+                throw unreadable(path, error)
+            }
+        if (digest(data) != sha256) {
+            files.delete(path)
+            return null
+        }
+        return Safetensors.read(data, "set ${sha256.take(12)}...").tensors.also(Safetensors::checkFinite)
+    }
+
+    /** Remove all downloaded values but these. */
+    internal fun keepSets(digests: Collection<String>) {
+        for (path in list(sets)) {
+            if (path.name.removeSuffix(".part") !in digests) files.delete(path)
+        }
+    }
+
+    // -- the queue
+
+    /**
+     * Keep a finished update until it is sent; after this a crash does not lose it.
+     *
+     * @throws io.pflmobile.core.errors.StorageFullException the disk is full; the queue is as it was
+     */
+    internal fun put(
+        pending: Pending,
+        update: ByteArray,
+    ) {
+        files.write(updatePath(pending.task), update)
+        change(pending)
+    }
+
+    /** Put [pending] in the place of what the queue has of its task. */
+    internal fun change(pending: Pending) = write("queue/${pending.task}.json", Pending.serializer(), pending)
+
+    /** Forget a task; no error when it is not there. */
+    internal fun remove(task: String) {
+        files.delete(queue.resolve("$task.json"))
+        files.delete(updatePath(task))
+    }
+
+    /** Where the update of a task lies. */
+    internal fun updatePath(task: String): Path = queue.resolve("$task.update")
+
+    /** What waits to be sent, the oldest round first, and the tasks whose entries are damaged. */
+    internal fun pending(): Pair<List<Pending>, List<String>> {
+        val found = ArrayList<Pending>()
+        val damaged = ArrayList<String>()
+        val all = list(queue)
+        for (path in all.filter { it.name.endsWith(".json") && !it.name.startsWith(".") }) {
+            val entry =
+                try {
+                    read(path, Pending.serializer()) ?: continue
+                } catch (error: IOException) { // it may be there another time, so nothing is thrown away
+                    throw unreadable(path, error)
+                } catch (_: IllegalArgumentException) {
+                    null
+                }
+            if (entry == null || entry.task != path.nameWithoutExtension || !(entry.uploaded || intact(entry))) {
+                damaged += path.nameWithoutExtension
+            } else {
+                found += entry
+            }
+        }
+        val known = found.mapTo(HashSet(damaged)) { it.task }
+        // Of a process killed before it could write the entry.
+        all.filter { it.name.endsWith(".update") && it.nameWithoutExtension !in known }.forEach(files::delete)
+        return found.sortedWith(compareBy({ it.round }, { it.task })) to damaged.sorted()
+    }
+
+    private fun intact(entry: Pending): Boolean {
+        val path = updatePath(entry.task)
+        val data =
+            try {
+                readBytes(path, Int.MAX_VALUE)
+            } catch (_: NoSuchFileException) {
+                return false
+            } catch (error: IOException) {
+                throw unreadable(path, error)
+            }
+        return data.size.toLong() == entry.bytes && digest(data) == entry.sha256
+    }
+
+    // -- files
+
+    private fun <T> write(
+        name: String,
+        form: KSerializer<T>,
+        content: T,
+    ) = files.write(directory.resolve(name), (strictJson.encodeToString(form, content) + "\n").encodeToByteArray())
+
+    /** What a file of JSON holds; null where there is none. */
+    private fun <T> read(
+        path: Path,
+        form: KSerializer<T>,
+    ): T? =
+        try {
+            strictJson.decodeFromJsonElement(form, parseJson(readBytes(path)))
+        } catch (_: NoSuchFileException) {
+            null
+        }
+
+    private fun list(folder: Path): List<Path> = diskErrors(folder) { Files.newDirectoryStream(folder).use { it.toList() } }
+
+    private companion object {
+        /** What only a device's folder holds. */
+        val NAMES = setOf("lock", "device.json", "user.json", "sent.json", "personal", "queue")
+
+        fun digest(data: ByteArray) = hex(MessageDigest.getInstance("SHA-256").digest(data))
+
+        fun unreadable(
+            path: Path,
+            error: IOException,
+        ) = DeviceFolderException(
+            "$path cannot be read: ${error.message}",
+            mend = "check what is there and its permissions; if it is no file of this device, remove it",
+            error,
+        )
+
+        fun <T> damaged(
+            path: Path,
+            mend: () -> String,
+            read: () -> T,
+        ): T =
+            try {
+                read()
+            } catch (error: IOException) {
+                throw DeviceFolderException("$path is damaged: ${error.message}", mend(), error)
+            } catch (error: IllegalArgumentException) {
+                throw DeviceFolderException("$path is damaged: ${error.message}", mend(), error)
+            }
+    }
+}
