@@ -19,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 ANDROID = Path(__file__).resolve().parent
@@ -134,7 +135,12 @@ def bundles() -> None:
         *(PROJECT / "exporters").rglob("*.py"),
         *(PROJECT / "tests" / name for name in ("tiny.py", "backbones.py")),
     ]
-    made = {"tiny": tiny.deployment, "arrays": tiny.arrays, "federated": tiny.federated}
+    made = {
+        "tiny": tiny.deployment,
+        "tiny-2": lambda: replace(tiny.deployment(), version="2"),
+        "arrays": tiny.arrays,
+        "federated": tiny.federated,
+    }
     for name, deployment in made.items():
         out = TARGET / "bundles" / f"{name}.pflb"
         if out.is_file() and out.stat().st_mtime > newest(made_by):
