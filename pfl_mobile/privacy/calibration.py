@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pfl_mobile.errors import ConfigError
@@ -59,9 +60,10 @@ def required_noise(config: PrivacyConfig, epsilon: float, rounds: int | None = N
     doubled = 2.0 if config.relation == "replace_one" else 1.0
     found = plain * doubled * (1 + 1e-9)
     if isinstance(config.participation, Poisson):
-        found = min(found, _poisson(config, epsilon, count))
+        found = min(found, _poisson(config.sampling_rate, config.delta, epsilon, count))
     elif isinstance(config.participation, Fixed):
-        found = min(found, 2 * _fixed(config, epsilon, count))
+        # the formula's noise stands where sampling without replacement is not accounted to need less
+        found = min(found, 2 * _fixed(config.population, config.cohort, config.delta, epsilon, count, found / 2))
     return _enough(config, found, epsilon, count)
 
 
@@ -74,15 +76,17 @@ def with_noise(config: Kind, noise_multiplier: float) -> Kind:
     return config.replaced(**{config.noise_field: noise_multiplier})
 
 
-def _poisson(config: PrivacyConfig, epsilon: float, rounds: int) -> float:
+# searched once a process: plans, their alternatives and studies ask for the same budget again
+@lru_cache(maxsize=256)
+def _poisson(sampling_rate: float, delta: float, epsilon: float, rounds: int) -> float:
     """By RDP first, which is fast and gives too much noise, then by PLD below that."""
     dp = events.dp_accounting()
 
     def event(z: float) -> Any:
-        sampled = dp.PoissonSampledDpEvent(config.sampling_rate, dp.GaussianDpEvent(z))
+        sampled = dp.PoissonSampledDpEvent(sampling_rate, dp.GaussianDpEvent(z))
         return dp.SelfComposedDpEvent(sampled, rounds)
 
-    upper = _calibrated(lambda: rdp_accountant("add_or_remove_one"), event, epsilon, config.delta)
+    upper = _calibrated(lambda: rdp_accountant("add_or_remove_one"), event, epsilon, delta)
     if upper <= _LEAST:
         return upper
 
@@ -91,7 +95,7 @@ def _poisson(config: PrivacyConfig, epsilon: float, rounds: int) -> float:
         return dp.pld.PLDAccountant(value_discretization_interval=1e-3)
 
     def enough(z: float) -> bool:
-        return bool(accountant().compose(event(z)).get_epsilon(config.delta) <= epsilon)
+        return bool(accountant().compose(event(z)).get_epsilon(delta) <= epsilon)
 
     if not enough(upper):  # below the probabilities that it tells from 0
         return upper
@@ -99,17 +103,23 @@ def _poisson(config: PrivacyConfig, epsilon: float, rounds: int) -> float:
     while enough(lower):
         lower *= 0.8
     bracket = dp.ExplicitBracketInterval(lower, upper)
-    return _calibrated(accountant, event, epsilon, config.delta, bracket)
+    return _calibrated(accountant, event, epsilon, delta, bracket)
 
 
-def _fixed(config: PrivacyConfig, epsilon: float, rounds: int) -> float:
+@lru_cache(maxsize=256)
+def _fixed(
+    population: int, cohort: int, delta: float, epsilon: float, rounds: int, enough: float
+) -> float:
+    """By RDP; infinite without a search where even ``enough`` is too little for it, as then more is not wanted."""
     dp = events.dp_accounting()
 
     def event(z: float) -> Any:
-        sampled = dp.SampledWithoutReplacementDpEvent(config.population, config.cohort, dp.GaussianDpEvent(z))
+        sampled = dp.SampledWithoutReplacementDpEvent(population, cohort, dp.GaussianDpEvent(z))
         return dp.SelfComposedDpEvent(sampled, rounds)
 
-    return _calibrated(lambda: rdp_accountant("replace_one"), event, epsilon, config.delta)
+    if not rdp_accountant("replace_one").compose(event(enough)).get_epsilon(delta) <= epsilon:
+        return math.inf
+    return _calibrated(lambda: rdp_accountant("replace_one"), event, epsilon, delta)
 
 
 def _calibrated(
