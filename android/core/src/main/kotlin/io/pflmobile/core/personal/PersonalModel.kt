@@ -54,6 +54,7 @@ import io.pflmobile.core.text.TextEncoder
 import io.pflmobile.core.text.suggest
 import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.NonCancellable
 import kotlinx.coroutines.currentCoroutineContext
 import kotlinx.coroutines.isActive
 import kotlinx.coroutines.sync.Mutex
@@ -77,11 +78,13 @@ import kotlin.io.path.exists
  *
  * Calls may come from any thread, and none blocks it. A suggestion waits for one step of training at most. Forgetting, reverting and
  * erasing stop a training under way, within one step.
+ *
+ * @property options as it was opened
  */
 public class PersonalModel private constructor(
     private val home: Path,
     private val bundle: Bundle,
-    private val options: ModelOptions,
+    public val options: ModelOptions,
     private val examples: ExampleStore,
     private val lock: AutoCloseable,
     private val clock: () -> Double,
@@ -480,10 +483,12 @@ public class PersonalModel private constructor(
     public suspend fun close() {
         if (!leave(this)) return
         closed = true
-        changing.withLock {
-            withContext(Dispatchers.IO) {
-                // one after the other, whatever fails
-                lock.use { bundle.use { examples.use { engine.close() } } }
+        withContext(NonCancellable) {
+            changing.withLock {
+                withContext(Dispatchers.IO) {
+                    // one after the other, whatever fails
+                    lock.use { bundle.use { examples.use { engine.close() } } }
+                }
             }
         }
     }
@@ -631,6 +636,10 @@ public class PersonalModel private constructor(
                     model
                 }
             }
+
+        /** Whether this process has the model of a folder open. */
+        public suspend fun isOpen(folder: Path): Boolean =
+            opening.withLock { folder.exists() && diskErrors(folder) { folder.toRealPath() } in opened }
 
         private fun openFirst(
             source: Path,
