@@ -6,6 +6,7 @@
 # make arm64  the programs of the tests on a phone's instruction set, emulated
 # make lint   style and types
 # make android         builds and tests the Kotlin side (needs Maven and a JDK of version 17 or later)
+# make apk            builds the sample keyboard as a debug APK and prints its sizes
 # make android-format  mends the style of Kotlin files
 # make android-api     writes down anew what an app sees of the Kotlin side
 # make android-bench   what Kotlin and Python add to the engine in a step of training, and the time of a suggestion
@@ -19,7 +20,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 # small operators are slower on many threads than on one
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test quick fuzz times arm64 lint format android android-where-possible android-format android-api android-bench bench clean
+.PHONY: setup demo test quick fuzz times arm64 lint format android apk android-where-possible android-format android-api \
+	android-bench bench clean
 
 setup: $(VENV)/.ready
 
@@ -64,7 +66,12 @@ MVN := cd android && mvn -q -B
 
 android: setup
 	$(BIN)/python android/desktop.py
+	$(BIN)/python android/apk.py resources
 	$(MVN) verify
+
+apk: setup
+	$(BIN)/python android/desktop.py
+	$(BIN)/python android/apk.py
 
 android-where-possible:
 	@if command -v mvn >/dev/null && \
@@ -81,6 +88,7 @@ android-format:
 
 android-api: setup
 	$(BIN)/python android/desktop.py
+	$(BIN)/python android/apk.py resources
 	rm -rf android/*/target/classes # of sources that are gone
 	$(MVN) test -Dapi.write=true -Dtest=ApiTest -Dsurefire.failIfNoSpecifiedTests=false
 

@@ -38,30 +38,33 @@ CLASSES_SHA256 = "d6b63816ac0831759ee79835ee1546191551bc0b58ac8f85396b8a6d121320
 EXECUTORCH = "1.3"
 
 
-def classes() -> Path:
-    """The classes, downloaded once for all checkouts.
+def pinned(member: str, digest: str, name: str) -> Path:
+    """A file of the npm package, downloaded once for all checkouts and kept by a name.
 
     Raises:
         MissingDependencyError: there is no npm, or it cannot download the package.
-        TamperedBundleError: the package has other classes than the pinned ones.
+        TamperedBundleError: the package has another file than the pinned one.
     """
-    kept = cache_dir() / "android" / f"executorch-classes-{EXECUTORCH}.jar"
+    kept = cache_dir() / "android" / name
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-            npm(["pack", "--silent", f"{PACKAGE}@{VERSION}"], scratch)
-            (archive,) = Path(scratch).glob("*.tgz")
+            archive = kept.parent / f"{PACKAGE}-{VERSION}.tgz"
+            if not archive.is_file():
+                npm(["pack", "--silent", f"{PACKAGE}@{VERSION}"], scratch)
+                (downloaded,) = Path(scratch).glob("*.tgz")
+                downloaded.rename(archive)
             with tarfile.open(archive) as packed:
-                member = packed.extractfile(CLASSES)
-                assert member is not None
-                made = Path(scratch) / "classes.jar"
-                made.write_bytes(member.read())
+                content = packed.extractfile(member)
+                assert content is not None
+                made = Path(scratch) / name
+                made.write_bytes(content.read())
             made.rename(kept)
-    if hashlib.sha256(kept.read_bytes()).hexdigest() != CLASSES_SHA256:
+    if hashlib.sha256(kept.read_bytes()).hexdigest() != digest:
         kept.unlink()
         raise TamperedBundleError(
-            f"the classes in {PACKAGE} {VERSION} are not the pinned ones",
-            mend="do not use them; look at what was published and pin its digest in android/desktop.py",
+            f"{member} in {PACKAGE} {VERSION} is not the pinned one",
+            mend="do not use it; look at what was published and pin its digest in android/desktop.py or android/apk.py",
         )
     return kept
 
@@ -193,7 +196,7 @@ def newest(files: Iterable[Path]) -> float:
 def main() -> None:
     """Make what is missing."""
     TARGET.mkdir(exist_ok=True)
-    repository(classes())
+    repository(pinned(CLASSES, CLASSES_SHA256, f"executorch-classes-{EXECUTORCH}.jar"))
     bridge()
     bundles()
     states()

@@ -1,0 +1,50 @@
+plugins {
+    `java-library`
+    alias(libs.plugins.kotlin.jvm)
+    alias(libs.plugins.kotlin.serialization)
+    `maven-publish`
+}
+
+kotlin {
+    explicitApi()
+    compilerOptions {
+        jvmTarget.set(org.jetbrains.kotlin.gradle.dsl.JvmTarget.JVM_17)
+        allWarningsAsErrors.set(true)
+        progressiveMode.set(true)
+    }
+}
+
+java {
+    sourceCompatibility = JavaVersion.VERSION_17
+    targetCompatibility = JavaVersion.VERSION_17
+    withSourcesJar()
+}
+
+// one table for every language
+val unicode =
+    tasks.register<Copy>("unicode") {
+        from("../../pfl_mobile/text/unicode.json")
+        into(layout.buildDirectory.dir("unicode/io/pflmobile/core/text"))
+    }
+
+sourceSets.main {
+    resources.srcDir(files(layout.buildDirectory.dir("unicode")).builtBy(unicode))
+}
+
+dependencies {
+    api(libs.kotlin.stdlib)
+    api(libs.kotlinx.coroutines.core)
+    implementation(libs.kotlinx.serialization.json)
+    implementation(libs.okhttp)
+    implementation(libs.tink)
+    compileOnly(libs.onnxruntime)
+    compileOnly(libs.tokenizers)
+    // classes only: the app's build has them with their natives
+    compileOnly(libs.executorch.classes)
+}
+
+publishing {
+    publications.create<MavenPublication>("release") {
+        from(components["java"])
+    }
+}

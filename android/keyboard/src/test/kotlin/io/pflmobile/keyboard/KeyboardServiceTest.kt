@@ -1,0 +1,208 @@
+package io.pflmobile.keyboard
+
+import android.text.InputType
+import android.view.MotionEvent
+import android.view.View
+import android.view.ViewGroup
+import android.view.accessibility.AccessibilityNodeProvider
+import android.view.inputmethod.BaseInputConnection
+import android.view.inputmethod.EditorInfo
+import android.view.inputmethod.InputConnection
+import io.pflmobile.keyboard.keys.KeyAction
+import io.pflmobile.keyboard.model.Preferences
+import io.pflmobile.keyboard.view.KeyboardView
+import io.pflmobile.keyboard.view.SuggestionStrip
+import org.junit.Before
+import org.junit.Test
+import org.junit.runner.RunWith
+import org.robolectric.Robolectric
+import org.robolectric.RobolectricTestRunner
+import org.robolectric.RuntimeEnvironment
+import org.robolectric.annotation.Config
+import org.robolectric.annotation.GraphicsMode
+import org.robolectric.util.ReflectionHelpers
+import kotlin.test.assertEquals
+import kotlin.test.assertNotNull
+import kotlin.test.assertTrue
+
+@RunWith(RobolectricTestRunner::class)
+@Config(sdk = [34], qualifiers = "w411dp-h891dp-xhdpi")
+@GraphicsMode(GraphicsMode.Mode.NATIVE)
+class KeyboardServiceTest {
+    private val model = FakeAssistant(listOf("gym", ",", "game", "garden", "the", "👍"))
+    private val service by lazy { Robolectric.buildService(KeyboardService::class.java).create().get() }
+    private val root by lazy { service.onCreateInputView() as ViewGroup }
+    private val strip get() = root.getChildAt(0) as SuggestionStrip
+    private val keys get() = root.getChildAt(1) as KeyboardView
+    private lateinit var connection: BaseInputConnection
+
+    @Before
+    fun open() {
+        model.use()
+        Preferences(RuntimeEnvironment.getApplication()).incognito = false
+    }
+
+    private val text: String get() = connection.editable.toString()
+
+    /** Enters a field, as the system does. */
+    private fun enter(
+        type: Int = InputType.TYPE_CLASS_TEXT or InputType.TYPE_TEXT_FLAG_CAP_SENTENCES,
+        options: Int = 0,
+    ) {
+        root
+        connection = BaseInputConnection(View(service), true)
+        val info =
+            EditorInfo().apply {
+                inputType = type
+                imeOptions = options
+            }
+        ReflectionHelpers.setField(service, "mStartedInputConnection", connection as InputConnection)
+        ReflectionHelpers.setField(service, "mInputEditorInfo", info)
+        service.onStartInput(info, false)
+        service.onStartInputView(info, false)
+        lay()
+        settle()
+    }
+
+    private fun lay() {
+        val width = View.MeasureSpec.makeMeasureSpec(WIDTH, View.MeasureSpec.EXACTLY)
+        root.measure(width, View.MeasureSpec.makeMeasureSpec(0, View.MeasureSpec.UNSPECIFIED))
+        root.layout(0, 0, root.measuredWidth, root.measuredHeight)
+    }
+
+    /** Presses keys as a screen reader does: by what they are called. */
+    private fun press(vararg names: String) {
+        val provider = keys.accessibilityNodeProvider
+        for (name in names) {
+            val id = assertNotNull(spoken(provider).find { it.second == name }, "there is no key $name").first
+            assertTrue(provider.performAction(id, android.view.accessibility.AccessibilityNodeInfo.ACTION_CLICK, null))
+            val cursor = connection.editable?.length ?: 0
+            service.onUpdateSelection(0, 0, cursor, cursor, -1, -1)
+            settle()
+        }
+    }
+
+    private fun spoken(provider: AccessibilityNodeProvider): List<Pair<Int, String>> =
+        generateSequence(0) { it + 1 }
+            .map { it to provider.createAccessibilityNodeInfo(it)?.contentDescription?.toString() }
+            .takeWhile { it.second != null }
+            .map { it.first to it.second.orEmpty() }
+            .toList()
+
+    @Test
+    fun `a sentence is typed, completed and learned`() {
+        enter()
+        press("capital S", "e", "e", "space", "g", "a")
+        assertEquals("See ga", text)
+        assertEquals(listOf("game", "garden"), strip.words)
+        assertEquals("See ", model.asked.last())
+        (strip.getChildAt(1) as View).performClick()
+        settle()
+        assertEquals("See game ", text)
+        assertEquals(listOf("gym", "game", "garden"), strip.words)
+        press("period", "capital A")
+        assertEquals("See game. A", text)
+        assertEquals(listOf("remember See game."), model.told)
+    }
+
+    @Test
+    fun `nothing is learned where it must not be`() {
+        for ((type, options) in listOf(
+            (InputType.TYPE_CLASS_TEXT or InputType.TYPE_TEXT_VARIATION_PASSWORD) to 0,
+            (InputType.TYPE_CLASS_TEXT or InputType.TYPE_TEXT_VARIATION_VISIBLE_PASSWORD) to 0,
+            (InputType.TYPE_CLASS_TEXT or InputType.TYPE_TEXT_VARIATION_WEB_PASSWORD) to 0,
+            InputType.TYPE_CLASS_TEXT to EditorInfo.IME_FLAG_NO_PERSONALIZED_LEARNING,
+        )) {
+            enter(type, options)
+            press("m", "y", "space", "k", "e", "y", "period", "space")
+            service.onFinishInput()
+            settle()
+        }
+        assertEquals(emptyList(), model.told)
+    }
+
+    @Test
+    fun `incognito is asked of the user's choice`() {
+        Preferences(service).incognito = true
+        enter()
+        press("capital M", "y", "space", "k", "e", "y")
+        service.onFinishInput()
+        settle()
+        assertEquals(emptyList(), model.told)
+    }
+
+    @Test
+    fun `the field that is left is learned`() {
+        enter(InputType.TYPE_CLASS_TEXT)
+        press("o", "n", "space", "m", "y", "space", "w", "a", "y")
+        service.onFinishInput()
+        settle()
+        assertEquals(listOf("remember on my way"), model.told)
+    }
+
+    @Test
+    fun `a finger presses, slides and overlaps with the next`() {
+        enter(InputType.TYPE_CLASS_TEXT)
+        val pressed = ArrayList<KeyAction>()
+        keys.onKey = { pressed += it }
+        val letter = keys.width / 10f
+        val row = keys.height / 4f
+
+        fun touch(
+            action: Int,
+            x: Float,
+            y: Float,
+        ) = MotionEvent.obtain(0, 0, action, x, y, 0).let {
+            keys.dispatchTouchEvent(it)
+            it.recycle()
+        }
+        touch(MotionEvent.ACTION_DOWN, letter * 0.5f, row * 0.5f)
+        touch(MotionEvent.ACTION_UP, letter * 0.5f, row * 0.5f)
+        touch(MotionEvent.ACTION_DOWN, letter * 0.5f, row * 0.5f)
+        touch(MotionEvent.ACTION_MOVE, letter * 1.5f, row * 0.5f)
+        touch(MotionEvent.ACTION_UP, letter * 1.5f, row * 0.5f)
+        touch(MotionEvent.ACTION_DOWN, letter * 9.5f, row * 2.5f)
+        touch(MotionEvent.ACTION_UP, letter * 9.5f, row * 2.5f)
+        assertEquals(listOf(KeyAction.Type("q"), KeyAction.Type("w"), KeyAction.Backspace), pressed.toList())
+    }
+
+    @Test
+    fun `every key has a name for a screen reader`() {
+        enter(options = EditorInfo.IME_ACTION_SEND)
+        val names = spoken(keys.accessibilityNodeProvider).map { it.second }
+        assertEquals(33, names.size)
+        assertEquals(names.size, names.toSet().size)
+        assertTrue(names.containsAll(listOf("shift, on for one letter", "backspace", "symbols", "space", "send", "capital Q", "comma")), "$names")
+        press("symbols")
+        assertTrue(spoken(keys.accessibilityNodeProvider).any { it.second == "letters" })
+    }
+
+    private fun pictures() {
+        enter(options = EditorInfo.IME_ACTION_SEND)
+        press("capital S", "e", "e", "space", "g")
+        picture(root, "keyboard-letters")
+        press("symbols")
+        picture(root, "keyboard-symbols")
+        enter(InputType.TYPE_CLASS_TEXT or InputType.TYPE_TEXT_VARIATION_PASSWORD, EditorInfo.IME_ACTION_DONE)
+        press("shift", "shift, on for one letter")
+        picture(root, "keyboard-password")
+    }
+
+    @Test
+    fun `pictures by day`() = pictures()
+
+    @Test
+    @Config(qualifiers = "+night")
+    fun `pictures by night`() = pictures()
+
+    @Test
+    @Config(qualifiers = "w891dp-h411dp-land")
+    fun `on its side it leaves half of the height to the text`() {
+        enter()
+        assertTrue(root.height <= service.resources.displayMetrics.heightPixels * 0.62, "${root.height}")
+    }
+
+    private companion object {
+        const val WIDTH = 822
+    }
+}

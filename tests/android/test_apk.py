@@ -1,0 +1,90 @@
+"""What packs the sample keyboard, as far as it goes without its tools."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
+
+import pytest
+
+ANDROID = Path(__file__).parents[2] / "android"
+RES = ANDROID / "keyboard/src/main/res"
+
+
+@pytest.fixture(scope="module")
+def apk() -> ModuleType:
+    # a script beside a script, in no package
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ANDROID))
+        specification = importlib.util.spec_from_file_location("tests_android_apk", ANDROID / "apk.py")
+        assert specification is not None
+        assert specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        sys.modules.pop("desktop", None)
+    return module
+
+
+def test_names_of_resources_become_kotlin(apk: ModuleType) -> None:
+    made = apk.symbols(
+        "int string app 0x7f040000\nint string yes 0x7f040001\nint xml method 0x7f050000\nint[] styleable A { }\n"
+    )
+    assert (
+        "object string {\n        const val app: Int = 0x7f040000\n        const val yes: Int = 0x7f040001\n    }"
+        in made
+    )
+    assert "object xml" in made
+    assert "styleable" not in made
+
+
+@pytest.mark.parametrize(
+    ("name", "is_data"),
+    {
+        "io/pflmobile/core/text/unicode.json": True,
+        "META-INF/services/kotlinx.coroutines.internal.MainDispatcherFactory": True,
+        "META-INF/MANIFEST.MF": False,
+        "META-INF/versions/9/module-info.class": False,
+        "a/B.class": False,
+        "a/": False,
+    }.items(),
+)
+def test_code_and_notices_are_no_data(apk: ModuleType, name: str, is_data: bool) -> None:
+    assert apk.is_data(name) is is_data
+
+
+def test_data_is_found_in_folders_and_jars(apk: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "classes"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a/table.json").write_text("{}")
+    (folder / "a/B.class").write_bytes(b"")
+    jar = tmp_path / "a.jar"
+    with zipfile.ZipFile(jar, "w") as archive:
+        archive.writestr("a/table.json", "{}")
+        archive.writestr("a/B.class", "")
+    for place in (folder, jar):
+        assert list(apk.data_files(place)) == [("a/table.json", b"{}")]
+
+
+def test_versions_are_maven_s(apk: ModuleType) -> None:
+    assert apk.properties()["robolectric.version"] == "4.17"
+
+
+def test_day_and_night_have_the_same_colors() -> None:
+    day, night = (
+        {node.get("name") for node in ElementTree.parse(RES / folder / "colors.xml").getroot()}
+        for folder in ("values", "values-night")
+    )
+    assert day == night
+
+
+def test_every_text_and_color_that_code_names_is_there_and_used() -> None:
+    code = "".join(path.read_text() for path in (ANDROID / "keyboard/src/main").rglob("*.kt"))
+    xml = "".join(path.read_text() for path in (ANDROID / "keyboard/src/main").rglob("*.xml"))
+    for kind, file in {"string": "strings.xml", "color": "colors.xml"}.items():
+        for node in ElementTree.parse(RES / "values" / file).getroot():
+            name = node.get("name")
+            assert f"R.{kind}.{name}" in code or f"@{kind}/{name}" in xml, f"{name} is not used"

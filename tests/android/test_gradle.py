@@ -1,0 +1,153 @@
+"""The Gradle project is not run where only Maven is had: here its files are compared with Maven's and with what they name."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+ANDROID = Path(__file__).parents[2] / "android"
+SPACE = "{http://maven.apache.org/POM/4.0.0}"
+CATALOG = tomllib.loads((ANDROID / "gradle/libs.versions.toml").read_text())
+SETTINGS = (ANDROID / "settings.gradle.kts").read_text()
+MODULES = re.findall(r'":(\w+)"', SETTINGS)
+#: What a pom calls a scope, by the configuration of Gradle.
+SCOPES = {"api": "compile", "implementation": "compile", "compileOnly": "provided", "runtimeOnly": "runtime"}
+#: What only one of the two needs: an app brings its engine and an Android build its platform.
+MAVEN_ONLY = {("provided", "org.robolectric:android-all")}
+GRADLE_ONLY = {
+    ("runtime", "org.pytorch:executorch-android"),
+}
+
+
+def _pom(module: str = "") -> ElementTree.Element:
+    return ElementTree.parse(ANDROID / module / "pom.xml").getroot()
+
+
+def _text(node: ElementTree.Element, name: str) -> str | None:
+    return node.findtext(f"{SPACE}{name}")
+
+
+def _properties() -> dict[str, str]:
+    return {node.tag.removeprefix(SPACE): node.text or "" for node in _pom().iterfind(f"{SPACE}properties/*")}
+
+
+def _build(module: str) -> str:
+    return (ANDROID / module / "build.gradle.kts").read_text()
+
+
+def _libraries(module: str) -> set[tuple[str, str]]:
+    """Scope and name of each dependency that Gradle has of other modules and of libraries."""
+    found = set()
+    for scope, alias, project in re.findall(
+        r"^ +(api|implementation|compileOnly|runtimeOnly)\((?:libs\.([\w.]+)|project\(\":(\w+)\"\))\)",
+        _build(module),
+        re.M,
+    ):
+        name = (
+            f"io.pflmobile:{project}" if project else CATALOG["libraries"][alias.replace(".", "-")]["module"]
+        )
+        found.add((SCOPES[scope], name))
+    return found
+
+
+def _dependencies(module: str) -> set[tuple[str, str]]:
+    """The same of Maven, without those of tests. Gradle takes the variant for a JVM by itself."""
+    return {
+        (
+            _text(node, "scope") or "compile",
+            f"{_text(node, 'groupId')}:{(_text(node, 'artifactId') or '').removesuffix('-jvm')}",
+        )
+        for node in _pom(module).iterfind(f"{SPACE}dependencies/{SPACE}dependency")
+        if _text(node, "scope") != "test"
+    }
+
+
+def test_both_have_the_same_modules() -> None:
+    assert [node.text for node in _pom().iterfind(f"{SPACE}modules/{SPACE}module")] == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_both_have_the_same_dependencies(module: str) -> None:
+    assert _libraries(module) - GRADLE_ONLY == _dependencies(module) - MAVEN_ONLY
+
+
+def test_both_have_the_same_versions() -> None:
+    maven = _properties()
+    versions: dict[str, str] = CATALOG["versions"]
+    names = {name: "executorch" if name == "executorch-classes" else name for name in versions}
+    shared = {name: version for name, version in versions.items() if name not in ("agp", "executorch")}
+    assert shared == {name: maven[f"{names[name]}.version"] for name in shared}
+
+
+def test_the_app_brings_the_runtime_that_the_exporter_is_of() -> None:
+    project = tomllib.loads((ANDROID.parent / "pyproject.toml").read_text())["project"]
+    (low, high) = re.findall(
+        r"executorch>=([\d.]+),<([\d.]+)", str(project["optional-dependencies"]["android"])
+    )[0]
+    found = CATALOG["versions"]["executorch"]
+
+    def numbers(version: str) -> list[int]:
+        return [int(part) for part in version.split(".")]
+
+    assert numbers(low) <= numbers(found) < numbers(high)
+
+
+def test_every_entry_of_the_catalog_is_used_and_has_a_version() -> None:
+    built = "".join(_build(module) for module in ["", *MODULES])
+    for kind, prefix in {"libraries": "libs.", "plugins": "libs.plugins."}.items():
+        entries: dict[str, dict[str, Any]] = CATALOG[kind]
+        for alias, entry in entries.items():
+            assert entry["version"]["ref"] in CATALOG["versions"], alias
+            assert f"({prefix}{alias.replace('-', '.')})" in built, f"{alias} is used by no build file"
+    for alias in re.findall(r"libs\.plugins\.([\w.]+)", built):
+        assert alias.replace(".", "-") in CATALOG["plugins"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_both_build_the_same_folders(module: str) -> None:
+    build = _build(module)
+    # none is named, so it is src/main/kotlin: Maven's parent names it
+    assert "kotlin.srcDir" not in build
+    assert "setSrcDirs" not in build
+    assert _pom().findtext(f"{SPACE}build/{SPACE}sourceDirectory") == "src/main/kotlin"
+    assert any((ANDROID / module / "src/main/kotlin").rglob("*.kt"))
+    assert not (ANDROID / module / "src/main/java").exists()
+
+
+def test_both_pack_the_table_of_code_points() -> None:
+    assert "../../pfl_mobile/text/unicode.json" in _build("core")
+    assert "unicode/io/pflmobile/core/text" in _build("core")
+    (target,) = _pom("core").iter(f"{SPACE}targetPath")
+    assert target.text == "io/pflmobile/core/text"
+
+
+@pytest.mark.parametrize(
+    "file", ["settings.gradle.kts", "build.gradle.kts", *(f"{m}/build.gradle.kts" for m in MODULES)]
+)
+def test_brackets_and_quotes_close(file: str) -> None:
+    text = re.sub(r"//[^\n]*", "", (ANDROID / file).read_text())
+    bare = re.sub(r'"[^"\n]*"', "", text)
+    assert '"' not in bare
+    open_brackets: list[str] = []
+    for bracket in re.findall(r"[(){}\[\]]", bare):
+        if bracket in "({[":
+            open_brackets.append(bracket)
+        else:
+            assert open_brackets.pop() + bracket in ("()", "{}", "[]"), file
+    assert not open_brackets
+
+
+def test_the_app_is_for_the_same_phones_as_the_debug_build() -> None:
+    source = (ANDROID / "apk.py").read_text()
+    low, target = re.findall(r"MIN_SDK, TARGET_SDK = (\d+), (\d+)", source)[0]
+    build = _build("keyboard")
+    assert f"minSdk = {low}\n" in build
+    assert f"targetSdk = {target}\n" in build
+    for processor in re.findall(r'"([\w-]+)": "[0-9a-f]{64}"', source):
+        assert f'"{processor}"' in build
+    assert re.search(r'namespace = "io.pflmobile.keyboard"', build)
