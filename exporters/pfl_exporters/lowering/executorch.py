@@ -29,7 +29,14 @@ from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.trace import TracedProgram
 
 from .files import Lowered, Report
-from .graphs import code_when_called, decomposed_once, export_graph, own_views, shared_copy, unfuse_dynamic_linear
+from .graphs import (
+    code_when_called,
+    decomposed_once,
+    export_graph,
+    own_views,
+    shared_copy,
+    unfuse_dynamic_linear,
+)
 
 _aten = torch.ops.aten
 
