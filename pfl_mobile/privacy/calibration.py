@@ -63,7 +63,9 @@ def required_noise(config: PrivacyConfig, epsilon: float, rounds: int | None = N
         found = min(found, _poisson(config.sampling_rate, config.delta, epsilon, count))
     elif isinstance(config.participation, Fixed):
         # the formula's noise stands where sampling without replacement is not accounted to need less
-        found = min(found, 2 * _fixed(config.population, config.cohort, config.delta, epsilon, count, found / 2))
+        found = min(
+            found, 2 * _fixed(config.population, config.cohort, config.delta, epsilon, count, found / 2)
+        )
     return _enough(config, found, epsilon, count)
 
 
@@ -107,9 +109,7 @@ def _poisson(sampling_rate: float, delta: float, epsilon: float, rounds: int) ->
 
 
 @lru_cache(maxsize=256)
-def _fixed(
-    population: int, cohort: int, delta: float, epsilon: float, rounds: int, enough: float
-) -> float:
+def _fixed(population: int, cohort: int, delta: float, epsilon: float, rounds: int, enough: float) -> float:
     """By RDP; infinite without a search where even ``enough`` is too little for it, as then more is not wanted."""
     dp = events.dp_accounting()
 

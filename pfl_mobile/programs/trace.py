@@ -67,6 +67,20 @@ def plain_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+@contextlib.contextmanager
+def one_fake_mode() -> Iterator[None]:
+    """Describe all values of a trace in one mode of fake tensors.
+
+    Else PyTorch makes a mode for each value, and each mode notes the whole stack of calls that it was made in, which
+    takes as long as the rest of a trace.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with tracing(TracingContext(FakeTensorMode())):
+        yield
+
+
 def _sums(task: Task, output: Tensor, batch: Batch, metrics: bool) -> tuple[dict[str, Tensor], Tensor]:
     weight = batch["weight"]
 
@@ -220,7 +234,7 @@ def _trace(
 
     examples = [t.detach().clone() for t in (*batch.values(), *values.values())]
     try:
-        with plain_kernels():
+        with plain_kernels(), one_fake_mode():
             graph = make_fx(flat, decomposition_table=decompositions(), tracing_mode="real")(*examples)
             _check_random(name, graph)
             if any(_mutates(node) for node in graph.graph.nodes):

@@ -301,10 +301,12 @@ class _Runner:
         counts = -(-np.array(self.lanes.feed.counts) // self.steps.size)
         outputs = self.steps.graph("evaluate").outputs
         totals = {name: np.zeros(len(counts)) for name in outputs}
+        calls: dict[int, Call] = {}
         for s, helping in enumerate(self.lanes.feed.in_order()):
             size = self._fit(int(np.count_nonzero(counts > s)))
-            call = Call(self.steps, self.lanes, size, flat, None, sgd=False, common=common)
-            for name, value in zip(outputs, call(helping.batches[0], None), strict=True):
+            if size not in calls:
+                calls[size] = Call(self.steps, self.lanes, size, flat, None, sgd=False, common=common)
+            for name, value in zip(outputs, calls[size](helping.batches[0], None), strict=True):
                 live = helping.weights[:size] > 0
                 totals[name][:size] += np.where(live, value.cpu().numpy().reshape(-1), 0)
         weight = totals.pop("weight_sum")

@@ -324,7 +324,7 @@ def test_what_cannot_be_fitted_is_refused():
         fit_batch_norm(fresh(), {"x": np.zeros((9, 5), np.float32)})
 
 
-@pytest.mark.parametrize("scale", [0.5, 5.0, 50.0])
+@pytest.mark.parametrize("scale", [0.5, 50.0])
 def test_with_either_way_out_a_study_is_as_good_as_a_plain_loop_with_batch_norm(scale):
     data = users(scale)
     ways = (fit_batch_norm(fresh(), data), replace_batch_norm(fresh()))

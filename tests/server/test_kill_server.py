@@ -38,7 +38,10 @@ class Device(threading.Thread):
     def run(self):
         headers: dict[str, str] = {}
         while not self.stop.is_set():
-            with suppress(httpx.TransportError), httpx.Client(base_url=self.url, timeout=10, verify=False) as client:
+            with (
+                suppress(httpx.TransportError),
+                httpx.Client(base_url=self.url, timeout=10, verify=False) as client,
+            ):
                 if not headers:
                     made = client.post("/v1/devices", json={"bundle": self.bundle})
                     headers = {"Authorization": f"Bearer {made.json()['credential']}"}

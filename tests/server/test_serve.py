@@ -44,7 +44,9 @@ class Process:
     process: subprocess.Popen[str]
     facts: dict[str, Any]
     log: Path
-    verify: Any = False  # plain HTTP: reading all the authorities that there are takes longer than the requests
+    verify: Any = (
+        False  # plain HTTP: reading all the authorities that there are takes longer than the requests
+    )
 
     @property
     def url(self) -> str:

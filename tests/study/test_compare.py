@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -162,10 +160,13 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 def test_a_comparison_that_was_killed_again_and_again_ends_the_same(never_stopped, tmp_path):
     """Inside the baseline, inside another run, between two, and while users are measured."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])  # imports once for all of them
     for at in ("fedavg: rounds, loss", "(seed 1): fedper: rounds", "prompt_tuning: measure", "6 of 6"):
-        code = f"import tests.study.test_compare as t; t.killed({str(tmp_path)!r}, {at!r})"
-        ran = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
-        assert ran.returncode == -signal.SIGKILL
+        ran = processes.Process(target=killed, args=(tmp_path, at))
+        ran.start()
+        ran.join()
+        assert ran.exitcode == -signal.SIGKILL
     assert figures(kept(tmp_path)) == never_stopped
 
 

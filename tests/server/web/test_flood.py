@@ -86,7 +86,9 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         log = stack.enter_context((folder / "log").open("w"))
         process = stack.enter_context(subprocess.Popen(command, stderr=log, text=True))
         stack.callback(process.kill)
-        client = stack.enter_context(httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, verify=False))
+        client = stack.enter_context(
+            httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, verify=False)
+        )
         give_up = time.monotonic() + 60
         while True:
             with contextlib.suppress(httpx2.TransportError):
