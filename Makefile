@@ -63,7 +63,7 @@ MVN := cd android && mvn -q -B
 
 android: setup
 	$(BIN)/python android/desktop.py
-	$(MVN) verify
+	$(MVN) verify -Dpython=$(abspath $(BIN)/python)
 
 android-where-possible:
 	@if command -v mvn >/dev/null && \
