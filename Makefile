@@ -67,7 +67,7 @@ MVN := cd android && mvn -q -B
 android: setup
 	$(BIN)/python android/desktop.py
 	$(BIN)/python android/apk.py resources
-	$(MVN) verify
+	$(MVN) verify -Dpython=$(abspath $(BIN)/python)
 
 apk: setup
 	$(BIN)/python android/desktop.py

@@ -26,6 +26,12 @@ from pfl_mobile.protocol.bodies import Enrolled, TaskPrivacy
 
 TASK = "0123456789abcdef" * 2
 
+
+def _rounded(value: float) -> float:
+    """To ten digits: the last bits of logarithms and the like differ between machines."""
+    return float(f"{value:.10g}")
+
+
 # -- noise
 
 
@@ -50,7 +56,11 @@ def noise() -> list[dict[str, Any]]:
     for words in several:
         bits = [f"{word:016x}" for word in words.reshape(-1)]
         found.append(
-            {"half": words.shape[2], "words": bits, "values": [f64(x) for x in _summed_box_muller(words)]}
+            {
+                "half": words.shape[2],
+                "words": bits,
+                "values": [_rounded(x) for x in _summed_box_muller(words)],
+            }
         )
     return found
 
@@ -81,21 +91,21 @@ MUS = (1e-3, 0.02, 0.1, 0.5, 1.0, 2.0, 4.0, 7.5, 20.0, 100.0, 1e6)
 
 
 def epsilons() -> dict[str, Any]:
-    """Epsilon of releases: float64, to be met within 1e-8 of it."""
+    """Epsilon of releases, to be met within 1e-8 of it."""
     return {
         "release": [
-            {"mu": mu, "delta": d, "epsilon": f64(release_epsilon(mu, d))}
+            {"mu": mu, "delta": d, "epsilon": _rounded(release_epsilon(mu, d))}
             for mu in (0.0, *MUS)
             for d in DELTAS
         ],
         "sampled": [
-            {"mu": mu, "rate": q, "delta": d, "epsilon": f64(sampled_epsilon(mu, q, d))}
+            {"mu": mu, "rate": q, "delta": d, "epsilon": _rounded(sampled_epsilon(mu, q, d))}
             for mu in MUS
             for q in (1e-4, 0.01, 0.5, 1.0)
             for d in (1e-3, 1e-6, 1e-30)
         ],
         "local": [
-            {"inverse_squares": s, "delta": d, "epsilon": f64(local_epsilon(s, d))}
+            {"inverse_squares": s, "delta": d, "epsilon": _rounded(local_epsilon(s, d))}
             for s in (0.0, 1e-4, 0.0625, 1.0, 30.0)
             for d in (1e-3, 1e-6)
         ],
@@ -308,7 +318,7 @@ def folder() -> dict[str, Any]:
         "update": {"name": f"queue/{TASK}.update", "hex": UPDATE.hex()},
         "membership": asdict(membership),
         "pending": asdict(PENDING),
-        "sent": {"updates": 2, "delta": 1e-6, "epsilon": f64(epsilon)},
+        "sent": {"updates": 2, "delta": 1e-6, "epsilon": _rounded(epsilon)},
     }
 
 

@@ -308,7 +308,8 @@ public class DeviceFolder(
             val entry =
                 try {
                     read(path, Pending.serializer()) ?: continue
-                } catch (error: IOException) { // it may be there another time, so nothing is thrown away
+                } catch (error: IOException) {
+                    // it may be there another time, so nothing is thrown away
                     throw unreadable(path, error)
                 } catch (_: IllegalArgumentException) {
                     null

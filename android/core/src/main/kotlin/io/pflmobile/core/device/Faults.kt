@@ -16,6 +16,7 @@ import io.pflmobile.core.protocol.HEADER
 import io.pflmobile.core.protocol.PROTOCOL
 import okhttp3.HttpUrl.Companion.toHttpUrl
 import java.io.IOException
+import java.net.ConnectException
 import java.net.InetSocketAddress
 import java.net.Socket
 import java.net.UnknownHostException
@@ -83,10 +84,7 @@ internal fun answerFault(
         }
 
         Answer.PROXY_REFUSES -> {
-            NotTheAggregatorException(
-                "the proxy of this network refuses the way to $server ($what)",
-                mend = "give its user and password to the HTTP client, or take another network",
-            )
+            proxyRefuses(server, what)
         }
 
         Answer.BUSY_ON_THE_WAY -> {
@@ -135,6 +133,10 @@ internal fun connectionFault(
                 )
             }
 
+            PROXY_SAYS.any { it in cause.message.orEmpty() } -> {
+                return proxyRefuses(server, cause.message.orEmpty().take(MOST_ADDRESS))
+            }
+
             cause is NoHttp && "status line" in cause.message.orEmpty() -> {
                 return noHttp(server)
             }
@@ -147,8 +149,20 @@ internal fun connectionFault(
     )
 }
 
+/** What OkHttp says where a proxy wants a password, or answers CONNECT with a status that does not pass. */
+private val PROXY_SAYS = listOf("HTTP_PROXY_AUTH", "Failed to authenticate with proxy", "response code for CONNECT: 4")
+
+private fun proxyRefuses(
+    server: String,
+    what: String,
+) = NotTheAggregatorException(
+    "the proxy of this network refuses the way to $server ($what)",
+    mend = "give its user and password to the HTTP client, or take another network",
+)
+
 /** Whether a failure is one that a port which speaks no HTTP gives. */
-internal fun mayBeNoHttp(error: IOException): Boolean = error !is UnknownHostException && error !is java.net.ConnectException
+internal fun mayBeNoHttp(error: IOException): Boolean =
+    error !is UnknownHostException && error !is ConnectException && PROXY_SAYS.none { it in error.message.orEmpty() }
 
 /**
  * What a port that gave no answer to plain HTTP speaks instead; null where it may be HTTP after all. Asks it once more, for nothing, and

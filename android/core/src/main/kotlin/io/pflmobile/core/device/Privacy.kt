@@ -43,7 +43,9 @@ public class PrivacyPolicy(
 ) {
     init {
         refuse(!(maxEpsilon > 0 && maxEpsilon <= Limits.MOST_EPSILON), "the largest epsilon is ${general(maxEpsilon)}") {
-            "give one above 0 and up to ${general(Limits.MOST_EPSILON)}; with more nothing is protected, and there is require = false for " +
+            "give one above 0 and up to ${general(
+                Limits.MOST_EPSILON,
+            )}; with more nothing is protected, and there is require = false for " +
                 "that"
         }
         refuse(maxDelta !in Limits.LEAST_DELTA..Limits.MOST_DELTA, "the largest delta is ${general(maxDelta)}") {
@@ -276,7 +278,11 @@ internal fun protect(
 
 /** A finite number of a statement; null for anything else. */
 private fun number(element: JsonElement?): Double? =
-    (element as? JsonPrimitive)?.takeIf { !it.isString }?.content?.toDoubleOrNull()?.takeIf { it.isFinite() }
+    (element as? JsonPrimitive)
+        ?.takeIf { !it.isString }
+        ?.content
+        ?.toDoubleOrNull()
+        ?.takeIf { it.isFinite() }
 
 /** What an aggregator said, in words as Python has them. */
 private fun said(element: JsonElement?): String =

@@ -64,7 +64,8 @@ public class LocalTrainer(
     internal val initial: TensorSet = tensors.associate { it.name to shipped(it, initial) }
 
     /** The sets that the plan reads, `initial` and `global` among them. */
-    internal val sets: Map<String, TensorSet> = mapOf("initial" to this.initial) + sets + ("global" to this.initial + sets["global"].orEmpty())
+    internal val sets: Map<String, TensorSet> =
+        mapOf("initial" to this.initial) + sets + ("global" to this.initial + sets["global"].orEmpty())
     internal val programs: Programs = Programs(session, this.initial.keys)
 
     /** Measures the time of steps; tests set their own. */

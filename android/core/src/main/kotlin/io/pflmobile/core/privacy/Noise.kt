@@ -29,7 +29,11 @@ internal class SecureNoise(
         val words = LongArray(bytes.size / Long.SIZE_BYTES)
         for (start in 0 until size step 2 * HALF) {
             random.nextBytes(bytes)
-            ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN).asLongBuffer().get(words)
+            ByteBuffer
+                .wrap(bytes)
+                .order(ByteOrder.LITTLE_ENDIAN)
+                .asLongBuffer()
+                .get(words)
             val values = summedBoxMuller(words, HALF)
             values.copyInto(out, start, 0, minOf(values.size, size - start))
         }

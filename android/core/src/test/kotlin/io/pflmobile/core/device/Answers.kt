@@ -54,8 +54,8 @@ fun problem(
 /** The connection ends in the middle of the answer's body. */
 fun MockResponse.Builder.cut(): MockResponse.Builder = onResponseBody(SocketEffect.CloseSocket())
 
-/** The connection ends in the middle of the request's body. */
-fun deaf(): MockResponse.Builder = answer().onRequestBody(SocketEffect.CloseSocket())
+/** The connection ends when the request has come, without an answer. */
+fun silent(): MockResponse.Builder = answer().onResponseStart(SocketEffect.CloseSocket())
 
 fun MockWebServer.enqueue(vararg answers: MockResponse.Builder): Unit = answers.forEach { enqueue(it.build()) }
 

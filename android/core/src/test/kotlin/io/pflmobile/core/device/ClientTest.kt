@@ -26,6 +26,7 @@ import mockwebserver3.MockResponse
 import mockwebserver3.MockWebServer
 import org.junit.jupiter.api.AfterEach
 import org.junit.jupiter.api.BeforeEach
+import java.io.IOException
 import java.net.InetAddress
 import java.net.ServerSocket
 import java.util.concurrent.TimeUnit
@@ -194,40 +195,60 @@ class ClientTest {
     @Test
     fun `addresses that are none, or not safe, are refused`() {
         val bad =
-            listOf("", "x", "ftp://a", "https://", "https://a b", "https://a/?x=1", "https://a/#x", "https://u:p@a", "http://a", "https://a\\b")
+            listOf(
+                "",
+                "x",
+                "ftp://a",
+                "https://",
+                "https://a b",
+                "https://a/?x=1",
+                "https://a/#x",
+                "https://u:p@a",
+                "http://a",
+                "https://a\\b",
+            )
         for (address in bad) assertFailsWith<ConfigException>(address) { Client(address).close() }
         for (address in listOf("https://a.example/", "http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1")) Client(address).close()
         Client("http://a", allowHttp = true).use { assertEquals("http://a", it.server) }
         Client("https://a.example/pfl/").use { assertEquals("https://a.example/pfl", it.server) }
     }
 
+    /** A port that answers everybody with [words]. */
+    private fun speaking(
+        words: String,
+        use: (Int) -> Unit,
+    ) {
+        val socket = ServerSocket(0, 5, InetAddress.getByName("127.0.0.1"))
+        val answering =
+            thread {
+                while (!socket.isClosed) {
+                    try {
+                        socket.accept().use {
+                            it.getInputStream().read()
+                            it.getOutputStream().write(words.encodeToByteArray())
+                        }
+                    } catch (_: IOException) {
+                        continue
+                    }
+                }
+            }
+        socket.use { use(it.localPort) }
+        answering.join()
+    }
+
     @Test
     fun `a port without TLS is told`() =
-        runTest {
-            Client("https://127.0.0.1:${server.port}", QUICK).use { found ->
-                assertFailsWith<TlsException> { found.challenge() }
+        speaking("HTTP/1.1 400 Bad Request\r\n\r\n") { port ->
+            Client("https://127.0.0.1:$port", QUICK, timeoutS = 5.0).use { found ->
+                runTest { assertFailsWith<TlsException> { found.challenge() } }
             }
         }
 
     @Test
     fun `a port without HTTP is told`() =
-        runTest {
-            ServerSocket(0, 5, InetAddress.getByName("127.0.0.1")).use { socket ->
-                val speaking =
-                    thread {
-                        while (!socket.isClosed) {
-                            try {
-                                socket.accept().use { it.getOutputStream().write("SSH-2.0-x\r\n".encodeToByteArray()) }
-                            } catch (_: java.io.IOException) {
-                                continue
-                            }
-                        }
-                    }
-                Client("http://127.0.0.1:${socket.localPort}", QUICK).use { found ->
-                    assertFailsWith<NotTheAggregatorException> { found.challenge() }
-                }
-                socket.close()
-                speaking.join()
+        speaking("SSH-2.0-x\r\n") { port ->
+            Client("http://127.0.0.1:$port", QUICK, timeoutS = 5.0).use { found ->
+                runTest { assertFailsWith<NotTheAggregatorException> { found.challenge() } }
             }
         }
 

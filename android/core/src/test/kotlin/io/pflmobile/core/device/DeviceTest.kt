@@ -136,7 +136,14 @@ class DeviceTest {
             assertEquals(setOf("global", "personalized", "adopted"), report.keys)
             val facts = fake.sent("/check-in").first().jsonObject
             assertEquals(16L, facts.getValue("examples").jsonPrimitive.long)
-            assertEquals("false", facts.getValue("facts").jsonObject.getValue("charging").jsonPrimitive.content)
+            assertEquals(
+                "false",
+                facts
+                    .getValue("facts")
+                    .jsonObject
+                    .getValue("charging")
+                    .jsonPrimitive.content,
+            )
             device(UnconfinedTestDispatcher(testScheduler)) { found, kept ->
                 assertEquals(0, kept.waiting)
                 assertTrue(kept.enrolled && kept.personal.current > 0)

@@ -152,21 +152,41 @@ class DeviceVectorsTest {
         return place
     }
 
-    private val model get() = kept().getValue("model").jsonArray.map { text(it) }.let { (a, b, c) -> ModelId(a, b, c) }
+    private val model get() =
+        kept()
+            .getValue("model")
+            .jsonArray
+            .map { text(it) }
+            .let { (a, b, c) -> ModelId(a, b, c) }
 
     @Test
     fun `a folder of Python's is opened, and written alike`() {
         val place = restored()
         DeviceFolder(place, model, text(kept().getValue("user"))).use { found ->
             val membership = kept().getValue("membership").jsonObject.mapValues { text(it.value) }
-            assertEquals(membership, found.membership!!.let { mapOf("server" to it.server, "device" to it.device, "credential" to it.credential) })
+            assertEquals(
+                membership,
+                found.membership!!.let {
+                    mapOf(
+                        "server" to it.server,
+                        "device" to it.device,
+                        "credential" to it.credential,
+                    )
+                },
+            )
             val (pending, damaged) = found.pending()
             assertEquals(emptyList(), damaged)
             val entry = pending.single()
             assertEquals(text(kept().getValue("pending").jsonObject.getValue("key")), entry.key)
             val sent = kept().getValue("sent").jsonObject
-            assertEquals(sent.getValue("updates").jsonPrimitive.int.toLong(), found.sentUnderOwnNoise)
-            assertEquals(Vectors.double(text(sent.getValue("epsilon"))), found.ownEpsilon(sent.getValue("delta").jsonPrimitive.double), 1e-8)
+            assertEquals(
+                sent
+                    .getValue("updates")
+                    .jsonPrimitive.int
+                    .toLong(),
+                found.sentUnderOwnNoise,
+            )
+            assertEquals(sent.getValue("epsilon").jsonPrimitive.double, found.ownEpsilon(sent.getValue("delta").jsonPrimitive.double), 1e-8)
 
             found.change(entry)
             found.join(membership.getValue("server"), Enrolled(membership.getValue("device"), membership.getValue("credential")))

@@ -6,6 +6,7 @@ import io.pflmobile.core.engines.OnnxRuntimeEngine
 import io.pflmobile.core.engines.openSession
 import io.pflmobile.core.errors.UnreachableException
 import io.pflmobile.core.local.Examples
+import io.pflmobile.core.state.ModelId
 import io.pflmobile.core.tensors.FloatTensor
 import io.pflmobile.core.tensors.LongTensor
 import kotlinx.coroutines.Dispatchers
@@ -22,6 +23,7 @@ import java.nio.file.Path
 import java.util.Random
 import java.util.concurrent.CopyOnWriteArrayList
 import kotlin.io.path.exists
+import kotlin.io.path.readText
 import kotlin.io.path.writeText
 import kotlin.test.Test
 import kotlin.test.assertEquals
@@ -102,7 +104,15 @@ class FederationTest {
                     Client(url, Backoff(firstS = 0.05, mostS = 0.5), timeoutS = 20.0).use { client ->
                         val events = CopyOnWriteArrayList<Event>()
                         val found =
-                            Device(model, examples(name.hashCode().toLong()), kept, client, policy, patienceS = patienceS, onEvent = events::add)
+                            Device(
+                                model,
+                                examples(name.hashCode().toLong()),
+                                kept,
+                                client,
+                                policy,
+                                patienceS = patienceS,
+                                onEvent = events::add,
+                            )
                         use(found, kept, events)
                     }
                 }
@@ -148,11 +158,36 @@ class FederationTest {
                     assertEquals(2, one.summary.rounds)
                     assertEquals(2, other.summary.rounds, "the update that was cut off counts with those of the second process")
                     assertIs<Event.Uploaded>(other.events.first { it !is Event.Joined }, "first of all it sends what waited")
-                    assertEquals(2, python.json().getValue("rounds").jsonPrimitive.int)
+                    assertEquals(
+                        2,
+                        python
+                            .json()
+                            .getValue("rounds")
+                            .jsonPrimitive.int,
+                    )
                     assertEquals(0, python.wait(60))
                 }
+                checkFolders(url)
             }
         }
+
+    /** Folders of Kotlin go on in Python, and back. */
+    private fun checkFolders(url: String) {
+        val events = folder.resolve("events.jsonl")
+        val other = arrayOf("--state", folder.resolve("one").toString(), "--events", events.toString())
+        pythonDevice(url, *other).use { python ->
+            val found = python.json()
+            assertEquals("done", text(found.getValue("ended")))
+            assertEquals(0, python.wait(60))
+        }
+        assertTrue("\"event\": \"joined\"" in events.readText() && "\"again\": true" in events.readText(), events.readText())
+        Bundle.open(bundle).use { opened ->
+            DeviceFolder(folder.resolve("ann"), ModelId.of(opened.manifest), "ann").use { kept ->
+                assertTrue(kept.enrolled && kept.waiting == 0)
+                kept.personal.load()
+            }
+        }
+    }
 
     /** A device whose network ends in the middle of its first upload, and that a second process goes on with. */
     private suspend fun killed(network: CuttingProxy): Taken {
@@ -170,7 +205,7 @@ class FederationTest {
     fun `rounds that are not private need everybody's word`() =
         served(NONE) { url ->
             runBlocking(Dispatchers.Default) {
-                val refusing = device("one", url, PrivacyPolicy()) { found, kept, _ -> found.run().also { assertEquals(0, kept.waiting) } }
+                val refusing = device("one", url, PrivacyPolicy()) { found, _, _ -> found.run() }
                 assertEquals(Ended.PRIVACY, refusing.ended)
                 assertEquals(mapOf("privacy" to 1), refusing.declined)
                 val taken =
@@ -179,7 +214,13 @@ class FederationTest {
                             coroutineScope {
                                 listOf("two", "three").map { async { toTheEnd(it, url, PrivacyPolicy(require = false)) } }.awaitAll()
                             }
-                        assertEquals(2, python.json().getValue("rounds").jsonPrimitive.int)
+                        assertEquals(
+                            2,
+                            python
+                                .json()
+                                .getValue("rounds")
+                                .jsonPrimitive.int,
+                        )
                         both
                     }
                 taken.forEach { checkEnd(it) }
@@ -193,7 +234,8 @@ class FederationTest {
         const val COUNT = 40
         const val WIDTH = 6
         const val LABELS = 4
-        const val GAUSSIAN = """{"mechanism": "gaussian", "clip_norm": 0.5, "noise_multiplier": 4.0, "cohort": 3, "rounds": 2, "delta": 1e-6}"""
+        const val GAUSSIAN =
+            """{"mechanism": "gaussian", "clip_norm": 0.5, "noise_multiplier": 4.0, "cohort": 3, "rounds": 2, "delta": 1e-6}"""
         const val NONE = """{"mechanism": "none", "clip_norm": 10, "cohort": 3, "rounds": 2}"""
     }
 }

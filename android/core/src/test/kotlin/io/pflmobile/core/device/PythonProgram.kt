@@ -4,6 +4,7 @@ import io.pflmobile.core.conformance.Vectors
 import io.pflmobile.core.files.parseJson
 import kotlinx.serialization.json.JsonObject
 import org.junit.jupiter.api.Assumptions.assumeTrue
+import java.io.IOException
 import java.nio.file.Path
 import java.util.concurrent.TimeUnit
 import kotlin.concurrent.thread
@@ -15,10 +16,16 @@ import kotlin.test.fail
 class PythonProgram private constructor(
     private val process: Process,
 ) : AutoCloseable {
-    private val errors = StringBuilder()
+    private val errors = StringBuffer()
 
     init {
-        thread(isDaemon = true) { process.errorStream.bufferedReader().forEachLine { errors.appendLine(it) } }
+        thread(isDaemon = true) {
+            try {
+                process.errorStream.bufferedReader().forEachLine { errors.appendLine(it) }
+            } catch (_: IOException) {
+                errors.appendLine("(killed)")
+            }
+        }
     }
 
     /** The first piece of JSON that it prints, whose last line is a brace alone. */
@@ -44,7 +51,11 @@ class PythonProgram private constructor(
 
     companion object {
         private const val KILL_S = 10L
-        private val project: Path = Vectors.folder.toAbsolutePath().parent.normalize()
+        private val project: Path =
+            Vectors.folder
+                .toAbsolutePath()
+                .parent
+                .normalize()
         private val python: Path = Path.of(System.getProperty("python") ?: "$project/.venv/bin/python")
 
         /** Skips the test where there is no Python; fails where all services must be there. */
