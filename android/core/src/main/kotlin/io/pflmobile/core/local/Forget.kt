@@ -129,7 +129,7 @@ private fun isSpecial(
 ): Boolean = tokenizer.specials.let { id in setOf(it.pad, it.bos, it.eos, it.unk) }
 
 /** Whether a word, or a part of it between apostrophes (`greta's`), is one of [forgotten]. */
-private fun isForgotten(
+internal fun isForgotten(
     word: String,
     forgotten: Set<String>,
 ): Boolean = word in forgotten || ('\'' in word && word.split('\'').any { it in forgotten })

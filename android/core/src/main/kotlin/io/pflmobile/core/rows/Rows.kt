@@ -144,13 +144,16 @@ internal fun cutRows(
 internal fun joinRows(
     first: Rows,
     then: Rows,
-): Rows =
-    first.mapValues { (name, value) ->
-        val next = then.getValue(name)
-        val shape = listOf(value.shape[0] + next.shape[0]) + value.shape.drop(1)
-        when (value) {
-            is FloatTensor -> FloatTensor(value.values + (next as FloatTensor).values, shape)
-            is LongTensor -> LongTensor(value.values + (next as LongTensor).values, shape)
-            is RawTensor -> RawTensor(value.dtype, value.bytes + (next as RawTensor).bytes, shape)
+): Rows = stackRows(listOf(first, then))
+
+/** Rows one after the other, all with the names and shapes of the first. */
+internal fun stackRows(parts: List<Rows>): Rows =
+    parts.first().mapValues { (name, first) ->
+        val values = parts.map { it.getValue(name) }
+        val shape = listOf(values.sumOf { it.shape[0] }) + first.shape.drop(1)
+        when (first) {
+            is FloatTensor -> FloatTensor(values.flatMap { (it as FloatTensor).values.asList() }.toFloatArray(), shape)
+            is LongTensor -> LongTensor(values.flatMap { (it as LongTensor).values.asList() }.toLongArray(), shape)
+            is RawTensor -> RawTensor(first.dtype, values.flatMap { (it as RawTensor).bytes.asList() }.toByteArray(), shape)
         }
     }

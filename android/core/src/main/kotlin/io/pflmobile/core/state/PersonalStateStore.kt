@@ -285,6 +285,41 @@ public class PersonalStateStore internal constructor(
         }
     }
 
+    /**
+     * Takes over what an earlier version of the same bundle learned. Versions with the same fingerprint are rewritten under this model's
+     * id, each in one step, so that a process killed on the way goes on with the rest.
+     *
+     * @param sameWeights whether an equal fingerprint says that the frozen weights are equal; else the tensors may be the same by chance
+     * @param discard removes versions that do not fit, rather than leaving them to be refused; forgotten words stay
+     * @throws io.pflmobile.core.errors.StorageFullException the disk is full; call again once there is space
+     */
+    internal fun carryOver(
+        sameWeights: Boolean,
+        discard: Boolean,
+    ) {
+        hold().use {
+            val gone = ArrayList<Int>()
+            for (number in numbers()) {
+                val found =
+                    try {
+                        StateFile.read(path(number))
+                    } catch (_: StateException) {
+                        continue // load() reports it
+                    }
+                if (found.model == model) continue
+                if (sameWeights && found.model == model.copy(version = found.model.version)) {
+                    files.write(path(number), StateFile(model, found.state, found.parent, found.created).encode())
+                } else if (discard) {
+                    gone += number
+                }
+            }
+            if (gone.isEmpty()) return
+            if (current in gone) pointTo(0)
+            files.delete(checkpoint)
+            gone.forEach { files.delete(path(it)) }
+        }
+    }
+
     /** Where training under way is kept. */
     internal val checkpoint: Path get() = folder.resolve("checkpoint")
 

@@ -1,0 +1,152 @@
+package io.pflmobile.sdk
+
+import android.content.Context
+import android.content.res.AssetManager
+import io.pflmobile.core.errors.DataException
+import io.pflmobile.core.errors.MissingFileException
+import io.pflmobile.core.errors.StateException
+import io.pflmobile.core.errors.StorageFullException
+import io.pflmobile.core.errors.UnwritableException
+import io.pflmobile.core.personal.ModelOptions
+import io.pflmobile.core.personal.PersonalModel
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.sync.Mutex
+import kotlinx.coroutines.sync.withLock
+import kotlinx.coroutines.withContext
+import java.io.File
+import java.io.FileNotFoundException
+import java.io.IOException
+import java.nio.file.Files
+import java.nio.file.Path
+import java.nio.file.StandardCopyOption
+import java.util.concurrent.ConcurrentHashMap
+
+/**
+ * Opens the model of a bundle, with what was learned before. All of it stays in the app's folder without backup; examples are encrypted
+ * under a key of the Android Keystore. Service, settings and jobs of a process that open the same one share it; each closes it once, or
+ * nobody does.
+ *
+ * @param name of a bundle in the app's assets, or the absolute path of a `.pflb` file or folder. What comes with the app is trusted; for
+ *   a file, pin a key. The last part of the name without its ending says which model it is: a newer bundle keeps it
+ * @throws io.pflmobile.core.errors.PflException as [PersonalModel.Companion.open] of the core says
+ */
+public suspend fun PersonalModel.Companion.open(
+    context: Context,
+    name: String,
+    options: ModelOptions = ModelOptions(),
+): PersonalModel = Openings.open(context.applicationContext ?: context, name, options)
+
+/**
+ * Removes everything that was kept for a bundle, also where it is too damaged to be opened.
+ *
+ * @param name as it was opened
+ * @throws StateException it is open; erase it by [PersonalModel.eraseEverything]
+ * @throws UnwritableException something cannot be removed
+ */
+public suspend fun PersonalModel.Companion.erase(
+    context: Context,
+    name: String,
+): Unit = Openings.erase(context.applicationContext ?: context, name)
+
+internal object Openings {
+    private const val ROOT = "pfl"
+    private const val BUNDLE = "bundle"
+    private val lock = Mutex()
+
+    /** The names by which folders were opened in this process. */
+    private val names = ConcurrentHashMap<Path, String>()
+
+    /** Whose key encrypts the examples of a folder. */
+    @Volatile internal var wrappingKey: (String) -> WrappingKey = ::KeystoreKey
+
+    fun nameOf(model: PersonalModel): String =
+        names[model.folder] ?: throw StateException(
+            "the model in ${model.folder} was not opened by a context",
+            "open it with PersonalModel.open(context, name)",
+        )
+
+    suspend fun open(
+        context: Context,
+        name: String,
+        options: ModelOptions,
+    ): PersonalModel =
+        lock.withLock {
+            withContext(Dispatchers.IO) {
+                val folder = folderOf(context, name)
+                val file = File(name)
+                val asset = !file.isAbsolute
+                val source = if (asset) unpacked(context, name, folder.resolve(BUNDLE)) else file.toPath()
+                val trusted = options.copy(trusted = options.trusted || asset)
+                val model =
+                    PersonalModel.open(source, folder, trusted) { home ->
+                        val seal = DataKey(home.resolve("examples.key").toFile(), wrappingKey(aliasOf(home)))
+                        SqliteExampleStore(context, home.resolve("examples.db").toFile(), options.retention, seal)
+                    }
+                names[model.folder] = name
+                model
+            }
+        }
+
+    suspend fun erase(
+        context: Context,
+        name: String,
+    ) {
+        lock.withLock {
+            withContext(Dispatchers.IO) {
+                val folder = folderOf(context, name).toFile()
+                if (!folder.exists()) return@withContext
+                if (PersonalModel.isOpen(folder.toPath())) {
+                    throw StateException("the model '$name' is open", "call eraseEverything(), or close it first")
+                }
+                wrappingKey(aliasOf(folder.toPath())).destroy()
+                if (!folder.deleteRecursively()) throw UnwritableException("$folder cannot be removed", "restart the device, and try again")
+            }
+        }
+    }
+
+    fun folderOf(
+        context: Context,
+        name: String,
+    ): Path {
+        val base = File(name).name.removeSuffix(".pflb").replace(Regex("[^A-Za-z0-9._-]"), "_")
+        if (base.isEmpty() || base.all { it == '.' }) throw DataException("'$name' is no name of a bundle", "give one like keyboard.pflb")
+        return File(File(context.noBackupFilesDir, ROOT), base).toPath()
+    }
+
+    private fun aliasOf(folder: Path) = "io.pflmobile.${folder.fileName}"
+
+    /** The asset as a file, which is written again after each update of the app. */
+    private fun unpacked(
+        context: Context,
+        name: String,
+        folder: Path,
+    ): Path {
+        val updated = context.packageManager.getPackageInfo(context.packageName, 0).lastUpdateTime
+        val file = folder.resolve("$updated.pflb")
+        if (Files.exists(file)) return file
+        val temporary = folder.resolve("new")
+        try {
+            Files.createDirectories(folder)
+            context.assets.open(name, AssetManager.ACCESS_STREAMING).use { Files.copy(it, temporary, StandardCopyOption.REPLACE_EXISTING) }
+            Files.newDirectoryStream(folder).use { old -> old.filter { it != temporary }.forEach(Files::delete) }
+            Files.move(temporary, file, StandardCopyOption.ATOMIC_MOVE)
+        } catch (error: FileNotFoundException) {
+            throw MissingFileException("there is no asset '$name'", "put the bundle into src/main/assets, or give an absolute path", error)
+        } catch (error: IOException) {
+            Files.deleteIfExists(temporary)
+            throw storageError("the bundle '$name' cannot be copied", error)
+        }
+        return file
+    }
+}
+
+/** Java keeps the system's message and not its number. */
+internal fun storageError(
+    what: String,
+    error: IOException,
+): Exception =
+    if (listOf("ENOSPC", "No space left", "EDQUOT").any { it in error.message.orEmpty() }) {
+        StorageFullException("no space left: $what", "free some space", error)
+    } else {
+        UnwritableException("$what: ${error.message}", "check the app's storage", error)
+    }
