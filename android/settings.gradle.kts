@@ -20,4 +20,4 @@ dependencyResolutionManagement {
 
 rootProject.name = "pfl-mobile"
 
-include(":core", ":keyboard")
+include(":core", ":sdk", ":keyboard")

@@ -40,6 +40,7 @@ kotlin {
 
 dependencies {
     implementation(project(":core"))
+    implementation(project(":sdk"))
     implementation(libs.kotlin.stdlib)
     implementation(libs.kotlinx.coroutines.android)
     // the engine that the app brings

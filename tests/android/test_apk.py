@@ -88,3 +88,16 @@ def test_every_text_and_color_that_code_names_is_there_and_used() -> None:
         for node in ElementTree.parse(RES / "values" / file).getroot():
             name = node.get("name")
             assert f"R.{kind}.{name}" in code or f"@{kind}/{name}" in xml, f"{name} is not used"
+
+
+def test_the_manifest_takes_in_what_the_library_needs(apk: ModuleType) -> None:
+    manifests = [ANDROID / name / "src/main/AndroidManifest.xml" for name in apk.MODULES]
+    root = ElementTree.fromstring(apk.merged(*manifests))
+    name = "{http://schemas.android.com/apk/res/android}name"
+    assert root.get("package") == apk.PACKAGE
+    found = {node.get(name) for node in root.iter("service")}
+    assert found == {"io.pflmobile.keyboard.KeyboardService", "io.pflmobile.sdk.PersonalizationJobService"}
+    permissions = {node.get(name) for node in root.iter("uses-permission")}
+    assert "android.permission.RECEIVE_BOOT_COMPLETED" in permissions
+    # what is typed cannot leave the phone; the settings say so
+    assert "android.permission.INTERNET" not in permissions

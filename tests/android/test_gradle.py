@@ -1,4 +1,4 @@
-"""The Gradle project is not run where only Maven is had: here its files are compared with Maven's and with what they name."""
+"""The Gradle project is not run where only Maven is had: its files are compared with Maven's."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ SCOPES = {"api": "compile", "implementation": "compile", "compileOnly": "provide
 MAVEN_ONLY = {("provided", "org.robolectric:android-all")}
 GRADLE_ONLY = {
     ("runtime", "org.pytorch:executorch-android"),
+    ("provided", "org.pytorch:executorch-android"),
+    ("provided", "com.microsoft.onnxruntime:onnxruntime-android"),
 }
 
 

@@ -133,8 +133,11 @@ public class KeyboardService : InputMethodService() {
         }
         asked =
             scope.launch {
-                val wanted = if (request.prefix.isEmpty()) NEXT else COMPLETING
-                val words = withModel { suggest(request.context, wanted) }.orEmpty()
+                val words =
+                    withModel {
+                        // a bundle gives as many as it was exported for; the user's own words complete without being likely
+                        if (request.prefix.isEmpty()) suggest(request.context, NEXT) else suggest(request.context, COMPLETING) + ownWords()
+                    }.orEmpty()
                 val shown = Composer.completions(words, request.prefix, SHOWN).map { typist.spelled(it, request) }
                 strip?.show(shown, note)
             }

@@ -37,14 +37,12 @@ internal interface Editor {
  * What the keyboard does with its keys, apart from drawing and from Android.
  *
  * @param learn takes what may be learned
- * @param isBlocked whether the user wants a word forgotten
  */
 internal class Typist(
     private val learn: (String) -> Unit,
-    private val isBlocked: (String) -> Boolean = { false },
 ) {
     private val shiftKey = ShiftKey()
-    private val collector = SentenceCollector { text -> LearningFilter.parts(text, isBlocked).forEach(learn) }
+    private val collector = SentenceCollector { text -> LearningFilter.parts(text).forEach(learn) }
     private var place = Field.UNKNOWN
     private var ownSpace = false
 
@@ -125,7 +123,14 @@ internal class Typist(
     }
 
     /** What to ask the model; null where nothing is suggested. */
-    fun request(editor: Editor): Request? = if (place.suggests && !editor.hasSelection()) Composer.request(editor.before(Composer.LOOK)) else null
+    fun request(editor: Editor): Request? =
+        if (place.suggests &&
+            !editor.hasSelection()
+        ) {
+            Composer.request(editor.before(Composer.LOOK))
+        } else {
+            null
+        }
 
     /** How a suggestion is shown. */
     fun spelled(

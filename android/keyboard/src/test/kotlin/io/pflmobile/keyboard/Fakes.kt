@@ -24,6 +24,8 @@ internal class FakeAssistant(
         count: Int,
     ): List<String> = words.also { asked += text }
 
+    override suspend fun ownWords(): List<String> = standing.words
+
     override suspend fun remember(text: String) {
         told += "remember $text"
     }
@@ -75,7 +77,10 @@ internal fun picture(
     name: String,
 ) {
     val width = view.resources.displayMetrics.widthPixels
-    view.measure(View.MeasureSpec.makeMeasureSpec(width, View.MeasureSpec.EXACTLY), View.MeasureSpec.makeMeasureSpec(0, View.MeasureSpec.UNSPECIFIED))
+    view.measure(
+        View.MeasureSpec.makeMeasureSpec(width, View.MeasureSpec.EXACTLY),
+        View.MeasureSpec.makeMeasureSpec(0, View.MeasureSpec.UNSPECIFIED),
+    )
     view.layout(0, 0, view.measuredWidth, view.measuredHeight)
     val bitmap = Bitmap.createBitmap(view.measuredWidth, view.measuredHeight, Bitmap.Config.ARGB_8888)
     val canvas = Canvas(bitmap)

@@ -172,7 +172,10 @@ class KeyboardServiceTest {
         val names = spoken(keys.accessibilityNodeProvider).map { it.second }
         assertEquals(33, names.size)
         assertEquals(names.size, names.toSet().size)
-        assertTrue(names.containsAll(listOf("shift, on for one letter", "backspace", "symbols", "space", "send", "capital Q", "comma")), "$names")
+        assertTrue(
+            names.containsAll(listOf("shift, on for one letter", "backspace", "symbols", "space", "send", "capital Q", "comma")),
+            "$names",
+        )
         press("symbols")
         assertTrue(spoken(keys.accessibilityNodeProvider).any { it.second == "letters" })
     }

@@ -48,7 +48,7 @@ private class Text(
 
 class TypistTest {
     private val learned = ArrayList<String>()
-    private val typist = Typist({ learned += it })
+    private val typist = Typist { learned += it }
     private val prose = Field.of(InputType.TYPE_CLASS_TEXT, 0, incognito = false)
 
     private fun Text.type(

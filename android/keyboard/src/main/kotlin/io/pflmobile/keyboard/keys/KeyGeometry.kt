@@ -36,6 +36,5 @@ internal class KeyGeometry(
     fun at(
         x: Float,
         y: Float,
-    ): PlacedKey? =
-        keys.filter { y >= it.top && y < it.bottom }.minByOrNull { maxOf(it.left - x, x - it.right, 0f) }
+    ): PlacedKey? = keys.filter { y >= it.top && y < it.bottom }.minByOrNull { maxOf(it.left - x, x - it.right, 0f) }
 }

@@ -18,20 +18,13 @@ internal object LearningFilter {
     private val DOMAIN = Regex("[\\p{L}\\p{N}-]{2,}(\\.[\\p{L}\\p{N}-]{2,})+")
     private val NO_VOWEL = Regex("[b-df-hj-np-tv-xz]+", RegexOption.IGNORE_CASE)
 
-    /**
-     * The parts of a text that may be learned.
-     *
-     * @param isBlocked whether the user wants a word forgotten; a part with one is dropped whole
-     */
-    fun parts(
-        text: String,
-        isBlocked: (String) -> Boolean = { false },
-    ): List<String> {
+    /** The parts of a text that may be learned. Words that the user wants forgotten are the model's to refuse. */
+    fun parts(text: String): List<String> {
         val parts = ArrayList<String>()
         val part = ArrayList<String>()
 
         fun close() {
-            if (part.count(::isWord) >= FEWEST && part.none { isBlocked(bare(it).lowercase()) }) parts += part.joinToString(" ")
+            if (part.count(::isWord) >= FEWEST) parts += part.joinToString(" ")
             part.clear()
         }
         for (token in text.trim().split(WHITE)) if (isOneOff(token)) close() else part += token

@@ -8,6 +8,9 @@ internal interface Assistant {
         count: Int,
     ): List<String>
 
+    /** The words that the model learned from the user. */
+    suspend fun ownWords(): List<String>
+
     /** Keeps a text to learn from. */
     suspend fun remember(text: String)
 

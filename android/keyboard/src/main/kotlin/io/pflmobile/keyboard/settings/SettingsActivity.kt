@@ -98,7 +98,9 @@ public class SettingsActivity : Activity() {
 
     private fun LinearLayout.next(standing: Standing) {
         val waits = standing.waits
-        addView(parts.body(if (waits.isEmpty()) getString(R.string.next_ready) else getString(R.string.next_waits, waits.joinToString("; "))))
+        addView(
+            parts.body(if (waits.isEmpty()) getString(R.string.next_ready) else getString(R.string.next_waits, waits.joinToString("; "))),
+        )
         val button = parts.button(getString(R.string.train_now)) {}
         button.isEnabled = !standing.paused && !training
         button.setOnClickListener {

@@ -58,7 +58,11 @@ internal object Composer {
         var start = before.length
         while (start > 0) {
             val point = before.codePointBefore(start)
-            if (!isWord(point) && !(isApostrophe(point) && start < before.length && start > 1 && isWord(before.codePointBefore(start - 1)))) break
+            if (!isWord(point) &&
+                !(isApostrophe(point) && start < before.length && start > 1 && isWord(before.codePointBefore(start - 1)))
+            ) {
+                break
+            }
             start -= Character.charCount(point)
         }
         return before.substring(start)
@@ -134,8 +138,7 @@ internal object Composer {
     }
 
     /** Whether a code point belongs to a word, of a script that puts spaces between words. */
-    fun isWord(point: Int): Boolean =
-        (Character.isLetterOrDigit(point) || isMark(point)) && !isUnspaced(point)
+    fun isWord(point: Int): Boolean = (Character.isLetterOrDigit(point) || isMark(point)) && !isUnspaced(point)
 
     private fun isOffered(word: String): Boolean =
         word.isNotEmpty() && !word.startsWith('<') && (word.codePoints().anyMatch { Character.isLetter(it) || isPicture(it) })

@@ -6,5 +6,10 @@ internal object Graphemes {
     private val CLUSTER = Regex("\\X")
 
     /** How many UTF-16 units the last one takes; 0 of an empty text. */
-    fun lastLength(text: String): Int = CLUSTER.findAll(text).lastOrNull()?.value?.length ?: 0
+    fun lastLength(text: String): Int =
+        CLUSTER
+            .findAll(text)
+            .lastOrNull()
+            ?.value
+            ?.length ?: 0
 }

@@ -20,9 +20,14 @@ internal class Labels(
     ): String =
         when (action) {
             is KeyAction.Type -> if (shift == Shift.OFF) action.text else action.text.uppercase()
+
             KeyAction.Backspace -> "⌫"
-            KeyAction.Space, KeyAction.Shift -> "" // shift is an arrow
+
+            KeyAction.Space, KeyAction.Shift -> ""
+
+            // shift is an arrow
             is KeyAction.Show -> shown(action.page)
+
             KeyAction.Enter -> ENTER[enterAction]?.first ?: "⏎"
         }
 

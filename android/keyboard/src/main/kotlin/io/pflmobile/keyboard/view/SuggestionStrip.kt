@@ -67,7 +67,13 @@ internal class SuggestionStrip(
             setTextSize(TypedValue.COMPLEX_UNIT_SP, WORD)
             setTextColor(context.getColor(if (likeliest) R.color.accent else R.color.on_key))
             if (likeliest) typeface = Typeface.DEFAULT_BOLD
-            setOnClickListener { view: View -> (view as TextView).text.toString().takeIf { it.isNotEmpty() }?.let(onWord) }
+            setOnClickListener { view: View ->
+                (view as TextView)
+                    .text
+                    .toString()
+                    .takeIf { it.isNotEmpty() }
+                    ?.let(onWord)
+            }
         }
 
     private companion object {

@@ -23,7 +23,10 @@ class KeysTest {
     @Test
     fun `all letters are there, and the character beside the space bar`() {
         val typed = KeyLayout.rows(Page.LETTERS, "@").flatten().mapNotNull { (it.action as? KeyAction.Type)?.text }
-        assertEquals(('a'..'z').map { it.toString() } + listOf(".", "@").sorted(), typed.filter { it[0].isLetter() }.sorted() + listOf(".", "@"))
+        assertEquals(
+            ('a'..'z').map { it.toString() } + listOf(".", "@").sorted(),
+            typed.filter { it[0].isLetter() }.sorted() + listOf(".", "@"),
+        )
     }
 
     @Test

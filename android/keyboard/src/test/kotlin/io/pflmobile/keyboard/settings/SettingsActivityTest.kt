@@ -64,7 +64,15 @@ class SettingsActivityTest {
     fun `says what was learned, kept, and why it waits`() =
         with {
             val shown = texts.joinToString("\n")
-            for (part in listOf("18.2 %", "27.4 %", "gremlins", "Sentences it keeps (61)", "and 59 more", "does not charge; it was used", "no access")) {
+            for (part in listOf(
+                "18.2 %",
+                "27.4 %",
+                "gremlins",
+                "Sentences it keeps (61)",
+                "and 59 more",
+                "does not charge; it was used",
+                "no access",
+            )) {
                 assertTrue(part in shown, "$part is not in $shown")
             }
         }
@@ -118,8 +126,7 @@ class SettingsActivityTest {
         with { assertTrue("Spent ε 1.25 of 8.00 in 40 rounds." in texts) }
     }
 
-    private fun pictures() =
-        with { picture((views.first { it is ScrollView } as ViewGroup).getChildAt(0), "settings") }
+    private fun pictures() = with { picture((views.first { it is ScrollView } as ViewGroup).getChildAt(0), "settings") }
 
     @Test
     fun `picture by day`() = pictures()
