@@ -1,4 +1,4 @@
-"""The sample keyboard as a debug APK, without Gradle and Android's tools: ``android/target/keyboard/keyboard.apk``.
+"""The sample keyboard as a debug APK, without Gradle and Android's own tools: ``android/target/keyboard/keyboard.apk``.
 
     python android/apk.py resources    # what Maven's build needs: R.kt, and the resources for Robolectric
     python android/apk.py              # all of it; prints sizes as JSON
