@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pfl_exporters import verify
 from pfl_exporters.export import export_bundle
@@ -21,7 +22,7 @@ from pfl_mobile.plan.phases import TrainPhase
 from pfl_mobile.plan.schema import Guard, Plan
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.tasks import Batch, ClassificationTask, CustomTask, RegressionTask, TokenTask
-from pfl_mobile.programs.trace import gradients, trace_programs, trained_names
+from pfl_mobile.programs.trace import gradients, one_fake_mode, trace_programs, trained_names
 from tests.exporters.models import DEPLOYMENTS, PLAN, classes, tokens
 
 
@@ -264,3 +265,10 @@ def test_a_lowering_that_is_wrong_is_caught_in_the_engine(
     with pytest.raises(GradientMismatchError, match="engine 'torch'"):
         export_bundle(d, ["torch"], tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_all_values_of_a_trace_are_in_one_fake_mode():
+    with one_fake_mode():
+        graph = make_fx(lambda x: (x + 1).relu() * 2)(torch.randn(3))
+    modes = {id(node.meta["val"].fake_mode) for node in graph.graph.nodes if "val" in node.meta}
+    assert len(modes) == 1

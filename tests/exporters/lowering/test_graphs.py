@@ -148,3 +148,14 @@ def test_what_torch_does_not_export_is_named():
     object.__setattr__(program, "inputs", {"x": torch.zeros(1)})
     with pytest.raises(ExportError, match="program 'gradients' cannot be exported"):
         graphs.export_graph(program)
+
+
+def test_a_program_is_decomposed_where_something_is_left_to_do_only():
+    exported = torch.export.export(
+        traced(lambda x: torch.nn.functional.hardswish(x), torch.randn(3)), (torch.randn(3),)
+    )
+    program = graphs.decomposed_once(exported)
+    assert program.run_decompositions({aten.add.Tensor: None}) is program
+    left = program.run_decompositions()
+    assert aten.hardswish.default in targets(program.graph_module)
+    assert aten.hardswish.default not in targets(left.graph_module)
