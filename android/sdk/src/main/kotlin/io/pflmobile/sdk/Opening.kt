@@ -16,6 +16,7 @@ import kotlinx.coroutines.withContext
 import java.io.File
 import java.io.FileNotFoundException
 import java.io.IOException
+import java.io.InputStream
 import java.nio.file.Files
 import java.nio.file.Path
 import java.nio.file.StandardCopyOption
@@ -59,6 +60,9 @@ internal object Openings {
     /** Whose key encrypts the examples of a folder. */
     @Volatile internal var wrappingKey: (String) -> WrappingKey = ::KeystoreKey
 
+    /** Opens an asset; a test has others. */
+    @Volatile internal var asset: (Context, String) -> InputStream = ::assetOf
+
     fun nameOf(model: PersonalModel): String =
         names[model.folder] ?: throw StateException(
             "the model in ${model.folder} was not opened by a context",
@@ -74,9 +78,9 @@ internal object Openings {
             withContext(Dispatchers.IO) {
                 val folder = folderOf(context, name)
                 val file = File(name)
-                val asset = !file.isAbsolute
-                val source = if (asset) unpacked(context, name, folder.resolve(BUNDLE)) else file.toPath()
-                val trusted = options.copy(trusted = options.trusted || asset)
+                val ships = !file.isAbsolute
+                val source = if (ships) unpacked(context, name, folder.resolve(BUNDLE)) else file.toPath()
+                val trusted = options.copy(trusted = options.trusted || ships)
                 val model =
                     PersonalModel.open(source, folder, trusted) { home ->
                         val seal = DataKey(home.resolve("examples.key").toFile(), wrappingKey(aliasOf(home)))
@@ -127,7 +131,7 @@ internal object Openings {
         val temporary = folder.resolve("new")
         try {
             Files.createDirectories(folder)
-            context.assets.open(name, AssetManager.ACCESS_STREAMING).use { Files.copy(it, temporary, StandardCopyOption.REPLACE_EXISTING) }
+            asset(context, name).use { Files.copy(it, temporary, StandardCopyOption.REPLACE_EXISTING) }
             Files.newDirectoryStream(folder).use { old -> old.filter { it != temporary }.forEach(Files::delete) }
             Files.move(temporary, file, StandardCopyOption.ATOMIC_MOVE)
         } catch (error: FileNotFoundException) {
@@ -139,6 +143,11 @@ internal object Openings {
         return file
     }
 }
+
+private fun assetOf(
+    context: Context,
+    name: String,
+): InputStream = context.assets.open(name, AssetManager.ACCESS_STREAMING)
 
 /** Java keeps the system's message and not its number. */
 internal fun storageError(

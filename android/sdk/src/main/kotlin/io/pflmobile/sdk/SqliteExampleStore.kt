@@ -254,12 +254,31 @@ internal class SqliteExampleStore(
         errors {
             val db = helper.writableDatabase
             db.beginTransaction()
-            try {
-                step(db).also { db.setTransactionSuccessful() }
-            } finally {
-                db.endTransaction()
-            }
+            val done =
+                try {
+                    step(db).also { db.setTransactionSuccessful() }
+                } catch (error: SQLiteException) {
+                    end(db, error)
+                    throw error
+                } catch (error: PflException) {
+                    end(db, error)
+                    throw error
+                }
+            db.endTransaction()
+            done
         }
+
+    /** SQLite takes a transaction back by itself where the disk is full; that this then fails says nothing. */
+    private fun end(
+        db: SQLiteDatabase,
+        reason: Exception,
+    ) {
+        try {
+            db.endTransaction()
+        } catch (error: SQLiteException) {
+            reason.addSuppressed(error)
+        }
+    }
 
     private inline fun <T> errors(step: () -> T): T {
         if (closed) throw StateException("the examples in $file are closed", "open the model again")

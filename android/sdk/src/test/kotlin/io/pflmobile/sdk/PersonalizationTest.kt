@@ -59,6 +59,7 @@ class PersonalizationTest {
         FakeAndroidKeyStore.install()
         charge(plugged = true, percent = 80)
         shadowOf(context.getSystemService(PowerManager::class.java)).turnScreenOn(false)
+        Openings.asset = { _, name -> BUNDLES.resolve(name).toFile().inputStream() }
         PersonalizationScheduler.openWith = { context, name -> PersonalModel.open(context, name, options) }
         PersonalizationJobService.watchEveryMs = 1
     }
