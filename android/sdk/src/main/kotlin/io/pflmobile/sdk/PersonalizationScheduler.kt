@@ -87,7 +87,11 @@ public object PersonalizationScheduler {
     private fun find(
         scheduler: JobScheduler,
         name: String,
-    ): JobInfo? = scheduler.allPendingJobs.find { it.service.className == PersonalizationJobService::class.java.name && nameOf(it.extras) == name }
+    ): JobInfo? =
+        scheduler.allPendingJobs.find {
+            it.service.className == PersonalizationJobService::class.java.name &&
+                nameOf(it.extras) == name
+        }
 
     /** The app has jobs of its own, so the ids are far from where people count. */
     private fun freeId(
@@ -118,7 +122,11 @@ public object PersonalizationScheduler {
             extras.getBoolean("trusted"),
             extras.getStringArray("engines").orEmpty().mapNotNull { byName[it] },
             extras.getInt("threads"),
-            Retention(long("max_examples")?.toInt(), if (extras.containsKey("max_age")) extras.getDouble("max_age") else null, long("max_bytes")),
+            Retention(
+                long("max_examples")?.toInt(),
+                if (extras.containsKey("max_age")) extras.getDouble("max_age") else null,
+                long("max_bytes"),
+            ),
             extras.getStringArray("blocked").orEmpty().toSet(),
             extras.getDouble("test"),
             extras.getLong("checkpoint_every"),

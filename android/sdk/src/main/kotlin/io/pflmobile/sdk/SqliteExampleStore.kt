@@ -117,6 +117,8 @@ internal class SqliteExampleStore(
         if (plain.size > MOST_BYTES) {
             throw DataException("the example has ${plain.size} bytes, more than $MOST_BYTES", "remember a smaller part")
         }
+        // the limit would take all older ones first
+        if (retention.maxBytes?.let { plain.size > it } == true) return null
         val sealed = seal.seal(plain, payload.kind)
         return transaction { db ->
             val aged = aged(db)
@@ -144,7 +146,13 @@ internal class SqliteExampleStore(
                 while (rows.moveToNext()) {
                     val kind = rows.getString(2)
                     val plain = seal.open(rows.getBlob(3), kind)
-                    if (plain == null) lost += rows.getLong(0) else found += Example(rows.getLong(0), rows.getDouble(1), Payload.decode(kind, plain))
+                    if (plain ==
+                        null
+                    ) {
+                        lost += rows.getLong(0)
+                    } else {
+                        found += Example(rows.getLong(0), rows.getDouble(1), Payload.decode(kind, plain))
+                    }
                 }
             }
             // nobody can ever read them again
@@ -186,9 +194,10 @@ internal class SqliteExampleStore(
     /** Seconds that this store has seen go by, now. */
     private fun aged(db: SQLiteDatabase): Double {
         val now = clock()
-        val before = db.rawQuery("SELECT aged, wall, since_boot, boot FROM clock", null).use { row ->
-            if (row.moveToFirst()) row.getDouble(0) to Moment(row.getDouble(1), row.getDouble(2), row.getInt(3)) else null
-        }
+        val before =
+            db.rawQuery("SELECT aged, wall, since_boot, boot FROM clock", null).use { row ->
+                if (row.moveToFirst()) row.getDouble(0) to Moment(row.getDouble(1), row.getDouble(2), row.getInt(3)) else null
+            }
         val aged = if (before == null) 0.0 else before.first + passed(before.second, now)
         db.execSQL("DELETE FROM clock")
         db.execSQL("INSERT INTO clock VALUES (?, ?, ?, ?)", arrayOf<Any>(aged, now.wall, now.sinceBoot, now.boot))

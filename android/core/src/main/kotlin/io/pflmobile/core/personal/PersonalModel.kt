@@ -362,7 +362,10 @@ public class PersonalModel private constructor(
     private fun isUsable(example: Example): Boolean =
         when (val payload = example.payload) {
             is Payload.Text -> {
-                encoder != null && encoder.tokenizer.rules.cut(payload.text).none(::isBlocked)
+                encoder != null &&
+                    encoder.tokenizer.rules
+                        .cut(payload.text)
+                        .none(::isBlocked)
             }
 
             is Payload.Arrays -> {
@@ -560,7 +563,10 @@ public class PersonalModel private constructor(
         val inputs = bundle.manifest.batchInputs(program).filter { it.name != WEIGHT && it.name != LABELS }
         val input = inputs.singleOrNull()?.takeIf { it.dtype == DType.FLOAT32 }
         if (encoder != null || input == null) {
-            throw ConfigException("the bundle does not take one array of float32", "give arrays by name: ${inputs.joinToString { it.name }}")
+            throw ConfigException(
+                "the bundle does not take one array of float32",
+                "give arrays by name: ${inputs.joinToString { it.name }}",
+            )
         }
         val shape = one(input).shape
         if (shape.fold(1, Int::times) != features.size) {

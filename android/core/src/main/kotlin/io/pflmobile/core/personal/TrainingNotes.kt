@@ -34,8 +34,7 @@ internal class TrainingNotes(
     fun begin(with: Began) =
         put(underWay, mapOf("first" to JsonPrimitive(with.first), "last" to JsonPrimitive(with.last), "count" to JsonPrimitive(with.count)))
 
-    fun began(): Began? =
-        read(underWay) { Began(number(it, "first").toLong(), number(it, "last").toLong(), number(it, "count").toInt()) }
+    fun began(): Began? = read(underWay) { Began(number(it, "first").toLong(), number(it, "last").toLong(), number(it, "count").toInt()) }
 
     fun done() = files.delete(underWay)
 
