@@ -32,7 +32,8 @@ class CuttingProxy(
             quietly {
                 while (true) {
                     val one = socket.accept()
-                    if (shut) one.close() else connect(one)
+                    // a connection that cannot be made ends alone
+                    quietly { if (shut) one.close() else connect(one) }
                 }
             }
         }
@@ -46,7 +47,13 @@ class CuttingProxy(
     }
 
     private fun connect(device: Socket) {
-        val server = Socket(home, port)
+        val server =
+            try {
+                Socket(home, port)
+            } catch (error: IOException) {
+                device.close()
+                throw error
+            }
         val both = listOf(device, server)
         sockets += both
         thread(isDaemon = true) { copy(device, server, both, up = true) }

@@ -192,8 +192,8 @@ class FederationTest {
     /** A device whose network ends in the middle of its first upload, and that a second process goes on with. */
     private suspend fun killed(network: CuttingProxy): Taken {
         device("other", network.address, PrivacyPolicy(), patienceS = 0.0) { found, kept, _ ->
-            assertFailsWith<UnreachableException> { found.run() }
-            assertTrue(network.cut)
+            val error = assertFailsWith<UnreachableException> { found.run() }
+            assertTrue(network.cut, "$error")
             assertEquals(1, kept.waiting)
             assertNotNull(kept.personal.load())
         }
