@@ -259,6 +259,10 @@ class ExampleStore:
                 f"DELETE FROM examples WHERE id IN ({newest_first} LIMIT -1 OFFSET ?)", (limits.max_examples,)
             ).rowcount
         if limits.max_bytes is not None:
+            # one that is too large by itself goes alone, and not with all that are older
+            removed += self._db.execute(
+                "DELETE FROM examples WHERE LENGTH(payload) > ?", (limits.max_bytes,)
+            ).rowcount
             running = (
                 "SELECT id, SUM(LENGTH(payload)) OVER (ORDER BY created DESC, id DESC) AS total FROM examples"
             )

@@ -56,7 +56,10 @@ def test_retention_by_count_bytes_and_age(path):
         store.add("12")
         assert texts(store) == ["c", "d", "12"]
         assert store.add("too long") is None
-        assert texts(store) == []
+        assert texts(store) == ["c", "d", "12"]
+    with ExampleStore(path, Retention(None, None, 1), clock=lambda: now[0]) as store:
+        assert texts(store) == ["d"]
+        store.erase_all()
     with ExampleStore(path, Retention(None, 10, None), clock=lambda: now[0]) as store:
         store.add("old")
         now[0] = 109.0

@@ -118,7 +118,6 @@ internal class SqliteExampleStore(
             throw DataException("the example has ${plain.size} bytes, more than $MOST_BYTES", "remember a smaller part")
         }
         // the limit would take all older ones first
-        if (retention.maxBytes?.let { plain.size > it } == true) return null
         val sealed = seal.seal(plain, payload.kind)
         return transaction { db ->
             val aged = aged(db)
@@ -221,6 +220,8 @@ internal class SqliteExampleStore(
             db.execSQL("DELETE FROM examples WHERE id IN (SELECT id FROM examples ORDER BY id DESC LIMIT -1 OFFSET $it)")
         }
         retention.maxBytes?.let { most ->
+            // one that is too large by itself goes alone, and not with all that are older
+            db.delete("examples", "bytes > ?", arrayOf("$most"))
             var total = 0L
             var last = -1L
             db.rawQuery("SELECT id, bytes FROM examples ORDER BY id DESC", null).use { rows ->
