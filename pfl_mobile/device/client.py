@@ -206,9 +206,9 @@ class Client:
                 if self.cancel.wait(self.backoff.pause(failures, error.retry_after_s, self._draw)):
                     raise
 
-    def pause(self, failures: int) -> float:
-        """Seconds to wait after so many failures in a row."""
-        return self.backoff.pause(failures, None, self._draw)
+    def pause(self, failures: int, told_s: float | None = None) -> float:
+        """Seconds to wait after so many failures in a row, and at least as long as an answer asks for."""
+        return self.backoff.pause(failures, told_s, self._draw)
 
     @contextlib.contextmanager
     def exchange(

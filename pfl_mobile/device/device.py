@@ -41,11 +41,14 @@ if TYPE_CHECKING:
     from pfl_mobile.device.client import Client
     from pfl_mobile.device.model import Model
     from pfl_mobile.device.privacy import PrivacyPolicy
-    from pfl_mobile.device.store import DeviceFolder
+    from pfl_mobile.device.store import DeviceFolder, Membership
     from pfl_mobile.local.report import Progress
     from pfl_mobile.local.trainer import Examples
     from pfl_mobile.privacy import Noise
     from pfl_mobile.protocol.bodies import Attestation, Download, FederationInfo, RoundTask
+
+#: Problems that say that the aggregator does not know the credential.
+_GONE = ("unauthorized", "device-revoked")
 
 #: Makes a verdict of the platform, of one of these kinds, bound to the challenge.
 Attest = Callable[[str, tuple[str, ...]], "Attestation"]
@@ -176,10 +179,17 @@ class Device:
 
     def leave(self) -> None:
         """Give the credential back; the personal state stays."""
-        if self.folder.membership is not None:
-            self.client.credential = self.folder.membership.credential
+        membership = self.folder.membership
+        if membership is None:
+            return
+        self._check_server(membership)
+        self.client.credential = membership.credential
+        try:
             self.client.leave()
-            self.folder.forget()
+        except ServerProblem as problem:
+            if problem.code not in _GONE:  # else it left already, and the answer was lost
+                raise
+        self.folder.forget()
 
     # -- joining
 
@@ -199,13 +209,17 @@ class Device:
                 bundle=self.model.bundle, token=self.token, group=self.group, attestation=self._attested(info)
             )
             membership = self.folder.join(self.client.server, self.client.enrol(enrolment))
-        elif membership.server != self.client.server:
+        else:
+            self._check_server(membership)
+        self.client.credential = membership.credential
+        self.tell(events.Joined(membership.device, again))
+
+    def _check_server(self, membership: Membership) -> None:
+        if membership.server != self.client.server:
             raise DeviceFolderError(
                 f"{self.folder.directory} belongs to a device of {membership.server}",
                 mend="give another folder for another server; the credential goes to its own only",
             )
-        self.client.credential = membership.credential
-        self.tell(events.Joined(membership.device, again))
 
     def _attested(self, info: FederationInfo) -> Attestation | None:
         if not info.attestation:
@@ -267,6 +281,8 @@ class Device:
         except EngineError as error:
             self._decline(task, "engine", error.message)
             raise
+        except MemoryError:
+            self._decline(task, "out_of_memory", "there is not enough memory for the task")
         return None
 
     def _sets(self, task: RoundTask) -> dict[str, dict[str, np.ndarray]]:
@@ -320,7 +336,8 @@ class Device:
         if self.patience_s is not None and self.clock() - since >= self.patience_s:
             raise error
         self._offline = failures + 1, since
-        seconds = self.client.pause(failures + 1)
+        told = error.retry_after_s if isinstance(error, UnreachableError | ServerProblem) else None
+        seconds = self.client.pause(failures + 1, told)
         self.tell(events.Offline(seconds, error.message))
         self.cancel.wait(seconds)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pfl_mobile.device import events
 from pfl_mobile.device.store import Pending
 from pfl_mobile.device.transfer import upload
-from pfl_mobile.errors import ServerProblem
+from pfl_mobile.errors import ServerProblem, StorageFullError
 from pfl_mobile.protocol.bodies import EvaluationReport, TaskPrivacy
 
 if TYPE_CHECKING:
@@ -139,7 +140,9 @@ class Outbox:
         )
         self.folder.put(pending, done.update)
         self._fresh.add(task.id)
-        self._adopt(pending)
+        # The update is safe. With a full disk the state serves later: it is tried again before the update is sent.
+        with contextlib.suppress(StorageFullError):
+            self._adopt(pending)
         report, norm = done.report, done.protected.norm
         self.tell(
             events.Finished(
@@ -160,7 +163,8 @@ class Outbox:
         Raises:
             UnreachableError: it goes on waiting.
         """
-        for pending in self.folder.pending()[0]:
+        for waiting in self.folder.pending()[0]:
+            pending = self._adopt(waiting)
             if self.clock() >= pending.deadline:
                 what = "evaluation" if pending.uploaded else "update"
                 self.drop(pending.task, what, "its task has expired", pending)
@@ -220,12 +224,14 @@ class Outbox:
         self.summary.dropped += 1
         self.tell(events.Dropped(task, what, why))
 
-    def _adopt(self, pending: Pending) -> None:
+    def _adopt(self, pending: Pending) -> Pending:
         store = self.folder.personal
-        if pending.adopts is not None:
-            if store.current == pending.instead_of:  # else somebody reverted it meanwhile
-                store.adopt(pending.adopts)
-            self.folder.change(pending, adopts=None)
+        if pending.adopts is None:
+            return pending
+        if store.current == pending.instead_of:  # else somebody reverted it meanwhile
+            store.adopt(pending.adopts)
+        self.folder.change(pending, adopts=None)
+        return replace(pending, adopts=None)
 
 
 def _reported(number: int, report: EvaluationReport) -> events.Reported:

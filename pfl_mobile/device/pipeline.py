@@ -22,6 +22,7 @@ from pfl_mobile.errors import (
     ConfigError,
     NoExamplesError,
     NonFiniteError,
+    StateError,
     StorageFullError,
     TooManyStepsError,
     TooSlowError,
@@ -262,7 +263,10 @@ class Pipeline:
         now = self.store.load().state
         if now is None or not copies:
             return
-        old = self.store.read(before).copies if before else {}
+        try:
+            old = self.store.read(before).copies if before else {}
+        except StateError:
+            old = {}  # the version is gone: without a copy the plan begins from zero
         kept = {name: values for name, values in now.copies.items() if name not in copies}
         kept |= {name: old[name] for name in copies if name in old}
         self.store.save(PersonalState(now.tensors, kept, now.words, now.metrics))

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import struct
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -308,7 +309,7 @@ def _lock(path: Path) -> IO[bytes]:
     try:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if hasattr(fcntl, "F_OFD_SETLK"):  # the kind of lock that Java takes, which does not see flock's
+            if sys.platform == "linux":  # the kind of lock that Java takes, which does not see flock's
                 fcntl.fcntl(
                     file, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
                 )
@@ -316,8 +317,10 @@ def _lock(path: Path) -> IO[bytes]:
             import msvcrt
 
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    except (BlockingIOError, PermissionError) as error:
+    except OSError as error:
         file.close()
+        if not isinstance(error, BlockingIOError | PermissionError):
+            raise
         raise DeviceFolderError(
             f"{path.parent} is in use by another process",
             mend="one process for each device: wait for the other, or give another folder",

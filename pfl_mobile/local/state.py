@@ -452,7 +452,8 @@ class PersonalStateStore:
     def erase(self) -> None:
         """Delete every version, checkpoint and forgotten word: nothing personal is left."""
         with self.hold(), disk_errors(self.directory):
-            self._point_to(0)
+            # the pointer first, as nothing serves without it; no file is written, as the disk may be full
+            (self.directory / "CURRENT").unlink(missing_ok=True)
             for path in self.directory.iterdir():
                 if path.is_file():
                     path.unlink()

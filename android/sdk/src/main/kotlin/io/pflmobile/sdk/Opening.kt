@@ -9,12 +9,14 @@ import io.pflmobile.core.errors.StorageFullException
 import io.pflmobile.core.errors.UnwritableException
 import io.pflmobile.core.personal.ModelOptions
 import io.pflmobile.core.personal.PersonalModel
+import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.sync.Mutex
 import kotlinx.coroutines.sync.withLock
 import kotlinx.coroutines.withContext
 import java.io.File
 import java.io.FileNotFoundException
+import java.io.FileOutputStream
 import java.io.IOException
 import java.io.InputStream
 import java.nio.file.Files
@@ -73,23 +75,31 @@ internal object Openings {
         context: Context,
         name: String,
         options: ModelOptions,
-    ): PersonalModel =
-        lock.withLock {
-            withContext(Dispatchers.IO) {
-                val folder = folderOf(context, name)
-                val file = File(name)
-                val ships = !file.isAbsolute
-                val source = if (ships) unpacked(context, name, folder.resolve(BUNDLE)) else file.toPath()
-                val trusted = options.copy(trusted = options.trusted || ships)
-                val model =
-                    PersonalModel.open(source, folder, trusted) { home ->
-                        val seal = DataKey(home.resolve("examples.key").toFile(), wrappingKey(aliasOf(home)))
-                        SqliteExampleStore(context, home.resolve("examples.db").toFile(), options.retention, seal)
-                    }
-                names[model.folder] = name
-                model
+    ): PersonalModel {
+        var counted: PersonalModel? = null
+        try {
+            return lock.withLock {
+                withContext(Dispatchers.IO) {
+                    val folder = folderOf(context, name)
+                    val file = File(name)
+                    val ships = !file.isAbsolute
+                    val source = if (ships) unpacked(context, name, folder.resolve(BUNDLE)) else file.toPath()
+                    val trusted = options.copy(trusted = options.trusted || ships)
+                    val model =
+                        PersonalModel.open(source, folder, trusted) { home ->
+                            val seal = DataKey(home.resolve("examples.key").toFile(), wrappingKey(aliasOf(home)))
+                            SqliteExampleStore(context, home.resolve("examples.db").toFile(), options.retention, seal)
+                        }
+                    names[model.folder] = name
+                    model.also { counted = it }
+                }
             }
+        } catch (error: CancellationException) {
+            // nobody gets it, so nobody would close it
+            counted?.close()
+            throw error
         }
+    }
 
     suspend fun erase(
         context: Context,
@@ -102,8 +112,9 @@ internal object Openings {
                 if (PersonalModel.isOpen(folder.toPath())) {
                     throw StateException("the model '$name' is open", "call eraseEverything(), or close it first")
                 }
-                wrappingKey(aliasOf(folder.toPath())).destroy()
+                // the files first: the Keystore may not answer
                 if (!folder.deleteRecursively()) throw UnwritableException("$folder cannot be removed", "restart the device, and try again")
+                wrappingKey(aliasOf(folder.toPath())).destroy()
             }
         }
     }
@@ -131,7 +142,13 @@ internal object Openings {
         val temporary = folder.resolve("new")
         try {
             Files.createDirectories(folder)
-            asset(context, name).use { Files.copy(it, temporary, StandardCopyOption.REPLACE_EXISTING) }
+            asset(context, name).use { from ->
+                FileOutputStream(temporary.toFile()).use { to ->
+                    from.copyTo(to)
+                    // the name must not be on the disk before the bytes
+                    to.fd.sync()
+                }
+            }
             Files.newDirectoryStream(folder).use { old -> old.filter { it != temporary }.forEach(Files::delete) }
             Files.move(temporary, file, StandardCopyOption.ATOMIC_MOVE)
         } catch (error: FileNotFoundException) {

@@ -46,12 +46,14 @@ public class PersonalizationJobService : JobService() {
     private suspend fun run(params: JobParameters): Boolean {
         val name = PersonalizationScheduler.nameOf(params.extras) ?: return false
         val constraints = PersonalizationScheduler.constraintsOf(params.extras)
+        if (PersonalizationScheduler.openWith == null && PersonalizationScheduler.isOutdated(this, params.extras)) return false
         if (constraints.unmet(this).isNotEmpty()) return true
         return try {
             val model =
                 PersonalizationScheduler.openWith?.invoke(this, name)
                     ?: PersonalModel.open(this, name, PersonalizationScheduler.optionsOf(params.extras))
             try {
+                if (PersonalizationScheduler.tooSoon(model.status().last, constraints)) return false
                 whileMet(constraints) { model.personalize() }
             } finally {
                 withContext(NonCancellable) { model.close() }

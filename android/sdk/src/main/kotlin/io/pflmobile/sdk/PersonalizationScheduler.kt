@@ -12,6 +12,7 @@ import io.pflmobile.core.engines.OnnxRuntimeEngine
 import io.pflmobile.core.errors.ConfigException
 import io.pflmobile.core.errors.StateException
 import io.pflmobile.core.local.Retention
+import io.pflmobile.core.personal.LastTraining
 import io.pflmobile.core.personal.ModelOptions
 import io.pflmobile.core.personal.PersonalModel
 import java.util.concurrent.TimeUnit
@@ -25,7 +26,8 @@ public object PersonalizationScheduler {
     @Volatile public var openWith: (suspend (Context, String) -> PersonalModel)? = null
 
     /**
-     * Trains [model] again and again, at most once in the interval of the constraints; a schedule of the same model is replaced.
+     * Trains [model] again and again, at most once in the interval of the constraints. The same schedule goes on; another one of the same
+     * model is replaced. Call it at each start of the app: after an update of the app the old schedule does nothing.
      *
      * @throws ConfigException the model has an engine of the app's own and [openWith] is not set
      * @throws StateException the system refuses the job, or the model was not opened by a context
@@ -36,9 +38,12 @@ public object PersonalizationScheduler {
         constraints: PersonalizationConstraints = PersonalizationConstraints(),
     ) {
         val name = Openings.nameOf(model)
-        val extras = packed(name, model.options, constraints)
+        val extras = packed(context, name, model.options, constraints)
         val scheduler = schedulerOf(context)
-        val id = find(scheduler, name)?.id ?: freeId(scheduler, name)
+        val before = find(scheduler, name)
+        // scheduling anew would stop a job that runs, and begin a new interval
+        if (before != null && values(before.extras) == values(extras)) return
+        val id = before?.id ?: freeId(scheduler, name)
         val job =
             JobInfo
                 .Builder(id, ComponentName(context, PersonalizationJobService::class.java))
@@ -75,11 +80,32 @@ public object PersonalizationScheduler {
         val constraints = constraintsOf(job.extras)
         return buildSet {
             if (status.paused) add(Waiting.PAUSED)
-            val ago = status.last?.let { System.currentTimeMillis() / 1000.0 - it.at }
-            if (ago != null && ago in 0.0..TimeUnit.HOURS.toSeconds(constraints.everyHours.toLong()).toDouble()) add(Waiting.INTERVAL)
+            if (tooSoon(status.last, constraints)) add(Waiting.INTERVAL)
             addAll(constraints.unmet(context))
         }
     }
+
+    /** Whether the last training was less than the interval ago. */
+    internal fun tooSoon(
+        last: LastTraining?,
+        constraints: PersonalizationConstraints,
+    ): Boolean {
+        val ago = System.currentTimeMillis() / 1000.0 - (last ?: return false).at
+        return ago in 0.0..TimeUnit.HOURS.toSeconds(constraints.everyHours.toLong()).toDouble()
+    }
+
+    /** Whether the app was updated since: its options may be others now. */
+    internal fun isOutdated(
+        context: Context,
+        extras: PersistableBundle,
+    ): Boolean = extras.getLong(UPDATED) != updated(context)
+
+    private fun updated(context: Context) = context.packageManager.getPackageInfo(context.packageName, 0).lastUpdateTime
+
+    /** What can be compared. */
+    @Suppress("DEPRECATION") // the typed ones are of API 33
+    private fun values(extras: PersistableBundle): Map<String, Any?> =
+        extras.keySet().associateWith { name -> extras.get(name).let { if (it is Array<*>) it.toList() else it } }
 
     private fun schedulerOf(context: Context): JobScheduler =
         context.getSystemService(JobScheduler::class.java) ?: throw StateException("there is no JobScheduler", "call it in an app")
@@ -136,6 +162,7 @@ public object PersonalizationScheduler {
     }
 
     private fun packed(
+        context: Context,
         name: String,
         options: ModelOptions,
         constraints: PersonalizationConstraints,
@@ -149,6 +176,7 @@ public object PersonalizationScheduler {
         }
         return PersistableBundle().apply {
             putString(NAME, name)
+            putLong(UPDATED, updated(context))
             putBoolean("charging", constraints.charging)
             putBoolean("idle", constraints.idle)
             putBoolean("unmetered", constraints.unmetered)
@@ -171,6 +199,7 @@ public object PersonalizationScheduler {
     }
 
     private const val NAME = "name"
+    private const val UPDATED = "updated"
     private const val FIRST_ID = 0x70666c00
     private val ENGINES: List<Engine> = listOf(ExecuTorchEngine, OnnxRuntimeEngine)
 }

@@ -149,12 +149,12 @@ internal class DataKey(
     @Synchronized
     fun destroy() {
         key = null
-        wrapping.destroy()
         try {
             Files.deleteIfExists(file.toPath())
         } catch (error: IOException) {
             throw storageError("$file cannot be removed", error)
         }
+        wrapping.destroy()
     }
 
     private fun key(): SecretKey {

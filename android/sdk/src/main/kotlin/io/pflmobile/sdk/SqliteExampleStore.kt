@@ -67,7 +67,7 @@ internal class SqliteExampleStore(
             }
 
             override fun onConfigure(db: SQLiteDatabase) {
-                for (pragma in listOf("secure_delete = ON", "synchronous = FULL")) {
+                for (pragma in listOf("journal_mode = TRUNCATE", "secure_delete = ON", "synchronous = FULL")) {
                     db.rawQuery("PRAGMA $pragma", null).use { it.moveToFirst() }
                 }
             }
@@ -138,6 +138,7 @@ internal class SqliteExampleStore(
     @Synchronized
     override fun examples(newest: Int?): List<Example> =
         reading(emptyList()) { db ->
+            if (retention.maxAge != null) transaction { applyLimits(it, aged(it)) }
             val found = ArrayList<Example>()
             val lost = ArrayList<Long>()
             val query = "SELECT id, created, kind, payload FROM examples ORDER BY id DESC LIMIT ${newest ?: -1}"
@@ -177,10 +178,11 @@ internal class SqliteExampleStore(
                 0 // damaged: all the more a reason to remove it
             }
         helper.close()
-        seal.destroy()
+        // the file first: the Keystore may not answer
         if (file.exists() && !SQLiteDatabase.deleteDatabase(file)) {
             throw StateException("$file cannot be removed", "try again after a restart of the phone")
         }
+        seal.destroy()
         return count
     }
 

@@ -184,8 +184,11 @@ public class Client(
         }
     }
 
-    /** Seconds to wait after so many failures in a row. */
-    internal fun pause(failures: Int): Double = backoff.pause(failures, null, random.nextDouble())
+    /** Seconds to wait after so many failures in a row, and at least as long as an answer asks for. */
+    internal fun pause(
+        failures: Int,
+        toldS: Double?,
+    ): Double = backoff.pause(failures, toldS, random.nextDouble())
 
     /**
      * One request, whose answer [use] reads; no further try.

@@ -169,8 +169,15 @@ public class Device internal constructor(
         until: () -> Boolean = { false },
     ): Summary =
         withContext(dispatcher) {
-            val ended = takePart(rounds, once, until)
-            Summary(ended, counts.rounds, counts.declined.toMap(), counts.dropped, client.traffic.up.get(), client.traffic.down.get())
+            if (!folder.running.tryLock()) {
+                throw DeviceFolderException("a device runs in ${folder.directory} already", mend = "wait until it has ended")
+            }
+            try {
+                val ended = takePart(rounds, once, until)
+                Summary(ended, counts.rounds, counts.declined.toMap(), counts.dropped, client.traffic.up.get(), client.traffic.down.get())
+            } finally {
+                folder.running.unlock()
+            }
         }
 
     private suspend fun takePart(
@@ -234,13 +241,29 @@ public class Device internal constructor(
      * @throws ServerProblemException the same
      */
     public suspend fun leave() {
-        val membership = folder.membership ?: return
-        client.credential = membership.credential
-        client.leave()
-        folder.forget()
+        withContext(dispatcher) {
+            val membership = folder.membership ?: return@withContext
+            checkServer(membership)
+            client.credential = membership.credential
+            try {
+                client.leave()
+            } catch (problem: ServerProblemException) {
+                // it left already, and the answer was lost
+                if (problem.code !in GONE) throw problem
+            }
+            folder.forget()
+        }
     }
 
     // -- joining
+
+    private fun checkServer(membership: Membership) {
+        if (membership.server == client.server) return
+        throw DeviceFolderException(
+            "${folder.directory} belongs to a device of ${membership.server}",
+            mend = "give another folder for another server; the credential goes to its own only",
+        )
+    }
 
     private suspend fun join() {
         val info = client.federation()
@@ -253,12 +276,7 @@ public class Device internal constructor(
             )
         }
         val known = folder.membership
-        if (known != null && known.server != client.server) {
-            throw DeviceFolderException(
-                "${folder.directory} belongs to a device of ${known.server}",
-                mend = "give another folder for another server; the credential goes to its own only",
-            )
-        }
+        known?.let(::checkServer)
         val membership =
             known ?: folder.join(client.server, client.enrol(Enrolment(model.bundle, token, group, attested(info))))
         client.credential = membership.credential
@@ -320,6 +338,8 @@ public class Device internal constructor(
                     onEvent(Event.Stepped(at.step, at.of, at.loss))
                 } ?: throw DeclineTask(DeclineReason.TOO_SLOW, "the task's time is over")
             outbox.put(task, deadline, done)
+        } catch (_: OutOfMemoryError) {
+            decline(task, DeclineReason.OUT_OF_MEMORY, "there is not enough memory for the task")
         } catch (declined: DeclineTask) {
             decline(task, declined.reason, declined.why)
             if (declined.reason == DeclineReason.PRIVACY) return Ended.PRIVACY // the next task would be no better
@@ -401,7 +421,8 @@ public class Device internal constructor(
         val (failures, since) = offline ?: (0 to clock())
         if (patienceS != null && clock() - since >= patienceS) throw error
         offline = failures + 1 to since
-        val seconds = client.pause(failures + 1)
+        val told = (error as? UnreachableException)?.retryAfterS ?: (error as? ServerProblemException)?.retryAfterS
+        val seconds = client.pause(failures + 1, told)
         onEvent(Event.Offline(seconds, error.message))
         delay(millis(seconds))
     }
@@ -411,5 +432,8 @@ public class Device internal constructor(
         const val MOST_FACT = 40
         const val LEAST_WAIT_S = 0.05
         const val AGGREGATOR = "update the aggregator"
+
+        /** Problems that say that the aggregator does not know the credential. */
+        val GONE = setOf("unauthorized", "device-revoked")
     }
 }

@@ -19,6 +19,7 @@ import io.pflmobile.core.protocol.TaskPrivacy
 import io.pflmobile.core.state.ModelId
 import io.pflmobile.core.state.PersonalStateStore
 import io.pflmobile.core.tensors.Tensor
+import kotlinx.coroutines.sync.Mutex
 import kotlinx.serialization.KSerializer
 import kotlinx.serialization.Serializable
 import java.io.IOException
@@ -118,6 +119,9 @@ private class UserFile(
  * Every file is replaced in one step, and an update is on the disk before its `.json` names it, so a process that is killed at any
  * moment leaves a folder to go on from.
  *
+ * It must not be in a backup: what is restored would count less than was sent, and two phones would have one credential. On Android it lies
+ * in `noBackupFilesDir`.
+ *
  * @param directory made when missing, for its owner alone
  * @param model what the device trains; a folder of another model is refused
  * @param user whose device it is; a folder of another user is refused. Null where every folder has the same user, as on a phone
@@ -139,6 +143,9 @@ public class DeviceFolder(
         private set
 
     internal val sent: SentNoise
+
+    /** Held while a device runs in it. */
+    internal val running = Mutex()
 
     private val files = AtomicFiles()
     private val sets = this.directory.resolve("sets")
@@ -176,7 +183,7 @@ public class DeviceFolder(
     public fun ownEpsilon(delta: Double): Double = sent.epsilon(delta)
 
     /** How many finished updates or reports wait to be sent. */
-    public val waiting: Int get() = pending().first.size
+    public val waiting: Int get() = list(queue).count(::isEntry)
 
     /** Unlocks it. */
     override fun close(): Unit = lock.close()
@@ -304,7 +311,7 @@ public class DeviceFolder(
         val found = ArrayList<Pending>()
         val damaged = ArrayList<String>()
         val all = list(queue)
-        for (path in all.filter { it.name.endsWith(".json") && !it.name.startsWith(".") }) {
+        for (path in all.filter(::isEntry)) {
             val entry =
                 try {
                     read(path, Pending.serializer()) ?: continue
@@ -320,11 +327,17 @@ public class DeviceFolder(
                 found += entry
             }
         }
-        val known = found.mapTo(HashSet(damaged)) { it.task }
-        // Of a process killed before it could write the entry.
-        all.filter { it.name.endsWith(".update") && it.nameWithoutExtension !in known }.forEach(files::delete)
         return found.sortedWith(compareBy({ it.round }, { it.task })) to damaged.sorted()
     }
+
+    /** Remove updates of a process that was killed before it could write their entries. */
+    internal fun removeOrphans() {
+        val all = list(queue)
+        val known = all.filter(::isEntry).mapTo(HashSet()) { it.nameWithoutExtension }
+        all.filter { it.name.endsWith(".update") && it.nameWithoutExtension !in known }.forEach(files::delete)
+    }
+
+    private fun isEntry(path: Path) = path.name.endsWith(".json") && !path.name.startsWith(".")
 
     private fun intact(entry: Pending): Boolean {
         val path = updatePath(entry.task)

@@ -1,6 +1,7 @@
 package io.pflmobile.core.device
 
 import io.pflmobile.core.errors.ServerProblemException
+import io.pflmobile.core.errors.StorageFullException
 import io.pflmobile.core.errors.UnreachableException
 import io.pflmobile.core.files.hex
 import io.pflmobile.core.local.Status
@@ -99,9 +100,10 @@ internal class Outbox(
 
     /** Finish what a killed process left. */
     fun goOn() {
+        folder.removeOrphans()
         val (found, damaged) = folder.pending()
         for (task in damaged) drop(task, "update", "its file in the queue is damaged")
-        found.forEach(::adopt)
+        found.forEach { adopt(it) }
     }
 
     /** Whether the update of this task waits. */
@@ -137,7 +139,9 @@ internal class Outbox(
             )
         folder.put(pending, done.update)
         fresh += task.id
-        adopt(pending)
+        // The update is safe. With a full disk the state serves later: it is tried again before the update is sent.
+        val full = runCatching { adopt(pending) }.exceptionOrNull()
+        if (full != null && full !is StorageFullException) throw full
         val report = done.report
         tell(
             Event.Finished(
@@ -159,7 +163,8 @@ internal class Outbox(
      * @throws UnreachableException it goes on waiting
      */
     suspend fun flush() {
-        for (pending in folder.pending().first) {
+        for (waiting in folder.pending().first) {
+            val pending = adopt(waiting)
             if (clock() >= pending.deadline) {
                 drop(pending.task, if (pending.uploaded) "evaluation" else "update", "its task has expired", pending)
             } else if (pending.uploaded || send(pending)) {
@@ -223,12 +228,12 @@ internal class Outbox(
         tell(Event.Dropped(task, what, why))
     }
 
-    private fun adopt(pending: Pending) {
-        val adopts = pending.adopts ?: return
+    private fun adopt(pending: Pending): Pending {
+        val adopts = pending.adopts ?: return pending
         val store = folder.personal
         // Else somebody reverted it meanwhile.
         if (store.current.toLong() == pending.insteadOf) store.adopt(adopts.toInt())
-        folder.change(pending.copy(adopts = null))
+        return pending.copy(adopts = null).also(folder::change)
     }
 
     private companion object {

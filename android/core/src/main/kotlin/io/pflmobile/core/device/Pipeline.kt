@@ -3,6 +3,7 @@ package io.pflmobile.core.device
 import io.pflmobile.core.errors.ConfigException
 import io.pflmobile.core.errors.NoExamplesException
 import io.pflmobile.core.errors.NonFiniteException
+import io.pflmobile.core.errors.StateException
 import io.pflmobile.core.errors.StorageFullException
 import io.pflmobile.core.errors.TooManyStepsException
 import io.pflmobile.core.errors.TooSlowException
@@ -277,7 +278,12 @@ internal class Pipeline(
     ) {
         val now = store.load().state
         if (now == null || copies.isEmpty()) return
-        val old = if (before == 0) emptyMap() else store.read(before).copies
+        val old =
+            try {
+                if (before == 0) emptyMap() else store.read(before).copies
+            } catch (_: StateException) {
+                emptyMap() // the version is gone: without a copy the plan begins from zero
+            }
         val kept = now.copies - copies.toSet() + old.filterKeys { it in copies }
         store.save(PersonalState(now.tensors, kept, now.words, now.metrics))
     }

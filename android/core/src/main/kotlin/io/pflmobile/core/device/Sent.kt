@@ -27,7 +27,8 @@ internal class SentNoise(
     private val path: Path,
 ) {
     private val files = AtomicFiles()
-    private var count = read(path)
+
+    @Volatile private var count = read(path)
 
     /** How many there were. */
     val updates: Long get() = count.updates
@@ -39,6 +40,7 @@ internal class SentNoise(
      * @throws io.pflmobile.core.errors.StorageFullException it cannot be counted, so it must not be sent
      * @throws io.pflmobile.core.errors.UnwritableException the same
      */
+    @Synchronized
     fun add(noiseMultiplier: Double) {
         val more = count.plus(noiseMultiplier)
         files.write(path, (strictJson.encodeToString(Count.serializer(), more) + "\n").encodeToByteArray())

@@ -55,15 +55,15 @@ internal suspend fun download(
 ) {
     val part = to.resolveSibling("${to.name}.part")
 
-    fun have() = if (part.exists()) part.fileSize() else 0
+    fun have() = diskErrors(part) { if (part.exists()) part.fileSize() else 0 }
     if (what.bytes == 0L) diskErrors(to) { open(part, WRITE, CREATE, TRUNCATE_EXISTING).close() }
     client.retrying(::have) {
-        if (have() > what.bytes) part.deleteIfExists()
+        if (have() > what.bytes) diskErrors(part) { part.deleteIfExists() }
         if (have() < what.bytes) fetch(client, what, part, have())
         if (have() < what.bytes) throw UnreachableException("${what.url} broke off", mend = "try again")
         val digest = sha256(part)
         if (digest != what.sha256) {
-            part.deleteIfExists()
+            diskErrors(part) { part.deleteIfExists() }
             throw UnreachableException(
                 "${what.url} arrived with the digest ${digest.take(SHOWN)}..., not ${what.sha256.take(SHOWN)}...",
                 mend = "try again; if it stays so, something between changes the bytes",
@@ -163,7 +163,7 @@ internal suspend fun upload(
     key: String,
     resume: Boolean = false,
 ): UploadState {
-    val size = file.fileSize()
+    val size = diskErrors(file) { file.fileSize() }
     var sent = 0L // what the aggregator has,
     var sure = !resume // and whether that is known
     return client.retrying({ sent }) {

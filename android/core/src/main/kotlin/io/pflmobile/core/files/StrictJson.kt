@@ -21,6 +21,8 @@ internal val strictJson: Json =
         classDiscriminator = "kind"
         namingStrategy = JsonNamingStrategy.SnakeCase
         encodeDefaults = true
+        // A message would quote the JSON, and that may hold a credential.
+        exceptionsWithDebugInfo = false
     }
 
 /** An integer; unlike kotlinx's own, no string and nothing with a point or exponent. */

@@ -63,7 +63,7 @@ public sealed interface Payload {
 /**
  * One stored example.
  *
- * @property id increases with every addition, never used twice
+ * @property id increases with every addition; never used twice, until all are erased
  * @property created seconds since 1970, by the clock of that moment
  */
 public class Example(

@@ -56,6 +56,7 @@ import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.NonCancellable
 import kotlinx.coroutines.currentCoroutineContext
+import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.isActive
 import kotlinx.coroutines.sync.Mutex
 import kotlinx.coroutines.sync.withLock
@@ -109,6 +110,9 @@ public class PersonalModel private constructor(
     /** Held by whatever changes the personal state. */
     private val changing = Mutex()
     private val training = Mutex()
+
+    /** Held while a text is kept, so that none slips in that has a word which is being forgotten. */
+    private val keeping = Any()
     private val stops = AtomicInteger()
 
     @Volatile private var closed = false
@@ -172,8 +176,7 @@ public class PersonalModel private constructor(
             when {
                 paused -> RememberResult.Refused(RememberResult.Reason.PAUSED)
                 pieces.isEmpty() -> RememberResult.Refused(RememberResult.Reason.EMPTY)
-                words.any(::isBlocked) -> RememberResult.Refused(RememberResult.Reason.BLOCKED)
-                else -> keep(Payload.Text(text))
+                else -> synchronized(keeping) { if (words.any(::isBlocked)) BLOCKED else keep(Payload.Text(text)) }
             }
         }
     }
@@ -239,9 +242,11 @@ public class PersonalModel private constructor(
         if (encoder == null) throw noText("a text")
         return computing {
             val now = serving
+            val context = currentCoroutineContext()
             engine.use { session ->
-                val predict = { context: TextContext ->
-                    val outputs = session.run(PREDICT, now.tensors + mapOf("tokens" to context.tokens, "position" to context.position))
+                val predict = { typed: TextContext ->
+                    context.ensureActive() // who typed on asks for something else
+                    val outputs = session.run(PREDICT, now.tensors + mapOf("tokens" to typed.tokens, "position" to typed.position))
                     Predicted(longs(outputs, "top_ids"), floats(outputs, "top_probs"))
                 }
                 suggest(predict, checkNotNull(now.encoder), text, k).filterNot { isBlocked(it.word) }
@@ -318,16 +323,18 @@ public class PersonalModel private constructor(
         onProgress: (Progress) -> Unit,
     ): UserResult {
         val stopping = { paused || closed || stops.get() > 0 }
-        // Between steps the trainer looks itself, and keeps a checkpoint; where it measures, each batch may be the last.
+        val began = store.current
+        // Between steps the trainer looks itself, and keeps a checkpoint; where it measures, each batch may be the last. What is adopted is
+        // measured to the end, so that the report is of what serves.
         val watched =
             object : Session by session {
                 override fun run(
                     program: String,
                     inputs: Map<String, Tensor>,
                 ): Map<String, Tensor> {
-                    if (program == EVALUATE) {
-                        if (!context.isActive) throw CancellationException("training was cancelled")
-                        if (stopping()) throw StoppedException()
+                    if (program == EVALUATE && (!context.isActive || stopping()) && store.current == began) {
+                        context.ensureActive()
+                        throw StoppedException()
                     }
                     return session.run(program, inputs)
                 }
@@ -437,6 +444,8 @@ public class PersonalModel private constructor(
         val encoder = encoder ?: throw noText("a word")
         return change {
             val forgotten = forget(store, listOf(word), encoder, bundle.manifest.tensors, initial)
+            // A text that comes now is refused, and one that came before is among those below.
+            synchronized(keeping) { serving = load() }
             val with =
                 examples.examples().filter { example ->
                     val text = (example.payload as? Payload.Text)?.text.orEmpty()
@@ -460,9 +469,14 @@ public class PersonalModel private constructor(
     /** Erases every example, all that was learned and everything that tells of it; the shipped model serves again. */
     public suspend fun eraseEverything() {
         change {
-            store.erase()
-            examples.eraseAll()
-            notes.erase()
+            // each of them, whatever goes wrong with another
+            val faults =
+                listOf(
+                    { store.erase() },
+                    { examples.eraseAll() },
+                    { notes.erase() },
+                ).mapNotNull { runCatching(it).exceptionOrNull() }
+            faults.firstOrNull()?.let { throw it }
         }
     }
 
@@ -484,9 +498,9 @@ public class PersonalModel private constructor(
      * A process that serves suggestions need not call it: an idle engine is freed by itself.
      */
     public suspend fun close() {
-        if (!leave(this)) return
-        closed = true
         withContext(NonCancellable) {
+            if (!leave(this@PersonalModel)) return@withContext
+            closed = true
             changing.withLock {
                 withContext(Dispatchers.IO) {
                     // one after the other, whatever fails
@@ -584,6 +598,7 @@ public class PersonalModel private constructor(
         private const val LABELS = "labels"
         private const val PAUSED = "paused"
         private const val UNPACKED = "unpacked"
+        private val BLOCKED = RememberResult.Refused(RememberResult.Reason.BLOCKED)
         private val NAMES = setOf("state", UNPACKED, PAUSED, FolderLock.NAME)
 
         private class Opened(
@@ -625,23 +640,32 @@ public class PersonalModel private constructor(
             clock: () -> Double,
             context: CoroutineContext,
             examples: (Path) -> ExampleStore,
-        ): PersonalModel =
-            opening.withLock {
-                withContext(Dispatchers.IO) {
-                    privateFolder(folder) { it in NAMES }
-                    val home = diskErrors(folder) { folder.toRealPath() }
-                    opened[home]?.let { there ->
+        ): PersonalModel {
+            var counted: PersonalModel? = null
+            try {
+                return opening.withLock {
+                    withContext(Dispatchers.IO) {
+                        privateFolder(folder) { it in NAMES }
+                        val home = diskErrors(folder) { folder.toRealPath() }
+                        val there = opened[home]
+                        if (there == null) {
+                            val model = openFirst(source, home, options, clock, context, examples)
+                            opened[home] = Opened(model, source.toAbsolutePath(), 1)
+                            return@withContext model.also { counted = it }
+                        }
                         if (there.model.options != options || there.source != source.toAbsolutePath()) {
                             throw ConfigException("$home is open already with other options, or of another bundle", "use the same")
                         }
                         there.users++
-                        return@withContext there.model
+                        there.model.also { counted = it }
                     }
-                    val model = openFirst(source, home, options, clock, context, examples)
-                    opened[home] = Opened(model, source.toAbsolutePath(), 1)
-                    model
                 }
+            } catch (error: CancellationException) {
+                // nobody gets it, so nobody would close it
+                counted?.close()
+                throw error
             }
+        }
 
         /** Whether this process has the model of a folder open. */
         public suspend fun isOpen(folder: Path): Boolean =

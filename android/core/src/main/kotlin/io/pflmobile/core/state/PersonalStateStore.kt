@@ -279,7 +279,8 @@ public class PersonalStateStore internal constructor(
     /** Deletes every version, checkpoint and forgotten word: nothing personal is left. */
     public fun erase() {
         hold().use {
-            pointTo(0)
+            // The pointer first, as nothing serves without it; no file is written, as the disk may be full.
+            files.delete(folder.resolve(CURRENT))
             list().filter { it.isRegularFile() && it.name != FolderLock.NAME }.forEach(files::delete)
             files.syncFolder(folder)
         }

@@ -13,6 +13,7 @@ import kotlinx.serialization.json.jsonPrimitive
  */
 internal object UnicodeTable {
     private const val PLANE = 0x10000
+    private const val PLACE = "/io/pflmobile/core/text/unicode.json"
 
     private val kinds: Ranges
     private val kindOfRange: CharArray
@@ -33,7 +34,8 @@ internal object UnicodeTable {
     val accents: Ranges
 
     init {
-        val stream = checkNotNull(UnicodeTable::class.java.getResourceAsStream("unicode.json")) { "unicode.json is not packed" }
+        // from the root: an app's build may rename this class and its package
+        val stream = checkNotNull(UnicodeTable::class.java.getResourceAsStream(PLACE)) { "unicode.json is not packed" }
         val table = stream.use { parseJson(it.readBytes()).jsonObject }
         rules = table.getValue("rules").jsonPrimitive.int
         val ranges =
