@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pfl_mobile.device.backoff import Backoff
 from pfl_mobile.device.privacy import PrivacyPolicy
 from pfl_mobile.device.store import DeviceFolder
 from pfl_mobile.errors import (
     DeviceError,
     DeviceFolderError,
     ServerProblem,
+    StorageFullError,
     UnreachableError,
 )
 from pfl_mobile.files.tensors import load_tensors
@@ -499,6 +501,69 @@ def test_a_device_that_leaves_forgets_its_credential_and_keeps_its_state(fake, a
         assert found.folder.personal.current == 1
     assert fake.devices == {}
     assert not (tmp_path / "device.json").exists()
+
+
+def test_a_device_that_left_already_can_forget_its_credential(fake, address, tmp_path):
+    with device(tmp_path, address) as found:
+        found.run()
+        original = fake.json
+
+        def lost(method, path, headers, sent):
+            return (
+                problem(401, "unauthorized") if method == "DELETE" else original(method, path, headers, sent)
+            )
+
+        fake.json = lost  # it left, and the answer did not arrive
+        found.leave()
+        assert found.folder.membership is None
+
+
+def test_a_device_does_not_leave_at_another_server(fake, address, tmp_path):
+    with device(tmp_path, address) as found:
+        found.run()
+        found.client.server = "http://127.0.0.1:1"
+        found.client.credential = None
+        with pytest.raises(DeviceFolderError, match="belongs to a device of"):
+            found.leave()
+        assert found.client.credential is None
+        assert found.folder.membership is not None
+
+
+def test_a_full_disk_behind_the_safe_update_costs_nothing(fake, address, tmp_path, monkeypatch):
+    fake.plan = PLAN.model_copy(update={"guard": PLAN.guard.model_copy(update={"tolerance": 1e9})})
+    with device(tmp_path, address) as found:
+        adopt, full = found.folder.personal.adopt, [True]
+
+        def adopting(version):
+            if full and full.pop():
+                raise StorageFullError("no space left", mend="free some space")
+            adopt(version)
+
+        monkeypatch.setattr(found.folder.personal, "adopt", adopting)
+        summary = found.run()
+        assert (summary.rounds, summary.declined, summary.dropped) == (1, {}, 0)
+        assert found.folder.personal.current == 1
+
+
+def test_a_device_out_of_memory_declines_the_task(fake, address, tmp_path, monkeypatch):
+    with device(tmp_path, address) as found:
+
+        def load(_: str) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(found.folder, "load_set", load)
+        summary = found.run()
+    assert summary.declined == {"out_of_memory": 1}
+
+
+def test_an_aggregator_that_asks_for_time_gets_it_after_the_last_try_too(fake, address, tmp_path):
+    fake.check_in = lambda: problem(503, "unavailable", **{"Retry-After": "1"})
+    quick = Backoff(attempts=1, first_s=0.001, most_s=0.002)
+    with device(tmp_path, address, backoff=quick, patience_s=0.9) as found, pytest.raises(ServerProblem):
+        found.run()
+    waits = [event.seconds for event in found.events if type(event).__name__ == "Offline"]
+    assert waits
+    assert min(waits) >= 1
 
 
 def test_facts_name_the_engine_and_the_sdk_and_examples_are_rounded(fake, address, tmp_path):
