@@ -139,9 +139,11 @@ internal class Outbox(
             )
         folder.put(pending, done.update)
         fresh += task.id
-        // The update is safe. With a full disk the state serves later: it is tried again before the update is sent.
-        val full = runCatching { adopt(pending) }.exceptionOrNull()
-        if (full != null && full !is StorageFullException) throw full
+        try {
+            adopt(pending)
+        } catch (_: StorageFullException) {
+            // The update is safe, and the state serves later: it is tried again before the update is sent.
+        }
         val report = done.report
         tell(
             Event.Finished(

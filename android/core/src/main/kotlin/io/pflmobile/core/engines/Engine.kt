@@ -108,10 +108,12 @@ public fun openSession(
     }
     val needs = bundle.manifest.engine(engine.name).runtime
     val version = needs?.let { engine.version }
-    if (needs != null && version != null &&
-        Versions.isOlder(version, needs.atLeast)
-    ) {
-        throw tooOld(bundle, engine, needs, "the app has $version")
+    if (needs != null && version != null && Versions.isOlder(version, needs.atLeast)) {
+        throw EngineUnavailableException(
+            "bundle '${bundle.manifest.name}' needs ${engine.name} ${needs.atLeast} or later (it was verified with ${needs.verified}), " +
+                "the app has $version",
+            wayOut(engine, needs),
+        )
     }
     return try {
         engine.open(bundle.engineFiles(engine.name), bundle.manifest.programs, threads)
@@ -123,16 +125,6 @@ public fun openSession(
         throw EngineException("${error.message} (it needs ${engine.name} ${needs.atLeast} or later)", wayOut(engine, needs), error)
     }
 }
-
-private fun tooOld(
-    bundle: Bundle,
-    engine: Engine,
-    needs: RuntimeEntry,
-    have: String,
-) = EngineUnavailableException(
-    "bundle '${bundle.manifest.name}' needs ${engine.name} ${needs.atLeast} or later (it was verified with ${needs.verified}), $have",
-    wayOut(engine, needs),
-)
 
 private fun wayOut(
     engine: Engine,
