@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,18 @@ from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
 from executorch.backends.xnnpack.partition.config.gemm_configs import AddmmConfig, GEMMConfig, MMConfig
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir.passes.dim_order_ops_registry import DimOrderOpsMap
+from executorch.exir.passes.legalize_portable_dim_order_pass import LegalizePortableDimOrderPass
+from executorch.exir.passes.memory_format_ops_pass import MemoryFormatOpsPass
+from executorch.exir.passes.normalize_transpose_pass import NormalizeTransposePass
+from executorch.exir.passes.remove_mixed_type_operators import RemoveMixedTypeOperators
+from executorch.exir.passes.replace_broken_ops_with_function_ops_pass import (
+    ReplaceBrokenOpsWithFunctionalOpsPass,
+)
+from executorch.exir.passes.sym_to_tensor_pass import SymToTensorPass
 from torch import fx
+from torch._export.passes import ReplaceViewOpsWithViewCopyOpsPass
+from torch.fx.passes.infra.pass_base import PassResult
 
 from pfl_mobile.bundle.versions import release
 from pfl_mobile.errors import UnsupportedOperatorError
@@ -35,6 +46,7 @@ from .graphs import (
     code_when_called,
     decomposed_once,
     export_graph,
+    operators_listed_once,
     own_views,
     shared_copy,
     unfuse_dynamic_linear,
@@ -65,8 +77,19 @@ def partitioner() -> XnnpackPartitioner:
     return XnnpackPartitioner(configs=[ours.get(config, config) for config in ALL_PARTITIONER_CONFIGS])
 
 
+#: Operators whose arguments the toolchain brings to one type.
+_PROMOTES = {
+    _aten.add.Tensor,
+    _aten.mul.Tensor,
+    _aten.sub.Tensor,
+    _aten.div.Tensor,
+    _aten.div.Tensor_mode,
+    _aten.minimum.default,
+}
+
 #: XNNPACK's own passes and the operators (parts of their names) without which they have nothing to do. Each pass
 #: interprets the whole partition again, so running all of them on every partition took most of the export's time.
+_CHANNELS_LAST = ("convolution", "pool", "upsample", "prelu", "mean", "batch_norm")
 _NEEDED_FOR = {
     "XNNPACKRemoveCloneOpsTransform": ("clone",),
     "DimOrderOpsRevertPass": ("dim_order",),
@@ -81,7 +104,9 @@ _NEEDED_FOR = {
     "InsertPadQDQPass": ("pad",),
     "Conv1dUnsqueezePass": ("convolution",),
     "PReLUReshapePass": ("prelu",),
-    "ChannelsLastTaggedReshapePass": ("convolution", "pool", "upsample", "prelu", "mean", "batch_norm"),
+    "ChannelsLastTaggedReshapePass": _CHANNELS_LAST,
+    "PropagateCustomMetaPass": ("quantize",),
+    "RemoveRedundantCopyPass": ("_to_copy", *_CHANNELS_LAST),  # the pass before it inserts copies
 }
 
 
@@ -92,13 +117,80 @@ class _LeanPassManager(XNNPACKPassManager):
 
     def __init__(self, exported_program: Any, passes: Any = None) -> None:
         super().__init__(exported_program, passes)
-        present = {str(node.target) for node in exported_program.graph.nodes if node.op == "call_function"}
-        self.passes = [p for p in self.passes if self._applies(p.__name__, present)]
+        nodes = exported_program.graph.nodes
+        present = {str(node.target) for node in nodes if node.op == "call_function"}
+        folds = any(_constant(node) for node in nodes)
+        self.passes = [p for p in self.passes if self._applies(p.__name__, present, folds)]
 
     @staticmethod
-    def _applies(name: str, present: set[str]) -> bool:
+    def _applies(name: str, present: set[str], folds: bool) -> bool:
+        if name == "ConstPropPass":
+            return folds
         needed = _NEEDED_FOR.get(name)
         return needed is None or any(part in target for target in present for part in needed)
+
+
+def _constant(node: fx.Node) -> bool:
+    """Whether the node reads no input, so that its value could be computed now."""
+    return node.op == "get_attr" or (node.op == "call_function" and not node.all_input_nodes)
+
+
+def _mixes_types(node: fx.Node) -> bool:
+    """Whether an arithmetic operator may have to convert an argument: where anything but float32 goes in."""
+    if node.target not in _PROMOTES:
+        return False
+    values = [a.meta.get("val") if isinstance(a, fx.Node) else a for a in node.args]
+    return any(getattr(value, "dtype", None) is not torch.float32 for value in values)
+
+
+def _turned(node: fx.Node) -> bool:
+    """Whether a kernel that reads its input row by row may get one that lies otherwise in memory."""
+    if node.target not in LegalizePortableDimOrderPass._target_ops:
+        return False
+    value = getattr(node.args[0], "meta", {}).get("val")
+    return not isinstance(value, torch.Tensor) or value.dim_order() != tuple(range(value.dim()))
+
+
+#: The toolchain's passes over a whole program, and the nodes without one of which they change nothing. Each interprets
+#: the program again, with a description of every value, and together they took a third of an export's time.
+_NEEDED_BY: dict[type[Any], Callable[[fx.Node], bool]] = {
+    ReplaceViewOpsWithViewCopyOpsPass: lambda n: (
+        n.target is _aten._unsafe_view.default or getattr(n.target, "is_view", False)
+    ),
+    NormalizeTransposePass: lambda n: n.target is _aten.t.default,
+    ReplaceBrokenOpsWithFunctionalOpsPass: lambda n: getattr(n.target, "is_view", False),
+    SymToTensorPass: lambda n: isinstance(n.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool),
+    RemoveMixedTypeOperators: _mixes_types,
+    MemoryFormatOpsPass: lambda n: n.target in DimOrderOpsMap,
+    LegalizePortableDimOrderPass: _turned,
+}
+
+
+@contextmanager
+def _where_needed() -> Iterator[None]:
+    """Leave out the passes of ``_NEEDED_BY`` where they have nothing to do."""
+
+    def guarded(
+        stock: Callable[..., PassResult], needed: Callable[[fx.Node], bool]
+    ) -> Callable[..., PassResult]:
+        def call(self: Any, graph: fx.GraphModule) -> PassResult:
+            if any(isinstance(module, fx.GraphModule) for module in graph.children()):
+                return stock(self, graph)  # branches and loops have graphs of their own
+            return stock(self, graph) if any(map(needed, graph.graph.nodes)) else PassResult(graph, False)
+
+        return call
+
+    own = {kind: vars(kind).get("call") for kind in _NEEDED_BY}
+    try:
+        for kind, needed in _NEEDED_BY.items():
+            kind.call = guarded(kind.call, needed)
+        yield
+    finally:
+        for kind, call in own.items():
+            if call is None:
+                del kind.call
+            else:
+                kind.call = call
 
 
 def _read_by_delegate(node: fx.Node) -> bool:
@@ -168,7 +260,7 @@ def _toolchain() -> Iterator[None]:
     stock = xnnpack_preprocess.XNNPACKPassManager
     xnnpack_preprocess.XNNPACKPassManager = _LeanPassManager
     try:
-        with warnings.catch_warnings(), code_when_called():
+        with warnings.catch_warnings(), code_when_called(), operators_listed_once(), _where_needed():
             warnings.simplefilter("ignore")
             yield
     finally:

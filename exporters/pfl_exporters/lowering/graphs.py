@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.export import decomp_utils
 
 from pfl_mobile.errors import ExportError
 from pfl_mobile.programs.trace import TracedProgram
@@ -72,6 +73,30 @@ def code_when_called() -> Iterator[None]:
         yield
     finally:
         fx.GraphModule.recompile = _write_code
+
+
+@contextmanager
+def operators_listed_once() -> Iterator[None]:
+    """Keep PyTorch from going through all operators that there are, each time that a program may be decomposed.
+
+    They are gone through again where more were registered since.
+    """
+    collect = decomp_utils._collect_all_valid_cia_ops
+    before: Any = None
+    found: Any = None
+
+    def collect_once() -> Any:
+        nonlocal before, found
+        registered = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
+        if registered != before:
+            before, found = registered, collect()
+        return found
+
+    decomp_utils._collect_all_valid_cia_ops = collect_once
+    try:
+        yield
+    finally:
+        decomp_utils._collect_all_valid_cia_ops = collect
 
 
 def decomposed_once(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

@@ -1,0 +1,103 @@
+"""What makes lowering for Android quick changes no byte of the file, and is undone after it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from torch import fx
+from torch.export import decomp_utils
+
+from pfl_exporters.lowering import executorch
+from pfl_mobile.programs.trace import TracedProgram, trace_programs
+from tests.exporters.models import DEPLOYMENTS
+
+aten = torch.ops.aten
+#: What the toolchain has before any export changes it.
+STOCK = {kind: kind.call for kind in executorch._NEEDED_BY}
+COLLECT = decomp_utils._collect_all_valid_cia_ops
+
+
+@pytest.fixture(scope="module")
+def programs() -> dict[str, TracedProgram]:
+    """One of a few operators, among them those that three of the passes look for."""
+    d = DEPLOYMENTS["own loss"]()
+    traced = trace_programs(d.model, d.task, d.batch, d.inputs_of_predict())
+    return {"evaluate": traced["evaluate"]}
+
+
+def lowered(programs: dict[str, TracedProgram], folder: Path) -> bytes:
+    found = executorch.lower(programs, folder, lambda _: None)
+    return found.paths["model.pte"].read_bytes()
+
+
+@pytest.mark.slow
+def test_passes_that_are_left_out_change_no_byte(
+    programs: dict[str, TracedProgram], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: Counter[type] = Counter()
+
+    def counted(kind: type):
+        def call(self, graph):
+            ran[kind] += 1
+            return STOCK[kind](self, graph)
+
+        return call
+
+    for kind in STOCK:
+        monkeypatch.setattr(kind, "call", counted(kind))
+    quick = lowered(programs, tmp_path)
+    few = ran.total()
+    monkeypatch.setattr(executorch, "_where_needed", nullcontext)
+    monkeypatch.setattr(executorch, "operators_listed_once", nullcontext)
+    monkeypatch.setattr(executorch._LeanPassManager, "_applies", staticmethod(lambda *_: True))
+    assert lowered(programs, tmp_path) == quick
+    assert few < ran.total() - few, "the passes were left out"
+
+
+def graph(*targets: object, dtype: torch.dtype = torch.float32) -> fx.GraphModule:
+    """A graph that calls each with one input twice."""
+    found = fx.Graph()
+    x = found.placeholder("x")
+    x.meta["val"] = torch.zeros(2, 3, dtype=dtype)
+    calls = [found.call_function(target, (x, x)) for target in targets]  # type: ignore[arg-type]
+    found.output(tuple(calls))
+    return fx.GraphModule({}, found)
+
+
+@pytest.mark.parametrize(
+    ("name", "needing", "other"),
+    [
+        ("NormalizeTransposePass", graph(aten.t.default), graph(aten.permute.default)),
+        ("ReplaceBrokenOpsWithFunctionalOpsPass", graph(aten.view.default), graph(aten.view_copy.default)),
+        ("ReplaceViewOpsWithViewCopyOpsPass", graph(aten._unsafe_view.default), graph(aten.mm.default)),
+        ("RemoveMixedTypeOperators", graph(aten.mul.Tensor, dtype=torch.int64), graph(aten.mul.Tensor)),
+    ],
+)
+def test_a_pass_runs_where_a_node_needs_it(
+    name: str, needing: fx.GraphModule, other: fx.GraphModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kind,) = [kind for kind in executorch._NEEDED_BY if kind.__name__ == name]
+    ran: list[fx.GraphModule] = []
+    monkeypatch.setattr(kind, "call", lambda self, graph: ran.append(graph))
+    with executorch._where_needed():
+        kind.call(kind(), needing)
+        found = kind.call(kind(), other)
+    assert ran == [needing]
+    assert found.graph_module is other
+    assert not found.modified
+
+
+def test_the_toolchain_is_as_before_after_an_error() -> None:
+    def fails() -> None:
+        with executorch._toolchain():
+            assert all(kind.call is not stock for kind, stock in STOCK.items())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert {kind: kind.call for kind in STOCK} == STOCK
+    assert decomp_utils._collect_all_valid_cia_ops is COLLECT
