@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from pfl_mobile.vectorized.compiled import Graph, stacked, trace_evaluate, trace
 from pfl_mobile.vectorized.deferred import Deferral, deferred
 from pfl_mobile.vectorized.emit import emit
 from pfl_mobile.vectorized.layout import Layout
+from pfl_mobile.vectorized.reuse import key_of, reused, with_own_constants
 
 #: Arguments of a compiled function: batch entries and device tensors by name.
 Tensors = Mapping[str, Tensor]
@@ -56,6 +57,7 @@ class Steps:
         shapes = {info.name: tuple(info.shape) for info in self.table}
         self.layout = Layout({name: shapes[name] for name in self.names})
         self._graphs: dict[tuple[str, int, bool], Graph] = {}
+        self._keys: dict[tuple[str, int], Hashable | None] = {}
         self._deferred: dict[tuple[Any, ...], DeferredStep | None] = {}
         self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
@@ -69,7 +71,11 @@ class Steps:
                     self._graphs[key] = trace(self.model, self.task, self.batch)
                 else:
                     shared = [info.name for info in self.table] if common else []
-                    self._graphs[key] = stacked(self.graph(kind), lanes, shared)
+                    one = self.graph(kind)
+                    self._graphs[key] = reused(
+                        self._key(kind, lanes, ("stacked", *shared)),
+                        lambda: with_own_constants(stacked(one, lanes, shared)),
+                    )
         return self._graphs[key]
 
     def inputs(self, kind: str, lanes: int = 1, *, common: bool = False) -> list[str]:
@@ -88,9 +94,20 @@ class Steps:
         """The compiled function; arguments in the order of ``inputs``."""
         key = (kind, lanes, None if names is None else tuple(names), sgd, common)
         if key not in self._functions:
-            graph = self.graph(kind, lanes, common=common)
-            self._functions[key] = emit(graph, device=self.device, names=names, sgd=sgd)
+            self._functions[key] = reused(
+                self._key(kind, lanes, key[2:]),
+                lambda: emit(
+                    self.graph(kind, lanes, common=common), device=self.device, names=names, sgd=sgd
+                ),
+            )
         return self._functions[key]
+
+    def _key(self, kind: str, lanes: int, more: Hashable) -> Hashable | None:
+        """Of what is made of a graph, for this device and what ``more`` says."""
+        if (kind, lanes) not in self._keys:
+            self._keys[kind, lanes] = key_of(self.graph(kind), lanes)
+        key = self._keys[kind, lanes]
+        return None if key is None else (key, lanes, str(self.device), more)
 
     @property
     def wide(self) -> list[str]:
@@ -102,12 +119,17 @@ class Steps:
         """A step of SGD that leaves the weights of wide first layers to ``LateWeight``; None where there is none."""
         key = (lanes, tuple(names))
         if key not in self._deferred:
-            self._deferred[key] = None
-            # a GPU has the memory bandwidth, and would rather have one product for all lanes
-            found = deferred(self.graph("step", lanes), names) if self.device.type == "cpu" else None
-            if found is not None:
-                graph, deferrals = found
-                kept = [n for n in graph.outputs[1:] if n in names or n.startswith("at.")]
-                function = emit(graph, device=self.device, names=kept, sgd=True)
-                self._deferred[key] = DeferredStep(function, list(graph.inputs), deferrals)
+            self._deferred[key] = reused(
+                self._key("step", lanes, ("deferred", *names)), lambda: self._make_deferred(lanes, names)
+            )
         return self._deferred[key]
+
+    def _make_deferred(self, lanes: int, names: Sequence[str]) -> DeferredStep | None:
+        # a GPU has the memory bandwidth, and would rather have one product for all lanes
+        found = deferred(self.graph("step", lanes), names) if self.device.type == "cpu" else None
+        if found is None:
+            return None
+        graph, deferrals = found
+        kept = [n for n in graph.outputs[1:] if n in names or n.startswith("at.")]
+        function = emit(graph, device=self.device, names=kept, sgd=True)
+        return DeferredStep(function, list(graph.inputs), deferrals)
