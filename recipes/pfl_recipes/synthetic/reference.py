@@ -22,6 +22,7 @@ import torch
 import typer
 
 from pfl_mobile.cli.common import Json, Reporter, console, print_json, run, table
+from pfl_mobile.data.populations import Population
 
 from .published import BATCH, METHODS, ROUNDS, STEPS, TAIL, USERS_IN_ROUND, run_method
 
@@ -41,7 +42,12 @@ FIGURES: Mapping[str, tuple[str, float | None]] = {
 
 
 def run_all(
-    seeds: Sequence[int], *, rounds: int = ROUNDS, processes: int = 2, report: Callable[[str, float], None]
+    seeds: Sequence[int],
+    *,
+    rounds: int = ROUNDS,
+    processes: int = 2,
+    population: Population | None = None,
+    report: Callable[[str, float], None],
 ) -> dict[str, list[list[float]]]:
     """All strategies with all seeds.
 
@@ -49,6 +55,7 @@ def run_all(
         seeds: one run of each strategy for each.
         rounds: as in ``run_method``.
         processes: runs at a time; 0 for one after the other in this process.
+        population: as in ``run_method``.
         report: ``(what, fraction done)``.
 
     Returns:
@@ -68,12 +75,12 @@ def run_all(
                 done[job] = fraction
                 say()
 
-            found[job] = run_method(*job, rounds=rounds, progress=progress)
+            found[job] = run_method(*job, rounds=rounds, population=population, progress=progress)
     else:
         context = multiprocessing.get_context("spawn")
         told: SimpleQueue[tuple[tuple[str, int], float]] = context.SimpleQueue()
         with ProcessPoolExecutor(processes, context, _begin, (told,)) as pool:
-            waiting = {pool.submit(_job, job, rounds): job for job in jobs}
+            waiting = {pool.submit(_job, job, rounds, population): job for job in jobs}
             while waiting:
                 ready, _ = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
                 while not told.empty():
@@ -101,7 +108,7 @@ def _begin(told: SimpleQueue[tuple[tuple[str, int], float]]) -> None:
     torch.set_num_threads(1)
 
 
-def _job(job: tuple[str, int], rounds: int) -> dict[str, list[float]]:
+def _job(job: tuple[str, int], rounds: int, population: Population | None) -> dict[str, list[float]]:
     told, every = _told, max(rounds // 50, 1)
     assert told is not None
 
@@ -109,7 +116,7 @@ def _job(job: tuple[str, int], rounds: int) -> dict[str, list[float]]:
         if round(fraction * rounds) % every == 0:
             told.put((job, fraction))
 
-    return run_method(*job, rounds=rounds, progress=progress)
+    return run_method(*job, rounds=rounds, population=population, progress=progress)
 
 
 def summary(found: Mapping[str, Sequence[Sequence[float]]]) -> list[dict[str, Any]]:

@@ -182,12 +182,21 @@ def test_the_command_prints_the_reference_beside_the_figures(
 
 
 @pytest.mark.slow
-def test_runs_in_other_processes_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_in_other_processes_give_the_same(
+    small: ArrayPopulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reference, "METHODS", {"fedavg": published.METHODS["fedavg"]})
     said: list[float] = []
     here, there = (
-        reference.run_all([0, 1], rounds=2, processes=n, report=lambda _what, fraction: said.append(fraction))
+        reference.run_all(
+            [0, 1],
+            rounds=4,
+            processes=n,
+            population=small,
+            report=lambda _what, fraction: said.append(fraction),
+        )
         for n in (0, 2)
     )
     assert here == there
+    assert here["fedavg"][0] != here["fedavg"][1], "the seeds are in order"
     assert said[-1] > 0
