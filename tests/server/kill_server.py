@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 
 from pfl_mobile.bundle import Bundle
+from pfl_mobile.privacy.accounting_events import dp_accounting
 from pfl_server.rounds.coordinator import Coordinator
 from pfl_server.services import Services
 from pfl_server.settings import ServerSettings
@@ -43,6 +44,7 @@ def step(folder: Path, number: int, now: float, pipe: int) -> None:
 
 
 def main() -> None:
+    dp_accounting()  # otherwise imported by every process, for longer than a merge takes
     for line in sys.stdin:
         number, now, folder = line.rstrip("\n").split(" ", 2)
         reader, writer = os.pipe()
