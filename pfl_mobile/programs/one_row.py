@@ -90,9 +90,10 @@ def _moved(graph: fx.GraphModule, gather: fx.Node, index: fx.Node) -> bool:
 
     with graph.graph.inserting_before(gather):
         for node in [n for n in graph.graph.nodes if n in rows]:
-            found = dict(_sources(node, rows[node]) or [])
+            origins = dict(_sources(node, rows[node]) or [])
             copy = graph.graph.node_copy(
-                node, lambda given, found=found: picked(given, found[given]) if given in found else given
+                node,
+                lambda given, origins=origins: picked(given, origins[given]) if given in origins else given,
             )
             if node.target in (_aten.reshape.default, _aten.expand.default):
                 copy.args = (copy.args[0], list(_one_of(shape(node), rows[node])))
