@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -99,11 +100,23 @@ def repository(jar: Path) -> None:
 
 def bridge() -> None:
     """Compile the natives, where source or runtime changed."""
-    source = ANDROID / "core/src/test/cpp/bridge.cpp"
     library = TARGET / "libpfl_desktop_bridge.so"
     wheel = Path(str(importlib.metadata.distribution("executorch").locate_file("executorch")))
-    note = TARGET / "bridge.of"
-    about = f"{importlib.metadata.version('executorch')} {wheel} {hashlib.sha256(source.read_bytes()).hexdigest()}"
+    compile_bridge("g++", wheel, library)
+
+
+def compile_bridge(compiler: str, wheel: Path, library: Path) -> None:
+    """Compile the natives against the runtime in a wheel, where source or runtime changed.
+
+    Args:
+        compiler: of the processor that the wheel is for.
+        wheel: folder of the package ``executorch``.
+        library: what is made.
+    """
+    source = ANDROID / "core/src/test/cpp/bridge.cpp"
+    note = library.with_suffix(".of")
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    about = f"{compiler} {importlib.metadata.version('executorch')} {wheel} {digest}"
     if library.is_file() and note.is_file() and note.read_text() == about:
         return
     java = subprocess.run(
@@ -113,17 +126,8 @@ def bridge() -> None:
     print("compile the desktop bridge of ExecuTorch", flush=True)
     subprocess.run(
         [
-            *(
-                "g++",
-                "-std=c++17",
-                "-O2",
-                "-fPIC",
-                "-shared",
-                "-fvisibility=hidden",
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-            ),
+            *(compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"),
+            *("-Wall", "-Wextra", "-Werror"),
             *(f"-I{home}/include", f"-I{home}/include/linux", str(source), "-o", str(library)),
             *executorch_flags(wheel),
             "-Wl,-z,defs",
@@ -131,6 +135,24 @@ def bridge() -> None:
         check=True,
     )
     note.write_text(about)
+
+
+def compiled_tests() -> str:
+    """Compile ``core`` and its tests; the class path that runs them."""
+    listing = TARGET / "classpath.txt"
+    maven = [
+        "mvn",
+        "-q",
+        "-B",
+        "-pl",
+        "core",
+        "test-compile",
+        "dependency:build-classpath",
+        "-DincludeScope=test",
+    ]
+    subprocess.run([*maven, f"-Dmdep.outputFile={listing}"], check=True, cwd=ANDROID, stdout=sys.stderr)
+    made = ANDROID / "core/target"
+    return os.pathsep.join([str(made / "test-classes"), str(made / "classes"), listing.read_text()])
 
 
 def bundles() -> None:

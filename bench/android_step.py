@@ -31,6 +31,10 @@ from typing import Any
 from sim.report import machine
 
 PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT / "android"))
+
+from desktop import compiled_tests  # noqa: E402
+
 ENGINES = ("executorch", "onnxruntime")
 STEPS = 20
 #: A phone gives an app at least this much heap.
@@ -162,7 +166,7 @@ def python(path: Path, engine: str) -> dict[str, float]:
     }
 
 
-def kotlin(path: Path, engine: str, folder: Path) -> dict[str, float]:
+def kotlin(path: Path, engine: str, folder: Path, classes: str) -> dict[str, float]:
     """Kotlin's side, in a JVM of its own."""
     from pfl_mobile.bundle import Bundle
 
@@ -170,8 +174,6 @@ def kotlin(path: Path, engine: str, folder: Path) -> dict[str, float]:
         (folder / "plan.json").write_text(json.dumps(json.loads(bundle.plan_json())))
     (folder / "texts.json").write_text(json.dumps(texts()))
     out = folder / f"{engine}.json"
-    classpath = (folder / "classpath").read_text()
-    test = PROJECT / "android/core/target"
     subprocess.run(
         [
             "java",
@@ -184,8 +186,7 @@ def kotlin(path: Path, engine: str, folder: Path) -> dict[str, float]:
         timeout=600,
         stdout=sys.stderr,
         # not as an argument: ONNX Runtime 1.29 runs out of stack when the command line of its process is long
-        env=os.environ
-        | {"CLASSPATH": os.pathsep.join([str(test / "test-classes"), str(test / "classes"), classpath])},
+        env=os.environ | {"CLASSPATH": classes},
     )
     found: dict[str, float] = json.loads(out.read_text())
     return found
@@ -204,26 +205,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         print("compile", file=sys.stderr)
-        maven = ["mvn", "-q", "-B", "-pl", "core"]
-        subprocess.run(
-            [
-                *maven,
-                "test-compile",
-                "dependency:build-classpath",
-                "-DincludeScope=test",
-                f"-Dmdep.outputFile={folder / 'classpath'}",
-            ],
-            check=True,
-            cwd=PROJECT / "android",
-            stdout=sys.stderr,
-        )
+        classes = compiled_tests()
         # before ExecuTorch makes its threads; the JVMs inherit it
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         path = exported()
         for repeat in range(arguments.repeats):
             for engine in ENGINES:
                 print(f"repeat {repeat + 1} of {arguments.repeats}: {engine}", file=sys.stderr)
-                found[engine]["kotlin"].append(kotlin(path, engine, folder))
+                found[engine]["kotlin"].append(kotlin(path, engine, folder, classes))
                 found[engine]["python"].append(python(path, engine))
     middle = {
         engine: {
