@@ -6,7 +6,7 @@
 # make arm64  the programs of the tests, and a scenario of the SDK, on a phone's instruction set, emulated
 # make lint   style and types
 # make android         builds and tests the Kotlin side (needs Maven and a JDK of version 17 or later)
-# make apk            builds the sample keyboard as a debug APK and prints its sizes
+# make apk            builds the sample keyboard as a debug APK, and shrunk, and prints their sizes
 # make android-format  mends the style of Kotlin files
 # make android-api     writes down anew what an app sees of the Kotlin side
 # make android-bench   what Kotlin and Python add to the engine in a step of training, and the time of a suggestion
@@ -74,6 +74,7 @@ android: setup
 apk: setup
 	$(BIN)/python android/desktop.py
 	$(BIN)/python android/apk.py
+	$(BIN)/python android/release.py
 
 android-where-possible:
 	@if command -v mvn >/dev/null && \
