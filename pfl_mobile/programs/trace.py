@@ -19,6 +19,7 @@ from pfl_mobile.errors import ConfigError, ExportError
 from pfl_mobile.modules.normalization import check_exportable
 from pfl_mobile.modules.personalize import PersonalizedModel
 from pfl_mobile.programs.closed_forms import ClosedForms, decompositions
+from pfl_mobile.programs.one_row import pick_early
 from pfl_mobile.programs.simplify import simplify
 from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.rows import outside_classes
@@ -255,6 +256,8 @@ def _trace(
             mend="write the operation without its trailing underscore, or without indexed assignment",
         )
     simplify(graph, examples)
+    if pick_early(graph):
+        simplify(graph, examples)
     inputs = dict(zip((*batch, *values), examples, strict=True))
     used: dict[str, Tensor] = {}
     for node, (key, example) in zip(

@@ -101,7 +101,7 @@ def test_a_server_that_cannot_be_compiled_is_named(
     library = tmp_path / "arm64" / f"onnxruntime-{arm64._version('onnxruntime')}" / "onnxruntime/capi"
     library.mkdir(parents=True)
     (library / "libonnxruntime.so.1").touch()
-    monkeypatch.setattr(arm64, "_compiler", lambda: "false")
+    monkeypatch.setattr(arm64, "compiler", lambda: "false")
     with (
         Bundle.open(tiny_bundle) as bundle,
         pytest.raises(EngineUnavailableError, match="cannot be compiled"),

@@ -108,7 +108,7 @@ def engines() -> list[str]:
 def missing_tools() -> list[str]:
     """Debian packages that have to be installed first, by name."""
     compiler = "g++" if _NATIVE else "g++-aarch64-linux-gnu"
-    missing = [] if shutil.which(_compiler()) else [compiler]
+    missing = [] if shutil.which(compiler()) else [compiler]
     if not _JSON.is_file():
         missing.append("nlohmann-json3-dev")
     if not _NATIVE and _emulator() is None:
@@ -146,7 +146,17 @@ def open_arm64(
     return IsolatedSession(engine, files, programs, memory=0, seconds=_SECONDS, start=start)
 
 
-def _command(engine: str, report: Callable[[str], None]) -> list[str]:
+def prepared(engine: str, report: Callable[[str], None] = lambda _: None) -> tuple[Path, list[str]]:
+    """The ARM64 build of an engine's runtime, and how programs for ARM64 are started here.
+
+    Returns:
+        folder of the unpacked wheel, which the first time is downloaded; and what comes before a program in its
+        command: the emulator, or nothing on ARM64.
+
+    Raises:
+        EngineUnavailableError: there is no ARM64 build of it, or a tool or the wheel is missing.
+        UnwritableError: the cache cannot be written.
+    """
     runtime = _RUNTIMES.get(engine)
     if runtime is None:
         raise EngineUnavailableError(
@@ -159,7 +169,7 @@ def _command(engine: str, report: Callable[[str], None]) -> list[str]:
             mend=f"on Debian or Ubuntu: apt-get install {' '.join(missing)}",
         )
     version = _version(runtime.package)
-    place = cache_dir() / "arm64"
+    place = _place()
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -169,11 +179,20 @@ def _command(engine: str, report: Callable[[str], None]) -> list[str]:
         if not wheel.is_dir():
             report(f"download the ARM64 build of {runtime.package} {version}")
             _download(runtime, version, wheel)
-        server = _compiled(engine, runtime, wheel, place, report)
         emulator = _emulator()
         if _NATIVE or emulator is None:
-            return [str(server)]
-        return [emulator, "-cpu", _PROCESSOR, "-L", str(_system(place)), str(server)]
+            return wheel, []
+        return wheel, [emulator, "-cpu", _PROCESSOR, "-L", str(_system(place))]
+
+
+def _place() -> Path:
+    return cache_dir() / "arm64"
+
+
+def _command(engine: str, report: Callable[[str], None]) -> list[str]:
+    wheel, emulator = prepared(engine, report)
+    with alone(_place() / "servers"):
+        return [*emulator, str(_compiled(engine, _RUNTIMES[engine], wheel, _place(), report))]
 
 
 def _version(package: str) -> str:
@@ -231,7 +250,7 @@ def _compiled(
 ) -> Path:
     flags = runtime.flags(wheel)
     sources = [_HERE / f"{engine}.cpp", _HERE / "serve.hpp"]
-    digest = hashlib.sha256("\0".join([_compiler(), *flags]).encode())
+    digest = hashlib.sha256("\0".join([compiler(), *flags]).encode())
     for source in sources:
         digest.update(source.read_bytes())
     server = place / f"{engine}-{digest.hexdigest()[:16]}"
@@ -239,7 +258,7 @@ def _compiled(
         report(f"compile the server for {engine} on ARM64")
         with tempfile.TemporaryDirectory(dir=place) as scratch:
             made = Path(scratch) / "server"
-            command = [_compiler(), "-std=c++17", "-O2", "-Wall", "-Wextra", str(sources[0]), "-o", str(made)]
+            command = [compiler(), "-std=c++17", "-O2", "-Wall", "-Wextra", str(sources[0]), "-o", str(made)]
             done = subprocess.run([*command, *flags], capture_output=True, text=True)
             if done.returncode:
                 raise EngineUnavailableError(
@@ -250,7 +269,8 @@ def _compiled(
     return server
 
 
-def _compiler() -> str:
+def compiler() -> str:
+    """What compiles C++ for ARM64 here."""
     return "g++" if _NATIVE else "aarch64-linux-gnu-g++"
 
 
