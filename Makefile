@@ -7,6 +7,8 @@
 # make lint   style and types
 # make android         builds and tests the Kotlin side (needs Maven and a JDK of version 17 or later)
 # make apk            builds the sample keyboard as a debug APK, and shrunk, and prints their sizes
+# make emulator-e2e    runs the scenarios on a phone or an emulator (needs an Android SDK)
+# make android-scenarios  writes down anew which scenarios pass on the JVM
 # make android-format  mends the style of Kotlin files
 # make android-api     writes down anew what an app sees of the Kotlin side
 # make android-bench   what Kotlin and Python add to the engine in a step of training, and the time of a suggestion
@@ -21,7 +23,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: setup demo test quick fuzz times arm64 lint format android apk android-where-possible android-format android-api \
-	android-bench bench clean
+	android-bench android-scenarios emulator-e2e bench clean
 
 setup: $(VENV)/.ready
 
@@ -69,12 +71,25 @@ MVN := cd android && mvn -q -B
 android: setup
 	$(BIN)/python android/desktop.py
 	$(BIN)/python android/apk.py resources
+	$(BIN)/python android/instrumented.py resources
 	$(MVN) verify -Dpython=$(abspath $(BIN)/python)
 
 apk: setup
 	$(BIN)/python android/desktop.py
 	$(BIN)/python android/apk.py
 	$(BIN)/python android/release.py
+	$(BIN)/python android/instrumented.py
+
+# more for it: make emulator-e2e E2E="--serial emulator-5554"
+emulator-e2e: setup
+	$(BIN)/python android/emulator.py $(E2E)
+
+android-scenarios: setup
+	$(BIN)/python android/desktop.py
+	$(BIN)/python android/apk.py resources
+	$(BIN)/python android/instrumented.py resources
+	$(MVN) test -Dscenarios.write=true -Dpython=$(abspath $(BIN)/python) \
+		-Dtest='ScenariosTest,RobolectricScenariosTest' -Dsurefire.failIfNoSpecifiedTests=false
 
 android-where-possible:
 	@if command -v mvn >/dev/null && \
@@ -92,6 +107,7 @@ android-format:
 android-api: setup
 	$(BIN)/python android/desktop.py
 	$(BIN)/python android/apk.py resources
+	$(BIN)/python android/instrumented.py resources
 	rm -rf android/*/target/classes # of sources that are gone
 	$(MVN) test -Dapi.write=true -Dtest=ApiTest -Dsurefire.failIfNoSpecifiedTests=false
 

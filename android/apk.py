@@ -160,7 +160,7 @@ def resources() -> Path:
     return base
 
 
-def merged(app: Path, *libraries: Path) -> str:
+def merged(app: Path, *libraries: Path, package: str = PACKAGE) -> str:
     """The manifest of a debug build: that of the app, with what those of libraries add.
 
     The app's has no package, as Gradle takes it from its build file.
@@ -168,7 +168,7 @@ def merged(app: Path, *libraries: Path) -> str:
     space = "http://schemas.android.com/apk/res/android"
     ElementTree.register_namespace("android", space)
     root = ElementTree.parse(app).getroot()
-    root.set("package", PACKAGE)
+    root.set("package", package)
     (application,) = root.iterfind("application")
     application.set(f"{{{space}}}debuggable", "true")
     for library in libraries:
@@ -189,14 +189,14 @@ def symbols(table: str) -> str:
     return f'@file:Suppress("ktlint")\n\npackage {PACKAGE}\n\ninternal object R {{\n{objects}}}\n'
 
 
-def class_path() -> list[Path]:
-    """What Maven compiled, and the jars that go into the app."""
-    mvn: list[str | Path] = ["mvn", "-q", "-B", "-pl", "keyboard", "-am", "package", "-Dmaven.test.skip=true"]
-    listing = OUT / "classpath.txt"
+def class_path(module: str = "keyboard") -> list[Path]:
+    """What Maven compiled of a module, and the jars that go into its app."""
+    mvn: list[str | Path] = ["mvn", "-q", "-B", "-pl", module, "-am", "package", "-Dmaven.test.skip=true"]
+    listing = desktop.TARGET / module / "classpath.txt"
     goal = [CLASSPATH, "-DincludeScope=runtime", f"-Dmdep.outputFile={listing}"]
     run([*mvn, *goal], folder=desktop.ANDROID, mend="see what the compiler says")
     jars = [Path(name) for name in listing.read_text().split(":") if name]
-    return [KEYBOARD / "target/classes", *jars]
+    return [desktop.ANDROID / module / "target/classes", *jars]
 
 
 def natives() -> dict[str, Path]:
@@ -218,15 +218,15 @@ def natives() -> dict[str, Path]:
     return found
 
 
-def dex(classes: Iterable[Path]) -> list[Path]:
+def dex(classes: Iterable[Path], folder: Path = OUT) -> list[Path]:
     """The code of Android."""
-    out = OUT / "dex"
+    out = folder / "dex"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     inputs: list[Path] = []
     for number, path in enumerate(classes):
         if path.is_dir():
-            packed = OUT / f"classes-{number}.jar"
+            packed = folder / f"classes-{number}.jar"
             with zipfile.ZipFile(packed, "w") as jar:
                 for file in sorted(path.rglob("*.class")):
                     jar.write(file, file.relative_to(path))

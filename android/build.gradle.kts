@@ -3,6 +3,7 @@
 plugins {
     alias(libs.plugins.kotlin.jvm) apply false
     alias(libs.plugins.kotlin.serialization) apply false
+    alias(libs.plugins.dokka) apply false
     alias(libs.plugins.android.library) apply false
     alias(libs.plugins.android.application) apply false
 }

@@ -20,4 +20,4 @@ dependencyResolutionManagement {
 
 rootProject.name = "pfl-mobile"
 
-include(":core", ":sdk", ":keyboard")
+include(":core", ":sdk", ":keyboard", ":e2e")

@@ -2,6 +2,7 @@ plugins {
     `java-library`
     alias(libs.plugins.kotlin.jvm)
     alias(libs.plugins.kotlin.serialization)
+    alias(libs.plugins.dokka)
     `maven-publish`
 }
 
@@ -43,8 +44,20 @@ dependencies {
     compileOnly(libs.executorch.classes)
 }
 
+dokka {
+    moduleName.set("pfl-mobile core")
+    dokkaSourceSets.configureEach { reportUndocumented.set(true) }
+    dokkaPublications.configureEach { failOnWarning.set(true) }
+}
+
 publishing {
     publications.create<MavenPublication>("release") {
         from(components["java"])
+        pom {
+            name.set("pfl-mobile core")
+            description.set(
+                "What a phone does in on-device personalization and federated learning, without an Android type: bundles, text, plans, training, personal states, and a device of a federation.",
+            )
+        }
     }
 }

@@ -1,5 +1,6 @@
 plugins {
     alias(libs.plugins.android.library)
+    alias(libs.plugins.dokka)
     `maven-publish`
 }
 
@@ -40,9 +41,19 @@ dependencies {
     compileOnly(libs.onnxruntime.android)
 }
 
+dokka {
+    moduleName.set("pfl-mobile sdk")
+    dokkaSourceSets.configureEach { reportUndocumented.set(true) }
+    dokkaPublications.configureEach { failOnWarning.set(true) }
+}
+
 publishing {
     publications.register<MavenPublication>("release") {
         artifactId = "sdk"
         afterEvaluate { from(components["release"]) }
+        pom {
+            name.set("pfl-mobile sdk")
+            description.set("On-device personalization and federated learning for Android apps: storage, keys and jobs around the core.")
+        }
     }
 }

@@ -15,10 +15,28 @@ SPACE = "{http://maven.apache.org/POM/4.0.0}"
 CATALOG = tomllib.loads((ANDROID / "gradle/libs.versions.toml").read_text())
 SETTINGS = (ANDROID / "settings.gradle.kts").read_text()
 MODULES = re.findall(r'":(\w+)"', SETTINGS)
+#: Modules that others take; the tests for phones are none.
+SHIPPED = [name for name in MODULES if name != "e2e"]
 #: What a pom calls a scope, by the configuration of Gradle.
-SCOPES = {"api": "compile", "implementation": "compile", "compileOnly": "provided", "runtimeOnly": "runtime"}
-#: What only one of the two needs: an app brings its engine and an Android build its platform.
-MAVEN_ONLY = {("provided", "org.robolectric:android-all")}
+SCOPES = {
+    "api": "compile",
+    "implementation": "compile",
+    "compileOnly": "provided",
+    "runtimeOnly": "runtime",
+    "androidTestImplementation": "compile",
+    "androidTestRuntimeOnly": "runtime",
+}
+#: What only one of the two needs: an app brings its engine and an Android build its platform; Maven's is of classes
+#: alone, and names what AARs need.
+MAVEN_ONLY = {
+    ("provided", "org.robolectric:android-all"),
+    ("runtime", "org.pytorch:executorch-classes"),
+    ("runtime", "com.facebook.fbjni:fbjni-java-only"),
+    ("runtime", "com.facebook.soloader:nativeloader"),
+    ("runtime", "androidx.test.services:storage"),
+    ("runtime", "androidx.tracing:tracing"),
+    ("runtime", "androidx.annotation:annotation"),
+}
 GRADLE_ONLY = {
     ("runtime", "org.pytorch:executorch-android"),
     ("provided", "org.pytorch:executorch-android"),
@@ -46,7 +64,7 @@ def _libraries(module: str) -> set[tuple[str, str]]:
     """Scope and name of each dependency that Gradle has of other modules and of libraries."""
     found = set()
     for scope, alias, project in re.findall(
-        r"^ +(api|implementation|compileOnly|runtimeOnly)\((?:libs\.([\w.]+)|project\(\":(\w+)\"\))\)",
+        rf"^ +({'|'.join(SCOPES)})\((?:libs\.([\w.]+)|project\(\":(\w+)\"\))\)",
         _build(module),
         re.M,
     ):
@@ -58,12 +76,14 @@ def _libraries(module: str) -> set[tuple[str, str]]:
 
 
 def _dependencies(module: str) -> set[tuple[str, str]]:
-    """The same of Maven, without those of tests. Gradle takes the variant for a JVM by itself."""
+    """The same of Maven, without those of tests. Gradle takes the variant for a JVM and an AAR by itself."""
+
+    def name(node: ElementTree.Element) -> str:
+        found = f"{_text(node, 'groupId')}:{(_text(node, 'artifactId') or '').removesuffix('-jvm')}"
+        return found.removesuffix("-classes") if found.startswith("androidx.") else found
+
     return {
-        (
-            _text(node, "scope") or "compile",
-            f"{_text(node, 'groupId')}:{(_text(node, 'artifactId') or '').removesuffix('-jvm')}",
-        )
+        (_text(node, "scope") or "compile", name(node))
         for node in _pom(module).iterfind(f"{SPACE}dependencies/{SPACE}dependency")
         if _text(node, "scope") != "test"
     }
@@ -83,7 +103,9 @@ def test_both_have_the_same_versions() -> None:
     versions: dict[str, str] = CATALOG["versions"]
     names = {name: "executorch" if name == "executorch-classes" else name for name in versions}
     shared = {name: version for name, version in versions.items() if name not in ("agp", "executorch")}
-    assert shared == {name: maven[f"{names[name]}.version"] for name in shared}
+    assert shared == {
+        name: maven[f"{names[name].replace('androidx-', 'androidx.')}.version"] for name in shared
+    }
 
 
 def test_the_app_brings_the_runtime_that_the_exporter_is_of() -> None:
@@ -110,7 +132,7 @@ def test_every_entry_of_the_catalog_is_used_and_has_a_version() -> None:
         assert alias.replace(".", "-") in CATALOG["plugins"]
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", SHIPPED)
 def test_both_build_the_same_folders(module: str) -> None:
     build = _build(module)
     # none is named, so it is src/main/kotlin: Maven's parent names it
@@ -119,6 +141,64 @@ def test_both_build_the_same_folders(module: str) -> None:
     assert _pom().findtext(f"{SPACE}build/{SPACE}sourceDirectory") == "src/main/kotlin"
     assert any((ANDROID / module / "src/main/kotlin").rglob("*.kt"))
     assert not (ANDROID / module / "src/main/java").exists()
+
+
+def test_the_tests_for_phones_are_the_same_folders() -> None:
+    (folders,) = re.findall(r"kotlin\.srcDirs\((.*)\)", _build("e2e"))
+    named = {"src/androidTest/kotlin", *re.findall(r'"([^"]+)"', folders)}
+    compiled = next(
+        node for node in _pom("e2e").iter(f"{SPACE}execution") if node.findtext(f"{SPACE}id") == "compile"
+    )
+    maven = {
+        (node.text or "").removeprefix("${project.basedir}/") for node in compiled.iter(f"{SPACE}sourceDir")
+    }
+    assert named == maven
+    for folder in named:
+        assert any((ANDROID / "e2e" / folder).rglob("*.kt")), folder
+    # what the JVM carries out is what phones carry out
+    assert "/e2e/src/scenarios/kotlin" in (ANDROID / "core/pom.xml").read_text()
+    assert not (ANDROID / "e2e/src/main").exists()
+
+
+def test_both_have_the_same_runner_and_the_assets_of_the_script() -> None:
+    source = (ANDROID / "instrumented.py").read_text()
+    (runner,) = re.findall(r'RUNNER = "(.+)"', source)
+    assert f'testInstrumentationRunner = "{runner}"' in _build("e2e")
+    assert 'assets.srcDirs("../target/e2e/assets")' in _build("e2e")
+    (package,) = re.findall(r'^PACKAGE = "(.+)"', source, re.M)
+    assert f'namespace = "{package.removesuffix(".test")}"' in _build("e2e")
+
+
+@pytest.mark.parametrize("module", ["core", "sdk"])
+def test_what_is_published_says_the_same_of_itself(module: str) -> None:
+    build = _build(module)
+    for name in ("name", "description"):
+        (told,) = re.findall(rf'{name}\.set\(\s*"([^"]+)",?\s*\)', build[build.index("pom {") :])
+        assert told == _text(_pom(module), name)
+    assert "withSourcesJar()" in build
+    # with their sources
+    plugins = [
+        _text(node, "artifactId")
+        for node in _pom(module).iterfind(f"{SPACE}build/{SPACE}plugins/{SPACE}plugin")
+    ]
+    assert "maven-source-plugin" in plugins
+
+
+def test_the_licence_is_that_of_the_project() -> None:
+    # none was chosen until now
+    project = tomllib.loads((ANDROID.parent / "pyproject.toml").read_text())["project"]
+    named = [_pom().findtext(f"{SPACE}licenses/{SPACE}license/{SPACE}name")]
+    named += re.findall(r"license \{ name\.set\(\"(.+)\"\)", _build("core") + _build("sdk")) or [None]
+    assert set(named) == {project.get("license")}
+
+
+def test_both_have_documentation_of_what_is_public() -> None:
+    for module in ("core", "sdk"):
+        assert "reportUndocumented.set(true)" in _build(module)
+    (plugin,) = (
+        node for node in _pom().iter(f"{SPACE}plugin") if _text(node, "artifactId") == "dokka-maven-plugin"
+    )
+    assert plugin.findtext(f"{SPACE}configuration/{SPACE}reportUndocumented") == "true"
 
 
 def test_both_pack_the_table_of_code_points() -> None:

@@ -12,6 +12,7 @@ import io.pflmobile.keyboard.keys.KeyAction
 import io.pflmobile.keyboard.model.Preferences
 import io.pflmobile.keyboard.view.KeyboardView
 import io.pflmobile.keyboard.view.SuggestionStrip
+import io.pflmobile.scenarios.keysOf
 import org.junit.Before
 import org.junit.Test
 import org.junit.runner.RunWith
@@ -103,6 +104,15 @@ class KeyboardServiceTest {
         press("period", "capital A")
         assertEquals("See game. A", text)
         assertEquals(listOf("remember See game."), model.told)
+    }
+
+    /** As the tests on Android do it. */
+    @Test
+    fun `keys are found by their names, and what is sent is learned`() {
+        enter(InputType.TYPE_CLASS_TEXT, EditorInfo.IME_ACTION_SEND)
+        press(*keysOf("see you at the, ok").toTypedArray(), "send")
+        assertEquals("see you at the, ok", text)
+        assertEquals(listOf("remember see you at the, ok"), model.told)
     }
 
     @Test

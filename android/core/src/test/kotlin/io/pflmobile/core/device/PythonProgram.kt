@@ -71,6 +71,20 @@ class PythonProgram private constructor(
             vararg arguments: String,
         ): PythonProgram = start(folder, "import sys; from pfl_mobile.cli import main; sys.exit(main())", *arguments)
 
+        /** Starts an aggregator and a device of Python for the scenarios that take part; it prints its address as `url`. */
+        fun federation(
+            folder: Path,
+            bundle: Path,
+        ): PythonProgram =
+            start(
+                folder,
+                "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')",
+                project.resolve("android/federation.py").toString(),
+                bundle.toString(),
+                "--folder",
+                folder.resolve("federation").toString(),
+            )
+
         /** Starts a Python program. */
         fun start(
             folder: Path,

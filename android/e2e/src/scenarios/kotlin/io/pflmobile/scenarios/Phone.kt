@@ -1,9 +1,6 @@
-package io.pflmobile.core.scenarios
+package io.pflmobile.scenarios
 
-import io.pflmobile.core.conformance.text
-import io.pflmobile.core.engines.Engine
 import io.pflmobile.core.errors.PflException
-import io.pflmobile.core.local.ExampleStore
 import io.pflmobile.core.personal.ModelOptions
 import io.pflmobile.core.personal.PersonalModel
 import io.pflmobile.core.personal.PersonalizeResult
@@ -13,16 +10,12 @@ import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.Job
 import kotlinx.coroutines.async
 import kotlinx.coroutines.coroutineScope
-import kotlinx.serialization.json.Json
 import kotlinx.serialization.json.JsonElement
 import kotlinx.serialization.json.JsonObject
 import kotlinx.serialization.json.boolean
 import kotlinx.serialization.json.int
 import kotlinx.serialization.json.jsonArray
-import kotlinx.serialization.json.jsonObject
 import kotlinx.serialization.json.jsonPrimitive
-import java.nio.file.Path
-import kotlin.io.path.readText
 import kotlin.test.assertContains
 import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
@@ -30,86 +23,64 @@ import kotlin.test.assertIs
 import kotlin.test.assertNotNull
 import kotlin.test.assertTrue
 
-/** One file of `conformance/scenarios`, read. */
-internal class Scenario(
-    file: Path,
-) {
-    val steps: List<JsonObject> =
-        Json
-            .parseToJsonElement(file.readText())
-            .jsonObject
-            .getValue("steps")
-            .jsonArray
-            .map { it.jsonObject }
-}
-
 /**
- * Where a scenario is carried out.
+ * A user whose app has a personal model.
  *
- * @property bundles where the bundles lie
- * @property folder of the model
- * @property engine runs the programs
- * @property examples opens the store of examples
- * @property kill ends the process at once
+ * @property place where it is
+ * @property bundle that was open before; null for a new user
  */
 internal class Phone(
-    private val bundles: Path,
-    private val folder: Path,
-    private val engine: Engine,
-    private val examples: (Path) -> ExampleStore,
-    private val kill: () -> Unit,
-) {
+    private val place: Place,
+    private var bundle: String?,
+) : User {
     private var model: PersonalModel? = null
-    private var bundle = ""
 
-    /** Does one step and checks what it gives. */
-    suspend fun carryOut(step: JsonObject) {
-        when (val what = text(step.getValue("do"))) {
+    override suspend fun carryOut(step: JsonObject) {
+        when (val what = word(step, "do")) {
             "open" -> open(step)
-            "restart" -> restart()
+            "restart" -> restart(step["bundle"]?.let(::word))
             "remember" -> remember(step)
             "learn" -> learn(step)
             "suggest" -> suggest(step)
             "status" -> status(step)
-            "forget" -> open().forgetWord(text(step.getValue("word")))
+            "forget" -> open().forgetWord(word(step, "word"))
             "pause" -> open().pause()
             "resume" -> open().resume()
             "revert" -> open().revert()
             "erase" -> open().eraseEverything()
+            "rounds" -> rounds(step)
             else -> error("no such step: $what")
         }
     }
 
-    /** Ends as a process does that the system has no complaint about. */
-    suspend fun close() {
+    override suspend fun close() {
         model?.close()
         model = null
     }
 
-    /** Goes on in a new process with the bundle that the one before had. */
-    suspend fun goOn(bundle: String) {
-        this.bundle = bundle
-        restart()
-    }
-
     private fun open() = assertNotNull(model, "a scenario begins with open")
 
-    private suspend fun restart() {
+    private fun name() = assertNotNull(bundle, "a scenario begins with open")
+
+    private suspend fun restart(newer: String? = null) {
         close()
-        model = PersonalModel.open(bundles.resolve("$bundle.pflb"), folder, OPTIONS.copy(engines = listOf(engine)), examples = examples)
+        bundle = newer ?: bundle
+        model = place.open(name(), OPTIONS.copy(engines = listOf(place.engine)))
     }
 
     private suspend fun open(step: JsonObject) {
-        bundle = text(step.getValue("bundle"))
-        val refused = step["refused"]?.let(::text)
+        val kept = bundle
+        bundle = word(step, "bundle")
+        val refused = step["refused"]?.let(::word)
         if (refused == null) return restart()
         assertEquals(refused, assertFailsWith<PflException> { restart() }.code)
+        bundle = kept
     }
 
     private suspend fun remember(step: JsonObject) {
-        val refused = step["refused"]?.let(::text)
+        val refused = step["refused"]?.let(::word)
         repeat(step["times"]?.jsonPrimitive?.int ?: 1) {
-            for (message in step.getValue("texts").jsonArray.map(::text)) {
+            for (message in step.getValue("texts").jsonArray.map(::word)) {
                 when (val result = open().remember(message)) {
                     is RememberResult.Kept -> assertEquals(null, refused, message)
                     is RememberResult.Refused -> assertEquals(refused, result.reason.name, message)
@@ -124,7 +95,7 @@ internal class Phone(
         val result =
             stoppable { stop ->
                 open().personalize {
-                    if (it.step.toInt() == killAt) kill()
+                    if (it.step.toInt() == killAt) place.kill()
                     if (it.step.toInt() == cancelAt) stop()
                 }
             }
@@ -137,7 +108,7 @@ internal class Phone(
                 PersonalizeResult.Paused -> "paused"
                 is PersonalizeResult.Failed -> throw result.error
             }
-        assertEquals(text(step.getValue("ends")), ends)
+        assertEquals(word(step, "ends"), ends)
         if (step["resumed"]?.jsonPrimitive?.boolean == true) {
             assertNotNull(assertIs<PersonalizeResult.Adopted>(result).report.report.resumedAt)
         }
@@ -152,10 +123,18 @@ internal class Phone(
             if (running.isCancelled && job.isCancelled) null else running.await().also { job.complete() }
         }
 
+    private suspend fun rounds(step: JsonObject) {
+        val killAt = step["kill_at"]?.let(::word)
+        val summary = takePart(place, name()) { if (it == killAt) place.kill() }
+        assertEquals(word(step, "ends"), summary.ended.name.lowercase())
+        assertEquals(step.getValue("rounds").jsonPrimitive.int, summary.rounds)
+        assertEquals(emptyMap(), summary.declined)
+    }
+
     private suspend fun suggest(step: JsonObject) {
-        val words = open().suggest(text(step.getValue("text"))).map { it.word }
-        step["has"]?.let { assertContains(words, text(it)) }
-        step["lacks"]?.let { assertTrue(text(it) !in words, "$words") }
+        val words = open().suggest(word(step, "text")).map { it.word }
+        step["has"]?.let { assertContains(words, word(it)) }
+        step["lacks"]?.let { assertTrue(word(it) !in words, "$words") }
     }
 
     private suspend fun status(step: JsonObject) {

@@ -1,0 +1,58 @@
+package io.pflmobile.e2e
+
+import android.content.Context
+import android.content.res.AssetManager
+import android.os.Process
+import io.pflmobile.core.engines.Engine
+import io.pflmobile.core.personal.ModelOptions
+import io.pflmobile.core.personal.PersonalModel
+import io.pflmobile.scenarios.Place
+import io.pflmobile.scenarios.damaged
+import io.pflmobile.sdk.open
+import java.io.File
+import java.nio.file.Path
+
+/**
+ * An app on Android that uses the SDK: SQLite, the Keystore, files without backup.
+ *
+ * @property scenario gives the model its name, so that each scenario has a user of its own
+ */
+internal class AndroidPlace(
+    private val context: Context,
+    private val scenario: String,
+    override val engine: Engine,
+    override val aggregator: String?,
+) : Place {
+    private val home = File(context.noBackupFilesDir, "scenarios/$scenario").apply { mkdirs() }
+
+    override val device: Path get() = home.toPath().resolve("device")
+
+    /** Under one name, as an app's newer bundle has the name of the older. */
+    override fun bundle(name: String): Path {
+        val file = File(home, "$scenario.pflb")
+        val bytes = asset(context, "bundles/${if (name == DAMAGED) SOUND else name}.pflb")
+        file.writeBytes(if (name == DAMAGED) damaged(bytes) else bytes)
+        return file.toPath()
+    }
+
+    override suspend fun open(
+        name: String,
+        options: ModelOptions,
+    ): PersonalModel = PersonalModel.open(context, bundle(name).toString(), options)
+
+    override fun kill() {
+        Process.killProcess(Process.myPid())
+        Thread.sleep(Long.MAX_VALUE)
+    }
+
+    private companion object {
+        const val DAMAGED = "damaged"
+        const val SOUND = "tiny"
+    }
+}
+
+/** A file of the test's own assets: `bundles` and `scenarios`. */
+internal fun asset(
+    context: Context,
+    name: String,
+): ByteArray = context.assets.open(name, AssetManager.ACCESS_STREAMING).use { it.readBytes() }

@@ -1,0 +1,126 @@
+"""An aggregator for the scenarios of phones that take part in rounds: a real ``pfl serve``, and one device of Python.
+
+    python android/federation.py android/target/bundles/federated.pflb --folder out/federation
+
+Two private rounds of two devices: that of Python is one, the phone is the other. Prints ``{"url": ...}`` and runs until
+its standard input ends or it is stopped. A phone reaches it over ``adb reverse``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+ROUNDS, COHORT = 2, 2
+CONFIG = {
+    "rounds": {"cohort": COHORT, "minimum": COHORT, "total": ROUNDS, "retry_s": 0.2, "deadline_s": 300},
+    "privacy": {
+        "mechanism": "gaussian",
+        "clip_norm": 0.5,
+        "noise_multiplier": 4.0,
+        "cohort": COHORT,
+        "rounds": ROUNDS,
+        "delta": 1e-6,
+    },
+}
+STOP_S = 10.0
+
+
+def pfl(arguments: Sequence[str | Path], log: Path) -> subprocess.Popen[str]:
+    """Start the ``pfl`` command of this project; what it tells on its error stream goes to a file."""
+    program = "import sys; from pfl_mobile.cli import main; sys.exit(main())"
+    path = os.pathsep.join(str(PROJECT / name) for name in ("", "exporters", "server", "recipes"))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment.setdefault("PFL_ADMIN_TOKEN", secrets.token_hex(20))
+    with log.open("w") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", program, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """End a process, kindly first."""
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def rows(path: Path) -> None:
+    """What the device of Python has: the label is the largest of the first four features."""
+    import numpy as np
+
+    x = np.random.default_rng(5).normal(size=(40, 6)).astype("f4")
+    np.savez(path, x=x, labels=x[:, :4].argmax(1), weight=np.ones(40, "f4"), user=np.array(["ann"] * 40))
+
+
+@contextmanager
+def federation(bundle: Path, folder: Path) -> Iterator[int]:
+    """Serve the bundle's federation with one device of Python; gives the port on this machine.
+
+    Raises:
+        RuntimeError: the server did not start; the message has what it said.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "federation.json").write_text(json.dumps(CONFIG))
+    options = ["--json", "--config", folder / "federation.json", "--data", folder / "server", "--port", "0"]
+    log = folder / "server.log"
+    server = pfl(["serve", bundle, *options, "--open-enrolment", "--dashboard", "off"], log)
+    started = [server]
+    try:
+        port = int(first_json(server, log)["url"].rpartition(":")[2])
+        rows(folder / "rows.npz")
+        who = ["--data", folder / "rows.npz", "--user", "ann", "--state", folder / "ann"]
+        where = ["--server", f"http://127.0.0.1:{port}", "--bundle", bundle, "--engine", "onnxruntime"]
+        started.append(pfl(["device", *where, *who, "--json"], folder / "device.log"))
+        yield port
+    finally:
+        for process in reversed(started):
+            stop(process)
+
+
+def first_json(process: subprocess.Popen[str], log: Path) -> dict[str, str]:
+    """The first piece of JSON that a process prints, whose last line is a brace alone."""
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if line == "}\n":
+            found: dict[str, str] = json.loads(text)
+            return found
+    raise RuntimeError(f"pfl serve printed no address: {text}{log.read_text()[-3000:]}")
+
+
+def main() -> None:
+    """Serve until the standard input ends."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--folder", type=Path, required=True, help="for the server's data and the device's")
+    given = parser.parse_args()
+    # the children end as well
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with federation(given.bundle, given.folder) as port:
+        print(json.dumps({"url": f"http://127.0.0.1:{port}"}, indent=1), flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
