@@ -83,7 +83,7 @@ def open_isolated(
 
 def _check_version(bundle: Bundle, engine: Engine) -> None:
     """Refuse a runtime that is older than the programs need; the golden call decides about newer ones."""
-    needs, have = bundle.manifest.engine(engine.name).runtime, engine.version
+    needs, have = bundle.manifest.engine(engine.reads).runtime, engine.version
     if needs is not None and have is not None and is_older(have, needs.at_least):
         package = engine.packages[0]
         raise EngineUnavailableError(
@@ -103,5 +103,5 @@ def _chosen(bundle: Bundle, engine: str | None) -> tuple[str, dict[str, str]]:
                 f"bundle {bundle.manifest.name!r} has programs for {', '.join(have)} only",
                 mend=f"name the engine ({next(iter(have))!r}) if you trust where the bundle came from",
             )
-    ENGINES.find(engine)  # before the bundle is asked: an unknown name is a mistake of the user
-    return engine, {use: str(path.absolute()) for use, path in bundle.engine_files(engine).items()}
+    reads = ENGINES.find(engine).reads  # before the bundle is asked: an unknown name is a mistake of the user
+    return engine, {use: str(path.absolute()) for use, path in bundle.engine_files(reads).items()}

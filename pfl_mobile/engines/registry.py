@@ -30,13 +30,20 @@ class Engine:
         name: as bundles and users write it.
         runtime: modules that it needs; the first is of the package that users install for it.
         loader: opens files of the engine.
-        only_named: whether users have to name it, because its files can hold code.
+        only_named: whether users have to name it: its files can hold code, or it is there for comparing only.
+        files_of: the engine whose files it reads, where it has none of its own.
     """
 
     name: str
     runtime: tuple[str, ...]
     loader: Loader
     only_named: bool
+    files_of: str | None = None
+
+    @property
+    def reads(self) -> str:
+        """The engine under whose name a bundle has its files."""
+        return self.files_of or self.name
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -53,17 +60,20 @@ class Engine:
 ENGINES: Registry[Engine] = Registry("engine", "pfl_mobile.engines", unknown=EngineUnavailableError)
 
 
-def register(name: str, *, runtime: Sequence[str], only_named: bool = False) -> Callable[[L], L]:
+def register(
+    name: str, *, runtime: Sequence[str], only_named: bool = False, files_of: str | None = None
+) -> Callable[[L], L]:
     """Make a loader known as an engine.
 
     Args:
         name: of the engine.
         runtime: modules that it needs, imported before it is used; the first is of the package that users install.
-        only_named: whether users have to name it, because its files can hold code.
+        only_named: whether users have to name it: its files can hold code, or it is there for comparing only.
+        files_of: the engine whose files it reads, where it has none of its own.
     """
 
     def known(loader: L) -> L:
-        ENGINES.add(name, Engine(name, tuple(runtime), loader, only_named), home=loader.__module__)
+        ENGINES.add(name, Engine(name, tuple(runtime), loader, only_named, files_of), home=loader.__module__)
         return loader
 
     return known

@@ -29,12 +29,14 @@ class Target:
         engine: name of the engine.
         tools: modules that lowering needs; the first is of the package that users install.
         lower: writes the files; call :meth:`load` before.
+        compared_by: the engine that runs the files on the machine that exports, where ``engine`` cannot.
     """
 
     name: str
     engine: str
     tools: tuple[str, ...]
     lower: Lower
+    compared_by: str
 
     def load(self) -> None:
         """Import the tools, which takes seconds.
@@ -49,17 +51,22 @@ class Target:
 TARGETS: Registry[Target] = Registry("target", "pfl_exporters.targets")
 
 
-def register(name: str, *, engine: str, tools: Sequence[str]) -> Callable[[L], L]:
+def register(
+    name: str, *, engine: str, tools: Sequence[str], compared_by: str | None = None
+) -> Callable[[L], L]:
     """Make a function that writes the files of an engine known as a target.
 
     Args:
         name: of the target.
         engine: name of the engine that runs the files.
         tools: modules that it needs, imported before it is called; the first is of the package that users install.
+        compared_by: the engine that runs the files on the machine that exports, where ``engine`` cannot.
     """
 
     def known(lower: L) -> L:
-        TARGETS.add(name, Target(name, engine, tuple(tools), lower), home=lower.__module__)
+        TARGETS.add(
+            name, Target(name, engine, tuple(tools), lower, compared_by or engine), home=lower.__module__
+        )
         return lower
 
     return known
@@ -70,17 +77,11 @@ def resolve(names: Iterable[str]) -> list[Target]:
 
     Raises:
         UnknownNameError: there is no such target.
-        ConfigError: it is ``ios``, which is not available yet.
     """
     wanted: list[Target] = []
     for name in names:
         if name == "all":
             found = list(TARGETS.all().values())
-        elif name == "ios" and name not in TARGETS:
-            raise ConfigError(
-                "target 'ios' is not available in this version",
-                mend="export with --target android or --target onnx; ONNX Runtime also runs on iOS",
-            )
         else:
             found = [TARGETS.find(name)]
         wanted += [target for target in found if target not in wanted]

@@ -1,0 +1,26 @@
+"""iOS: Core ML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pfl_exporters.lowering.files import Lowered, Report
+from pfl_exporters.targets.registry import register
+
+if TYPE_CHECKING:
+    from pfl_mobile.programs.trace import TracedProgram
+
+
+@register(
+    "ios",
+    engine="coreml",
+    compared_by="coreml-reference",
+    tools=("coremltools", "torch", "pfl_exporters.lowering.coreml"),
+)
+def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
+    """One ML Program with all programs as functions."""
+    from pfl_exporters.lowering import coreml
+
+    return coreml.lower(programs, folder, report)
