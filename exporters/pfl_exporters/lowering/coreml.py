@@ -10,20 +10,20 @@ coremltools translates operator by operator. What it binds wrongly or refuses is
 
 from __future__ import annotations
 
-import logging
+import json
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import coremltools as ct
 import torch
 from coremltools.converters.mil import mil
-from coremltools.converters.mil.converter import mil_convert
+from coremltools.converters.mil.backend.mil import load as backend
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 from torch import Tensor, fx
+from torch._export.verifier import Verifier
 
 from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.simplify import annotate
@@ -32,6 +32,7 @@ from pfl_mobile.programs.trace import TracedProgram
 from .expand import Choice, Form, convolution, expand, layer_norm, with_constant_weight
 from .files import Lowered, Report
 from .graphs import code_when_called, export_graph, shared_copy
+from .quiet import quiet
 
 _aten = torch.ops.aten
 
@@ -39,16 +40,16 @@ _aten = torch.ops.aten
 _PROGRAM, _WEIGHTS = "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"
 #: Passes that a program cannot do without, or that save bytes or work at no risk for the numbers.
 _PASSES = (
-    "common::const_elimination",
-    "common::sanitize_input_output_names",
-    "common::remove_symbolic_reshape",
-    "common::noop_elimination",
-    "common::add_conv_transpose_output_shape",
-    "common::expand_high_rank_reshape_and_transpose",
-    "common::expand_dynamic_linear",
-    "common::const_deduplication",
-    "common::dedup_op_and_var_names",
-    "common::dead_code_elimination",
+    "const_elimination",
+    "sanitize_input_output_names",
+    "remove_symbolic_reshape",
+    "noop_elimination",
+    "add_conv_transpose_output_shape",
+    "expand_high_rank_reshape_and_transpose",
+    "expand_dynamic_linear",
+    "const_deduplication",
+    "dedup_op_and_var_names",
+    "dead_code_elimination",
 )
 #: Larger constants are not computed ahead: a second layout of a weight would be stored twice.
 _FOLD_LIMIT = 4096
@@ -91,19 +92,6 @@ FORMS: Mapping[Any, Choice] = {
 }
 
 
-@contextmanager
-def _toolchain() -> Iterator[None]:
-    """Keep the toolchain's own warnings and bars, which name its internals, from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), code_when_called():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 def _prepared(program: TracedProgram) -> fx.GraphModule:
     """The graph in operators that coremltools has right, with inputs named by their number."""
     graph = shared_copy(program.graph)
@@ -115,10 +103,13 @@ def _prepared(program: TracedProgram) -> fx.GraphModule:
     return graph
 
 
-def _pipeline() -> ct.PassPipeline:
-    pipeline = ct.PassPipeline(list(_PASSES), "programs")
-    pipeline.set_options("common::const_elimination", {"skip_const_by_size": str(_FOLD_LIMIT)})
-    return pipeline
+def _pass(name: str) -> Any:
+    """One of coremltools' passes. Its own way to run them checks the whole program before and after each, which takes
+    longer than all else; here the interpreter checks what comes out."""
+    found = PASS_REGISTRY[f"common::{name}"]
+    if name == "const_elimination":
+        found.skip_const_by_size = str(_FOLD_LIMIT)
+    return found
 
 
 def _function(program: TracedProgram, system: Any) -> Any:
@@ -127,7 +118,10 @@ def _function(program: TracedProgram, system: Any) -> Any:
     Raises:
         UnsupportedOperatorError: coremltools has no translation of an operator.
     """
-    exported = export_graph(program, _prepared(program)).run_decompositions({})
+    exported = export_graph(program, _prepared(program))
+    exported.graph_module.graph.eliminate_dead_code()  # results that nobody takes
+    # its operators are those of a decomposed program, as they were traced as one
+    exported = exported._update(exported.graph_module, exported.graph_signature, verifiers=[Verifier])
     try:
         return ct.convert(
             exported,
@@ -135,7 +129,7 @@ def _function(program: TracedProgram, system: Any) -> Any:
             minimum_deployment_target=system,
             compute_precision=ct.precision.FLOAT32,
             outputs=[ct.TensorType(name=f"out_{i}") for i in range(len(program.outputs))],
-            pass_pipeline=_pipeline(),
+            pass_pipeline=ct.PassPipeline.EMPTY,
         )
     except Exception as error:  # its own errors share no base
         raise UnsupportedOperatorError(
@@ -145,38 +139,81 @@ def _function(program: TracedProgram, system: Any) -> Any:
         ) from error
 
 
-def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
-    """Write ``coreml/model.mlpackage`` with one function for each program.
+def _write(whole: Any, package: Path, version: int) -> dict[str, Path]:
+    """Write a package and give its files by what they are for.
+
+    By hand, so that equal programs give equal files: coremltools names the parts anew each time.
+    """
+    weights = package / _WEIGHTS
+    weights.parent.mkdir(parents=True)
+    model = backend.load(whole, str(weights.parent), specification_version=version, convert_to="mlprogram")
+    program = package / _PROGRAM
+    program.write_bytes(model.SerializeToString(deterministic=True))
+    parts = {"model.mlmodel": program}
+    if weights.exists():  # small constants stand in the program
+        parts["weights"] = weights
+    entries = {
+        str(uuid.uuid5(uuid.NAMESPACE_OID, name)): {
+            "author": "com.apple.CoreML",
+            "description": f"CoreML Model {'Weights' if name == 'weights' else 'Specification'}",
+            "name": name,
+            "path": f"com.apple.CoreML/{name}",
+        }
+        for name in parts
+    }
+    manifest = package / "Manifest.json"
+    text = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": entries,
+        "rootModelIdentifier": str(uuid.uuid5(uuid.NAMESPACE_OID, "model.mlmodel")),
+    }
+    manifest.write_text(json.dumps(text, indent=4))
+    return {"package": manifest, **{use.removesuffix(".mlmodel"): path for use, path in parts.items()}}
+
+
+def _converted(programs: Mapping[str, TracedProgram], system: Any, report: Report) -> Any:
+    """One program of Core ML with a function for each of ours."""
+    whole = mil.Program()
+    for name, program in programs.items():
+        report(f"ios: {name}")
+        whole.add_function(name, _function(program, system).functions["main"])
+    for each in _PASSES:
+        _pass(each)(whole)
+    return whole
+
+
+def lower(
+    programs: Mapping[str, TracedProgram], folder: Path, report: Report, *, together: bool = True
+) -> Lowered:
+    """Write ``coreml/model.mlpackage`` with one function for each program, or a package for each.
+
+    Args:
+        programs: by name.
+        folder: to write to.
+        report: told about each step.
+        together: False for systems before iOS 18, which know one function only; the weights are then stored in each
+            package that needs them.
 
     Raises:
         ExportError: a program cannot be exported.
         UnsupportedOperatorError: Core ML has no form of an operator.
     """
-    system = ct.target.iOS18
-    whole = mil.Program()
-    with _toolchain():
-        for name, program in programs.items():
-            report(f"ios: {name}")
-            whole.add_function(name, _function(program, system).functions["main"])
-        report("ios: share the weights and write")
-        PASS_REGISTRY["common::const_deduplication"]._deduplicate_const_across_functions(whole)
-        whole.default_function_name = next(iter(programs))
-        whole.skip_all_passes = True
-        whole.export_as_multifunction = True
-        model = mil_convert(
-            whole,
-            convert_to="mlprogram",
-            convert_from="milinternal",
-            specification_version=system.value,
-            compute_units=ct.ComputeUnit.CPU_ONLY,
-            skip_model_load=True,
-        )
-        place = folder / "coreml" / "model.mlpackage"
-        shutil.rmtree(place, ignore_errors=True)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        model.save(str(place))
-    inner = {"package": "Manifest.json", "model": _PROGRAM, "weights": _WEIGHTS}
-    files = {use: f"coreml/model.mlpackage/{path}" for use, path in inner.items()}
-    paths = {path: folder / path for path in files.values()}
-    measured = {"model_bytes": sum(path.stat().st_size for path in paths.values())}
-    return Lowered(files, paths, measured, at_least="18.0")
+    place = folder / "coreml"
+    shutil.rmtree(place, ignore_errors=True)
+    files: dict[str, Path] = {}
+    with quiet(), code_when_called():
+        if together:
+            whole = _converted(programs, ct.target.iOS18, report)
+            report("ios: share the weights and write")
+            _pass("const_deduplication")._deduplicate_const_across_functions(whole)
+            whole.default_function_name = next(iter(programs))
+            whole.export_as_multifunction = True
+            files = _write(whole, place / "model.mlpackage", ct.target.iOS18.value)
+        else:
+            for name, program in programs.items():
+                one = _converted({"main": program}, ct.target.iOS17, report)
+                written = _write(one, place / f"{name}.mlpackage", ct.target.iOS17.value)
+                files |= {f"{use}.{name}": path for use, path in written.items()}
+    inner = {use: path.relative_to(folder).as_posix() for use, path in files.items()}
+    measured = {"model_bytes": sum(path.stat().st_size for path in files.values())}
+    return Lowered(inner, {inner[use]: path for use, path in files.items()}, measured)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from pfl_mobile.programs.closed_forms import decompositions
+from pfl_mobile.programs.trace import one_fake_mode
 
 _aten = torch.ops.aten
 
@@ -33,17 +34,19 @@ def expand(graph: fx.GraphModule, choices: Mapping[Any, Choice]) -> None:
         graph: each node's ``meta["val"]`` says shape and dtype (see `pfl_mobile.programs.simplify.annotate`).
         choices: by operator.
     """
+    traced: dict[Any, fx.GraphModule] = {}
     for node in list(graph.graph.nodes):
         choice = choices.get(node.target) if node.op == "call_function" else None
         form = None if choice is None else choice(node)
         if form is not None:
-            _replace(graph, node, form)
+            _replace(graph, node, form, traced)
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()
 
 
-def _replace(graph: fx.GraphModule, node: fx.Node, form: Form) -> None:
+def _replace(graph: fx.GraphModule, node: fx.Node, form: Form, traced: dict[Any, fx.GraphModule]) -> None:
+    """Put a form in the place of a node; what was traced for an equal node is used again."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     sources = node.all_input_nodes
@@ -54,7 +57,15 @@ def _replace(graph: fx.GraphModule, node: fx.Node, form: Form) -> None:
         return form(*args, **kwargs)
 
     examples = [torch.empty(source.meta["val"].shape, dtype=source.meta["val"].dtype) for source in sources]
-    inner = make_fx(of_tensors, decomposition_table=decompositions(), tracing_mode="fake")(*examples)
+    # the same form for tensors of the same kind with the same other arguments
+    others = fx.node.map_arg((node.args, dict(node.kwargs)), sources.index)
+    key = (form, str(others), tuple((tuple(e.shape), e.dtype) for e in examples))
+    if key not in traced:
+        with one_fake_mode():
+            traced[key] = make_fx(of_tensors, decomposition_table=decompositions(), tracing_mode="fake")(
+                *examples
+            )
+    inner = traced[key]
     known: dict[fx.Node, Any] = {}
     of_inputs = iter(sources)
     with graph.graph.inserting_before(node):
@@ -70,7 +81,9 @@ def _replace(graph: fx.GraphModule, node: fx.Node, form: Form) -> None:
                 _give(graph, node, fx.node.map_arg(step.args[0], known.__getitem__))
             else:
                 known[step] = copied = graph.graph.node_copy(step, known.__getitem__)
-                if copied.target is _aten.view.default:  # how the arguments lie in memory is another matter there
+                if (
+                    copied.target is _aten.view.default
+                ):  # how the arguments lie in memory is another matter there
                     copied.target = _aten.reshape.default
 
 
@@ -218,5 +231,3 @@ def _window(
 def with_constant_weight(node: fx.Node) -> bool:
     """Whether the weight of a product or convolution is a constant of the graph."""
     return bool(node.args[1].op == "get_attr")
-
-

@@ -1,4 +1,4 @@
-"""iOS: Core ML."""
+"""iOS: Core ML, for iOS 18 in one package, and for iOS 17 in one for each program."""
 
 from __future__ import annotations
 
@@ -24,3 +24,16 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     from pfl_exporters.lowering import coreml
 
     return coreml.lower(programs, folder, report)
+
+
+@register(
+    "ios17",
+    engine="coreml",
+    compared_by="coreml-reference",
+    tools=("coremltools", "torch", "pfl_exporters.lowering.coreml"),
+)
+def lower_apart(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
+    """An ML Program for each program, as systems before iOS 18 take one function only; weights are stored in each."""
+    from pfl_exporters.lowering import coreml
+
+    return coreml.lower(programs, folder, report, together=False)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from pfl_exporters.lowering.quiet import quiet
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.registry import Registry, import_needed
 
@@ -44,7 +45,8 @@ class Target:
         Raises:
             MissingDependencyError: a package is not installed.
         """
-        import_needed(self.tools, f"target {self.name!r}")
+        with quiet():
+            import_needed(self.tools, f"target {self.name!r}")
 
 
 #: All that there are, by name.
@@ -73,18 +75,23 @@ def register(
 
 
 def resolve(names: Iterable[str]) -> list[Target]:
-    """Targets by name; ``all`` is every one of them.
+    """Targets by name; ``all`` is one for every engine.
 
     Raises:
         UnknownNameError: there is no such target.
+        ConfigError: two make the files of one engine.
     """
     wanted: list[Target] = []
     for name in names:
-        if name == "all":
-            found = list(TARGETS.all().values())
-        else:
-            found = [TARGETS.find(name)]
-        wanted += [target for target in found if target not in wanted]
+        for target in TARGETS.all().values() if name == "all" else [TARGETS.find(name)]:
+            same = next((t for t in wanted if t.engine == target.engine), None)
+            if same is None:
+                wanted.append(target)
+            elif same != target and name != "all":
+                raise ConfigError(
+                    f"targets {same.name!r} and {target.name!r} both make the files of engine {target.engine!r}",
+                    mend="choose one for each bundle",
+                )
     return wanted
 
 

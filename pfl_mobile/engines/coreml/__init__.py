@@ -23,9 +23,9 @@ class CoremlSession(EngineSession):
 
     name = "coreml"
 
-    def __init__(self, package: Path, programs: Sequence[ProgramSpec]) -> None:
+    def __init__(self, files: Mapping[str, str], programs: Sequence[ProgramSpec]) -> None:
         super().__init__(programs)
-        self._package = package
+        self._files = dict(files)
         self._models: dict[str, Any] = {}
 
     @override
@@ -33,10 +33,13 @@ class CoremlSession(EngineSession):
         import coremltools
 
         spec = self.programs[program]
+        together = "package" in self._files
         if program not in self._models:
             try:
                 self._models[program] = coremltools.models.MLModel(
-                    str(self._package), function_name=program, compute_units=coremltools.ComputeUnit.CPU_ONLY
+                    str(Path(file_for(self._files, "package" if together else f"package.{program}")).parent),
+                    function_name=program if together else None,
+                    compute_units=coremltools.ComputeUnit.CPU_ONLY,
                 )
             except Exception as error:  # whatever the compiler raises
                 raise EngineError(
@@ -60,7 +63,9 @@ class CoremlSession(EngineSession):
 
 @register("coreml", runtime=("coremltools",), only_named=True)
 def load(
-    files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int | None  # noqa: ARG001
+    files: Mapping[str, str],
+    programs: Sequence[ProgramSpec],
+    threads: int | None,  # noqa: ARG001
 ) -> CoremlSession:
     """Load the package of a bundle; Core ML chooses its threads.
 
@@ -71,6 +76,7 @@ def load(
 
     if platform.system() != "Darwin":
         raise EngineUnavailableError(
-            "Core ML runs on a Mac or an iPhone only", mend="use --engine coreml-reference, which interprets the package"
+            "Core ML runs on a Mac or an iPhone only",
+            mend="use --engine coreml-reference, which interprets the package",
         )
-    return CoremlSession(Path(file_for(files, "package")).parent, programs)
+    return CoremlSession(files, programs)

@@ -283,9 +283,7 @@ def _conv_transpose(a: Arguments) -> Array:
     # what the wanted shape has more than was computed are zeros at the end
     more = [max(w + p[0] - n, 0) for w, p, n in zip(wanted, pads, full, strict=True)]
     out = np.pad(out, [(0, 0), (0, 0), *((0, m) for m in more)])
-    out = out[
-        (slice(None), slice(None), *(slice(p[0], p[0] + w) for p, w in zip(pads, wanted, strict=True)))
-    ]
+    out = out[(slice(None), slice(None), *(slice(p[0], p[0] + w) for p, w in zip(pads, wanted, strict=True)))]
     return out + a["bias"].reshape([1, -1] + [1] * dims) if "bias" in a else out
 
 
@@ -455,8 +453,7 @@ def _slice_update(a: Arguments) -> Array:
 @_kernel("slice_by_size")
 def _slice_by_size(a: Arguments) -> Array:
     where = tuple(
-        slice(b, None if n == -1 else b + n)
-        for b, n in zip(_ints(a["begin"]), _ints(a["size"]), strict=True)
+        slice(b, None if n == -1 else b + n) for b, n in zip(_ints(a["begin"]), _ints(a["size"]), strict=True)
     )
     return np.asarray(a["x"][where])
 
@@ -613,9 +610,7 @@ def _scatter(a: Arguments) -> Array:
 
 @_kernel("scatter_nd")
 def _scatter_nd(a: Arguments) -> Array:
-    return _placed(
-        a["data"], tuple(np.moveaxis(a["indices"], -1, 0)), a["updates"], a.get("mode", "add")
-    )
+    return _placed(a["data"], tuple(np.moveaxis(a["indices"], -1, 0)), a["updates"], a.get("mode", "add"))
 
 
 @_kernel("one_hot")

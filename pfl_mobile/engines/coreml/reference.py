@@ -29,14 +29,22 @@ class CoremlReferenceSession(EngineSession):
 
     def __init__(self, files: Mapping[str, str], programs: Sequence[ProgramSpec]) -> None:
         super().__init__(programs)
-        self._functions = read_program(file_for(files, "model"), files.get("weights"))
+        self._functions: dict[str, Function] = {}
+        together = read_program(files["model"], files.get("weights")) if "model" in files else None
         for program in self.programs:
-            if program not in self._functions:
+            have, function = together, program
+            if have is None:
+                have, function = (
+                    read_program(file_for(files, f"model.{program}"), files.get(f"weights.{program}")),
+                    "main",
+                )
+            if function not in have:
                 raise EngineError(
-                    f"the Core ML package has no function {program!r}; it has {sorted(self._functions)}",
+                    f"the Core ML package has no function {function!r}; it has {sorted(have)}",
                     mend="export the bundle again",
                 )
-            _check_known(self._functions[program])
+            _check_known(have[function])
+            self._functions[program] = have[function]
 
     @override
     def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
@@ -149,7 +157,9 @@ def _as_declared(value: Any, declared: TensorType | None, what: str) -> Any:
 
 @register("coreml-reference", runtime=("numpy",), files_of="coreml", only_named=True)
 def load(
-    files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int | None  # noqa: ARG001
+    files: Mapping[str, str],
+    programs: Sequence[ProgramSpec],
+    threads: int | None,  # noqa: ARG001
 ) -> CoremlReferenceSession:
     """Read the package of a bundle."""
     return CoremlReferenceSession(files, programs)

@@ -17,11 +17,28 @@ from ...errors import EngineError
 from ...files.reading import MOST_TENSOR_BYTES, read_bytes
 from ..base import Array
 
-
-_DTYPES = {1: "bool", 2: "str", 10: "float16", 11: "float32", 12: "float64", 21: "int8", 22: "int16", 23: "int32"}
+_DTYPES = {
+    1: "bool",
+    2: "str",
+    10: "float16",
+    11: "float32",
+    12: "float64",
+    21: "int8",
+    22: "int16",
+    23: "int32",
+}
 _DTYPES |= {24: "int64", 31: "uint8", 32: "uint16", 33: "uint32", 34: "uint64"}
 #: Types of the weight file, numbered in a way of its own.
-_STORED = {1: "float16", 2: "float32", 3: "uint8", 4: "int8", 6: "int16", 7: "uint16", 14: "int32", 15: "uint32"}
+_STORED = {
+    1: "float16",
+    2: "float32",
+    3: "uint8",
+    4: "int8",
+    6: "int16",
+    7: "uint16",
+    14: "int32",
+    15: "uint32",
+}
 _SENTINEL = 0xDEADBEEF
 
 
@@ -87,7 +104,8 @@ def read_program(model: str, weights: str | None) -> dict[str, Function]:
             functions[name] = _function(body, stored)
     except (ValueError, OverflowError, OSError, struct.error, RecursionError) as error:
         raise EngineError(
-            f"the Core ML package cannot be read: {error or type(error).__name__}", mend="export the bundle again"
+            f"the Core ML package cannot be read: {error or type(error).__name__}",
+            mend="export the bundle again",
         ) from error
     return functions
 
