@@ -178,7 +178,7 @@ def export_bundle(
             lap(target.name)
             report(f"compare {target.compared_by} with PyTorch: loss and every gradient")
             with open_lowered(target, lowered, specs) as session:
-                errors[target.engine] = check_engine(session, reference)
+                errors[target.compared_by] = check_engine(session, reference)
             lap("compare")
             engines[target.engine] = {
                 "files": lowered.files,

@@ -80,14 +80,30 @@ def register(
 
 
 def unasked(have: Iterable[str]) -> list[str]:
-    """Those of the engines ``have`` that may be used without being named, the preferred first.
+    """Those engines that may run a bundle without being named, the preferred first.
 
     ``torch`` is not among them: its files can hold code, and opening an unknown bundle must not run any.
+
+    Args:
+        have: engines that the bundle has files of.
     """
     present = set(have)
-    return [
-        engine.name for engine in ENGINES.all().values() if engine.name in present and not engine.only_named
-    ]
+    return [e.name for e in ENGINES.all().values() if e.name in present and not e.only_named]
+
+
+def comparing(have: Iterable[str]) -> list[str]:
+    """Those engines that check a bundle's numbers without being named: with `unasked`, interpreters, which are slow.
+
+    Args:
+        have: engines that the bundle has files of.
+    """
+    present = set(have)
+    return unasked(present) + [e.name for e in ENGINES.all().values() if e.files_of in present]
+
+
+def readers(files_of: str) -> list[str]:
+    """The engines that read files of one."""
+    return [e.name for e in ENGINES.all().values() if e.reads == files_of]
 
 
 def load_engine(name: str) -> Loader:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pfl_exporters.export import frozen_bytes, open_lowered, program_specs
-from pfl_exporters.targets import resolve
+from pfl_exporters.targets import resolve, with_engines
 from pfl_exporters.verify import Case, cases, check_engine, check_traced
 from pfl_mobile.engines import arm64
-from pfl_mobile.errors import ConfigError
+from pfl_mobile.errors import ConfigError, EngineUnavailableError
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
 from tests.exporters.models import DEPLOYMENTS
@@ -125,3 +125,17 @@ def test_all_means_every_engine_once() -> None:
 def test_two_targets_of_one_engine_are_refused() -> None:
     with pytest.raises(ConfigError, match="'ios' and 'ios17' both make the files of engine 'coreml'"):
         resolve(["ios", "ios17"])
+
+
+def test_other_engines_of_a_targets_systems_come_along() -> None:
+    def names(targets: list[str], engines: list[str]) -> list[str]:
+        return [t.name for t in with_engines(resolve(targets), engines)]
+
+    assert names(["ios"], ["onnxruntime", "executorch"]) == ["ios", "onnx", "android"]
+    assert names(["ios17"], ["coreml"]) == ["ios17"]
+    assert names(["android", "ios"], ["onnxruntime", "executorch"]) == ["android", "ios", "onnx"]
+    with pytest.raises(ConfigError, match="'coreml' does not run on the systems of android") as caught:
+        names(["android"], ["coreml"])
+    assert caught.value.mend == "choose of executorch, onnxruntime, or name target 'ios'"
+    with pytest.raises(EngineUnavailableError, match="did you mean 'onnxruntime'"):
+        names(["ios"], ["onnxruntim"])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     "ios",
     engine="coreml",
     compared_by="coreml-reference",
+    also=("executorch", "onnxruntime"),
     tools=("coremltools", "torch", "pfl_exporters.lowering.coreml"),
 )
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
@@ -30,6 +31,7 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     "ios17",
     engine="coreml",
     compared_by="coreml-reference",
+    also=("executorch", "onnxruntime"),
     tools=("coremltools", "torch", "pfl_exporters.lowering.coreml"),
 )
 def lower_apart(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:

@@ -31,6 +31,7 @@ class Target:
         tools: modules that lowering needs; the first is of the package that users install.
         lower: writes the files; call :meth:`load` before.
         compared_by: the engine that runs the files on the machine that exports, where ``engine`` cannot.
+        also: other engines that run on the target's systems.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Target:
     tools: tuple[str, ...]
     lower: Lower
     compared_by: str
+    also: tuple[str, ...] = ()
 
     def load(self) -> None:
         """Import the tools, which takes seconds.
@@ -54,7 +56,12 @@ TARGETS: Registry[Target] = Registry("target", "pfl_exporters.targets")
 
 
 def register(
-    name: str, *, engine: str, tools: Sequence[str], compared_by: str | None = None
+    name: str,
+    *,
+    engine: str,
+    tools: Sequence[str],
+    compared_by: str | None = None,
+    also: Sequence[str] = (),
 ) -> Callable[[L], L]:
     """Make a function that writes the files of an engine known as a target.
 
@@ -63,12 +70,12 @@ def register(
         engine: name of the engine that runs the files.
         tools: modules that it needs, imported before it is called; the first is of the package that users install.
         compared_by: the engine that runs the files on the machine that exports, where ``engine`` cannot.
+        also: other engines that run on the target's systems.
     """
 
     def known(lower: L) -> L:
-        TARGETS.add(
-            name, Target(name, engine, tuple(tools), lower, compared_by or engine), home=lower.__module__
-        )
+        made = Target(name, engine, tuple(tools), lower, compared_by or engine, tuple(also))
+        TARGETS.add(name, made, home=lower.__module__)
         return lower
 
     return known
@@ -92,6 +99,32 @@ def resolve(names: Iterable[str]) -> list[Target]:
                     f"targets {same.name!r} and {target.name!r} both make the files of engine {target.engine!r}",
                     mend="choose one for each bundle",
                 )
+    return wanted
+
+
+def with_engines(targets: Sequence[Target], engines: Iterable[str]) -> list[Target]:
+    """The targets, and those that make the files of other engines that run on the same systems.
+
+    Args:
+        targets: that were chosen.
+        engines: names.
+
+    Raises:
+        EngineUnavailableError: there is no such engine.
+        ConfigError: it runs on the systems of none of the targets.
+    """
+    wanted = list(targets)
+    for engine in engines:
+        made_by = target_of(engine)
+        if any(target.engine == engine for target in wanted):
+            continue
+        if not any(engine in target.also for target in targets):
+            mine = sorted({e for target in targets for e in (target.engine, *target.also)})
+            raise ConfigError(
+                f"engine {engine!r} does not run on the systems of {' and '.join(t.name for t in targets)}",
+                mend=f"choose of {', '.join(mine)}, or name target {made_by.name!r}",
+            )
+        wanted.append(made_by)
     return wanted
 
 

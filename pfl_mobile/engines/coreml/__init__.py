@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ class CoremlSession(EngineSession):
         self._models = {}
 
 
-@register("coreml", runtime=("coremltools",), only_named=True)
+# where there is no Core ML, nobody is led to it
+@register("coreml", runtime=("coremltools",), only_named=sys.platform != "darwin")
 def load(
     files: Mapping[str, str],
     programs: Sequence[ProgramSpec],
