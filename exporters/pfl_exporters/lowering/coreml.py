@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ import coremltools as ct
 import torch
 from coremltools.converters.mil import mil
 from coremltools.converters.mil.backend.mil import load as backend
+from coremltools.converters.mil.frontend.torch import ops as frontend
+from coremltools.converters.mil.mil.passes import pass_pipeline
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 from torch import Tensor, fx
 from torch._export.verifier import Verifier
@@ -53,6 +57,18 @@ _PASSES = (
 )
 #: Larger constants are not computed ahead: a second layout of a weight would be stored twice.
 _FOLD_LIMIT = 4096
+
+
+@contextmanager
+def _toolchain() -> Iterator[None]:
+    """Without bars of its own for each program: its steps are ours to tell."""
+    stock = frontend._tqdm, pass_pipeline.tqdm
+    frontend._tqdm = pass_pipeline.tqdm = partial(stock[0], disable=True)
+    try:
+        with quiet(), code_when_called():
+            yield
+    finally:
+        frontend._tqdm, pass_pipeline.tqdm = stock
 
 
 def _layer_norm(node: fx.Node) -> Form | None:
@@ -201,7 +217,7 @@ def lower(
     place = folder / "coreml"
     shutil.rmtree(place, ignore_errors=True)
     files: dict[str, Path] = {}
-    with quiet(), code_when_called():
+    with _toolchain():
         if together:
             whole = _converted(programs, ct.target.iOS18, report)
             report("ios: share the weights and write")
