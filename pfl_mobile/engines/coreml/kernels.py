@@ -9,12 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..base import Array
-
+#: A NumPy array of the dtype that the program says; the types of NumPy's functions are narrower than what they take.
+Array: TypeAlias = Any
 #: Arguments by name; what a parameter of several values has is a list.
 Arguments = Mapping[str, Any]
 Kernel = Callable[[Arguments], Any]
@@ -60,11 +60,7 @@ def _sigmoid(x: Array) -> Array:
     return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
 
 
-def _towards_even(x: Array) -> Array:
-    return np.rint(x)
-
-
-for _name, _function in {
+_OF_ONE: dict[str, Any] = {
     "abs": np.abs,
     "acos": np.arccos,
     "asin": np.arcsin,
@@ -81,7 +77,7 @@ for _name, _function in {
     "logical_not": np.logical_not,
     "relu": lambda x: np.maximum(x, 0),
     "relu6": lambda x: np.clip(x, 0, 6),
-    "round": _towards_even,
+    "round": np.rint,  # halves to even numbers
     "sigmoid": _sigmoid,
     "sign": np.sign,
     "silu": lambda x: x * _sigmoid(x),
@@ -93,18 +89,15 @@ for _name, _function in {
     "square": np.square,
     "tan": np.tan,
     "tanh": np.tanh,
-}.items():
+}
+for _name, _function in _OF_ONE.items():
     _unary(_name, _function)
 
 
-def _floor_div(x: Array, y: Array) -> Array:
-    return np.floor_divide(x, y)
-
-
-for _name, _of_two in {
+_OF_TWO: dict[str, Any] = {
     "add": np.add,
     "equal": np.equal,
-    "floor_div": _floor_div,
+    "floor_div": np.floor_divide,
     "greater": np.greater,
     "greater_equal": np.greater_equal,
     "less": np.less,
@@ -120,8 +113,9 @@ for _name, _of_two in {
     "pow": np.power,
     "real_div": np.true_divide,
     "sub": np.subtract,
-}.items():
-    _binary(_name, _of_two)
+}
+for _name, _function in _OF_TWO.items():
+    _binary(_name, _function)
 
 
 # what these add to their argument is a parameter, and its value without one is not zero everywhere
@@ -158,8 +152,7 @@ def _gelu(a: Arguments) -> Array:
 def _softmax(a: Arguments) -> Array:
     axis = int(_scalar(a.get("axis", -1)))
     raised = np.exp(a["x"] - a["x"].max(axis, keepdims=True))
-    result: Array = raised / raised.sum(axis, keepdims=True)
-    return result
+    return raised / raised.sum(axis, keepdims=True)
 
 
 @_kernel("cast")
@@ -169,8 +162,7 @@ def _cast(a: Arguments) -> Array:
     x = a["x"]
     if np.dtype(kind).kind in "iu" and x.dtype.kind == "f":
         x = np.trunc(x)
-    result: Array = x.astype(kind)
-    return result
+    return x.astype(kind)
 
 
 # --- products
@@ -189,14 +181,12 @@ def _matmul(a: Arguments) -> Array:
 @_kernel("linear")
 def _linear(a: Arguments) -> Array:
     out = np.matmul(a["x"], a["weight"].T)
-    result: Array = out + a["bias"] if "bias" in a else out
-    return result
+    return out + a["bias"] if "bias" in a else out
 
 
 @_kernel("einsum")
 def _einsum(a: Arguments) -> Array:
-    result: Array = np.einsum(a["equation"], *a["values"])
-    return result
+    return np.einsum(a["equation"], *a["values"])
 
 
 def _padding(a: Arguments, kernel: Sequence[int], space: Sequence[int]) -> list[tuple[int, int]]:
@@ -271,7 +261,8 @@ def _conv_transpose(a: Arguments) -> Array:
                 slice(p * d, p * d + (n - 1) * s + 1, s)
                 for p, d, n, s in zip(at, dilations, x.shape[2:], strides, strict=True)
             )
-            met = np.moveaxis(np.tensordot(xs, ws[(slice(None), slice(None), *at)], ([1], [0])), -1, 1)
+            entry: tuple[Any, ...] = (slice(None), slice(None), *at)
+            met = np.moveaxis(np.tensordot(xs, ws[entry], ([1], [0])), -1, 1)
             whole[(slice(None), slice(None), *where)] += met
         parts.append(whole)
     out = np.concatenate(parts, 1)
@@ -304,8 +295,7 @@ def _pooled(a: Arguments, fill: float) -> tuple[Array, list[int], Any]:
 @_kernel("max_pool")
 def _max_pool(a: Arguments) -> Array:
     seen, axes, _ = _pooled(a, -np.inf)
-    result: Array = seen.max(tuple(axes))
-    return result
+    return seen.max(tuple(axes))
 
 
 @_kernel("avg_pool")
@@ -333,7 +323,7 @@ def _log_sum_exp(x: Array, axis: Any, keepdims: bool) -> Any:
     return out if keepdims else np.squeeze(out, axis)
 
 
-for _name, _of_axes in {
+_OF_AXES: dict[str, Any] = {
     "reduce_l1_norm": lambda x, **k: np.abs(x).sum(**k),
     "reduce_l2_norm": lambda x, **k: np.sqrt((x * x).sum(**k)),
     "reduce_log_sum": lambda x, **k: np.log(x.sum(**k)),
@@ -344,8 +334,9 @@ for _name, _of_axes in {
     "reduce_prod": np.prod,
     "reduce_sum": np.sum,
     "reduce_sum_square": lambda x, **k: (x * x).sum(**k),
-}.items():
-    _reduced(_name, _of_axes)
+}
+for _name, _function in _OF_AXES.items():
+    _reduced(_name, _function)
 
 
 @_kernel("reduce_argmax")
@@ -378,8 +369,7 @@ def _layer_norm(a: Arguments) -> Array:
     centred = x - x.mean(axes, keepdims=True)
     out = centred / np.sqrt((centred * centred).mean(axes, keepdims=True) + _scalar(a.get("epsilon", 1e-5)))
     out = out * a["gamma"] if "gamma" in a else out
-    result: Array = out + a["beta"] if "beta" in a else out
-    return result
+    return out + a["beta"] if "beta" in a else out
 
 
 @_kernel("batch_norm")
@@ -388,8 +378,7 @@ def _batch_norm(a: Arguments) -> Array:
     scale = 1 / np.sqrt(a["variance"] + _scalar(a.get("epsilon", 1e-5)))
     out = (a["x"] - a["mean"].reshape(shape)) * scale.reshape(shape)
     out = out * a["gamma"].reshape(shape) if "gamma" in a else out
-    result: Array = out + a["beta"].reshape(shape) if "beta" in a else out
-    return result
+    return out + a["beta"].reshape(shape) if "beta" in a else out
 
 
 # --- shape
@@ -438,7 +427,7 @@ def _slices(a: Arguments) -> tuple[Any, ...]:
 
 @_kernel("slice_by_index")
 def _slice_by_index(a: Arguments) -> Array:
-    return np.asarray(a["x"][_slices(a)])
+    return a["x"][_slices(a)]
 
 
 @_kernel("slice_update")
@@ -446,8 +435,7 @@ def _slice_update(a: Arguments) -> Array:
     out = a["x"].copy()
     index = _slices(a)
     out[index] = a["update"].reshape(out[index].shape)
-    result: Array = out
-    return result
+    return out
 
 
 @_kernel("slice_by_size")
@@ -543,8 +531,7 @@ def _pixel_shuffle(a: Arguments) -> Array:
     x, f = a["x"], int(_scalar(a["upscale_factor"]))
     b, c, h, w = x.shape
     out = x.reshape(b, c // (f * f), f, f, h, w).transpose(0, 1, 4, 2, 5, 3)
-    result: Array = out.reshape(b, c // (f * f), h * f, w * f)
-    return result
+    return out.reshape(b, c // (f * f), h * f, w * f)
 
 
 # --- picking and placing

@@ -126,7 +126,7 @@ def _computed(operation: Operation, values: Mapping[str, Any]) -> Sequence[Any]:
         return [operation.value]
 
     def value(bound: Reference | Array | str) -> Any:
-        found = values[bound.name] if isinstance(bound, Reference) else bound
+        found: Any = values[bound.name] if isinstance(bound, Reference) else bound
         half = isinstance(found, np.ndarray) and found.dtype == np.float16
         return found.astype(np.float32) if half else found
 
