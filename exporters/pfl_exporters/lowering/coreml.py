@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,10 +30,11 @@ from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 from torch import Tensor, fx
 from torch._export.verifier import Verifier
 
-from pfl_mobile.errors import UnsupportedOperatorError
+from pfl_mobile.errors import ExportError, UnsupportedOperatorError
 from pfl_mobile.programs.simplify import annotate
 from pfl_mobile.programs.trace import TracedProgram
 
+from . import mixed
 from .expand import Choice, Form, convolution, expand, layer_norm, with_constant_weight
 from .files import Lowered, Report
 from .graphs import code_when_called, export_graph, shared_copy
@@ -51,6 +53,13 @@ _PASSES = (
     "add_conv_transpose_output_shape",
     "expand_high_rank_reshape_and_transpose",
     "expand_dynamic_linear",
+    "const_deduplication",
+    "dedup_op_and_var_names",
+    "dead_code_elimination",
+)
+#: After casts were put in.
+_PASSES_AFTER_CASTS = (
+    "cast_optimization",
     "const_deduplication",
     "dedup_op_and_var_names",
     "dead_code_elimination",
@@ -108,11 +117,13 @@ FORMS: Mapping[Any, Choice] = {
 }
 
 
-def _prepared(program: TracedProgram) -> fx.GraphModule:
+def _prepared(program: TracedProgram, scale: float) -> fx.GraphModule:
     """The graph in operators that coremltools has right, with inputs named by their number."""
     graph = shared_copy(program.graph)
     annotate(graph, list(program.inputs.values()))
     expand(graph, FORMS)
+    if scale != 1:
+        mixed.scale_loss(graph, list(program.inputs).index("weight"), scale)
     for number, node in enumerate(n for n in graph.graph.nodes if n.op == "placeholder"):
         node.target = node.name = f"in_{number}"
     graph.recompile()
@@ -128,13 +139,13 @@ def _pass(name: str) -> Any:
     return found
 
 
-def _function(program: TracedProgram, system: Any) -> Any:
+def _function(program: TracedProgram, system: Any, scale: float) -> Any:
     """The program in Core ML's intermediate language.
 
     Raises:
         UnsupportedOperatorError: coremltools has no translation of an operator.
     """
-    exported = export_graph(program, _prepared(program))
+    exported = export_graph(program, _prepared(program, scale))
     exported.graph_module.graph.eliminate_dead_code()  # results that nobody takes
     # its operators are those of a decomposed program, as they were traced as one
     exported = exported._update(exported.graph_module, exported.graph_signature, verifiers=[Verifier])
@@ -187,12 +198,14 @@ def _write(whole: Any, package: Path, version: int) -> dict[str, Path]:
     return {"package": manifest, **{use.removesuffix(".mlmodel"): path for use, path in parts.items()}}
 
 
-def _converted(programs: Mapping[str, TracedProgram], system: Any, report: Report) -> Any:
-    """One program of Core ML with a function for each of ours."""
+def _converted(programs: Mapping[str, TracedProgram], system: Any, report: Report, scale: float = 1.0) -> Any:
+    """One program of Core ML with a function for each of ours; the loss of ``gradients`` scaled inside."""
     whole = mil.Program()
     for name, program in programs.items():
         report(f"ios: {name}")
-        whole.add_function(name, _function(program, system).functions["main"])
+        whole.add_function(
+            name, _function(program, system, scale if name == "gradients" else 1.0).functions["main"]
+        )
     for each in _PASSES:
         _pass(each)(whole)
     return whole
@@ -221,15 +234,76 @@ def lower(
         if together:
             whole = _converted(programs, ct.target.iOS18, report)
             report("ios: share the weights and write")
-            _pass("const_deduplication")._deduplicate_const_across_functions(whole)
-            whole.default_function_name = next(iter(programs))
-            whole.export_as_multifunction = True
-            files = _write(whole, place / "model.mlpackage", ct.target.iOS18.value)
+            files = _write_together(whole, place / "model.mlpackage")
         else:
             for name, program in programs.items():
                 one = _converted({"main": program}, ct.target.iOS17, report)
                 written = _write(one, place / f"{name}.mlpackage", ct.target.iOS17.value)
                 files |= {f"{use}.{name}": path for use, path in written.items()}
+    return _lowered(folder, files)
+
+
+def _write_together(whole: Any, package: Path, *, last: bool = True) -> dict[str, Path]:
+    """Write a package of several functions; when it is the last one of a program, equal constants once."""
+    if last:
+        _pass("const_deduplication")._deduplicate_const_across_functions(whole)
+    whole.default_function_name = next(iter(whole.functions))
+    whole.export_as_multifunction = True
+    return _write(whole, package, ct.target.iOS18.value)
+
+
+def _lowered(folder: Path, files: Mapping[str, Path], precision: dict[str, Any] | None = None) -> Lowered:
     inner = {use: path.relative_to(folder).as_posix() for use, path in files.items()}
     measured = {"model_bytes": sum(path.stat().st_size for path in files.values())}
-    return Lowered(inner, {inner[use]: path for use, path in files.items()}, measured)
+    return Lowered(inner, {inner[use]: path for use, path in files.items()}, measured, precision=precision)
+
+
+def lower_mixed(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
+    """As `lower`, with products in 16 bits where that is safe (see :mod:`.mixed`).
+
+    Raises:
+        ExportError: a program cannot be exported, or errs too much with even a few products in 16 bits.
+        UnsupportedOperatorError: Core ML has no form of an operator.
+    """
+    place, gradients = folder / "coreml", programs["gradients"]
+    report("ios: look for a scale of the loss")
+    scale = mixed.loss_scale(gradients)
+    fits: dict[str, float] | None = None
+    errors = []
+    for number in range(mixed.TRIES):
+        with _toolchain():
+            whole = _converted(programs, ct.target.iOS18, report, scale)
+            if fits is None:
+                report("ios: look which products fit 16 bits")
+                with tempfile.TemporaryDirectory(prefix="pfl-full-") as full:
+                    wide = mixed.read(_write_together(whole, Path(full) / "model.mlpackage", last=False))
+                    fits = mixed.strains(wide, programs)
+            halved = mixed.chosen(fits, number)
+            mixed.halve(whole, halved)
+            for each in _PASSES_AFTER_CASTS:
+                _pass(each)(whole)
+            shutil.rmtree(place, ignore_errors=True)
+            report("ios: share the weights and write")
+            files = _write_together(whole, place / "model.mlpackage")
+        functions = mixed.read(files)
+        errors.append(mixed.worst(functions, programs))
+        if halved and errors[-1] <= mixed.LIMIT:
+            apart = mixed.trained_apart(functions["gradients"], gradients, report)
+            return _lowered(
+                folder,
+                files,
+                {
+                    "kind": "mixed",
+                    "loss_scale": scale,
+                    "products": len(halved),
+                    "of_products": len(fits),
+                    "tolerance": mixed.ALLOWED,
+                    "steps": mixed.STEPS,
+                    "trained_rel_err": apart,
+                },
+            )
+    raise ExportError(
+        f"in mixed precision an output is off by {min(errors):.2g} relative to its largest entry "
+        f"(allowed {mixed.LIMIT:g})",
+        mend="export with --target ios, which computes in 32 bits",
+    )

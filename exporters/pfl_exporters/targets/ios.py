@@ -39,3 +39,17 @@ def lower_apart(programs: Mapping[str, TracedProgram], folder: Path, report: Rep
     from pfl_exporters.lowering import coreml
 
     return coreml.lower(programs, folder, report, together=False)
+
+
+@register(
+    "ios-mixed",
+    engine="coreml",
+    compared_by="coreml-reference",
+    also=("executorch", "onnxruntime"),
+    tools=("coremltools", "torch", "pfl_exporters.lowering.coreml"),
+)
+def lower_mixed(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
+    """As ``ios``, with products in 16 bits where that is safe: half the weights, and the way to the neural engine."""
+    from pfl_exporters.lowering import coreml
+
+    return coreml.lower_mixed(programs, folder, report)

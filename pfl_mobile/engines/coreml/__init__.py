@@ -14,7 +14,7 @@ from ...bundle.manifest import ProgramSpec
 from ...errors import EngineError, EngineUnavailableError
 from ..base import Array, EngineSession, file_for
 from ..registry import register
-from .reference import CoremlReferenceSession, narrowed
+from .reference import CoremlReferenceSession, numbered
 
 __all__ = ["CoremlReferenceSession", "CoremlSession"]
 
@@ -46,10 +46,7 @@ class CoremlSession(EngineSession):
                 raise EngineError(
                     f"Core ML cannot load {program!r}: {error}", mend="export the bundle again"
                 ) from error
-        feeds = {
-            f"in_{number}": narrowed(array, f"input {want.name!r}")
-            for number, (want, array) in enumerate(zip(spec.inputs, inputs, strict=True))
-        }
+        feeds = numbered(zip((i.name for i in spec.inputs), inputs, strict=True))
         got = self._models[program].predict(feeds)
         return [
             np.asarray(got[f"out_{number}"]).astype(want.dtype, copy=False)

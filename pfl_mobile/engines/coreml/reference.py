@@ -8,7 +8,7 @@ compute in another order or, on its neural engine, in 16 bits.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from ..base import Array, EngineSession, file_for
 from ..registry import register
 from .kernels import KERNELS
 from .wire import Function, Operation, Reference, TensorType, read_program
+
+#: Sees a step, its arguments by parameter, and its results.
+Watch = Callable[[Operation, Mapping[str, Any], Sequence[Any]], None]
 
 
 class CoremlReferenceSession(EngineSession):
@@ -49,12 +52,7 @@ class CoremlReferenceSession(EngineSession):
     @override
     def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
         spec, function = self.programs[program], self._functions[program]
-        # numbers of 64 bits are 32 bits wide in Core ML
-        given = {
-            f"in_{number}": narrowed(array, f"input {want.name!r}")
-            for number, (want, array) in enumerate(zip(spec.inputs, inputs, strict=True))
-        }
-        got = interpret(function, given)
+        got = interpret(function, numbered(zip((i.name for i in spec.inputs), inputs, strict=True)))
         return [
             got[f"out_{number}"].astype(want.dtype, copy=False)
             if got[f"out_{number}"].dtype == np.int32 and want.dtype == "int64"
@@ -66,6 +64,18 @@ class CoremlReferenceSession(EngineSession):
     def close(self) -> None:
         super().close()
         self._functions = {}
+
+
+def numbered(inputs: Iterable[tuple[str, Array]]) -> dict[str, Array]:
+    """Inputs as a package calls them, by their number.
+
+    Args:
+        inputs: name and value, in the order of the manifest.
+
+    Raises:
+        EngineError: a whole number does not fit.
+    """
+    return {f"in_{number}": narrowed(array, f"input {name!r}") for number, (name, array) in enumerate(inputs)}
 
 
 def narrowed(array: Array, what: str) -> Array:
@@ -93,8 +103,15 @@ def _check_known(function: Function) -> None:
         )
 
 
-def interpret(function: Function, inputs: Mapping[str, Array]) -> dict[str, Array]:
+def interpret(
+    function: Function, inputs: Mapping[str, Array], watch: Watch | None = None
+) -> dict[str, Array]:
     """Outputs of a function by name.
+
+    Args:
+        function: of a package.
+        inputs: as `numbered` gives them.
+        watch: is shown every step with its arguments and results.
 
     Raises:
         EngineError: a value has another shape than the program declares, or is missing.
@@ -109,7 +126,7 @@ def interpret(function: Function, inputs: Mapping[str, Array]) -> dict[str, Arra
         left.update(b.name for bound in operation.inputs.values() for b in bound if isinstance(b, Reference))
     with np.errstate(all="ignore"):
         for operation in function.operations:
-            results = _computed(operation, values)
+            results = _computed(operation, values, watch)
             for (name, declared), result in zip(operation.outputs, results, strict=True):
                 values[name] = _as_declared(result, declared, f"{operation.type} {name!r}")
             for bound in operation.inputs.values():
@@ -121,7 +138,7 @@ def interpret(function: Function, inputs: Mapping[str, Array]) -> dict[str, Arra
     return {name: values[name] for name in function.outputs}
 
 
-def _computed(operation: Operation, values: Mapping[str, Any]) -> Sequence[Any]:
+def _computed(operation: Operation, values: Mapping[str, Any], watch: Watch | None) -> Sequence[Any]:
     if operation.type == "const":
         return [operation.value]
 
@@ -140,7 +157,10 @@ def _computed(operation: Operation, values: Mapping[str, Any]) -> Sequence[Any]:
             f"{operation.type} {operation.outputs[0][0]!r} cannot be computed: {error or type(error).__name__}",
             mend="export the bundle again; if it happens again, report the operator",
         ) from error
-    return result if isinstance(result, list) else [result]
+    results = result if isinstance(result, list) else [result]
+    if watch is not None:
+        watch(operation, arguments, results)
+    return results
 
 
 def _as_declared(value: Any, declared: TensorType | None, what: str) -> Any:
