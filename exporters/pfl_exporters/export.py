@@ -178,12 +178,13 @@ def export_bundle(
             lap(target.name)
             report(f"compare {target.compared_by} with PyTorch: loss and every gradient")
             with open_lowered(target, lowered, specs) as session:
-                errors[target.compared_by] = check_engine(session, reference)
+                errors[target.compared_by] = check_engine(session, reference, lowered.tolerance)
             lap("compare")
             engines[target.engine] = {
                 "files": lowered.files,
                 "measured": lowered.measured,
                 "runtime": _runtime(target.engine, lowered.at_least),
+                "precision": lowered.precision,
             }
             files.update(lowered.paths)
         if model.backbone_digest() != digest:

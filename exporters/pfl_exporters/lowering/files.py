@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pfl_mobile.engines.compare import TOLERANCE
+
 if TYPE_CHECKING:  # the names of targets are wanted without PyTorch too
     from pfl_mobile.programs.trace import TracedProgram
 
@@ -31,6 +33,11 @@ class Lowered:
     measured: dict[str, int] = field(default_factory=dict)
     at_least: str | None = None
     precision: dict[str, Any] | None = None
+
+    @property
+    def tolerance(self) -> float:
+        """Largest error of an output with which a bundle is written."""
+        return TOLERANCE if self.precision is None else float(self.precision["tolerance"])
 
 
 #: Writes the files of traced programs into a folder.

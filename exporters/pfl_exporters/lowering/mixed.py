@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil.passes.defs.quantization import FP16ComputePrecision
-from coremltools.converters.mil.mil.passes.helper import block_context_manager
 from coremltools.converters.mil.mil.scope import ScopeInfo, ScopeSource
 from torch import Tensor, fx
 
@@ -168,21 +167,17 @@ def halve(whole: Any, names: frozenset[str]) -> None:
             _fold_casts(function)
 
 
-@block_context_manager
-def _fold_casts(block: Any) -> None:
+def _fold_casts(function: Any) -> None:
     """Store constants as what they are cast to."""
-    for op in list(block.operations):
-        if (
-            op.op_type == "cast"
-            and op.x.op is not None
-            and op.x.op.op_type == "const"
-            and op.outputs[0].val is not None
-        ):
-            constant = mb.const(val=op.outputs[0].val, name=f"{op.name}_folded", before_op=op)
-            block.replace_uses_of_var_after_op(
-                anchor_op=op, old_var=op.outputs[0], new_var=constant, force_replace=True
-            )
-            block.remove_ops([op])
+    with function:
+        for op in list(function.operations):
+            source = op.x.op if op.op_type == "cast" else None
+            if source is not None and source.op_type == "const":
+                constant = mb.const(val=op.outputs[0].val, name=f"{op.name}_folded", before_op=op)
+                function.replace_uses_of_var_after_op(
+                    anchor_op=op, old_var=op.outputs[0], new_var=constant, force_replace=True
+                )
+                function.remove_ops([op])
 
 
 def run(
