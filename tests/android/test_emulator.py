@@ -152,7 +152,8 @@ def stand_ins(tmp_path: Path, emulator: ModuleType, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(emulator.instrumented, "with_bundle", lambda apk, bundle, out: out)
 
     @contextmanager
-    def federation(bundle: Path, folder: Path) -> Iterator[int]:
+    def federation(bundle: Path, folder: Path, *, alone: bool) -> Iterator[int]:
+        assert (bundle.name, alone) == ("federated.pflb", False)
         yield 4711
 
     monkeypatch.setattr(emulator.federation, "federation", federation)
@@ -414,4 +415,5 @@ def test_parts_are_those_of_the_kotlin_side(emulator: ModuleType) -> None:
     scenario = emulator.Scenario.read(SCENARIOS / "killed.json")
     assert [part[0]["do"] for part in scenario.parts] == ["open", "restart"]
     assert [scenario.is_killed(part) for part in range(2)] == [True, False]
-    assert emulator.Scenario.read(SCENARIOS / "rounds.json").takes_part
+    assert scenario.federation is None
+    assert emulator.Scenario.read(SCENARIOS / "rounds.json").federation == ("federated", False)
