@@ -143,6 +143,7 @@ def bundles() -> None:
         "tiny-2": lambda: replace(tiny.deployment(), version="2"),
         "arrays": tiny.arrays,
         "federated": tiny.federated,
+        "talk": tiny.talk,
     }
     for name, deployment in made.items():
         out = TARGET / "bundles" / f"{name}.pflb"

@@ -22,10 +22,11 @@ internal fun jvm(
     bundles: Path,
     home: Path,
     engine: String,
+    serve: (Path) -> String = { error("a scenario whose process ends has no aggregator") },
 ): Phone {
     DesktopBridge.load()
     val chosen = listOf(ExecuTorchEngine, OnnxRuntimeEngine).single { it.name == engine }
-    return Phone(bundles, home.resolve("model"), chosen, { FileExamples(home.resolve("examples")) }, ::killed)
+    return Phone(bundles, home.resolve("model"), chosen, { FileExamples(home.resolve("examples")) }, ::killed, serve)
 }
 
 /** Name of the bundle that is open after some steps. */

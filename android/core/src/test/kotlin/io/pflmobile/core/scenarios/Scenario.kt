@@ -1,13 +1,17 @@
 package io.pflmobile.core.scenarios
 
 import io.pflmobile.core.conformance.text
+import io.pflmobile.core.device.PrivacyPolicy
 import io.pflmobile.core.engines.Engine
 import io.pflmobile.core.errors.PflException
 import io.pflmobile.core.local.ExampleStore
+import io.pflmobile.core.personal.Federation
+import io.pflmobile.core.personal.LeaveResult
 import io.pflmobile.core.personal.ModelOptions
 import io.pflmobile.core.personal.PersonalModel
 import io.pflmobile.core.personal.PersonalizeResult
 import io.pflmobile.core.personal.RememberResult
+import io.pflmobile.core.personal.RoundsResult
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.Job
@@ -17,6 +21,7 @@ import kotlinx.serialization.json.Json
 import kotlinx.serialization.json.JsonElement
 import kotlinx.serialization.json.JsonObject
 import kotlinx.serialization.json.boolean
+import kotlinx.serialization.json.double
 import kotlinx.serialization.json.int
 import kotlinx.serialization.json.jsonArray
 import kotlinx.serialization.json.jsonObject
@@ -51,6 +56,7 @@ internal class Scenario(
  * @property engine runs the programs
  * @property examples opens the store of examples
  * @property kill ends the process at once
+ * @property serve starts an aggregator for a bundle and gives its address; each device adds noise, and one makes a round
  */
 internal class Phone(
     private val bundles: Path,
@@ -58,9 +64,11 @@ internal class Phone(
     private val engine: Engine,
     private val examples: (Path) -> ExampleStore,
     private val kill: () -> Unit,
+    private val serve: (bundle: Path) -> String = { error("there is no aggregator here") },
 ) {
     private var model: PersonalModel? = null
     private var bundle = ""
+    private var server = ""
 
     /** Does one step and checks what it gives. */
     suspend fun carryOut(step: JsonObject) {
@@ -76,6 +84,9 @@ internal class Phone(
             "resume" -> open().resume()
             "revert" -> open().revert()
             "erase" -> open().eraseEverything()
+            "serve" -> server = serve(bundles.resolve("${text(step.getValue("bundle"))}.pflb"))
+            "take_part" -> takePart(step)
+            "leave" -> leave(step)
             else -> error("no such step: $what")
         }
     }
@@ -152,6 +163,35 @@ internal class Phone(
             if (running.isCancelled && job.isCancelled) null else running.await().also { job.complete() }
         }
 
+    private suspend fun takePart(step: JsonObject) {
+        val most = step["max_epsilon"]?.jsonPrimitive?.double
+        val policy = if (most == null) PrivacyPolicy() else PrivacyPolicy(maxEpsilon = most)
+        val ends =
+            when (val result = open().takePart(Federation(server, policy), rounds = 1)) {
+                is RoundsResult.TookPart -> "took_part"
+                is RoundsResult.NoRound -> "no_round"
+                is RoundsResult.NotProtected -> "not_protected"
+                is RoundsResult.NotEnoughExamples -> "not_enough"
+                is RoundsResult.Paused -> "paused"
+                is RoundsResult.Cancelled -> "cancelled"
+                is RoundsResult.Unreachable -> "unreachable"
+                is RoundsResult.Refused -> throw result.error
+                is RoundsResult.Failed -> throw result.error
+            }
+        assertEquals(text(step.getValue("ends")), ends)
+    }
+
+    private suspend fun leave(step: JsonObject) {
+        val ends =
+            when (val result = open().leave(Federation(server))) {
+                is LeaveResult.Left -> "left"
+                is LeaveResult.NotThere -> "not_there"
+                is LeaveResult.Unreachable -> "unreachable"
+                is LeaveResult.Failed -> throw result.error
+            }
+        assertEquals(text(step.getValue("ends")), ends)
+    }
+
     private suspend fun suggest(step: JsonObject) {
         val words = open().suggest(text(step.getValue("text"))).map { it.word }
         step["has"]?.let { assertContains(words, text(it)) }
@@ -160,7 +200,15 @@ internal class Phone(
 
     private suspend fun status(step: JsonObject) {
         val now = open().status()
-        val shown = mapOf("examples" to now.examples, "words" to now.words, "version" to now.version, "paused" to now.paused)
+        val shown =
+            mapOf(
+                "examples" to now.examples,
+                "words" to now.words,
+                "version" to now.version,
+                "paused" to now.paused,
+                "rounds" to (now.rounds?.rounds ?: 0).toInt(),
+                "waiting" to (now.rounds?.waiting ?: 0),
+            )
         for ((name, want) in step - "do") assertEquals(value(want), shown.getValue(name), name)
     }
 

@@ -1,7 +1,10 @@
 package io.pflmobile.core.scenarios
 
 import io.pflmobile.core.conformance.Vectors
+import io.pflmobile.core.conformance.text
+import io.pflmobile.core.device.PythonProgram
 import kotlinx.coroutines.runBlocking
+import kotlinx.serialization.json.JsonObject
 import org.junit.jupiter.api.BeforeEach
 import org.junit.jupiter.api.DynamicTest
 import org.junit.jupiter.api.TestFactory
@@ -13,6 +16,7 @@ import kotlin.io.path.listDirectoryEntries
 import kotlin.io.path.nameWithoutExtension
 import kotlin.io.path.readBytes
 import kotlin.io.path.writeBytes
+import kotlin.io.path.writeText
 import kotlin.test.assertEquals
 import kotlin.test.assertTrue
 
@@ -27,7 +31,7 @@ class ScenariosTest {
     fun `one bundle is damaged`() {
         bundles = folder.resolve("bundles").createDirectories()
         val sound = Path.of(System.getProperty("bundles"))
-        for (name in listOf("tiny", "tiny-2")) sound.resolve("$name.pflb").copyTo(bundles.resolve("$name.pflb"))
+        for (name in listOf("tiny", "tiny-2", "talk")) sound.resolve("$name.pflb").copyTo(bundles.resolve("$name.pflb"))
         val bytes = sound.resolve("tiny.pflb").readBytes()
         bytes[bytes.size / 2] = (bytes[bytes.size / 2] + 1).toByte()
         bundles.resolve("damaged.pflb").writeBytes(bytes)
@@ -53,6 +57,32 @@ class ScenariosTest {
         home: Path,
     ) {
         val steps = Scenario(file).steps
+        if (steps.any { text(it.getValue("do")) == "serve" }) PythonProgram.needed()
+        val servers = ArrayList<PythonProgram>()
+        try {
+            pass(file, steps, engine, home) { bundle -> serve(bundle, home).also { servers += it }.let { text(it.json().getValue("url")) } }
+        } finally {
+            servers.forEach { it.close() }
+        }
+    }
+
+    private fun serve(
+        bundle: Path,
+        home: Path,
+    ): PythonProgram {
+        val config = home.resolve("federation.json")
+        config.writeText(FEDERATION)
+        val address = arrayOf("--port", "0", "--open-enrolment", "--dashboard", "off", "--data", home.resolve("server").toString())
+        return PythonProgram.pfl(home, "serve", "$bundle", "--json", "--config", "$config", *address)
+    }
+
+    private fun pass(
+        file: Path,
+        steps: List<JsonObject>,
+        engine: String,
+        home: Path,
+        serve: (Path) -> String,
+    ) {
         val killing = steps.indexOfFirst { "kill_after" in it }
         if (killing >= 0) {
             // A process of its own, as it is not to live on.
@@ -74,7 +104,7 @@ class ScenariosTest {
             assertEquals(KILLED, child.waitFor(), said)
         }
         runBlocking {
-            val phone = jvm(bundles, home, engine)
+            val phone = jvm(bundles, home, engine, serve)
             if (killing >= 0) phone.goOn(bundleAfter(steps.take(killing)))
             for ((index, step) in steps.withIndex().drop(killing + 1)) {
                 try {
@@ -85,5 +115,12 @@ class ScenariosTest {
             }
             phone.close()
         }
+    }
+
+    private companion object {
+        /** One device makes a round, and adds noise itself. */
+        const val FEDERATION =
+            """{"rounds": {"cohort": 1, "minimum": 1, "total": 3, "retry_s": 0.1, "deadline_s": 100}, "privacy": {"mechanism": "local",
+                "clip_norm": 0.5, "local_noise_multiplier": 8.0, "cohort": 1, "rounds": 3, "delta": 1e-6}}"""
     }
 }
