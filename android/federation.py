@@ -1,6 +1,6 @@
 """An aggregator for the scenarios of phones that take part in rounds: a real ``pfl serve``, and one device of Python.
 
-    python android/federation.py android/target/bundles/federated.pflb --folder out/federation
+    python android/federation.py android/target/bundles/talk.pflb --folder out/federation
 
 Two private rounds of two devices: that of Python is one, the phone is the other. With ``--alone`` there are three of
 one device, which adds the noise itself. Prints ``{"url": ...}`` and runs until its standard input ends or it is
@@ -65,17 +65,17 @@ def stop(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def rows(path: Path) -> None:
-    """What the device of Python has: the label is the largest of the first four features."""
-    import numpy as np
-
-    x = np.random.default_rng(5).normal(size=(40, 6)).astype("f4")
-    np.savez(path, x=x, labels=x[:, :4].argmax(1), weight=np.ones(40, "f4"), user=np.array(["ann"] * 40))
+def messages(path: Path) -> None:
+    """What the user of Python's device says, who talks about other things than that of the phone."""
+    said = ["did you feed the cat", "the cat is fine", "you feed blick and the cat"]
+    path.write_text("".join(json.dumps({"user": "bob", "text": text}) + "\n" for text in 10 * said))
 
 
 @contextmanager
 def federation(bundle: Path, folder: Path, *, alone: bool = False) -> Iterator[int]:
-    """Serve the bundle's federation, with one device of Python unless the phone is alone; gives the port here.
+    """Serve the federation of a bundle that takes messages; gives the port here.
+
+    Unless the phone is alone, there is one device of Python.
 
     Raises:
         RuntimeError: the server did not start; the message has what it said.
@@ -93,8 +93,15 @@ def federation(bundle: Path, folder: Path, *, alone: bool = False) -> Iterator[i
         if alone:
             yield port
             return
-        rows(folder / "rows.npz")
-        who: list[str | Path] = ["--data", folder / "rows.npz", "--user", "ann", "--state", folder / "ann"]
+        messages(folder / "messages.jsonl")
+        who: list[str | Path] = [
+            "--data",
+            folder / "messages.jsonl",
+            "--user",
+            "bob",
+            "--state",
+            folder / "bob",
+        ]
         where: list[str | Path] = ["--server", f"http://127.0.0.1:{port}", "--bundle", bundle]
         started.append(
             pfl(["device", *where, *who, "--engine", "onnxruntime", "--json"], folder / "device.log")
