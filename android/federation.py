@@ -14,14 +14,16 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
-STOP_S = 10.0
+START_S, STOP_S = 120.0, 10.0
 
 
 def config(alone: bool) -> dict[str, object]:
@@ -90,6 +92,7 @@ def federation(bundle: Path, folder: Path, *, alone: bool = False) -> Iterator[i
     started = [server]
     try:
         port = int(first_json(server, log)["url"].rpartition(":")[2])
+        wait_for(port, server, log)
         if alone:
             yield port
             return
@@ -110,6 +113,16 @@ def federation(bundle: Path, folder: Path, *, alone: bool = False) -> Iterator[i
     finally:
         for process in reversed(started):
             stop(process)
+
+
+def wait_for(port: int, server: subprocess.Popen[str], log: Path) -> None:
+    """Wait until the server takes connections: it tells its address before."""
+    until = time.monotonic() + START_S
+    while time.monotonic() < until and server.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"pfl serve takes no connections: {log.read_text()[-3000:]}")
 
 
 def first_json(process: subprocess.Popen[str], log: Path) -> dict[str, str]:
