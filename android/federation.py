@@ -67,10 +67,11 @@ def stop(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def messages(path: Path) -> None:
+def messages(path: Path) -> Path:
     """What the user of Python's device says, who talks about other things than that of the phone."""
     said = ["did you feed the cat", "the cat is fine", "you feed blick and the cat"]
     path.write_text("".join(json.dumps({"user": "bob", "text": text}) + "\n" for text in 10 * said))
+    return path
 
 
 @contextmanager
@@ -96,15 +97,8 @@ def federation(bundle: Path, folder: Path, *, alone: bool = False) -> Iterator[i
         if alone:
             yield port
             return
-        messages(folder / "messages.jsonl")
-        who: list[str | Path] = [
-            "--data",
-            folder / "messages.jsonl",
-            "--user",
-            "bob",
-            "--state",
-            folder / "bob",
-        ]
+        said = messages(folder / "messages.jsonl")
+        who: list[str | Path] = ["--data", said, "--user", "bob", "--state", folder / "bob"]
         where: list[str | Path] = ["--server", f"http://127.0.0.1:{port}", "--bundle", bundle]
         started.append(
             pfl(["device", *where, *who, "--engine", "onnxruntime", "--json"], folder / "device.log")

@@ -177,7 +177,7 @@ def test_all_scenarios_pass(
 ) -> None:
     stand_ins.tell(KILLED)
     code, found = _run(emulator, capsys, stand_ins.command())
-    names = sorted(path.stem for path in SCENARIOS.glob("*.json"))
+    names = [path.stem for path in sorted(SCENARIOS.glob("*.json"))]
     assert code == 0, found
     assert [(s["scenario"], s["by"]) for s in found["scenarios"]] == [
         *((name, "sdk") for name in names),
