@@ -157,7 +157,8 @@ internal class Phone(
         }
     }
 
-    private fun nameOf(event: Event): String? = if (event is Event.Finished) "finished" else null
+    /** The event's name in scenarios; of those that none names, no word. */
+    private fun nameOf(event: Event): String = if (event is Event.Finished) "finished" else ""
 
     private suspend fun leave(step: JsonObject) {
         val ends =
