@@ -85,7 +85,7 @@ def main() -> None:
     for engine in arm64.engines():
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as home:
-            arguments = [str(SCENARIO), engine, str(desktop.TARGET / "bundles"), home]
+            arguments = [str(SCENARIO), "0", engine, str(desktop.TARGET / "bundles"), home]
             subprocess.run(
                 [
                     *emulator,
