@@ -45,14 +45,17 @@ internal class Jvm(
 }
 
 /**
- * Carries out one part of a scenario, which ends the process.
+ * Carries out a scenario, or one part of it that ends the process.
  *
- * Arguments: scenario, part, engine, bundles, folder, and the aggregator's address where there is one.
+ * Arguments: scenario, engine, bundles, folder; the part, else all; the aggregator's address where there is one.
  */
 fun main(args: Array<String>) {
-    val (scenario, part, engine, bundles, home) = args
+    val (file, engine, bundles, home) = args
+    val scenario = Scenario(Path.of(file).readText())
     val place = Jvm(Path.of(bundles), Path.of(home), engine, args.getOrNull(AGGREGATOR))
-    runBlocking { Scenario(Path.of(scenario).readText()).carryOut(part.toInt()) { Phone(place, it) } }
+    val parts = args.getOrNull(PART)?.let { listOf(it.toInt()) } ?: scenario.parts.indices
+    runBlocking { for (part in parts) scenario.carryOut(part) { Phone(place, it) } }
 }
 
+private const val PART = 4
 private const val AGGREGATOR = 5

@@ -100,7 +100,7 @@ class ScenariosTest {
     ) {
         val java = Path.of(System.getProperty("java.home"), "bin", "java").toString()
         val command = listOf(java, "-Dbridge=${System.getProperty("bridge")}", "io.pflmobile.core.scenarios.ProcessKt")
-        val arguments = listOfNotNull("$file", "$part", place.engine.name, "$bundles", "$home", place.aggregator)
+        val arguments = listOfNotNull("$file", place.engine.name, "$bundles", "$home", "$part", place.aggregator)
         val builder = ProcessBuilder(command + arguments).redirectErrorStream(true)
         // Not as an argument: ONNX Runtime 1.29 runs out of stack when the command line of its process is long.
         builder.environment()["CLASSPATH"] = System.getProperty("java.class.path")
