@@ -12,6 +12,7 @@
 # make android-format  mends the style of Kotlin files
 # make android-api     writes down anew what an app sees of the Kotlin side
 # make android-bench   what Kotlin and Python add to the engine in a step of training, and the time of a suggestion
+# make ios            builds and tests the Swift side (needs Swift 6, or PFL_SWIFT_ROOT, see ios/README.md)
 # make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
 
 VENV ?= .venv
@@ -23,7 +24,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: setup demo test quick fuzz times arm64 lint format android apk android-where-possible android-format android-api \
-	android-bench android-scenarios emulator-e2e bench clean
+	android-bench android-scenarios emulator-e2e ios bench clean
 
 setup: $(VENV)/.ready
 
@@ -115,8 +116,12 @@ android-bench: setup
 	$(BIN)/python android/desktop.py
 	$(BIN)/python bench/android_step.py --json
 
+ios:
+	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Package.swift
+	PFL_STRICT=1 ios/swift.sh test
+
 bench: setup
 	$(BIN)/python bench/train_step.py
 
 clean:
-	rm -rf $(VENV) out build android/target android/*/target .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) out build android/target android/*/target ios/.build .pytest_cache .mypy_cache .ruff_cache
