@@ -7,12 +7,14 @@
 # make lint   style and types
 # make android         builds and tests the Kotlin side (needs Maven and a JDK of version 17 or later)
 # make apk            builds the sample keyboard as a debug APK, and shrunk, and prints their sizes
-# make emulator-e2e    runs the scenarios on a phone or an emulator (needs an Android SDK)
-# make android-scenarios  writes down anew which scenarios pass on the JVM
 # make android-format  mends the style of Kotlin files
 # make android-api     writes down anew what an app sees of the Kotlin side
 # make android-bench   what Kotlin and Python add to the engine in a step of training, and the time of a suggestion
-# make ios            builds and tests the Swift side (needs Swift 6, or PFL_SWIFT_ROOT, see ios/README.md)
+# make android-scenarios  writes down anew which scenarios pass on the JVM
+# make android-docs    the documentation of what is public, in android/target/docs
+# make apk-e2e        builds the tests that phones run as an APK
+# make emulator-e2e    runs the scenarios on a phone or an emulator (needs an Android SDK)
+# make ios    builds and tests the Swift side (needs Swift 6, or PFL_SWIFT_ROOT, see ios/README.md)
 # make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
 
 VENV ?= .venv
@@ -24,7 +26,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: setup demo test quick fuzz times arm64 lint format android apk android-where-possible android-format android-api \
-	android-bench android-scenarios emulator-e2e ios bench clean
+	android-bench android-scenarios android-docs apk-e2e emulator-e2e bench clean
 
 setup: $(VENV)/.ready
 
@@ -79,18 +81,6 @@ apk: setup
 	$(BIN)/python android/desktop.py
 	$(BIN)/python android/apk.py
 	$(BIN)/python android/release.py
-	$(BIN)/python android/instrumented.py
-
-# more for it: make emulator-e2e E2E="--serial emulator-5554"
-emulator-e2e: setup
-	$(BIN)/python android/emulator.py $(E2E)
-
-android-scenarios: setup
-	$(BIN)/python android/desktop.py
-	$(BIN)/python android/apk.py resources
-	$(BIN)/python android/instrumented.py resources
-	$(MVN) test -Dscenarios.write=true -Dpython=$(abspath $(BIN)/python) \
-		-Dtest='ScenariosTest,RobolectricScenariosTest' -Dsurefire.failIfNoSpecifiedTests=false
 
 android-where-possible:
 	@if command -v mvn >/dev/null && \
@@ -116,12 +106,32 @@ android-bench: setup
 	$(BIN)/python android/desktop.py
 	$(BIN)/python bench/android_step.py --json
 
-ios:
-	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Package.swift
-	PFL_STRICT=1 ios/swift.sh test
+android-scenarios: setup
+	$(BIN)/python android/desktop.py
+	$(BIN)/python android/apk.py resources
+	$(BIN)/python android/instrumented.py resources
+	$(MVN) test -Dscenarios.write=true -Dpython=$(abspath $(BIN)/python) \
+		-Dtest='ScenariosTest,RobolectricScenariosTest' -Dsurefire.failIfNoSpecifiedTests=false
+
+android-docs: setup
+	$(BIN)/python android/desktop.py
+	$(MVN) -pl core,sdk compile dokka:dokka
+
+apk-e2e: setup
+	$(BIN)/python android/desktop.py
+	$(BIN)/python android/instrumented.py
+
+# more for it: make emulator-e2e E2E="--serial emulator-5554"
+emulator-e2e: setup
+	$(BIN)/python android/emulator.py $(E2E)
 
 bench: setup
 	$(BIN)/python bench/train_step.py
 
+.PHONY: ios
+ios:
+	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Package.swift
+	PFL_STRICT=1 ios/swift.sh test
+
 clean:
-	rm -rf $(VENV) out build android/target android/*/target ios/.build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) out build android/target android/*/target .pytest_cache .mypy_cache .ruff_cache

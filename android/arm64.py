@@ -9,6 +9,7 @@ not Android.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -75,6 +76,8 @@ def main() -> None:
     desktop.main()
     desktop.compile_bridge(arm64.compiler(), wheel / "executorch", bridge)
     classes = desktop.compiled_tests()
+    # each is of a process of its own, and begins with a restart
+    parts = 1 + sum(step["do"] == "restart" for step in json.loads(SCENARIO.read_text())["steps"])
     # compiled quickly rather than well: emulation takes most of the time
     options = [
         "-XX:TieredStopAtLevel=1",
@@ -85,20 +88,21 @@ def main() -> None:
     for engine in arm64.engines():
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as home:
-            arguments = [str(SCENARIO), engine, str(desktop.TARGET / "bundles"), home]
-            subprocess.run(
-                [
-                    *emulator,
-                    str(java()),
-                    *options,
-                    f"-Dbridge={bridge}",
-                    "io.pflmobile.core.scenarios.ProcessKt",
-                    *arguments,
-                ],
-                check=True,
-                timeout=1200,
-                env=os.environ | {"CLASSPATH": classes},
-            )
+            for part in range(parts):
+                arguments = [str(SCENARIO), str(part), engine, str(desktop.TARGET / "bundles"), home]
+                subprocess.run(
+                    [
+                        *emulator,
+                        str(java()),
+                        *options,
+                        f"-Dbridge={bridge}",
+                        "io.pflmobile.core.scenarios.ProcessKt",
+                        *arguments,
+                    ],
+                    check=True,
+                    timeout=1200,
+                    env=os.environ | {"CLASSPATH": classes},
+                )
         print(
             f"{SCENARIO.stem} on ARM64 through {engine}: passed in {time.monotonic() - began:.0f} s",
             flush=True,

@@ -493,9 +493,14 @@ class Scenario:
         return any("kill_after" in step or "kill_at" in step for step in self.parts[part])
 
     @property
-    def takes_part(self) -> bool:
-        """Whether an aggregator is needed."""
-        return any(step["do"] == "rounds" for part in self.parts for step in part)
+    def federation(self) -> tuple[str, bool] | None:
+        """Bundle of the federation that is needed, and whether the phone is its only device."""
+        bundle = ""
+        for step in (step for part in self.parts for step in part):
+            bundle = str(step.get("bundle", bundle))
+            if step["do"] in ("serve", "rounds"):
+                return bundle, step["do"] == "serve"
+        return None
 
 
 @dataclass
@@ -548,11 +553,11 @@ class Run:
         self.device.shell("pm", "clear", TESTS)
         with ExitStack() as stack:
             told = {"engine": self.engine}
-            if scenario.takes_part:
+            if needed := scenario.federation:
                 folder = self.out / f"{scenario.name}-federation"
                 shutil.rmtree(folder, ignore_errors=True)
-                bundle = desktop.TARGET / "bundles" / "federated.pflb"
-                port = stack.enter_context(federation.federation(bundle, folder))
+                bundle = desktop.TARGET / "bundles" / f"{needed[0]}.pflb"
+                port = stack.enter_context(federation.federation(bundle, folder, alone=needed[1]))
                 self.device("reverse", f"tcp:{port}", f"tcp:{port}")
                 stack.callback(self._quietly, "reverse", "--remove", f"tcp:{port}")
                 told["aggregator"] = f"http://127.0.0.1:{port}"
@@ -638,9 +643,12 @@ def junit(results: Sequence[Result]) -> str:
     suites = ElementTree.Element("testsuites")
     for result in results:
         failed = sum(not part.passed for part in result.parts)
-        attributes = {"tests": str(len(result.parts)), "failures": str(failed)}
         suite = ElementTree.SubElement(
-            suites, "testsuite", name=f"{result.scenario.name} by {result.by}", **attributes
+            suites,
+            "testsuite",
+            name=f"{result.scenario.name} by {result.by}",
+            tests=str(len(result.parts)),
+            failures=str(failed),
         )
         for part in result.parts:
             case = ElementTree.SubElement(

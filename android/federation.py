@@ -2,8 +2,9 @@
 
     python android/federation.py android/target/bundles/federated.pflb --folder out/federation
 
-Two private rounds of two devices: that of Python is one, the phone is the other. Prints ``{"url": ...}`` and runs until
-its standard input ends or it is stopped. A phone reaches it over ``adb reverse``.
+Two private rounds of two devices: that of Python is one, the phone is the other. With ``--alone`` there are three of
+one device, which adds the noise itself. Prints ``{"url": ...}`` and runs until its standard input ends or it is
+stopped. A phone reaches it over ``adb reverse``.
 """
 
 from __future__ import annotations
@@ -20,19 +21,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
-ROUNDS, COHORT = 2, 2
-CONFIG = {
-    "rounds": {"cohort": COHORT, "minimum": COHORT, "total": ROUNDS, "retry_s": 0.2, "deadline_s": 300},
-    "privacy": {
-        "mechanism": "gaussian",
-        "clip_norm": 0.5,
-        "noise_multiplier": 4.0,
-        "cohort": COHORT,
-        "rounds": ROUNDS,
-        "delta": 1e-6,
-    },
-}
 STOP_S = 10.0
+
+
+def config(alone: bool) -> dict[str, object]:
+    """The federation."""
+    rounds, cohort = (3, 1) if alone else (2, 2)
+    noise = (
+        {"mechanism": "local", "local_noise_multiplier": 8.0}
+        if alone
+        else {"mechanism": "gaussian", "noise_multiplier": 4.0}
+    )
+    return {
+        "rounds": {"cohort": cohort, "minimum": cohort, "total": rounds, "retry_s": 0.2, "deadline_s": 300},
+        "privacy": {**noise, "clip_norm": 0.5, "cohort": cohort, "rounds": rounds, "delta": 1e-6},
+    }
 
 
 def pfl(arguments: Sequence[str | Path], log: Path) -> subprocess.Popen[str]:
@@ -71,24 +74,31 @@ def rows(path: Path) -> None:
 
 
 @contextmanager
-def federation(bundle: Path, folder: Path) -> Iterator[int]:
-    """Serve the bundle's federation with one device of Python; gives the port on this machine.
+def federation(bundle: Path, folder: Path, *, alone: bool = False) -> Iterator[int]:
+    """Serve the bundle's federation, with one device of Python unless the phone is alone; gives the port here.
 
     Raises:
         RuntimeError: the server did not start; the message has what it said.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "federation.json").write_text(json.dumps(CONFIG))
-    options = ["--json", "--config", folder / "federation.json", "--data", folder / "server", "--port", "0"]
+    (folder / "federation.json").write_text(json.dumps(config(alone)))
+    data: list[str | Path] = ["--config", folder / "federation.json", "--data", folder / "server"]
     log = folder / "server.log"
-    server = pfl(["serve", bundle, *options, "--open-enrolment", "--dashboard", "off"], log)
+    server = pfl(
+        ["serve", bundle, *data, "--json", "--port", "0", "--open-enrolment", "--dashboard", "off"], log
+    )
     started = [server]
     try:
         port = int(first_json(server, log)["url"].rpartition(":")[2])
+        if alone:
+            yield port
+            return
         rows(folder / "rows.npz")
-        who = ["--data", folder / "rows.npz", "--user", "ann", "--state", folder / "ann"]
-        where = ["--server", f"http://127.0.0.1:{port}", "--bundle", bundle, "--engine", "onnxruntime"]
-        started.append(pfl(["device", *where, *who, "--json"], folder / "device.log"))
+        who: list[str | Path] = ["--data", folder / "rows.npz", "--user", "ann", "--state", folder / "ann"]
+        where: list[str | Path] = ["--server", f"http://127.0.0.1:{port}", "--bundle", bundle]
+        started.append(
+            pfl(["device", *where, *who, "--engine", "onnxruntime", "--json"], folder / "device.log")
+        )
         yield port
     finally:
         for process in reversed(started):
@@ -114,10 +124,11 @@ def main() -> None:
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--folder", type=Path, required=True, help="for the server's data and the device's")
+    parser.add_argument("--alone", action="store_true", help="for one device, without that of Python")
     given = parser.parse_args()
     # the children end as well
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with federation(given.bundle, given.folder) as port:
+    with federation(given.bundle, given.folder, alone=given.alone) as port:
         print(json.dumps({"url": f"http://127.0.0.1:{port}"}, indent=1), flush=True)
         sys.stdin.read()
 

@@ -26,7 +26,6 @@ SCENARIOS = desktop.PROJECT / "conformance/scenarios"
 #: As Gradle names the test APK of the module.
 PACKAGE = "io.pflmobile.e2e.test"
 RUNNER = "androidx.test.runner.AndroidJUnitRunner"
-BUNDLES = ("tiny", "tiny-2", "federated")
 #: Libraries that come as AARs, by the property of Maven's parent that has their version.
 AARS = {
     "androidx.test:runner": "androidx.runner.version",
@@ -66,10 +65,12 @@ def assets() -> None:
     shutil.rmtree(ASSETS, ignore_errors=True)
     for folder in ("bundles", "scenarios"):
         (ASSETS / folder).mkdir(parents=True)
-    for name in BUNDLES:
-        shutil.copy(desktop.TARGET / "bundles" / f"{name}.pflb", ASSETS / "bundles")
     for scenario in SCENARIOS.glob("*.json"):
         shutil.copy(scenario, ASSETS / "scenarios")
+        for step in json.loads(scenario.read_text())["steps"]:
+            # a damaged one is made of a sound one, by the tests
+            if (name := step.get("bundle")) not in (None, "damaged"):
+                shutil.copy(desktop.TARGET / "bundles" / f"{name}.pflb", ASSETS / "bundles")
 
 
 def manifest() -> str:
@@ -90,7 +91,8 @@ def resources() -> Path:
     place = OUT / "AndroidManifest.xml"
     place.write_text(manifest())
     base = OUT / "base.apk"
-    link = [apk.aapt2(), "link", "-I", apk.platform(), "--manifest", place, "-A", ASSETS, "-o", base]
+    link: list[str | Path] = [apk.aapt2(), "link", "-I", apk.platform(), "--manifest", place]
+    link += ["-A", ASSETS, "-o", base]
     link += ["--min-sdk-version", str(apk.MIN_SDK), "--target-sdk-version", str(apk.TARGET_SDK)]
     link += ["--version-code", "1", "--version-name", "0.1.0"]
     apk.run(link, mend="mend the manifest of android/e2e")

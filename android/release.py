@@ -11,6 +11,7 @@ of the debug build, and so is the key.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import zipfile
@@ -99,11 +100,15 @@ def rules(classes: Iterable[Path]) -> list[Path]:
     found = [desktop.ANDROID / "sdk/consumer-rules.pro", apk.OUT / "manifest.pro"]
     for path in (path for path in classes if path.is_file()):
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.startswith("META-INF/proguard/") and not name.endswith("/"):
-                    out = OUT / f"{path.stem}-{Path(name).name}"
-                    out.write_bytes(archive.read(name))
-                    found.append(out)
+            files = [name for name in archive.namelist() if name.endswith(".pro")]
+            # those for R8 of this version, else those for everybody, as Android's Gradle plugin takes them
+            chosen = [
+                name for name in files if re.match(r"META-INF/com\.android\.tools/r8(-from-[\d.]+)?/", name)
+            ]
+            for name in chosen or [name for name in files if name.startswith("META-INF/proguard/")]:
+                out = OUT / f"{path.stem}-{Path(name).name}"
+                out.write_bytes(archive.read(name))
+                found.append(out)
     everywhere = OUT / "app.pro"
     everywhere.write_text(RULES)
     return [*found, everywhere]

@@ -467,6 +467,36 @@ def manifest_cases() -> Iterator[dict[str, Any]]:
     yield field(
         "a runtime that nobody verified", "engines", "onnxruntime", "runtime", value={"at_least": "1.18"}
     )
+    mixed = {
+        "kind": "mixed",
+        "loss_scale": 64.0,
+        "products": 3,
+        "of_products": 4,
+        "tolerance": 0.05,
+        "steps": 50,
+        "trained_rel_err": 0.001,
+    }
+    yield field("mixed precision", "engines", "onnxruntime", "precision", value=mixed)
+    yield field("no precision", "engines", "onnxruntime", "precision", value=None)
+    for name, wrong in (
+        ("kind", "half"),
+        ("loss_scale", 0),
+        ("loss_scale", "64"),
+        ("products", -1),
+        ("products", 1.5),
+        ("of_products", None),
+        ("tolerance", 0.2),
+        ("tolerance", 0.0),
+        ("tolerance", True),
+        ("steps", 0),
+        ("trained_rel_err", -1e-9),
+    ):
+        value = {**mixed, name: wrong}
+        yield field(
+            f"mixed precision with {name} {wrong!r}", "engines", "onnxruntime", "precision", value=value
+        )
+    value = {name: entry for name, entry in mixed.items() if name != "steps"}
+    yield field("mixed precision without steps", "engines", "onnxruntime", "precision", value=value)
     yield field("another total", "measured", "total_bytes", value=5)
     yield field("another length in files", "files", "plan.json", "bytes", value=5)
     yield field("a digest in capitals", "files", "plan.json", "sha256", value="AB" * 32)

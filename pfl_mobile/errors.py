@@ -382,6 +382,7 @@ def near(name: str, known: Iterable[str], limit: int = 3) -> str:
 #: Package -> extra of this distribution that brings it.
 EXTRAS = {
     "torch": "torch",
+    "coremltools": "ios",
     "executorch": "android",
     "onnx": "onnx",
     "onnxscript": "onnx",

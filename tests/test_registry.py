@@ -371,7 +371,7 @@ import sys
 
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "onnx", "onnxruntime", "onnxscript", "executorch"):
+        if name.split(".")[0] in ("torch", "onnx", "onnxruntime", "onnxscript", "executorch", "coremltools"):
             raise ModuleNotFoundError(name, name=name)
 
 sys.meta_path.insert(0, Block())
@@ -387,8 +387,8 @@ for load in [*(lambda e=e: load_engine(e) for e in ENGINES.names()), *(t.load fo
         print(error.code, error.mend)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    extras = ("android", "onnx", "torch")
+    engines, targets = ("ios", "android", "onnx", "torch"), ("android", "ios", "ios", "onnx", "torch")
     assert done.stdout.splitlines() == [
-        *(f"EngineUnavailableError pip install 'pfl-mobile[{extra}]'" for extra in extras),
-        *(f"MissingDependencyError pip install 'pfl-mobile[{extra}]'" for extra in extras),
+        *(f"EngineUnavailableError pip install 'pfl-mobile[{extra}]'" for extra in engines),
+        *(f"MissingDependencyError pip install 'pfl-mobile[{extra}]'" for extra in targets),
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pfl_exporters.targets import resolve
+from pfl_exporters.targets import resolve, with_engines
 from pfl_mobile.cli.common import EXIT_CODES, Json, Reporter, console, print_json, run, size, table
 from pfl_mobile.errors import ConfigError, UnwritableError, missing_package
 
@@ -23,7 +23,7 @@ app = typer.Typer(name="pfl-export", add_completion=False, rich_markup_mode="mar
 
 @app.command(
     epilog="Examples:  pfl-export keyboard --target android --out keyboard.pflb --sign release.pem;  "
-    "pfl-export my_model.py:build --target android,onnx.  " + EXIT_CODES
+    "pfl-export my_model.py:build --target android,ios --engine onnxruntime.  " + EXIT_CODES
 )
 def export(
     model: Annotated[
@@ -37,7 +37,16 @@ def export(
         typer.Option(
             "--target",
             metavar="T",
-            help="For instance android, or all; several with commas; a wrong name lists them; default: android.",
+            help="For instance android, ios, or all; several with commas; a wrong name lists them; default: android.",
+        ),
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine",
+            metavar="E",
+            help="Also the files of this engine, which runs on the target's systems too: for ios executorch or "
+            "onnxruntime, for android onnxruntime.",
         ),
     ] = None,
     out: Annotated[
@@ -92,10 +101,13 @@ def export(
 
     A vocabulary that is learned from the users of the data only holds words of several of them, none with a digit.
 
+    Core ML's programs are compared by an interpreter of the saved package, as Core ML runs on Apple's systems only;
+    target ios is for iOS 18, ios17 for older ones, which take a package for each program.
+
     JSON: bundle, name, version, engines, total_bytes, planned_memory_bytes, frozen_bytes, verified (by engine:
     loss_rel_err, grad_max_rel_err), vocabulary (rule, users, kept, left_out by each rule), seconds (by step).
     """
-    targets = _targets(target or ["android"])
+    targets = _targets(target or ["android"], engine or [])
     rule = _rule(min_users, vocabulary_epsilon, vocabulary_delta, block)
     with Reporter() as report:
         done = _export(model, targets, out, sign, data, rule, seed, report)
@@ -105,9 +117,13 @@ def export(
         _show(done)
 
 
-def _targets(given: Sequence[str]) -> list[str]:
-    names = [name.strip() for entry in given for name in entry.split(",") if name.strip()]
-    return [target.name for target in resolve(names or ["android"])]
+def _targets(given: Sequence[str], engines: Sequence[str]) -> list[str]:
+    chosen = resolve(_names(given) or ["android"])
+    return [target.name for target in with_engines(chosen, _names(engines))]
+
+
+def _names(given: Sequence[str]) -> list[str]:
+    return [name.strip() for entry in given for name in entry.split(",") if name.strip()]
 
 
 def _rule(

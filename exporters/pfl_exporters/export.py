@@ -98,9 +98,9 @@ def frozen_bytes(programs: Mapping[str, TracedProgram]) -> int:
 
 
 def open_lowered(target: Target, lowered: Lowered, programs: Sequence[ProgramSpec]) -> EngineSession:
-    """The target's engine with the files just written, as a device would load them."""
+    """The files just written, in the target's engine, as a device would load them, or in what stands for it here."""
     files = {purpose: str(lowered.paths[inner]) for purpose, inner in lowered.files.items()}
-    return load_engine(target.engine)(files, programs, None)
+    return load_engine(target.compared_by)(files, programs, None)
 
 
 def _golden(reference: Sequence[Case], specs: Sequence[ProgramSpec]) -> dict[str, np.ndarray]:
@@ -176,14 +176,15 @@ def export_bundle(
         for target in chosen:
             lowered = target.lower(programs, Path(scratch), report)
             lap(target.name)
-            report(f"compare {target.engine} with PyTorch: loss and every gradient")
+            report(f"compare {target.compared_by} with PyTorch: loss and every gradient")
             with open_lowered(target, lowered, specs) as session:
-                errors[target.engine] = check_engine(session, reference)
+                errors[target.compared_by] = check_engine(session, reference, lowered.tolerance)
             lap("compare")
             engines[target.engine] = {
                 "files": lowered.files,
                 "measured": lowered.measured,
                 "runtime": _runtime(target.engine, lowered.at_least),
+                "precision": lowered.precision,
             }
             files.update(lowered.paths)
         if model.backbone_digest() != digest:

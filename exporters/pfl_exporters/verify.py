@@ -201,10 +201,12 @@ def check_traced(programs: Mapping[str, TracedProgram], reference: list[Case]) -
     return compare("the traced graph", run, reference)
 
 
-def check_engine(session: EngineSession, reference: list[Case]) -> dict[str, float]:
+def check_engine(
+    session: EngineSession, reference: list[Case], tolerance: float = TOLERANCE
+) -> dict[str, float]:
     """Compare what an engine computes from the files that will be shipped."""
 
     def run(program: str, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         return session.run(program, {k: v.numpy() for k, v in inputs.items()})
 
-    return compare(f"engine {session.name!r}", run, reference)
+    return compare(f"engine {session.name!r}", run, reference, tolerance)

@@ -103,13 +103,32 @@ class RuntimeEntry(_Model):
     verified: Version
 
 
+class PrecisionEntry(_Model):
+    """What programs are that compute in fewer than 32 bits, which no gradient of a bundle does otherwise.
+
+    ``products`` of ``of_products`` matrix products and the like compute in 16 bits, the loss is scaled by
+    ``loss_scale`` inside (what comes out is not). ``tolerance`` is the largest error, relative to the largest entry of
+    an output, with which a device may train; ``trained_rel_err`` how far ``steps`` steps ended from those of 32 bits,
+    relative to their way.
+    """
+
+    kind: Literal["mixed"]
+    loss_scale: Annotated[float, Field(gt=0, strict=True)]
+    products: Count
+    of_products: Count
+    tolerance: Annotated[float, Field(gt=0, le=0.1, strict=True)]
+    steps: PositiveCount
+    trained_rel_err: Annotated[float, Field(ge=0, strict=True)]
+
+
 class EngineEntry(_Model):
-    """The files that one engine loads, by purpose (``model``, ``weights``), what was measured, and which versions of
-    the runtime load them; null where that is not known."""
+    """The files that one engine loads, by purpose (``model``, ``weights``), what was measured, which versions of
+    the runtime load them (null where that is not known), and in what precision they compute (null: float32)."""
 
     files: dict[Name, FilePath] = Field(min_length=1)
     measured: dict[Name, Count] = {}
     runtime: RuntimeEntry | None = None
+    precision: PrecisionEntry | None = None
 
 
 class FileEntry(_Model):

@@ -201,6 +201,7 @@ def verify(
     """Run the golden batch of a bundle and compare every output with what PyTorch gave at the export.
 
     Without --engine every engine of the bundle is run, except torch: its files can hold code, so it has to be named.
+    Core ML's programs are interpreted (coreml-reference); on a Mac, --engine coreml runs Core ML itself.
     Each runs in a process of its own: a damaged program that ends it is an error here. With --arch arm64 that is the
     official ARM64 build of the runtime, of the version that is installed here; what has to be installed is said.
     The JSON is one object with engine, loss_rel_err,
@@ -208,12 +209,12 @@ def verify(
     an engine that cannot be run is not ok and has an "error".
     """
     from pfl_mobile.engines import arm64, open_isolated
-    from pfl_mobile.engines.registry import unasked
+    from pfl_mobile.engines.registry import comparing
 
     if arch is not None:
         arm64.check_architecture(arch)
     with open_bundle(bundle, public_key) as opened, Reporter() as report:
-        names = [engine] if engine is not None else unasked(opened.manifest.engines)
+        names = [engine] if engine is not None else comparing(opened.manifest.engines)
         if arch is not None and engine is None:
             names = [name for name in names if name in arm64.engines()] or names
         if not names:  # says which engine to name

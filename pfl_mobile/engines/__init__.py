@@ -10,7 +10,7 @@ from ..errors import EngineUnavailableError
 from . import arm64
 from .base import Array, EngineSession, Session, check_inputs
 from .isolated import IsolatedSession, memory_for, survive
-from .registry import ENGINES, Engine, Loader, load_engine, register, unasked
+from .registry import ENGINES, Engine, Loader, load_engine, readers, register, unasked
 
 __all__ = [
     "ENGINES",
@@ -83,7 +83,7 @@ def open_isolated(
 
 def _check_version(bundle: Bundle, engine: Engine) -> None:
     """Refuse a runtime that is older than the programs need; the golden call decides about newer ones."""
-    needs, have = bundle.manifest.engine(engine.name).runtime, engine.version
+    needs, have = bundle.manifest.engine(engine.reads).runtime, engine.version
     if needs is not None and have is not None and is_older(have, needs.at_least):
         package = engine.packages[0]
         raise EngineUnavailableError(
@@ -101,7 +101,8 @@ def _chosen(bundle: Bundle, engine: str | None) -> tuple[str, dict[str, str]]:
         if engine is None:
             raise EngineUnavailableError(
                 f"bundle {bundle.manifest.name!r} has programs for {', '.join(have)} only",
-                mend=f"name the engine ({next(iter(have))!r}) if you trust where the bundle came from",
+                mend=f"name the engine ({' or '.join(map(repr, readers(next(iter(have)))))}) if you trust where the "
+                "bundle came from",
             )
-    ENGINES.find(engine)  # before the bundle is asked: an unknown name is a mistake of the user
-    return engine, {use: str(path.absolute()) for use, path in bundle.engine_files(engine).items()}
+    reads = ENGINES.find(engine).reads  # before the bundle is asked: an unknown name is a mistake of the user
+    return engine, {use: str(path.absolute()) for use, path in bundle.engine_files(reads).items()}

@@ -154,17 +154,20 @@ class GoldenReport:
             )
 
 
-def golden_check(bundle: Bundle, session: Session, *, tolerance: float = TOLERANCE) -> GoldenReport:
+def golden_check(bundle: Bundle, session: Session, *, tolerance: float | None = None) -> GoldenReport:
     """Run the golden calls of a bundle and compare every output.
 
     Args:
         bundle: an open bundle.
         session: its programs on an engine.
-        tolerance: largest allowed relative error.
+        tolerance: largest allowed relative error; None: what the bundle says of programs in mixed precision, and
+            ``TOLERANCE`` for all others.
 
     Raises:
         EngineError: the engine cannot run a program at all.
     """
+    if tolerance is None:
+        tolerance = _tolerance(bundle, session.name)
     largest = {"loss": 0.0, "gradient": 0.0, "other": 0.0}
     worst = ("", -1.0)
     for program, case in bundle.golden().items():
@@ -177,3 +180,11 @@ def golden_check(bundle: Bundle, session: Session, *, tolerance: float = TOLERAN
     return GoldenReport(
         session.name, largest["loss"], largest["gradient"], error <= tolerance, tolerance, worst[0], error
     )
+
+
+def _tolerance(bundle: Bundle, engine: str) -> float:
+    from pfl_mobile.engines.registry import ENGINES
+
+    reads = ENGINES.find(engine).reads if engine in ENGINES else engine
+    entry = bundle.manifest.engines.get(reads)
+    return TOLERANCE if entry is None or entry.precision is None else entry.precision.tolerance

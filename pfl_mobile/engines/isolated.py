@@ -212,7 +212,9 @@ def memory_for(bundle: Bundle, engine: str) -> int:
     """Bytes that the programs of a bundle may allocate in a child: generous beside their files and planned
     memory, and never all that the machine has."""
     manifest = bundle.manifest
-    files = sum(manifest.files[path].bytes for path in set(manifest.engine(engine).files.values()))
+    files = sum(
+        manifest.files[path].bytes for path in set(manifest.engine(ENGINES.find(engine).reads).files.values())
+    )
     wanted = max(LEAST_MEMORY, 8 * files + 4 * (manifest.measured.planned_memory_bytes or 0))
     try:
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

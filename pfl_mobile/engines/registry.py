@@ -30,13 +30,20 @@ class Engine:
         name: as bundles and users write it.
         runtime: modules that it needs; the first is of the package that users install for it.
         loader: opens files of the engine.
-        only_named: whether users have to name it, because its files can hold code.
+        only_named: whether users have to name it: its files can hold code, or it is there for comparing only.
+        files_of: the engine whose files it reads, where it has none of its own.
     """
 
     name: str
     runtime: tuple[str, ...]
     loader: Loader
     only_named: bool
+    files_of: str | None = None
+
+    @property
+    def reads(self) -> str:
+        """The engine under whose name a bundle has its files."""
+        return self.files_of or self.name
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -53,31 +60,50 @@ class Engine:
 ENGINES: Registry[Engine] = Registry("engine", "pfl_mobile.engines", unknown=EngineUnavailableError)
 
 
-def register(name: str, *, runtime: Sequence[str], only_named: bool = False) -> Callable[[L], L]:
+def register(
+    name: str, *, runtime: Sequence[str], only_named: bool = False, files_of: str | None = None
+) -> Callable[[L], L]:
     """Make a loader known as an engine.
 
     Args:
         name: of the engine.
         runtime: modules that it needs, imported before it is used; the first is of the package that users install.
-        only_named: whether users have to name it, because its files can hold code.
+        only_named: whether users have to name it: its files can hold code, or it is there for comparing only.
+        files_of: the engine whose files it reads, where it has none of its own.
     """
 
     def known(loader: L) -> L:
-        ENGINES.add(name, Engine(name, tuple(runtime), loader, only_named), home=loader.__module__)
+        ENGINES.add(name, Engine(name, tuple(runtime), loader, only_named, files_of), home=loader.__module__)
         return loader
 
     return known
 
 
 def unasked(have: Iterable[str]) -> list[str]:
-    """Those of the engines ``have`` that may be used without being named, the preferred first.
+    """Those engines that may run a bundle without being named, the preferred first.
 
     ``torch`` is not among them: its files can hold code, and opening an unknown bundle must not run any.
+
+    Args:
+        have: engines that the bundle has files of.
     """
     present = set(have)
-    return [
-        engine.name for engine in ENGINES.all().values() if engine.name in present and not engine.only_named
-    ]
+    return [e.name for e in ENGINES.all().values() if e.name in present and not e.only_named]
+
+
+def comparing(have: Iterable[str]) -> list[str]:
+    """Those engines that check a bundle's numbers without being named: with `unasked`, interpreters, which are slow.
+
+    Args:
+        have: engines that the bundle has files of.
+    """
+    present = set(have)
+    return unasked(present) + [e.name for e in ENGINES.all().values() if e.files_of in present]
+
+
+def readers(files_of: str) -> list[str]:
+    """The engines that read files of one."""
+    return [e.name for e in ENGINES.all().values() if e.reads == files_of]
 
 
 def load_engine(name: str) -> Loader:

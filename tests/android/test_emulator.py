@@ -152,7 +152,8 @@ def stand_ins(tmp_path: Path, emulator: ModuleType, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(emulator.instrumented, "with_bundle", lambda apk, bundle, out: out)
 
     @contextmanager
-    def federation(bundle: Path, folder: Path) -> Iterator[int]:
+    def federation(bundle: Path, folder: Path, *, alone: bool) -> Iterator[int]:
+        assert (bundle.name, alone) == ("federated.pflb", False)
         yield 4711
 
     monkeypatch.setattr(emulator.federation, "federation", federation)
@@ -168,7 +169,7 @@ def _run(
 
 
 #: The processes that the scenarios want killed.
-KILLED = {"killed-0": "crashed", "rounds-0": "crashed"}
+KILLED = {"killed-0": "crashed", "rounds-killed-0": "crashed"}
 
 
 def test_all_scenarios_pass(
@@ -220,7 +221,7 @@ def test_rounds_get_an_aggregator_on_this_machine(
     emulator: ModuleType, stand_ins: StandIns, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_ins.tell(KILLED)
-    assert _run(emulator, capsys, stand_ins.command("--only", "rounds"))[0] == 0
+    assert _run(emulator, capsys, stand_ins.command("--only", "rounds-killed"))[0] == 0
     assert "reverse tcp:4711 tcp:4711" in stand_ins.calls
     assert "reverse --remove tcp:4711" in stand_ins.calls
     assert all("aggregator http://127.0.0.1:4711" in call for call in stand_ins.calls if "instrument" in call)
@@ -414,4 +415,5 @@ def test_parts_are_those_of_the_kotlin_side(emulator: ModuleType) -> None:
     scenario = emulator.Scenario.read(SCENARIOS / "killed.json")
     assert [part[0]["do"] for part in scenario.parts] == ["open", "restart"]
     assert [scenario.is_killed(part) for part in range(2)] == [True, False]
-    assert emulator.Scenario.read(SCENARIOS / "rounds.json").takes_part
+    assert scenario.federation is None
+    assert emulator.Scenario.read(SCENARIOS / "rounds-killed.json").federation == ("federated", False)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pfl_exporters.export import frozen_bytes, open_lowered, program_specs
-from pfl_exporters.targets import resolve
+from pfl_exporters.targets import resolve, with_engines
 from pfl_exporters.verify import Case, cases, check_engine, check_traced
 from pfl_mobile.engines import arm64
-from pfl_mobile.errors import ConfigError
+from pfl_mobile.errors import ConfigError, EngineUnavailableError
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
 from tests.exporters.models import DEPLOYMENTS
@@ -44,7 +44,10 @@ SAME_OUTPUTS = {
 
 
 # the targets of a model one after the other, so that one process traces it once
-@pytest.mark.parametrize("target", ["onnx", "torch", pytest.param("android", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "target",
+    ["onnx", "torch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("android", "ios"))],
+)
 @pytest.mark.parametrize("name", DEPLOYMENTS)
 def test_loss_and_every_gradient_equal_pytorch(
     name: str, target: str, tmp_path: Path, on_arm64: bool
@@ -78,7 +81,8 @@ def test_onnx_programs_share_one_weight_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_frozen_weight_is_stored_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["android", "ios"])
+def test_every_frozen_weight_is_stored_once(target: str, tmp_path: Path) -> None:
     """Also one that the embedding and the output share: three methods, both directions, one copy."""
     from pfl_mobile import LoRA
     from pfl_mobile.modules.personalize import personalize
@@ -100,19 +104,38 @@ def test_every_frozen_weight_is_stored_once(tmp_path: Path) -> None:
     programs = trace_programs(d.model, d.task, d.batch, d.inputs_of_predict())
     needed = frozen_bytes(programs)
     assert needed == pytest.approx(4 * sum(p.numel() for p in backbone.parameters()), rel=0.01)
-    (android,) = resolve(["android"])
-    android.load()
-    lowered = android.lower(programs, tmp_path, lambda _: None)
+    (found,) = resolve([target])
+    found.load()
+    lowered = found.lower(programs, tmp_path, lambda _: None)
     assert lowered.measured["model_bytes"] <= 1.05 * needed
-    with open_lowered(android, lowered, program_specs(programs)) as session:
+    with open_lowered(found, lowered, program_specs(programs)) as session:
         check_engine(session, cases(d.model, d.task, d.batch, d.inputs_of_predict(), rounds=1))
 
 
-@pytest.mark.parametrize(("name", "words"), [("ios", "not available"), ("androi", "did you mean 'android'")])
-def test_unknown_targets_are_named(name: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        resolve([name])
+def test_unknown_targets_are_named() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'android'"):
+        resolve(["androi"])
 
 
-def test_all_means_every_target_once() -> None:
-    assert [t.name for t in resolve(["onnx", "all"])] == ["onnx", "android", "torch"]
+def test_all_means_every_engine_once() -> None:
+    assert [t.name for t in resolve(["onnx", "all"])] == ["onnx", "android", "ios", "torch"]
+    assert [t.name for t in resolve(["ios17", "all", "onnx"])] == ["ios17", "android", "onnx", "torch"]
+
+
+def test_two_targets_of_one_engine_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'ios' and 'ios17' both make the files of engine 'coreml'"):
+        resolve(["ios", "ios17"])
+
+
+def test_other_engines_of_a_targets_systems_come_along() -> None:
+    def names(targets: list[str], engines: list[str]) -> list[str]:
+        return [t.name for t in with_engines(resolve(targets), engines)]
+
+    assert names(["ios"], ["onnxruntime", "executorch"]) == ["ios", "onnx", "android"]
+    assert names(["ios17"], ["coreml"]) == ["ios17"]
+    assert names(["android", "ios"], ["onnxruntime", "executorch"]) == ["android", "ios", "onnx"]
+    with pytest.raises(ConfigError, match="'coreml' does not run on the systems of android") as caught:
+        names(["android"], ["coreml"])
+    assert caught.value.mend == "choose of executorch, onnxruntime, or name target 'ios'"
+    with pytest.raises(EngineUnavailableError, match="did you mean 'onnxruntime'"):
+        names(["ios"], ["onnxruntim"])

@@ -10,8 +10,6 @@ twice.
 from __future__ import annotations
 
 import importlib.metadata
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +49,7 @@ from .graphs import (
     shared_copy,
     unfuse_dynamic_linear,
 )
+from .quiet import quiet
 
 _aten = torch.ops.aten
 
@@ -255,17 +254,13 @@ def _route_tied(graph: fx.GraphModule, tied: set[int]) -> None:
 def _toolchain() -> Iterator[None]:
     """Use our pass manager, write no code that nobody calls, and keep the toolchain's own warnings, which name its
     internals, from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     stock = xnnpack_preprocess.XNNPACKPassManager
     xnnpack_preprocess.XNNPACKPassManager = _LeanPassManager
     try:
-        with warnings.catch_warnings(), code_when_called(), operators_listed_once(), _where_needed():
-            warnings.simplefilter("ignore")
+        with quiet(), code_when_called(), operators_listed_once(), _where_needed():
             yield
     finally:
         xnnpack_preprocess.XNNPACKPassManager = stock
-        logging.disable(before)
 
 
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -21,6 +19,7 @@ from pfl_mobile.programs.trace import TracedProgram
 
 from .files import Lowered, Report
 from .graphs import code_when_called, decomposed_once, export_graph
+from .quiet import quiet
 
 #: Newest operator set that all supported runtimes read, mobile builds of the last two years included.
 OPSET = 18
@@ -85,11 +84,8 @@ def _operators_read_once() -> Iterator[None]:
 
 def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
     exported = decomposed_once(export_graph(program))
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), code_when_called(), _operators_read_once():
-            warnings.simplefilter("ignore")
+        with quiet(), code_when_called(), _operators_read_once():
             result: Any = torch.onnx.export(
                 exported,
                 args=(),
@@ -105,8 +101,6 @@ def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
             f"program {program.name!r} has an operator that ONNX does not have: {error}",
             mend="express it in other PyTorch operators, or use --target android",
         ) from error
-    finally:
-        logging.disable(level)
     return result.model_proto
 
 

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 @register(
-    "android", engine="executorch", tools=("executorch.exir", "torch", "pfl_exporters.lowering.executorch")
+    "android",
+    engine="executorch",
+    tools=("executorch.exir", "torch", "pfl_exporters.lowering.executorch"),
+    also=("onnxruntime",),
 )
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """One ``.pte`` with all programs."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from pfl_exporters.lowering.quiet import quiet
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.registry import Registry, import_needed
 
@@ -29,12 +30,16 @@ class Target:
         engine: name of the engine.
         tools: modules that lowering needs; the first is of the package that users install.
         lower: writes the files; call :meth:`load` before.
+        compared_by: the engine that runs the files on the machine that exports, where ``engine`` cannot.
+        also: other engines that run on the target's systems.
     """
 
     name: str
     engine: str
     tools: tuple[str, ...]
     lower: Lower
+    compared_by: str
+    also: tuple[str, ...] = ()
 
     def load(self) -> None:
         """Import the tools, which takes seconds.
@@ -42,48 +47,84 @@ class Target:
         Raises:
             MissingDependencyError: a package is not installed.
         """
-        import_needed(self.tools, f"target {self.name!r}")
+        with quiet():
+            import_needed(self.tools, f"target {self.name!r}")
 
 
 #: All that there are, by name.
 TARGETS: Registry[Target] = Registry("target", "pfl_exporters.targets")
 
 
-def register(name: str, *, engine: str, tools: Sequence[str]) -> Callable[[L], L]:
+def register(
+    name: str,
+    *,
+    engine: str,
+    tools: Sequence[str],
+    compared_by: str | None = None,
+    also: Sequence[str] = (),
+) -> Callable[[L], L]:
     """Make a function that writes the files of an engine known as a target.
 
     Args:
         name: of the target.
         engine: name of the engine that runs the files.
         tools: modules that it needs, imported before it is called; the first is of the package that users install.
+        compared_by: the engine that runs the files on the machine that exports, where ``engine`` cannot.
+        also: other engines that run on the target's systems.
     """
 
     def known(lower: L) -> L:
-        TARGETS.add(name, Target(name, engine, tuple(tools), lower), home=lower.__module__)
+        made = Target(name, engine, tuple(tools), lower, compared_by or engine, tuple(also))
+        TARGETS.add(name, made, home=lower.__module__)
         return lower
 
     return known
 
 
 def resolve(names: Iterable[str]) -> list[Target]:
-    """Targets by name; ``all`` is every one of them.
+    """Targets by name; ``all`` is one for every engine.
 
     Raises:
         UnknownNameError: there is no such target.
-        ConfigError: it is ``ios``, which is not available yet.
+        ConfigError: two make the files of one engine.
     """
     wanted: list[Target] = []
     for name in names:
-        if name == "all":
-            found = list(TARGETS.all().values())
-        elif name == "ios" and name not in TARGETS:
+        for target in TARGETS.all().values() if name == "all" else [TARGETS.find(name)]:
+            same = next((t for t in wanted if t.engine == target.engine), None)
+            if same is None:
+                wanted.append(target)
+            elif same != target and name != "all":
+                raise ConfigError(
+                    f"targets {same.name!r} and {target.name!r} both make the files of engine {target.engine!r}",
+                    mend="choose one for each bundle",
+                )
+    return wanted
+
+
+def with_engines(targets: Sequence[Target], engines: Iterable[str]) -> list[Target]:
+    """The targets, and those that make the files of other engines that run on the same systems.
+
+    Args:
+        targets: that were chosen.
+        engines: names.
+
+    Raises:
+        EngineUnavailableError: there is no such engine.
+        ConfigError: it runs on the systems of none of the targets.
+    """
+    wanted = list(targets)
+    for engine in engines:
+        made_by = target_of(engine)
+        if any(target.engine == engine for target in wanted):
+            continue
+        if not any(engine in target.also for target in targets):
+            mine = sorted({e for target in targets for e in (target.engine, *target.also)})
             raise ConfigError(
-                "target 'ios' is not available in this version",
-                mend="export with --target android or --target onnx; ONNX Runtime also runs on iOS",
+                f"engine {engine!r} does not run on the systems of {' and '.join(t.name for t in targets)}",
+                mend=f"choose of {', '.join(mine)}, or name target {made_by.name!r}",
             )
-        else:
-            found = [TARGETS.find(name)]
-        wanted += [target for target in found if target not in wanted]
+        wanted.append(made_by)
     return wanted
 
 

@@ -107,8 +107,8 @@ def engines() -> list[str]:
 
 def missing_tools() -> list[str]:
     """Debian packages that have to be installed first, by name."""
-    compiler = "g++" if _NATIVE else "g++-aarch64-linux-gnu"
-    missing = [] if shutil.which(compiler()) else [compiler]
+    package = "g++" if _NATIVE else "g++-aarch64-linux-gnu"
+    missing = [] if shutil.which(compiler()) else [package]
     if not _JSON.is_file():
         missing.append("nlohmann-json3-dev")
     if not _NATIVE and _emulator() is None:

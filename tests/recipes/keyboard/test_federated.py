@@ -107,7 +107,7 @@ def test_the_figures_of_a_round_are_of_the_model_it_made():
 
 @pytest.mark.parametrize(
     ("settings", "what"),
-    [({"engine": "coreml"}, "no engine is called 'coreml'"), ({"devices": 1}, "1 devices")],
+    [({"engine": "litert"}, "no engine is called 'litert'"), ({"devices": 1}, "1 devices")],
 )
 def test_settings_that_make_no_sense_are_refused(settings, what):
     with pytest.raises(PflError, match=what):

@@ -18,6 +18,11 @@ from pfl_server.storage.database import Database
 from pfl_server.storage.models import AuditEntry, Base, Refusal
 
 
+@pytest.fixture(autouse=True)
+def migrated_once() -> None:
+    """Here every database is really migrated."""
+
+
 def _count(database: Database, code: str = "x") -> int | None:
     with database.read() as session:
         return session.scalar(select(Refusal.count).where(Refusal.code == code))

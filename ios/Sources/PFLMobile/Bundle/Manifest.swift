@@ -91,6 +91,24 @@ public struct EngineEntry: Sendable, Equatable {
     public let measured: [String: Int]
     /// Which versions of the runtime load the files; nil where that is not known.
     public let runtime: RuntimeEntry?
+    /// In what precision the programs compute; nil for float32.
+    public let precision: PrecisionEntry?
+}
+
+/// What programs are that compute in mixed precision: some products in 16 bits, all else in 32.
+public struct PrecisionEntry: Sendable, Equatable {
+    /// Of the loss inside `gradients`; what comes out is not scaled.
+    public let lossScale: Double
+    /// How many products compute in 16 bits.
+    public let products: Int
+    /// Of how many.
+    public let ofProducts: Int
+    /// The largest error, relative to the largest entry of an output, with which a device may train.
+    public let tolerance: Double
+    /// Of a comparison with training in 32 bits.
+    public let steps: Int
+    /// How far the tensors were from those of 32 bits after it, relative to their way.
+    public let trainedRelErr: Double
 }
 
 /// Versions of an engine's runtime.

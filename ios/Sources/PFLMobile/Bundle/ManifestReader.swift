@@ -147,8 +147,25 @@ enum ManifestReader {
         let found = EngineEntry(
             files: try fields.required("files", filledMap(Fields.text)),
             measured: try fields.field("measured", map(count), default: [:]),
-            runtime: try fields.maybe("runtime", runtime))
+            runtime: try fields.maybe("runtime", runtime), precision: try fields.maybe("precision", precision))
         try fields.done()
+        return found
+    }
+
+    private static func precision(_ json: JSON, _ path: String) throws -> PrecisionEntry {
+        var fields = try Fields(json, path)
+        if try fields.required("kind", Fields.text) != "mixed" { throw Malformed("\(path).kind: it is no precision") }
+        let found = PrecisionEntry(
+            lossScale: try fields.required("loss_scale", Fields.finite),
+            products: try fields.required("products", count),
+            ofProducts: try fields.required("of_products", count),
+            tolerance: try fields.required("tolerance", Fields.finite), steps: try fields.required("steps", positive),
+            trainedRelErr: try fields.required("trained_rel_err", Fields.finite))
+        try fields.done()
+        try Check.positive("\(path).loss_scale", found.lossScale)
+        try Check.positive("\(path).tolerance", found.tolerance)
+        try Check.notNegative("\(path).trained_rel_err", found.trainedRelErr)
+        if found.tolerance > 0.1 { throw Malformed("\(path).tolerance: it is above 0.1") }
         return found
     }
 

@@ -39,11 +39,13 @@ public let goldenTolerance = 2e-4
 ///
 /// - Parameters:
 ///   - session: the programs of the bundle on an engine
-///   - tolerance: largest allowed difference of a tensor, relative to its largest entry
+///   - tolerance: largest allowed difference of a tensor, relative to its largest entry; what the bundle says of programs in
+///     mixed precision, unless it is given
 /// - Throws: `.engine`: the engine cannot run a program at all
 public func goldenCheck(
-    _ bundle: ModelBundle, _ session: any EngineSession, tolerance: Double = goldenTolerance
+    _ bundle: ModelBundle, _ session: any EngineSession, tolerance: Double? = nil
 ) throws -> GoldenReport {
+    let tolerance = tolerance ?? bundle.manifest.engines[session.name]?.precision?.tolerance ?? goldenTolerance
     var largest: [ErrorKind: Double] = [:]
     var worst = ""
     var worstError = -1.0

@@ -48,6 +48,7 @@ internal class Phone(
             "resume" -> open().resume()
             "revert" -> open().revert()
             "erase" -> open().eraseEverything()
+            "serve" -> assertNotNull(place.aggregator, "whoever carries out the scenario starts an aggregator before")
             "rounds" -> rounds(step)
             else -> error("no such step: $what")
         }

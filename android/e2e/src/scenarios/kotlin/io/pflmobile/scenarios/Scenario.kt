@@ -20,6 +20,16 @@ internal interface User {
     suspend fun close()
 }
 
+/**
+ * What `federation.py` serves.
+ *
+ * @property alone the phone is its only device, and adds the noise itself; else there is one of Python as well
+ */
+internal data class Federation(
+    val bundle: String,
+    val alone: Boolean,
+)
+
 /** One file of `conformance/scenarios`, read. */
 internal class Scenario(
     json: String,
@@ -38,8 +48,14 @@ internal class Scenario(
             if (word(step, "do") == "restart") parts + listOf(listOf(step)) else parts.dropLast(1) + listOf(parts.last() + step)
         }
 
-    /** Whether devices of a federation are needed. */
-    val takesPart: Boolean get() = steps.any { word(it, "do") == "rounds" }
+    /** The federation that must be there; null where none is needed. */
+    val federation: Federation?
+        get() {
+            val alone = steps.firstOrNull { word(it, "do") == "serve" }
+            if (alone != null) return Federation(word(alone, "bundle"), alone = true)
+            val together = steps.takeWhile { word(it, "do") != "rounds" }
+            return if (together.size == steps.size) null else Federation(word(together.last { "bundle" in it }, "bundle"), alone = false)
+        }
 
     /** Whether the system ends the process of a part. */
     fun isKilled(part: Int): Boolean = parts[part].any { step -> KILLS.any { it in step } }

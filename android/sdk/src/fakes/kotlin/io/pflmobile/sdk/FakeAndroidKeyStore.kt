@@ -18,7 +18,7 @@ import javax.crypto.KeyGeneratorSpi
 import javax.crypto.SecretKey
 
 /** The provider that a JVM lacks. */
-internal class FakeAndroidKeyStore : Provider("AndroidKeyStore", "1", "for tests") {
+class FakeAndroidKeyStore : Provider("AndroidKeyStore", "1", "for tests") {
     init {
         put("KeyStore.AndroidKeyStore", Store::class.java.name)
         put("KeyGenerator.AES", Maker::class.java.name)

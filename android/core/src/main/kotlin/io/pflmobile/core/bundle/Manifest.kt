@@ -87,11 +87,32 @@ public data class ModuleEntry(
  * @property files paths in the bundle by purpose (`model`, `weights`)
  * @property measured what was measured at the export
  * @property runtime which versions of the runtime load the files; null where that is not known
+ * @property precision in what precision the programs compute; null for float32
  */
 public data class EngineEntry(
     val files: Map<String, String>,
     val measured: Map<String, Long>,
     val runtime: RuntimeEntry? = null,
+    val precision: PrecisionEntry? = null,
+)
+
+/**
+ * What programs are that compute in mixed precision: some products in 16 bits, all else in 32.
+ *
+ * @property lossScale of the loss inside `gradients`; what comes out is not scaled
+ * @property products how many products compute in 16 bits
+ * @property ofProducts of how many
+ * @property tolerance the largest error, relative to the largest entry of an output, with which a device may train
+ * @property steps of a comparison with training in 32 bits
+ * @property trainedRelErr how far the tensors were from those of 32 bits after it, relative to their way
+ */
+public data class PrecisionEntry(
+    val lossScale: Double,
+    val products: Long,
+    val ofProducts: Long,
+    val tolerance: Double,
+    val steps: Long,
+    val trainedRelErr: Double,
 )
 
 /**

@@ -168,6 +168,23 @@ internal object ManifestReader {
                 required("files", filledMap(JsonFields.map(JsonFields::checkName, JsonFields::text))),
                 or("measured", emptyMap(), JsonFields.map(JsonFields::checkName, JsonFields.count)),
                 nullable("runtime", ::runtime),
+                nullable("precision", ::precision),
+            )
+        }
+
+    private fun precision(
+        element: JsonElement,
+        where: String,
+    ): PrecisionEntry =
+        fields(element, where) {
+            required("kind") { kind, at -> if (JsonFields.text(kind, at) != "mixed") JsonFields.fault(at, "it is no precision") }
+            PrecisionEntry(
+                required("loss_scale", above(0.0)),
+                required("products", JsonFields.count),
+                required("of_products", JsonFields.count),
+                required("tolerance", above(0.0)).also { if (it > 0.1) JsonFields.fault("$where.tolerance", "it is above 0.1") },
+                required("steps", JsonFields.positive),
+                required("trained_rel_err", atLeastZero),
             )
         }
 

@@ -48,13 +48,14 @@ public data class GoldenReport(
  * Runs the golden calls of a bundle and compares every output with what PyTorch gave. A device does so before it first trains.
  *
  * @param session the programs of [bundle] on an engine
- * @param tolerance largest allowed difference of a tensor, relative to its largest entry
+ * @param tolerance largest allowed difference of a tensor, relative to its largest entry; what the bundle says of programs in mixed
+ *   precision, unless it is given
  * @throws io.pflmobile.core.errors.EngineException the engine cannot run a program at all
  */
 public fun goldenCheck(
     bundle: Bundle,
     session: Session,
-    tolerance: Double = TOLERANCE,
+    tolerance: Double = bundle.manifest.engines[session.name]?.precision?.tolerance ?: TOLERANCE,
 ): GoldenReport {
     val largest = ErrorKind.entries.associateWithTo(HashMap()) { 0.0 }
     var worst = ""

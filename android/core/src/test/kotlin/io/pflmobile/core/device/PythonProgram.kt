@@ -71,10 +71,11 @@ class PythonProgram private constructor(
             vararg arguments: String,
         ): PythonProgram = start(folder, "import sys; from pfl_mobile.cli import main; sys.exit(main())", *arguments)
 
-        /** Starts an aggregator and a device of Python for the scenarios that take part; it prints its address as `url`. */
+        /** Starts an aggregator, and unless the phone is [alone] a device of Python; it prints its address as `url`. */
         fun federation(
             folder: Path,
             bundle: Path,
+            alone: Boolean,
         ): PythonProgram =
             start(
                 folder,
@@ -83,6 +84,7 @@ class PythonProgram private constructor(
                 bundle.toString(),
                 "--folder",
                 folder.resolve("federation").toString(),
+                *(if (alone) arrayOf("--alone") else emptyArray()),
             )
 
         /** Starts a Python program. */

@@ -16,6 +16,7 @@ import java.nio.file.Path
 import kotlin.io.path.copyTo
 import kotlin.io.path.createDirectories
 import kotlin.io.path.listDirectoryEntries
+import kotlin.io.path.name
 import kotlin.io.path.nameWithoutExtension
 import kotlin.io.path.readBytes
 import kotlin.io.path.readText
@@ -34,7 +35,7 @@ class ScenariosTest {
     fun `one bundle is damaged`() {
         bundles = folder.resolve("bundles").createDirectories()
         val sound = Path.of(System.getProperty("bundles"))
-        for (name in listOf("tiny", "tiny-2", "federated")) sound.resolve("$name.pflb").copyTo(bundles.resolve("$name.pflb"))
+        for (file in sound.listDirectoryEntries("*.pflb")) file.copyTo(bundles.resolve(file.name))
         bundles.resolve("damaged.pflb").writeBytes(damaged(sound.resolve("tiny.pflb").readBytes()))
     }
 
@@ -67,10 +68,10 @@ class ScenariosTest {
         home: Path,
     ) {
         val scenario = Scenario(file.readText())
-        if (!scenario.takesPart) return pass(scenario, file, Jvm(bundles, home, engine, null), home)
+        val needed = scenario.federation ?: return pass(scenario, file, Jvm(bundles, home, engine, null), home)
         PythonProgram.needed()
-        PythonProgram.federation(home, bundles.resolve("federated.pflb")).use { federation ->
-            val url = text(federation.json().getValue("url"))
+        PythonProgram.federation(home, bundles.resolve("${needed.bundle}.pflb"), needed.alone).use { served ->
+            val url = text(served.json().getValue("url"))
             pass(scenario, file, Jvm(bundles, home, engine, url), home)
         }
     }

@@ -1,0 +1,140 @@
+"""Core ML: operators that its converter has wrong or lacks come out right from the saved package."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pfl_exporters.export import program_specs
+from pfl_exporters.lowering import coreml
+from pfl_mobile.engines.coreml import CoremlReferenceSession
+from pfl_mobile.errors import UnsupportedOperatorError
+from pfl_mobile.programs.closed_forms import ClosedForms, decompositions
+from pfl_mobile.programs.simplify import simplify
+from pfl_mobile.programs.trace import TracedProgram, one_fake_mode
+
+X = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+W = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(1))
+IMAGE = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(2))
+IDS = torch.tensor([[0, 2, 1], [1, 0, 2]])
+FLAGS = torch.tensor([1, 0, 1])
+
+
+def program(function, *inputs) -> TracedProgram:
+    def flat(*tensors):
+        with ClosedForms():
+            out = function(*tensors)
+        return out if isinstance(out, tuple) else (out,)
+
+    with one_fake_mode():
+        graph = make_fx(flat, decomposition_table=decompositions(), tracing_mode="real")(*inputs)
+    simplify(graph, inputs)
+    names = tuple(f"in{n}" for n in range(len(inputs)))
+    outputs = tuple(f"out{n}" for n in range(len(flat(*inputs))))
+    return TracedProgram("p", graph, dict(zip(names, inputs, strict=True)), outputs, names)
+
+
+def through_core_ml(made: TracedProgram, folder: Path) -> list[np.ndarray]:
+    lowered = coreml.lower({"p": made}, folder, lambda _: None)
+    files = {use: str(lowered.paths[inner]) for use, inner in lowered.files.items()}
+    with CoremlReferenceSession(files, program_specs({"p": made})) as session:
+        got = session.run("p", {name: value.numpy() for name, value in made.inputs.items()})
+    return [got[name] for name in made.outputs]
+
+
+def gradient(function):
+    """The function's gradient by its first argument."""
+
+    def of(x, *others):
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(function(leaf, *others).square().sum(), leaf)[0]
+
+    return of
+
+
+OPERATORS = {
+    "zeros of a number's type": (lambda x: torch.scatter_add(torch.full_like(x, 0), 2, (x > 0).long(), x), X),
+    "full of whole numbers": (lambda i: torch.full_like(i, 3) + i, IDS),
+    "flags and, or, not, xor": (lambda x: ((x > 0) & (x < 1) | ~(x > -1) ^ (x > 2)).float(), X),
+    "layer norm, all its results": (
+        gradient(lambda x: F.layer_norm(x, [8], torch.arange(8.0), torch.ones(8))),
+        X,
+    ),
+    "a trained convolution": (lambda w: F.conv1d(X, w, padding=1, dilation=2), W),
+    "a trained convolution's gradient": (gradient(lambda w: F.conv1d(X, w, stride=2)), W),
+    "a transposed convolution": (lambda x: F.conv_transpose1d(x, W.transpose(0, 1), stride=2), X),
+    "a trained transposed convolution": (
+        lambda w: F.conv_transpose1d(X, w, stride=2, output_padding=1),
+        W.transpose(0, 1).contiguous(),
+    ),
+    "a frozen convolution's gradient": (
+        gradient(lambda x: F.conv2d(x, IMAGE[:, :, :3, :3], stride=2)),
+        IMAGE,
+    ),
+    "pooling, by six dimensions": (gradient(lambda x: F.max_pool2d(x, 2) + F.avg_pool2d(x, 2)), IMAGE),
+    "an embedding's gradient": (gradient(lambda t, i: F.embedding(i, t)), X[0], IDS),
+    "cross-entropy's gradient": (
+        gradient(lambda x, i: F.cross_entropy(x, i, reduction="none")),
+        X[:, 0],
+        IDS[:, 0],
+    ),
+    "ids out": (lambda i: i * 2 + 1, IDS),
+    "the largest": (lambda x: torch.topk(x, 3), X),
+    "sums so far": (lambda x: x.cumsum(1), X),
+    "a window of a tensor": (lambda x: torch.cat([x[:, 1:, ::2], x[:, :-1, 1::2]], 1), X),
+    "a window written": (lambda x: torch.slice_scatter(x, x[:, :, :4], 2, 2, 6), X),
+    "rows by flags": (lambda x, f: torch.where(f[:, None] > 0, x, torch.zeros(())), X, FLAGS),
+    "powers and roots": (lambda x: (x.abs() + 0.1).pow(1.5) + x.abs().add(1e-9).rsqrt() + x.abs().sqrt(), X),
+    "a logarithm of little": (lambda x: torch.log(x.abs() * 1e-30), X),
+    "log1p and expm1": (lambda x: torch.log1p(x.abs()) + torch.expm1(x), X),
+    "steep sigmoids": (lambda x: torch.sigmoid(x * 60) + F.silu(x) + F.softplus(x) + F.hardtanh(x), X),
+    "gelu's gradient": (gradient(F.gelu), X),
+    "any and all": (lambda x: torch.stack([(x > 1).any(1), (x > -9).all(1)]).float(), X),
+}
+
+
+@pytest.mark.parametrize("what", OPERATORS)
+def test_an_operator_is_pytorchs(what: str, tmp_path: Path) -> None:
+    function, *inputs = OPERATORS[what]
+    made = program(function, *inputs)
+    want = made.run(made.inputs)
+    for name, got in zip(made.outputs, through_core_ml(made, tmp_path), strict=True):
+        np.testing.assert_allclose(got, want[name].numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_but_our_own_steps_is_shown(tmp_path: Path) -> None:
+    seen: list[str] = []
+    with redirect_stderr(io.StringIO()) as shown:
+        coreml.lower({"p": program(torch.relu, X)}, tmp_path, seen.append)
+    assert shown.getvalue() == ""
+    assert seen == ["ios: p", "ios: share the weights and write"]
+
+
+def test_an_operator_that_core_ml_lacks_is_told_with_the_way_out(tmp_path: Path) -> None:
+    made = program(lambda x: torch.ops.aten.i0.default(x), X)
+    with pytest.raises(UnsupportedOperatorError, match=r"'p'.*i0") as caught:
+        coreml.lower({"p": made}, tmp_path, lambda _: None)
+    assert "--engine onnxruntime" in caught.value.mend
+
+
+def test_a_package_says_what_is_in_it(tmp_path: Path) -> None:
+    weight = torch.randn(64, 8)
+    made = program(lambda x: F.linear(x, weight), X)
+    lowered = coreml.lower({"p": made}, tmp_path, lambda _: None)
+    assert set(lowered.files) == {"package", "model", "weights"}
+    manifest = json.loads(lowered.paths[lowered.files["package"]].read_text())
+    root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]
+    assert root["path"] == "com.apple.CoreML/model.mlmodel"
+    assert all(
+        (tmp_path / "coreml/model.mlpackage/Data" / e["path"]).exists()
+        for e in manifest["itemInfoEntries"].values()
+    )
+    assert lowered.measured["model_bytes"] == sum(p.stat().st_size for p in lowered.paths.values())
