@@ -14,6 +14,7 @@
 # make android-docs    the documentation of what is public, in android/target/docs
 # make apk-e2e        builds the tests that phones run as an APK
 # make emulator-e2e    runs the scenarios on a phone or an emulator (needs an Android SDK)
+# make ios    builds and tests the Swift side (needs Swift 6, or PFL_SWIFT_ROOT, see ios/README.md)
 # make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
 
 VENV ?= .venv
@@ -126,6 +127,11 @@ emulator-e2e: setup
 
 bench: setup
 	$(BIN)/python bench/train_step.py
+
+.PHONY: ios
+ios:
+	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Package.swift
+	PFL_STRICT=1 ios/swift.sh test
 
 clean:
 	rm -rf $(VENV) out build android/target android/*/target .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,48 @@
+import Foundation
+
+/// Has a folder that nobody but its owner may enter; folders above it that are missing are made so too. One that is there and
+/// too open is closed to others where it is surely ours: it is empty, or holds a name that only we write.
+///
+/// - Throws: `.unwritable`: it cannot be made, or is no folder
+func privateFolder(_ path: String, ours: (String) -> Bool) throws {
+    try diskErrors(path) {
+        try makeFolders(path)
+        guard let found = try status(path), found.isFolder else { throw SystemError(number: ENOTDIR, what: path) }
+        guard found.st_mode & 0o077 != 0 else { return }
+        let names = try namesIn(path)
+        if names.isEmpty || names.contains(where: ours), chmod(path, found.st_mode & 0o700) != 0 {
+            throw SystemError.last(path)
+        }
+    }
+}
+
+private func makeFolders(_ path: String) throws {
+    if try status(path) != nil { return }
+    let above = folder(of: path)
+    if above != path { try makeFolders(above) }
+    if mkdir(path, 0o700) != 0, errno != EEXIST { throw SystemError.last(path) }
+}
+
+/// A lock on a folder, which ends with it or with the process; no file is made for it. It keeps out other holders in this
+/// process too.
+final class FolderLock: Sendable {
+    private let file: OpenFile
+
+    private init(_ file: OpenFile) {
+        self.file = file
+    }
+
+    /// The lock; nil where another had it all the time.
+    ///
+    /// - Parameter seconds: to wait for another who has it
+    /// - Throws: `SystemError`: the folder cannot be opened
+    static func take(_ folder: String, seconds: Double) throws -> FolderLock? {
+        let until = ContinuousClock.now.advanced(by: .seconds(seconds))
+        let file = try OpenFile.open(folder, O_RDONLY)
+        while !file.lock() {
+            if ContinuousClock.now >= until { return nil }
+            usleep(20_000)
+        }
+        return FolderLock(file)
+    }
+}

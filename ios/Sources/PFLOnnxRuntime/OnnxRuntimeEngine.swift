@@ -1,0 +1,237 @@
+import COnnxRuntime
+import Foundation
+import PFLMobile
+
+/// ONNX Runtime: one `.onnx` per program beside a shared weight file, run by the stock inference runtime through its C API.
+public struct OnnxRuntimeEngine: Engine {
+    /// The engine.
+    public init() {}
+
+    /// As bundles write it.
+    public let name = "onnxruntime"
+
+    /// Version of the runtime.
+    public var version: String? { String(cString: pfl_ort_version()) }
+
+    /// Loads programs when they are first run.
+    public func open(files: [String: String], programs: [ProgramSpec], threads: Int) throws -> any EngineSession {
+        if !pfl_ort_available() {
+            throw PFLError(
+                .engineUnavailable, "ONNX Runtime \(version ?? "") is older than the headers it was built with",
+                mend: "put the library of the same version into the app")
+        }
+        return try OnnxRuntimeSession(files, programs, threads)
+    }
+}
+
+/// An error of the runtime, in its words.
+struct OnnxRuntimeError: Error, CustomStringConvertible {
+    let description: String
+}
+
+/// Throws what the runtime says, if it says anything.
+private func check(_ status: OpaquePointer?) throws {
+    guard let status else { return }
+    defer { pfl_ort_release_status(status) }
+    throw OnnxRuntimeError(description: String(cString: pfl_ort_message(status)))
+}
+
+/// Something of the runtime that is released when nobody holds it. What is open is counted, so that tests see that all of it
+/// is given back.
+private final class Owned {
+    let pointer: OpaquePointer
+    private let release: (OpaquePointer) -> Void
+
+    init(_ what: String, _ release: @escaping (OpaquePointer) -> Void, _ make: (inout OpaquePointer?) throws -> Void)
+        throws
+    {
+        var made: OpaquePointer?
+        try make(&made)
+        guard let made else { throw OnnxRuntimeError(description: "it gives no \(what)") }
+        pointer = made
+        self.release = release
+        OpenObjects.shared.add(1)
+    }
+
+    deinit {
+        release(pointer)
+        OpenObjects.shared.add(-1)
+    }
+}
+
+/// How many objects of the runtime are not released.
+final class OpenObjects: @unchecked Sendable {
+    static let shared = OpenObjects()
+    private let lock = NSLock()
+    private var number = 0
+
+    func add(_ change: Int) {
+        lock.withLock { number += change }
+    }
+
+    var count: Int { lock.withLock { number } }
+}
+
+/// The runtime's environment: one for the process, made when first needed and never given back.
+private final class Environment: @unchecked Sendable {
+    static let shared = Result { try Environment() }
+    let pointer: OpaquePointer
+
+    private init() throws {
+        var made: OpaquePointer?
+        try check(pfl_ort_create_env(&made))
+        guard let made else { throw OnnxRuntimeError(description: "it gives no environment") }
+        pointer = made
+    }
+}
+
+/// Programs are loaded when first used. A lock keeps calls apart, so it may be shared.
+private final class OnnxRuntimeSession: EngineSession, @unchecked Sendable {
+    let name = "onnxruntime"
+    let programs: [String: ProgramSpec]
+    private let files: [String: String]
+    private let options: Owned
+    private let lock = NSLock()
+    private var loaded: [String: Loaded] = [:]
+
+    init(_ files: [String: String], _ programs: [ProgramSpec], _ threads: Int) throws {
+        self.files = files
+        self.programs = Dictionary(programs.map { ($0.name, $0) }) { first, _ in first }
+        do {
+            options = try Owned("options", pfl_ort_release_options) {
+                try check(pfl_ort_create_options(Int32(clamping: threads), &$0))
+            }
+        } catch let error as OnnxRuntimeError {
+            throw PFLError(.engine, "ONNX Runtime cannot start: \(error)", mend: "report it", cause: error)
+        }
+    }
+
+    func run(_ program: String, _ inputs: TensorSet) throws -> TensorSet {
+        try lock.withLock {
+            try runChecked(programs, program, inputs) { spec, values in
+                let ready = try load(spec)
+                do {
+                    return try ready.run(values)
+                } catch let error as OnnxRuntimeError {
+                    throw PFLError(
+                        .engine, "engine '\(name)' failed in program '\(program)': \(error)",
+                        mend: "run `pfl verify` on the bundle; if it fails too, export it again", cause: error)
+                }
+            }
+        }
+    }
+
+    private func load(_ spec: ProgramSpec) throws -> Loaded {
+        if let found = loaded[spec.name] { return found }
+        let path = try engineFile(files, spec.name)
+        do {
+            let session = try Owned("session", pfl_ort_release_session) {
+                try check(pfl_ort_create_session(try Environment.shared.get().pointer, path, options.pointer, &$0))
+            }
+            let made = try Loaded(session, spec)
+            loaded[spec.name] = made
+            return made
+        } catch let error as OnnxRuntimeError {
+            throw PFLError(
+                .engine, "ONNX Runtime cannot load \(URL(fileURLWithPath: path).lastPathComponent): \(error)",
+                mend: "export the bundle again", cause: error)
+        }
+    }
+}
+
+/// A program with room for its inputs, which the runtime reads where it lies.
+private final class Loaded {
+    private let session: Owned
+    private let spec: ProgramSpec
+    private let inputs: [Input]
+    private let inputNames: Names
+    private let outputNames: Names
+
+    init(_ session: Owned, _ spec: ProgramSpec) throws {
+        self.session = session
+        self.spec = spec
+        inputs = try spec.inputs.map(Input.init)
+        inputNames = Names(spec.inputs.map(\.name))
+        outputNames = Names(spec.outputs.map(\.name))
+    }
+
+    func run(_ values: [Tensor]) throws -> [Tensor] {
+        for (input, value) in zip(inputs, values) { input.fill(value) }
+        let given: [OpaquePointer?] = inputs.map(\.value.pointer)
+        var outputs = [OpaquePointer?](repeating: nil, count: spec.outputs.count)
+        defer { for output in outputs.compactMap({ $0 }) { pfl_ort_release_value(output) } }
+        try check(
+            pfl_ort_run(
+                session.pointer, inputNames.pointers, given, given.count, outputNames.pointers, outputs.count, &outputs)
+        )
+        return try outputs.map { output in
+            guard let output else { throw OnnxRuntimeError(description: "an output is missing") }
+            return try copied(output)
+        }
+    }
+}
+
+/// Names as C strings, for as long as it lives.
+private final class Names {
+    let pointers: [UnsafePointer<CChar>?]
+
+    init(_ names: [String]) {
+        pointers = names.map { UnsafePointer(strdup($0)) }
+    }
+
+    deinit {
+        for pointer in pointers { free(UnsafeMutableRawPointer(mutating: pointer)) }
+    }
+}
+
+private final class Input {
+    private let room: UnsafeMutableRawBufferPointer
+    let value: Owned
+
+    init(_ spec: TensorSpec) throws {
+        let bytes = spec.shape.reduce(spec.dtype.bytes, *)
+        // A tensor without elements has a place too.
+        let room = UnsafeMutableRawBufferPointer.allocate(byteCount: max(bytes, 1), alignment: 64)
+        self.room = room
+        do {
+            value = try Owned("tensor", pfl_ort_release_value) { made in
+                let shape = spec.shape.map { Int64($0) }
+                let type = elementTypes[spec.dtype] ?? 0
+                try check(
+                    pfl_ort_create_tensor(room.baseAddress, bytes, shape, shape.count, type, &made))
+            }
+        } catch {
+            room.deallocate()
+            throw error
+        }
+    }
+
+    deinit {
+        // The tensor, which has no bytes of its own, is released after this; it does not look at them.
+        room.deallocate()
+    }
+
+    func fill(_ tensor: Tensor) {
+        tensor.withBytes { UnsafeMutableRawBufferPointer(rebasing: room[..<$0.count]).copyMemory(from: $0) }
+    }
+}
+
+/// `ONNXTensorElementDataType`.
+private let elementTypes: [DType: Int32] = [
+    .float32: 1, .uint8: 2, .int8: 3, .int16: 5, .int32: 6, .int64: 7, .bool: 9, .float16: 10, .float64: 11,
+]
+
+private func copied(_ value: OpaquePointer) throws -> Tensor {
+    var type: Int32 = 0
+    var dimensions = 0
+    var shape = [Int64](repeating: 0, count: 32)
+    try check(pfl_ort_describe(value, &type, &dimensions, &shape, shape.count))
+    guard dimensions <= shape.count, let dtype = elementTypes.first(where: { $0.value == type })?.key else {
+        throw OnnxRuntimeError(description: "an output has \(dimensions) dimensions of the type \(type)")
+    }
+    let lengths = shape.prefix(dimensions).map { Int($0) }
+    var data: UnsafeMutableRawPointer?
+    try check(pfl_ort_data(value, &data))
+    let bytes = lengths.reduce(dtype.bytes, *)
+    return Tensor(dtype, lengths, copying: UnsafeRawBufferPointer(start: data, count: bytes))
+}
