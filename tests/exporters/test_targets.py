@@ -52,6 +52,7 @@ def on_phones() -> Iterator[Callable[[str], Child]]:
 #: Models whose other two programs only compute what those of another model here do: the program with forward and
 #: backward pass stands for them.
 SAME_OUTPUTS = {
+    "1-d cnn",
     "gru",
     "lstm",
     "encoder",
