@@ -211,7 +211,8 @@ def prepared(engine: str, report: Callable[[str], None] = lambda _: None) -> tup
 
 
 def _place() -> Path:
-    return cache_dir() / "arm64"
+    # resolved: servers are compiled for the place of their runtime
+    return (cache_dir() / "arm64").resolve()
 
 
 def _command(engine: str, report: Callable[[str], None]) -> list[str]:
