@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from pfl_mobile.engines import arm64
+from pfl_mobile.files.cache_dir import cache_dir
 from tests.times import LIST, function_of
 
 if TYPE_CHECKING:
@@ -80,6 +81,15 @@ def on_arm64() -> bool:
     if missing and os.environ.get("PFL_REQUIRE_SERVICES") == "1":
         pytest.fail(f"{', '.join(missing)}: missing, and PFL_REQUIRE_SERVICES=1")
     return not missing
+
+
+@pytest.fixture(scope="session")
+def arm64_cache() -> Path:
+    """Where this machine keeps the ARM64 runtimes, to link to from caches of tests: they take minutes to get and
+    compile, which tests that name no cache of their own do on a machine that has none yet."""
+    place = cache_dir() / "arm64"
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 @pytest.fixture(scope="session")

@@ -89,7 +89,7 @@ def start_child(log: IO[bytes]) -> Process:
     )
 
 
-class Child:
+class ChildProcess:
     """A child process and what it has printed.
 
     Args:
@@ -143,14 +143,14 @@ class IsolatedSession(EngineSession):
         memory: int = LEAST_MEMORY,
         seconds: float = SECONDS,
         start: Callable[[IO[bytes]], Process] = start_child,
-        child: Child | None = None,
+        child: ChildProcess | None = None,
     ) -> None:
         super().__init__(programs)
         self.name = engine
         self._seconds, self._memory = seconds, memory
         self._shown = ", ".join(sorted({os.path.basename(file) for file in files.values()}))
         self._own = child is None
-        self._child = Child(start) if child is None else child
+        self._child = ChildProcess(start) if child is None else child
         head = {
             "engine": engine,
             "files": dict(files),

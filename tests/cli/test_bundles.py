@@ -211,9 +211,13 @@ def test_wrong_usage_is_an_error_in_json_too(pfl: Run) -> None:
 
 
 @pytest.mark.slow
-def test_verify_on_arm64_runs_both_engines(pfl: Run, tiny_bundle_android: Path, on_arm64: bool) -> None:
+def test_verify_on_arm64_runs_both_engines(
+    pfl: Run, tiny_bundle_android: Path, on_arm64: bool, arm64_cache: Path, cache: Path
+) -> None:
     if not on_arm64:
         pytest.skip(f"install {' '.join(arm64.missing_tools())}")
+    cache.mkdir()
+    (cache / "arm64").symlink_to(arm64_cache)
     found = pfl("verify", tiny_bundle_android, "--arch", "arm64", "--json").json
     assert [result["engine"] for result in found["engines"]] == arm64.engines()
     for result in found["engines"]:

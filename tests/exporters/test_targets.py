@@ -13,7 +13,7 @@ from pfl_exporters.export import frozen_bytes, open_lowered, program_specs
 from pfl_exporters.targets import resolve, with_engines
 from pfl_exporters.verify import Case, cases, check_engine, check_traced
 from pfl_mobile.engines import arm64
-from pfl_mobile.engines.isolated import Child
+from pfl_mobile.engines.isolated import ChildProcess
 from pfl_mobile.errors import ConfigError, EngineUnavailableError
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
@@ -33,11 +33,11 @@ def traced(name: str) -> tuple[Deployment, dict[str, TracedProgram], list[Case]]
 
 
 @pytest.fixture(scope="module")
-def on_phones() -> Iterator[Callable[[str], Child]]:
+def on_phones() -> Iterator[Callable[[str], ChildProcess]]:
     """One ARM64 process of each engine for all models: emulating the start of a runtime takes longer than a model."""
-    children: dict[str, Child] = {}
+    children: dict[str, ChildProcess] = {}
 
-    def child(engine: str) -> Child:
+    def child(engine: str) -> ChildProcess:
         if (
             engine not in children or children[engine].process is None
         ):  # the programs of another test ended it
@@ -52,6 +52,7 @@ def on_phones() -> Iterator[Callable[[str], Child]]:
 #: Models whose other two programs only compute what those of another model here do: the program with forward and
 #: backward pass stands for them.
 SAME_OUTPUTS = {
+    "1-d cnn",
     "gru",
     "lstm",
     "encoder",
@@ -69,7 +70,7 @@ SAME_OUTPUTS = {
 )
 @pytest.mark.parametrize("name", DEPLOYMENTS)
 def test_loss_and_every_gradient_equal_pytorch(
-    name: str, target: str, tmp_path: Path, on_arm64: bool, on_phones: Callable[[str], Child]
+    name: str, target: str, tmp_path: Path, on_arm64: bool, on_phones: Callable[[str], ChildProcess]
 ) -> None:
     _, programs, reference = traced(name)
     if name in SAME_OUTPUTS:

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING
 
 from ...errors import EngineUnavailableError, UnknownNameError, UnwritableError, install_hint, near
 from ...files.cache_dir import cache_dir
-from ..isolated import SECONDS, Child, IsolatedSession, Process, alone, start_child
+from ..isolated import SECONDS, ChildProcess, IsolatedSession, Process, alone, start_child
 
 if TYPE_CHECKING:
     from ...bundle.manifest import ProgramSpec
@@ -122,7 +122,7 @@ def open_arm64(
     programs: Sequence[ProgramSpec],
     report: Callable[[str], None] = lambda _: None,
     *,
-    child: Child | None = None,
+    child: ChildProcess | None = None,
 ) -> IsolatedSession:
     """Load programs into the ARM64 build of an engine's runtime.
 
@@ -143,7 +143,7 @@ def open_arm64(
     return IsolatedSession(engine, files, programs, memory=0, seconds=_SECONDS, start=start, child=child)
 
 
-def start_arm64(engine: str, report: Callable[[str], None] = lambda _: None) -> Child:
+def start_arm64(engine: str, report: Callable[[str], None] = lambda _: None) -> ChildProcess:
     """The ARM64 build of an engine's runtime in a process that loads one set of programs after another.
 
     An emulator translates a runtime when it starts, which takes longer than to run a small program in it.
@@ -158,7 +158,7 @@ def start_arm64(engine: str, report: Callable[[str], None] = lambda _: None) -> 
     Raises:
         EngineUnavailableError: there is no ARM64 build of it, or a tool or the wheel is missing.
     """
-    return Child(_starter(engine, report))
+    return ChildProcess(_starter(engine, report))
 
 
 def _starter(engine: str, report: Callable[[str], None]) -> Callable[[IO[bytes]], Process]:
@@ -211,7 +211,8 @@ def prepared(engine: str, report: Callable[[str], None] = lambda _: None) -> tup
 
 
 def _place() -> Path:
-    return cache_dir() / "arm64"
+    # resolved: servers are compiled for the place of their runtime
+    return (cache_dir() / "arm64").resolve()
 
 
 def _command(engine: str, report: Callable[[str], None]) -> list[str]:
