@@ -206,14 +206,15 @@ def _check_options(program: str, graph: fx.GraphModule) -> None:
                     f"Core ML cannot express {node.target} with {name}={value!r} in program {program!r}",
                     mend=f"write it without that option, {ELSEWHERE}",
                 )
-        for value in (
-            v for s in node.all_input_nodes if s.op == "get_attr" for v in [getattr(graph, s.target)]
-        ):
-            if value.dtype == torch.int64 and value.numel() and int(value.abs().max()) >= 2**31:
-                raise UnsupportedOperatorError(
-                    f"program {program!r} has a constant beyond 32 bits, which Core ML does not have",
-                    mend=f"use smaller numbers, {ELSEWHERE}",
-                )
+        constants = [getattr(graph, s.target) for s in node.all_input_nodes if s.op == "get_attr"]
+        largest = [int(c.abs().max()) for c in constants if c.dtype == torch.int64 and c.numel()]
+        if "slice" not in node.target.name():  # whose end may be as far as there are numbers
+            largest += [abs(a) for a in node.args if isinstance(a, int)]
+        if max(largest, default=0) >= 2**31:
+            raise UnsupportedOperatorError(
+                f"program {program!r} has a constant beyond 32 bits, which Core ML does not have",
+                mend=f"use smaller numbers, {ELSEWHERE}",
+            )
 
 
 def _outputs_of_their_own(graph: fx.GraphModule) -> None:

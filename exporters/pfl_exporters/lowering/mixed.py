@@ -110,7 +110,7 @@ def loss_scale(program: TracedProgram) -> float:
             Watch(program.graph).run(*scaled(scale).values())
         return sum(s <= 1 for s in seen)
 
-    fit = {scale: fitting(scale) for scale in SCALES if in_proportion(scale)}
+    fit = {scale: fitting(scale) for scale in SCALES if scale == 1 or in_proportion(scale)}
     return min(scale for scale in fit if fit[scale] == max(fit.values()))
 
 
