@@ -27,6 +27,7 @@ from pfl_mobile.programs.trace import TracedProgram, trace_programs
 from pfl_mobile.text.vocabulary import RECORD, VocabularyReport, record
 
 from .lowering.files import Lowered, Report
+from .lowering.quiet import ALONE
 from .targets import TARGETS, Target, resolve
 from .verify import Case, cases, check_engine, check_traced
 
@@ -136,7 +137,18 @@ def export_bundle(
         ExportError: the model cannot be exported; GradientMismatchError when numbers differ. Nothing is written.
         BundleError: the bundle cannot be written.
     """
-    chosen = resolve(targets)
+    with ALONE:
+        return _export(deployment, resolve(targets), out, sign_key, report, seed)
+
+
+def _export(
+    deployment: Deployment,
+    chosen: Sequence[Target],
+    out: str | os.PathLike[str],
+    sign_key: PrivateKey | None,
+    report: Report,
+    seed: int,
+) -> ExportReport:
     if not chosen:
         raise ExportError("no target was named", mend=f"give at least one of {', '.join(TARGETS.names())}")
     for target in chosen:

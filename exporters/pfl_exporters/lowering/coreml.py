@@ -30,18 +30,38 @@ from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 from torch import Tensor, fx
 from torch._export.verifier import Verifier
 
+from pfl_mobile.engines.coreml.wire import Function
 from pfl_mobile.errors import ExportError, UnsupportedOperatorError
 from pfl_mobile.programs.simplify import annotate
 from pfl_mobile.programs.trace import TracedProgram
 
 from . import mixed
-from .expand import Choice, Form, convolution, expand, layer_norm, with_constant_weight
+from .expand import (
+    Choice,
+    Form,
+    convolution,
+    elu,
+    expand,
+    expm1,
+    group_norm,
+    hardtanh,
+    inverse_root,
+    layer_norm,
+    log1p,
+    log_softmax,
+    reciprocal,
+    tanh_gelu,
+    with_alpha,
+    with_constant_weight,
+)
 from .files import Lowered, Report
 from .graphs import code_when_called, export_graph, shared_copy
 from .quiet import quiet
 
 _aten = torch.ops.aten
 
+#: What else there is on iOS.
+ELSEWHERE = "or export with --target onnx or --target android, whose engines run on iOS too"
 #: Where a package keeps its program and its weights.
 _PROGRAM, _WEIGHTS = "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"
 #: Passes that a program cannot do without, or that save bytes or work at no risk for the numbers.
@@ -49,10 +69,10 @@ _PASSES = (
     "const_elimination",
     "sanitize_input_output_names",
     "remove_symbolic_reshape",
-    "noop_elimination",
     "add_conv_transpose_output_shape",
     "expand_high_rank_reshape_and_transpose",
     "expand_dynamic_linear",
+    "guard_negative_gather_indices",
     "const_deduplication",
     "dedup_op_and_var_names",
     "dead_code_elimination",
@@ -81,8 +101,9 @@ def _toolchain() -> Iterator[None]:
 
 
 def _layer_norm(node: fx.Node) -> Form | None:
-    """coremltools binds the first result only."""
-    return layer_norm if any(user.args[1] for user in node.users) else None
+    """coremltools binds the first result only, and takes constant scales and shifts only."""
+    computed = any(isinstance(n, fx.Node) and n.op != "get_attr" for n in node.args[2:4])
+    return layer_norm if computed or any(user.args[1] for user in node.users) else None
 
 
 def _convolution(node: fx.Node) -> Form | None:
@@ -105,8 +126,33 @@ def _logical(form: Form) -> Choice:
     return lambda node: form if node.meta["val"].dtype == torch.bool else None
 
 
+def _with_alpha(node: fx.Node) -> Form | None:
+    """coremltools drops the factor of the second operand."""
+    return None if node.kwargs.get("alpha", 1) == 1 else with_alpha(node.target)
+
+
+def _gelu(node: fx.Node) -> Form | None:
+    """coremltools drops which gelu it is."""
+    return tanh_gelu if node.kwargs.get("approximate", "none") == "tanh" else None
+
+
+def _always(form: Form) -> Choice:
+    return lambda _: form
+
+
 #: What is written in other operators for Core ML.
 FORMS: Mapping[Any, Choice] = {
+    **dict.fromkeys((_aten.add.Tensor, _aten.sub.Tensor, _aten.add.Scalar, _aten.sub.Scalar), _with_alpha),
+    _aten.gelu.default: _gelu,
+    _aten.elu.default: _always(elu),
+    # Core ML adds a little to what it takes the inverse or the logarithm of
+    _aten.reciprocal.default: _always(reciprocal),
+    _aten.rsqrt.default: _always(inverse_root),
+    _aten._log_softmax.default: _always(log_softmax),
+    _aten.log1p.default: _always(log1p),
+    _aten.expm1.default: _always(expm1),
+    _aten.hardtanh.default: _always(hardtanh),
+    _aten.native_group_norm.default: _always(group_norm),
     _aten.native_layer_norm.default: _layer_norm,
     _aten.convolution.default: _convolution,
     _aten.full_like.default: _filled,
@@ -121,13 +167,91 @@ def _prepared(program: TracedProgram, scale: float) -> fx.GraphModule:
     """The graph in operators that coremltools has right, with inputs named by their number."""
     graph = shared_copy(program.graph)
     annotate(graph, list(program.inputs.values()))
+    for name, value in program.inputs.items():
+        if not value.dim():
+            raise UnsupportedOperatorError(
+                f"input {name!r} of program {program.name!r} is a single number, which Core ML does not take",
+                mend="give it shape [1]",
+            )
     expand(graph, FORMS)
+    _check_options(program.name, graph)
+    _outputs_of_their_own(graph)
     if scale != 1:
         mixed.scale_loss(graph, list(program.inputs).index("weight"), scale)
     for number, node in enumerate(n for n in graph.graph.nodes if n.op == "placeholder"):
         node.target = node.name = f"in_{number}"
     graph.recompile()
     return graph
+
+
+#: Options that coremltools reads, or that do not change a number.
+_READ = frozenset(
+    {"dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "rounding_mode"}
+)
+
+
+def _check_options(program: str, graph: fx.GraphModule) -> None:
+    """coremltools drops options of operators without a word, so only known ones may be left.
+
+    Raises:
+        UnsupportedOperatorError: another one has a value that is not its default.
+    """
+    for node in graph.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        defaults = {a.name: a.default_value for a in node.target._schema.arguments}
+        for name, value in node.kwargs.items():
+            if name not in _READ and value is not None and value != defaults.get(name):
+                raise UnsupportedOperatorError(
+                    f"Core ML cannot express {node.target} with {name}={value!r} in program {program!r}",
+                    mend=f"write it without that option, {ELSEWHERE}",
+                )
+        constants = [getattr(graph, s.target) for s in node.all_input_nodes if s.op == "get_attr"]
+        largest = [int(c.abs().max()) for c in constants if c.dtype == torch.int64 and c.numel()]
+        if "slice" not in node.target.name():  # whose end may be as far as there are numbers
+            largest += [abs(a) for a in node.args if isinstance(a, int)]
+        if max(largest, default=0) >= 2**31:
+            raise UnsupportedOperatorError(
+                f"program {program!r} has a constant beyond 32 bits, which Core ML does not have",
+                mend=f"use smaller numbers, {ELSEWHERE}",
+            )
+
+
+def _outputs_of_their_own(graph: fx.GraphModule) -> None:
+    """An input or a constant that is an output, or one value that is two, gets a step of its own, in place."""
+    output = next(n for n in graph.graph.nodes if n.op == "output")
+    seen: set[fx.Node] = set()
+    results = []
+    for node in output.args[0]:
+        if node in seen or node.op in ("placeholder", "get_attr"):
+            with graph.graph.inserting_before(output):
+                node = graph.graph.call_function(_aten.add.Tensor, (node, 0))
+        seen.add(node)
+        results.append(node)
+    output.args = (tuple(results),)
+
+
+def check_functions(functions: Mapping[str, Function]) -> None:
+    """Refuse what Core ML does not run, though it is written without a word.
+
+    Raises:
+        UnsupportedOperatorError: a tensor has more than five dimensions or one of length 0, or an output is a single
+            number or flags.
+    """
+    for name, function in functions.items():
+        for operation in function.operations:
+            for what, kind in operation.outputs:
+                if kind is not None and (len(kind.shape) > 5 or 0 in kind.shape):
+                    raise UnsupportedOperatorError(
+                        f"Core ML runs no tensor of shape {list(kind.shape)}: {operation.type} {what!r} of {name!r}",
+                        mend=f"use at most five dimensions, none of them 0, {ELSEWHERE}",
+                    )
+                if what in function.outputs and kind is not None and (not kind.shape or kind.dtype == "bool"):
+                    shown = "flags" if kind.dtype == "bool" else "a single number"
+                    raise UnsupportedOperatorError(
+                        f"{name!r} gives {shown}, which Core ML does not: {operation.type}",
+                        mend=f"give numbers of shape [1] or more, {ELSEWHERE}",
+                    )
 
 
 def _pass(name: str) -> Any:
@@ -147,9 +271,9 @@ def _function(program: TracedProgram, system: Any, scale: float) -> Any:
     """
     exported = export_graph(program, _prepared(program, scale))
     exported.graph_module.graph.eliminate_dead_code()  # results that nobody takes
-    # its operators are those of a decomposed program, as they were traced as one
-    exported = exported._update(exported.graph_module, exported.graph_signature, verifiers=[Verifier])
     try:
+        # its operators are those of a decomposed program, as they were traced as one
+        exported = exported._update(exported.graph_module, exported.graph_signature, verifiers=[Verifier])
         return ct.convert(
             exported,
             convert_to="milinternal",
@@ -161,8 +285,7 @@ def _function(program: TracedProgram, system: Any, scale: float) -> Any:
     except Exception as error:  # its own errors share no base
         raise UnsupportedOperatorError(
             f"Core ML cannot express program {program.name!r}: {type(error).__name__}: {error}",
-            mend="express the operator in other PyTorch operators, or export with --engine executorch or "
-            "--engine onnxruntime, which run on iOS too",
+            mend=f"express the operator in other PyTorch operators, {ELSEWHERE}",
         ) from error
 
 
@@ -173,7 +296,15 @@ def _write(whole: Any, package: Path, version: int) -> dict[str, Path]:
     """
     weights = package / _WEIGHTS
     weights.parent.mkdir(parents=True)
-    model = backend.load(whole, str(weights.parent), specification_version=version, convert_to="mlprogram")
+    try:
+        model = backend.load(
+            whole, str(weights.parent), specification_version=version, convert_to="mlprogram"
+        )
+    except (NotImplementedError, ValueError, TypeError) as error:
+        raise UnsupportedOperatorError(
+            f"Core ML has no place for the programs' inputs or outputs: {error}",
+            mend=f"give float32 or int64 tensors, {ELSEWHERE}",
+        ) from error
     program = package / _PROGRAM
     program.write_bytes(model.SerializeToString(deterministic=True))
     parts = {"model.mlmodel": program}
@@ -195,7 +326,9 @@ def _write(whole: Any, package: Path, version: int) -> dict[str, Path]:
         "rootModelIdentifier": str(uuid.uuid5(uuid.NAMESPACE_OID, "model.mlmodel")),
     }
     manifest.write_text(json.dumps(text, indent=4))
-    return {"package": manifest, **{use.removesuffix(".mlmodel"): path for use, path in parts.items()}}
+    written = {"package": manifest, **{use.removesuffix(".mlmodel"): path for use, path in parts.items()}}
+    check_functions(mixed.read(written))
+    return written
 
 
 def _converted(programs: Mapping[str, TracedProgram], system: Any, report: Report, scale: float = 1.0) -> Any:
@@ -287,8 +420,10 @@ def lower_mixed(programs: Mapping[str, TracedProgram], folder: Path, report: Rep
             files = _write_together(whole, place / "model.mlpackage")
         functions = mixed.read(files)
         errors.append(mixed.worst(functions, programs))
-        if halved and errors[-1] <= mixed.LIMIT:
-            apart = mixed.trained_apart(functions["gradients"], gradients, report)
+        if not halved or errors[-1] > mixed.LIMIT:
+            continue
+        apart = mixed.trained_apart(functions["gradients"], gradients, report)
+        if apart <= mixed.FARTHEST:
             return _lowered(
                 folder,
                 files,
@@ -303,7 +438,7 @@ def lower_mixed(programs: Mapping[str, TracedProgram], folder: Path, report: Rep
                 },
             )
     raise ExportError(
-        f"in mixed precision an output is off by {min(errors):.2g} relative to its largest entry "
-        f"(allowed {mixed.LIMIT:g})",
+        f"the model does not bear mixed precision: an output is off by {min(errors):.2g} relative to its largest "
+        f"entry (allowed {mixed.LIMIT:g}), or training ends more than {mixed.FARTHEST:g} of its way elsewhere",
         mend="export with --target ios, which computes in 32 bits",
     )

@@ -107,13 +107,105 @@ def layer_norm(
     dims = list(range(-len(normalized), 0))
     mean = x.mean(dims, keepdim=True)
     centred = x - mean
-    scale = torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
+    scale = inverse_root((centred * centred).mean(dims, keepdim=True) + eps)
     out = centred * scale
     if weight is not None:
         out = out * weight
     if bias is not None:
         out = out + bias
     return out, mean, scale
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    count: int,
+    channels: int,
+    space: int,
+    groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Group norm, its means and its inverse deviations, from means (Wu and He 2018).
+
+    Args:
+        x: [B, C, *space].
+        weight: [C].
+        bias: [C].
+        count: B.
+        channels: C.
+        space: product of the other dimensions.
+        groups: of channels.
+        eps: added to the variance.
+    """
+    flat = x.reshape(count, groups, channels // groups * space)
+    mean = flat.mean(2, keepdim=True)
+    centred = flat - mean
+    scale = inverse_root((centred * centred).mean(2, keepdim=True) + eps)
+    out = (centred * scale).reshape(x.shape)
+    shape = [1, channels] + [1] * (x.dim() - 2)
+    if weight is not None:
+        out = out * weight.reshape(shape)
+    if bias is not None:
+        out = out + bias.reshape(shape)
+    return out, mean.reshape(count, groups), scale.reshape(count, groups)
+
+
+def with_alpha(operator_: Any) -> Form:
+    """A sum or difference whose second operand has a factor."""
+
+    def form(x: Tensor, y: Any, *, alpha: float = 1) -> Any:
+        return operator_(x, y * alpha)
+
+    return form
+
+
+def tanh_gelu(x: Tensor, *, approximate: str = "tanh") -> Tensor:  # noqa: ARG001
+    """GELU by a tangent (Hendrycks and Gimpel 2016)."""
+    inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)
+    return 0.5 * x * (1.0 + torch.tanh(inner))
+
+
+def elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
+    """ELU (Clevert and others 2016), and SELU by its scales."""
+    below = expm1(x.clamp(max=0.0) * input_scale) * (alpha * scale)
+    return torch.where(x > 0, x * scale, below)
+
+
+def reciprocal(x: Tensor) -> Tensor:
+    """1 / x as a quotient."""
+    return torch.ones([1] * x.dim(), dtype=x.dtype) / x
+
+
+def inverse_root(x: Tensor) -> Tensor:
+    """1 / sqrt(x) as a quotient."""
+    return reciprocal(torch.sqrt(x))
+
+
+def log_softmax(x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:  # noqa: ARG001
+    """Logarithms of a softmax, without one of a number that became 0."""
+    centred = x - x.amax(dim, keepdim=True)
+    return centred - torch.log(torch.exp(centred).sum(dim, keepdim=True))
+
+
+def log1p(x: Tensor) -> Tensor:
+    """log(1 + x), right for small x too: what 1 + x lost is divided out (Kahan, as in Higham 2002, section 1.14)."""
+    whole = 1.0 + x
+    lost = whole - 1.0
+    none = lost == 0.0
+    return torch.where(none, x, torch.log(whole) * (x / torch.where(none, torch.ones_like(x), lost)))
+
+
+def expm1(x: Tensor) -> Tensor:
+    """exp(x) - 1, right for small x too: 2 t / (1 - t) with t = tanh(x / 2), where that is better."""
+    half = torch.tanh(x.clamp(-1.0, 1.0) * 0.5)
+    near = 2.0 * half / (1.0 - half)
+    return torch.where(x.abs() < 1.0, near, torch.exp(x) - 1.0)
+
+
+def hardtanh(x: Tensor, least: float = -1.0, most: float = 1.0) -> Tensor:
+    """A clamp by numbers with a point."""
+    return x.clamp(float(least), float(most))
 
 
 def convolution(

@@ -35,6 +35,8 @@ PRODUCTS = frozenset({"linear", "matmul", "conv", "conv_transpose", "gather"})
 LIMIT = 2e-2
 #: Error that a device may see: its processor may add in 16 bits, where the interpreter adds in 32.
 ALLOWED = 5e-2
+#: How far from training in 32 bits it may end, relative to the way.
+FARTHEST = 0.1
 #: Powers of two, so that scaling is exact.
 SCALES = (1.0, 2.0**6, 2.0**12)
 #: How often fewer products are tried.
@@ -80,10 +82,16 @@ def loss_scale(program: TracedProgram) -> float:
     def scaled(scale: float) -> dict[str, Tensor]:
         return {k: v * scale if k == "weight" else v for k, v in values.items()}
 
+    one = program.run(values)
+
     def in_proportion(scale: float) -> bool:
         """Whether everything grows with the weights, which a loss of the user's own need not do."""
-        one, other = program.run(values), program.run(scaled(scale))
-        return all(relative_error((other[k] / scale).numpy(), one[k].numpy()) < TOLERANCE for k in one)
+        return all(
+            relative_error((other[k] / factor).numpy(), one[k].numpy()) < TOLERANCE
+            for factor in (scale, scale / 100, scale * 100)
+            for other in [program.run(scaled(factor))]
+            for k in one
+        )
 
     def fitting(scale: float) -> int:
         seen: list[float] = []
@@ -102,7 +110,7 @@ def loss_scale(program: TracedProgram) -> float:
             Watch(program.graph).run(*scaled(scale).values())
         return sum(s <= 1 for s in seen)
 
-    fit = {scale: fitting(scale) for scale in SCALES if in_proportion(scale)}
+    fit = {scale: fitting(scale) for scale in SCALES if scale == 1 or in_proportion(scale)}
     return min(scale for scale in fit if fit[scale] == max(fit.values()))
 
 

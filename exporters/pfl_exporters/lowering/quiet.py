@@ -6,16 +6,21 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
+
+#: Toolchains, and what is changed around them, are the process's: one export at a time.
+ALONE = RLock()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings and log messages below errors."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    """Without warnings and log messages; what went wrong is in the exception. One thread at a time."""
+    with ALONE:
+        before = logging.root.manager.disable
+        logging.disable(logging.ERROR)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(before)

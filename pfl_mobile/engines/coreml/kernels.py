@@ -208,9 +208,13 @@ def _padding(a: Arguments, kernel: Sequence[int], space: Sequence[int]) -> list[
 def _windows(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Array:
     """[B, C, *space] -> a view [B, C, *out, *kernel] of what each output sees."""
     space = x.shape[2:]
+    if min(*kernel, *strides, *dilations) < 1:
+        raise ValueError(f"a window of {kernel}, strides {strides} and dilations {dilations}")
     out = [
         (n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(space, kernel, strides, dilations, strict=True)
     ]
+    if min(out) < 1:
+        raise ValueError(f"a window of {kernel} is larger than {space}")
     steps = x.strides[2:]
     return np.lib.stride_tricks.as_strided(
         x,
@@ -537,28 +541,46 @@ def _pixel_shuffle(a: Arguments) -> Array:
 # --- picking and placing
 
 
+def _inside(indices: Array, sizes: Any) -> Array:
+    """Indices that are there: what others give is not defined.
+
+    Raises:
+        IndexError: one is negative or too large.
+    """
+    if indices.size and ((indices < 0).any() or (indices >= sizes).any()):
+        raise IndexError(f"an index outside of {sizes}")
+    return indices
+
+
 @_kernel("select")
 def _select(a: Arguments) -> Array:
     return np.where(a["cond"], a["a"], a["b"])
+
+
+def _points(indices: Array, of: Array) -> tuple[Any, ...]:
+    """Coordinates [..., K] as an index of the first K dimensions."""
+    return tuple(np.moveaxis(_inside(indices, np.array(of.shape[: indices.shape[-1]])), -1, 0))
 
 
 @_kernel("gather")
 def _gather(a: Arguments) -> Array:
     if int(_scalar(a.get("batch_dims", 0))):
         raise NotImplementedError("gather with batch_dims")
-    return np.take(a["x"], a["indices"], int(_scalar(a.get("axis", 0))))
+    axis = int(_scalar(a.get("axis", 0)))
+    return np.take(a["x"], _inside(a["indices"], a["x"].shape[axis]), axis)
 
 
 @_kernel("gather_along_axis")
 def _gather_along_axis(a: Arguments) -> Array:
-    return np.take_along_axis(a["x"], a["indices"], int(_scalar(a.get("axis", 0))))
+    axis = int(_scalar(a.get("axis", 0)))
+    return np.take_along_axis(a["x"], _inside(a["indices"], a["x"].shape[axis]), axis)
 
 
 @_kernel("gather_nd")
 def _gather_nd(a: Arguments) -> Array:
     if int(_scalar(a.get("batch_dims", 0))):
         raise NotImplementedError("gather_nd with batch_dims")
-    return np.asarray(a["x"][tuple(np.moveaxis(a["indices"], -1, 0))])
+    return np.asarray(a["x"][_points(a["indices"], a["x"])])
 
 
 _PLACE: dict[str, Any] = {
@@ -582,7 +604,8 @@ def _placed(data: Array, index: tuple[Any, ...], updates: Array, mode: str) -> A
 
 @_kernel("scatter_along_axis")
 def _scatter_along_axis(a: Arguments) -> Array:
-    axis, where = int(_scalar(a.get("axis", 0))), a["indices"]
+    axis = int(_scalar(a.get("axis", 0)))
+    where = _inside(a["indices"], a["data"].shape[axis])
     index = list(np.indices(where.shape))
     index[axis] = where
     return _placed(a["data"], tuple(index), a["updates"], a.get("mode", "add"))
@@ -590,14 +613,15 @@ def _scatter_along_axis(a: Arguments) -> Array:
 
 @_kernel("scatter")
 def _scatter(a: Arguments) -> Array:
-    axis, where = int(_scalar(a.get("axis", 0))), a["indices"]
+    axis = int(_scalar(a.get("axis", 0)))
+    where = _inside(a["indices"], a["data"].shape[axis])
     index: tuple[Any, ...] = (slice(None),) * (axis % a["data"].ndim) + (where,)
     return _placed(a["data"], index, a["updates"], a.get("mode", "add"))
 
 
 @_kernel("scatter_nd")
 def _scatter_nd(a: Arguments) -> Array:
-    return _placed(a["data"], tuple(np.moveaxis(a["indices"], -1, 0)), a["updates"], a.get("mode", "add"))
+    return _placed(a["data"], _points(a["indices"], a["data"]), a["updates"], a.get("mode", "add"))
 
 
 @_kernel("one_hot")

@@ -265,3 +265,24 @@ def test_same_padding_is_tensorflows():
     assert got.ravel().tolist() == [2, 2, 2, 2, 1]
     got = run("conv", x=x, weight=weight, pad_type="same_lower", strides=[1])
     assert got.ravel().tolist() == [1, 2, 2, 2, 2]
+
+
+PICKING = ["gather", "gather_along_axis", "gather_nd", "scatter", "scatter_along_axis", "scatter_nd"]
+
+
+@pytest.mark.parametrize("kind", PICKING)
+@pytest.mark.parametrize("index", [-1, 4])
+def test_an_index_that_is_not_there_is_an_error(kind, index):
+    where = np.array([[index]]) if kind.endswith(("nd", "axis")) else np.array([index])
+    axis = 0 if kind.endswith("nd") else 1
+    with pytest.raises(IndexError, match="outside"):
+        run(kind, x=X[:1, 0], data=X[:1, 0], indices=where, updates=X[:1, 0, :1], axis=axis)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [("conv", {"strides": [0]}), ("conv", {"dilations": [-500]}), ("max_pool", {"kernel_sizes": [9]})],
+)
+def test_a_window_that_looks_outside_is_an_error(kind, wrong):
+    with pytest.raises(ValueError, match="window"):
+        run(kind, x=X, weight=np.ones((1, 3, 2), np.float32), pad_type="valid", **wrong)

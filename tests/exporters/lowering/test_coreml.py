@@ -97,6 +97,27 @@ OPERATORS = {
     "log1p and expm1": (lambda x: torch.log1p(x.abs()) + torch.expm1(x), X),
     "steep sigmoids": (lambda x: torch.sigmoid(x * 60) + F.silu(x) + F.softplus(x) + F.hardtanh(x), X),
     "gelu's gradient": (gradient(F.gelu), X),
+    "gelu by a tangent": (gradient(lambda x: F.gelu(x, approximate="tanh")), X),
+    "sums with factors": (
+        lambda x: torch.add(x, x.tanh(), alpha=0.5) - torch.sub(x, x, alpha=3) + torch.rsub(x, x, alpha=2),
+        X,
+    ),
+    "elu and selu": (gradient(lambda x: F.elu(x, 0.3) + F.selu(x)), X),
+    "inverses of little": (lambda x: 1 / (x.abs() * 1e-6 + 1e-6), X),
+    "inverse roots of little": (lambda x: torch.rsqrt(x.abs() * 1e-12 + 1e-12), X),
+    "logarithms of unlikely classes": (gradient(lambda x: -F.log_softmax(x * 1000, -1)[..., 0]), X),
+    "log1p and expm1 of little": (lambda x: torch.log1p(x * 1e-7) * 1e7 + torch.expm1(x * 1e-7) * 1e7, X),
+    "indices from the end": (
+        lambda x, i: x[i - 2] + x[:, torch.tensor([-1, -2, -3, 0, 1, 2, 3, 4])].sum(),
+        X[0],
+        IDS,
+    ),
+    "a clamp by whole numbers": (gradient(lambda x: F.hardtanh(x, -1, 1) + F.relu6(x)), X),
+    "group norm": (gradient(lambda x: F.group_norm(x, 1, torch.arange(3.0), torch.ones(3))), X),
+    "a trained layer norm": (gradient(lambda w: F.layer_norm(X, [8], w, w * 2)), torch.arange(8.0)),
+    "an input as an output": (lambda x: (x, x.tanh()), X),
+    "one value as two outputs": (lambda x: (x.tanh(), x.tanh()), X),
+    "a constant as an output": (lambda x: (torch.ones(3) * 2, x * 2), X),
     "any and all": (lambda x: torch.stack([(x > 1).any(1), (x > -9).all(1)]).float(), X),
 }
 
@@ -122,7 +143,32 @@ def test_an_operator_that_core_ml_lacks_is_told_with_the_way_out(tmp_path: Path)
     made = program(lambda x: torch.ops.aten.i0.default(x), X)
     with pytest.raises(UnsupportedOperatorError, match=r"'p'.*i0") as caught:
         coreml.lower({"p": made}, tmp_path, lambda _: None)
-    assert "--engine onnxruntime" in caught.value.mend
+    assert "--target onnx" in caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("function", "x", "what"),
+    [
+        (lambda x: x.reshape(1, 2, 3, 2, 3, 2).sum((3, 5)), IMAGE, "runs no tensor of shape"),
+        (lambda x: x * 2, torch.ones(()), "is a single number"),
+        (lambda x: x.sum(), X, "gives a single number"),
+        (lambda x: x > 0, X, "no place for the programs' inputs or outputs|gives flags"),
+        (lambda i: i + 2**40, IDS, "beyond 32 bits"),
+        (lambda x: torch.ops.aten.upsample_bilinear2d.vec(x, [12, 12], True, None), IMAGE, "upsample|resize"),
+    ],
+)
+def test_what_core_ml_does_not_run_is_not_written(function, x, what: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedOperatorError, match=what) as caught:
+        through_core_ml(program(function, x), tmp_path)
+    assert caught.value.mend
+
+
+def test_an_option_that_would_be_dropped_is_refused(tmp_path: Path) -> None:
+    made = program(lambda x: torch.ops.aten.i0.default(x), X)
+    node = next(n for n in made.graph.graph.nodes if n.op == "call_function")
+    node.target, node.args, node.kwargs = torch.ops.aten.addmm.default, (node.args[0],) * 3, {"beta": 2}
+    with pytest.raises(UnsupportedOperatorError, match=r"addmm\.default with beta=2"):
+        coreml._check_options("p", made.graph)
 
 
 def test_a_package_says_what_is_in_it(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_a_model_that_does_not_bear_it_is_refused_with_the_way_out(monkeypatch, 
     programs = trace_programs(d.model, d.task, d.batch, d.inputs_of_predict())
     monkeypatch.setattr(mixed, "LIMIT", 1e-9)
     monkeypatch.setattr(mixed, "TRIES", 2)
-    with pytest.raises(ExportError, match="in mixed precision an output is off by") as caught:
+    with pytest.raises(ExportError, match="does not bear mixed precision: an output is off by") as caught:
         coreml.lower_mixed(programs, tmp_path, lambda _: None)
     assert "--target ios" in caught.value.mend
 
