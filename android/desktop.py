@@ -172,6 +172,7 @@ def bundles() -> None:
         "tiny-2": lambda: replace(tiny.deployment(), version="2"),
         "arrays": tiny.arrays,
         "federated": tiny.federated,
+        "talk": tiny.talk,
         "keyboard": recipes.keyboard,
         "activity": recipes.activity,
     }

@@ -495,11 +495,9 @@ class Scenario:
     @property
     def federation(self) -> tuple[str, bool] | None:
         """Bundle of the federation that is needed, and whether the phone is its only device."""
-        bundle = ""
         for step in (step for part in self.parts for step in part):
-            bundle = str(step.get("bundle", bundle))
-            if step["do"] in ("serve", "rounds"):
-                return bundle, step["do"] == "serve"
+            if step["do"] == "serve":
+                return str(step["bundle"]), bool(step.get("alone", False))
         return None
 
 

@@ -1,6 +1,6 @@
 """An aggregator for the scenarios of phones that take part in rounds: a real ``pfl serve``, and one device of Python.
 
-    python android/federation.py android/target/bundles/federated.pflb --folder out/federation
+    python android/federation.py android/target/bundles/talk.pflb --folder out/federation
 
 Two private rounds of two devices: that of Python is one, the phone is the other. With ``--alone`` there are three of
 one device, which adds the noise itself. Prints ``{"url": ...}`` and runs until its standard input ends or it is
@@ -14,14 +14,16 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
-STOP_S = 10.0
+START_S, STOP_S = 120.0, 10.0
 
 
 def config(alone: bool) -> dict[str, object]:
@@ -65,17 +67,18 @@ def stop(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def rows(path: Path) -> None:
-    """What the device of Python has: the label is the largest of the first four features."""
-    import numpy as np
-
-    x = np.random.default_rng(5).normal(size=(40, 6)).astype("f4")
-    np.savez(path, x=x, labels=x[:, :4].argmax(1), weight=np.ones(40, "f4"), user=np.array(["ann"] * 40))
+def messages(path: Path) -> Path:
+    """What the user of Python's device says, who talks about other things than that of the phone."""
+    said = ["did you feed the cat", "the cat is fine", "you feed blick and the cat"]
+    path.write_text("".join(json.dumps({"user": "bob", "text": text}) + "\n" for text in 10 * said))
+    return path
 
 
 @contextmanager
 def federation(bundle: Path, folder: Path, *, alone: bool = False) -> Iterator[int]:
-    """Serve the bundle's federation, with one device of Python unless the phone is alone; gives the port here.
+    """Serve the federation of a bundle that takes messages; gives the port here.
+
+    Unless the phone is alone, there is one device of Python.
 
     Raises:
         RuntimeError: the server did not start; the message has what it said.
@@ -90,11 +93,12 @@ def federation(bundle: Path, folder: Path, *, alone: bool = False) -> Iterator[i
     started = [server]
     try:
         port = int(first_json(server, log)["url"].rpartition(":")[2])
+        wait_for(port, server, log)
         if alone:
             yield port
             return
-        rows(folder / "rows.npz")
-        who: list[str | Path] = ["--data", folder / "rows.npz", "--user", "ann", "--state", folder / "ann"]
+        said = messages(folder / "messages.jsonl")
+        who: list[str | Path] = ["--data", said, "--user", "bob", "--state", folder / "bob"]
         where: list[str | Path] = ["--server", f"http://127.0.0.1:{port}", "--bundle", bundle]
         started.append(
             pfl(["device", *where, *who, "--engine", "onnxruntime", "--json"], folder / "device.log")
@@ -103,6 +107,16 @@ def federation(bundle: Path, folder: Path, *, alone: bool = False) -> Iterator[i
     finally:
         for process in reversed(started):
             stop(process)
+
+
+def wait_for(port: int, server: subprocess.Popen[str], log: Path) -> None:
+    """Wait until the server takes connections: it tells its address before."""
+    until = time.monotonic() + START_S
+    while time.monotonic() < until and server.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"pfl serve takes no connections: {log.read_text()[-3000:]}")
 
 
 def first_json(process: subprocess.Popen[str], log: Path) -> dict[str, str]:

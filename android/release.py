@@ -30,6 +30,7 @@ NATIVE = ("org/pytorch/executorch/", "com/facebook/jni/", "ai/onnxruntime/")
 #: Classes that the system makes by the name in the manifest.
 NAMED = (
     "io/pflmobile/sdk/PersonalizationJobService",
+    "io/pflmobile/sdk/RoundsJobService",
     "io/pflmobile/keyboard/KeyboardService",
     "io/pflmobile/keyboard/settings/SettingsActivity",
 )

@@ -33,6 +33,7 @@ from pfl_mobile.plan.select import matches
 from pfl_mobile.plan.words import plan_words
 from pfl_mobile.random import derive, permutation, splitmix64
 from pfl_mobile.text.blocked import BlockList
+from pfl_mobile.text.complete import PrefixIndex, complete
 from pfl_mobile.text.encoder import TextEncoder, WordTokenizer
 from pfl_mobile.text.specials import SPECIALS
 
@@ -645,6 +646,37 @@ def slot_vectors() -> Any:
     return {**given, "digests": {"key": key.hex(), "words": digests}, "forget": forget_vectors(tokenizer)}
 
 
+def completion_vectors() -> Any:
+    """completions.json."""
+    words = ["the", "tonight", "don't", ",", "to", "there", "über", "then", "t", "Ω", "日", "the's"]
+    tokenizer = WordTokenizer([*SPECIALS, *words])
+    index = PrefixIndex(tokenizer)
+    cases = []
+    for prefix in (
+        "",
+        "t",
+        "T",
+        "The",
+        "then",
+        "don\u2019",
+        "DON\u2018T",
+        "ü",
+        "Ü",
+        ",",
+        "z",
+        "日",
+        "the'",
+        "ω",
+        "🙂",
+    ):
+        ids = index.starting_with(prefix)
+        likely, own = ["to", ",", "see", "then", "to"], ["tzatziki", "the", "ünlü"]
+        vocabulary = [tokenizer.word(i) for i in ids]
+        words_of = {str(k): complete(likely, own, vocabulary, prefix, k) for k in (1, 3, 9)}
+        cases.append({"prefix": prefix, "ids": ids, "likely": likely, "own": own, "words": words_of})
+    return {"words": words, "cases": cases}
+
+
 def forget_vectors(tokenizer: WordTokenizer) -> Any:
     """The part of slots.json on forgetting."""
     rest: dict[str, Any] = {"module": "slots"}
@@ -699,6 +731,7 @@ def files() -> dict[str, bytes]:
         "plan.json": plan_vectors(),
         "model.json": model_vectors(),
         "slots.json": slot_vectors(),
+        "completions.json": completion_vectors(),
         "state.json": meaning,
         "versions.json": version_vectors(),
         "trainer.json": trainer_vectors(),

@@ -140,6 +140,31 @@ def cases() -> Iterator[dict[str, Any]]:
     yield {"name": "forgotten words as they are", "steps": [], "ask": "blocked"}
     yield {"name": "no forgotten words", "steps": [step("remove", "FORGOTTEN")], "ask": "blocked"}
 
+    for name, model in {
+        "this model": [MODEL.name, MODEL.version, MODEL.fingerprint],
+        "an older version": ["toy", "0", MODEL.fingerprint],
+        "other tensors": ["toy", "0", "cd" * 32],
+        "another name": ["other", "1", MODEL.fingerprint],
+    }.items():
+        for carry in (
+            {"same_weights": True},
+            {"same_weights": False},
+            {"same_weights": True, "discard": True},
+        ):
+            yield {
+                "name": f"carried over from {name}: {', '.join(k for k, v in carry.items() if v) or 'nothing known'}",
+                "steps": _put(NEWEST, _sealed({**HEAD, "model": model})),
+                "carry_over": carry,
+            }
+    yield {
+        "name": "carried over, with a damaged version",
+        "steps": [
+            *_put(NEWEST, _sealed({**HEAD, "model": ["toy", "0", MODEL.fingerprint]})),
+            step("drop", "000001.safetensors", bytes=1),
+        ],
+        "carry_over": {"same_weights": True, "discard": True},
+    }
+
 
 def outcome(case: dict[str, Any], where: Path) -> dict[str, Any]:
     """What Python makes of a folder."""
@@ -148,6 +173,8 @@ def outcome(case: dict[str, Any], where: Path) -> dict[str, Any]:
     apply(case["steps"], where)
     try:
         store = PersonalStateStore(where, MODEL)
+        if "carry_over" in case:
+            store.carry_over(**case["carry_over"])
         if case.get("ask") == "blocked":
             blocked = store.blocked
             return {"hides": {word: blocked.hides(word) for word in ("zorp", "zorp's", "zorps", "été")}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ from pfl_mobile.text.encoder import TextEncoder, WordTokenizer
 from tests.backbones import MLP, Decoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 #: What each user says over and over; ``zorp`` and ``blick`` are in nobody else's vocabulary.
 USERS = {
@@ -40,7 +41,9 @@ def tokenizer() -> WordTokenizer:
     return WordTokenizer.train(known, 40)
 
 
-def deployment(report: Callable[[str], None] = lambda _: None) -> Deployment:
+def deployment(
+    report: Callable[[str], None] = lambda _: None, roles: Mapping[str, str] | None = None
+) -> Deployment:
     """LoRA, vocabulary slots and a memory in an untrained decoder."""
     report("build the tiny model")
     torch.manual_seed(0)
@@ -64,7 +67,9 @@ def deployment(report: Callable[[str], None] = lambda _: None) -> Deployment:
     )
     return Deployment(
         name="tiny",
-        model=personalize(Decoder(vocabulary=words.size).eval(), modules, example=(batch["tokens"],)),
+        model=personalize(
+            Decoder(vocabulary=words.size).eval(), modules, roles=roles, example=(batch["tokens"],)
+        ),
         task=TokenTask(words.size + SLOTS),
         batch=batch,
         predict_batch={"tokens": batch["tokens"][:1], "position": torch.tensor([3])},
@@ -72,6 +77,12 @@ def deployment(report: Callable[[str], None] = lambda _: None) -> Deployment:
         tokenizer=words.to_json().encode(),
         encoder={"kind": "text", "length": LENGTH, "batch": BATCH, "vocabulary": words.size, "slots": SLOTS},
     )
+
+
+def talk() -> Deployment:
+    """The same, whose LoRA factors users train together; their words and memories are not sent."""
+    alone = deployment(roles={"lora": "shared"})
+    return replace(alone, name="tiny-talk", plan=alone.plan.model_copy(update={"upload": ("role:shared",)}))
 
 
 def arrays() -> Deployment:

@@ -182,7 +182,8 @@ class TextEncoderEntry(_Model):
 
     ``rules`` is the version of the piece rules that the tokenizer's words were cut by; bundles from before there were
     several do not say it, and have 1. With ``subwords`` the tokenizer's file says alone how a text is cut: there are
-    no slots, and ``rules`` tells words apart in what a user blocks.
+    no slots, and ``rules`` tells words apart in what a user blocks. ``scripts_not_served`` are the ISO 15924 codes of
+    scripts in which the model is of no use, for an app to tell its users; empty where the bundle does not say.
     """
 
     kind: Literal["text"] = "text"
@@ -192,6 +193,7 @@ class TextEncoderEntry(_Model):
     slots: Count = 0
     rules: Annotated[PositiveCount, AfterValidator(_known_rules)] = 1
     subwords: Subwords | None = None
+    scripts_not_served: tuple[Annotated[str, Field(pattern=r"^[A-Z][a-z]{3}$")], ...] = ()
 
 
 class ArrayEncoderEntry(_Model):

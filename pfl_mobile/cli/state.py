@@ -35,15 +35,14 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _store(folder: Path, bundle: Bundle) -> PersonalStateStore:
-    from pfl_mobile.local.evaluation import model_id
-    from pfl_mobile.local.state import PersonalStateStore
+    from pfl_mobile.local.evaluation import personal_store
 
     if not os.path.isdir(folder):
         raise StateError(
             f"there is no personal state at {folder}",
             mend="make one with: pfl personalize BUNDLE --state DIR",
         )
-    return PersonalStateStore(folder, model_id(bundle))
+    return personal_store(bundle, folder)
 
 
 def _describe(store: PersonalStateStore) -> dict[str, Any]:

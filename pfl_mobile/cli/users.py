@@ -98,9 +98,8 @@ def personalize(
     """
     from pfl_mobile.data.usertext import said_left_out
     from pfl_mobile.engines import open_session
-    from pfl_mobile.local.evaluation import Evaluator, model_id
+    from pfl_mobile.local.evaluation import Evaluator, personal_store
     from pfl_mobile.local.parts import count_examples
-    from pfl_mobile.local.state import PersonalStateStore
 
     with Reporter() as report, open_bundle(bundle, public_key) as opened:
         examples, left_out = user_examples(opened, data, user, report)
@@ -110,7 +109,7 @@ def personalize(
                 mend="give at least 3: one to learn from, one for the guard, one to test on",
             )
         others = None if general is None else _general(opened, general, user, report)
-        store = None if state is None else PersonalStateStore(state, model_id(opened), user=user)
+        store = None if state is None else personal_store(opened, state, user)
         report("load the programs")
         with contextlib.ExitStack() as stack:
             session = stack.enter_context(open_session(opened, engine))

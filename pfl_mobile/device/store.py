@@ -213,7 +213,7 @@ class DeviceFolder:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
         if hashlib.sha256(data).hexdigest() != sha256:
             path.unlink()
             return None
@@ -268,7 +268,7 @@ class DeviceFolder:
                 if not entry.uploaded and not self._intact(entry):
                     raise ValueError("the update is damaged")
             except OSError as error:  # it may be there another time, so nothing is thrown away
-                raise _unreadable(path, error) from error
+                raise unreadable(path, error) from error
             except (ValueError, TypeError, KeyError, AttributeError):
                 damaged.append(path.stem)
                 continue
@@ -288,7 +288,8 @@ class DeviceFolder:
         return len(data) == entry.bytes and hashlib.sha256(data).hexdigest() == entry.sha256
 
 
-def _unreadable(path: Path, error: OSError) -> DeviceFolderError:
+def unreadable(path: Path, error: OSError) -> DeviceFolderError:
+    """What is raised where a file of a device cannot be read."""
     return DeviceFolderError(
         f"{path} cannot be read: {error.strerror or error}",
         mend="check what is there and its permissions; if it is no file of this device, remove it",

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pfl_mobile.device.client import parse
+from pfl_mobile.device.store import unreadable
 from pfl_mobile.errors import ProtocolError, ServerProblem, UnreachableError
 from pfl_mobile.files.atomic import disk_errors, open_private, sync_folder
 from pfl_mobile.protocol.bodies import SAFETENSORS, UploadState
@@ -104,8 +105,12 @@ def upload(client: Client, url: str, file: Path, key: str, *, resume: bool = Fal
     Raises:
         UnreachableError: given up for now.
         ServerProblem: the aggregator refuses the update.
+        DeviceFolderError: the file cannot be read.
     """
-    size = file.stat().st_size
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise unreadable(file, error) from error
     sent, sure = 0, not resume  # what the aggregator has, and whether that is known
 
     def once() -> UploadState:
@@ -159,8 +164,11 @@ def _received(client: Client, url: str, key: str, size: int) -> tuple[int, bool]
 
 
 def _from(client: Client, file: Path, offset: int) -> Iterator[bytes]:
-    with open(file, "rb") as opened:
-        opened.seek(offset)
-        while piece := opened.read(_CHUNK):
-            client.traffic.up += len(piece)
-            yield piece
+    try:
+        with open(file, "rb") as opened:
+            opened.seek(offset)
+            while piece := opened.read(_CHUNK):
+                client.traffic.up += len(piece)
+                yield piece
+    except OSError as error:
+        raise unreadable(file, error) from error

@@ -89,6 +89,31 @@ def start_child(log: IO[bytes]) -> Process:
     )
 
 
+class Child:
+    """A child process and what it has printed.
+
+    Args:
+        start: makes it.
+    """
+
+    def __init__(self, start: Callable[[IO[bytes]], Process] = start_child) -> None:
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
+        #: None when it has ended.
+        self.process: Process | None = start(self.log)
+
+    def close(self) -> None:
+        """End it."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+        self.log.close()
+
+
 class IsolatedSession(EngineSession):
     """A session whose programs run in a child process.
 
@@ -100,6 +125,8 @@ class IsolatedSession(EngineSession):
         memory: bytes that the child may allocate; 0 for no limit.
         seconds: that loading, or one call, may take.
         start: makes the child.
+        child: to use in place of one of its own, when its server loads one set of programs after another; it stays
+            when the session is closed. Programs that nobody vouches for get one of their own.
 
     Raises:
         EngineError: the runtime refuses the programs; EngineUnavailableError when it is not installed.
@@ -116,13 +143,14 @@ class IsolatedSession(EngineSession):
         memory: int = LEAST_MEMORY,
         seconds: float = SECONDS,
         start: Callable[[IO[bytes]], Process] = start_child,
+        child: Child | None = None,
     ) -> None:
         super().__init__(programs)
         self.name = engine
         self._seconds, self._memory = seconds, memory
         self._shown = ", ".join(sorted({os.path.basename(file) for file in files.values()}))
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the session
-        self._process: Process | None = start(self._log)
+        self._own = child is None
+        self._child = Child(start) if child is None else child
         head = {
             "engine": engine,
             "files": dict(files),
@@ -143,7 +171,7 @@ class IsolatedSession(EngineSession):
         return self._ask({"program": program}, inputs, most, f"running {program!r}")
 
     def _ask(self, head: Mapping[str, object], arrays: Sequence[Array], most: int, what: str) -> list[Array]:
-        process = self._process
+        process = self._child.process
         if process is None or process.stdin is None or process.stdout is None:
             raise EngineError(f"the process that ran {self._shown} has ended", mend=_MEND)
         late = threading.Event()
@@ -172,7 +200,7 @@ class IsolatedSession(EngineSession):
     def _died(self, process: Process, what: str, late: bool) -> PflError:
         process.kill()
         code = process.wait()
-        self._process = None
+        self._child.process = None
         if late:
             how = f"took more than {self._seconds:g} s"
         elif code < 0:
@@ -187,25 +215,19 @@ class IsolatedSession(EngineSession):
         return self._ended(what, f"asked for more than the {self._memory} bytes of memory that it may use")
 
     def _ended(self, what: str, how: str) -> PflError:
-        self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(self._log.tell() - 2000, 0))
-        lines = [s for line in self._log.read().decode(errors="replace").splitlines() if (s := line.strip())]
+        log = self._child.log
+        log.seek(0, os.SEEK_END)
+        log.seek(max(log.tell() - 2000, 0))
+        lines = [s for line in log.read().decode(errors="replace").splitlines() if (s := line.strip())]
         said = f"; the runtime's last words: {lines[-1][:200]!r}" if lines else ""
         return ProgramDiedError(f"{what} {self._shown} on {self.name} {how}{said}", mend=_MEND)
 
     @override
     def close(self) -> None:
-        """End the child."""
+        """End the child, where it is this session's own."""
         super().close()
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
-        self._log.close()
+        if self._own:
+            self._child.close()
 
 
 def memory_for(bundle: Bundle, engine: str) -> int:

@@ -12,6 +12,7 @@ over the labels that were in the vocabulary before, so that it is of the same la
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -44,6 +45,7 @@ __all__ = [
     "UserResult",
     "model_id",
     "peak_mb",
+    "personal_store",
     "personalize_user",
     "summarize",
     "text_encoder",
@@ -91,6 +93,25 @@ def model_id(bundle: Bundle) -> ModelId:
     """Which model the personal states of a bundle belong to."""
     manifest = bundle.manifest
     return ModelId.of(manifest.name, manifest.version, manifest.tensors, manifest.frozen_sha256)
+
+
+def personal_store(
+    bundle: Bundle, directory: str | os.PathLike[str], user: str | None = None
+) -> PersonalStateStore:
+    """The personal state of a bundle; what an earlier version of the bundle with the same weights learned is kept.
+
+    Args:
+        bundle: an open bundle.
+        directory: made when missing.
+        user: whose it is; None where every folder has the same user.
+
+    Raises:
+        StateError: the folder is another user's, or that of a device, or in use by another process.
+        UnwritableError, StorageFullError: it cannot be made, or not be carried over.
+    """
+    store = PersonalStateStore(directory, model_id(bundle), user=user)
+    store.carry_over(same_weights=bundle.manifest.frozen_sha256 is not None)
+    return store
 
 
 class Evaluator:

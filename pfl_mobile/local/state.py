@@ -19,7 +19,7 @@ import json
 import math
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -459,6 +459,43 @@ class PersonalStateStore:
                     path.unlink()
             sync_folder(self.directory)
 
+    def carry_over(self, *, same_weights: bool, discard: bool = False) -> None:
+        """Take over what an earlier version of the same bundle learned.
+
+        Versions with the same fingerprint are rewritten under this model's id, each in one step, so that a process
+        killed on the way goes on with the rest.
+
+        Args:
+            same_weights: whether an equal fingerprint says that the frozen weights are equal (the manifest has their
+                digest); else the tensors may be the same by chance.
+            discard: remove versions that do not fit, rather than leaving them to be refused; forgotten words stay.
+
+        Raises:
+            StorageFullError: the disk is full; call again once there is space.
+        """
+        with self.hold():
+            gone = []
+            for number in self._numbers():
+                try:
+                    found, state, head = self._parts_of(number)
+                except StateError:  # load() reports it
+                    continue
+                if found == self.model:
+                    continue
+                if same_weights and found == replace(self.model, version=found.version):
+                    data = self._encode(state, int(head["parent"]), float(head["created"]))
+                    atomic_write(self._path(number), data, mode=PRIVATE)
+                elif discard:
+                    gone.append(number)
+            if not gone:
+                return
+            if self.current in gone:
+                self._point_to(0)
+            with disk_errors(self.directory):
+                self.checkpoint_path().unlink(missing_ok=True)
+                for number in gone:
+                    self._path(number).unlink()
+
     def checkpoint_path(self) -> Path:
         """Where training under way is kept."""
         return self.directory / "checkpoint"
@@ -477,7 +514,8 @@ class PersonalStateStore:
         }
         return seal(tensors, json.dumps(head, sort_keys=True), form=FORMAT, finite=True)
 
-    def _read(self, version: int) -> tuple[PersonalState, dict[str, Any]]:
+    def _parts_of(self, version: int) -> tuple[ModelId, PersonalState, dict[str, Any]]:
+        """Model, state and head of a version, of whatever model."""
         path = self._path(version)
         try:
             tensors, head = unseal(
@@ -487,11 +525,15 @@ class PersonalStateStore:
                 what=str(path),
             )
             with damaged_head(str(path)):
-                model, state, head = _parts(tensors, head)
+                return _parts(tensors, head)
         except NewerFileError as error:
             raise StateError(error.message, mend=error.mend) from error
         except (OSError, TensorFileError) as error:
             raise _DamagedError(str(getattr(error, "message", error))) from error
+
+    def _read(self, version: int) -> tuple[PersonalState, dict[str, Any]]:
+        model, state, head = self._parts_of(version)
+        path = self._path(version)
         if model != self.model:
             other = " (its tensors differ)" if model.name == self.model.name else ""
             raise StateError(

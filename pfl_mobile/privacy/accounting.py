@@ -18,6 +18,7 @@ from pfl_mobile.files.atomic import atomic_write
 from pfl_mobile.files.plain_json import json_text
 from pfl_mobile.files.reading import parse_json, read_bytes
 from pfl_mobile.privacy import accounting_events as events
+from pfl_mobile.privacy import differences
 from pfl_mobile.privacy.accounting_events import Event, Relation
 from pfl_mobile.privacy.config import PrivacyConfig, parse_privacy
 from pfl_mobile.privacy.statement import statement
@@ -332,6 +333,9 @@ def rdp_accountant(relation: Relation) -> Any:
     dp = events.dp_accounting()
     relations = dp.NeighboringRelation
     if relation == "replace_one":
+        from dp_accounting.rdp import rdp_privacy_accountant
+
+        differences.use(rdp_privacy_accountant)
         return dp.rdp.RdpAccountant(neighboring_relation=relations.REPLACE_ONE)
     return dp.rdp.RdpAccountant([*range(2, 64), 128, 256, 512, 1024], relations.ADD_OR_REMOVE_ONE)
 

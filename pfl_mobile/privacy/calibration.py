@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pfl_mobile.errors import ConfigError
@@ -88,24 +89,18 @@ def _poisson(sampling_rate: float, delta: float, epsilon: float, rounds: int) ->
         sampled = dp.PoissonSampledDpEvent(sampling_rate, dp.GaussianDpEvent(z))
         return dp.SelfComposedDpEvent(sampled, rounds)
 
-    upper = _calibrated(lambda: rdp_accountant("add_or_remove_one"), event, epsilon, delta)
+    upper = _calibrated(_cost(lambda: rdp_accountant("add_or_remove_one"), event, delta), epsilon)
     if upper <= _LEAST:
         return upper
 
-    def accountant() -> Any:
-        # ten times as coarse as the ledger, and ten times as fast: less than a thousandth more noise
-        return dp.pld.PLDAccountant(value_discretization_interval=1e-3)
-
-    def enough(z: float) -> bool:
-        return bool(accountant().compose(event(z)).get_epsilon(delta) <= epsilon)
-
-    if not enough(upper):  # below the probabilities that it tells from 0
+    # ten times as coarse as the ledger, and ten times as fast: less than a thousandth more noise
+    cost = _cost(lambda: dp.pld.PLDAccountant(value_discretization_interval=1e-3), event, delta)
+    if not cost(upper) <= epsilon:  # below the probabilities that it tells from 0
         return upper
     lower = 0.8 * upper
-    while enough(lower):
+    while cost(lower) <= epsilon:
         lower *= 0.8
-    bracket = dp.ExplicitBracketInterval(lower, upper)
-    return _calibrated(accountant, event, epsilon, delta, bracket)
+    return _calibrated(cost, epsilon, dp.ExplicitBracketInterval(lower, upper))
 
 
 @lru_cache(maxsize=256)
@@ -117,18 +112,41 @@ def _fixed(population: int, cohort: int, delta: float, epsilon: float, rounds: i
         sampled = dp.SampledWithoutReplacementDpEvent(population, cohort, dp.GaussianDpEvent(z))
         return dp.SelfComposedDpEvent(sampled, rounds)
 
-    if not rdp_accountant("replace_one").compose(event(enough)).get_epsilon(delta) <= epsilon:
+    cost = _cost(lambda: rdp_accountant("replace_one"), event, delta)
+    if not cost(enough) <= epsilon:
         return math.inf
-    return _calibrated(lambda: rdp_accountant("replace_one"), event, epsilon, delta)
+    return _calibrated(cost, epsilon)
 
 
-def _calibrated(
-    accountant: Any, event: Any, epsilon: float, delta: float, bracket: Any | None = None
-) -> float:
+#: Epsilon with a noise multiplier.
+Cost = Callable[[float], float]
+
+
+def _cost(accountant: Callable[[], Any], event: Callable[[float], Any], delta: float) -> Cost:
+    """What is computed once for each noise multiplier: searches come back to the ends of their brackets."""
+    return cache(lambda z: float(accountant().compose(event(z)).get_epsilon(delta)))
+
+
+class _Search:
+    """What dp-accounting's search takes for an accountant, and a noise multiplier for its event."""
+
+    def __init__(self, cost: Cost) -> None:
+        self._cost, self._noise_multiplier = cost, math.nan
+        self.ledger = events.dp_accounting().NoOpDpEvent()
+
+    def compose(self, noise_multiplier: float) -> _Search:
+        self._noise_multiplier = noise_multiplier
+        return self
+
+    def get_epsilon(self, _: float) -> float:
+        return self._cost(self._noise_multiplier)
+
+
+def _calibrated(cost: Cost, epsilon: float, bracket: Any | None = None) -> float:
     dp = events.dp_accounting()
     if bracket is None:
         bracket = dp.LowerEndpointAndGuess(_LEAST, 1.0)
-        if accountant().compose(event(_LEAST)).get_epsilon(delta) <= epsilon:
+        if cost(_LEAST) <= epsilon:
             return _LEAST
     tolerance = _RELATIVE * (bracket.endpoint_1 if hasattr(bracket, "endpoint_1") else 1.0)
     from dp_accounting.mechanism_calibration import NoBracketIntervalFoundError
@@ -136,7 +154,12 @@ def _calibrated(
     try:
         return float(
             dp.calibrate_dp_mechanism(
-                accountant, event, epsilon, delta, bracket_interval=bracket, tol=tolerance
+                lambda: _Search(cost),
+                lambda noise_multiplier: noise_multiplier,
+                epsilon,
+                0.0,  # what a cost is at delta is in it
+                bracket_interval=bracket,
+                tol=tolerance,
             )
         )
     except NoBracketIntervalFoundError as error:

@@ -15,6 +15,7 @@ from pfl_mobile.programs.made_up import text_batch, text_context
 from pfl_mobile.programs.on_device import check_deployment
 from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.text.rules import NEWEST
+from pfl_mobile.text.scripts import scripts_not_served
 from pfl_mobile.text.subwords import SubwordTokenizer
 from pfl_mobile.text.tokenizer import WordTokenizer
 
@@ -76,20 +77,22 @@ class Deployment:
             )
         sets: dict[str, dict[str, Any]] = {name: {} for name in ("initial", "global", *self.host_sets)}
         check_plan(self.plan, self.model.device_tensors(), sets, ())
-        self._say_rules()
+        self._say_of_text()
         check_deployment(self)
         if self.encoder is not None and self.encoder["kind"] == "text":
             self._make_up_texts(**self.encoder)
 
-    def _say_rules(self) -> None:
-        """The version of the piece rules, where the entry leaves it to the tokenizer."""
+    def _say_of_text(self) -> None:
+        """Version of the piece rules and scripts that are not served, where the entry leaves them to the tokenizer."""
         entry = self.encoder
-        if entry is None or entry.get("kind") != "text" or "rules" in entry or self.tokenizer is None:
+        if entry is None or entry.get("kind") != "text" or self.tokenizer is None:
             return
-        rules = NEWEST
-        if entry.get("subwords") is None:
-            rules = WordTokenizer.from_json(self.tokenizer.decode(errors="replace")).rules
-        object.__setattr__(self, "encoder", {**entry, "rules": rules.version})
+        file, subwords = self.tokenizer.decode(errors="replace"), entry.get("subwords")
+        words = WordTokenizer.from_json(file) if subwords is None else None
+        said = {"rules": NEWEST.version, "scripts_not_served": scripts_not_served(words)}
+        if words is not None:
+            said["rules"] = words.rules.version
+        object.__setattr__(self, "encoder", {**said, **entry})
 
     def _make_up_texts(self, *, length: int, batch: int, vocabulary: int, **_rest: Any) -> None:
         """Nobody's words in the place of the examples, as they ship."""

@@ -84,9 +84,9 @@ def test_day_and_night_have_the_same_colors() -> None:
 def test_every_text_and_color_that_code_names_is_there_and_used() -> None:
     code = "".join(path.read_text() for path in (ANDROID / "keyboard/src/main").rglob("*.kt"))
     xml = "".join(path.read_text() for path in (ANDROID / "keyboard/src/main").rglob("*.xml"))
-    for kind, file in {"string": "strings.xml", "color": "colors.xml"}.items():
+    for file in ("strings.xml", "colors.xml"):
         for node in ElementTree.parse(RES / "values" / file).getroot():
-            name = node.get("name")
+            name, kind = node.get("name"), node.tag
             assert f"R.{kind}.{name}" in code or f"@{kind}/{name}" in xml, f"{name} is not used"
 
 
@@ -96,8 +96,16 @@ def test_the_manifest_takes_in_what_the_library_needs(apk: ModuleType) -> None:
     name = "{http://schemas.android.com/apk/res/android}name"
     assert root.get("package") == apk.PACKAGE
     found = {node.get(name) for node in root.iter("service")}
-    assert found == {"io.pflmobile.keyboard.KeyboardService", "io.pflmobile.sdk.PersonalizationJobService"}
+    jobs = {"io.pflmobile.sdk.PersonalizationJobService", "io.pflmobile.sdk.RoundsJobService"}
+    assert found == {"io.pflmobile.keyboard.KeyboardService", *jobs}
     permissions = {node.get(name) for node in root.iter("uses-permission")}
     assert "android.permission.RECEIVE_BOOT_COMPLETED" in permissions
-    # what is typed cannot leave the phone; the settings say so
-    assert "android.permission.INTERNET" not in permissions
+    assert "android.permission.INTERNET" in permissions
+
+
+def test_the_library_alone_asks_for_no_network_and_a_build_alone_for_no_server() -> None:
+    assert "permission.INTERNET" not in (ANDROID / "sdk/src/main/AndroidManifest.xml").read_text()
+    strings = {
+        node.get("name"): node.text for node in ElementTree.parse(RES / "values/strings.xml").getroot()
+    }
+    assert not strings["rounds_server"]

@@ -153,7 +153,7 @@ def stand_ins(tmp_path: Path, emulator: ModuleType, monkeypatch: pytest.MonkeyPa
 
     @contextmanager
     def federation(bundle: Path, folder: Path, *, alone: bool) -> Iterator[int]:
-        assert (bundle.name, alone) == ("federated.pflb", False)
+        assert (bundle.name, alone) in (("talk.pflb", False), ("talk.pflb", True))
         yield 4711
 
     monkeypatch.setattr(emulator.federation, "federation", federation)
@@ -177,7 +177,7 @@ def test_all_scenarios_pass(
 ) -> None:
     stand_ins.tell(KILLED)
     code, found = _run(emulator, capsys, stand_ins.command())
-    names = sorted(path.stem for path in SCENARIOS.glob("*.json"))
+    names = [path.stem for path in sorted(SCENARIOS.glob("*.json"))]
     assert code == 0, found
     assert [(s["scenario"], s["by"]) for s in found["scenarios"]] == [
         *((name, "sdk") for name in names),
@@ -416,4 +416,5 @@ def test_parts_are_those_of_the_kotlin_side(emulator: ModuleType) -> None:
     assert [part[0]["do"] for part in scenario.parts] == ["open", "restart"]
     assert [scenario.is_killed(part) for part in range(2)] == [True, False]
     assert scenario.federation is None
-    assert emulator.Scenario.read(SCENARIOS / "rounds-killed.json").federation == ("federated", False)
+    assert emulator.Scenario.read(SCENARIOS / "rounds-killed.json").federation == ("talk", False)
+    assert emulator.Scenario.read(SCENARIOS / "rounds.json").federation == ("talk", True)

@@ -47,7 +47,8 @@ def test_the_app_tests_itself_and_has_the_network(instrumented: ModuleType) -> N
     permissions = {node.get(f"{SPACE}name") for node in root.iter("uses-permission")}
     assert "android.permission.INTERNET" in permissions
     names = {node.get(f"{SPACE}name") for node in root.iter() if node.tag in ("activity", "service")}
-    assert names == {"io.pflmobile.e2e.TypingActivity", "io.pflmobile.sdk.PersonalizationJobService"}
+    jobs = {"io.pflmobile.sdk.PersonalizationJobService", "io.pflmobile.sdk.RoundsJobService"}
+    assert names == {"io.pflmobile.e2e.TypingActivity", *jobs}
     # it may see the keyboard, which is another app
     (seen,) = root.iterfind("queries/package")
     assert seen.get(f"{SPACE}name") == "io.pflmobile.keyboard"

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from pfl_mobile.device.backoff import Backoff
 from pfl_mobile.device.client import Client, parse
 from pfl_mobile.device.transfer import download, upload
-from pfl_mobile.errors import ConfigError, ProtocolError, ServerProblem, UnreachableError
+from pfl_mobile.errors import (
+    ConfigError,
+    DeviceFolderError,
+    ProtocolError,
+    ServerProblem,
+    UnreachableError,
+)
 from pfl_mobile.protocol.bodies import CheckIn, Download, FederationInfo
 from tests.device.chaos import breaking
 from tests.device.conftest import ID, QUICK, device, linear_model
@@ -297,3 +303,14 @@ def test_a_lost_answer_does_not_send_the_update_again(tmp_path):
         assert found.run().rounds == 1
     assert next(iter(fake.tasks.values()))["puts"] == 1
     assert next(e for e in found.events if type(e).__name__ == "Uploaded").duplicate
+
+
+@pytest.mark.parametrize("name", ["missing", "folder"])
+def test_a_file_that_cannot_be_read_is_not_taken_for_the_network(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    with (
+        serving(Fake(ID)) as address,
+        Client(address, backoff=QUICK) as c,
+        pytest.raises(DeviceFolderError, match="cannot be read"),
+    ):
+        upload(c, "/v1/tasks/0/update", tmp_path / name, "key")

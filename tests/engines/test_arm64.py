@@ -47,11 +47,21 @@ def test_a_damaged_program_is_an_error(tiny_bundle: Path, tmp_path: Path) -> Non
         files["predict"].write_bytes(files["predict"].read_bytes()[:200])
         names = {use: str(path) for use, path in files.items()}
         golden = bundle.golden()
-        with arm64.open_arm64("onnxruntime", names, bundle.manifest.programs) as session:
+        child = arm64.start_arm64("onnxruntime")
+        with arm64.open_arm64("onnxruntime", names, bundle.manifest.programs, child=child) as session:
             with pytest.raises(EngineError, match=r"predict\.onnx"):
                 session.run("predict", golden["predict"].inputs)
             found = session.run("evaluate", golden["evaluate"].inputs)  # it goes on
         np.testing.assert_allclose(found["loss_sum"], golden["evaluate"].outputs["loss_sum"], rtol=1e-5)
+        # with other programs in place of those, too
+        names |= {"predict": str(bundle.engine_files("onnxruntime")["predict"])}
+        with arm64.open_arm64("onnxruntime", names, bundle.manifest.programs[-1:], child=child) as session:
+            found = session.run("predict", golden["predict"].inputs)
+        for name, want in golden["predict"].outputs.items():
+            np.testing.assert_allclose(found[name], want, rtol=1e-5, atol=1e-6)
+        assert child.process is not None
+        child.close()
+        assert child.process is None
 
 
 @pytest.mark.usefixtures("there")

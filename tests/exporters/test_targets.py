@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pfl_exporters.export import frozen_bytes, open_lowered, program_specs
 from pfl_exporters.targets import resolve, with_engines
 from pfl_exporters.verify import Case, cases, check_engine, check_traced
 from pfl_mobile.engines import arm64
+from pfl_mobile.engines.isolated import Child
 from pfl_mobile.errors import ConfigError, EngineUnavailableError
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
@@ -30,8 +32,25 @@ def traced(name: str) -> tuple[Deployment, dict[str, TracedProgram], list[Case]]
     return d, programs, reference
 
 
-#: Models whose other two programs only compute what those of another model here do: where lowering takes long, the
-#: program with forward and backward pass stands for them.
+@pytest.fixture(scope="module")
+def on_phones() -> Iterator[Callable[[str], Child]]:
+    """One ARM64 process of each engine for all models: emulating the start of a runtime takes longer than a model."""
+    children: dict[str, Child] = {}
+
+    def child(engine: str) -> Child:
+        if (
+            engine not in children or children[engine].process is None
+        ):  # the programs of another test ended it
+            children[engine] = arm64.start_arm64(engine)
+        return children[engine]
+
+    yield child
+    for each in children.values():
+        each.close()
+
+
+#: Models whose other two programs only compute what those of another model here do: the program with forward and
+#: backward pass stands for them.
 SAME_OUTPUTS = {
     "gru",
     "lstm",
@@ -50,10 +69,10 @@ SAME_OUTPUTS = {
 )
 @pytest.mark.parametrize("name", DEPLOYMENTS)
 def test_loss_and_every_gradient_equal_pytorch(
-    name: str, target: str, tmp_path: Path, on_arm64: bool
+    name: str, target: str, tmp_path: Path, on_arm64: bool, on_phones: Callable[[str], Child]
 ) -> None:
     _, programs, reference = traced(name)
-    if target != "torch" and name in SAME_OUTPUTS:
+    if name in SAME_OUTPUTS:
         programs = {"gradients": programs["gradients"]}
         reference = [case for case in reference if case.program == "gradients"]
     (found,) = resolve([target])
@@ -63,7 +82,9 @@ def test_loss_and_every_gradient_equal_pytorch(
         errors = [check_engine(session, reference)]
     if on_arm64 and found.engine in arm64.engines():
         files = {use: str(lowered.paths[inner]) for use, inner in lowered.files.items()}
-        with arm64.open_arm64(found.engine, files, program_specs(programs)) as session:
+        with arm64.open_arm64(
+            found.engine, files, program_specs(programs), child=on_phones(found.engine)
+        ) as session:
             errors.append(check_engine(session, reference))
     for error in errors:
         assert error["loss_rel_err"] < 1e-5

@@ -15,16 +15,17 @@ from tokenizers import Tokenizer, models
 from pfl_mobile.bundle import Bundle, manifest
 from pfl_mobile.engines import open_session
 from pfl_mobile.engines.compare import golden_check, output_errors, relative_error
-from pfl_mobile.errors import ConfigError, DataError, EngineMismatchError, NoExamplesError
+from pfl_mobile.errors import ConfigError, DataError, EngineMismatchError, NoExamplesError, StateError
 from pfl_mobile.local.evaluation import (
     Evaluator,
     UserResult,
     model_id,
+    personal_store,
     personalize_user,
     summarize,
     text_encoder,
 )
-from pfl_mobile.local.state import PersonalStateStore
+from pfl_mobile.local.state import PersonalState, PersonalStateStore
 from pfl_mobile.text.encoder import TextEncoder, WordTokenizer
 from pfl_mobile.text.rules import VERSION_1
 from pfl_mobile.text.specials import UNK
@@ -105,6 +106,21 @@ def test_the_encoder_is_what_manifest_and_file_say(tmp_path: Path, bundle: Bundl
     found = opened(library.to_str(), rules=2, subwords={"pad": 1, "bos": 1, "eos": 1, "unk": 0})
     assert found is not None
     assert found.ids("see") == [2, 3]
+
+
+def test_a_newer_version_of_a_bundle_keeps_what_was_learned(
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    personal_store(bundle, tmp_path / "ann").save(PersonalState(bundle.values(), words=("zorp",)))
+    newer = bundle.manifest.model_copy(update={"version": "2"})
+    monkeypatch.setattr(bundle, "manifest", newer)
+    loaded = personal_store(bundle, tmp_path / "ann").load()
+    assert loaded.state is not None
+    assert (loaded.version, loaded.state.words) == (1, ("zorp",))
+    unknown_weights = newer.model_copy(update={"version": "3", "frozen_sha256": None})
+    monkeypatch.setattr(bundle, "manifest", unknown_weights)
+    with pytest.raises(StateError):
+        personal_store(bundle, tmp_path / "ann").load()
 
 
 def test_the_json_holds_no_words_of_the_user(bundle: Bundle, session: EngineSession) -> None:

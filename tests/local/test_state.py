@@ -4,6 +4,7 @@ import contextlib
 import errno
 import multiprocessing
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -295,3 +296,50 @@ def test_two_processes_do_not_change_one_state_at_once(name, tmp_path, monkeypat
             CHANGES[name](store)
         assert value(store.load()) == 1
     CHANGES[name](store)
+
+
+def test_what_an_older_version_of_the_bundle_learned_is_carried_over(store):
+    store.save(state(1))
+    store.save(state(2, words=("zoe",)))
+    old = [(v.version, v.parent, v.created) for v in store.versions()]
+    newer = PersonalStateStore(store.directory, replace(MODEL, version="2"))
+    newer.carry_over(same_weights=False)
+    with pytest.raises(StateError, match="belongs to"):
+        newer.load()
+    newer.carry_over(same_weights=True)
+    assert (value(newer.load()), newer.load().state.words) == (2, ("zoe",))
+    assert [(v.version, v.parent, v.created) for v in newer.versions()] == old
+
+
+def test_what_does_not_fit_is_removed_only_where_that_is_asked_for(store):
+    store.save(state(1))
+    store.checkpoint_path().write_bytes(b"x")
+    store.block(["zorp"])
+    other = PersonalStateStore(store.directory, replace(MODEL, fingerprint="0" * 64))
+    other.carry_over(same_weights=True)
+    with pytest.raises(StateError, match="belongs to"):
+        other.load()
+    other.carry_over(same_weights=True, discard=True)
+    assert (other.load().version, other.versions()) == (0, [])
+    assert not other.checkpoint_path().exists()
+    assert "zorp" in other.blocked
+
+
+def test_a_process_that_is_killed_while_it_carries_over_leaves_the_rest_to_the_next(store, monkeypatch):
+    store.save(state(1))
+    store.save(state(2))
+    newer = PersonalStateStore(store.directory, replace(MODEL, version="2"))
+    encode = newer._encode
+
+    def killed(what, parent, created):
+        if parent:
+            raise KeyboardInterrupt
+        return encode(what, parent, created)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(newer, "_encode", killed)
+        with pytest.raises(KeyboardInterrupt):
+            newer.carry_over(same_weights=True)
+    newer.carry_over(same_weights=True)
+    assert value(newer.load()) == 2
+    assert value(PersonalStateStore(store.directory, newer.model).load()) == 2

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx
@@ -141,6 +142,24 @@ def unfuse_dynamic_linear(graph: fx.GraphModule) -> None:
         node.replace_all_uses_with(product)
         graph.graph.erase_node(node)
     graph.recompile()
+
+
+_exported: WeakKeyDictionary[fx.GraphModule, torch.export.ExportedProgram] = WeakKeyDictionary()
+
+
+def export_traced(program: TracedProgram) -> torch.export.ExportedProgram:
+    """The program as it was traced as an ``ExportedProgram`` to be read or changed, exported once for all targets.
+
+    Returns:
+        a copy of its own, whose constants are the same tensors.
+
+    Raises:
+        ExportError: ``torch.export`` refuses the graph.
+    """
+    found = _exported.get(program.graph)
+    if found is None:
+        found = _exported[program.graph] = export_graph(program)
+    return found._update(copy.deepcopy(found.graph_module), copy.deepcopy(found.graph_signature))
 
 
 def export_graph(program: TracedProgram, graph: fx.GraphModule | None = None) -> torch.export.ExportedProgram:

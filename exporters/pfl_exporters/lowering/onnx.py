@@ -18,7 +18,7 @@ from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.trace import TracedProgram
 
 from .files import Lowered, Report
-from .graphs import code_when_called, decomposed_once, export_graph
+from .graphs import code_when_called, decomposed_once, export_traced
 from .quiet import quiet
 
 #: Newest operator set that all supported runtimes read, mobile builds of the last two years included.
@@ -83,7 +83,7 @@ def _operators_read_once() -> Iterator[None]:
 
 
 def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
-    exported = decomposed_once(export_graph(program))
+    exported = decomposed_once(export_traced(program))
     try:
         with quiet(), code_when_called(), _operators_read_once():
             result: Any = torch.onnx.export(

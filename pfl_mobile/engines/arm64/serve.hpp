@@ -1,5 +1,6 @@
 // What `frames.py` and `child.py` are in Python, for a program on another instruction set: it loads the programs that
-// the first frame names, runs what the next ones ask for, and answers each.
+// the first frame names, runs what the next ones ask for, and answers each. A frame that names an engine again loads
+// other programs in place of those.
 #pragma once
 
 #include <fcntl.h>
@@ -90,7 +91,9 @@ inline int serve(const Load& load) {
   Run run;
   while (frames::receive(from, head, arrays)) {
     try {
-      if (!run) {
+      if (!run || head.contains("engine")) {
+        run = nullptr;
+        programs.clear();
         for (const auto& program : head.at("programs")) programs[program.at("name")] = program;
         run = load(head);
         frames::send(to, json::object(), {});

@@ -150,6 +150,22 @@ def test_what_torch_does_not_export_is_named():
         graphs.export_graph(program)
 
 
+def test_targets_share_one_export_and_change_their_own_copy_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, x = torch.randn(3), torch.randn(3)
+    program = TracedProgram("predict", traced(lambda x: (x + table).reshape(3, 1), x), {"x": x}, ("y",), ())
+    first = graphs.export_traced(program)
+    graphs.own_views(first.graph_module)
+    graphs.decomposed_once(first)
+    first.graph_signature.output_specs.clear()
+    monkeypatch.setattr(torch.export, "export", None)
+    second = graphs.export_traced(program)
+    assert aten.reshape.default in targets(second.graph_module)
+    assert "run_decompositions" not in vars(second)
+    assert torch.equal(second.module()(x), (x + table).reshape(3, 1))
+    (one,), (other,) = ({**e.state_dict, **e.constants}.values() for e in (first, second))
+    assert one.data_ptr() == other.data_ptr()
+
+
 def test_a_program_is_decomposed_where_something_is_left_to_do_only():
     exported = torch.export.export(
         traced(lambda x: torch.nn.functional.hardswish(x), torch.randn(3)), (torch.randn(3),)

@@ -10,7 +10,6 @@ import io.pflmobile.scenarios.Place
 import io.pflmobile.scenarios.damaged
 import io.pflmobile.sdk.open
 import java.io.File
-import java.nio.file.Path
 
 /**
  * An app on Android that uses the SDK: SQLite, the Keystore, files without backup.
@@ -25,24 +24,22 @@ internal class AndroidPlace(
 ) : Place {
     private val home = File(context.noBackupFilesDir, "scenarios/$scenario").apply { mkdirs() }
 
-    override val device: Path get() = home.toPath().resolve("device")
-
-    /** Under one name, as an app's newer bundle has the name of the older. */
-    override fun bundle(name: String): Path {
-        val file = File(home, "$scenario.pflb")
-        val bytes = asset(context, "bundles/${if (name == DAMAGED) SOUND else name}.pflb")
-        file.writeBytes(if (name == DAMAGED) damaged(bytes) else bytes)
-        return file.toPath()
-    }
-
     override suspend fun open(
         name: String,
         options: ModelOptions,
-    ): PersonalModel = PersonalModel.open(context, bundle(name).toString(), options)
+    ): PersonalModel = PersonalModel.open(context, bundle(name).path, options)
 
     override fun kill() {
         Process.killProcess(Process.myPid())
         Thread.sleep(Long.MAX_VALUE)
+    }
+
+    /** Under one name, as an app's newer bundle has the name of the older. */
+    private fun bundle(name: String): File {
+        val file = File(home, "$scenario.pflb")
+        val bytes = asset(context, "bundles/${if (name == DAMAGED) SOUND else name}.pflb")
+        file.writeBytes(if (name == DAMAGED) damaged(bytes) else bytes)
+        return file
     }
 
     private companion object {

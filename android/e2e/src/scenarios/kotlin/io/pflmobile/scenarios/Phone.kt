@@ -1,10 +1,16 @@
 package io.pflmobile.scenarios
 
+import io.pflmobile.core.device.Backoff
+import io.pflmobile.core.device.Event
+import io.pflmobile.core.device.PrivacyPolicy
 import io.pflmobile.core.errors.PflException
+import io.pflmobile.core.personal.Federation
+import io.pflmobile.core.personal.LeaveResult
 import io.pflmobile.core.personal.ModelOptions
 import io.pflmobile.core.personal.PersonalModel
 import io.pflmobile.core.personal.PersonalizeResult
 import io.pflmobile.core.personal.RememberResult
+import io.pflmobile.core.personal.RoundsResult
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.Job
@@ -13,6 +19,7 @@ import kotlinx.coroutines.coroutineScope
 import kotlinx.serialization.json.JsonElement
 import kotlinx.serialization.json.JsonObject
 import kotlinx.serialization.json.boolean
+import kotlinx.serialization.json.double
 import kotlinx.serialization.json.int
 import kotlinx.serialization.json.jsonArray
 import kotlinx.serialization.json.jsonPrimitive
@@ -49,7 +56,8 @@ internal class Phone(
             "revert" -> open().revert()
             "erase" -> open().eraseEverything()
             "serve" -> assertNotNull(place.aggregator, "whoever carries out the scenario starts an aggregator before")
-            "rounds" -> rounds(step)
+            "take_part" -> takePart(step)
+            "leave" -> leave(step)
             else -> error("no such step: $what")
         }
     }
@@ -124,12 +132,48 @@ internal class Phone(
             if (running.isCancelled && job.isCancelled) null else running.await().also { job.complete() }
         }
 
-    private suspend fun rounds(step: JsonObject) {
+    private suspend fun takePart(step: JsonObject) {
         val killAt = step["kill_at"]?.let(::word)
-        val summary = takePart(place, name()) { if (it == killAt) place.kill() }
-        assertEquals(word(step, "ends"), summary.ended.name.lowercase())
-        assertEquals(step.getValue("rounds").jsonPrimitive.int, summary.rounds)
-        assertEquals(emptyMap(), summary.declined)
+        val rounds = step["rounds"]?.jsonPrimitive?.int ?: 1
+        val most = step["max_epsilon"]?.jsonPrimitive?.double
+        val policy = if (most == null) PrivacyPolicy() else PrivacyPolicy(maxEpsilon = most)
+        val result = open().takePart(federation(policy), rounds = rounds) { if (nameOf(it) == killAt) place.kill() }
+        val ends =
+            when (result) {
+                is RoundsResult.TookPart -> "took_part"
+                is RoundsResult.NoRound -> "no_round"
+                is RoundsResult.NotProtected -> "not_protected"
+                is RoundsResult.NotEnoughExamples -> "not_enough"
+                is RoundsResult.Paused -> "paused"
+                is RoundsResult.Cancelled -> "cancelled"
+                is RoundsResult.Unreachable -> "unreachable"
+                is RoundsResult.Refused -> throw result.error
+                is RoundsResult.Failed -> throw result.error
+            }
+        assertEquals(word(step, "ends"), ends)
+        if (result is RoundsResult.TookPart) {
+            assertEquals(rounds, result.summary.rounds)
+            assertEquals(emptyMap(), result.summary.declined)
+        }
+    }
+
+    /** The event's name in scenarios; of those that none names, no word. */
+    private fun nameOf(event: Event): String = if (event is Event.Finished) "finished" else ""
+
+    private suspend fun leave(step: JsonObject) {
+        val ends =
+            when (val result = open().leave(federation())) {
+                is LeaveResult.Left -> "left"
+                is LeaveResult.NotThere -> "not_there"
+                is LeaveResult.Unreachable -> "unreachable"
+                is LeaveResult.Failed -> throw result.error
+            }
+        assertEquals(word(step, "ends"), ends)
+    }
+
+    private fun federation(policy: PrivacyPolicy = PrivacyPolicy()): Federation {
+        val url = assertNotNull(place.aggregator, "there is no aggregator here")
+        return Federation(url, policy, backoff = QUICK)
     }
 
     private suspend fun suggest(step: JsonObject) {
@@ -140,7 +184,15 @@ internal class Phone(
 
     private suspend fun status(step: JsonObject) {
         val now = open().status()
-        val shown = mapOf("examples" to now.examples, "words" to now.words, "version" to now.version, "paused" to now.paused)
+        val shown =
+            mapOf(
+                "examples" to now.examples,
+                "words" to now.words,
+                "version" to now.version,
+                "paused" to now.paused,
+                "rounds" to (now.rounds?.rounds ?: 0).toInt(),
+                "waiting" to (now.rounds?.waiting ?: 0),
+            )
         for ((name, want) in step - "do") assertEquals(value(want), shown.getValue(name), name)
     }
 
@@ -148,5 +200,6 @@ internal class Phone(
 
     private companion object {
         val OPTIONS = ModelOptions(trusted = true, checkpointEvery = 1)
+        val QUICK = Backoff(firstS = 0.05, mostS = 0.5)
     }
 }

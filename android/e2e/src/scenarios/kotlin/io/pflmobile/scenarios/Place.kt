@@ -3,21 +3,14 @@ package io.pflmobile.scenarios
 import io.pflmobile.core.engines.Engine
 import io.pflmobile.core.personal.ModelOptions
 import io.pflmobile.core.personal.PersonalModel
-import java.nio.file.Path
 
 /** Where a scenario is carried out: a JVM, or Android. */
 internal interface Place {
     /** Runs the programs. */
     val engine: Engine
 
-    /** The folder of the device of a federation. */
-    val device: Path
-
     /** Address of the aggregator; null where there is none. */
     val aggregator: String?
-
-    /** The file of a bundle. */
-    fun bundle(name: String): Path
 
     /** Opens the user's model of a bundle; all have one folder, as a newer bundle has the same. */
     suspend fun open(

@@ -3,6 +3,7 @@ package io.pflmobile.scenarios
 import kotlinx.serialization.json.Json
 import kotlinx.serialization.json.JsonElement
 import kotlinx.serialization.json.JsonObject
+import kotlinx.serialization.json.boolean
 import kotlinx.serialization.json.jsonArray
 import kotlinx.serialization.json.jsonObject
 import kotlinx.serialization.json.jsonPrimitive
@@ -25,7 +26,7 @@ internal interface User {
  *
  * @property alone the phone is its only device, and adds the noise itself; else there is one of Python as well
  */
-internal data class Federation(
+internal data class Served(
     val bundle: String,
     val alone: Boolean,
 )
@@ -48,13 +49,10 @@ internal class Scenario(
             if (word(step, "do") == "restart") parts + listOf(listOf(step)) else parts.dropLast(1) + listOf(parts.last() + step)
         }
 
-    /** The federation that must be there; null where none is needed. */
-    val federation: Federation?
-        get() {
-            val alone = steps.firstOrNull { word(it, "do") == "serve" }
-            if (alone != null) return Federation(word(alone, "bundle"), alone = true)
-            val together = steps.takeWhile { word(it, "do") != "rounds" }
-            return if (together.size == steps.size) null else Federation(word(together.last { "bundle" in it }, "bundle"), alone = false)
+    /** The federation that must be there before the first process; null where none is needed. */
+    val served: Served? =
+        steps.firstOrNull { word(it, "do") == SERVE }?.let { step ->
+            Served(word(step, "bundle"), step["alone"]?.jsonPrimitive?.boolean ?: false)
         }
 
     /** Whether the system ends the process of a part. */
@@ -71,7 +69,8 @@ internal class Scenario(
         user: (bundle: String?) -> User,
     ) {
         val before = parts.take(part).flatten()
-        val acting = user(before.lastOrNull { "bundle" in it && "refused" !in it }?.let { word(it, "bundle") })
+        val opened = before.lastOrNull { "bundle" in it && "refused" !in it && word(it, "do") != SERVE }
+        val acting = user(opened?.let { word(it, "bundle") })
         try {
             for ((index, step) in parts[part].withIndex()) {
                 try {
@@ -86,6 +85,7 @@ internal class Scenario(
     }
 
     private companion object {
+        const val SERVE = "serve"
         val KILLS = listOf("kill_after", "kill_at")
     }
 }

@@ -27,7 +27,7 @@ class RobolectricScenariosTest {
         val files =
             all.listDirectoryEntries("*.json").sorted().filter { file ->
                 val scenario = Scenario(file.readText())
-                scenario.federation == null && scenario.parts.indices.none(scenario::isKilled)
+                scenario.served == null && scenario.parts.indices.none(scenario::isKilled)
             }
         assertTrue(files.size > 8, "$files")
         for (file in files) {

@@ -137,8 +137,14 @@ public class KeyboardService : InputMethodService() {
             scope.launch {
                 val words =
                     withModel {
-                        // a bundle gives as many as it was exported for; the user's own words complete without being likely
-                        if (request.prefix.isEmpty()) suggest(request.context, NEXT) else suggest(request.context, COMPLETING) + ownWords()
+                        if (request.prefix.isEmpty()) {
+                            suggest(
+                                request.context,
+                                CHOICE,
+                            )
+                        } else {
+                            complete(request.context, request.prefix, CHOICE)
+                        }
                     }.orEmpty()
                 val shown = Composer.completions(words, request.prefix, SHOWN).map { typist.spelled(it, request) }
                 strip?.show(shown, note)
@@ -161,11 +167,8 @@ public class KeyboardService : InputMethodService() {
     private companion object {
         const val SHOWN = 3
 
-        /** Likely next words, of which some are punctuation. */
-        const val NEXT = 12
-
-        /** Among so many is the word that is begun. */
-        const val COMPLETING = 2000
+        /** Of so many words some are punctuation. */
+        const val CHOICE = 12
         val KEEPING = CoroutineScope(SupervisorJob() + Dispatchers.Main.immediate)
     }
 }

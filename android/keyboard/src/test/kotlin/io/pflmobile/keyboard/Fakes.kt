@@ -24,7 +24,11 @@ internal class FakeAssistant(
         count: Int,
     ): List<String> = words.also { asked += text }
 
-    override suspend fun ownWords(): List<String> = standing.words
+    override suspend fun complete(
+        text: String,
+        prefix: String,
+        count: Int,
+    ): List<String> = (words + standing.words).also { asked += text }
 
     override suspend fun remember(text: String) {
         told += "remember $text"
@@ -49,6 +53,11 @@ internal class FakeAssistant(
     override suspend fun pause(paused: Boolean) {
         told += "pause $paused"
         standing = standing.copy(paused = paused)
+    }
+
+    override suspend fun takePart(on: Boolean) {
+        told += "rounds $on"
+        standing = standing.copy(rounds = standing.rounds?.copy(on = on))
     }
 
     override suspend fun revert() {

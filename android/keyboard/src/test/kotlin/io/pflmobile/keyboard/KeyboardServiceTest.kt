@@ -132,6 +132,31 @@ class KeyboardServiceTest {
     }
 
     @Test
+    fun `a field that turns secret while it is typed in teaches nothing of what was typed before either`() {
+        enter()
+        press("capital M", "y", "space", "k", "e", "y")
+        val secret = EditorInfo().apply { inputType = InputType.TYPE_CLASS_TEXT or InputType.TYPE_TEXT_VARIATION_PASSWORD }
+        service.onStartInput(secret, true)
+        service.onStartInputView(secret, true)
+        press("a", "b")
+        service.onFinishInput()
+        settle()
+        assertEquals(emptyList(), model.told)
+    }
+
+    @Test
+    fun `an app that restarts input at every word changes nothing`() {
+        enter()
+        press("capital M", "y", "space")
+        val same = EditorInfo().apply { inputType = InputType.TYPE_CLASS_TEXT or InputType.TYPE_TEXT_FLAG_CAP_SENTENCES }
+        service.onStartInput(same, true)
+        press("k", "e", "y", "period", "space")
+        service.onFinishInput()
+        settle()
+        assertEquals(listOf("remember My key."), model.told)
+    }
+
+    @Test
     fun `incognito is asked of the user's choice`() {
         Preferences(service).incognito = true
         enter()

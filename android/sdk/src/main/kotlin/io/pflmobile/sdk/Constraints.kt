@@ -1,5 +1,6 @@
 package io.pflmobile.sdk
 
+import android.app.job.JobInfo
 import android.content.Context
 import android.content.Intent
 import android.content.IntentFilter
@@ -7,7 +8,9 @@ import android.net.ConnectivityManager
 import android.os.BatteryManager
 import android.os.Build
 import android.os.PowerManager
+import io.pflmobile.core.device.DeviceFacts
 import io.pflmobile.core.errors.ConfigException
+import io.pflmobile.core.personal.ModelStatus
 
 /**
  * When a phone may learn by itself. All of it is checked when a job starts and while it runs.
@@ -58,7 +61,35 @@ public data class PersonalizationConstraints(
     }
 }
 
-/** For what the next training of a phone waits. */
+/** For what a job of a model waits; [last] is when it was done last, in seconds since 1970. */
+internal fun waiting(
+    context: Context,
+    status: ModelStatus,
+    job: JobInfo?,
+    last: Double?,
+): Set<Waiting> {
+    if (status.training) return setOf(Waiting.RUNNING)
+    val constraints = JobExtras.constraintsOf((job ?: return setOf(Waiting.NOT_SCHEDULED)).extras)
+    return buildSet {
+        if (status.paused) add(Waiting.PAUSED)
+        if (Jobs.tooSoon(last, constraints)) add(Waiting.INTERVAL)
+        addAll(constraints.unmet(context))
+    }
+}
+
+/** What a phone tells an aggregator of itself, so that it is asked only when it can. */
+internal fun deviceFacts(context: Context): DeviceFacts {
+    val unmet = PersonalizationConstraints(unmetered = true, minBatteryPercent = 0).unmet(context)
+    return DeviceFacts(
+        "android-${Build.VERSION.SDK_INT}",
+        idle = Waiting.IDLE !in unmet,
+        charging = Waiting.CHARGING !in unmet,
+        unmetered = Waiting.UNMETERED !in unmet,
+        freeBytes = context.noBackupFilesDir.usableSpace,
+    )
+}
+
+/** For what the next training or round of a phone waits. */
 public enum class Waiting {
     /** Nobody scheduled it. */
     NOT_SCHEDULED,

@@ -43,7 +43,7 @@ public suspend fun PersonalModel.Companion.open(
  * Removes everything that was kept for a bundle, also where it is too damaged to be opened.
  *
  * @param name as it was opened
- * @throws StateException it is open; erase it by [PersonalModel.eraseEverything]
+ * @throws StateException it is open, in this process or another; erase it by [PersonalModel.eraseEverything]
  * @throws UnwritableException something cannot be removed
  */
 public suspend fun PersonalModel.Companion.erase(
@@ -107,14 +107,11 @@ internal object Openings {
     ) {
         lock.withLock {
             withContext(Dispatchers.IO) {
-                val folder = folderOf(context, name).toFile()
-                if (!folder.exists()) return@withContext
-                if (PersonalModel.isOpen(folder.toPath())) {
-                    throw StateException("the model '$name' is open", "call eraseEverything(), or close it first")
-                }
+                val folder = folderOf(context, name)
+                if (!Files.exists(folder)) return@withContext
                 // the files first: the Keystore may not answer
-                if (!folder.deleteRecursively()) throw UnwritableException("$folder cannot be removed", "restart the device, and try again")
-                wrappingKey(aliasOf(folder.toPath())).destroy()
+                PersonalModel.erase(folder)
+                wrappingKey(aliasOf(folder)).destroy()
             }
         }
     }

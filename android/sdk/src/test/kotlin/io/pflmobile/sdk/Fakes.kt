@@ -1,5 +1,10 @@
 package io.pflmobile.sdk
 
+import android.app.job.JobInfo
+import android.app.job.JobParameters
+import android.content.Context
+import android.content.Intent
+import android.os.BatteryManager
 import io.pflmobile.core.bundle.Bundle
 import io.pflmobile.core.bundle.GoldenCase
 import io.pflmobile.core.bundle.ProgramSpec
@@ -7,8 +12,14 @@ import io.pflmobile.core.engines.Engine
 import io.pflmobile.core.engines.OnnxRuntimeEngine
 import io.pflmobile.core.engines.Session
 import io.pflmobile.core.tensors.Tensor
+import org.robolectric.Robolectric
+import org.robolectric.Shadows.shadowOf
+import org.robolectric.shadow.api.Shadow
+import org.robolectric.util.ReflectionHelpers
 import java.io.File
 import java.nio.file.Path
+import java.util.concurrent.TimeUnit
+import kotlin.test.assertTrue
 
 /** Wraps by turning bits around; [lost] as after a reset of the phone's secure hardware. */
 internal class FakeWrappingKey(
@@ -69,3 +80,39 @@ internal fun filesIn(folder: File): List<String> =
         .map { it.name }
         .sorted()
         .toList()
+
+internal fun charge(
+    context: Context,
+    plugged: Boolean,
+    percent: Int,
+) {
+    @Suppress("DEPRECATION")
+    context.sendStickyBroadcast(
+        Intent(Intent.ACTION_BATTERY_CHANGED)
+            .putExtra(BatteryManager.EXTRA_PLUGGED, if (plugged) BatteryManager.BATTERY_PLUGGED_AC else 0)
+            .putExtra(BatteryManager.EXTRA_LEVEL, percent)
+            .putExtra(BatteryManager.EXTRA_SCALE, 100),
+    )
+}
+
+/** Runs a job as the system would; whether it asked to be run again. */
+internal fun runJob(
+    service: Class<out ModelJobService>,
+    job: JobInfo,
+): Boolean {
+    val controller = Robolectric.buildService(service).create()
+    assertTrue(controller.get().onStartJob(parameters(job)))
+    val shadow = shadowOf(controller.get())
+    val until = System.nanoTime() + TimeUnit.SECONDS.toNanos(60)
+    while (!shadow.isJobFinished && System.nanoTime() < until) Thread.sleep(5)
+    assertTrue(shadow.isJobFinished)
+    controller.destroy()
+    return shadow.isRescheduleNeeded
+}
+
+internal fun parameters(job: JobInfo): JobParameters {
+    val params = Shadow.newInstanceOf(JobParameters::class.java)
+    ReflectionHelpers.setField(params, "jobId", job.id)
+    ReflectionHelpers.setField(params, "extras", job.extras)
+    return params
+}

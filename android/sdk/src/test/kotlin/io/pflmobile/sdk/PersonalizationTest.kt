@@ -1,12 +1,9 @@
 package io.pflmobile.sdk
 
 import android.app.job.JobInfo
-import android.app.job.JobParameters
 import android.app.job.JobScheduler
 import android.content.Context
-import android.content.Intent
 import android.net.ConnectivityManager
-import android.os.BatteryManager
 import android.os.PowerManager
 import io.pflmobile.core.bundle.VerificationKey
 import io.pflmobile.core.errors.ConfigException
@@ -26,8 +23,6 @@ import org.robolectric.Robolectric
 import org.robolectric.RobolectricTestRunner
 import org.robolectric.RuntimeEnvironment
 import org.robolectric.Shadows.shadowOf
-import org.robolectric.shadow.api.Shadow
-import org.robolectric.util.ReflectionHelpers
 import java.util.concurrent.CountDownLatch
 import java.util.concurrent.TimeUnit
 import kotlin.test.assertEquals
@@ -61,7 +56,7 @@ class PersonalizationTest {
         shadowOf(context.getSystemService(PowerManager::class.java)).turnScreenOn(false)
         Openings.asset = { _, name -> BUNDLES.resolve(name).toFile().inputStream() }
         PersonalizationScheduler.openWith = { context, name -> PersonalModel.open(context, name, options) }
-        PersonalizationJobService.watchEveryMs = 1
+        ModelJobService.watchEveryMs = 1
     }
 
     @After
@@ -69,7 +64,7 @@ class PersonalizationTest {
         runBlocking {
             opened.forEach { it.close() }
             PersonalizationScheduler.openWith = null
-            PersonalizationJobService.watchEveryMs = 2_000
+            ModelJobService.watchEveryMs = 2_000
             assertEquals(0, engine.open)
         }
 
@@ -81,38 +76,12 @@ class PersonalizationTest {
     private fun charge(
         plugged: Boolean,
         percent: Int,
-    ) {
-        @Suppress("DEPRECATION")
-        context.sendStickyBroadcast(
-            Intent(Intent.ACTION_BATTERY_CHANGED)
-                .putExtra(BatteryManager.EXTRA_PLUGGED, if (plugged) BatteryManager.BATTERY_PLUGGED_AC else 0)
-                .putExtra(BatteryManager.EXTRA_LEVEL, percent)
-                .putExtra(BatteryManager.EXTRA_SCALE, 100),
-        )
-    }
+    ) = charge(context, plugged, percent)
 
     private fun pending(): JobInfo = scheduler.allPendingJobs.single()
 
     /** Runs the pending job as the system would; whether it asked to be run again. */
-    private fun runJob(meanwhile: (PersonalizationJobService, JobParameters) -> Unit = { _, _ -> }): Boolean {
-        val service = Robolectric.buildService(PersonalizationJobService::class.java).create()
-        val params = parameters(pending())
-        assertTrue(service.get().onStartJob(params))
-        meanwhile(service.get(), params)
-        val shadow = shadowOf(service.get())
-        val until = System.nanoTime() + TimeUnit.SECONDS.toNanos(60)
-        while (!shadow.isJobFinished && System.nanoTime() < until) Thread.sleep(5)
-        assertTrue(shadow.isJobFinished)
-        service.destroy()
-        return shadow.isRescheduleNeeded
-    }
-
-    private fun parameters(job: JobInfo): JobParameters {
-        val params = Shadow.newInstanceOf(JobParameters::class.java)
-        ReflectionHelpers.setField(params, "jobId", job.id)
-        ReflectionHelpers.setField(params, "extras", job.extras)
-        return params
-    }
+    private fun runJob(): Boolean = runJob(PersonalizationJobService::class.java, pending())
 
     @Test
     fun `an asset is opened, shared, and everything stays in the folder without backup`() {
@@ -162,7 +131,7 @@ class PersonalizationTest {
         val free = PersonalizationConstraints(charging = false, idle = false, unmetered = true, minBatteryPercent = 0, everyHours = 5)
         PersonalizationScheduler.schedule(context, model, free)
         assertFalse(pending().isRequireCharging || pending().isRequireDeviceIdle)
-        assertEquals(free, PersonalizationScheduler.constraintsOf(pending().extras))
+        assertEquals(free, JobExtras.constraintsOf(pending().extras))
         PersonalizationScheduler.cancel(context, model)
         assertEquals(emptyList(), scheduler.allPendingJobs)
         assertFailsWith<ConfigException> { PersonalizationConstraints(minBatteryPercent = 101) }
@@ -187,8 +156,37 @@ class PersonalizationTest {
             val file = BUNDLES.resolve("tiny.pflb").toString()
             val model = PersonalModel.open(context, file, own.copy(key = null, trusted = true)).also { opened += it }
             PersonalizationScheduler.schedule(context, model)
-            assertEquals(model.options, PersonalizationScheduler.optionsOf(pending().extras))
-            assertEquals(file, PersonalizationScheduler.nameOf(pending().extras))
+            assertEquals(model.options, JobExtras.optionsOf(pending().extras))
+            assertEquals(file, JobExtras.nameOf(pending().extras))
+        }
+
+    @Test
+    fun `the same schedule at each start of the app leaves the job alone`() {
+        val model = open()
+        PersonalizationScheduler.schedule(context, model)
+        val before = pending()
+        PersonalizationScheduler.schedule(context, model)
+        assertSame(before, pending())
+        PersonalizationScheduler.schedule(context, model, PersonalizationConstraints(everyHours = 12))
+        assertEquals(before.id, pending().id)
+        assertTrue(before !== pending())
+    }
+
+    @Test
+    fun `a job with the options of before an update of the app waits for the app's own word`() =
+        runBlocking {
+            val file = BUNDLES.resolve("tiny.pflb").toString()
+            val model = PersonalModel.open(context, file, ModelOptions(trusted = true)).also { opened += it }
+            PersonalizationScheduler.openWith = null
+            PersonalizationScheduler.schedule(context, model)
+            charge(plugged = false, percent = 80)
+            assertTrue(runJob(), "it waits for power")
+            val info = context.packageManager.getPackageInfo(context.packageName, 0)
+            info.lastUpdateTime += 1
+            shadowOf(context.packageManager).installPackage(info)
+            assertFalse(runJob())
+            PersonalizationScheduler.schedule(context, model)
+            assertTrue(runJob(), "it is scheduled anew, and waits for power")
         }
 
     @Test

@@ -157,6 +157,7 @@ public sealed interface EncoderEntry {
      *
      * @property rules version of the piece rules that the tokenizer's words were cut by
      * @property subwords special tokens of a tokenizer of subwords, whose file says alone how a text is cut; null for words
+     * @property scriptsNotServed ISO 15924 codes of scripts in which the model is of no use; empty where the bundle does not say
      */
     public data class Text(
         val length: Long,
@@ -165,6 +166,7 @@ public sealed interface EncoderEntry {
         val slots: Long = 0,
         val rules: Long = 1,
         val subwords: Subwords? = null,
+        val scriptsNotServed: List<String> = emptyList(),
     ) : EncoderEntry
 
     /** Examples are arrays already. */

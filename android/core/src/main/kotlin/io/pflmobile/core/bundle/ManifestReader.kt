@@ -24,6 +24,7 @@ internal object ManifestReader {
     private const val AGAIN = "obtain the bundle again, or export it again"
     private val DIGEST = Regex("[0-9a-f]{64}")
     private val PROGRAM = Regex("[a-z][a-z0-9_]{0,63}")
+    private val SCRIPT = Regex("[A-Z][a-z]{3}")
 
     /**
      * Parses and checks a manifest.
@@ -229,6 +230,7 @@ internal object ManifestReader {
                         slots = or("slots", 0L, JsonFields.count),
                         rules = or("rules", 1L, ::rules),
                         subwords = nullable("subwords", ::subwords),
+                        scriptsNotServed = or("scripts_not_served", emptyList(), JsonFields.list(::script)),
                     )
                 }
 
@@ -254,6 +256,14 @@ internal object ManifestReader {
             )
         }
         return version
+    }
+
+    private fun script(
+        element: JsonElement,
+        where: String,
+    ): String {
+        val code = JsonFields.text(element, where)
+        return if (SCRIPT.matches(code)) code else fault(where, "it is no code of a script")
     }
 
     private fun subwords(

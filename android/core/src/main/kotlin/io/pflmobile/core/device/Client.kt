@@ -230,7 +230,7 @@ public class Client(
                     use(response)
                 }
             } catch (error: IOException) {
-                throw if (call.isCanceled()) error else found(error)
+                throw if (call.isCanceled()) error else (error as? OwnFileException)?.error ?: found(error)
             }
         }
     }
@@ -332,7 +332,7 @@ public class Client(
             (error as? UnreachableException)?.retryAfterS ?: (error as? ServerProblemException)?.retryAfterS
 
         /** Refuse what is no safe address. */
-        private fun checkAddress(
+        fun checkAddress(
             server: String,
             allowHttp: Boolean,
         ): HttpUrl {

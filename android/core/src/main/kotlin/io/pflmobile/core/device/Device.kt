@@ -138,7 +138,8 @@ public class Device internal constructor(
         Dispatchers.Default,
     )
 
-    private val pipeline = Pipeline(model, examples, folder.personal, folder.sent, policy, test, noise = noise)
+    private val pipeline =
+        Pipeline(model, examples, folder.personal, folder.sent, policy, test, noise = noise, checkpoint = folder.checkpoint)
     private val facts =
         Facts(model.engine, facts.platform.take(MOST_FACT), SDK, facts.idle, facts.charging, facts.unmetered, facts.freeBytes)
     private val counts = Counts()
@@ -241,29 +242,10 @@ public class Device internal constructor(
      * @throws ServerProblemException the same
      */
     public suspend fun leave() {
-        withContext(dispatcher) {
-            val membership = folder.membership ?: return@withContext
-            checkServer(membership)
-            client.credential = membership.credential
-            try {
-                client.leave()
-            } catch (problem: ServerProblemException) {
-                // it left already, and the answer was lost
-                if (problem.code !in GONE) throw problem
-            }
-            folder.forget()
-        }
+        withContext(dispatcher) { leave(folder, client) }
     }
 
     // -- joining
-
-    private fun checkServer(membership: Membership) {
-        if (membership.server == client.server) return
-        throw DeviceFolderException(
-            "${folder.directory} belongs to a device of ${membership.server}",
-            mend = "give another folder for another server; the credential goes to its own only",
-        )
-    }
 
     private suspend fun join() {
         val info = client.federation()
@@ -276,7 +258,7 @@ public class Device internal constructor(
             )
         }
         val known = folder.membership
-        known?.let(::checkServer)
+        known?.let { checkServer(folder, client, it) }
         val membership =
             known ?: folder.join(client.server, client.enrol(Enrolment(model.bundle, token, group, attested(info))))
         client.credential = membership.credential
@@ -432,8 +414,44 @@ public class Device internal constructor(
         const val MOST_FACT = 40
         const val LEAST_WAIT_S = 0.05
         const val AGGREGATOR = "update the aggregator"
-
-        /** Problems that say that the aggregator does not know the credential. */
-        val GONE = setOf("unauthorized", "device-revoked")
     }
+}
+
+/** Problems that say that the aggregator does not know the credential. */
+private val GONE = setOf("unauthorized", "device-revoked")
+
+/**
+ * Gives the credential of a folder back; whether there was one.
+ *
+ * @throws UnreachableException the aggregator still has the device
+ * @throws ServerProblemException the same
+ * @throws DeviceFolderException the credential is of another server
+ */
+internal suspend fun leave(
+    folder: DeviceFolder,
+    client: Client,
+): Boolean {
+    val membership = folder.membership ?: return false
+    checkServer(folder, client, membership)
+    client.credential = membership.credential
+    try {
+        client.leave()
+    } catch (problem: ServerProblemException) {
+        // it left already, and the answer was lost
+        if (problem.code !in GONE) throw problem
+    }
+    folder.forget()
+    return true
+}
+
+private fun checkServer(
+    folder: DeviceFolder,
+    client: Client,
+    membership: Membership,
+) {
+    if (membership.server == client.server) return
+    throw DeviceFolderException(
+        "${folder.directory} belongs to a device of ${membership.server}",
+        mend = "give another folder for another server; the credential goes to its own only",
+    )
 }

@@ -24,9 +24,11 @@ import kotlinx.serialization.KSerializer
 import kotlinx.serialization.Serializable
 import java.io.IOException
 import java.nio.file.Files
+import java.nio.file.LinkOption
 import java.nio.file.NoSuchFileException
 import java.nio.file.Path
 import java.security.MessageDigest
+import kotlin.io.path.exists
 import kotlin.io.path.name
 import kotlin.io.path.nameWithoutExtension
 
@@ -114,6 +116,8 @@ private class UserFile(
  *     FOLDER/personal/         the personal state, see [PersonalStateStore]
  *     FOLDER/sets/<sha256>     values as downloaded; `.part` while they arrive
  *     FOLDER/sent.json         what was sent under the device's own noise
+ *     FOLDER/spent.json        what was sent in all, for a status screen
+ *     FOLDER/checkpoint        training under way, where the personal state lies elsewhere
  *     FOLDER/queue/<task>.update, <task>.json     a finished update and what is to be done with it
  *
  * Every file is replaced in one step, and an update is on the disk before its `.json` names it, so a process that is killed at any
@@ -128,16 +132,25 @@ private class UserFile(
  * @throws DeviceFolderException in use by another process, damaged, or of another model or user
  * @throws io.pflmobile.core.errors.UnwritableException it cannot be written
  */
-public class DeviceFolder(
+public class DeviceFolder internal constructor(
     directory: Path,
     private val model: ModelId,
-    user: String? = null,
+    user: String?,
+    shared: PersonalStateStore?,
 ) : AutoCloseable {
+    public constructor(directory: Path, model: ModelId, user: String? = null) : this(directory, model, user, null)
+
     /** Where it lies. */
     public val directory: Path = directory.toAbsolutePath()
 
     /** The personal state. */
     public val personal: PersonalStateStore
+
+    /** Where training of a task is kept. */
+    internal val checkpoint: Path
+
+    /** What was sent, for a status screen. */
+    internal val spent: Spent
 
     internal var membership: Membership? = null
         private set
@@ -161,10 +174,13 @@ public class DeviceFolder(
         )
         var whole = false
         try {
-            membership = readMembership()
+            // with a state of its own, a new version of the bundle has taken that over, and the federation knows the old one only
+            membership = readMembership(renew = shared != null)
             if (user != null) noteUser(user)
-            sent = SentNoise(this.directory.resolve("sent.json"))
-            personal = PersonalStateStore(this.directory.resolve("personal"), model)
+            sent = SentNoise(this.directory.resolve(SENT))
+            spent = Spent(this.directory.resolve(SPENT))
+            personal = shared ?: PersonalStateStore(this.directory.resolve("personal"), model)
+            checkpoint = if (shared == null) personal.checkpoint else this.directory.resolve("checkpoint")
             whole = true
         } finally {
             if (!whole) lock.close()
@@ -209,7 +225,8 @@ public class DeviceFolder(
         membership = null
     }
 
-    private fun readMembership(): Membership? {
+    /** @param renew a membership with another version of the bundle ends here, with what waited for its rounds */
+    private fun readMembership(renew: Boolean): Membership? {
         val path = directory.resolve("device.json")
         val found =
             damaged(path, { "remove the file to enrol as a new device" }) { read(path, MembershipFile.serializer()) } ?: return null
@@ -221,6 +238,7 @@ public class DeviceFolder(
         }
         val (name, version, fingerprint) = found.model
         if (ModelId(name, version, fingerprint) != model) {
+            if (renew) return null.also { clear(directory) }
             val differ = if (name == model.name) " (its tensors differ)" else ""
             throw DeviceFolderException(
                 "$directory belongs to a device with model $name $version$differ",
@@ -330,6 +348,19 @@ public class DeviceFolder(
         return found.sortedWith(compareBy({ it.round }, { it.task })) to damaged.sorted()
     }
 
+    /**
+     * Throw away what waits to be sent, and training of a task that is under way. Nothing of it leaves the device any more; copies that the
+     * aggregator counts on get the values that it knows.
+     */
+    internal fun discardWaiting() {
+        for (entry in pending().first.asReversed()) {
+            if (!entry.uploaded) takeBack(personal, entry.copies, entry.insteadOf.toInt())
+            remove(entry.task)
+        }
+        list(queue).forEach(files::delete)
+        files.delete(checkpoint)
+    }
+
     /** Remove updates of a process that was killed before it could write their entries. */
     internal fun removeOrphans() {
         val all = list(queue)
@@ -373,13 +404,37 @@ public class DeviceFolder(
 
     private fun list(folder: Path): List<Path> = diskErrors(folder) { Files.newDirectoryStream(folder).use { it.toList() } }
 
-    private companion object {
+    internal companion object {
+        private const val LOCK = "lock"
+        private const val SENT = "sent.json"
+        private const val SPENT = "spent.json"
+
         /** What only a device's folder holds. */
-        val NAMES = setOf("lock", "device.json", "user.json", "sent.json", "personal", "queue")
+        private val NAMES = setOf(LOCK, "device.json", "user.json", SENT, SPENT, "personal", "queue")
 
-        fun digest(data: ByteArray) = hex(MessageDigest.getInstance("SHA-256").digest(data))
+        /**
+         * Removes everything from a folder that no device uses but how much was sent: that cannot be taken back, so a budget must go on
+         * from there. Works on a damaged folder too.
+         */
+        fun clear(directory: Path) {
+            if (!directory.exists()) return
+            val files = AtomicFiles()
+            val kept = setOf(LOCK, SENT, SPENT)
+            diskErrors(directory) {
+                for (path in Files.newDirectoryStream(directory).use { it.toList() }.filter { it.name !in kept }) {
+                    if (!Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS)) {
+                        files.delete(path)
+                    } else {
+                        Files.newDirectoryStream(path).use { it.toList() }.forEach(files::delete)
+                    }
+                }
+            }
+            files.syncFolder(directory)
+        }
 
-        fun unreadable(
+        private fun digest(data: ByteArray) = hex(MessageDigest.getInstance("SHA-256").digest(data))
+
+        internal fun unreadable(
             path: Path,
             error: IOException,
         ) = DeviceFolderException(
@@ -388,7 +443,7 @@ public class DeviceFolder(
             error,
         )
 
-        fun <T> damaged(
+        private fun <T> damaged(
             path: Path,
             mend: () -> String,
             read: () -> T,

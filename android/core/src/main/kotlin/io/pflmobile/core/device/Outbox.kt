@@ -120,6 +120,7 @@ internal class Outbox(
     ) {
         val noise = task.privacy.localNoiseMultiplier
         if (task.privacy.clipNorm != null && noise > 0) folder.sent.add(noise)
+        folder.spent.made(folder.membership?.device.orEmpty(), task.privacy)
         val pending =
             Pending(
                 schemaVersion = SCHEMA_VERSION,
@@ -191,6 +192,7 @@ internal class Outbox(
                 return false
             }
         counts.rounds++
+        folder.spent.accepted(pending.bytes)
         folder.change(pending.copy(adopts = null, uploaded = true))
         tell(Event.Uploaded(pending.round, pending.bytes, state.duplicate))
         return true

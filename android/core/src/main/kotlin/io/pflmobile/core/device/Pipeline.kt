@@ -36,6 +36,7 @@ import io.pflmobile.core.state.PersonalState
 import io.pflmobile.core.state.PersonalStateStore
 import io.pflmobile.core.tensors.FloatTensor
 import io.pflmobile.core.tensors.Tensor
+import java.nio.file.Path
 
 /** Sum and weight of metrics by name. */
 internal typealias MetricSums = Map<String, Pair<Double, Double>>
@@ -82,6 +83,7 @@ internal class DeclineTask(
  * @param test share of the examples to test on
  * @param checkpointEvery steps between checkpoints of training; null for none
  * @param noise of the device; null for the secure source
+ * @param checkpoint where training under way is kept
  */
 internal class Pipeline(
     private val model: Model,
@@ -92,6 +94,7 @@ internal class Pipeline(
     private val test: Double = 0.2,
     private val checkpointEvery: Long? = 20,
     private val noise: Noise? = null,
+    private val checkpoint: Path = store.checkpoint,
 ) {
     /** How many there are to train on, rounded down to two digits, as a check-in tells it. */
     fun trainingExamples(): Long {
@@ -144,7 +147,7 @@ internal class Pipeline(
         return declining {
             val cut = parts(examples, test, plan.holdout, model.most)
             val trainer = LocalTrainer(model.session, plan, model.tensors, model.initial, model.encoder, sets, model.work)
-            val checkpoints = checkpointEvery?.let { Checkpoints(store.checkpoint, model.id, it) }
+            val checkpoints = checkpointEvery?.let { Checkpoints(checkpoint, model.id, it) }
             val report =
                 trainer.personalize(
                     cut.train,
@@ -266,27 +269,11 @@ internal class Pipeline(
         return store.write(PersonalState(old.tensors, copies, old.words, old.metrics))
     }
 
-    /**
-     * Give copies the values of an earlier version again, as the aggregator did not get their change.
-     *
-     * @param copies their names; the rest of the personal state stays
-     * @param before the version; 0 where there was none
-     */
+    /** Gives copies the values of an earlier version again; see [io.pflmobile.core.device.takeBack]. */
     fun takeBack(
         copies: List<String>,
         before: Int,
-    ) {
-        val now = store.load().state
-        if (now == null || copies.isEmpty()) return
-        val old =
-            try {
-                if (before == 0) emptyMap() else store.read(before).copies
-            } catch (_: StateException) {
-                emptyMap() // the version is gone: without a copy the plan begins from zero
-            }
-        val kept = now.copies - copies.toSet() + old.filterKeys { it in copies }
-        store.save(PersonalState(now.tensors, kept, now.words, now.metrics))
-    }
+    ): Unit = takeBack(store, copies, before)
 
     /**
      * Sums of the aggregator's values on the test part.
@@ -319,6 +306,29 @@ internal class Pipeline(
     private companion object {
         const val TWO_DIGITS = 100
     }
+}
+
+/**
+ * Give copies the values of an earlier version again, as the aggregator did not get their change.
+ *
+ * @param copies their names; the rest of the personal state stays
+ * @param before the version; 0 where there was none
+ */
+internal fun takeBack(
+    store: PersonalStateStore,
+    copies: List<String>,
+    before: Int,
+) {
+    if (copies.isEmpty()) return
+    val now = store.load().state ?: return
+    val old =
+        try {
+            if (before == 0) emptyMap() else store.read(before).copies
+        } catch (_: StateException) {
+            emptyMap() // the version is gone: without a copy the plan begins from zero
+        }
+    val kept = now.copies - copies.toSet() + old.filterKeys { it in copies }
+    store.save(PersonalState(now.tensors, kept, now.words, now.metrics))
 }
 
 /**

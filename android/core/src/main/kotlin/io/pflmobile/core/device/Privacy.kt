@@ -276,6 +276,9 @@ internal fun protect(
     return Protected(sent, norm, Clipping.factor(norm, clipNorm) < 1)
 }
 
+/** Delta of the aggregator's guarantee; null where its statement names none. */
+internal fun statedDelta(privacy: TaskPrivacy): Double? = number(privacy.statement["delta"])?.takeIf { it > 0 }
+
 /** A finite number of a statement; null for anything else. */
 private fun number(element: JsonElement?): Double? =
     (element as? JsonPrimitive)

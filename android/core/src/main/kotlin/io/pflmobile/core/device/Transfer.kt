@@ -1,5 +1,6 @@
 package io.pflmobile.core.device
 
+import io.pflmobile.core.errors.DeviceFolderException
 import io.pflmobile.core.errors.ProtocolException
 import io.pflmobile.core.errors.ServerProblemException
 import io.pflmobile.core.errors.UnreachableException
@@ -16,6 +17,7 @@ import okhttp3.MediaType.Companion.toMediaType
 import okhttp3.RequestBody
 import okhttp3.Response
 import okio.BufferedSink
+import java.io.EOFException
 import java.io.IOException
 import java.nio.ByteBuffer
 import java.nio.channels.FileChannel
@@ -155,6 +157,7 @@ internal fun sha256(path: Path): String {
  * @return the aggregator's answer: accepted
  * @throws UnreachableException given up for now
  * @throws ServerProblemException the aggregator refuses the update
+ * @throws DeviceFolderException the file cannot be read
  */
 internal suspend fun upload(
     client: Client,
@@ -163,7 +166,12 @@ internal suspend fun upload(
     key: String,
     resume: Boolean = false,
 ): UploadState {
-    val size = diskErrors(file) { file.fileSize() }
+    val size =
+        try {
+            file.fileSize()
+        } catch (error: IOException) {
+            throw DeviceFolder.unreadable(file, error)
+        }
     var sent = 0L // what the aggregator has,
     var sure = !resume // and whether that is known
     return client.retrying({ sent }) {
@@ -234,15 +242,32 @@ private class FileBody(
 
     @Throws(IOException::class)
     override fun writeTo(sink: BufferedSink) {
-        Files.newByteChannel(file).use { channel ->
-            channel.position(offset)
+        reading { Files.newByteChannel(file) }.use { channel ->
+            reading { channel.position(offset) }
             val buffer = ByteBuffer.allocate(CHUNK)
-            while (channel.read(buffer) >= 0) {
+            var left = contentLength()
+            while (left > 0) {
+                if (reading { channel.read(buffer) } < 0) reading<Unit> { throw EOFException("it was cut short meanwhile") }
                 buffer.flip()
-                client.traffic.up.addAndGet(buffer.remaining().toLong())
-                sink.write(buffer.array(), 0, buffer.remaining())
+                val count = minOf(buffer.remaining().toLong(), left).toInt()
+                client.traffic.up.addAndGet(count.toLong())
+                sink.write(buffer.array(), 0, count)
+                left -= count
                 buffer.clear()
             }
         }
     }
+
+    /** What goes wrong with the file is not taken for the network. */
+    private inline fun <T> reading(step: () -> T): T =
+        try {
+            step()
+        } catch (error: IOException) {
+            throw OwnFileException(DeviceFolder.unreadable(file, error))
+        }
 }
+
+/** A file of this device cannot be read while it is sent; [error] says so. An [IOException], as the HTTP library knows only these. */
+internal class OwnFileException(
+    val error: DeviceFolderException,
+) : IOException(error)

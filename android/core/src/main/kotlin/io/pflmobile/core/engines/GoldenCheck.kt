@@ -55,7 +55,10 @@ public data class GoldenReport(
 public fun goldenCheck(
     bundle: Bundle,
     session: Session,
-    tolerance: Double = bundle.manifest.engines[session.name]?.precision?.tolerance ?: TOLERANCE,
+    tolerance: Double =
+        bundle.manifest.engines[session.name]
+            ?.precision
+            ?.tolerance ?: TOLERANCE,
 ): GoldenReport {
     val largest = ErrorKind.entries.associateWithTo(HashMap()) { 0.0 }
     var worst = ""

@@ -1,7 +1,12 @@
 package io.pflmobile.core.personal
 
 import io.pflmobile.core.bundle.Bundle
+import io.pflmobile.core.bundle.EncoderEntry
 import io.pflmobile.core.bundle.TensorSpec
+import io.pflmobile.core.device.DeviceFacts
+import io.pflmobile.core.device.Event
+import io.pflmobile.core.device.Model
+import io.pflmobile.core.device.PrivacyPolicy
 import io.pflmobile.core.engines.Session
 import io.pflmobile.core.engines.openSession
 import io.pflmobile.core.errors.ConfigException
@@ -11,8 +16,11 @@ import io.pflmobile.core.errors.PflException
 import io.pflmobile.core.errors.StateException
 import io.pflmobile.core.errors.StorageFullException
 import io.pflmobile.core.errors.TensorMismatchException
+import io.pflmobile.core.errors.UnwritableException
 import io.pflmobile.core.files.AtomicFiles
+import io.pflmobile.core.files.Disk
 import io.pflmobile.core.files.FolderLock
+import io.pflmobile.core.files.RealDisk
 import io.pflmobile.core.files.diskErrors
 import io.pflmobile.core.files.privateFolder
 import io.pflmobile.core.local.Checkpoints
@@ -48,16 +56,22 @@ import io.pflmobile.core.tensors.RawTensor
 import io.pflmobile.core.tensors.Tensor
 import io.pflmobile.core.text.BlockList
 import io.pflmobile.core.text.Predicted
+import io.pflmobile.core.text.PrefixIndex
 import io.pflmobile.core.text.Suggestion
 import io.pflmobile.core.text.TextContext
 import io.pflmobile.core.text.TextEncoder
+import io.pflmobile.core.text.WordTokenizer
+import io.pflmobile.core.text.complete
 import io.pflmobile.core.text.suggest
 import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.Job
 import kotlinx.coroutines.NonCancellable
+import kotlinx.coroutines.async
 import kotlinx.coroutines.currentCoroutineContext
 import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.isActive
+import kotlinx.coroutines.supervisorScope
 import kotlinx.coroutines.sync.Mutex
 import kotlinx.coroutines.sync.withLock
 import kotlinx.coroutines.withContext
@@ -69,12 +83,13 @@ import kotlin.io.path.exists
 
 /**
  * A model that learns from its user, on the device: what the user did is remembered, what was learned from it is kept only where the
- * guard finds it better, and all of it can be looked at, forgotten and erased. Nothing is sent.
+ * guard finds it better, and all of it can be looked at, forgotten and erased. Nothing is sent but by [takePart].
  *
  *     FOLDER/state/      the personal state, as [PersonalStateStore] keeps it
  *     FOLDER/last.json   the last training, for a status screen
  *     FOLDER/under-way   which examples a training of which there is a checkpoint began with
  *     FOLDER/paused      there while the user paused learning
+ *     FOLDER/rounds/     the device of a federation, as [io.pflmobile.core.device.DeviceFolder] keeps it, from the first round on
  *     FOLDER/unpacked/   the bundle
  *
  * Calls may come from any thread, and none blocks it. A suggestion waits for one step of training at most. Forgetting, reverting and
@@ -90,14 +105,17 @@ public class PersonalModel private constructor(
     private val lock: AutoCloseable,
     private val clock: () -> Double,
     context: CoroutineContext,
+    disk: Disk,
 ) {
     private val id = ModelId.of(bundle.manifest)
-    private val files = AtomicFiles()
+    private val files = AtomicFiles(disk)
     private val initial = bundle.values()
     private val plan = Plan.load(bundle.planJson())
     private val encoder = textEncoder(bundle)
-    private val store = PersonalStateStore(home.resolve("state"), id)
+    private val vocabulary by lazy { (encoder?.tokenizer as? WordTokenizer)?.let(::PrefixIndex) }
+    private val store = PersonalStateStore(home.resolve("state"), id, VERSIONS, clock, disk, STATE_WAIT_MS)
     private val notes = TrainingNotes(home, files)
+    private val rounds = Rounds(home.resolve(ROUNDS), id, store, clock)
     private val blockedWords =
         if (options.blockedWords.isEmpty()) {
             emptySet()
@@ -114,6 +132,9 @@ public class PersonalModel private constructor(
     /** Held while a text is kept, so that none slips in that has a word which is being forgotten. */
     private val keeping = Any()
     private val stops = AtomicInteger()
+
+    /** Rounds under way, which may wait for a network. */
+    @Volatile private var taking: Job? = null
 
     @Volatile private var closed = false
 
@@ -141,6 +162,16 @@ public class PersonalModel private constructor(
 
     /** The folder where everything personal lies. */
     public val folder: Path get() = home
+
+    /**
+     * ISO 15924 codes of scripts in which the model is of no use (Thai has words without spaces, for instance), as the bundle says it, so
+     * that an app can tell its users; empty where it does not say.
+     */
+    public val scriptsNotServed: Set<String> =
+        (bundle.manifest.encoder as? EncoderEntry.Text)
+            ?.scriptsNotServed
+            .orEmpty()
+            .toSet()
 
     /** Whether the bundle takes texts; else it takes arrays. */
     public val takesText: Boolean get() = encoder != null
@@ -255,6 +286,29 @@ public class PersonalModel private constructor(
     }
 
     /**
+     * At most [k] words that begin with [prefix] and are longer: the likely ones first, then the user's own, then those of the vocabulary,
+     * the most used first; none that is blocked or that the user wants forgotten.
+     *
+     * @param text what stands before the word that was begun
+     * @param prefix what was typed of it
+     * @throws ConfigException the bundle takes arrays
+     * @throws io.pflmobile.core.errors.EngineException the engine cannot run the bundle
+     * @throws StateException the model is closed
+     */
+    public suspend fun complete(
+        text: String,
+        prefix: String,
+        k: Int = 3,
+    ): List<String> {
+        // over subwords each further word costs calls of the program
+        val likely = suggest(text, if (vocabulary == null) MOST_WHOLE else Int.MAX_VALUE).map { it.word }
+        return computing {
+            val words = vocabulary?.run { startingWith(prefix).asSequence().map { checkNotNull(encoder).word(it) } }
+            complete(likely, serving.state?.words.orEmpty(), words?.filterNot(::isBlocked), prefix, k)
+        }
+    }
+
+    /**
      * What the model says of one example.
      *
      * @param arrays as the inputs of the program `predict` name them, without the first axis, or with one of 1
@@ -350,20 +404,113 @@ public class PersonalModel private constructor(
         )
     }
 
+    // ---- rounds with other devices
+
+    /**
+     * Takes part in a federation: asks for a task once, learns by it from the kept examples, and sends what the policy lets go. It learns
+     * on the personal state of this model, by the guard as ever; examples, words and state stay here. One training runs at a time.
+     *
+     * Cancelled, killed or without a network, nothing is lost: a finished update waits, and the next call sends it first of all. Pause,
+     * forget, revert and erase stop it, within one step; what was made of something that is forgotten is sent no more. After [revert] an
+     * update that waits is still sent, as it was made of examples that are still there.
+     *
+     * @param federation where; a device that is enrolled elsewhere must [leave] there first
+     * @param facts told to the aggregator, so that it asks only a phone that can
+     * @param rounds go on until so many updates were accepted, or the federation trains no more; null asks once
+     * @param onEvent told what happens, on another thread
+     */
+    public suspend fun takePart(
+        federation: Federation,
+        facts: DeviceFacts = DeviceFacts(),
+        rounds: Int? = null,
+        onEvent: (Event) -> Unit = {},
+    ): RoundsResult {
+        if (paused) return RoundsResult.Paused
+        if (!training.tryLock()) {
+            return RoundsResult.Failed(StateException("training is under way already", "wait until it has ended"))
+        }
+        try {
+            return changing.withLock {
+                computing { stoppable { takePartNow(federation, facts, rounds, onEvent) } ?: RoundsResult.Cancelled }
+            }
+        } finally {
+            training.unlock()
+        }
+    }
+
+    /** The same of a federation that needs no more than an address. */
+    public suspend fun takePart(
+        server: String,
+        policy: PrivacyPolicy = PrivacyPolicy(),
+        onEvent: (Event) -> Unit = {},
+    ): RoundsResult = takePart(Federation(server, policy), onEvent = onEvent)
+
+    private suspend fun takePartNow(
+        federation: Federation,
+        facts: DeviceFacts,
+        count: Int?,
+        onEvent: (Event) -> Unit,
+    ): RoundsResult {
+        return try {
+            val given = asExamples(usable())
+            if (given.size < FEWEST) return RoundsResult.NotEnoughExamples(given.size)
+            engine.use { session ->
+                rounds.takePart(federation, { Model.open(bundle, session) }, given, options.test, facts, count, onEvent)
+            }
+        } catch (error: PflException) {
+            RoundsResult.Failed(error)
+        } finally {
+            serving = load()
+        }
+    }
+
+    /** What [step] gives; null where something else had to be done first. */
+    private suspend fun <T> stoppable(step: suspend () -> T): T? =
+        supervisorScope {
+            val work = async { step() }
+            taking = work
+            if (stops.get() > 0 || paused || closed) stopTaking()
+            try {
+                work.await()
+            } catch (_: StoppedException) {
+                null
+            } finally {
+                taking = null
+            }
+        }
+
+    private fun stopTaking() {
+        taking?.cancel(StoppedException())
+    }
+
+    /**
+     * Ends the membership: what waits is sent no more, and the aggregator forgets the device. What was learned stays; what was sent cannot
+     * be taken back.
+     *
+     * @param federation that of [takePart]
+     */
+    public suspend fun leave(federation: Federation): LeaveResult =
+        stopping { changing.withLock { computing { rounds.leave(federation).also { serving = load() } } } }
+
     /** Those that a training under way began with, where they are all there still; else all. */
     private fun givenExamples(): Examples {
-        val all = examples.examples().filter(::isUsable)
+        val all = usable()
         val began = notes.began().takeIf { store.checkpoint.exists() }
         val those = all.takeIf { began == null } ?: all.filter { it.id <= checkNotNull(began).last }
         val same = began != null && those.size == began.count && those.firstOrNull()?.id == began.first
         val given = if (same) those else all
         if (!same && given.isNotEmpty()) notes.begin(Began(given.first().id, given.last().id, given.size))
-        return if (encoder != null) {
+        return asExamples(given)
+    }
+
+    private fun usable(): List<Example> = examples.examples().filter(::isUsable)
+
+    private fun asExamples(given: List<Example>): Examples =
+        if (encoder != null) {
             Examples.Texts(given.map { (it.payload as Payload.Text).text })
         } else {
             Examples.Arrays(if (given.isEmpty()) emptyMap() else stackRows(given.map { (it.payload as Payload.Arrays).arrays }))
         }
-    }
 
     /** What this bundle can learn from; others were kept for another one. */
     private fun isUsable(example: Example): Boolean =
@@ -415,6 +562,7 @@ public class PersonalModel private constructor(
                 engine.isOpen,
                 notes.last(),
                 now.warnings,
+                rounds.status(),
             )
         }
 
@@ -425,16 +573,20 @@ public class PersonalModel private constructor(
     public suspend fun learnedWords(): List<String> = io { serving.state?.words.orEmpty() }
 
     /** The saved versions of the personal state, oldest first. */
-    public suspend fun versions(): List<VersionInfo> = changing.withLock { io { store.versions() } }
+    public suspend fun versions(): List<VersionInfo> = io { store.versions() }
 
     /**
      * Erases an example; false if there was none with this id. What was learned from it stays until the model learns anew: [revert] or
-     * [eraseEverything] take that back.
+     * [eraseEverything] take that back. Updates that wait to be sent are thrown away.
      */
-    public suspend fun forgetExample(id: Long): Boolean = change { examples.erase(listOf(id)) == 1 }
+    public suspend fun forgetExample(id: Long): Boolean =
+        change {
+            rounds.discard()
+            examples.erase(listOf(id)) == 1
+        }
 
     /**
-     * Forgets a word: in every saved state, in the examples that hold it, and for the future.
+     * Forgets a word: in every saved state, in the examples that hold it, in what waits to be sent, and for the future.
      *
      * @throws ConfigException it is no word, or several; or the bundle takes arrays
      * @throws StateException the state cannot be used
@@ -443,6 +595,7 @@ public class PersonalModel private constructor(
     public suspend fun forgetWord(word: String): Forgotten {
         val encoder = encoder ?: throw noText("a word")
         return change {
+            rounds.discard()
             val forgotten = forget(store, listOf(word), encoder, bundle.manifest.tensors, initial)
             // A text that comes now is refused, and one that came before is among those below.
             synchronized(keeping) { serving = load() }
@@ -466,12 +619,17 @@ public class PersonalModel private constructor(
      */
     public suspend fun revert(version: Int? = null): Int = change { store.revert(version) }
 
-    /** Erases every example, all that was learned and everything that tells of it; the shipped model serves again. */
+    /**
+     * Erases every example, all that was learned and everything that tells of it; the shipped model serves again. The device of a
+     * federation loses its credential and what waits to be sent, but not the count of what was sent: see [leave] for telling the
+     * aggregator too.
+     */
     public suspend fun eraseEverything() {
         change {
             // each of them, whatever goes wrong with another
             val faults =
                 listOf(
+                    { rounds.erase() },
                     { store.erase() },
                     { examples.eraseAll() },
                     { notes.erase() },
@@ -483,6 +641,7 @@ public class PersonalModel private constructor(
     /** Stops remembering and learning until [resume]; training under way ends within one step. It outlives the process. */
     public suspend fun pause() {
         paused = true
+        stopTaking()
         io { files.write(home.resolve(PAUSED), ByteArray(0)) }
     }
 
@@ -501,10 +660,11 @@ public class PersonalModel private constructor(
         withContext(NonCancellable) {
             if (!leave(this@PersonalModel)) return@withContext
             closed = true
+            stopTaking()
             changing.withLock {
                 withContext(Dispatchers.IO) {
                     // one after the other, whatever fails
-                    lock.use { bundle.use { examples.use { engine.close() } } }
+                    lock.use { bundle.use { examples.use { rounds.use { engine.close() } } } }
                 }
             }
         }
@@ -512,10 +672,9 @@ public class PersonalModel private constructor(
 
     // ---- parts
 
-    private suspend fun <T> change(step: () -> T): T {
-        stops.incrementAndGet()
-        try {
-            return changing.withLock {
+    private suspend fun <T> change(step: () -> T): T =
+        stopping {
+            changing.withLock {
                 io {
                     try {
                         step()
@@ -524,6 +683,14 @@ public class PersonalModel private constructor(
                     }
                 }
             }
+        }
+
+    /** Does [step], for which training under way has to end. */
+    private suspend fun <T> stopping(step: suspend () -> T): T {
+        stops.incrementAndGet()
+        try {
+            stopTaking()
+            return step()
         } finally {
             stops.decrementAndGet()
         }
@@ -598,8 +765,15 @@ public class PersonalModel private constructor(
         private const val LABELS = "labels"
         private const val PAUSED = "paused"
         private const val UNPACKED = "unpacked"
+        private const val ROUNDS = "rounds"
+
+        /** Words that are put together of subwords for one completion. */
+        private const val MOST_WHOLE = 12
+
+        /** One to learn from, one for the guard, one to test on. */
+        private const val FEWEST = 3
         private val BLOCKED = RememberResult.Refused(RememberResult.Reason.BLOCKED)
-        private val NAMES = setOf("state", UNPACKED, PAUSED, FolderLock.NAME)
+        private val NAMES = setOf("state", UNPACKED, PAUSED, ROUNDS, FolderLock.NAME)
 
         private class Opened(
             val model: PersonalModel,
@@ -631,7 +805,7 @@ public class PersonalModel private constructor(
             options: ModelOptions = ModelOptions(),
             clock: () -> Double = { System.currentTimeMillis() / 1000.0 },
             examples: (Path) -> ExampleStore,
-        ): PersonalModel = open(source, folder, options, clock, Dispatchers.Default, examples)
+        ): PersonalModel = open(source, folder, options, clock, Dispatchers.Default, RealDisk, examples)
 
         internal suspend fun open(
             source: Path,
@@ -639,6 +813,7 @@ public class PersonalModel private constructor(
             options: ModelOptions,
             clock: () -> Double,
             context: CoroutineContext,
+            disk: Disk,
             examples: (Path) -> ExampleStore,
         ): PersonalModel {
             var counted: PersonalModel? = null
@@ -649,7 +824,7 @@ public class PersonalModel private constructor(
                         val home = diskErrors(folder) { folder.toRealPath() }
                         val there = opened[home]
                         if (there == null) {
-                            val model = openFirst(source, home, options, clock, context, examples)
+                            val model = openFirst(source, home, options, clock, context, disk, examples)
                             opened[home] = Opened(model, source.toAbsolutePath(), 1)
                             return@withContext model.also { counted = it }
                         }
@@ -671,22 +846,48 @@ public class PersonalModel private constructor(
         public suspend fun isOpen(folder: Path): Boolean =
             opening.withLock { folder.exists() && diskErrors(folder) { folder.toRealPath() } in opened }
 
+        /**
+         * Removes a folder with everything that was kept in it, also where it is too damaged to be opened. How much was sent to federations is
+         * forgotten too.
+         *
+         * @throws StateException this process or another has it open; nothing is removed
+         * @throws UnwritableException something cannot be removed
+         */
+        public suspend fun erase(folder: Path) {
+            opening.withLock {
+                withContext(Dispatchers.IO) {
+                    if (!folder.exists()) return@withContext
+                    val home = diskErrors(folder) { folder.toRealPath() }
+                    if (home in opened) {
+                        throw StateException("the personal model in $home is open", "call eraseEverything(), or close it first")
+                    }
+                    alone(home).use { _ ->
+                        val removed = home.toFile().deleteRecursively()
+                        if (!removed) throw UnwritableException("$home cannot be removed", "restart the device, and try again")
+                    }
+                }
+            }
+        }
+
+        private fun alone(home: Path) =
+            diskErrors(home) { FolderLock.take(home, WAIT_MS) } ?: throw StateException(
+                "the personal model in $home is open in another process",
+                "open it in one process of the app only",
+            )
+
         private fun openFirst(
             source: Path,
             home: Path,
             options: ModelOptions,
             clock: () -> Double,
             context: CoroutineContext,
+            disk: Disk,
             examples: (Path) -> ExampleStore,
         ): PersonalModel {
             val begun = ArrayList<AutoCloseable>()
             var whole = false
             try {
-                val lock =
-                    diskErrors(home) { FolderLock.take(home, WAIT_MS) } ?: throw StateException(
-                        "the personal model in $home is open in another process",
-                        "open it in one process of the app only",
-                    )
+                val lock = alone(home)
                 begun += lock
                 val cache = home.resolve(UNPACKED)
                 privateFolder(cache) { true }
@@ -695,7 +896,7 @@ public class PersonalModel private constructor(
                 begun += bundle
                 val kept = examples(home)
                 begun += kept
-                return PersonalModel(home, bundle, options, kept, lock, clock, context).also { whole = true }
+                return PersonalModel(home, bundle, options, kept, lock, clock, context, disk).also { whole = true }
             } finally {
                 if (!whole) begun.asReversed().forEach { it.close() }
             }
@@ -712,6 +913,8 @@ public class PersonalModel private constructor(
             }
 
         private const val WAIT_MS = 200L
+        private const val STATE_WAIT_MS = 2000L
+        private const val VERSIONS = 5
 
         private fun noText(what: String) = ConfigException("the bundle takes arrays; $what makes no sense for it", "give arrays")
 

@@ -98,6 +98,7 @@ public data class LastTraining(
  * @property engineOpen whether the engine's memory is in use
  * @property last null before the first training
  * @property warnings what had to be repaired when the state was loaded
+ * @property rounds what was given to federations; null where the model never took part
  */
 public data class ModelStatus(
     val model: ModelId,
@@ -109,6 +110,7 @@ public data class ModelStatus(
     val engineOpen: Boolean,
     val last: LastTraining?,
     val warnings: List<StateWarning>,
+    val rounds: RoundsStatus? = null,
 )
 
 /**

@@ -13,6 +13,7 @@ import java.io.IOException
 import java.nio.file.Files
 import java.nio.file.NoSuchFileException
 import java.nio.file.Path
+import kotlin.io.path.exists
 import kotlin.io.path.isRegularFile
 import kotlin.io.path.name
 
@@ -178,7 +179,7 @@ public class PersonalStateStore internal constructor(
         )
     }
 
-    /** All saved versions, oldest first, damaged ones with their problem. */
+    /** All saved versions, oldest first, damaged ones with their problem. Another thread may save one meanwhile. */
     public fun versions(): List<VersionInfo> {
         val serves =
             try {
@@ -186,12 +187,12 @@ public class PersonalStateStore internal constructor(
             } catch (_: StateException) {
                 -1 // load() reports it; the versions can still be listed
             }
-        return numbers().map { number ->
+        return numbers().mapNotNull { number ->
             try {
                 val found = file(number)
                 VersionInfo(number, found.parent, found.created, found.state.metrics, number == serves)
             } catch (error: StateException) {
-                VersionInfo(number, 0, 0.0, emptyMap(), number == serves, error.message)
+                if (path(number).exists()) VersionInfo(number, 0, 0.0, emptyMap(), number == serves, error.message) else null
             }
         }
     }

@@ -255,6 +255,66 @@ class DeviceTest {
         }
 
     @Test
+    fun `after a clock jumped back the server says whether the time of an update is over`() =
+        runTest {
+            fake.instead = { if (it.method == "PUT") stranger("", 502).build() else null }
+            assertFailsWith<UnreachableException> { run(patienceS = 0.0) }
+            now -= 86_400
+            var refusals = 0
+            fake.instead = { if (it.method == "PUT" && refusals++ == 0) problem("task-expired", 410).build() else null }
+            val summary = run()
+            assertEquals(listOf(1, 1), listOf(summary.rounds, summary.dropped))
+            assertTrue(told<Event.Dropped>().single().why.startsWith("task-expired"))
+        }
+
+    @Test
+    fun `a device that left already can forget its credential`() =
+        runTest {
+            run()
+            fake.instead = { if (it.method == "DELETE") problem("unauthorized", 401).build() else null }
+            device(UnconfinedTestDispatcher(testScheduler)) { found, kept ->
+                found.leave()
+                assertTrue(!kept.enrolled)
+            }
+        }
+
+    @Test
+    fun `a device does not leave at another server`() =
+        runTest {
+            run()
+            val model = Model(id, Toy(), Toy.TABLE, mapOf("a" to zeros(2), "b" to zeros(3)))
+            DeviceFolder(folder.resolve("device"), id).use { kept ->
+                Client("http://127.0.0.1:1", QUICK).use { client ->
+                    assertFailsWith<DeviceFolderException> { Device(model, Examples.Arrays(rows), kept, client).leave() }
+                    assertEquals(null, client.credential)
+                }
+                assertTrue(kept.enrolled)
+            }
+        }
+
+    @Test
+    fun `an aggregator that asks for time gets it after the last try too`() =
+        runTest {
+            fake.instead = { if (it.target == "/v1/check-in") problem("unavailable", 503, "Retry-After" to "7").build() else null }
+            assertFailsWith<ServerProblemException> {
+                device(
+                    UnconfinedTestDispatcher(testScheduler),
+                    patienceS = 0.0,
+                ) { found, _ -> found.run() }
+            }
+            var failures = 0
+            fake.instead = {
+                if (it.target == "/v1/check-in" && failures++ < QUICK.attempts) {
+                    problem("unavailable", 503, "Retry-After" to "7").build()
+                } else {
+                    null
+                }
+            }
+            assertEquals(1, run().rounds)
+            assertTrue(told<Event.Offline>().single().seconds >= 7)
+        }
+
+    @Test
     fun `plans that send what they must not, or nothing, are declined`() =
         runTest {
             val personal = FakeAggregator.PLAN.replace("\"upload\": [\"role:shared\"]", "\"upload\": [\"role:personal\"]")

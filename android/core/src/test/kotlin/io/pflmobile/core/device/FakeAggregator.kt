@@ -17,14 +17,15 @@ import java.nio.ByteOrder
 import java.security.MessageDigest
 import java.util.concurrent.CopyOnWriteArrayList
 
-/** A federation of one round after another for the toy model; it can be told what to answer, and keeps everything it is sent. */
+/** A federation of one round after another, for the toy model by default; it can be told what to answer, and keeps everything it is sent. */
 internal class FakeAggregator(
     private val model: ModelId,
     private val rounds: Int = 1,
+    global: Map<String, FloatTensor> = mapOf("a" to FloatTensor(floatArrayOf(0.1f, -0.1f), listOf(2))),
 ) : Dispatcher() {
     var privacy = PRIVATE
     var plan = PLAN
-    var layout = """[{"name": "a", "shape": [2]}]"""
+    var layout = global.toSortedMap().entries.joinToString(", ", "[", "]") { """{"name": "${it.key}", "shape": ${it.value.shape}}""" }
     var reports = "[]"
     var attestation = "[]"
     var expiresInS = 60.0
@@ -38,7 +39,7 @@ internal class FakeAggregator(
     val updates = LinkedHashMap<String, ByteArray>()
     val declined = ArrayList<String>()
     private var round = 0
-    private val values = Safetensors.write(mapOf("a" to FloatTensor(floatArrayOf(0.1f, -0.1f), listOf(2))))
+    private val values = Safetensors.write(global)
     private val digest = hex(MessageDigest.getInstance("SHA-256").digest(values))
 
     val bundle = """{"name": "${model.name}", "version": "${model.version}", "fingerprint": "${model.fingerprint}"}"""

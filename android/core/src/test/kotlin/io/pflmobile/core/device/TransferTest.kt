@@ -1,5 +1,6 @@
 package io.pflmobile.core.device
 
+import io.pflmobile.core.errors.DeviceFolderException
 import io.pflmobile.core.errors.ProtocolException
 import io.pflmobile.core.errors.ServerProblemException
 import io.pflmobile.core.errors.TooLargeOnTheWayException
@@ -18,6 +19,7 @@ import org.junit.jupiter.api.io.TempDir
 import java.nio.file.Path
 import java.security.MessageDigest
 import java.util.concurrent.TimeUnit
+import kotlin.io.path.createDirectory
 import kotlin.io.path.exists
 import kotlin.io.path.readBytes
 import kotlin.io.path.writeBytes
@@ -253,6 +255,16 @@ class TransferTest {
                 told(answer("", 200, "Upload-Offset" to offset))
                 assertFailsWith<ProtocolException>(offset) { upload(client, url, file(), "key", true) }
             }
+        }
+
+    @Test
+    fun `a file that cannot be read is not taken for the network`() =
+        runTest {
+            val file = folder.resolve("update").createDirectory() // opens, and cannot be read
+            file.resolve("x").writeBytes(ByteArray(10))
+            val error = assertFailsWith<DeviceFolderException> { upload(client, url, file, "key") }
+            assertTrue("cannot be read" in error.message, error.message)
+            assertTrue(!client.reached)
         }
 
     @Test

@@ -16,6 +16,9 @@ class InMemoryExamples(
     var room: Int = Int.MAX_VALUE,
 ) : ExampleStore {
     private val kept = ArrayList<Example>()
+
+    /** Thrown where all are to be erased. */
+    var fault: Exception? = null
     private var last = 0L
     var closings = 0
         private set
@@ -38,7 +41,10 @@ class InMemoryExamples(
     override fun erase(ids: Collection<Long>): Int = kept.size.also { kept.removeAll { it.id in ids } } - kept.size
 
     @Synchronized
-    override fun eraseAll(): Int = kept.size.also { kept.clear() }
+    override fun eraseAll(): Int {
+        fault?.let { throw it }
+        return kept.size.also { kept.clear() }
+    }
 
     override fun close() {
         closings++

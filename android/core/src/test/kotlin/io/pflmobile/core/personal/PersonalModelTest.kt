@@ -78,6 +78,7 @@ class PersonalModelTest {
         runBlocking {
             val model = open()
             assertTrue(model.takesText)
+            assertTrue("Thai" in model.scriptsNotServed && "Latn" !in model.scriptsNotServed, "${model.scriptsNotServed}")
             assertEquals(emptyList(), model.learnedWords())
             learn(model)
             var steps = 0L

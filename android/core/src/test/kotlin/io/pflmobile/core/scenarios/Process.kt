@@ -24,18 +24,16 @@ internal class Jvm(
     override val aggregator: String?,
 ) : Place {
     override val engine: Engine = listOf(ExecuTorchEngine, OnnxRuntimeEngine).single { it.name == engine }
-    override val device: Path get() = home.resolve("device")
 
     init {
         DesktopBridge.load()
     }
 
-    override fun bundle(name: String): Path = bundles.resolve("$name.pflb")
-
     override suspend fun open(
         name: String,
         options: ModelOptions,
-    ): PersonalModel = PersonalModel.open(bundle(name), home.resolve("model"), options) { FileExamples(home.resolve("examples")) }
+    ): PersonalModel =
+        PersonalModel.open(bundles.resolve("$name.pflb"), home.resolve("model"), options) { FileExamples(home.resolve("examples")) }
 
     /** Nothing of the process runs any more, no native destructor either. */
     override fun kill() {

@@ -68,7 +68,7 @@ class ScenariosTest {
         home: Path,
     ) {
         val scenario = Scenario(file.readText())
-        val needed = scenario.federation ?: return pass(scenario, file, Jvm(bundles, home, engine, null), home)
+        val needed = scenario.served ?: return pass(scenario, file, Jvm(bundles, home, engine, null), home)
         PythonProgram.needed()
         PythonProgram.federation(home, bundles.resolve("${needed.bundle}.pflb"), needed.alone).use { served ->
             val url = text(served.json().getValue("url"))

@@ -116,6 +116,10 @@ class PersonalStateStoreTest {
                 }
                 case.getValue("steps").jsonArray.forEach { Damage.apply(it.jsonObject, where) }
                 val store = PersonalStateStore(where, ModelId(name, version, fingerprint))
+                case["carry_over"]?.jsonObject?.let { carry ->
+                    fun said(name: String) = carry[name]?.jsonPrimitive?.boolean == true
+                    store.carryOver(said("same_weights"), said("discard"))
+                }
                 val want = case.getValue("outcome").jsonObject
                 val found = outcome(store, case.getValue("outcome").jsonObject, "ask" in case)
                 if (found == null) null else "${case["name"]}: $found, not $want"

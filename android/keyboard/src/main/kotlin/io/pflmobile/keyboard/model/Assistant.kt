@@ -8,8 +8,12 @@ internal interface Assistant {
         count: Int,
     ): List<String>
 
-    /** The words that the model learned from the user. */
-    suspend fun ownWords(): List<String>
+    /** Words that begin with [prefix], the likeliest first. */
+    suspend fun complete(
+        text: String,
+        prefix: String,
+        count: Int,
+    ): List<String>
 
     /** Keeps a text to learn from. */
     suspend fun remember(text: String)
@@ -25,6 +29,9 @@ internal interface Assistant {
 
     suspend fun pause(paused: Boolean)
 
+    /** Takes part in rounds with other phones from now on, or leaves them. */
+    suspend fun takePart(on: Boolean)
+
     /** Back to the shipped model. */
     suspend fun revert()
 
@@ -38,7 +45,7 @@ internal interface Assistant {
  * @property words that the model learned from the user
  * @property examples the newest kept texts, by their ids
  * @property exampleCount of all that are kept
- * @property privacy what rounds with other phones spent; null where there are none
+ * @property rounds rounds with other phones; null where this keyboard knows no server
  * @property waits for what the next training waits; empty when it can begin
  */
 internal data class Standing(
@@ -46,7 +53,7 @@ internal data class Standing(
     val words: List<String> = emptyList(),
     val examples: List<Kept> = emptyList(),
     val exampleCount: Int = examples.size,
-    val privacy: Privacy? = null,
+    val rounds: Rounds? = null,
     val waits: List<String> = emptyList(),
     val paused: Boolean = false,
 ) {
@@ -62,9 +69,23 @@ internal data class Standing(
         val text: String,
     )
 
-    data class Privacy(
-        val spent: Double,
-        val budget: Double,
-        val rounds: Int,
+    /**
+     * @property on whether the user takes part
+     * @property waits for what the next round waits; empty when it can begin
+     * @property count updates that were accepted
+     * @property bytes of these
+     * @property spent epsilon of all that was sent; infinite where something was sent without protection
+     * @property budget the largest epsilon
+     * @property delta that goes with it
+     */
+    data class Rounds(
+        val server: String,
+        val on: Boolean = false,
+        val waits: List<String> = emptyList(),
+        val count: Long = 0,
+        val bytes: Long = 0,
+        val spent: Double = 0.0,
+        val budget: Double = 0.0,
+        val delta: Double = 0.0,
     )
 }

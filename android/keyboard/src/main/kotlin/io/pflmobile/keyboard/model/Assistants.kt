@@ -7,7 +7,7 @@ import kotlinx.coroutines.sync.withLock
 /** The one model of the process: service and settings share it, as two would write the same files. */
 internal object Assistants {
     /** How it is opened; a test puts another one here. */
-    var open: suspend (Context) -> Assistant = SdkAssistant::open
+    var open: suspend (Context) -> Assistant = { SdkAssistant.open(it) }
 
     private val lock = Mutex()
     private var opened: Assistant? = null

@@ -1,11 +1,16 @@
 package io.pflmobile.keyboard.model
 
 import android.content.Context
+import io.pflmobile.core.device.Backoff
 import io.pflmobile.core.local.Payload
+import io.pflmobile.core.personal.Federation
+import io.pflmobile.core.personal.ModelOptions
+import io.pflmobile.core.personal.ModelStatus
 import io.pflmobile.core.personal.PersonalModel
 import io.pflmobile.core.personal.PersonalizeResult
 import io.pflmobile.keyboard.R
 import io.pflmobile.sdk.PersonalizationScheduler
+import io.pflmobile.sdk.RoundsScheduler
 import io.pflmobile.sdk.Waiting
 import io.pflmobile.sdk.open
 
@@ -14,12 +19,18 @@ internal class SdkAssistant private constructor(
     private val context: Context,
     private val model: PersonalModel,
 ) : Assistant {
+    private val preferences = Preferences(context)
+
     override suspend fun suggest(
         text: String,
         count: Int,
     ): List<String> = model.suggest(text, count).map { it.word }
 
-    override suspend fun ownWords(): List<String> = model.learnedWords()
+    override suspend fun complete(
+        text: String,
+        prefix: String,
+        count: Int,
+    ): List<String> = model.complete(text, prefix, count)
 
     override suspend fun remember(text: String) {
         model.remember(text)
@@ -29,14 +40,32 @@ internal class SdkAssistant private constructor(
         val status = model.status()
         return Standing(
             result = status.last?.let { Standing.Result(it.before[RIGHT] ?: 0.0, it.after[RIGHT] ?: 0.0, it.adopted) },
-            words = ownWords(),
+            words = model.learnedWords(),
             examples =
                 model.examples(NEWEST).reversed().mapNotNull { kept ->
                     (kept.payload as? Payload.Text)?.let { Standing.Kept(kept.id, it.text) }
                 },
             exampleCount = status.examples,
-            waits = PersonalizationScheduler.whyWaiting(context, model).map { context.getString(WAITS.getValue(it)) },
+            rounds = rounds(status),
+            waits = words(PersonalizationScheduler.whyWaiting(context, model)),
             paused = status.paused,
+        )
+    }
+
+    private fun words(waits: Set<Waiting>) = waits.map { context.getString(WAITS.getValue(it)) }
+
+    private suspend fun rounds(status: ModelStatus): Standing.Rounds? {
+        val server = preferences.server.ifEmpty { return null }
+        val given = status.rounds
+        return Standing.Rounds(
+            server,
+            preferences.rounds,
+            if (preferences.rounds) words(RoundsScheduler.whyWaiting(context, model)) else emptyList(),
+            given?.rounds ?: 0,
+            given?.bytesSent ?: 0,
+            given?.spent?.epsilon ?: 0.0,
+            federation(server).policy.maxEpsilon,
+            given?.spent?.delta ?: 0.0,
         )
     }
 
@@ -57,11 +86,21 @@ internal class SdkAssistant private constructor(
         if (paused) model.pause() else model.resume()
     }
 
+    override suspend fun takePart(on: Boolean) {
+        val server = preferences.server
+        if (on) RoundsScheduler.schedule(context, model, federation(server))
+        // only now: an address that is none was refused
+        preferences.rounds = on
+        if (!on && server.isNotEmpty()) RoundsScheduler.leave(context, model, federation(server))
+    }
+
     override suspend fun revert() {
         model.revert(SHIPPED)
     }
 
     override suspend fun eraseEverything() {
+        preferences.rounds = false
+        RoundsScheduler.cancel(context, model)
         model.eraseEverything()
     }
 
@@ -85,10 +124,20 @@ internal class SdkAssistant private constructor(
                 Waiting.THERMAL to R.string.waits_thermal,
             )
 
-        suspend fun open(context: Context): Assistant {
-            val model = PersonalModel.open(context, BUNDLE)
+        /** @param bundle an asset, or the path of a file */
+        suspend fun open(
+            context: Context,
+            bundle: String = BUNDLE,
+            options: ModelOptions = ModelOptions(),
+        ): Assistant {
+            val model = PersonalModel.open(context, bundle, options)
             PersonalizationScheduler.schedule(context, model)
+            val preferences = Preferences(context)
+            if (preferences.rounds) RoundsScheduler.schedule(context, model, federation(preferences.server))
             return SdkAssistant(context, model)
         }
+
+        /** Fails closed: the policy is the library's, by which nothing is sent that nothing protects. A user who leaves does not wait long. */
+        private fun federation(server: String) = Federation(server, patienceS = 0.0, backoff = Backoff(attempts = 2))
     }
 }

@@ -69,20 +69,26 @@ internal class Parts(
     fun bar(
         text: String,
         share: Double,
+    ): View = meter(text, "%.1f %%".format(share * 100), share)
+
+    /** A number and, as a bar, how much that is of the whole. */
+    fun meter(
+        text: String,
+        number: String,
+        share: Double,
     ): View =
         column().apply {
-            val percent = "%.1f %%".format(share * 100)
             addView(
                 LinearLayout(context).apply {
                     addView(body(text), LinearLayout.LayoutParams(0, WRAP, 1f))
-                    addView(body(percent))
+                    addView(body(number))
                 },
             )
             addView(
                 ProgressBar(context, null, android.R.attr.progressBarStyleHorizontal).apply {
                     max = BAR
-                    progress = (share * BAR).toInt()
-                    contentDescription = "$text: $percent"
+                    progress = (share.coerceIn(0.0, 1.0) * BAR).toInt()
+                    contentDescription = "$text: $number"
                 },
             )
         }

@@ -5,6 +5,8 @@ import android.app.AlertDialog
 import android.content.Intent
 import android.os.Bundle
 import android.provider.Settings
+import android.text.format.Formatter
+import android.view.WindowManager
 import android.view.inputmethod.InputMethodManager
 import android.widget.LinearLayout
 import android.widget.ScrollView
@@ -29,6 +31,8 @@ public class SettingsActivity : Activity() {
 
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
+        // what the user typed is shown here: not in the list of recent apps, and not on a recording of the screen
+        window.addFlags(WindowManager.LayoutParams.FLAG_SECURE)
         page.setPadding(parts.px(16), parts.px(8), parts.px(16), parts.px(16))
         setContentView(
             ScrollView(this).apply {
@@ -72,7 +76,7 @@ public class SettingsActivity : Activity() {
         page.addView(parts.card(getString(R.string.section_next)) { next(standing) })
         page.addView(parts.card(getString(R.string.section_words)) { words(standing.words) })
         page.addView(parts.card(getString(R.string.section_examples, standing.exampleCount)) { examples(standing) })
-        page.addView(parts.card(getString(R.string.section_privacy)) { privacy(standing.privacy) })
+        page.addView(parts.card(getString(R.string.section_privacy)) { privacy(standing.rounds) })
         page.addView(parts.card(getString(R.string.section_controls)) { controls(standing) })
     }
 
@@ -98,9 +102,8 @@ public class SettingsActivity : Activity() {
 
     private fun LinearLayout.next(standing: Standing) {
         val waits = standing.waits
-        addView(
-            parts.body(if (waits.isEmpty()) getString(R.string.next_ready) else getString(R.string.next_waits, waits.joinToString("; "))),
-        )
+        addView(parts.body(waiting(R.string.next_ready, R.string.next_waits, waits)))
+        standing.rounds?.takeIf { it.on }?.let { addView(parts.body(waiting(R.string.round_ready, R.string.round_waits, it.waits))) }
         val button = parts.button(getString(R.string.train_now)) {}
         button.isEnabled = !standing.paused && !training
         button.setOnClickListener {
@@ -134,16 +137,30 @@ public class SettingsActivity : Activity() {
         if (more > 0) addView(parts.quiet(getString(R.string.examples_more, more)))
     }
 
-    private fun LinearLayout.privacy(privacy: Standing.Privacy?) {
-        addView(
-            parts.body(
-                if (privacy == null) {
-                    getString(R.string.privacy_local)
-                } else {
-                    getString(R.string.privacy_spent, "%.2f".format(privacy.spent), "%.2f".format(privacy.budget), privacy.rounds)
-                },
-            ),
-        )
+    private fun waiting(
+        ready: Int,
+        waits: Int,
+        why: List<String>,
+    ): String = if (why.isEmpty()) getString(ready) else getString(waits, why.joinToString("; "))
+
+    private fun LinearLayout.privacy(rounds: Standing.Rounds?) {
+        if (rounds?.on != true) addView(parts.body(getString(R.string.privacy_local)))
+        if (rounds != null) {
+            addView(parts.switch(getString(R.string.rounds_on), rounds.on) { refresh { takePart(it) } })
+            addView(parts.quiet(getString(R.string.rounds_about, rounds.server)))
+            if (rounds.count > 0 || rounds.spent > 0) spent(rounds)
+        }
+    }
+
+    private fun LinearLayout.spent(rounds: Standing.Rounds) {
+        val sent = Formatter.formatShortFileSize(this@SettingsActivity, rounds.bytes)
+        addView(parts.body(resources.getQuantityString(R.plurals.rounds_sent, rounds.count.toInt(), rounds.count, sent)))
+        if (!rounds.spent.isFinite()) {
+            addView(parts.body(getString(R.string.rounds_unprotected)))
+            return
+        }
+        addView(parts.meter(getString(R.string.rounds_spent), "ε %.2f".format(rounds.spent), rounds.spent / rounds.budget))
+        addView(parts.quiet(getString(R.string.rounds_budget, "%.2f".format(rounds.budget), "%.0e".format(rounds.delta))))
     }
 
     private fun LinearLayout.controls(standing: Standing) {

@@ -3,6 +3,7 @@ package io.pflmobile.keyboard.settings
 import android.content.DialogInterface
 import android.view.View
 import android.view.ViewGroup
+import android.view.WindowManager
 import android.widget.Button
 import android.widget.ScrollView
 import android.widget.Switch
@@ -36,6 +37,17 @@ class SettingsActivityTest {
             examples = listOf(Standing.Kept(7, "see you at the gym tomorrow"), Standing.Kept(8, "that is great 👍")),
             exampleCount = 61,
             waits = listOf("the phone does not charge", "it was used a moment ago"),
+        )
+    private val rounds =
+        Standing.Rounds(
+            "https://pfl.example.org",
+            on = true,
+            waits = listOf("there is no network that costs nothing"),
+            count = 40,
+            bytes = 1_310_720,
+            spent = 1.25,
+            budget = 10.0,
+            delta = 1e-6,
         )
     private val model = FakeAssistant(standing = standing).use()
 
@@ -71,7 +83,7 @@ class SettingsActivityTest {
                 "Sentences it keeps (61)",
                 "and 59 more",
                 "does not charge; it was used",
-                "no access",
+                "Nothing leaves this phone.",
             )) {
                 assertTrue(part in shown, "$part is not in $shown")
             }
@@ -122,11 +134,66 @@ class SettingsActivityTest {
 
     @Test
     fun `what rounds spent is shown`() {
-        model.standing = standing.copy(privacy = Standing.Privacy(1.25, 8.0, 40))
-        with { assertTrue("Spent ε 1.25 of 8.00 in 40 rounds." in texts) }
+        model.standing = standing.copy(rounds = rounds)
+        with {
+            val shown = texts.joinToString("\n")
+            for (part in listOf(
+                "40 changes were sent, 1.3",
+                "ε 1.25",
+                "more than ε 10.00",
+                "(δ 1e-06)",
+                "The next round waits: there is no network",
+            )) {
+                assertTrue(part in shown, "$part is not in $shown")
+            }
+            assertTrue("Nothing leaves this phone." !in texts)
+        }
     }
 
-    private fun pictures() = with { picture((views.first { it is ScrollView } as ViewGroup).getChildAt(0), "settings") }
+    @Test
+    fun `something that was sent without protection is said`() {
+        model.standing = standing.copy(rounds = rounds.copy(spent = Double.POSITIVE_INFINITY))
+        with { assertTrue("Something was sent that nothing protected." in texts) }
+    }
+
+    @Test
+    fun `rounds are off until the user turns them on`() {
+        model.standing = standing.copy(rounds = Standing.Rounds("https://pfl.example.org", budget = 10.0))
+        with {
+            assertTrue("Nothing leaves this phone." in texts)
+            val found = views.filterIsInstance<Switch>().single { "other phones" in it.text }
+            assertEquals(false, found.isChecked)
+            found.performClick()
+            settle()
+            assertEquals(listOf("rounds true"), model.told)
+            assertTrue("The next round can begin now." in texts)
+            views.filterIsInstance<Switch>().single { "other phones" in it.text }.performClick()
+            settle()
+            assertEquals(listOf("rounds true", "rounds false"), model.told)
+        }
+    }
+
+    @Test
+    fun `a build without a server offers no rounds`() =
+        with { assertTrue(views.filterIsInstance<Switch>().none { "other phones" in it.text }) }
+
+    @Test
+    fun `what was typed is on no screenshot`() =
+        with { assertTrue(window.attributes.flags and WindowManager.LayoutParams.FLAG_SECURE != 0) }
+
+    private fun pictures(name: String = "settings") = with { picture((views.first { it is ScrollView } as ViewGroup).getChildAt(0), name) }
+
+    private fun roundsPictures() {
+        model.standing = standing.copy(rounds = rounds)
+        pictures("settings-rounds")
+    }
+
+    @Test
+    fun `picture of rounds by day`() = roundsPictures()
+
+    @Test
+    @Config(qualifiers = "+night")
+    fun `picture of rounds by night`() = roundsPictures()
 
     @Test
     fun `picture by day`() = pictures()

@@ -1,0 +1,410 @@
+package io.pflmobile.core.personal
+
+import io.pflmobile.core.bundle.Bundle
+import io.pflmobile.core.bundle.Role
+import io.pflmobile.core.device.Event
+import io.pflmobile.core.device.FakeAggregator
+import io.pflmobile.core.device.PrivacyPolicy
+import io.pflmobile.core.device.QUICK
+import io.pflmobile.core.device.address
+import io.pflmobile.core.device.answer
+import io.pflmobile.core.device.problem
+import io.pflmobile.core.device.stranger
+import io.pflmobile.core.errors.ConfigException
+import io.pflmobile.core.errors.DeviceException
+import io.pflmobile.core.errors.DeviceFolderException
+import io.pflmobile.core.state.ModelId
+import io.pflmobile.core.tensors.FloatTensor
+import kotlinx.coroutines.CompletableDeferred
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.async
+import kotlinx.coroutines.cancelAndJoin
+import kotlinx.coroutines.runBlocking
+import mockwebserver3.MockResponse
+import mockwebserver3.MockWebServer
+import mockwebserver3.RecordedRequest
+import org.junit.jupiter.api.AfterEach
+import org.junit.jupiter.api.BeforeEach
+import org.junit.jupiter.api.Timeout
+import org.junit.jupiter.api.io.TempDir
+import java.nio.file.Path
+import java.util.concurrent.CopyOnWriteArrayList
+import kotlin.io.path.exists
+import kotlin.io.path.isRegularFile
+import kotlin.io.path.name
+import kotlin.io.path.readText
+import kotlin.io.path.walk
+import kotlin.io.path.writeText
+import kotlin.test.Test
+import kotlin.test.assertEquals
+import kotlin.test.assertFailsWith
+import kotlin.test.assertFalse
+import kotlin.test.assertIs
+import kotlin.test.assertNotNull
+import kotlin.test.assertNull
+import kotlin.test.assertTrue
+
+/** An app that has a personal model takes part in rounds; the real ONNX Runtime, and an aggregator that can be told what to answer. */
+@Timeout(120)
+class RoundsTest {
+    @TempDir
+    lateinit var folder: Path
+
+    private val bundles = Path.of(System.getProperty("bundles"))
+    private val server = MockWebServer()
+    private val examples = InMemoryExamples()
+    private val engine = CountingEngine()
+    private val models = ArrayList<PersonalModel>()
+    private val events = CopyOnWriteArrayList<Event>()
+    private lateinit var fake: FakeAggregator
+
+    @BeforeEach
+    fun start() {
+        federation(rounds = 1)
+        server.start()
+    }
+
+    @AfterEach
+    fun end() =
+        runBlocking {
+            models.forEach { it.close() }
+            server.close()
+            assertEquals(0, engine.open)
+        }
+
+    private fun federation(
+        rounds: Int,
+        privacy: String = FakeAggregator.PRIVATE,
+        change: (ModelId) -> ModelId = { it },
+    ) {
+        Bundle.open(bundles.resolve("talk.pflb")).use { bundle ->
+            val shared = bundle.manifest.tensors.filter { it.role == Role.SHARED }
+            val values = bundle.values()
+            fake =
+                FakeAggregator(
+                    change(ModelId.of(bundle.manifest)),
+                    rounds,
+                    shared.associate {
+                        it.name to
+                            values.getValue(it.name) as FloatTensor
+                    },
+                )
+            fake.plan = bundle.planJson()
+            fake.privacy = privacy
+        }
+        server.dispatcher = fake
+    }
+
+    private suspend fun open(): PersonalModel =
+        PersonalModel
+            .open(
+                bundles.resolve("talk.pflb"),
+                folder.resolve("model"),
+                ModelOptions(trusted = true, engines = listOf(engine)),
+                { NOW },
+            ) { examples }
+            .also { models += it }
+
+    private suspend fun opened(count: Int = 30): PersonalModel =
+        open().also { model -> repeat(count) { model.remember(SAID[it % SAID.size]) } }
+
+    private suspend fun PersonalModel.takePart(onEvent: (Event) -> Unit = {}): RoundsResult =
+        takePart(at()) {
+            events += it
+            onEvent(it)
+        }
+
+    private fun broken(what: String): (RecordedRequest) -> MockResponse? =
+        {
+            if (it.method ==
+                what
+            ) {
+                stranger("", 502, "Retry-After" to "0").build()
+            } else {
+                null
+            }
+        }
+
+    private fun at(policy: PrivacyPolicy = PrivacyPolicy()) = Federation(server.address, policy, patienceS = 0.0, backoff = QUICK)
+
+    private suspend fun PersonalModel.rounds() = assertNotNull(status().rounds)
+
+    @Test
+    fun `a round is learned on the model's own examples and state, and its cost is shown`() =
+        runBlocking {
+            federation(rounds = 2)
+            val model = opened()
+            assertNull(model.status().rounds)
+            model.personalize()
+            val before = model.status()
+            val summary = assertIs<RoundsResult.TookPart>(model.takePart()).summary
+            assertEquals(1, summary.rounds)
+            assertEquals(1, fake.updates.size)
+            val finished = events.filterIsInstance<Event.Finished>().single()
+            val after = model.status()
+            assertEquals(if (finished.adopted) before.version + 1 else before.version, after.version)
+            assertTrue("zorp" in model.learnedWords())
+            val rounds = model.rounds()
+            assertEquals(listOf(server.address, 1L, 0, NOW), listOf(rounds.server, rounds.rounds, rounds.waiting, rounds.asked))
+            assertEquals(fake.updates.values.sumOf { it.size.toLong() }, rounds.bytesSent)
+            assertEquals(PrivacySpent(epsilon = 8.0, delta = 1e-6, own = 0.0, promised = 8.0), rounds.spent)
+            model.close()
+            val again = open()
+            assertEquals(rounds, again.rounds())
+            assertIs<RoundsResult.TookPart>(again.takePart())
+            assertEquals(2L, again.rounds().rounds)
+            assertEquals(8.0, again.rounds().spent.epsilon, "the promise is for the whole membership")
+            assertIs<RoundsResult.NoRound>(again.takePart())
+            Unit
+        }
+
+    @Test
+    fun `nothing is sent where nothing protects it, and the app's word is counted as what it is`() =
+        runBlocking {
+            federation(1, FakeAggregator.NONE)
+            val model = opened()
+            val refused = assertIs<RoundsResult.NotProtected>(model.takePart())
+            assertTrue("nothing protects" in refused.why, refused.why)
+            assertTrue(fake.updates.isEmpty())
+            assertEquals(PrivacySpent(), model.rounds().spent)
+            federation(1, FakeAggregator.NONE)
+            assertIs<RoundsResult.TookPart>(model.takePart(at(PrivacyPolicy(require = false))))
+            assertEquals(1, fake.updates.size)
+            assertEquals(Double.POSITIVE_INFINITY, model.rounds().spent.epsilon)
+            assertEquals(1L, model.rounds().spent.unprotected)
+        }
+
+    @Test
+    fun `noise of the device is counted by the device`() =
+        runBlocking {
+            federation(2, FakeAggregator.LOCAL)
+            val model = opened()
+            assertIs<RoundsResult.TookPart>(model.takePart())
+            val one = model.rounds().spent
+            assertTrue(one.own > 0 && one.promised == 0.0 && one.epsilon == one.own && one.delta == 1e-6)
+            assertIs<RoundsResult.TookPart>(model.takePart())
+            assertTrue(model.rounds().spent.own > one.own)
+        }
+
+    @Test
+    fun `nobody is asked while the user paused, or with too few examples`() =
+        runBlocking {
+            val model = opened(2)
+            assertEquals(RoundsResult.NotEnoughExamples(2), model.takePart())
+            model.remember("see you")
+            model.pause()
+            assertEquals(RoundsResult.Paused, model.takePart())
+            assertTrue(fake.requests.isEmpty())
+            assertNull(model.status().rounds)
+        }
+
+    @Test
+    fun `one training at a time`() =
+        runBlocking {
+            val model = opened()
+            val during = ArrayList<Any>()
+            model.takePart {
+                if (it is Event.Stepped && it.step == 2L) {
+                    runBlocking {
+                        during += model.personalize()
+                        during += model.takePart(server.address)
+                        assertTrue(model.status().training)
+                        model.versions()
+                    }
+                }
+            }
+            assertIs<PersonalizeResult.Failed>(during[0])
+            assertIs<RoundsResult.Failed>(during[1])
+            Unit
+        }
+
+    @Test
+    fun `every control of the user stops a round within a step`() =
+        runBlocking {
+            val controls =
+                listOf<suspend (PersonalModel) -> Unit>(
+                    { it.pause() },
+                    { it.revert(0) },
+                    { it.forgetExample(1) },
+                    { it.forgetWord("late") },
+                    { it.leave(at()) },
+                    { it.eraseEverything() },
+                )
+            val model = opened(60)
+            for (control in controls) {
+                val stepping = CompletableDeferred<Unit>()
+                val taking =
+                    async(Dispatchers.Default) {
+                        model.takePart {
+                            if (it is Event.Stepped) {
+                                stepping.complete(Unit)
+                                Thread.sleep(5)
+                            }
+                        }
+                    }
+                stepping.await()
+                control(model)
+                assertEquals(RoundsResult.Cancelled, taking.await())
+                model.resume()
+            }
+            assertTrue(fake.updates.isEmpty() && fake.declined.isEmpty())
+        }
+
+    @Test
+    fun `it waits for a network and can be stopped there`() =
+        runBlocking {
+            federation(rounds = 1)
+            fake.instead = { if (it.target == "/v1/check-in") answer("""{"status": "wait", "retry_after_s": 3600}""").build() else null }
+            val model = opened()
+            val waiting = CompletableDeferred<Unit>()
+            val taking =
+                async(Dispatchers.Default) {
+                    model.takePart(at(), rounds = 1) { if (it is Event.Waiting) waiting.complete(Unit) }
+                }
+            waiting.await()
+            assertEquals(0, model.revert(0))
+            assertEquals(RoundsResult.Cancelled, taking.await())
+            val cancelled = async(Dispatchers.Default) { model.takePart(at(), rounds = 1) }
+            while (!model.status().training) Thread.sleep(1)
+            cancelled.cancelAndJoin()
+            assertFalse(model.status().training)
+        }
+
+    @Test
+    fun `an update without a network waits, and goes out first of all`() =
+        runBlocking {
+            fake.instead = broken("PUT")
+            val model = opened()
+            assertEquals(1, assertIs<RoundsResult.Unreachable>(model.takePart()).waiting)
+            assertEquals(0L to 1, model.rounds().let { it.rounds to it.waiting })
+            assertEquals(8.0, model.rounds().spent.epsilon, "it may be sent at any time")
+            fake.instead = { null }
+            model.close()
+            events.clear()
+            assertIs<RoundsResult.TookPart>(open().takePart())
+            assertTrue(events.none { it is Event.Finished })
+            assertEquals(1, fake.updates.size)
+        }
+
+    @Test
+    fun `what was made of what is forgotten is sent no more`() =
+        runBlocking {
+            val model = opened()
+            for (forget in listOf<suspend () -> Unit>({ model.forgetExample(model.examples().first().id) }, { model.forgetWord("zorp") })) {
+                federation(1)
+                fake.instead = broken("PUT")
+                assertIs<RoundsResult.Unreachable>(model.takePart())
+                forget()
+                assertEquals(0, model.rounds().waiting)
+                federation(0)
+                assertIs<RoundsResult.NoRound>(model.takePart())
+                assertTrue(fake.updates.isEmpty())
+            }
+        }
+
+    @Test
+    fun `erased, no credential, update or value is left, but the count of what was spent`() =
+        runBlocking {
+            federation(2, FakeAggregator.LOCAL)
+            val model = opened()
+            model.takePart()
+            fake.instead = broken("PUT")
+            model.takePart()
+            val spent = model.rounds().spent
+            model.eraseEverything()
+            assertEquals(listOf(null, 0, spent), model.rounds().let { listOf(it.server, it.waiting, it.spent) })
+            val left =
+                folder
+                    .resolve("model/rounds")
+                    .walk()
+                    .filter { it.isRegularFile() }
+                    .map { it.name }
+                    .toSet()
+            assertEquals(setOf("lock", "sent.json", "spent.json"), left)
+            assertTrue("secret" !in folder.resolve("model/rounds/spent.json").readText())
+            assertEquals(RoundsResult.NotEnoughExamples(0), model.takePart())
+        }
+
+    @Test
+    fun `a revert goes back, and the update that waits is still sent`() =
+        runBlocking {
+            fake.instead = broken("PUT")
+            val model = opened()
+            assertIs<RoundsResult.Unreachable>(model.takePart())
+            model.revert(0)
+            fake.instead = { null }
+            assertIs<RoundsResult.TookPart>(model.takePart())
+            assertEquals(0, model.status().version)
+        }
+
+    @Test
+    fun `a device leaves, at its own server only`() =
+        runBlocking {
+            val model = opened()
+            assertEquals(LeaveResult.NotThere, model.leave(at()))
+            model.takePart()
+            val elsewhere = Federation("http://localhost:${server.port}")
+            assertIs<DeviceFolderException>(assertIs<LeaveResult.Failed>(model.leave(elsewhere)).error)
+            assertIs<DeviceFolderException>(assertIs<RoundsResult.Failed>(model.takePart(elsewhere)).error)
+            fake.instead = broken("DELETE")
+            assertIs<LeaveResult.Unreachable>(model.leave(at()))
+            assertNotNull(model.rounds().server)
+            fake.instead = { null }
+            assertEquals(LeaveResult.Left, model.leave(at()))
+            assertEquals(LeaveResult.NotThere, model.leave(at()))
+            assertNull(model.rounds().server)
+            assertEquals(1L, model.rounds().rounds)
+        }
+
+    @Test
+    fun `a refusal, another model and an address that is none are told apart`() =
+        runBlocking {
+            val model = opened()
+            assertFailsWith<ConfigException> { model.takePart("http://example.org") }
+            assertFailsWith<ConfigException> { model.takePart("example.org") }
+            fake.instead = { if (it.target == "/v1/devices") problem("enrolment-closed", 403).build() else null }
+            assertEquals("enrolment-closed", assertIs<RoundsResult.Refused>(model.takePart()).error.code)
+            federation(1) { it.copy(version = "9") }
+            assertIs<DeviceException>(assertIs<RoundsResult.Failed>(model.takePart()).error)
+            fake.instead = { stranger("<html>", 200, "Content-Type" to "text/html").build() }
+            assertIs<RoundsResult.Unreachable>(model.takePart())
+            Unit
+        }
+
+    @Test
+    fun `a new version of the bundle enrols anew, and does not send what the old one made`() =
+        runBlocking {
+            fake.instead = broken("PUT")
+            val model = opened()
+            model.takePart()
+            val id = model.model
+            model.close()
+            val file = folder.resolve("model/rounds/device.json")
+            file.writeText(file.readText().replace("\"${id.version}\"", "\"0\""))
+            federation(1)
+            assertIs<RoundsResult.TookPart>(open().takePart())
+            assertEquals(1, fake.requests.count { it == "POST /v1/devices" })
+            assertEquals(1, fake.updates.size)
+        }
+
+    @Test
+    fun `a damaged folder of the device keeps nobody from the model, and is told`() =
+        runBlocking {
+            val model = opened()
+            model.takePart()
+            model.close()
+            folder.resolve("model/rounds/sent.json").writeText("damaged")
+            val again = open()
+            assertTrue(again.suggest("see you").isNotEmpty())
+            assertIs<DeviceFolderException>(again.rounds().problem)
+            assertIs<DeviceFolderException>(assertIs<RoundsResult.Failed>(again.takePart()).error)
+            again.forgetWord("late")
+            again.eraseEverything()
+            assertFalse(folder.resolve("model/rounds/device.json").exists())
+        }
+
+    private companion object {
+        const val NOW = 1_700_000_000.0
+        val SAID = listOf("see you at the zorp tonight", "the zorp is late again", "ok see you there")
+    }
+}
