@@ -193,7 +193,7 @@ public final class PersonalStateStore: StateStore {
                     version: number, parent: found.parent, created: found.created, metrics: found.state.metrics,
                     current: number == serves)
             } catch {
-                guard let place = try? status(path(number)), place.isFile else { return nil }
+                guard (try? status(path(number), links: false)) != nil else { return nil }
                 let message =
                     (error as? StateFile.Damaged)?.error.message ?? (error as? PFLError)?.message ?? "\(error)"
                 return VersionInfo(
