@@ -136,6 +136,22 @@ private func tensors(_ json: JSON?) throws -> TensorSet {
         expectError(.engineUnavailable) { _ = try openSession(unpinned, engines: [], trusted: true) }
     }
 
+    @Test("the newest examples tell what personalization brought")
+    func evaluated() throws {
+        let vectors = try vectors("runs.json")
+        let evaluator = try Evaluator(bundle, try session())
+        #expect(evaluator.golden.ok)
+        let all = Examples.arrays(joinRows(try tensors(vectors["train"]), try tensors(vectors["holdout"])))
+        let result = try evaluator.personalize(all)
+        #expect(result.train + result.holdout + result.test == all.size)
+        #expect(result.older == 0)
+        let tested = try parts(all).test
+        #expect(try evaluator.measure(tested) == result.before)
+        #expect(result.report.status == .adopted)
+        #expect(try evaluator.measure(tested, state: result.report.state) == result.after)
+        #expect(result.before != result.after)
+    }
+
     @Test("a real bundle ends where Python ends, and its state is kept")
     func wholeRun() throws {
         let vectors = try vectors("runs.json")

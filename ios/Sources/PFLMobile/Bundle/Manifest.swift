@@ -170,6 +170,8 @@ public enum EncoderEntry: Sendable, Equatable {
         public var rules = 1
         /// Special tokens of a tokenizer of subwords, whose file says alone how a text is cut; nil for words.
         public var subwords: Subwords?
+        /// ISO 15924 codes of scripts in which the model is of no use; empty where the bundle does not say.
+        public var scriptsNotServed: [String] = []
     }
 
     /// Rows that go into a program at once.

@@ -211,7 +211,8 @@ enum ManifestReader {
                     vocabulary: try fields.required("vocabulary", positive),
                     slots: try fields.field("slots", count, default: 0),
                     rules: try fields.field("rules", rules, default: 1),
-                    subwords: try fields.maybe("subwords", subwords)))
+                    subwords: try fields.maybe("subwords", subwords),
+                    scriptsNotServed: try fields.field("scripts_not_served", Fields.list(script), default: [])))
         case "arrays":
             found = .arrays(batch: try fields.required("batch", positive))
         default:
@@ -230,6 +231,16 @@ enum ManifestReader {
                 mend: "update the app, or export the bundle with the version in use here")
         }
         return version
+    }
+
+    /// An ISO 15924 code.
+    private static func script(_ json: JSON, _ path: String) throws -> String {
+        let text = try Fields.text(json, path)
+        let letters = Array(text.utf8)
+        guard letters.count == 4, (0x41...0x5a).contains(letters[0]), letters.dropFirst().allSatisfy(isLower) else {
+            throw Malformed("\(path): it is no code of a script")
+        }
+        return text
     }
 
     private static func subwords(_ json: JSON, _ path: String) throws -> Subwords {

@@ -181,18 +181,19 @@ public final class PersonalStateStore: StateStore {
             mend: "call reset() to go back to the shipped values, or restore the folder from a backup")
     }
 
-    /// All saved versions, oldest first, damaged ones with their problem.
+    /// All saved versions, oldest first, damaged ones with their problem. Another process may save one meanwhile.
     ///
     /// - Throws: `.unwritable`: the folder cannot be read
     public func versions() throws -> [VersionInfo] {
         let serves = try? current  // load() reports what is wrong with it; the versions can still be listed
-        return try numbers().map { number in
+        return try numbers().compactMap { number in
             do {
                 let found = try file(number)
                 return VersionInfo(
                     version: number, parent: found.parent, created: found.created, metrics: found.state.metrics,
                     current: number == serves)
             } catch {
+                guard (try? status(path(number), links: false)) != nil else { return nil }
                 let message =
                     (error as? StateFile.Damaged)?.error.message ?? (error as? PFLError)?.message ?? "\(error)"
                 return VersionInfo(

@@ -80,6 +80,11 @@ import Testing
             for step in try vector["steps"].items { try Damage.apply(step, place) }
             let store = try PersonalStateStore(
                 URL(fileURLWithPath: place), model: ModelId(name: id[0], version: id[1], fingerprint: id[2]))
+            if let carry = vector.maybe("carry_over") {
+                try store.carryOver(
+                    sameWeights: carry.maybe("same_weights") == .bool(true),
+                    discard: carry.maybe("discard") == .bool(true))
+            }
             try check(store, vector["outcome"], vector["name"].text, blocked: vector.maybe("ask") != nil)
         }
         #expect(cases.count > 70)
