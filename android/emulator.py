@@ -357,7 +357,7 @@ def emulator(sdk: Sdk, given: argparse.Namespace, log: Path) -> Iterator[Device]
         said = (checked.stdout + checked.stderr).strip()
         raise MissingDependencyError(
             f"the emulator cannot use the processor's virtualization: {said}",
-            mend="on Linux give yourself access to /dev/kvm, in a virtual machine nested ones; or name a phone: --serial",
+            mend="give yourself access to /dev/kvm; in a virtual machine allow nested ones; or name a phone: --serial",
         )
     make_avd(sdk, given)
     port = next(port for port in range(5554, 5682, 2) if f"emulator-{port}" not in devices(sdk.adb))
