@@ -48,8 +48,7 @@ class PrivacyPolicy:
             this one among them.
         max_delta: largest delta of the aggregator's guarantee, and that at which the device computes the epsilon of its
             own noise, where the task's statement does not make it smaller.
-        report: whether numbers that no noise protects may be sent: evaluation reports (sums), and those that a task
-            asks for along with its updates; without, such a task is refused.
+        report: whether evaluation reports (sums, without noise) may be sent.
 
     Raises:
         ConfigError: a number is out of range, or some settings contradict each other.
@@ -98,10 +97,6 @@ class PrivacyPolicy:
             sent: what left this device under its own noise so far.
             counted: whether this update is in ``sent`` already.
         """
-        if reports and not self.report:
-            return (
-                f"the numbers {', '.join(reports)} are asked for, and none may be sent that no noise protects"
-            )
         if not self.require:
             return None
         if not privacy.guarantees:

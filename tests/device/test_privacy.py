@@ -431,13 +431,3 @@ def test_sampling_costs_less_than_no_sampling_and_at_most_what_the_accountant_sa
         assert found <= ledger.epsilon() * 1.001
         assert found >= 0.9 * ledger.epsilon() or found < 0.1
         assert found <= release_epsilon(1 / noise, 1e-6) * (1 + 1e-9)
-
-
-def test_a_task_that_asks_for_numbers_is_refused_by_who_sends_none(tmp_path):
-    trusted = TaskPrivacy(mechanism="gaussian", clip_norm=1.0, noise_multiplier=1.0)
-    sent = SentNoise(tmp_path / "sent.json")
-    policy = PrivacyPolicy(require=False, report=False)
-    refusal = "the numbers sent_loss are asked for, and none may be sent that no noise protects"
-    assert policy.refusal(trusted, ["sent_loss"], sent) == refusal
-    assert policy.refusal(trusted, [], sent) is None
-    assert PrivacyPolicy(require=False).refusal(trusted, ["sent_loss"], sent) is None

@@ -30,8 +30,7 @@ import kotlin.math.abs
  *   when the update is in a model; else that which the device computes from its own noise and its own count of updates under it
  * @property maxDelta largest delta of the aggregator's guarantee, and that at which the device computes the epsilon of its own noise,
  *   where the task's statement does not make it smaller
- * @property report whether numbers that no noise protects may be sent: evaluation reports (sums), and those that a task asks for along
- *   with its updates; without, such a task is refused
+ * @property report whether evaluation reports (sums, without noise) may be sent
  * @throws ConfigException a number is out of range, or some settings contradict each other
  */
 public class PrivacyPolicy(
@@ -76,10 +75,6 @@ public class PrivacyPolicy(
         val own = own(privacy)
         val local = privacy.localNoiseMultiplier
         return when {
-            !report && reports.isNotEmpty() -> {
-                "the numbers ${reports.joinToString()} are asked for, and none may be sent that no noise protects"
-            }
-
             !require -> {
                 null
             }

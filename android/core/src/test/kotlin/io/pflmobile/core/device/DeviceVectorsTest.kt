@@ -11,7 +11,6 @@ import io.pflmobile.core.files.hex
 import io.pflmobile.core.files.parseJson
 import io.pflmobile.core.protocol.Bodies
 import io.pflmobile.core.protocol.Enrolled
-import io.pflmobile.core.protocol.Mechanism
 import io.pflmobile.core.protocol.TaskPrivacy
 import io.pflmobile.core.state.ModelId
 import io.pflmobile.core.tensors.FloatTensor
@@ -79,16 +78,6 @@ class DeviceVectorsTest {
                 assertEquals(said("may_report").booleanOrNull, policy.mayReport(task), "$name: $case")
             }
         }
-    }
-
-    @Test
-    fun `a task that asks for numbers is refused by who sends none`() {
-        val trusted = TaskPrivacy(Mechanism.GAUSSIAN, 1.0, 1.0)
-        val sent = SentNoise(folder.resolve("sent.json"))
-        val refusal = PrivacyPolicy(require = false, report = false).refusal(trusted, listOf("sent_loss"), sent)
-        assertEquals("the numbers sent_loss are asked for, and none may be sent that no noise protects", refusal)
-        assertEquals(null, PrivacyPolicy(require = false, report = false).refusal(trusted, emptyList(), sent))
-        assertEquals(null, PrivacyPolicy(require = false).refusal(trusted, listOf("sent_loss"), sent))
     }
 
     @Test
