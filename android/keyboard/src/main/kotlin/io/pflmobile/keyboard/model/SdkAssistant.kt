@@ -4,7 +4,6 @@ import android.content.Context
 import io.pflmobile.core.device.Backoff
 import io.pflmobile.core.device.PrivacyPolicy
 import io.pflmobile.core.errors.PflException
-import io.pflmobile.core.errors.StateException
 import io.pflmobile.core.local.Payload
 import io.pflmobile.core.personal.Federation
 import io.pflmobile.core.personal.LeaveResult
@@ -186,7 +185,7 @@ internal class SdkAssistant private constructor(
             val model = PersonalModel.open(context, bundle, options)
             try {
                 PersonalizationScheduler.schedule(context, model)
-            } catch (_: StateException) {
+            } catch (_: PflException) {
                 // the screen says that nothing is scheduled; suggestions need none
             }
             return SdkAssistant(context, model).apply { reconcile() }
