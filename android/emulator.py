@@ -1,4 +1,4 @@
-"""The scenarios of ``conformance/scenarios`` on Android: on a phone that is connected, or an emulator.
+"""The scenarios of ``conformance/scenarios`` on Android: on an emulator, or a phone that is named.
 
     make emulator-e2e                                        # finds or starts an emulator, builds, runs, reports
     python android/emulator.py --serial emulator-5554        # on a device that runs already
@@ -48,6 +48,15 @@ INPUT_METHOD = f"{KEYBOARD}/.KeyboardService"
 TESTS = instrumented.PACKAGE
 #: The scenario that a user of the keyboard lives through.
 TYPED = "keyboard"
+#: The line in the log of the device by which a process says that it kills itself, as ``AndroidPlace`` writes it.
+LOG_TAG, KILLS = "pfl-scenario", "this process kills itself, as the scenario has it"
+#: What is set for the time of a run, and put back as it was.
+SETTINGS = {
+    "stay_on_while_plugged_in": "7",
+    "window_animation_scale": "0",
+    "transition_animation_scale": "0",
+    "animator_duration_scale": "0",
+}
 #: An emulator runs the instructions of this machine.
 PROCESSOR = "arm64-v8a" if platform.machine() in ("arm64", "aarch64") else "x86_64"
 IMAGE = f"system-images;android-34;default;{PROCESSOR}"
@@ -141,6 +150,8 @@ class Outcome(StrEnum):
     FAILED = "failed"
     #: The process ended in the middle.
     CRASHED = "crashed"
+    #: It ended itself where the scenario says so.
+    KILLED = "killed"
     #: No test ran.
     NOTHING = "nothing ran"
     TIMEOUT = "timeout"
@@ -232,7 +243,34 @@ class Device:
             said = self.shell(*command, f"{TESTS}/{instrumented.RUNNER}", timeout=PART_S)
         except AdbError as error:
             return Ran(Outcome.TIMEOUT if "did not end" in error.message else Outcome.NOTHING, error.message)
-        return parse(said)
+        ran = parse(said)
+        return (
+            Ran(Outcome.KILLED, ran.message)
+            if ran.outcome is Outcome.CRASHED and self._ended_itself()
+            else ran
+        )
+
+    def _ended_itself(self) -> bool:
+        """Whether the log since it was last cleared has the line of a process that kills itself."""
+        with suppress(AdbError):
+            return KILLS in self("logcat", "-d", "-v", "raw", "-s", f"{LOG_TAG}:I")
+        return False
+
+    @contextmanager
+    def set(self, settings: Mapping[str, str]) -> Iterator[None]:
+        """Global settings of Android; with the end of the block they are as they were."""
+        before = {name: self.shell("settings", "get", "global", name).strip() for name in settings}
+        try:
+            for name, value in settings.items():
+                self.shell("settings", "put", "global", name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                with suppress(AdbError):
+                    if value in ("", "null"):
+                        self.shell("settings", "delete", "global", name)
+                    else:
+                        self.shell("settings", "put", "global", name, value)
 
     def choose_keyboard(self) -> None:
         """Turn the sample keyboard on and choose it. Android forgets the choice when the app is stopped."""
@@ -275,14 +313,17 @@ def devices(adb: Path) -> list[str]:
 
 @contextmanager
 def running(sdk: Sdk, given: argparse.Namespace, log: Path) -> Iterator[Device]:
-    """The device that is asked for, the only one that runs, or an emulator that is started and ended.
+    """The device that is asked for, the only emulator that runs, or one that is started and ended.
+
+    A phone is taken only where it is named: a keyboard on it is removed.
 
     Raises:
-        NoDeviceError: the one that is asked for does not run, or there are several.
+        NoDeviceError: the one that is asked for does not run, or there are several emulators.
         BootError: the emulator does not start.
         MissingDependencyError: there is no emulator, image or acceleration.
     """
     found = devices(sdk.adb)
+    emulators = [serial for serial in found if serial.startswith("emulator-")]
     if given.serial:
         if given.serial not in found:
             raise NoDeviceError(
@@ -290,10 +331,12 @@ def running(sdk: Sdk, given: argparse.Namespace, log: Path) -> Iterator[Device]:
                 mend="start it, allow debugging on its screen, or leave --serial out",
             )
         yield Device(sdk.adb, given.serial)
-    elif len(found) > 1:
-        raise NoDeviceError(f"adb sees several devices: {', '.join(found)}", mend="say which: --serial NAME")
-    elif found:
-        yield Device(sdk.adb, found[0])
+    elif len(emulators) > 1:
+        raise NoDeviceError(
+            f"adb sees several emulators: {', '.join(emulators)}", mend="say which: --serial NAME"
+        )
+    elif emulators:
+        yield Device(sdk.adb, emulators[0])
     else:
         with emulator(sdk, given, log) as device:
             yield device
@@ -304,8 +347,8 @@ def emulator(sdk: Sdk, given: argparse.Namespace, log: Path) -> Iterator[Device]
     """Start an emulator without a window, which is made where it is not there; it ends with the block unless kept."""
     if sdk.emulator is None:
         raise MissingDependencyError(
-            "no device runs, and there is no emulator in the Android SDK",
-            mend="connect a phone with debugging on, or run `sdkmanager emulator` and set ANDROID_HOME",
+            "no emulator runs, and there is none in the Android SDK",
+            mend="name a phone that is connected (--serial NAME), or run `sdkmanager emulator` and set ANDROID_HOME",
         )
     checked = subprocess.run(
         [str(sdk.emulator), "-accel-check"], capture_output=True, text=True, timeout=COMMAND_S
@@ -314,7 +357,7 @@ def emulator(sdk: Sdk, given: argparse.Namespace, log: Path) -> Iterator[Device]
         said = (checked.stdout + checked.stderr).strip()
         raise MissingDependencyError(
             f"the emulator cannot use the processor's virtualization: {said}",
-            mend="on Linux give yourself access to /dev/kvm; in a virtual machine allow it nested ones; or use a phone",
+            mend="give yourself access to /dev/kvm; in a virtual machine allow nested ones; or name a phone: --serial",
         )
     make_avd(sdk, given)
     port = next(port for port in range(5554, 5682, 2) if f"emulator-{port}" not in devices(sdk.adb))
@@ -576,7 +619,7 @@ class Run:
             self._quietly("logcat", "-c")
             began = time.monotonic()
             ran = self.device.instrument(test, {"scenario": scenario.name, "part": str(number), **told})
-            wanted = Outcome.CRASHED if scenario.is_killed(number) else Outcome.PASSED
+            wanted = Outcome.KILLED if scenario.is_killed(number) else Outcome.PASSED
             part = Part(number, ran, time.monotonic() - began, wanted)
             result.parts.append(part)
             name = f"{scenario.name}-{by}-{number}"
@@ -663,20 +706,34 @@ def junit(results: Sequence[Result]) -> str:
 
 
 def mark(folder: Path, where: str, results: Sequence[Result], about: Mapping[str, str], build: str) -> None:
-    """Write down what passed, as ``sha256sum -c`` reads it; a scenario that was not tried keeps its mark."""
+    """Write down what passed, as ``sha256sum -c`` reads it, under the device and build that it passed with.
+
+    A scenario that was not tried keeps its mark.
+    """
     path = folder / f"{where}.sha256"
-    lines = [] if not path.is_file() else path.read_text().splitlines()
-    marks = {line.split("  ")[1]: line for line in lines if not line.startswith("#")}
+    marks: dict[str, tuple[str, str]] = {}
+    note = ""
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        if line.startswith("#"):
+            note = line
+        else:
+            marks[line.split("  ")[1]] = note, line
+    here = ", ".join(
+        [f"{name} {value}" for name, value in about.items() if name != "serial"] + [f"build: {build}"]
+    )
     for result in results:
         file = f"{result.scenario.name}.json"
         marks.pop(file, None)
         if result.passed:
-            marks[file] = f"{result.scenario.digest}  {file}"
+            marks[file] = f"# {here}", f"{result.scenario.digest}  {file}"
     folder.mkdir(parents=True, exist_ok=True)
-    note = ", ".join(
-        [f"{name} {value}" for name, value in about.items() if name != "serial"] + [f"build: {build}"]
-    )
-    path.write_text("".join(f"{line}\n" for line in [f"# {note}", *(marks[name] for name in sorted(marks))]))
+    lines: list[str] = []
+    last = ""
+    for name in sorted(marks):
+        said, line = marks[name]
+        lines += [line] if said == last else [said, line]
+        last = said
+    path.write_text("".join(f"{line}\n" for line in lines))
 
 
 # ---- the command
@@ -691,7 +748,8 @@ def arguments() -> argparse.ArgumentParser:
         "--sdk", type=Path, help="folder of the Android SDK; by default ANDROID_HOME and the usual ones"
     )
     parser.add_argument(
-        "--serial", help="a device that runs; by default the only one, else an emulator is started"
+        "--serial",
+        help="a device that runs; by default the only emulator, else one is started; a phone is named",
     )
     parser.add_argument(
         "--avd", default=AVD, help="virtual device, which is made where it is not there (%(default)s)"
@@ -745,10 +803,9 @@ def carry_out(given: argparse.Namespace) -> dict[str, object]:
             device.uninstall(package)
             stack.callback(device.uninstall, package)
         device.install(made.tests)
-        device.shell("svc", "power", "stayon", "true")
+        stack.enter_context(device.set(SETTINGS))
+        device.shell("input", "keyevent", "KEYCODE_WAKEUP")
         device.shell("wm", "dismiss-keyguard")
-        for name in ("window_animation_scale", "transition_animation_scale", "animator_duration_scale"):
-            device.shell("settings", "put", "global", name, "0")
         run = Run(device, made, given.engine, out)
         by_sdk = [run.by_sdk(scenario) for scenario in scenarios]
         by_keyboard = [run.by_keyboard(scenario) for scenario in scenarios if scenario.name == TYPED]

@@ -31,6 +31,7 @@ NATIVE = ("org/pytorch/executorch/", "com/facebook/jni/", "ai/onnxruntime/")
 NAMED = (
     "io/pflmobile/sdk/PersonalizationJobService",
     "io/pflmobile/sdk/RoundsJobService",
+    "io/pflmobile/keyboard/KeyboardApp",
     "io/pflmobile/keyboard/KeyboardService",
     "io/pflmobile/keyboard/settings/SettingsActivity",
 )

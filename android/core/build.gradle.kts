@@ -36,7 +36,8 @@ dependencies {
     api(libs.kotlin.stdlib)
     api(libs.kotlinx.coroutines.core)
     implementation(libs.kotlinx.serialization.json)
-    implementation(libs.okhttp)
+    // an app that pins a key makes the client itself
+    api(libs.okhttp)
     implementation(libs.tink)
     compileOnly(libs.onnxruntime)
     compileOnly(libs.tokenizers)

@@ -115,7 +115,10 @@ def device(
             "its own noise; default: 1e-6.",
         ),
     ] = None,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Send no evaluation reports.")] = False,
+    no_report: Annotated[
+        bool,
+        typer.Option("--no-report", help="Send no evaluation reports; refuse tasks that ask for numbers."),
+    ] = False,
     test: Annotated[
         float,
         typer.Option("--test", min=0.01, max=0.99, help="Share of the examples, the newest, to test on."),

@@ -54,12 +54,18 @@ install*) echo 'Performing Streamed Install'; told install || echo Success ;;
     failed) printf 'INSTRUMENTATION_STATUS: stack=java.lang.AssertionError: step 3\\n\\tat a.B\\n'
         printf 'INSTRUMENTATION_STATUS: test=passes\\n'
         printf 'INSTRUMENTATION_STATUS_CODE: -2\\nINSTRUMENTATION_CODE: -1\\n' ;;
+    killed) echo 'this process kills itself, as the scenario has it' >"$home/killed"
+        printf 'INSTRUMENTATION_RESULT: shortMsg=Process crashed.\\nINSTRUMENTATION_CODE: 0\\n' ;;
     crashed) printf 'INSTRUMENTATION_RESULT: shortMsg=Process crashed.\\nINSTRUMENTATION_CODE: 0\\n' ;;
     skipped) printf 'INSTRUMENTATION_STATUS_CODE: -4\\nINSTRUMENTATION_CODE: -1\\n' ;;
     *) printf 'INSTRUMENTATION_STATUS: test=passes\\nINSTRUMENTATION_STATUS_CODE: 0\\n'
         printf 'INSTRUMENTATION_RESULT: stream=\\n\\nOK (1 test)\\n\\n\\nINSTRUMENTATION_CODE: -1\\n' ;;
     esac ;;
 'emu kill') rm -f "$home/up" ;;
+'logcat -c') rm -f "$home/killed" ;;
+'logcat -d -v raw -s pfl-scenario:I') cat "$home/killed" 2>/dev/null ; : ;;
+'shell settings get global animator_duration_scale') echo 0.5 ;;
+'shell settings get '*) echo null ;;
 'logcat -d'*) echo 'I/stand-in: what the device did' ;;
 esac
 """
@@ -129,7 +135,7 @@ class StandIns:
         self.apks = ["--apk", str(folder / "keyboard.apk"), "--test-apk", str(folder / "e2e.apk")]
         self.tell()
 
-    def tell(self, told: dict[str, str] | None = None, devices: str = "stand-in-1") -> None:
+    def tell(self, told: dict[str, str] | None = None, devices: str = "emulator-5600") -> None:
         """How they behave: files by name."""
         shutil.rmtree(self.home / "told", ignore_errors=True)
         (self.home / "told").mkdir()
@@ -169,7 +175,7 @@ def _run(
 
 
 #: The processes that the scenarios want killed.
-KILLED = {"killed-0": "crashed", "rounds-killed-0": "crashed"}
+KILLED = {"killed-0": "killed", "rounds-killed-0": "killed"}
 
 
 def test_all_scenarios_pass(
@@ -183,7 +189,7 @@ def test_all_scenarios_pass(
         *((name, "sdk") for name in names),
         ("keyboard", "keyboard"),
     ]
-    assert found["device"] == {"serial": "stand-in-1", "sdk": "34", "abi": "x86_64", "model": "stand-in"}
+    assert found["device"] == {"serial": "emulator-5600", "sdk": "34", "abi": "x86_64", "model": "stand-in"}
     assert found == json.loads((stand_ins.out / "report.json").read_text())
     suites = ElementTree.parse(stand_ins.out / "junit.xml").getroot()
     assert len(suites) == len(names) + 1
@@ -259,7 +265,35 @@ def test_a_process_that_should_die_and_lives_is_a_failure(
 ) -> None:
     code, found = _run(emulator, capsys, stand_ins.command("--only", "killed"))
     assert code == 1
-    assert found["scenarios"][0]["parts"][0]["wanted"] == "crashed"
+    assert found["scenarios"][0]["parts"][0]["wanted"] == "killed"
+    # nor is it enough that it dies before it gets there
+    stand_ins.tell({"killed-0": "crashed"})
+    code, found = _run(emulator, capsys, stand_ins.command("--only", "killed"))
+    assert code == 1
+    assert found["scenarios"][0]["parts"][0]["outcome"] == "crashed"
+
+
+def test_a_process_says_that_it_kills_itself_in_the_same_words(emulator: ModuleType) -> None:
+    kotlin = (ANDROID / "e2e/src/androidTest/kotlin/io/pflmobile/e2e/AndroidPlace.kt").read_text()
+    assert f'Log.i("{emulator.LOG_TAG}", "{emulator.KILLS}")' in kotlin
+
+
+def test_the_settings_of_the_device_are_put_back(
+    emulator: ModuleType, stand_ins: StandIns, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_ins.tell({"cancelled-0": "failed"})
+    _run(emulator, capsys, stand_ins.command("--only", "cancelled"))
+    ends = {}
+    for call in stand_ins.calls:
+        if call.startswith(("shell settings put global", "shell settings delete global")):
+            _, _, how, _, name, *value = call.split()
+            ends[name] = (how, *value)
+    assert ends == {
+        "stay_on_while_plugged_in": ("delete",),
+        "window_animation_scale": ("delete",),
+        "transition_animation_scale": ("delete",),
+        "animator_duration_scale": ("put", "0.5"),
+    }
 
 
 def test_a_test_that_hangs_ends(
@@ -292,6 +326,37 @@ def test_a_mark_goes_when_the_scenario_fails(
     _run(emulator, capsys, stand_ins.command("--only", "cancelled"))
     marks = (stand_ins.marks / "android-executorch.sha256").read_text().splitlines()[1:]
     assert [line.split()[1] for line in marks] == ["damaged.json"]
+
+
+def test_a_mark_keeps_the_device_that_it_was_made_on(emulator: ModuleType, tmp_path: Path) -> None:
+    def passed(name: str, model: str) -> None:
+        scenario = emulator.Scenario(name, [[]], "0" * 64)
+        part = emulator.Part(0, emulator.Ran(emulator.Outcome.PASSED), 1.0, emulator.Outcome.PASSED)
+        emulator.mark(tmp_path, "here", [emulator.Result(scenario, "sdk", [part])], {"model": model}, "given")
+
+    for name, model in (("a", "old"), ("b", "old"), ("c", "old"), ("b", "new")):
+        passed(name, model)
+    old, new = "# model old, build: given", "# model new, build: given"
+    lines = [f"{'0' * 64}  {name}.json" for name in "abc"]
+    assert (tmp_path / "here.sha256").read_text().splitlines() == [
+        old,
+        lines[0],
+        new,
+        lines[1],
+        old,
+        lines[2],
+    ]
+
+
+def test_a_phone_is_not_taken_unasked(
+    emulator: ModuleType, stand_ins: StandIns, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_ins.tell({"no-kvm": ""}, devices="phone")
+    code, found = _run(emulator, capsys, stand_ins.command("--only", "cancelled"))
+    assert (code, found["error"]["code"]) == (2, "MissingDependencyError")
+    assert "--serial" in found["error"]["mend"]
+    assert not any("install" in call for call in stand_ins.calls)
+    assert _run(emulator, capsys, stand_ins.command("--only", "cancelled", "--serial", "phone"))[0] == 0
 
 
 def test_an_emulator_is_made_started_and_ended(
@@ -367,12 +432,12 @@ def test_what_is_asked_for_and_not_there(
 def test_several_devices_are_told_apart(
     emulator: ModuleType, stand_ins: StandIns, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stand_ins.tell(devices="one two")
+    stand_ins.tell(devices="emulator-1 emulator-2")
     assert (
         _run(emulator, capsys, stand_ins.command("--only", "cancelled"))[1]["error"]["code"]
         == "NoDeviceError"
     )
-    assert _run(emulator, capsys, stand_ins.command("--only", "cancelled", "--serial", "two"))[0] == 0
+    assert _run(emulator, capsys, stand_ins.command("--only", "cancelled", "--serial", "emulator-2"))[0] == 0
 
 
 def test_an_app_that_cannot_be_installed_is_said(

@@ -192,6 +192,23 @@ def test_the_licence_is_that_of_the_project() -> None:
     assert set(named) == {project.get("license")}
 
 
+def test_an_app_has_the_libraries_that_the_public_api_names() -> None:
+    public = (ANDROID / "core/api/core.api").read_text()
+    assert "okhttp3/OkHttpClient" in public
+    assert "api(libs.okhttp)" in _build("core")
+    assert ("compile", "com.squareup.okhttp3:okhttp") in _dependencies("core")
+
+
+def test_the_readme_names_what_is_built() -> None:
+    readme = (ANDROID / "README.md").read_text()
+    versions = CATALOG["versions"]
+    assert f'"io.pflmobile:sdk:{_text(_pom(), "version")}"' in readme
+    assert f'"org.pytorch:executorch-android:{versions["executorch"]}"' in readme
+    assert f'"com.microsoft.onnxruntime:onnxruntime-android:{versions["onnxruntime"]}"' in readme
+    (least,) = re.findall(r"minSdk = (\d+)", _build("sdk"))
+    assert f"minSdk {least} " in readme
+
+
 def test_both_have_documentation_of_what_is_public() -> None:
     for module in ("core", "sdk"):
         assert "reportUndocumented.set(true)" in _build(module)

@@ -3,6 +3,7 @@ package io.pflmobile.e2e
 import android.content.Context
 import android.content.res.AssetManager
 import android.os.Process
+import android.util.Log
 import io.pflmobile.core.engines.Engine
 import io.pflmobile.core.personal.ModelOptions
 import io.pflmobile.core.personal.PersonalModel
@@ -30,6 +31,8 @@ internal class AndroidPlace(
     ): PersonalModel = PersonalModel.open(context, bundle(name).path, options)
 
     override fun kill() {
+        // what started it tells this end from any other by the line
+        Log.i("pfl-scenario", "this process kills itself, as the scenario has it")
         Process.killProcess(Process.myPid())
         Thread.sleep(Long.MAX_VALUE)
     }

@@ -56,6 +56,7 @@ public class KeyboardService : InputMethodService() {
         val now = attribute?.let { Field.of(it.inputType, it.imeOptions, Preferences(this).incognito) } ?: Field.UNKNOWN
         // an app may restart input at every word; what is typed goes on
         if (restarting && now == field) return
+        Assistants.tryAgain()
         // a field that turns secret while it is typed in
         if (restarting) typist.change(now)
         field = now

@@ -8,11 +8,14 @@ import android.view.accessibility.AccessibilityNodeProvider
 import android.view.inputmethod.BaseInputConnection
 import android.view.inputmethod.EditorInfo
 import android.view.inputmethod.InputConnection
+import io.pflmobile.core.errors.BundleException
 import io.pflmobile.keyboard.keys.KeyAction
+import io.pflmobile.keyboard.model.Assistants
 import io.pflmobile.keyboard.model.Preferences
 import io.pflmobile.keyboard.view.KeyboardView
 import io.pflmobile.keyboard.view.SuggestionStrip
 import io.pflmobile.scenarios.keysOf
+import kotlinx.coroutines.CompletableDeferred
 import org.junit.Before
 import org.junit.Test
 import org.junit.runner.RunWith
@@ -213,6 +216,40 @@ class KeyboardServiceTest {
         )
         press("symbols")
         assertTrue(spoken(keys.accessibilityNodeProvider).any { it.second == "letters" })
+    }
+
+    @Test
+    fun `keys that come while the model is opened do not open it anew`() {
+        val gate = CompletableDeferred<Unit>()
+        var opened = 0
+        Assistants.reset()
+        Assistants.open = {
+            opened++
+            gate.await()
+            model
+        }
+        enter(InputType.TYPE_CLASS_TEXT)
+        press("g", "a", "r")
+        assertEquals(1 to emptyList(), opened to strip.words)
+        gate.complete(Unit)
+        settle()
+        assertEquals(1 to listOf("garden"), opened to strip.words)
+    }
+
+    @Test
+    fun `a model that cannot be opened is tried again in the next field, not at the next key`() {
+        var opened = 0
+        Assistants.reset()
+        Assistants.open = {
+            opened++
+            throw BundleException("the bundle is damaged", "install the app again")
+        }
+        enter(InputType.TYPE_CLASS_TEXT)
+        press("g", "a", "r")
+        assertEquals(1, opened)
+        enter(InputType.TYPE_CLASS_TEXT)
+        press("g")
+        assertEquals(2, opened)
     }
 
     private fun pictures() {

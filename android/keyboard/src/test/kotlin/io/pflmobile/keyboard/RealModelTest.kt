@@ -19,6 +19,7 @@ import io.pflmobile.keyboard.model.SdkAssistant
 import io.pflmobile.keyboard.view.KeyboardView
 import io.pflmobile.keyboard.view.SuggestionStrip
 import io.pflmobile.sdk.FakeAndroidKeyStore
+import io.pflmobile.sdk.RoundsScheduler
 import io.pflmobile.sdk.open
 import kotlinx.coroutines.runBlocking
 import org.junit.After
@@ -204,6 +205,59 @@ class RealModelTest {
         model { eraseEverything() }
         assertEquals(1, jobs.allPendingJobs.size)
         assertEquals(false, Preferences(context).rounds)
+    }
+
+    private val jobs get() = checkNotNull(context.getSystemService(JobScheduler::class.java)).allPendingJobs
+
+    @Test
+    fun `an address that is none keeps nobody from the model`() {
+        Preferences(context).server = "nonsense"
+        Preferences(context).rounds = true
+        assertTrue(model { suggest("see you at the ", 3) }.isNotEmpty())
+        val rounds = assertNotNull(model { standing() }.rounds)
+        assertTrue("nonsense" in rounds.trouble.orEmpty(), rounds.trouble)
+        assertEquals(1, jobs.size)
+        Preferences(context).rounds = false
+        model { takePart(true) }
+        assertEquals(false, model { standing() }.rounds?.on)
+        assertNotNull(model { standing() }.rounds?.trouble)
+    }
+
+    @Test
+    fun `what a process left half done is put right when the model is opened next`() {
+        Preferences(context).server = "https://pfl.example.org"
+        model { takePart(true) }
+        assertEquals(2, jobs.size)
+        Preferences(context).rounds = false
+        assertNull(SdkAssistant.federation(context), "by which a job asks")
+        Assistants.reset()
+        model { standing() }
+        assertEquals(1, jobs.size)
+        Preferences(context).rounds = true
+        Assistants.reset()
+        model { standing() }
+        assertEquals(2, jobs.size)
+    }
+
+    @Test
+    fun `a job of rounds asks for what the user chose, and sends nothing that no noise hides`() {
+        assertTrue(context is KeyboardApp)
+        val asked = assertNotNull(RoundsScheduler.federationWith)
+        assertNull(asked(context, bundle))
+        Preferences(context).server = "https://pfl.example.org"
+        Preferences(context).rounds = true
+        val policy = assertNotNull(asked(context, bundle)).policy
+        assertEquals(listOf(true, false), listOf(policy.require, policy.report))
+    }
+
+    @Test
+    fun `a count that is damaged is not shown as nothing`() {
+        Preferences(context).server = "https://pfl.example.org"
+        model { standing() }
+        val folder = runBlocking { PersonalModel.open(context, bundle, options) }.also { opened++ }.folder.resolve("rounds")
+        folder.toFile().mkdirs()
+        folder.resolve("spent.json").toFile().writeText("damaged")
+        assertNotNull(model { standing() }.rounds?.unknown)
     }
 
     private companion object {

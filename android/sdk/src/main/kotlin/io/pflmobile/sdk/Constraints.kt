@@ -61,24 +61,31 @@ public data class PersonalizationConstraints(
     }
 }
 
-/** For what a job of a model waits; [last] is when it was done last, in seconds since 1970. */
+/**
+ * For what a job of a model waits.
+ *
+ * @param last when it was done last, in seconds since 1970
+ * @param outcome of the last job
+ */
 internal fun waiting(
     context: Context,
     status: ModelStatus,
     job: JobInfo?,
     last: Double?,
+    outcome: JobOutcome?,
 ): Set<Waiting> {
     if (status.training) return setOf(Waiting.RUNNING)
     val constraints = JobExtras.constraintsOf((job ?: return setOf(Waiting.NOT_SCHEDULED)).extras)
     return buildSet {
         if (status.paused) add(Waiting.PAUSED)
-        if (Jobs.tooSoon(last, constraints)) add(Waiting.INTERVAL)
+        if (Jobs.tooSoon(outcome?.since(last) ?: last, constraints)) add(Waiting.INTERVAL)
+        if (outcome?.failed == true && (last == null || last < outcome.began)) add(Waiting.FAILED)
         addAll(constraints.unmet(context))
     }
 }
 
-/** What a phone tells an aggregator of itself, so that it is asked only when it can. */
-internal fun deviceFacts(context: Context): DeviceFacts {
+/** What a phone tells an aggregator of itself now, so that it is asked only when it can; for [io.pflmobile.core.personal.PersonalModel.takePart]. */
+public fun deviceFacts(context: Context): DeviceFacts {
     val unmet = PersonalizationConstraints(unmetered = true, minBatteryPercent = 0).unmet(context)
     return DeviceFacts(
         "android-${Build.VERSION.SDK_INT}",
@@ -117,4 +124,7 @@ public enum class Waiting {
 
     /** The phone is hot. */
     THERMAL,
+
+    /** The last job failed, and nothing was done since; the scheduler's `lastJob` says how. The next one tries again. */
+    FAILED,
 }

@@ -24,7 +24,11 @@ internal object JobExtras {
             extras.getInt("hours"),
         )
 
-    fun optionsOf(extras: PersistableBundle): ModelOptions {
+    /** @throws io.pflmobile.core.errors.StateException words are blocked, and it is not known any more which */
+    fun optionsOf(
+        context: Context,
+        extras: PersistableBundle,
+    ): ModelOptions {
         fun long(name: String) = if (extras.containsKey(name)) extras.getLong(name) else null
         val byName = ENGINES.associateBy { it.name }
         return ModelOptions(
@@ -37,7 +41,7 @@ internal object JobExtras {
                 if (extras.containsKey("max_age")) extras.getDouble("max_age") else null,
                 long("max_bytes"),
             ),
-            extras.getStringArray("blocked").orEmpty().toSet(),
+            if (extras.getBoolean("blocked")) JobNotes.of(context, nameOf(extras).orEmpty()).blockedWords() else emptySet(),
             extras.getDouble("test"),
             extras.getLong("checkpoint_every"),
             extras.getLong("engine_idle_ms"),
@@ -45,6 +49,7 @@ internal object JobExtras {
         )
     }
 
+    /** Which words are blocked goes to a file in the model's folder: the system shows a job's extras to whoever has a cable. */
     fun packed(
         context: Context,
         name: String,
@@ -58,6 +63,7 @@ internal object JobExtras {
                 "set PersonalizationScheduler.openWith in Application.onCreate",
             )
         }
+        JobNotes.of(context, name).block(options.blockedWords)
         return PersistableBundle().apply {
             putString(NAME, name)
             putLong(UPDATED, updated(context))
@@ -74,7 +80,7 @@ internal object JobExtras {
             options.retention.maxExamples?.let { putLong("max_examples", it.toLong()) }
             options.retention.maxAge?.let { putDouble("max_age", it) }
             options.retention.maxBytes?.let { putLong("max_bytes", it) }
-            putStringArray("blocked", options.blockedWords.toTypedArray())
+            putBoolean("blocked", options.blockedWords.isNotEmpty())
             putDouble("test", options.test)
             putLong("checkpoint_every", options.checkpointEvery)
             putLong("engine_idle_ms", options.engineIdleMs)

@@ -81,13 +81,17 @@ internal class Jobs(
         context.getSystemService(JobScheduler::class.java) ?: throw StateException("there is no JobScheduler", "call it in an app")
 
     companion object {
-        /** Whether something was done less than the interval ago; a clock that was set back does not keep it waiting. */
+        /**
+         * Whether something was done less than half of the interval ago. The system sees to the interval, and begins a job somewhere in it:
+         * with the whole of it, a job that comes a minute earlier than the day before would leave its day out. A clock that was set back
+         * does not keep it waiting.
+         */
         fun tooSoon(
             last: Double?,
             constraints: PersonalizationConstraints,
         ): Boolean {
             val ago = System.currentTimeMillis() / 1000.0 - (last ?: return false)
-            return ago in 0.0..TimeUnit.HOURS.toSeconds(constraints.everyHours.toLong()).toDouble()
+            return ago in 0.0..TimeUnit.HOURS.toSeconds(constraints.everyHours.toLong()) / 2.0
         }
     }
 }

@@ -7,6 +7,7 @@ import io.pflmobile.core.errors.MissingFileException
 import io.pflmobile.core.errors.StateException
 import io.pflmobile.core.errors.StorageFullException
 import io.pflmobile.core.errors.UnwritableException
+import io.pflmobile.core.local.ExampleStore
 import io.pflmobile.core.personal.ModelOptions
 import io.pflmobile.core.personal.PersonalModel
 import kotlinx.coroutines.CancellationException
@@ -40,7 +41,7 @@ public suspend fun PersonalModel.Companion.open(
 ): PersonalModel = Openings.open(context.applicationContext ?: context, name, options)
 
 /**
- * Removes everything that was kept for a bundle, also where it is too damaged to be opened.
+ * Removes everything that was kept for a bundle, also where it is too damaged to be opened, and ends the schedules of its jobs.
  *
  * @param name as it was opened
  * @throws StateException it is open, in this process or another; erase it by [PersonalModel.eraseEverything]
@@ -88,7 +89,16 @@ internal object Openings {
                     val model =
                         PersonalModel.open(source, folder, trusted) { home ->
                             val seal = DataKey(home.resolve("examples.key").toFile(), wrappingKey(aliasOf(home)))
-                            SqliteExampleStore(context, home.resolve("examples.db").toFile(), options.retention, seal)
+                            val store = SqliteExampleStore(context, home.resolve("examples.db").toFile(), options.retention, seal)
+                            object : ExampleStore by store {
+                                override fun eraseAll(): Int {
+                                    val erased = store.eraseAll()
+                                    // else the next job would enrol the device anew
+                                    RoundsScheduler.jobs.cancel(context, name)
+                                    JobNotes.of(context, name).erase()
+                                    return erased
+                                }
+                            }
                         }
                     names[model.folder] = name
                     model.also { counted = it }
@@ -108,10 +118,11 @@ internal object Openings {
         lock.withLock {
             withContext(Dispatchers.IO) {
                 val folder = folderOf(context, name)
-                if (!Files.exists(folder)) return@withContext
+                val there = Files.exists(folder)
                 // the files first: the Keystore may not answer
-                PersonalModel.erase(folder)
-                wrappingKey(aliasOf(folder)).destroy()
+                if (there) PersonalModel.erase(folder)
+                for (jobs in listOf(PersonalizationScheduler.jobs, RoundsScheduler.jobs)) jobs.cancel(context, name)
+                if (there) wrappingKey(aliasOf(folder)).destroy()
             }
         }
     }

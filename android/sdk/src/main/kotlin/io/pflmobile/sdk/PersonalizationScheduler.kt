@@ -5,11 +5,18 @@ import android.content.Context
 import io.pflmobile.core.errors.ConfigException
 import io.pflmobile.core.errors.StateException
 import io.pflmobile.core.personal.PersonalModel
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.withContext
 
-/** Lets the system start training when the phone has time for it. The schedule outlives the process and a restart of the phone. */
+/**
+ * Lets the system start training when the phone has time for it. The schedule outlives the process and a restart of the phone.
+ *
+ * Jobs run in the app's main process. One process at a time opens a model: an app that opens it in another one (`android:process`) keeps
+ * its jobs from it, and each of them fails.
+ */
 public object PersonalizationScheduler {
     private const val FIRST_ID = 0x70666c00
-    private val jobs = Jobs(PersonalizationJobService::class.java, FIRST_ID)
+    internal val jobs = Jobs(PersonalizationJobService::class.java, FIRST_ID)
 
     /**
      * How a job opens a model, by the name that it was scheduled with; for [RoundsScheduler] too. By default as it was opened when it was
@@ -48,6 +55,13 @@ public object PersonalizationScheduler {
         model: PersonalModel,
     ): Set<Waiting> {
         val status = model.status()
-        return waiting(context, status, jobs.find(context, Openings.nameOf(model)), status.last?.at)
+        val name = Openings.nameOf(model)
+        return waiting(context, status, jobs.find(context, name), status.last?.at, lastJob(context, model))
     }
+
+    /** How the last job of a model ended; null before the first, and after everything was erased. */
+    public suspend fun lastJob(
+        context: Context,
+        model: PersonalModel,
+    ): JobOutcome? = withContext(Dispatchers.IO) { JobNotes.of(context, Openings.nameOf(model)).outcome(JobNotes.PERSONALIZATION) }
 }

@@ -11,6 +11,8 @@ import io.pflmobile.core.errors.StateException
 import io.pflmobile.core.personal.Federation
 import io.pflmobile.core.personal.LeaveResult
 import io.pflmobile.core.personal.PersonalModel
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.withContext
 
 /**
  * Lets the system take part in rounds with a model when the phone has time and a network that costs nothing. The schedule outlives the
@@ -21,14 +23,14 @@ import io.pflmobile.core.personal.PersonalModel
  */
 public object RoundsScheduler {
     private const val FIRST_ID = 0x70670c00
-    private val jobs = Jobs(RoundsJobService::class.java, FIRST_ID)
+    internal val jobs = Jobs(RoundsJobService::class.java, FIRST_ID)
 
     /**
      * How a job finds the federation of a model, by the name that the model was scheduled with. By default with the address, policy and
      * group of [schedule]. An app whose federation needs a token, a verdict of the platform or a pinned key sets this in
-     * `Application.onCreate`: a job's own notes are no place for secrets.
+     * `Application.onCreate`: a job's own notes are no place for secrets. Null where the user takes part no more: the job asks nobody then.
      */
-    @Volatile public var federationWith: ((Context, String) -> Federation)? = null
+    @Volatile public var federationWith: ((Context, String) -> Federation?)? = null
 
     /**
      * Takes part in [federation] again and again: at most once in the interval of the constraints it asks for a task, and does it. The
@@ -48,7 +50,7 @@ public object RoundsScheduler {
         if (context.checkSelfPermission(Manifest.permission.INTERNET) != PackageManager.PERMISSION_GRANTED) {
             throw ConfigException("the app may not use the network", "put android.permission.INTERNET into its manifest")
         }
-        if ((federation.token ?: federation.attest ?: federation.http) != null && federationWith == null) {
+        if (!canBeMade(federation)) {
             throw ConfigException(
                 "a job in a new process cannot make the token, verdict or HTTP client of ${federation.server}",
                 "set RoundsScheduler.federationWith in Application.onCreate",
@@ -67,15 +69,44 @@ public object RoundsScheduler {
         jobs.cancel(context, Openings.nameOf(model))
     }
 
-    /** Ends the schedule and the membership; see [PersonalModel.leave]. */
+    /**
+     * Ends the schedule and the membership; see [PersonalModel.leave]. Where the aggregator cannot be reached, a job leaves as soon as there
+     * is a network, and tries until it has; [cancel] ends that too.
+     */
     public suspend fun leave(
         context: Context,
         model: PersonalModel,
         federation: Federation,
     ): LeaveResult {
         cancel(context, model)
-        return model.leave(federation)
+        // before the first try, as the process may end in it
+        if (canBeMade(federation)) leaveLater(context, model, federation)
+        val result = model.leave(federation)
+        if (result !is LeaveResult.Unreachable) cancel(context, model)
+        return result
     }
+
+    private fun leaveLater(
+        context: Context,
+        model: PersonalModel,
+        federation: Federation,
+    ) {
+        val name = Openings.nameOf(model)
+        val always =
+            PersonalizationConstraints(charging = false, idle = false, unmetered = false, minBatteryPercent = 0, cool = false)
+        val extras = JobExtras.packed(context, name, model.options, always)
+        extras.putFederation(federation)
+        extras.putBoolean(LEAVE, true)
+        jobs.put(context, name, always, JobInfo.NETWORK_TYPE_ANY, extras)
+    }
+
+    /** Whether a job still has to tell the aggregator that the device left; see [leave]. */
+    public fun isLeaving(
+        context: Context,
+        model: PersonalModel,
+    ): Boolean = jobs.find(context, Openings.nameOf(model))?.let { isLeaving(it.extras) } == true
+
+    internal fun isLeaving(extras: PersistableBundle): Boolean = extras.getBoolean(LEAVE)
 
     /** For what the next round of a model waits; empty where it only waits for the system. */
     public suspend fun whyWaiting(
@@ -83,15 +114,39 @@ public object RoundsScheduler {
         model: PersonalModel,
     ): Set<Waiting> {
         val status = model.status()
-        return waiting(context, status, jobs.find(context, Openings.nameOf(model)), status.rounds?.asked)
+        val job = jobs.find(context, Openings.nameOf(model))?.takeUnless { isLeaving(it.extras) }
+        return waiting(context, status, job, status.rounds?.asked, lastJob(context, model))
     }
 
+    /** How the last job of a model ended; null before the first, and after everything was erased. */
+    public suspend fun lastJob(
+        context: Context,
+        model: PersonalModel,
+    ): JobOutcome? = withContext(Dispatchers.IO) { JobNotes.of(context, Openings.nameOf(model)).outcome(JobNotes.ROUNDS) }
+
+    /** Whether a job in a new process has all that the federation needs. */
+    private fun canBeMade(federation: Federation) =
+        (federation.token ?: federation.attest ?: federation.http) == null || federationWith != null
+
+    /** Null where the app says that the user takes part no more. */
     internal fun federationOf(
         context: Context,
         extras: PersistableBundle,
         name: String,
-    ): Federation =
-        federationWith?.invoke(context, name) ?: Federation(
+    ): Federation? {
+        val make = federationWith ?: return scheduled(extras)
+        return make(context, name)
+    }
+
+    /** That of the membership which still has to be ended, also where the app knows of none any more. */
+    internal fun federationToLeave(
+        context: Context,
+        extras: PersistableBundle,
+        name: String,
+    ): Federation = federationOf(context, extras, name) ?: scheduled(extras)
+
+    private fun scheduled(extras: PersistableBundle) =
+        Federation(
             extras.getString(SERVER).orEmpty(),
             PrivacyPolicy(
                 extras.getBoolean("require"),
@@ -119,4 +174,5 @@ public object RoundsScheduler {
     }
 
     private const val SERVER = "server"
+    private const val LEAVE = "leave"
 }

@@ -14,6 +14,8 @@ import io.pflmobile.core.personal.ModelOptions
 import io.pflmobile.core.personal.PersonalModel
 import io.pflmobile.core.personal.PersonalizeResult
 import io.pflmobile.core.personal.RememberResult
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.async
 import kotlinx.coroutines.runBlocking
 import org.junit.After
 import org.junit.Before
@@ -29,6 +31,7 @@ import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
 import kotlin.test.assertFalse
 import kotlin.test.assertIs
+import kotlin.test.assertNotNull
 import kotlin.test.assertNull
 import kotlin.test.assertSame
 import kotlin.test.assertTrue
@@ -156,8 +159,58 @@ class PersonalizationTest {
             val file = BUNDLES.resolve("tiny.pflb").toString()
             val model = PersonalModel.open(context, file, own.copy(key = null, trusted = true)).also { opened += it }
             PersonalizationScheduler.schedule(context, model)
-            assertEquals(model.options, JobExtras.optionsOf(pending().extras))
+            assertEquals(model.options, JobExtras.optionsOf(context, pending().extras))
             assertEquals(file, JobExtras.nameOf(pending().extras))
+            assertTrue("kestrel" !in pending().extras.toString(), "the system shows it to whoever has a cable")
+            assertTrue(
+                model.folder
+                    .resolve("job-blocked.json")
+                    .toFile()
+                    .delete(),
+            )
+            assertFailsWith<StateException> { JobExtras.optionsOf(context, pending().extras) }
+            Unit
+        }
+
+    @Test
+    fun `whatever a job throws ends it and no more, and is kept`() =
+        runBlocking {
+            val model = open()
+            PersonalizationScheduler.schedule(context, model)
+            assertNull(PersonalizationScheduler.lastJob(context, model))
+            PersonalizationScheduler.openWith = { _, _ -> throw SecurityException("no permission") }
+            assertFalse(runJob())
+            val outcome = assertNotNull(PersonalizationScheduler.lastJob(context, model))
+            assertEquals(SecurityException::class.java.name to true, outcome.code to outcome.failed)
+            assertEquals(setOf(Waiting.FAILED), PersonalizationScheduler.whyWaiting(context, model))
+            PersonalizationScheduler.openWith = { _, _ -> throw StateException("in use", "wait") }
+            assertFalse(runJob())
+            assertEquals("StateError", PersonalizationScheduler.lastJob(context, model)?.code)
+            learn(model)
+            model.personalize()
+            assertEquals(setOf(Waiting.INTERVAL), PersonalizationScheduler.whyWaiting(context, model))
+            model.eraseEverything()
+            assertNull(PersonalizationScheduler.lastJob(context, model))
+        }
+
+    @Test
+    fun `a job that meets a training of the app is tried again`() =
+        runBlocking {
+            val model = open()
+            learn(model)
+            PersonalizationScheduler.schedule(context, model)
+            val running = CountDownLatch(1)
+            val goOn = CountDownLatch(1)
+            onRun = {
+                running.countDown()
+                goOn.await(60, TimeUnit.SECONDS)
+            }
+            val training = async(Dispatchers.Default) { model.personalize() }
+            assertTrue(running.await(60, TimeUnit.SECONDS))
+            assertTrue(runJob())
+            goOn.countDown()
+            assertIs<PersonalizeResult.Kept>(training.await())
+            assertEquals("busy", PersonalizationScheduler.lastJob(context, model)?.code)
         }
 
     @Test
@@ -218,6 +271,7 @@ class PersonalizationTest {
             assertFalse(runJob())
             assertTrue("gradients" in steps)
             assertTrue(model.status().last != null)
+            assertEquals("kept", PersonalizationScheduler.lastJob(context, model)?.code)
             assertEquals(setOf(Waiting.INTERVAL), PersonalizationScheduler.whyWaiting(context, model))
         }
 

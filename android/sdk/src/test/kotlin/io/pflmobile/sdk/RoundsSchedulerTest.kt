@@ -21,15 +21,20 @@ import org.junit.After
 import org.junit.Before
 import org.junit.Test
 import org.junit.runner.RunWith
+import org.robolectric.Robolectric
 import org.robolectric.RobolectricTestRunner
 import org.robolectric.RuntimeEnvironment
 import org.robolectric.Shadows.shadowOf
 import java.net.InetSocketAddress
 import java.util.TimeZone
 import java.util.concurrent.CopyOnWriteArrayList
+import java.util.concurrent.CountDownLatch
+import java.util.concurrent.TimeUnit
+import kotlin.concurrent.thread
 import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
 import kotlin.test.assertFalse
+import kotlin.test.assertIs
 import kotlin.test.assertNotNull
 import kotlin.test.assertNull
 import kotlin.test.assertTrue
@@ -38,12 +43,17 @@ import kotlin.test.assertTrue
 @RunWith(RobolectricTestRunner::class)
 class RoundsSchedulerTest {
     private val context: Context get() = RuntimeEnvironment.getApplication()
-    private val engine by lazy { GoldenEngine("tiny") }
+    private val engine by lazy { GoldenEngine("tiny") { onRun(it) } }
     private val options by lazy { ModelOptions(engines = listOf(engine), engineIdleMs = 0) }
     private val opened = ArrayList<PersonalModel>()
     private val asked = CopyOnWriteArrayList<String>()
 
+    @Volatile private var onRun: (String) -> Unit = {}
+
     @Volatile private var onCheckIn: () -> Unit = {}
+
+    /** Something else answers in the aggregator's place. */
+    @Volatile private var away = false
     private val server = HttpServer.create(InetSocketAddress("127.0.0.1", 0), 0)
     private val federation get() = Federation("http://127.0.0.1:${server.address.port}", PrivacyPolicy(maxEpsilon = 4.0), group = "red")
     private val zone = TimeZone.getDefault()
@@ -63,9 +73,10 @@ class RoundsSchedulerTest {
             asked += "${exchange.requestMethod} $path"
             if (path == "/v1/check-in") onCheckIn()
             val bytes = answer(path).encodeToByteArray()
-            exchange.responseHeaders.add("Pfl-Protocol", "1")
+            if (!away) exchange.responseHeaders.add("Pfl-Protocol", "1")
             exchange.responseHeaders.add("Content-Type", "application/json")
-            exchange.sendResponseHeaders(if (path == "/v1/devices") 201 else 200, bytes.size.toLong())
+            val status = if (away) 503 else 200
+            exchange.sendResponseHeaders(if (path == "/v1/devices") 201 else status, bytes.size.toLong())
             exchange.responseBody.use { it.write(bytes) }
         }
         server.start()
@@ -135,7 +146,7 @@ class RoundsSchedulerTest {
         val job = jobs().single { it.service.className == RoundsJobService::class.java.name }
         assertTrue(job.isRequireCharging && job.isRequireDeviceIdle && job.isPersisted && job.isPeriodic)
         assertNotNull(job.requiredNetwork)
-        val found = RoundsScheduler.federationOf(context, job.extras, "tiny.pflb")
+        val found = assertNotNull(RoundsScheduler.federationOf(context, job.extras, "tiny.pflb"))
         assertEquals(
             listOf(federation.server, "red", 4.0, true),
             listOf(found.server, found.group, found.policy.maxEpsilon, found.policy.require),
@@ -219,11 +230,89 @@ class RoundsSchedulerTest {
         }
 
     @Test
+    fun `a job asks nobody where the user takes part no more`() =
+        runBlocking {
+            val model = open()
+            RoundsScheduler.schedule(context, model, federation)
+            RoundsScheduler.federationWith = { _, _ -> null }
+            assertFalse(runJob())
+            assertEquals(emptyList(), asked)
+            assertEquals("not-taking-part", RoundsScheduler.lastJob(context, model)?.code)
+        }
+
+    @Test
+    fun `who leaves out of reach is taken out by a job`() =
+        runBlocking {
+            val model = open()
+            val quick = Federation(federation.server, patienceS = 0.0, backoff = Backoff(attempts = 1))
+            RoundsScheduler.federationWith = { _, _ -> quick }
+            RoundsScheduler.schedule(context, model, quick)
+            assertFalse(runJob())
+            away = true
+            assertIs<LeaveResult.Unreachable>(RoundsScheduler.leave(context, model, quick))
+            assertTrue(RoundsScheduler.isLeaving(context, model))
+            assertTrue(Waiting.NOT_SCHEDULED in RoundsScheduler.whyWaiting(context, model))
+            assertFalse(jobs().single().isRequireCharging)
+            assertTrue(runJob())
+            assertEquals(true, RoundsScheduler.lastJob(context, model)?.failed)
+            away = false
+            asked.clear()
+            assertFalse(runJob())
+            assertEquals(listOf("DELETE /v1/devices/me"), asked.toList())
+            assertEquals(emptyList(), jobs())
+            assertFalse(RoundsScheduler.isLeaving(context, model))
+        }
+
+    @Test
+    fun `erasing ends the schedule of rounds, so that no job enrols the device anew`() =
+        runBlocking {
+            val model = open()
+            PersonalizationScheduler.schedule(context, model)
+            RoundsScheduler.schedule(context, model, federation)
+            model.eraseEverything()
+            assertEquals(PersonalizationJobService::class.java.name, jobs().single().service.className)
+            RoundsScheduler.schedule(context, model, federation)
+            opened.removeAll { it === model }
+            model.close()
+            PersonalModel.erase(context, "tiny.pflb")
+            assertEquals(emptyList(), jobs())
+        }
+
+    @Test
+    fun `both jobs of a model that start at once take turns`() =
+        runBlocking {
+            val model = open()
+            PersonalizationScheduler.schedule(context, model)
+            RoundsScheduler.schedule(context, model, federation)
+            val learning = CountDownLatch(1)
+            val goOn = CountDownLatch(1)
+            onRun = {
+                learning.countDown()
+                goOn.await(60, TimeUnit.SECONDS)
+            }
+            val service = Robolectric.buildService(PersonalizationJobService::class.java).create()
+            val job = jobs().single { it.service.className == PersonalizationJobService::class.java.name }
+            service.get().onStartJob(parameters(job))
+            assertTrue(learning.await(60, TimeUnit.SECONDS))
+            thread {
+                Thread.sleep(200)
+                goOn.countDown()
+            }
+            assertFalse(runJob())
+            assertTrue("POST /v1/check-in" in asked)
+            assertEquals("kept", PersonalizationScheduler.lastJob(context, model)?.code)
+            service.destroy()
+            Unit
+        }
+
+    @Test
     fun `a clock that was set back does not keep a job waiting for years`() {
         val now = System.currentTimeMillis() / 1000.0
         val daily = PersonalizationConstraints()
         assertTrue(Jobs.tooSoon(now - 3600, daily))
         assertFalse(Jobs.tooSoon(now - 25 * 3600, daily))
+        assertFalse(Jobs.tooSoon(now - 23 * 3600, daily), "a job that comes an hour earlier than the day before")
+        assertEquals(now - 23 * 3600, JobOutcome(now - 23 * 3600, now, "kept", failed = false).since(now))
         assertFalse(Jobs.tooSoon(now + 365 * 86_400, daily))
         assertFalse(Jobs.tooSoon(null, daily))
     }

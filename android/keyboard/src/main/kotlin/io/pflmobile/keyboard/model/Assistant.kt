@@ -77,6 +77,9 @@ internal data class Standing(
      * @property spent epsilon of all that was sent; infinite where something was sent without protection
      * @property budget the largest epsilon
      * @property delta that goes with it
+     * @property leaving whether the server still has to be told that the user left
+     * @property unknown why it is not known what was sent; null where it is
+     * @property trouble why no round can be scheduled; null where one can
      */
     data class Rounds(
         val server: String,
@@ -87,5 +90,8 @@ internal data class Standing(
         val spent: Double = 0.0,
         val budget: Double = 0.0,
         val delta: Double = 0.0,
+        val leaving: Boolean = false,
+        val unknown: String? = null,
+        val trouble: String? = null,
     )
 }

@@ -14,10 +14,12 @@ internal class Preferences(
         get() = stored.getBoolean(INCOGNITO, false)
         set(value) = stored.edit().putBoolean(INCOGNITO, value).apply()
 
-    /** Whether the user takes part in rounds with other phones. */
+    /** Whether the user takes part in rounds with other phones; on the disk at once, as jobs of another process ask it. */
     var rounds: Boolean
         get() = stored.getBoolean(ROUNDS, false)
-        set(value) = stored.edit().putBoolean(ROUNDS, value).apply()
+        set(value) {
+            stored.edit().putBoolean(ROUNDS, value).commit()
+        }
 
     /** Address of the rounds' server: what was set, or else the build's; empty where there is none. */
     var server: String

@@ -2,8 +2,11 @@ package io.pflmobile.keyboard.model
 
 import android.content.Context
 import io.pflmobile.core.device.Backoff
+import io.pflmobile.core.device.PrivacyPolicy
+import io.pflmobile.core.errors.PflException
 import io.pflmobile.core.local.Payload
 import io.pflmobile.core.personal.Federation
+import io.pflmobile.core.personal.LeaveResult
 import io.pflmobile.core.personal.ModelOptions
 import io.pflmobile.core.personal.ModelStatus
 import io.pflmobile.core.personal.PersonalModel
@@ -20,6 +23,9 @@ internal class SdkAssistant private constructor(
     private val model: PersonalModel,
 ) : Assistant {
     private val preferences = Preferences(context)
+
+    /** Why rounds cannot be scheduled; null where they can, or need not. */
+    @Volatile private var trouble: String? = null
 
     override suspend fun suggest(
         text: String,
@@ -57,15 +63,19 @@ internal class SdkAssistant private constructor(
     private suspend fun rounds(status: ModelStatus): Standing.Rounds? {
         val server = preferences.server.ifEmpty { return null }
         val given = status.rounds
+        val spent = given?.spent
         return Standing.Rounds(
             server,
             preferences.rounds,
             if (preferences.rounds) words(RoundsScheduler.whyWaiting(context, model)) else emptyList(),
             given?.rounds ?: 0,
             given?.bytesSent ?: 0,
-            given?.spent?.epsilon ?: 0.0,
-            federation(server).policy.maxEpsilon,
-            given?.spent?.delta ?: 0.0,
+            spent?.epsilon ?: 0.0,
+            POLICY.maxEpsilon,
+            spent?.delta ?: 0.0,
+            RoundsScheduler.isLeaving(context, model),
+            given?.problem?.message,
+            trouble,
         )
     }
 
@@ -87,11 +97,50 @@ internal class SdkAssistant private constructor(
     }
 
     override suspend fun takePart(on: Boolean) {
+        trouble = null
+        try {
+            if (on) join() else leave()
+        } catch (error: PflException) {
+            trouble = error.message
+        }
+    }
+
+    private fun join() {
+        // an address that is none is refused before anything else
+        val federation = federation(preferences.server)
+        // before the job, which asks for it
+        preferences.rounds = true
+        try {
+            RoundsScheduler.schedule(context, model, federation)
+        } catch (error: PflException) {
+            preferences.rounds = false
+            throw error
+        }
+    }
+
+    private suspend fun leave() {
+        preferences.rounds = false
+        RoundsScheduler.cancel(context, model)
+        val server = preferences.server.ifEmpty { return }
+        // where the server is out of reach, a job of the library tells it later
+        val left = RoundsScheduler.leave(context, model, federation(server))
+        if (left is LeaveResult.Failed) throw left.error
+    }
+
+    /** Has a job of rounds where the user wants one, and none where not: the process may have ended between the two. */
+    private fun reconcile() {
         val server = preferences.server
-        if (on) RoundsScheduler.schedule(context, model, federation(server))
-        // only now: an address that is none was refused
-        preferences.rounds = on
-        if (!on && server.isNotEmpty()) RoundsScheduler.leave(context, model, federation(server))
+        try {
+            if (preferences.rounds && server.isNotEmpty()) {
+                RoundsScheduler.schedule(context, model, federation(server))
+            } else if (!RoundsScheduler.isLeaving(context, model)) {
+                RoundsScheduler.cancel(context, model)
+            }
+        } catch (error: PflException) {
+            // suggestions need no rounds
+            trouble = error.message
+            RoundsScheduler.cancel(context, model)
+        }
     }
 
     override suspend fun revert() {
@@ -100,8 +149,10 @@ internal class SdkAssistant private constructor(
 
     override suspend fun eraseEverything() {
         preferences.rounds = false
-        RoundsScheduler.cancel(context, model)
+        trouble = null
         model.eraseEverything()
+        // a job that still has to leave has no credential for it any more
+        RoundsScheduler.cancel(context, model)
     }
 
     companion object {
@@ -122,6 +173,7 @@ internal class SdkAssistant private constructor(
                 Waiting.UNMETERED to R.string.waits_unmetered,
                 Waiting.BATTERY to R.string.waits_battery,
                 Waiting.THERMAL to R.string.waits_thermal,
+                Waiting.FAILED to R.string.waits_failed,
             )
 
         /** @param bundle an asset, or the path of a file */
@@ -131,13 +183,25 @@ internal class SdkAssistant private constructor(
             options: ModelOptions = ModelOptions(),
         ): Assistant {
             val model = PersonalModel.open(context, bundle, options)
-            PersonalizationScheduler.schedule(context, model)
-            val preferences = Preferences(context)
-            if (preferences.rounds) RoundsScheduler.schedule(context, model, federation(preferences.server))
-            return SdkAssistant(context, model)
+            try {
+                PersonalizationScheduler.schedule(context, model)
+            } catch (_: PflException) {
+                // the screen says that nothing is scheduled; suggestions need none
+            }
+            return SdkAssistant(context, model).apply { reconcile() }
         }
 
-        /** Fails closed: the policy is the library's, by which nothing is sent that nothing protects. A user who leaves does not wait long. */
-        private fun federation(server: String) = Federation(server, patienceS = 0.0, backoff = Backoff(attempts = 2))
+        /** Where the user takes part now; null where nowhere. */
+        fun federation(context: Context): Federation? =
+            Preferences(context).run { if (rounds && server.isNotEmpty()) federation(server) else null }
+
+        /**
+         * Fails closed: besides what the library asks for, nothing is sent that no noise hides, so no numbers measured on the user's
+         * sentences either.
+         */
+        val POLICY = PrivacyPolicy(report = false)
+
+        /** A user who leaves does not wait long. */
+        private fun federation(server: String) = Federation(server, POLICY, patienceS = 0.0, backoff = Backoff(attempts = 2))
     }
 }

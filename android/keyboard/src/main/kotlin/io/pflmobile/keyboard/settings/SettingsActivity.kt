@@ -45,6 +45,7 @@ public class SettingsActivity : Activity() {
 
     override fun onResume() {
         super.onResume()
+        Assistants.tryAgain()
         refresh()
     }
 
@@ -144,11 +145,17 @@ public class SettingsActivity : Activity() {
     ): String = if (why.isEmpty()) getString(ready) else getString(waits, why.joinToString("; "))
 
     private fun LinearLayout.privacy(rounds: Standing.Rounds?) {
-        if (rounds?.on != true) addView(parts.body(getString(R.string.privacy_local)))
+        if (rounds?.on != true && rounds?.leaving != true) addView(parts.body(getString(R.string.privacy_local)))
         if (rounds != null) {
             addView(parts.switch(getString(R.string.rounds_on), rounds.on) { refresh { takePart(it) } })
             addView(parts.quiet(getString(R.string.rounds_about, rounds.server)))
-            if (rounds.count > 0 || rounds.spent > 0) spent(rounds)
+            if (rounds.leaving) addView(parts.body(getString(R.string.rounds_leaving)))
+            rounds.trouble?.let { addView(parts.body(getString(R.string.rounds_trouble, it))) }
+            if (rounds.unknown != null) {
+                addView(parts.body(getString(R.string.rounds_unknown, rounds.unknown)))
+            } else if (rounds.count > 0 || rounds.spent > 0) {
+                spent(rounds)
+            }
         }
     }
 

@@ -157,6 +157,25 @@ class SettingsActivityTest {
     }
 
     @Test
+    fun `what is not known and what does not work is said`() {
+        model.standing = standing.copy(rounds = rounds.copy(unknown = "spent.json is damaged", trouble = "that is no address"))
+        with {
+            assertTrue("It is not known what was sent: spent.json is damaged." in texts)
+            assertTrue("Rounds with other phones do not work: that is no address." in texts)
+            assertTrue(texts.none { "ε" in it })
+        }
+    }
+
+    @Test
+    fun `a server that still knows the phone is said`() {
+        model.standing = standing.copy(rounds = rounds.copy(on = false, leaving = true))
+        with {
+            assertTrue(texts.any { "The server was out of reach and still knows this phone" in it })
+            assertTrue("Nothing leaves this phone." !in texts)
+        }
+    }
+
+    @Test
     fun `rounds are off until the user turns them on`() {
         model.standing = standing.copy(rounds = Standing.Rounds("https://pfl.example.org", budget = 10.0))
         with {
