@@ -369,6 +369,21 @@ class RoundsTest {
         }
 
     @Test
+    fun `killed while it leaves, a device has left`() =
+        runBlocking {
+            val model = opened()
+            model.takePart()
+            model.close()
+            val membership = """{"server":"${server.address}","device":"${fake.device}","credential":"secret"}"""
+            folder.resolve("model/rounds/leaving.json").writeText("""{"schema_version":1,"memberships":[$membership]}""")
+            val again = open()
+            assertEquals(null to listOf(server.address), again.rounds().let { it.server to it.leaving })
+            assertFalse(folder.resolve("model/rounds/device.json").exists())
+            assertEquals(LeaveResult.Left, again.leave(at()))
+            assertEquals("DELETE /v1/devices/me", fake.requests.last())
+        }
+
+    @Test
     fun `another server address ends the membership at the old one, which the next round tells`() =
         runBlocking {
             federation(2, FakeAggregator.LOCAL)
