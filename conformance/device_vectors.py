@@ -153,6 +153,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "none": {"require": False},
     "only_local": {"only_local": True},
     "loud": {"only_local": True, "min_noise": 9.0},
+    "no_reports": {"report": False},
     "strict": {"max_epsilon": 1.0, "max_delta": 1e-9},
 }
 #: Privacy of tasks, names of numbers that go along, z of the updates that were sent before.
@@ -163,6 +164,7 @@ ASKED: list[tuple[dict[str, Any], list[str], list[float]]] = [
     (GAUSSIAN | {"local_noise_multiplier": 20.0}, [], []),
     (LOCAL, [], []),
     (LOCAL, ["sent_loss", "more"], []),
+    (NONE, ["sent_loss"], []),
     (LOCAL, [], [8.0] * 20),
     (LOCAL, [], [0.1]),
     (LOCAL | {"statement": {"delta": 1e-12}}, [], []),
@@ -293,6 +295,8 @@ PENDING = Pending(
     adopts=7,
     instead_of=6,
     copies=("control",),
+    server="https://pfl.example.org",
+    device=TASK,
 )
 UPDATE = bytes([1, 2, 3, 4])
 

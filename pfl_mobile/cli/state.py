@@ -45,6 +45,16 @@ def _store(folder: Path, bundle: Bundle) -> PersonalStateStore:
     return personal_store(bundle, folder)
 
 
+def _keep_what_is_chosen(store: PersonalStateStore) -> None:
+    """Where the state is a device's, what a killed process was about to let serve no longer will."""
+    from pfl_mobile.device.store import DeviceFolder
+
+    place = store.directory.resolve()
+    if place.name == "personal" and (place.parent / "queue").is_dir():
+        with DeviceFolder(place.parent, store.model) as device:
+            device.adopt_nothing()
+
+
 def _describe(store: PersonalStateStore) -> dict[str, Any]:
     loaded = store.load()
     versions = [
@@ -115,6 +125,7 @@ def revert(
     """Go back to the version before the current one, or to the one given."""
     with open_bundle(bundle, None) as opened:
         store = _store(folder, opened)
+        _keep_what_is_chosen(store)
         store.revert(to)
         _print(store, as_json)
 
@@ -133,6 +144,7 @@ def reset(
     """Go back to the shipped values. The versions stay and can be reverted to, unless --erase is given."""
     with open_bundle(bundle, None) as opened:
         store = _store(folder, opened)
+        _keep_what_is_chosen(store)
         if erase:
             store.erase()
         else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pfl_mobile.device import events
 from pfl_mobile.device.store import Pending
 from pfl_mobile.device.transfer import upload
-from pfl_mobile.errors import ServerProblem, StorageFullError
+from pfl_mobile.errors import ServerProblem, StateError, StorageFullError
 from pfl_mobile.protocol.bodies import EvaluationReport, TaskPrivacy
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ class Outbox:
         """
         if task.privacy.clip_norm is not None and task.privacy.local_noise_multiplier > 0:
             self.folder.sent.add(task.privacy.local_noise_multiplier)
+        membership = self.folder.membership
         pending = Pending(
             task=task.id,
             round=task.round,
@@ -137,6 +138,8 @@ class Outbox:
             adopts=done.adopts,
             copies=done.copies,
             instead_of=self.folder.personal.current,
+            server=membership.server if membership else None,
+            device=membership.device if membership else None,
         )
         self.folder.put(pending, done.update)
         self._fresh.add(task.id)
@@ -160,16 +163,26 @@ class Outbox:
     def flush(self) -> None:
         """Send everything that waits, if the policy still allows it: it may be stricter than when it was made.
 
+        What was made for another membership is dropped.
+
         Raises:
             UnreachableError: it goes on waiting.
         """
         for waiting in self.folder.pending()[0]:
             pending = self._adopt(waiting)
-            if self.clock() >= pending.deadline:
-                what = "evaluation" if pending.uploaded else "update"
+            what = "evaluation" if pending.uploaded else "update"
+            if self._is_of_another(pending):
+                self.drop(pending.task, what, "it was made for another membership", pending)
+            elif self.clock() >= pending.deadline:
                 self.drop(pending.task, what, "its task has expired", pending)
             elif self._upload(pending):
                 self._report(pending)
+
+    def _is_of_another(self, pending: Pending) -> bool:
+        now = self.folder.membership
+        if pending.device is None:
+            return False
+        return now is None or (pending.server, pending.device) != (now.server, now.device)
 
     def _upload(self, pending: Pending) -> bool:
         """Send an update; whether it is accepted."""
@@ -228,10 +241,18 @@ class Outbox:
         store = self.folder.personal
         if pending.adopts is None:
             return pending
-        if store.current == pending.instead_of:  # else somebody reverted it meanwhile
+        # else somebody reverted it meanwhile, or erased it
+        if store.current == pending.instead_of and self._is_there(pending.adopts):
             store.adopt(pending.adopts)
         self.folder.change(pending, adopts=None)
         return replace(pending, adopts=None)
+
+    def _is_there(self, version: int) -> bool:
+        try:
+            self.folder.personal.read(version)
+        except StateError:
+            return False
+        return True
 
 
 def _reported(number: int, report: EvaluationReport) -> events.Reported:

@@ -48,7 +48,8 @@ class PrivacyPolicy:
             this one among them.
         max_delta: largest delta of the aggregator's guarantee, and that at which the device computes the epsilon of its
             own noise, where the task's statement does not make it smaller.
-        report: whether evaluation reports (sums, without noise) may be sent.
+        report: whether sums that no noise hides may be sent: evaluation reports on the user's own test examples, and
+            the numbers that a task asks for along with its update; False refuses such a task.
 
     Raises:
         ConfigError: a number is out of range, or some settings contradict each other.
@@ -97,6 +98,11 @@ class PrivacyPolicy:
             sent: what left this device under its own noise so far.
             counted: whether this update is in ``sent`` already.
         """
+        if not self.report and reports:
+            return (
+                f"the numbers {', '.join(reports)} are asked for, which no noise protects, and reports are not allowed "
+                "here"
+            )
         if not self.require:
             return None
         if not privacy.guarantees:

@@ -67,6 +67,8 @@ class Pending:
         instead_of: the version that served before.
         copies: names of the copies whose change is sent; taken back where the update is not accepted.
         uploaded: whether the update is accepted, so that only the evaluation is left.
+        server, device: of the membership that it was made for; it goes to no other. None in files of an earlier
+            version.
     """
 
     task: str
@@ -83,6 +85,8 @@ class Pending:
     instead_of: int = 0
     copies: tuple[str, ...] = ()
     uploaded: bool = False
+    server: str | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -250,6 +254,26 @@ class DeviceFolder:
         with disk_errors(self.queue):
             (self.queue / f"{task}.json").unlink(missing_ok=True)
             self.update_path(task).unlink(missing_ok=True)
+
+    def revert(self, version: int | None = None) -> int:
+        """Make an earlier version of the personal state serve; returns its number.
+
+        What a killed process was about to let serve no longer will.
+
+        Args:
+            version: which; 0 for the shipped values; None for the one before the current.
+
+        Raises:
+            StateError: there is no such version, or it is damaged.
+        """
+        self.adopt_nothing()
+        return self.personal.revert(version)
+
+    def adopt_nothing(self) -> None:
+        """What serves now goes on to, whatever a killed process was about to let serve."""
+        for pending in self.pending()[0]:
+            if pending.adopts is not None:
+                self.change(pending, adopts=None)
 
     def update_path(self, task: str) -> Path:
         """Where the update of a task lies."""

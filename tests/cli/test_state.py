@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
+
+import pytest
+
+from pfl_mobile.cli.bundles import open_bundle
+from pfl_mobile.device.store import DeviceFolder, Pending
+from pfl_mobile.local.evaluation import personal_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +42,25 @@ def test_the_state_is_kept_shown_reverted_exported_and_erased(
     assert pfl("state", "reset", state, "--bundle", tiny_bundle, "--erase", "--json").json["versions"] == []
     assert pfl("state", "show", tmp_path / "none", "--bundle", tiny_bundle).code == 2
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("command", [("revert",), ("reset",)])
+def test_what_a_device_was_about_to_let_serve_does_not_undo_a_revert(
+    pfl: Run, tiny_bundle: Path, messages: Path, tmp_path: Path, command: tuple[str]
+) -> None:
+    device = tmp_path / "device"
+    state = device / "personal"
+    pfl("personalize", tiny_bundle, "--data", messages, "--user", "ann", "--state", state)
+    with open_bundle(tiny_bundle, None) as bundle:
+        model = personal_store(bundle, state).model
+    privacy = {"mechanism": "none", "clip_norm": None, "noise_multiplier": 0.0}
+    digest = hashlib.sha256(b"update").hexdigest()
+    waiting = Pending("t", 1, "/v1/x", "key", 9.0, digest, 6, privacy, (), adopts=1, instead_of=0)
+    with DeviceFolder(device, model) as folder:
+        folder.put(waiting, b"update")
+    assert pfl("state", *command, state, "--bundle", tiny_bundle, "--json").json["current"] == 0
+    with DeviceFolder(device, model) as folder:
+        assert folder.pending()[0][0].adopts is None
 
 
 def test_a_forgotten_word_leaves_every_version_and_is_not_learned_again(

@@ -16,6 +16,7 @@ from pfl_mobile.device.privacy import PrivacyPolicy
 from pfl_mobile.device.store import DeviceFolder, Pending
 from pfl_mobile.errors import ServerProblem
 from pfl_mobile.local.state import PersonalState
+from pfl_mobile.protocol.bodies import Enrolled
 from tests.device.conftest import ID, QUICK
 from tests.device.fake_server import answer, problem
 
@@ -167,3 +168,37 @@ def test_a_killed_process_is_gone_on_from(outside):
     outside.outbox.go_on()
     assert store.current != new, "what the user chose meanwhile stays"
     assert outside.folder.pending()[0][0].adopts is None
+
+
+def test_a_revert_is_not_undone_by_what_a_killed_process_began(outside):
+    """Killed after the state served, and before the queue said so."""
+    store = outside.folder.personal
+    state = PersonalState({"head.bias": np.zeros(3, np.float32)})
+    old = store.save(state)
+    new = store.save(state)
+    outside.wait(adopts=new, instead_of=old)
+    assert outside.folder.revert(old) == old
+    outside.outbox.go_on()
+    outside.outbox.flush()
+    assert store.current == old
+    assert outside.names() == ["Uploaded"]
+
+
+def test_a_state_that_was_erased_meanwhile_is_not_waited_for(outside):
+    outside.wait(adopts=7, instead_of=0)
+    outside.outbox.go_on()
+    assert outside.folder.personal.current == 0
+    assert outside.folder.pending()[0][0].adopts is None
+
+
+@pytest.mark.parametrize("changes", [{"device": "f" * 32}, {"server": "https://other"}])
+def test_what_was_made_for_another_membership_is_dropped(outside, changes):
+    own = {"server": "http://localhost", "device": "d" * 32}
+    outside.folder.join(own["server"], Enrolled(device=own["device"], credential="pfl_device_x"))
+    outside.wait(**(own | changes))
+    outside.outbox.flush()
+    assert (outside.requests, outside.names()) == ([], ["Dropped"])
+    assert outside.taken_back == [(("c",), 0)]
+    outside.wait(**own)
+    outside.outbox.flush()
+    assert outside.names() == ["Dropped", "Uploaded"]

@@ -199,6 +199,7 @@ public class Client(
      * @throws io.pflmobile.core.errors.TooLargeOnTheWayException something between refuses a body of this size
      * @throws ServerProblemException the aggregator refuses
      * @throws ProtocolException a path to another place, or an answer of another protocol
+     * @throws ConfigException the app may not use the network
      */
     internal suspend fun <T> exchange(
         method: String,
@@ -231,6 +232,12 @@ public class Client(
                 }
             } catch (error: IOException) {
                 throw if (call.isCanceled()) error else (error as? OwnFileException)?.error ?: found(error)
+            } catch (error: SecurityException) {
+                throw ConfigException(
+                    "the system does not let the app use the network: ${error.message}",
+                    "add <uses-permission android:name=\"android.permission.INTERNET\" /> to the app's manifest",
+                    error,
+                )
             }
         }
     }

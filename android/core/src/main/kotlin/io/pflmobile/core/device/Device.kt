@@ -139,7 +139,9 @@ public class Device internal constructor(
     )
 
     private val pipeline =
-        Pipeline(model, examples, folder.personal, folder.sent, policy, test, noise = noise, checkpoint = folder.checkpoint)
+        Pipeline(model, examples, folder.personal, folder.sent, policy, test, 20, noise, folder.checkpoint, folder.spent) {
+            folder.membership?.device
+        }
     private val facts =
         Facts(model.engine, facts.platform.take(MOST_FACT), SDK, facts.idle, facts.charging, facts.unmetered, facts.freeBytes)
     private val counts = Counts()
@@ -319,6 +321,7 @@ public class Device internal constructor(
                 pipeline.carryOut(task, sets(task), stop = { clock() >= deadline }) { at ->
                     onEvent(Event.Stepped(at.step, at.of, at.loss))
                 } ?: throw DeclineTask(DeclineReason.TOO_SLOW, "the task's time is over")
+            currentCoroutineContext().ensureActive() // nothing of it is kept where a control of the user stopped it
             outbox.put(task, deadline, done)
         } catch (_: OutOfMemoryError) {
             decline(task, DeclineReason.OUT_OF_MEMORY, "there is not enough memory for the task")
@@ -433,6 +436,22 @@ internal suspend fun leave(
 ): Boolean {
     val membership = folder.membership ?: return false
     checkServer(folder, client, membership)
+    leave(membership, client)
+    folder.forget()
+    return true
+}
+
+/**
+ * Tells the aggregator that a membership ended.
+ *
+ * @param client of the membership's server
+ * @throws UnreachableException the aggregator still has the device
+ * @throws ServerProblemException the same
+ */
+internal suspend fun leave(
+    membership: Membership,
+    client: Client,
+) {
     client.credential = membership.credential
     try {
         client.leave()
@@ -440,8 +459,6 @@ internal suspend fun leave(
         // it left already, and the answer was lost
         if (problem.code !in GONE) throw problem
     }
-    folder.forget()
-    return true
 }
 
 private fun checkServer(

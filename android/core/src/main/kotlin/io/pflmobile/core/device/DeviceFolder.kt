@@ -50,6 +50,8 @@ internal const val SCHEMA_VERSION = 1L
  * @property insteadOf the version that served before
  * @property copies names of the copies whose change is sent; taken back where the update is not accepted
  * @property uploaded whether the update is accepted, so that only the evaluation is left
+ * @property server of the membership that it was made for; it goes to no other. Null in files of an earlier version
+ * @property device likewise
  */
 @Serializable
 internal data class Pending(
@@ -68,6 +70,8 @@ internal data class Pending(
     @Serializable(StrictLong::class) val insteadOf: Long = 0,
     val copies: List<String>,
     @Serializable(StrictBoolean::class) val uploaded: Boolean = false,
+    val server: String? = null,
+    val device: String? = null,
 ) {
     init {
         require(schemaVersion == SCHEMA_VERSION) { "schema_version: $schemaVersion is not $SCHEMA_VERSION" }
@@ -102,6 +106,19 @@ private class MembershipFile(
 }
 
 @Serializable
+private class LeavingFile(
+    @Serializable(StrictLong::class) val schemaVersion: Long,
+    val memberships: List<Leaving>,
+)
+
+@Serializable
+private class Leaving(
+    val server: String,
+    val device: String,
+    val credential: String,
+)
+
+@Serializable
 private class UserFile(
     val user: String,
 )
@@ -112,6 +129,7 @@ private class UserFile(
  *
  *     FOLDER/lock              held while a process uses the folder, of Kotlin or of Python
  *     FOLDER/device.json       server, model, device id and credential; readable by the owner alone
+ *     FOLDER/leaving.json      memberships that ended here and that the aggregator was not told of yet
  *     FOLDER/user.json         whose device it is, where one program serves several users
  *     FOLDER/personal/         the personal state, see [PersonalStateStore]
  *     FOLDER/sets/<sha256>     values as downloaded; `.part` while they arrive
@@ -155,6 +173,11 @@ public class DeviceFolder internal constructor(
     internal var membership: Membership? = null
         private set
 
+    /** Memberships that ended here and that their aggregators were not told of yet. */
+    @Volatile
+    internal var toLeave: List<Membership> = emptyList()
+        private set
+
     internal val sent: SentNoise
 
     /** Held while a device runs in it. */
@@ -165,6 +188,9 @@ public class DeviceFolder internal constructor(
     private val queue = this.directory.resolve("queue")
     private val lock: FolderLock
 
+    // Only a personal model, whose folder Python does not open, tells a count that was lost from one that never began.
+    private val counted = shared != null
+
     init {
         privateFolder(this.directory) { it in NAMES }
         for (folder in listOf(sets, queue)) privateFolder(folder) { true }
@@ -174,11 +200,15 @@ public class DeviceFolder internal constructor(
         )
         var whole = false
         try {
+            val begun = counted && listOf(DEVICE, LEAVING).any { this.directory.resolve(it).exists() }
+            sent = SentNoise(this.directory.resolve(SENT), begun || (counted && this.directory.resolve(SPENT).exists()))
+            spent = Spent(this.directory.resolve(SPENT), begun || (counted && sent.updates > 0))
+            toLeave = readToLeave()
             // with a state of its own, a new version of the bundle has taken that over, and the federation knows the old one only
             membership = readMembership(renew = shared != null)
+            // killed between the two files
+            if (membership in toLeave) forget()
             if (user != null) noteUser(user)
-            sent = SentNoise(this.directory.resolve(SENT))
-            spent = Spent(this.directory.resolve(SPENT))
             personal = shared ?: PersonalStateStore(this.directory.resolve("personal"), model)
             checkpoint = if (shared == null) personal.checkpoint else this.directory.resolve("checkpoint")
             whole = true
@@ -206,7 +236,7 @@ public class DeviceFolder internal constructor(
 
     // -- the credential
 
-    /** Keep the credential; returns it. */
+    /** Keep the credential; returns it. A count that is missing beside it was lost. */
     internal fun join(
         server: String,
         enrolled: Enrolled,
@@ -214,20 +244,57 @@ public class DeviceFolder internal constructor(
         val found = Membership(server, enrolled.device, enrolled.credential)
         val model = listOf(model.name, model.version, model.fingerprint)
         val content = MembershipFile(SCHEMA_VERSION, model, found.server, found.device, found.credential)
-        write("device.json", MembershipFile.serializer(), content)
+        if (counted) {
+            sent.begin()
+            spent.begin()
+        }
+        write(DEVICE, MembershipFile.serializer(), content)
         membership = found
         return found
     }
 
     /** Remove the credential. */
     internal fun forget() {
-        files.delete(directory.resolve("device.json"))
+        files.delete(directory.resolve(DEVICE))
         membership = null
+    }
+
+    /** End the membership here, with what waits for it; its credential is kept to tell the aggregator, see [left]. */
+    internal fun leaveLater() {
+        discardWaiting()
+        val ended = membership ?: return
+        keepToLeave { it + ended }
+        forget()
+    }
+
+    /** The aggregator of a membership in [toLeave] knows that it ended. */
+    internal fun left(ended: Membership): Unit = keepToLeave { it - ended }
+
+    @Synchronized
+    private fun keepToLeave(change: (List<Membership>) -> List<Membership>) {
+        val now = change(toLeave)
+        if (now.isEmpty()) {
+            files.delete(directory.resolve(LEAVING))
+        } else {
+            write(LEAVING, LeavingFile.serializer(), LeavingFile(SCHEMA_VERSION, now.map { Leaving(it.server, it.device, it.credential) }))
+        }
+        toLeave = now
+    }
+
+    private fun readToLeave(): List<Membership> {
+        val path = directory.resolve(LEAVING)
+        return try {
+            read(path, LeavingFile.serializer())?.memberships.orEmpty().map { Membership(it.server, it.device, it.credential) }
+        } catch (error: IOException) {
+            throw unreadable(path, error)
+        } catch (_: IllegalArgumentException) {
+            emptyList() // nobody can leave with it
+        }
     }
 
     /** @param renew a membership with another version of the bundle ends here, with what waited for its rounds */
     private fun readMembership(renew: Boolean): Membership? {
-        val path = directory.resolve("device.json")
+        val path = directory.resolve(DEVICE)
         val found =
             damaged(path, { "remove the file to enrol as a new device" }) { read(path, MembershipFile.serializer()) } ?: return null
         if (found.schemaVersion != SCHEMA_VERSION) {
@@ -238,7 +305,12 @@ public class DeviceFolder internal constructor(
         }
         val (name, version, fingerprint) = found.model
         if (ModelId(name, version, fingerprint) != model) {
-            if (renew) return null.also { clear(directory) }
+            if (renew) {
+                val ended = Membership(found.server, found.device, found.credential)
+                keepToLeave { it - ended + ended }
+                clear(directory, LEAVING)
+                return null
+            }
             val differ = if (name == model.name) " (its tensors differ)" else ""
             throw DeviceFolderException(
                 "$directory belongs to a device with model $name $version$differ",
@@ -361,6 +433,18 @@ public class DeviceFolder internal constructor(
         files.delete(checkpoint)
     }
 
+    /**
+     * Makes an earlier version of the personal state serve; returns its number. What a killed process was about to let serve no longer
+     * will.
+     *
+     * @param version which; 0 for the shipped values; null for the one before the current
+     * @throws io.pflmobile.core.errors.StateException there is no such version, or it is damaged
+     */
+    public fun revert(version: Int? = null): Int {
+        pending().first.filter { it.adopts != null }.forEach { change(it.copy(adopts = null)) }
+        return personal.revert(version)
+    }
+
     /** Remove updates of a process that was killed before it could write their entries. */
     internal fun removeOrphans() {
         val all = list(queue)
@@ -408,27 +492,48 @@ public class DeviceFolder internal constructor(
         private const val LOCK = "lock"
         private const val SENT = "sent.json"
         private const val SPENT = "spent.json"
+        private const val DEVICE = "device.json"
+        private const val LEAVING = "leaving.json"
+        private const val QUEUE = "queue"
 
         /** What only a device's folder holds. */
-        private val NAMES = setOf(LOCK, "device.json", "user.json", SENT, SPENT, "personal", "queue")
+        private val NAMES = setOf(LOCK, DEVICE, LEAVING, "user.json", SENT, SPENT, "personal", QUEUE)
+
+        /** What is cleared first, as it could be sent, and last, as it says that there is something to clear. */
+        private val FIRST = listOf(QUEUE)
+        private val LAST = listOf(LEAVING, DEVICE)
 
         /**
          * Removes everything from a folder that no device uses but how much was sent: that cannot be taken back, so a budget must go on
-         * from there. Works on a damaged folder too.
+         * from there. Works on a damaged folder too. Killed or failed on the way, it leaves nothing that could go out, and a membership
+         * until the end; all that can be removed is.
+         *
+         * @param kept names of files that stay too
          */
-        fun clear(directory: Path) {
+        fun clear(
+            directory: Path,
+            vararg kept: String,
+        ) {
             if (!directory.exists()) return
             val files = AtomicFiles()
-            val kept = setOf(LOCK, SENT, SPENT)
-            diskErrors(directory) {
-                for (path in Files.newDirectoryStream(directory).use { it.toList() }.filter { it.name !in kept }) {
-                    if (!Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS)) {
-                        files.delete(path)
-                    } else {
-                        Files.newDirectoryStream(path).use { it.toList() }.forEach(files::delete)
+            val stay = setOf(LOCK, SENT, SPENT, *kept)
+            val faults = ArrayList<Throwable>()
+
+            fun remove(path: Path) {
+                runCatching {
+                    diskErrors(path) {
+                        if (!Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS)) {
+                            files.delete(path)
+                        } else {
+                            Files.newDirectoryStream(path).use { it.toList() }.forEach(::remove)
+                            files.syncFolder(path)
+                        }
                     }
-                }
+                }.onFailure(faults::add)
             }
+            val all = diskErrors(directory) { Files.newDirectoryStream(directory).use { it.toList() } }.filter { it.name !in stay }
+            all.sortedBy { if (it.name in FIRST) -1 else LAST.indexOf(it.name) + 1 }.forEach(::remove)
+            faults.firstOrNull()?.let { throw it }
             files.syncFolder(directory)
         }
 
@@ -453,7 +558,7 @@ public class DeviceFolder internal constructor(
             } catch (error: IOException) {
                 throw DeviceFolderException("$path is damaged: ${error.message}", mend(), error)
             } catch (error: IllegalArgumentException) {
-                throw DeviceFolderException("$path is damaged: ${error.message}", mend(), error)
+                throw DeviceFolderException("$path is damaged: ${error.message}", mend(), error, damaged = true)
             }
     }
 }

@@ -83,6 +83,16 @@ public class Model internal constructor(
             bundle: Bundle,
             session: Session,
         ): Model {
+            val model = unchecked(bundle, session)
+            goldenCheck(bundle, session).require()
+            return model
+        }
+
+        /** The same before the golden check, for a session that does it when it is first used. */
+        internal fun unchecked(
+            bundle: Bundle,
+            session: Session,
+        ): Model {
             val manifest = bundle.manifest
             if ("gradients" !in bundle.golden()) {
                 throw EngineException(
@@ -91,7 +101,6 @@ public class Model internal constructor(
                     mend = "export it again",
                 )
             }
-            goldenCheck(bundle, session).require()
             val limits = manifest.limits
             Programs(session, manifest.tensors.mapTo(HashSet()) { it.name })
             return Model(

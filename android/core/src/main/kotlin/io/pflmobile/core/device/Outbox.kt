@@ -1,6 +1,7 @@
 package io.pflmobile.core.device
 
 import io.pflmobile.core.errors.ServerProblemException
+import io.pflmobile.core.errors.StateException
 import io.pflmobile.core.errors.StorageFullException
 import io.pflmobile.core.errors.UnreachableException
 import io.pflmobile.core.files.hex
@@ -137,6 +138,8 @@ internal class Outbox(
                 adopts = done.adopts?.toLong(),
                 insteadOf = folder.personal.current.toLong(),
                 copies = done.copies,
+                server = folder.membership?.server,
+                device = folder.membership?.device,
             )
         folder.put(pending, done.update)
         fresh += task.id
@@ -161,24 +164,33 @@ internal class Outbox(
     }
 
     /**
-     * Send everything that waits, if the policy still allows it: it may be stricter than when it was made.
+     * Send everything that waits, if the policy still allows it: it may be stricter than when it was made. What was made for another
+     * membership is dropped.
      *
      * @throws UnreachableException it goes on waiting
      */
     suspend fun flush() {
         for (waiting in folder.pending().first) {
             val pending = adopt(waiting)
-            if (clock() >= pending.deadline) {
-                drop(pending.task, if (pending.uploaded) "evaluation" else "update", "its task has expired", pending)
+            val what = if (pending.uploaded) "evaluation" else "update"
+            if (isOfAnother(pending)) {
+                drop(pending.task, what, "it was made for another membership", pending)
+            } else if (clock() >= pending.deadline) {
+                drop(pending.task, what, "its task has expired", pending)
             } else if (pending.uploaded || send(pending)) {
                 report(pending)
             }
         }
     }
 
+    private fun isOfAnother(pending: Pending): Boolean {
+        val now = folder.membership
+        return pending.device != null && (pending.device != now?.device || pending.server != now.server)
+    }
+
     /** Send an update; whether it is accepted. */
     private suspend fun send(pending: Pending): Boolean {
-        pipeline.policy.refusal(pending.privacy, pending.reports, folder.sent, counted = true)?.let { why ->
+        pipeline.refusal(pending.privacy, pending.reports, counted = true)?.let { why ->
             drop(pending.task, "update", why, pending)
             return false
         }
@@ -235,10 +247,18 @@ internal class Outbox(
     private fun adopt(pending: Pending): Pending {
         val adopts = pending.adopts ?: return pending
         val store = folder.personal
-        // Else somebody reverted it meanwhile.
-        if (store.current.toLong() == pending.insteadOf) store.adopt(adopts.toInt())
+        // Else somebody reverted it meanwhile, or erased it.
+        if (store.current.toLong() == pending.insteadOf && isThere(adopts.toInt())) store.adopt(adopts.toInt())
         return pending.copy(adopts = null).also(folder::change)
     }
+
+    private fun isThere(version: Int): Boolean =
+        try {
+            folder.personal.read(version)
+            true
+        } catch (_: StateException) {
+            false
+        }
 
     private companion object {
         const val KEY_BYTES = 16

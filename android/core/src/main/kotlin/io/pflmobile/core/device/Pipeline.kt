@@ -30,6 +30,7 @@ import io.pflmobile.core.protocol.DeclineReason
 import io.pflmobile.core.protocol.EvaluationReport
 import io.pflmobile.core.protocol.MetricSum
 import io.pflmobile.core.protocol.RoundTask
+import io.pflmobile.core.protocol.TaskPrivacy
 import io.pflmobile.core.protocol.UpdateFile
 import io.pflmobile.core.protocol.UpdateHead
 import io.pflmobile.core.state.PersonalState
@@ -84,6 +85,8 @@ internal class DeclineTask(
  * @param checkpointEvery steps between checkpoints of training; null for none
  * @param noise of the device; null for the secure source
  * @param checkpoint where training under way is kept
+ * @param spent what the aggregators promised; null where it is not counted
+ * @param device id of the membership
  */
 internal class Pipeline(
     private val model: Model,
@@ -95,6 +98,8 @@ internal class Pipeline(
     private val checkpointEvery: Long? = 20,
     private val noise: Noise? = null,
     private val checkpoint: Path = store.checkpoint,
+    private val spent: Spent? = null,
+    private val device: () -> String? = { null },
 ) {
     /** How many there are to train on, rounded down to two digits, as a check-in tells it. */
     fun trainingExamples(): Long {
@@ -111,7 +116,7 @@ internal class Pipeline(
      * @throws DeclineTask it must not be done, or cannot
      */
     fun accept(task: RoundTask): Pair<Plan, UpdateLayout> {
-        policy.refusal(task.privacy, task.reports, sent)?.let { throw DeclineTask(DeclineReason.PRIVACY, it) }
+        refusal(task.privacy, task.reports)?.let { throw DeclineTask(DeclineReason.PRIVACY, it) }
         val (plan, layout) =
             try {
                 val plan = Plan.load(task.plan.toString())
@@ -268,6 +273,13 @@ internal class Pipeline(
         val copies = old.copies + sent.associateWith { trained.copies.getValue(it) }
         return store.write(PersonalState(old.tensors, copies, old.words, old.metrics))
     }
+
+    /** Why an update must not be sent, with all that was given before; see [PrivacyPolicy.refusal]. */
+    fun refusal(
+        privacy: TaskPrivacy,
+        reports: Collection<String>,
+        counted: Boolean = false,
+    ): String? = policy.refusal(privacy, reports, sent, counted, spent, device())
 
     /** Gives copies the values of an earlier version again; see [io.pflmobile.core.device.takeBack]. */
     fun takeBack(

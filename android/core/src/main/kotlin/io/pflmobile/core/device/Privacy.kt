@@ -27,10 +27,13 @@ import kotlin.math.abs
  *   no evaluation reports either, whatever mechanism the task names; counts of examples and steps do leave
  * @property minNoise with [onlyLocal], the smallest noise multiplier (relative to the clip norm) of that noise
  * @property maxEpsilon largest epsilon. Where the aggregator adds the noise, and is trusted to, that which the task names for the time
- *   when the update is in a model; else that which the device computes from its own noise and its own count of updates under it
+ *   when the update is in a model; else that which the device computes from its own noise and its own count of updates under it.
+ *   What was given before is added: under the own noise, and to other memberships against a promise. Neither evaluation reports nor the
+ *   numbers that go along with an update are in any epsilon, nor what was sent with `require = false`
  * @property maxDelta largest delta of the aggregator's guarantee, and that at which the device computes the epsilon of its own noise,
  *   where the task's statement does not make it smaller
- * @property report whether evaluation reports (sums, without noise) may be sent
+ * @property report whether sums that no noise hides may be sent: evaluation reports on the user's own test examples, and the numbers that
+ *   a task asks for along with its update; false refuses such a task
  * @throws ConfigException a number is out of range, or some settings contradict each other
  */
 public class PrivacyPolicy(
@@ -65,20 +68,50 @@ public class PrivacyPolicy(
      * @param reports names of the numbers that go along
      * @param sent what left this device under its own noise so far
      * @param counted whether this update is in [sent] already
+     * @param spent what other memberships promised, where that is counted: all is one budget then
+     * @param device this membership's
      */
     internal fun refusal(
         privacy: TaskPrivacy,
         reports: Collection<String>,
         sent: SentNoise,
         counted: Boolean = false,
+        spent: Spent? = null,
+        device: String? = null,
     ): String? {
         val own = own(privacy)
         val local = privacy.localNoiseMultiplier
+        val more = if (counted || privacy.clipNorm == null || !(local > 0)) emptyList() else listOf(local)
         return when {
+            !report && reports.isNotEmpty() -> {
+                "the numbers ${reports.joinToString()} are asked for, which no noise protects, and reports are not allowed here"
+            }
+
             !require -> {
                 null
             }
 
+            !own -> {
+                unprotected(privacy) ?: untold(privacy) ?: contradiction(privacy) ?: spent?.let {
+                    above(it.promisedElsewhere(device) + sent.epsilon(delta(privacy), more) + (privacy.epsilonAfter ?: 0.0))
+                }
+            }
+
+            else -> {
+                unprotected(privacy) ?: if (reports.isNotEmpty()) {
+                    "the numbers ${reports.joinToString()} are asked for, which no noise protects from the aggregator"
+                } else {
+                    above(sent.epsilon(delta(privacy), more) + (spent?.promised?.first ?: 0.0))
+                }
+            }
+        }
+    }
+
+    /** Why no noise hides the update; null where some may. */
+    private fun unprotected(privacy: TaskPrivacy): String? {
+        val own = own(privacy)
+        val local = privacy.localNoiseMultiplier
+        return when {
             !privacy.guarantees -> {
                 "nothing protects the updates (mechanism 'none')"
             }
@@ -103,16 +136,8 @@ public class PrivacyPolicy(
                 "this device's own noise is ${general(local, 4)}, the least that is accepted here is ${general(minNoise, 4)}"
             }
 
-            own && reports.isNotEmpty() -> {
-                "the numbers ${reports.joinToString()} are asked for, which no noise protects from the aggregator"
-            }
-
-            own -> {
-                above(sent.epsilon(delta(privacy), if (counted) emptyList() else listOf(local)))
-            }
-
             else -> {
-                untold(privacy) ?: contradiction(privacy)
+                null
             }
         }
     }
@@ -228,12 +253,18 @@ public class PrivacyPolicy(
         return if (told != null && told > 0 && told < maxDelta) maxOf(told, Limits.LEAST_DELTA) else maxDelta
     }
 
-    private companion object {
-        /** Share by which numbers of a statement may differ from those computed here: they are rounded, and computed otherwise. */
-        const val ROUNDING = 1e-3
-        const val LEAST_NOISE = 1e-100
+    internal companion object {
+        /** Whether an aggregator's guarantee can be true, however little it is. */
+        fun believes(privacy: TaskPrivacy): Boolean =
+            privacy.trustsAggregator && WIDEST.run { unprotected(privacy) ?: untold(privacy) ?: contradiction(privacy) } == null
 
-        fun refuse(
+        private val WIDEST by lazy { PrivacyPolicy(maxEpsilon = Limits.MOST_EPSILON, maxDelta = Limits.MOST_DELTA) }
+
+        /** Share by which numbers of a statement may differ from those computed here: they are rounded, and computed otherwise. */
+        private const val ROUNDING = 1e-3
+        private const val LEAST_NOISE = 1e-100
+
+        private fun refuse(
             bad: Boolean,
             message: String,
             mend: () -> String,
@@ -241,7 +272,7 @@ public class PrivacyPolicy(
             if (bad) throw ConfigException(message, mend())
         }
 
-        fun mechanism(privacy: TaskPrivacy) = privacy.mechanism.name.lowercase()
+        private fun mechanism(privacy: TaskPrivacy) = privacy.mechanism.name.lowercase()
     }
 }
 

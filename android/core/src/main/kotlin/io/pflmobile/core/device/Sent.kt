@@ -12,6 +12,7 @@ import kotlinx.serialization.Serializable
 import java.io.IOException
 import java.nio.file.NoSuchFileException
 import java.nio.file.Path
+import kotlin.io.path.exists
 
 /**
  * Updates that left this device under its own noise: how many, and the sum of z^-2, which is what epsilon needs. The aggregator's figures
@@ -21,14 +22,16 @@ import java.nio.file.Path
  * trained anew has fresh noise and counts anew.
  *
  * @param path of the file; where there is none, nothing was sent
- * @throws DeviceFolderException the file is damaged, so it is not known what was sent
+ * @param begun whether it must be there, so that one that is missing was lost
+ * @throws DeviceFolderException the file is damaged or was lost, so it is not known what was sent
  */
 internal class SentNoise(
     private val path: Path,
+    begun: Boolean = false,
 ) {
     private val files = AtomicFiles()
 
-    @Volatile private var count = read(path)
+    @Volatile private var count = read(path, begun)
 
     /** How many there were. */
     val updates: Long get() = count.updates
@@ -41,8 +44,15 @@ internal class SentNoise(
      * @throws io.pflmobile.core.errors.UnwritableException the same
      */
     @Synchronized
-    fun add(noiseMultiplier: Double) {
-        val more = count.plus(noiseMultiplier)
+    fun add(noiseMultiplier: Double): Unit = write(count.plus(noiseMultiplier))
+
+    /** Has the file, so that a loss of it is seen. */
+    @Synchronized
+    fun begin() {
+        if (!path.exists()) write(count)
+    }
+
+    private fun write(more: Count) {
         files.write(path, (strictJson.encodeToString(Count.serializer(), more) + "\n").encodeToByteArray())
         count = more
     }
@@ -68,11 +78,15 @@ internal class SentNoise(
         /** The largest sum that is kept: noise this small hides nothing anyway, and infinity is no JSON. */
         const val MOST = 1e300
 
-        fun read(path: Path): Count {
+        fun read(
+            path: Path,
+            begun: Boolean,
+        ): Count {
             val found =
                 try {
                     strictJson.decodeFromJsonElement(Count.serializer(), parseJson(readBytes(path)))
-                } catch (_: NoSuchFileException) {
+                } catch (error: NoSuchFileException) {
+                    if (begun) throw damaged(path, "it is missing", error)
                     return Count(SCHEMA_VERSION, 0, 0.0)
                 } catch (error: IOException) {
                     throw damaged(path, error.message, error)
@@ -99,6 +113,7 @@ internal class SentNoise(
             "$path is damaged ($why), so it is not known how much was sent under this device's noise",
             mend = "restore it from a backup; only the user can decide to remove it and to begin to count anew",
             cause,
+            damaged = cause !is IOException || cause is NoSuchFileException,
         )
     }
 }

@@ -12,6 +12,7 @@ import kotlinx.serialization.Serializable
 import java.io.IOException
 import java.nio.file.NoSuchFileException
 import java.nio.file.Path
+import kotlin.io.path.exists
 
 /**
  * What a device gave to federations, for a status screen: how much was sent, and what was promised for it. What the device's own noise
@@ -20,14 +21,16 @@ import java.nio.file.Path
  * An update counts for the promises once it is made, as it may be sent at any time from then on; for the rounds once it is accepted.
  *
  * @param path of the file; where there is none, nothing was sent
- * @throws DeviceFolderException the file is damaged
+ * @param begun whether it must be there, so that one that is missing was lost
+ * @throws DeviceFolderException the file is damaged or was lost
  */
 internal class Spent(
     private val path: Path,
+    begun: Boolean = false,
 ) {
     private val files = AtomicFiles()
 
-    @Volatile private var now = read(path)
+    @Volatile private var now = read(path, begun)
 
     /** Updates that were accepted. */
     val rounds: Long get() = now.rounds
@@ -44,18 +47,31 @@ internal class Spent(
     /** Epsilon and delta that the aggregators promise for what this device gave them, added up over its memberships. */
     val promised: Pair<Double, Double> get() = now.promises.values.let { all -> all.sumOf { it.epsilon } to all.sumOf { it.delta } }
 
-    /** @param device its id in the federation, which counts a device that left and came again as two */
+    /** Epsilon that was promised to other memberships than that of [device]. */
+    fun promisedElsewhere(device: String?): Double = now.promises.filterKeys { it != device }.values.sumOf { it.epsilon }
+
+    /** Has the file, so that a loss of it is seen. */
+    @Synchronized
+    fun begin() {
+        if (!path.exists()) write(now)
+    }
+
+    /**
+     * Counts an update. What a policy without any limit would not believe is no promise.
+     *
+     * @param device its id in the federation, which counts a device that left and came again as two
+     */
     @Synchronized
     fun made(
         device: String,
         privacy: TaskPrivacy,
     ) {
         val own = privacy.clipNorm != null && privacy.localNoiseMultiplier > 0
-        val epsilon = privacy.epsilonAfter?.takeIf { it.isFinite() }
+        val epsilon = privacy.epsilonAfter
         val delta = statedDelta(privacy)
         val before = now.promises[device]
         when {
-            privacy.guarantees && privacy.trustsAggregator && epsilon != null && delta != null -> {
+            PrivacyPolicy.believes(privacy) && epsilon != null && delta != null -> {
                 val more = Promise(maxOf(epsilon, before?.epsilon ?: 0.0), maxOf(delta, before?.delta ?: 0.0))
                 if (more != before) write(now.copy(promises = now.promises + (device to more)))
             }
@@ -94,12 +110,16 @@ internal class Spent(
     )
 
     private companion object {
-        fun read(path: Path): Content =
+        fun read(
+            path: Path,
+            begun: Boolean,
+        ): Content =
             try {
                 strictJson.decodeFromJsonElement(Content.serializer(), parseJson(readBytes(path))).also {
                     require(it.schemaVersion == SCHEMA_VERSION) { "schema ${it.schemaVersion}, this version reads $SCHEMA_VERSION" }
                 }
-            } catch (_: NoSuchFileException) {
+            } catch (error: NoSuchFileException) {
+                if (begun) throw damaged(path, error)
                 Content(SCHEMA_VERSION)
             } catch (error: IOException) {
                 throw damaged(path, error)
@@ -111,9 +131,10 @@ internal class Spent(
             path: Path,
             error: Exception,
         ) = DeviceFolderException(
-            "$path is damaged (${error.message}), so it is not known what was sent",
-            mend = "restore it; only the user can decide to remove it and to begin to count anew",
+            "$path is damaged (${if (error is NoSuchFileException) "it is missing" else error.message}), so it is not known what was sent",
+            mend = "restore it; only the user can decide to erase everything and to begin to count anew",
             error,
+            damaged = error !is IOException || error is NoSuchFileException,
         )
     }
 }

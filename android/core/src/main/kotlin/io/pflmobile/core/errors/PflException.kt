@@ -292,11 +292,15 @@ public open class DeviceException(
 ) : PflException(message, mend, cause, code)
 
 /** A device's folder is in use, damaged, or belongs to another federation or model. */
-public class DeviceFolderException(
+public class DeviceFolderException internal constructor(
     message: String,
     mend: String,
-    cause: Throwable? = null,
-) : DeviceException(message, mend, cause, "DeviceFolderError")
+    cause: Throwable?,
+    /** Whether what lies there can never be used again; another time may help otherwise. */
+    internal val damaged: Boolean,
+) : DeviceException(message, mend, cause, "DeviceFolderError") {
+    public constructor(message: String, mend: String, cause: Throwable? = null) : this(message, mend, cause, false)
+}
 
 /**
  * The aggregator could not be reached, or the connection broke; trying again may help.

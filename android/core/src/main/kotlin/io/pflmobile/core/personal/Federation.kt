@@ -40,6 +40,12 @@ public class Federation(
     }
 
     internal fun client() = Client(server, backoff, allowHttp = allowHttp, http = http)
+
+    /** For leaving a server that was given before. */
+    internal fun clientOf(
+        server: String,
+        backoff: Backoff = this.backoff,
+    ) = Client(server, backoff, allowHttp = allowHttp || server != this.server.trimEnd('/'), http = http)
 }
 
 /** How [PersonalModel.takePart] ended. */
@@ -60,7 +66,7 @@ public sealed interface RoundsResult {
         public val why: String,
     ) : RoundsResult
 
-    /** There are too few examples to learn and to measure, [have] of them; nobody was asked. */
+    /** There are too few examples to learn and to measure, [have] of them; no task was asked for. */
     public data class NotEnoughExamples(
         val have: Int,
     ) : RoundsResult
@@ -92,15 +98,18 @@ public sealed interface RoundsResult {
     ) : RoundsResult
 }
 
-/** How [PersonalModel.leave] ended. Nothing waits to be sent any more in any case. */
+/**
+ * How [PersonalModel.leave] ended. The membership is over on this device, and nothing of it is sent any more, but where [Failed] says that
+ * the device's folder cannot be used.
+ */
 public sealed interface LeaveResult {
-    /** The aggregator forgot the device, and the device its credential. */
+    /** Every aggregator that it left forgot the device, and the device its credentials. */
     public data object Left : LeaveResult
 
     /** It took part in no federation. */
     public data object NotThere : LeaveResult
 
-    /** The aggregator cannot be reached and still knows the device: leave again later. */
+    /** An aggregator cannot be reached and still knows the device. It is told by the next call of `leave` or `takePart`. */
     public data class Unreachable(
         val error: PflException,
     ) : LeaveResult
@@ -120,7 +129,9 @@ public sealed interface LeaveResult {
  * @property waiting finished updates or reports that wait to be sent
  * @property asked when it was last asked for a task, in seconds since 1970; null before
  * @property spent what it cost in privacy
- * @property problem why the device's folder cannot be used, where it cannot; the numbers are 0 then
+ * @property problem why the device's folder cannot be used, where it cannot; it is not known then what was given, so [spent] is infinite
+ *   and the counts say nothing
+ * @property leaving servers that the device left and that were not told yet, for want of a network
  */
 public data class RoundsStatus(
     val server: String?,
@@ -130,13 +141,17 @@ public data class RoundsStatus(
     val asked: Double?,
     val spent: PrivacySpent,
     val problem: PflException? = null,
+    val leaving: List<String> = emptyList(),
 )
 
 /**
- * Differential privacy of the user's data, as far as it was given away: every update was made with noise, so that what others learn of it
- * changes their odds by the factor e^epsilon at most, but for the probability delta.
+ * Differential privacy of the updates that were given away: each was made with noise, so that what others learn of it changes their odds by
+ * the factor e^epsilon at most, but for the probability delta.
  *
- * @property epsilon of both below together; infinite where an update was sent that nothing protected
+ * Not in epsilon, as no noise hides it: sums on the user's own test examples in evaluation reports, numbers that a task asks for along with
+ * an update (a policy with `report = false` sends neither), counts of examples and steps, and what a check-in tells.
+ *
+ * @property epsilon of both below together; infinite where an update was sent that nothing protected, or where the count was lost
  * @property delta likewise
  * @property own epsilon of updates under the device's own noise, by its own count; it holds against the aggregator too
  * @property promised epsilon that aggregators promise, who add the noise and are trusted to
@@ -148,4 +163,9 @@ public data class PrivacySpent(
     val own: Double = 0.0,
     val promised: Double = 0.0,
     val unprotected: Long = 0,
-)
+) {
+    internal companion object {
+        /** The count was lost. */
+        val UNKNOWN = PrivacySpent(Double.POSITIVE_INFINITY, 1.0, Double.POSITIVE_INFINITY, Double.POSITIVE_INFINITY)
+    }
+}

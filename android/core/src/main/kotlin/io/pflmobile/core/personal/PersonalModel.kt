@@ -8,9 +8,11 @@ import io.pflmobile.core.device.Event
 import io.pflmobile.core.device.Model
 import io.pflmobile.core.device.PrivacyPolicy
 import io.pflmobile.core.engines.Session
+import io.pflmobile.core.engines.goldenCheck
 import io.pflmobile.core.engines.openSession
 import io.pflmobile.core.errors.ConfigException
 import io.pflmobile.core.errors.DataException
+import io.pflmobile.core.errors.DeviceFolderException
 import io.pflmobile.core.errors.NoExamplesException
 import io.pflmobile.core.errors.PflException
 import io.pflmobile.core.errors.StateException
@@ -88,6 +90,7 @@ import kotlin.io.path.exists
  *     FOLDER/state/      the personal state, as [PersonalStateStore] keeps it
  *     FOLDER/last.json   the last training, for a status screen
  *     FOLDER/under-way   which examples a training of which there is a checkpoint began with
+ *     FOLDER/erasing     there while everything is erased, so that the next opening ends what a killed process began
  *     FOLDER/paused      there while the user paused learning
  *     FOLDER/rounds/     the device of a federation, as [io.pflmobile.core.device.DeviceFolder] keeps it, from the first round on
  *     FOLDER/unpacked/   the bundle
@@ -153,6 +156,7 @@ public class PersonalModel private constructor(
     @Volatile private var serving: Serving
 
     init {
+        if (home.resolve(ERASING).exists()) eraseAll()
         store.carryOver(sameWeights = bundle.manifest.frozenSha256 != null, discard = options.discardOtherState)
         serving = load()
     }
@@ -408,13 +412,14 @@ public class PersonalModel private constructor(
 
     /**
      * Takes part in a federation: asks for a task once, learns by it from the kept examples, and sends what the policy lets go. It learns
-     * on the personal state of this model, by the guard as ever; examples, words and state stay here. One training runs at a time.
+     * on the personal state of this model, by the guard as ever; examples, words and state stay here. One training runs at a time. The
+     * engine is loaded and checked only once there is a task.
      *
      * Cancelled, killed or without a network, nothing is lost: a finished update waits, and the next call sends it first of all. Pause,
      * forget, revert and erase stop it, within one step; what was made of something that is forgotten is sent no more. After [revert] an
      * update that waits is still sent, as it was made of examples that are still there.
      *
-     * @param federation where; a device that is enrolled elsewhere must [leave] there first
+     * @param federation where; a device that is enrolled at another server leaves it, and what waited for it is sent no more
      * @param facts told to the aggregator, so that it asks only a phone that can
      * @param rounds go on until so many updates were accepted, or the federation trains no more; null asks once
      * @param onEvent told what happens, on another thread
@@ -453,14 +458,67 @@ public class PersonalModel private constructor(
     ): RoundsResult {
         return try {
             val given = asExamples(usable())
-            if (given.size < FEWEST) return RoundsResult.NotEnoughExamples(given.size)
-            engine.use { session ->
-                rounds.takePart(federation, { Model.open(bundle, session) }, given, options.test, facts, count, onEvent)
-            }
+            val few = given.size < FEWEST
+            if (few && !rounds.waits) return RoundsResult.NotEnoughExamples(given.size)
+            val result =
+                EngineOnDemand(currentCoroutineContext()).use { session ->
+                    rounds.takePart(federation, { Model.unchecked(bundle, session) }, given, options.test, facts, count, few, onEvent)
+                }
+            if (few && result is RoundsResult.NoRound) RoundsResult.NotEnoughExamples(given.size) else result
         } catch (error: PflException) {
             RoundsResult.Failed(error)
         } finally {
             serving = load()
+        }
+    }
+
+    /**
+     * The engine, from the first call on, which checks it. Where the work was stopped, no golden call and no batch of a measurement begins;
+     * between steps the trainer looks itself, and keeps a checkpoint.
+     */
+    private inner class EngineOnDemand(
+        private val work: CoroutineContext,
+    ) : Session {
+        private var entered: Session? = null
+
+        // where there is none for this bundle, opening says so
+        override val name = options.engines.find { it.name in bundle.manifest.engines }?.name ?: engine.use { it.name }
+        override val programs = bundle.manifest.programs.associateBy { it.name }
+
+        override fun run(
+            program: String,
+            inputs: Map<String, Tensor>,
+        ): Map<String, Tensor> {
+            val session = entered ?: checked()
+            if (program == EVALUATE) work.ensureActive()
+            return session.run(program, inputs)
+        }
+
+        private fun checked(): Session {
+            val session = engine.enter()
+            var whole = false
+            try {
+                val watched =
+                    object : Session by session {
+                        override fun run(
+                            program: String,
+                            inputs: Map<String, Tensor>,
+                        ): Map<String, Tensor> {
+                            work.ensureActive()
+                            return session.run(program, inputs)
+                        }
+                    }
+                goldenCheck(bundle, watched).require()
+                whole = true
+            } finally {
+                if (whole) entered = session else engine.leave()
+            }
+            return session
+        }
+
+        override fun close() {
+            if (entered != null) engine.leave()
+            entered = null
         }
     }
 
@@ -484,13 +542,22 @@ public class PersonalModel private constructor(
     }
 
     /**
-     * Ends the membership: what waits is sent no more, and the aggregator forgets the device. What was learned stays; what was sent cannot
-     * be taken back.
+     * Ends the membership, at whichever server it is: what waits is sent no more, and the aggregator forgets the device. What was learned
+     * stays; what was sent cannot be taken back. Without a network the device has left all the same, and the aggregator is told by the next
+     * call of this or of [takePart]; nothing else waits for that.
      *
-     * @param federation that of [takePart]
+     * @param federation how aggregators are reached, as in [takePart]
      */
     public suspend fun leave(federation: Federation): LeaveResult =
-        stopping { changing.withLock { computing { rounds.leave(federation).also { serving = load() } } } }
+        try {
+            if (change { rounds.end() }) computing { rounds.tell(federation) } else LeaveResult.NotThere
+        } catch (error: DeviceFolderException) {
+            LeaveResult.Failed(error)
+        } catch (error: UnwritableException) {
+            LeaveResult.Failed(error)
+        } catch (error: StorageFullException) {
+            LeaveResult.Failed(error)
+        }
 
     /** Those that a training under way began with, where they are all there still; else all. */
     private fun givenExamples(): Examples {
@@ -617,25 +684,27 @@ public class PersonalModel private constructor(
      * @param version which; 0 for the shipped model; null for the one before the current
      * @throws StateException there is no such version, or it is damaged; nothing changes
      */
-    public suspend fun revert(version: Int? = null): Int = change { store.revert(version) }
+    public suspend fun revert(version: Int? = null): Int = change { rounds.revert(version) }
 
     /**
      * Erases every example, all that was learned and everything that tells of it; the shipped model serves again. The device of a
      * federation loses its credential and what waits to be sent, but not the count of what was sent: see [leave] for telling the
-     * aggregator too.
+     * aggregator too. Killed or failed on the way, it is ended when the model is next opened.
      */
-    public suspend fun eraseEverything() {
-        change {
-            // each of them, whatever goes wrong with another
-            val faults =
-                listOf(
-                    { rounds.erase() },
-                    { store.erase() },
-                    { examples.eraseAll() },
-                    { notes.erase() },
-                ).mapNotNull { runCatching(it).exceptionOrNull() }
-            faults.firstOrNull()?.let { throw it }
-        }
+    public suspend fun eraseEverything(): Unit = change { eraseAll() }
+
+    private fun eraseAll() {
+        mark(home, files)
+        // each of them, whatever goes wrong with another
+        val faults =
+            listOf(
+                { rounds.erase() },
+                { store.erase() },
+                { examples.eraseAll() },
+                { notes.erase() },
+            ).mapNotNull { runCatching(it).exceptionOrNull() }
+        faults.firstOrNull()?.let { throw it }
+        files.delete(home.resolve(ERASING))
     }
 
     /** Stops remembering and learning until [resume]; training under way ends within one step. It outlives the process. */
@@ -766,6 +835,7 @@ public class PersonalModel private constructor(
         private const val PAUSED = "paused"
         private const val UNPACKED = "unpacked"
         private const val ROUNDS = "rounds"
+        private const val ERASING = "erasing"
 
         /** Words that are put together of subwords for one completion. */
         private const val MOST_WHOLE = 12
@@ -773,7 +843,7 @@ public class PersonalModel private constructor(
         /** One to learn from, one for the guard, one to test on. */
         private const val FEWEST = 3
         private val BLOCKED = RememberResult.Refused(RememberResult.Reason.BLOCKED)
-        private val NAMES = setOf("state", UNPACKED, PAUSED, ROUNDS, FolderLock.NAME)
+        private val NAMES = setOf("state", UNPACKED, PAUSED, ERASING, ROUNDS, FolderLock.NAME)
 
         private class Opened(
             val model: PersonalModel,
@@ -862,10 +932,27 @@ public class PersonalModel private constructor(
                         throw StateException("the personal model in $home is open", "call eraseEverything(), or close it first")
                     }
                     alone(home).use { _ ->
-                        val removed = home.toFile().deleteRecursively()
+                        mark(home, AtomicFiles())
+                        val kept = setOf(ERASING, FolderLock.NAME)
+                        val all = home.toFile().listFiles { file -> file.name !in kept }.orEmpty()
+                        val removed = all.map { it.deleteRecursively() }.all { it } && home.toFile().deleteRecursively()
                         if (!removed) throw UnwritableException("$home cannot be removed", "restart the device, and try again")
                     }
                 }
+            }
+        }
+
+        /** What is killed while it erases is ended by the next opening; a full disk keeps nobody from erasing. */
+        private fun mark(
+            home: Path,
+            files: AtomicFiles,
+        ) {
+            try {
+                files.write(home.resolve(ERASING), ByteArray(0))
+            } catch (_: StorageFullException) {
+                return
+            } catch (_: UnwritableException) {
+                return
             }
         }
 

@@ -1,10 +1,12 @@
 package io.pflmobile.core.personal
 
+import io.pflmobile.core.device.Backoff
 import io.pflmobile.core.device.Device
 import io.pflmobile.core.device.DeviceFacts
 import io.pflmobile.core.device.DeviceFolder
 import io.pflmobile.core.device.Ended
 import io.pflmobile.core.device.Event
+import io.pflmobile.core.device.Membership
 import io.pflmobile.core.device.Model
 import io.pflmobile.core.device.leave
 import io.pflmobile.core.errors.DeviceFolderException
@@ -34,12 +36,18 @@ internal class Rounds(
     private val clock: () -> Double,
 ) : AutoCloseable {
     private var opened: DeviceFolder? = null
+    private var closed = false
 
     @Synchronized
-    private fun folder(): DeviceFolder = opened ?: DeviceFolder(home, id, null, state).also { opened = it }
+    private fun folder(): DeviceFolder {
+        if (closed) throw closedModel()
+        return opened ?: DeviceFolder(home, id, null, state).also { opened = it }
+    }
 
     /** What was given away; null before the first time. */
+    @Synchronized
     fun status(): RoundsStatus? {
+        if (closed) throw closedModel()
         if (!home.exists()) return null
         return try {
             val folder = folder()
@@ -55,13 +63,21 @@ internal class Rounds(
                 folder.waiting,
                 spent.asked,
                 PrivacySpent(all, deltas, own, promised, spent.unprotected),
+                leaving = folder.toLeave.map { it.server },
             )
         } catch (error: PflException) {
-            RoundsStatus(null, 0, 0, 0, null, PrivacySpent(), error)
+            RoundsStatus(null, 0, 0, 0, null, PrivacySpent.UNKNOWN, error)
         }
     }
 
-    /** One check-in and its task, or so many accepted updates as [rounds] says. */
+    /** Whether something is finished that only has to be sent. */
+    val waits: Boolean get() = home.exists() && folder().waiting > 0
+
+    /**
+     * One check-in and its task, or so many accepted updates as [rounds] says. A membership at another server ends first.
+     *
+     * @param onlySend ask for no task
+     */
     suspend fun takePart(
         federation: Federation,
         model: () -> Model,
@@ -69,12 +85,15 @@ internal class Rounds(
         test: Double,
         facts: DeviceFacts,
         rounds: Int?,
+        onlySend: Boolean,
         onEvent: (Event) -> Unit,
     ): RoundsResult {
         var why = ""
         return try {
-            val folder = folder()
             val ready = model()
+            val folder = folder()
+            if (folder.membership.let { it != null && it.server != federation.server.trimEnd('/') }) folder.leaveLater()
+            tellThoseLeft(federation, Backoff(attempts = 1))
             federation.client().use { client ->
                 val device =
                     Device(
@@ -93,8 +112,8 @@ internal class Rounds(
                         if (event is Event.Declined) why = event.why
                         onEvent(event)
                     }
-                val summary = device.run(rounds, once = rounds == null)
-                folder.spent.asked(clock())
+                val summary = device.run(rounds, once = rounds == null) { onlySend }
+                if (!onlySend) folder.spent.asked(clock())
                 when {
                     summary.ended == Ended.PRIVACY -> RoundsResult.NotProtected(summary, why)
                     summary.rounds > 0 -> RoundsResult.TookPart(summary)
@@ -117,37 +136,80 @@ internal class Rounds(
         error is UnreachableException || error is NotTheAggregatorException || error is TooLargeOnTheWayException ||
             (error is ServerProblemException && error.passing)
 
-    suspend fun leave(federation: Federation): LeaveResult =
-        try {
-            if (!home.exists()) {
-                LeaveResult.NotThere
-            } else {
-                discard()
-                val there = federation.client().use { leave(folder(), it) }
-                if (there) LeaveResult.Left else LeaveResult.NotThere
-            }
-        } catch (error: PflException) {
-            if (passes(error)) LeaveResult.Unreachable(error) else LeaveResult.Failed(error)
+    /** Ends the membership on this device; whether some aggregator is to be told. */
+    @Synchronized
+    fun end(): Boolean {
+        if (!home.exists()) return false
+        discard()
+        folder().leaveLater()
+        return folder().toLeave.isNotEmpty()
+    }
+
+    /** Tells the aggregators that were left, each with its own credential; nothing else waits for it. */
+    suspend fun tell(federation: Federation): LeaveResult =
+        when (val error = tellThoseLeft(federation, federation.backoff)) {
+            null -> LeaveResult.Left
+            else -> if (passes(error)) LeaveResult.Unreachable(error) else LeaveResult.Failed(error)
         }
 
+    private suspend fun tellThoseLeft(
+        federation: Federation,
+        backoff: Backoff,
+    ): PflException? {
+        var fault: PflException? = null
+        for (ended in folder().toLeave) {
+            try {
+                federation.clientOf(ended.server, backoff).use { leave(ended, it) }
+                note(ended)
+            } catch (error: PflException) {
+                fault = fault ?: error
+            }
+        }
+        return fault
+    }
+
+    @Synchronized
+    private fun note(ended: Membership) {
+        if (!closed) folder().left(ended)
+    }
+
     /** What was made of examples that are to be forgotten is sent no more. */
+    @Synchronized
     fun discard() {
         if (!home.exists()) return
         try {
             folder().discardWaiting()
-        } catch (_: DeviceFolderException) {
+        } catch (error: DeviceFolderException) {
+            // what another uses, or what may be readable another time, is not thrown away
+            if (!error.damaged) throw error
             erase()
         }
     }
 
+    /** Makes an earlier version of the personal state serve, which what waits does not undo; returns its number. */
+    @Synchronized
+    fun revert(version: Int?): Int {
+        if (!home.exists()) return state.revert(version)
+        return try {
+            folder().revert(version)
+        } catch (error: DeviceFolderException) {
+            if (!error.damaged) throw error
+            state.revert(version) // nothing of it can be used
+        }
+    }
+
     /** Removes everything but how much was sent. */
+    @Synchronized
     fun erase() {
-        close()
+        opened?.close()
+        opened = null
         DeviceFolder.clear(home)
     }
 
+    /** Nothing opens it afterwards. */
     @Synchronized
     override fun close() {
+        closed = true
         opened?.close()
         opened = null
     }

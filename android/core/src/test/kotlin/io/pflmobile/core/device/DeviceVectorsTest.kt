@@ -59,6 +59,7 @@ class DeviceVectorsTest {
             number("min_noise") ?: default.minNoise,
             number("max_epsilon") ?: default.maxEpsilon,
             number("max_delta") ?: default.maxDelta,
+            flag("report") ?: default.report,
         )
     }
 

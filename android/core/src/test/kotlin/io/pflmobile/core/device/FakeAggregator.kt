@@ -29,6 +29,7 @@ internal class FakeAggregator(
     var reports = "[]"
     var attestation = "[]"
     var expiresInS = 60.0
+    var device = "d".repeat(32)
 
     /** Answers instead of its own, by method and a part of the path; null for its own. */
     @Volatile
@@ -70,7 +71,7 @@ internal class FakeAggregator(
                 when {
                     path == "/v1/federation" -> answer(federation())
                     path == "/v1/challenges" -> answer("""{"challenge": "c1", "expires": 9e9}""")
-                    path == "/v1/devices" -> answer("""{"device": "${"d".repeat(32)}", "credential": "secret"}""", 201)
+                    path == "/v1/devices" -> answer("""{"device": "$device", "credential": "secret"}""", 201)
                     request.headers["Authorization"] != "Bearer secret" -> problem("unauthorized", 401)
                     path == "/v1/devices/me" -> answer("", 204)
                     path == "/v1/check-in" -> answer(checkIn())

@@ -2,6 +2,7 @@ package io.pflmobile.core.personal
 
 import io.pflmobile.core.bundle.Bundle
 import io.pflmobile.core.bundle.Role
+import io.pflmobile.core.device.DeviceFolder
 import io.pflmobile.core.device.Event
 import io.pflmobile.core.device.FakeAggregator
 import io.pflmobile.core.device.PrivacyPolicy
@@ -13,22 +14,30 @@ import io.pflmobile.core.device.stranger
 import io.pflmobile.core.errors.ConfigException
 import io.pflmobile.core.errors.DeviceException
 import io.pflmobile.core.errors.DeviceFolderException
+import io.pflmobile.core.errors.StateException
+import io.pflmobile.core.protocol.Enrolled
 import io.pflmobile.core.state.ModelId
+import io.pflmobile.core.state.PersonalStateStore
 import io.pflmobile.core.tensors.FloatTensor
 import kotlinx.coroutines.CompletableDeferred
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.async
 import kotlinx.coroutines.cancelAndJoin
 import kotlinx.coroutines.runBlocking
+import kotlinx.coroutines.withTimeout
 import mockwebserver3.MockResponse
 import mockwebserver3.MockWebServer
 import mockwebserver3.RecordedRequest
+import okhttp3.OkHttpClient
 import org.junit.jupiter.api.AfterEach
 import org.junit.jupiter.api.BeforeEach
 import org.junit.jupiter.api.Timeout
 import org.junit.jupiter.api.io.TempDir
 import java.nio.file.Path
 import java.util.concurrent.CopyOnWriteArrayList
+import java.util.concurrent.atomic.AtomicBoolean
+import kotlin.concurrent.thread
+import kotlin.io.path.deleteExisting
 import kotlin.io.path.exists
 import kotlin.io.path.isRegularFile
 import kotlin.io.path.name
@@ -53,7 +62,8 @@ class RoundsTest {
     private val bundles = Path.of(System.getProperty("bundles"))
     private val server = MockWebServer()
     private val examples = InMemoryExamples()
-    private val engine = CountingEngine()
+    private var onRun: (String) -> Unit = {}
+    private val engine = CountingEngine { onRun(it) }
     private val models = ArrayList<PersonalModel>()
     private val events = CopyOnWriteArrayList<Event>()
     private lateinit var fake: FakeAggregator
@@ -264,6 +274,7 @@ class RoundsTest {
             waiting.await()
             assertEquals(0, model.revert(0))
             assertEquals(RoundsResult.Cancelled, taking.await())
+            assertEquals(0, engine.openings, "there was no task")
             val cancelled = async(Dispatchers.Default) { model.takePart(at(), rounds = 1) }
             while (!model.status().training) Thread.sleep(1)
             cancelled.cancelAndJoin()
@@ -338,22 +349,299 @@ class RoundsTest {
         }
 
     @Test
-    fun `a device leaves, at its own server only`() =
+    fun `a device has left without a network too, and the aggregator is told when there is one`() =
         runBlocking {
             val model = opened()
             assertEquals(LeaveResult.NotThere, model.leave(at()))
             model.takePart()
-            val elsewhere = Federation("http://localhost:${server.port}")
-            assertIs<DeviceFolderException>(assertIs<LeaveResult.Failed>(model.leave(elsewhere)).error)
-            assertIs<DeviceFolderException>(assertIs<RoundsResult.Failed>(model.takePart(elsewhere)).error)
             fake.instead = broken("DELETE")
             assertIs<LeaveResult.Unreachable>(model.leave(at()))
-            assertNotNull(model.rounds().server)
+            assertEquals(null to listOf(server.address), model.rounds().let { it.server to it.leaving })
+            model.close()
+            val again = open()
+            assertIs<LeaveResult.Unreachable>(again.leave(at()))
             fake.instead = { null }
+            // at whichever address it is that the app has now
+            assertEquals(LeaveResult.Left, again.leave(Federation("http://localhost:${server.port}")))
+            assertEquals(LeaveResult.NotThere, again.leave(at()))
+            assertEquals(null to emptyList(), again.rounds().let { it.server to it.leaving })
+            assertEquals(1L, again.rounds().rounds)
+        }
+
+    @Test
+    fun `killed while it leaves, a device has left`() =
+        runBlocking {
+            val model = opened()
+            model.takePart()
+            model.close()
+            val membership = """{"server":"${server.address}","device":"${fake.device}","credential":"secret"}"""
+            folder.resolve("model/rounds/leaving.json").writeText("""{"schema_version":1,"memberships":[$membership]}""")
+            val again = open()
+            assertEquals(null to listOf(server.address), again.rounds().let { it.server to it.leaving })
+            assertFalse(folder.resolve("model/rounds/device.json").exists())
+            assertEquals(LeaveResult.Left, again.leave(at()))
+            assertEquals("DELETE /v1/devices/me", fake.requests.last())
+        }
+
+    @Test
+    fun `another server address ends the membership at the old one, which the next round tells`() =
+        runBlocking {
+            federation(2, FakeAggregator.LOCAL)
+            val model = opened()
+            fake.instead = broken("PUT")
+            assertIs<RoundsResult.Unreachable>(model.takePart())
+            fake.instead = broken("DELETE")
+            val elsewhere = Federation("http://localhost:${server.port}", patienceS = 0.0, backoff = QUICK)
+            assertIs<RoundsResult.TookPart>(model.takePart(elsewhere))
+            assertEquals(1, fake.updates.size, "what waited was of the old one")
+            assertEquals(elsewhere.server to listOf(server.address), model.rounds().let { it.server to it.leaving })
+            fake.instead = { null }
+            model.takePart(elsewhere)
+            assertEquals(emptyList(), model.rounds().leaving)
+            assertEquals(2, fake.requests.count { it.startsWith("DELETE") })
+        }
+
+    @Test
+    fun `nothing waits for an aggregator that is to be told`() =
+        runBlocking {
+            val model = opened()
+            model.takePart()
+            val asked = CompletableDeferred<Unit>()
+            fake.instead = {
+                if (it.method == "DELETE") {
+                    asked.complete(Unit)
+                    stranger("", 502, "Retry-After" to "3600").build()
+                } else {
+                    null
+                }
+            }
+            val leaving = async(Dispatchers.Default) { model.leave(at()) }
+            asked.await()
+            withTimeout(20_000) {
+                model.forgetWord("late")
+                model.eraseEverything()
+            }
+            assertEquals(null to emptyList(), model.rounds().let { it.server to it.leaving })
+            leaving.cancelAndJoin()
+        }
+
+    @Test
+    fun `all federations together have one budget`() =
+        runBlocking {
+            val model = opened()
+            assertIs<RoundsResult.TookPart>(model.takePart())
             assertEquals(LeaveResult.Left, model.leave(at()))
-            assertEquals(LeaveResult.NotThere, model.leave(at()))
-            assertNull(model.rounds().server)
-            assertEquals(1L, model.rounds().rounds)
+            federation(1)
+            fake.device = "e".repeat(32)
+            val refused = assertIs<RoundsResult.NotProtected>(model.takePart())
+            assertTrue("epsilon is 16" in refused.why, refused.why)
+            federation(1)
+            assertIs<RoundsResult.TookPart>(model.takePart(at(PrivacyPolicy(maxEpsilon = 20.0))))
+            assertEquals(16.0, model.rounds().spent.epsilon)
+        }
+
+    @Test
+    fun `what waits is not sent above the budget either`() =
+        runBlocking {
+            fake.instead = broken("PUT")
+            val model = opened()
+            assertIs<RoundsResult.Unreachable>(model.takePart())
+            model.close()
+            val file = folder.resolve("model/rounds/spent.json")
+            file.writeText(file.readText().replace("\"promises\":{", "\"promises\":{\"other\":{\"epsilon\":3.0,\"delta\":1e-7},"))
+            fake.instead = { null }
+            assertIs<RoundsResult.NotProtected>(open().takePart())
+            assertTrue(fake.updates.isEmpty())
+        }
+
+    @Test
+    fun `a promise that cannot be true is none`() =
+        runBlocking {
+            val model = opened()
+            federation(1, FakeAggregator.PRIVATE.replace("\"clip_norm\": 0.05", "\"clip_norm\": null"))
+            assertIs<RoundsResult.TookPart>(model.takePart(at(PrivacyPolicy(require = false))))
+            assertEquals(1L to 0.0, model.rounds().spent.let { it.unprotected to it.promised })
+            federation(1, FakeAggregator.PRIVATE.replace("\"epsilon\": 7.0", "\"epsilon\": 70.0"))
+            assertIs<RoundsResult.TookPart>(model.takePart(at(PrivacyPolicy(require = false))))
+            assertEquals(2L to 0.0, model.rounds().spent.let { it.unprotected to it.promised })
+        }
+
+    @Test
+    fun `a count that was lost is not nothing`() =
+        runBlocking {
+            val model = opened()
+            model.takePart()
+            model.close()
+            for (name in listOf("sent.json", "spent.json")) {
+                val file = folder.resolve("model/rounds/$name")
+                val content = file.readText()
+                file.deleteExisting()
+                val again = open()
+                assertIs<DeviceFolderException>(again.rounds().problem)
+                assertEquals(Double.POSITIVE_INFINITY, again.rounds().spent.epsilon)
+                assertIs<DeviceFolderException>(assertIs<RoundsResult.Failed>(again.takePart()).error)
+                again.close()
+                file.writeText(content)
+            }
+            assertNull(open().rounds().problem)
+        }
+
+    @Test
+    fun `an update of an earlier membership is not sent for the next one`() =
+        runBlocking {
+            federation(1, FakeAggregator.LOCAL)
+            fake.instead = broken("PUT")
+            val model = opened()
+            assertIs<RoundsResult.Unreachable>(model.takePart())
+            model.close()
+            // as a half-done removal left it
+            val file = folder.resolve("model/rounds/device.json")
+            file.writeText(file.readText().replace("d".repeat(32), "e".repeat(32)))
+            fake.instead = { null }
+            events.clear()
+            assertIs<RoundsResult.TookPart>(open().takePart())
+            assertTrue("another membership" in events.filterIsInstance<Event.Dropped>().single().why)
+            assertEquals(1, events.filterIsInstance<Event.Finished>().size)
+        }
+
+    @Test
+    fun `an erasure that was killed is ended by the next opening`() =
+        runBlocking {
+            val model = opened()
+            model.personalize()
+            model.takePart()
+            model.close()
+            folder.resolve("model/erasing").writeText("")
+            val again = open()
+            assertEquals(0 to 0, again.status().let { it.version to it.examples })
+            assertEquals(null to 1L, again.rounds().let { it.server to it.rounds })
+            assertFalse(folder.resolve("model/erasing").exists())
+        }
+
+    private fun changeQueue(change: (String) -> String) {
+        val file =
+            folder
+                .resolve("model/rounds/queue")
+                .walk()
+                .single { it.name.endsWith(".json") }
+        file.writeText(change(file.readText()))
+    }
+
+    @Test
+    fun `a revert is not undone by what a killed process began`() =
+        runBlocking {
+            fake.instead = broken("PUT")
+            val model = opened()
+            model.personalize()
+            assertIs<RoundsResult.Unreachable>(model.takePart())
+            val version = model.status().version
+            assertTrue(version > 0)
+            // killed after the state served, and before the queue said so
+            changeQueue { it.replace("\"adopts\":null", "\"adopts\":$version").replace(Regex("\"instead_of\":\\d+"), "\"instead_of\":0") }
+            model.revert(0)
+            fake.instead = { null }
+            assertIs<RoundsResult.TookPart>(model.takePart())
+            assertEquals(0, model.status().version)
+        }
+
+    @Test
+    fun `a state that was erased meanwhile is not waited for`() =
+        runBlocking {
+            fake.instead = broken("PUT")
+            val model = opened()
+            assertIs<RoundsResult.Unreachable>(model.takePart())
+            val version = model.status().version
+            changeQueue { it.replace("\"adopts\":null", "\"adopts\":99").replace(Regex("\"instead_of\":\\d+"), "\"instead_of\":$version") }
+            fake.instead = { null }
+            assertIs<RoundsResult.TookPart>(model.takePart())
+            assertEquals(version, model.status().version)
+        }
+
+    @Test
+    fun `the golden batch and measurements are stopped too`() =
+        runBlocking {
+            val model = opened()
+            onRun = { runBlocking { model.pause() } }
+            assertEquals(RoundsResult.Cancelled, model.takePart())
+            assertEquals(1, engine.runs.size, "${engine.runs}")
+            onRun = {}
+            model.resume()
+            var evaluations = 0
+            var trained = false
+            onRun = {
+                if (it == "evaluate" && trained) {
+                    evaluations++
+                    runBlocking { model.pause() }
+                }
+            }
+            assertEquals(RoundsResult.Cancelled, model.takePart { if (it is Event.Stepped && it.step == it.of) trained = true })
+            assertEquals(1, evaluations)
+            assertTrue(fake.updates.isEmpty())
+            assertEquals(0, model.rounds().waiting)
+            onRun = {}
+        }
+
+    @Test
+    fun `what is finished is sent with too few examples too`() =
+        runBlocking {
+            fake.instead = broken("PUT")
+            val model = opened()
+            assertIs<RoundsResult.Unreachable>(model.takePart())
+            examples.eraseAll()
+            fake.instead = { null }
+            assertIs<RoundsResult.TookPart>(model.takePart())
+            assertEquals(RoundsResult.NotEnoughExamples(0), model.takePart())
+            assertEquals(1, fake.updates.size)
+        }
+
+    @Test
+    fun `an app that may not use the network is told so`() =
+        runBlocking {
+            val http = OkHttpClient.Builder().addInterceptor { throw SecurityException("missing INTERNET permission?") }.build()
+            val error = assertIs<RoundsResult.Failed>(opened().takePart(Federation(server.address, http = http))).error
+            assertTrue("android.permission.INTERNET" in assertIs<ConfigException>(error).mend)
+        }
+
+    @Test
+    fun `nobody opens the device's folder while it is erased, nor after it was closed`() {
+        val id = ModelId("toy", "1", "f".repeat(64))
+        val home = folder.resolve("rounds")
+        val state = PersonalStateStore(folder.resolve("state"), id)
+        val rounds = Rounds(home, id, state) { NOW }
+        val over = AtomicBoolean()
+        val reader = thread { while (!over.get()) rounds.status() }
+        try {
+            repeat(50) {
+                rounds.erase()
+                // the reader may have it open already
+                generateSequence { runCatching { DeviceFolder(home, id, null, state) }.onFailure { rounds.erase() } }
+                    .firstNotNullOf { it.getOrNull() }
+                    .use { it.join("https://a", Enrolled("d".repeat(32), "secret")) }
+                rounds.erase()
+                assertNull(rounds.status()?.server)
+            }
+        } finally {
+            over.set(true)
+            reader.join()
+        }
+        rounds.close()
+        assertFailsWith<StateException> { rounds.status() }
+        DeviceFolder(home, id, null, state).close()
+    }
+
+    @Test
+    fun `a folder that another uses is not thrown away`() =
+        runBlocking {
+            val model = opened()
+            model.takePart()
+            model.close()
+            val state = PersonalStateStore(folder.resolve("other"), model.model)
+            val again = open()
+            DeviceFolder(folder.resolve("model/rounds"), model.model, null, state).use {
+                assertFailsWith<DeviceFolderException> { again.forgetWord("late") }
+            }
+            assertNotNull(again.rounds().server)
+            Unit
         }
 
     @Test
@@ -384,6 +672,7 @@ class RoundsTest {
             federation(1)
             assertIs<RoundsResult.TookPart>(open().takePart())
             assertEquals(1, fake.requests.count { it == "POST /v1/devices" })
+            assertEquals(1, fake.requests.count { it == "DELETE /v1/devices/me" }, "the old membership is over")
             assertEquals(1, fake.updates.size)
         }
 
@@ -397,6 +686,7 @@ class RoundsTest {
             val again = open()
             assertTrue(again.suggest("see you").isNotEmpty())
             assertIs<DeviceFolderException>(again.rounds().problem)
+            assertEquals(Double.POSITIVE_INFINITY, again.rounds().spent.epsilon)
             assertIs<DeviceFolderException>(assertIs<RoundsResult.Failed>(again.takePart()).error)
             again.forgetWord("late")
             again.eraseEverything()
