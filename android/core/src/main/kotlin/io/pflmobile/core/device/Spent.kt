@@ -48,7 +48,11 @@ internal class Spent(
     val promised: Pair<Double, Double> get() = now.promises.values.let { all -> all.sumOf { it.epsilon } to all.sumOf { it.delta } }
 
     /** Epsilon that was promised to other memberships than that of [device]. */
-    fun promisedElsewhere(device: String?): Double = now.promises.filterKeys { it != device }.values.sumOf { it.epsilon }
+    fun promisedElsewhere(device: String?): Double =
+        now.promises
+            .filterKeys { it != device }
+            .values
+            .sumOf { it.epsilon }
 
     /** Has the file, so that a loss of it is seen. */
     @Synchronized

@@ -193,7 +193,7 @@ class FederationTest {
     private suspend fun killed(network: CuttingProxy): Taken {
         device("other", network.address, PrivacyPolicy(), patienceS = 0.0) { found, kept, _ ->
             val error = assertFailsWith<UnreachableException> { found.run() }
-            assertTrue(network.cut, "$error")
+            assertTrue(network.cut, error.stackTraceToString())
             assertEquals(1, kept.waiting)
             assertNotNull(kept.personal.load())
         }
