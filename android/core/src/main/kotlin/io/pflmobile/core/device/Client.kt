@@ -28,6 +28,7 @@ import kotlinx.coroutines.launch
 import kotlinx.coroutines.withContext
 import kotlinx.serialization.KSerializer
 import okhttp3.Call
+import okhttp3.ConnectionPool
 import okhttp3.HttpUrl
 import okhttp3.HttpUrl.Companion.toHttpUrlOrNull
 import okhttp3.MediaType.Companion.toMediaType
@@ -95,7 +96,7 @@ public class Client(
     init {
         val url = checkAddress(this.server, allowHttp)
         this.http =
-            (http ?: OkHttpClient())
+            (http ?: OkHttpClient.Builder().connectionPool(ConnectionPool(1, IDLE_S, TimeUnit.SECONDS)).build())
                 .newBuilder()
                 .followRedirects(false)
                 .followSslRedirects(false)
@@ -328,6 +329,9 @@ public class Client(
     internal companion object {
         private const val PIECE = 1 shl 16
         private const val MOST_CONNECT_S = 15.0
+
+        /** Seconds that a connection waits for another use: aggregators close theirs after 5, and one that is just closed is a fault. */
+        private const val IDLE_S = 2L
         private const val BAD_REQUEST = 400
         private val LOOPBACK = setOf("localhost", "127.0.0.1", "::1")
         private val JSON = "application/json".toMediaType()
