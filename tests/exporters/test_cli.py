@@ -100,7 +100,7 @@ def test_the_default_place_is_named_after_the_function(
         (["{}/my_model.py:needs", "--target", "torch"], "ConfigError", "defaults"),
         (["{}/my_model.py:fails", "--target", "torch"], "UserCodeError", "line"),
         (["{}/my_model.py:nothing", "--data", "x", "--target", "torch"], "ConfigError", "--data"),
-        (["{}/my_model.py:build", "--target", "ios"], "ConfigError", "--target android"),
+        (["{}/my_model.py:build", "--engine", "coreml"], "ConfigError", "name target 'ios'"),
         (["{}/my_model.py:build", "--target", "onyx"], "UnknownNameError", "'onnx'"),
         (["{}/my_model.py:build", "--sign", "{}/none.pem"], "KeyFileError", "PEM"),
         (["{}/my_model.py:build", "--out", "{}"], "UnwritableError", "bundle"),
