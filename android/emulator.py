@@ -826,8 +826,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    # what was started is ended in both cases
-    before = signal.signal(signal.SIGTERM, interrupt)
+    # what was started is ended in both cases, also where a shell had this process ignore Ctrl-C (in the background)
+    before = {each: signal.signal(each, interrupt) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         found = carry_out(given)
     except PflError as error:
@@ -844,7 +844,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     if given.json:
         print(json.dumps(found, indent=1))
     else:

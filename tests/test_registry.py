@@ -387,7 +387,7 @@ for load in [*(lambda e=e: load_engine(e) for e in ENGINES.names()), *(t.load fo
         print(error.code, error.mend)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    engines, targets = ("ios", "android", "onnx", "torch"), ("android", "ios", "ios", "onnx", "torch")
+    engines, targets = ("ios", "android", "onnx", "torch"), ("android", "ios", "ios", "ios", "onnx", "torch")
     assert done.stdout.splitlines() == [
         *(f"EngineUnavailableError pip install 'pfl-mobile[{extra}]'" for extra in engines),
         *(f"MissingDependencyError pip install 'pfl-mobile[{extra}]'" for extra in targets),

@@ -22,7 +22,7 @@ from typing import Any
 
 import coremltools as ct
 import torch
-from coremltools.converters.mil import mil
+from coremltools.converters.mil import converter, mil
 from coremltools.converters.mil.backend.mil import load as backend
 from coremltools.converters.mil.frontend.torch import ops as frontend
 from coremltools.converters.mil.mil.passes import pass_pipeline
@@ -90,7 +90,9 @@ _FOLD_LIMIT = 4096
 
 @contextmanager
 def _toolchain() -> Iterator[None]:
-    """Without bars of its own for each program: its steps are ours to tell."""
+    """Without bars of its own for each program: its steps are ours to tell. Names are counted anew, which a conversion
+    that failed before would leave where they were."""
+    converter._reset_conversion_state()
     stock = frontend._tqdm, pass_pipeline.tqdm
     frontend._tqdm = pass_pipeline.tqdm = partial(stock[0], disable=True)
     try:

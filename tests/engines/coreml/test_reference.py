@@ -20,6 +20,7 @@ from pfl_mobile.engines.coreml import CoremlReferenceSession, reference
 from pfl_mobile.engines.coreml.wire import Function, Operation, Reference, TensorType, read_program
 from pfl_mobile.errors import EngineError, EngineUnavailableError, PflError, UnsupportedOperatorError
 from pfl_mobile.programs.trace import trace_programs
+from tests.exporters.lowering.test_coreml import program
 from tests.exporters.models import DEPLOYMENTS
 
 
@@ -47,7 +48,11 @@ def test_both_kinds_of_packages_compute_what_pytorch_computes(made, together):
 
 
 def test_equal_programs_give_equal_files(made, tmp_path):
+    """Also after a conversion that failed."""
     _, programs, packages = made
+    broken = program(lambda x: torch.ops.aten.i0.default(torch.relu(x) + torch.tanh(x)), torch.ones(3))
+    with pytest.raises(UnsupportedOperatorError):
+        lowering.lower({"p": broken}, tmp_path / "broken", lambda _: None)
     again = lowering.lower(programs, tmp_path, lambda _: None)
     for use, inner in again.files.items():
         assert again.paths[inner].read_bytes() == Path(packages[True][use]).read_bytes(), use
