@@ -1,25 +1,30 @@
-"""iOS: Core ML, for iOS 18 in one package, and for iOS 17 in one for each program."""
+"""iOS: Core ML, for iOS 18 in one package, for iOS 17 in one for each program, and in mixed precision."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pfl_exporters.lowering.files import Lowered, Report
-from pfl_exporters.targets.registry import register
+from pfl_exporters.targets.registry import L, register
 
 if TYPE_CHECKING:
     from pfl_mobile.programs.trace import TracedProgram
 
 
-@register(
-    "ios",
-    engine="coreml",
-    compared_by="coreml-reference",
-    also=("executorch", "onnxruntime"),
-    tools=("coremltools", "torch", "pfl_exporters.lowering.coreml"),
-)
+def _of_core_ml(name: str) -> Callable[[L], L]:
+    """A target of the engine Core ML; the interpreter stands for it on the machine that exports."""
+    return register(
+        name,
+        engine="coreml",
+        compared_by="coreml-reference",
+        also=("executorch", "onnxruntime"),
+        tools=("coremltools", "torch", "pfl_exporters.lowering.coreml"),
+    )
+
+
+@_of_core_ml("ios")
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """One ML Program with all programs as functions."""
     from pfl_exporters.lowering import coreml
@@ -27,13 +32,7 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     return coreml.lower(programs, folder, report)
 
 
-@register(
-    "ios17",
-    engine="coreml",
-    compared_by="coreml-reference",
-    also=("executorch", "onnxruntime"),
-    tools=("coremltools", "torch", "pfl_exporters.lowering.coreml"),
-)
+@_of_core_ml("ios17")
 def lower_apart(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """An ML Program for each program, as systems before iOS 18 take one function only; weights are stored in each."""
     from pfl_exporters.lowering import coreml
@@ -41,13 +40,7 @@ def lower_apart(programs: Mapping[str, TracedProgram], folder: Path, report: Rep
     return coreml.lower(programs, folder, report, together=False)
 
 
-@register(
-    "ios-mixed",
-    engine="coreml",
-    compared_by="coreml-reference",
-    also=("executorch", "onnxruntime"),
-    tools=("coremltools", "torch", "pfl_exporters.lowering.coreml"),
-)
+@_of_core_ml("ios-mixed")
 def lower_mixed(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """As ``ios``, with products in 16 bits where that is safe: half the weights, and the way to the neural engine."""
     from pfl_exporters.lowering import coreml
