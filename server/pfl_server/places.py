@@ -135,18 +135,22 @@ def invite(
         which: what must be true of a device that may be in the round.
     """
     since = now - ASKED_S - 1.2 * rounds.retry_s
-    asked = select(EnrolledDevice.id, EnrolledDevice.source, EnrolledDevice.last_round >= 0).where(
-        EnrolledDevice.asked >= since,
-        EnrolledDevice.asked <= now,
-        EnrolledDevice.state == "active",
-        awake(rounds, now),
-        *which,
+    asked = (
+        select(EnrolledDevice.id, EnrolledDevice.source, EnrolledDevice.last_round >= 0)
+        .where(
+            EnrolledDevice.asked >= since,
+            EnrolledDevice.asked <= now,
+            EnrolledDevice.state == "active",
+            awake(rounds, now),
+            *which,
+        )
+        .order_by(EnrolledDevice.index)  # so that the draw alone decides
     )
     by_source: dict[Hashable, list[str]] = defaultdict(list)
     for device, of, proven in session.execute(asked):
         # Who has had an update merged does not compete with any number that just enrolled.
         by_source[of, bool(proven)].append(device)
-    chosen = shared_out(by_source, most)
+    chosen = shared_out(by_source, most, _DRAW)
     for begin in range(0, len(chosen), _ROWS):
         session.execute(
             update(EnrolledDevice)
@@ -157,9 +161,7 @@ def invite(
     return len(chosen)
 
 
-def shared_out(
-    by_source: Mapping[Hashable, Sequence[str]], places: int, draw: random.Random = _DRAW
-) -> list[str]:
+def shared_out(by_source: Mapping[Hashable, Sequence[str]], places: int, draw: random.Random) -> list[str]:
     """Devices for so many places: at random within a source, and sources get equally many, as far as they have them."""
     waiting = [draw.sample(list(devices), len(devices)) for devices in by_source.values() if devices]
     chosen: list[str] = []

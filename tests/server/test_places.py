@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from pfl_mobile.protocol.bodies import CheckedIn, CheckIn, Facts
+from pfl_server import places
 from pfl_server.federation.config import RoundsConfig
 from pfl_server.identity.devices import DeviceIdentity
 from pfl_server.places import MOST_REST_S, rest_s, shared_out, source
+from pfl_server.rounds import check_in as check_ins
 from pfl_server.rounds.check_in import check_in
 from pfl_server.storage.models import EnrolledDevice, Federation, Round
 from tests.server.conftest import device_of
@@ -81,6 +83,13 @@ class Crowd:
         return check_in(services, DeviceIdentity(device_of(device), 0, ""), body)
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The draws of the aggregator are those of a seed: whether a crowd gets through is the same in each run."""
+    monkeypatch.setattr(places, "_DRAW", random.Random(1))
+    monkeypatch.setattr(check_ins, "random", random.Random(1))
+
+
 def enrolled_with(f: Small, token: str, count: int) -> list[dict[str, str]]:
     found = f.enrol(count)
     with f.services.database.write() as session:
@@ -90,6 +99,7 @@ def enrolled_with(f: Small, token: str, count: int) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("kind", ["silent", "late"])
 def test_thirteen_that_never_answer_do_not_stop_thirty_that_do(tmp_path, kind):
     with small(tmp_path, federation_config(rounds=ROUNDS)) as f:
@@ -100,20 +110,22 @@ def test_thirteen_that_never_answer_do_not_stop_thirty_that_do(tmp_path, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawn")
 def test_two_gangs_in_turns_do_not_either(tmp_path):
     """The second comes when the first rests."""
     with small(tmp_path, federation_config(rounds=ROUNDS)) as f:
         crowd = Crowd(f, silent=f.enrol(13), honest=f.enrol(30))
         crowd.run(700)
         crowd.silent += f.enrol(13)
-        assert crowd.run(2400)["merged"] >= 3  # who is drawn differs from run to run
+        assert crowd.run(2400)["merged"] >= 3
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawn")
 def test_many_enrolments_of_one_token_leave_the_others_their_places(tmp_path):
     with small(tmp_path, federation_config(rounds=ROUNDS)) as f:
         crowd = Crowd(f, silent=enrolled_with(f, "stolen", 40), honest=enrolled_with(f, "good", 12))
-        assert crowd.run(2100)["merged"] >= 2
+        assert crowd.run(2700)["merged"] >= 2
 
 
 def test_a_rest_grows_lasts_over_a_restart_and_is_forgiven(tmp_path):
