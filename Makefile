@@ -133,7 +133,7 @@ bench: setup
 .PHONY: ios ios-toolchain ios-where-possible
 ios:
 	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Package.swift
-	PFL_STRICT=1 ios/swift.sh test
+	PFL_STRICT=1 PFL_APPLE_STUBS=1 ios/swift.sh test
 
 ios-toolchain:
 	ios/toolchain.sh

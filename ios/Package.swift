@@ -3,6 +3,7 @@ import Foundation
 import PackageDescription
 
 // PFL_SWIFT_CRYPTO: a folder with swift-crypto, where it is not to be downloaded.
+// PFL_APPLE_STUBS: Apple-only files are compiled and tested against stand-ins of Apple's modules (Tests/AppleStubs).
 // PFL_STRICT: warnings are errors; not the default, as packages with such flags cannot be depended on.
 let environment = Context.environment
 
@@ -32,17 +33,35 @@ let onnxRuntime: [Target] =
 let onnxRuntimeProducts: [Product] =
     hasOnnxRuntime ? [.library(name: "PFLOnnxRuntime", targets: ["PFLOnnxRuntime"])] : []
 
+/// On Apple's systems the modules themselves are there.
+let hasStubs = environment["PFL_APPLE_STUBS"] != nil
+let stubs: [Target] =
+    hasStubs
+    ? [
+        .target(name: "CoreML", path: "Tests/AppleStubs/CoreML"),
+        .testTarget(
+            name: "PFLCoreMLTests",
+            dependencies: ["CoreML", "PFLCoreML", "PFLMobile"]
+                + (hasOnnxRuntime ? ["PFLOnnxRuntime"] : []), swiftSettings: settings),
+    ] : []
+
 let package = Package(
     name: "PFLMobile",
     platforms: [.iOS(.v16), .macOS(.v13)],
-    products: [.library(name: "PFLMobile", targets: ["PFLMobile"])] + onnxRuntimeProducts,
+    products: [
+        .library(name: "PFLMobile", targets: ["PFLMobile"]),
+        .library(name: "PFLCoreML", targets: ["PFLCoreML"]),
+    ] + onnxRuntimeProducts,
     dependencies: packages,
     targets: [
         .target(
             name: "PFLMobile", dependencies: crypto,
             // A link to the file that every language reads; as code, so that an app has no resource bundle to lose.
             resources: [.embedInCode("Resources/unicode.json")], swiftSettings: settings),
+        // Empty where Core ML is not.
+        .target(
+            name: "PFLCoreML", dependencies: ["PFLMobile"] + (hasStubs ? ["CoreML"] : []), swiftSettings: settings),
         .testTarget(name: "PFLMobileTests", dependencies: ["PFLMobile"], swiftSettings: settings),
-    ] + onnxRuntime,
+    ] + onnxRuntime + stubs,
     swiftLanguageModes: [.v6]
 )

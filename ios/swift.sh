@@ -30,5 +30,6 @@ exec unshare "${own[@]}" --pid --fork --kill-child bash -c '
     crypto=()
     [ ! -d "$root/opt/swift-crypto" ] || crypto=(PFL_SWIFT_CRYPTO=/opt/swift-crypto)
     exec chroot "$root" /usr/bin/env -i HOME=/tmp LANG=C.UTF-8 PATH=/usr/libexec/swift/bin:/usr/bin:/bin:/usr/sbin:/sbin \
-        "${crypto[@]}" ${PFL_STRICT:+"PFL_STRICT=$PFL_STRICT"} ${PFL_BUNDLES:+"PFL_BUNDLES=$PFL_BUNDLES"} \
+        "${crypto[@]}" ${PFL_STRICT:+"PFL_STRICT=$PFL_STRICT"} ${PFL_APPLE_STUBS:+"PFL_APPLE_STUBS=$PFL_APPLE_STUBS"} \
+        ${PFL_BUNDLES:+"PFL_BUNDLES=$PFL_BUNDLES"} \
         bash -c "cd /src/ios && exec swift \"\$@\"" _ "$@"' _ "$root" "$(dirname "$ios")" "$@"
