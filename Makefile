@@ -11,6 +11,7 @@
 # make android-api     writes down anew what an app sees of the Kotlin side
 # make android-bench   what Kotlin and Python add to the engine in a step of training, and the time of a suggestion
 # make android-scenarios  writes down anew which scenarios pass on the JVM
+# make ios-scenarios      the same for Swift on Linux
 # make android-docs    the documentation of what is public, in android/target/docs
 # make apk-e2e        builds the tests that phones run as an APK
 # make emulator-e2e    runs the scenarios on a phone or an emulator (needs an Android SDK)
@@ -130,7 +131,7 @@ emulator-e2e: setup
 bench: setup
 	$(BIN)/python bench/train_step.py
 
-.PHONY: ios ios-toolchain ios-where-possible
+.PHONY: ios ios-scenarios ios-toolchain ios-where-possible
 ios:
 	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Package.swift
 	PFL_STRICT=1 PFL_APPLE_STUBS=1 ios/swift.sh test
@@ -146,6 +147,9 @@ ios-where-possible:
 	else \
 	    echo "SKIPPED the Swift side: it needs Swift 6; where apt is, make ios-toolchain gets it"; \
 	fi
+
+ios-scenarios:
+	PFL_STRICT=1 PFL_APPLE_STUBS=1 PFL_SCENARIOS_WRITE=1 ios/swift.sh test --filter ScenariosTests
 
 clean:
 	rm -rf $(VENV) out build android/target android/*/target ios/.build .pytest_cache .mypy_cache .ruff_cache

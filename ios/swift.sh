@@ -27,9 +27,12 @@ exec unshare "${own[@]}" --pid --fork --kill-child bash -c '
     mount -t proc proc "$root/proc"
     mount --rbind /dev "$root/dev"
     mount --bind "$repository" "$root/src"
+    given=() # what package and tests are told by the environment
+    for name in ${!PFL_@}; do
+        case $name in PFL_SWIFT_* | PFL_CACHE) ;; *) given+=("$name=${!name}") ;; esac
+    done
     crypto=()
     [ ! -d "$root/opt/swift-crypto" ] || crypto=(PFL_SWIFT_CRYPTO=/opt/swift-crypto)
     exec chroot "$root" /usr/bin/env -i HOME=/tmp LANG=C.UTF-8 PATH=/usr/libexec/swift/bin:/usr/bin:/bin:/usr/sbin:/sbin \
-        "${crypto[@]}" ${PFL_STRICT:+"PFL_STRICT=$PFL_STRICT"} ${PFL_APPLE_STUBS:+"PFL_APPLE_STUBS=$PFL_APPLE_STUBS"} \
-        ${PFL_BUNDLES:+"PFL_BUNDLES=$PFL_BUNDLES"} \
+        "${crypto[@]}" "${given[@]}" \
         bash -c "cd /src/ios && exec swift \"\$@\"" _ "$@"' _ "$root" "$(dirname "$ios")" "$@"
