@@ -135,6 +135,7 @@ bench: setup
 ios:
 	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Package.swift
 	PFL_STRICT=1 PFL_APPLE_STUBS=1 ios/swift.sh test
+	ios/apple.sh
 
 ios-toolchain:
 	ios/toolchain.sh

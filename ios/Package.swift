@@ -66,6 +66,7 @@ if hasStubs {
 
 let products: [Product] = [
     .library(name: "PFLMobile", targets: ["PFLMobile"]),
+    .library(name: "PFLMobileSDK", targets: ["PFLMobileSDK"]),
     .library(name: "PFLCoreML", targets: ["PFLCoreML"]),
     .library(name: "PFLExecuTorch", targets: ["PFLExecuTorch"]),
 ]
@@ -76,6 +77,8 @@ let targets: [Target] = [
         // A link to the file that every language reads; as code, so that an app has no resource bundle to lose.
         resources: [.embedInCode("Resources/unicode.json")], swiftSettings: settings),
     .testTarget(name: "PFLMobileTests", dependencies: ["PFLMobile"], swiftSettings: settings),
+    .target(name: "PFLMobileSDK", dependencies: ["PFLMobile"], swiftSettings: settings),
+    .testTarget(name: "PFLMobileSDKTests", dependencies: ["PFLMobile", "PFLMobileSDK"], swiftSettings: settings),
     // Empty where Core ML is not.
     .target(name: "PFLCoreML", dependencies: coreML, swiftSettings: settings),
     // Empty without PFL_EXECUTORCH.
