@@ -11,6 +11,7 @@
 # make android-api     writes down anew what an app sees of the Kotlin side
 # make android-bench   what Kotlin and Python add to the engine in a step of training, and the time of a suggestion
 # make android-scenarios  writes down anew which scenarios pass on the JVM
+# make ios-scenarios      the same for Swift on Linux
 # make android-docs    the documentation of what is public, in android/target/docs
 # make apk-e2e        builds the tests that phones run as an APK
 # make emulator-e2e    runs the scenarios on a phone or an emulator (needs an Android SDK)
@@ -128,10 +129,13 @@ emulator-e2e: setup
 bench: setup
 	$(BIN)/python bench/train_step.py
 
-.PHONY: ios
+.PHONY: ios ios-scenarios
 ios:
 	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Package.swift
 	PFL_STRICT=1 ios/swift.sh test
+
+ios-scenarios:
+	PFL_STRICT=1 PFL_SCENARIOS_WRITE=1 ios/swift.sh test --filter ScenariosTests
 
 clean:
 	rm -rf $(VENV) out build android/target android/*/target .pytest_cache .mypy_cache .ruff_cache

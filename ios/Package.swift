@@ -26,8 +26,12 @@ let onnxRuntime: [Target] =
     ? [
         .systemLibrary(name: "COnnxRuntime", pkgConfig: "libonnxruntime"),
         .target(name: "PFLOnnxRuntime", dependencies: ["COnnxRuntime", "PFLMobile"], swiftSettings: settings),
+        .executableTarget(
+            name: "pfl-scenario", dependencies: ["PFLMobile", "PFLOnnxRuntime"], path: "Tests/Scenarios",
+            swiftSettings: settings),
         .testTarget(
-            name: "PFLOnnxRuntimeTests", dependencies: ["PFLMobile", "PFLOnnxRuntime"], swiftSettings: settings),
+            name: "PFLOnnxRuntimeTests", dependencies: ["PFLMobile", "PFLOnnxRuntime", "pfl-scenario"],
+            swiftSettings: settings),
     ] : []
 let onnxRuntimeProducts: [Product] =
     hasOnnxRuntime ? [.library(name: "PFLOnnxRuntime", targets: ["PFLOnnxRuntime"])] : []

@@ -30,4 +30,5 @@ exec unshare "${own[@]}" --pid --fork --kill-child bash -c '
     [ ! -d "$root/opt/swift-crypto" ] || crypto=(PFL_SWIFT_CRYPTO=/opt/swift-crypto)
     exec chroot "$root" /usr/bin/env -i HOME=/tmp LANG=C.UTF-8 PATH=/usr/libexec/swift/bin:/usr/bin:/bin:/usr/sbin:/sbin \
         "${crypto[@]}" ${PFL_STRICT:+"PFL_STRICT=$PFL_STRICT"} ${PFL_BUNDLES:+"PFL_BUNDLES=$PFL_BUNDLES"} \
+        ${PFL_SCENARIOS_WRITE:+"PFL_SCENARIOS_WRITE=$PFL_SCENARIOS_WRITE"} \
         bash -c "cd /src/ios && exec swift \"\$@\"" _ "$@"' _ "$root" "$(dirname "$ios")" "$@"
