@@ -43,18 +43,24 @@ let branch = environment["PFL_EXECUTORCH"]
 let execuTorchPackage: [Package.Dependency] =
     branch.map { [.package(url: "https://github.com/pytorch/executorch.git", branch: $0)] } ?? []
 
-// On Apple's systems the modules themselves are there.
-let hasStubs = environment["PFL_APPLE_STUBS"] != nil
+// On Apple's systems the modules themselves are there, and Core ML itself is asked; elsewhere those tests are compiled.
+#if os(Linux)
+    let hasStubs = environment["PFL_APPLE_STUBS"] != nil
+    let macTests = hasStubs
+#else
+    let hasStubs = false
+    let macTests = true
+#endif
 var coreML: [Target.Dependency] = ["PFLMobile"]
 var execuTorch: [Target.Dependency] = ["PFLMobile"]
 if branch != nil { execuTorch.append(.product(name: "executorch", package: "executorch")) }
-var stubs: [Target] = []
+var appleTests: [Target] = []
 if hasStubs {
     coreML.append("CoreML")
     execuTorch.append("ExecuTorch")
     var coreMLTests: [Target.Dependency] = ["CoreML", "PFLCoreML", "PFLMobile"]
     if hasOnnxRuntime { coreMLTests.append("PFLOnnxRuntime") }
-    stubs = [
+    appleTests = [
         .target(name: "CoreML", path: "Tests/AppleStubs/CoreML"),
         .target(name: "ExecuTorch", path: "Tests/AppleStubs/ExecuTorch"),
         .testTarget(name: "PFLCoreMLTests", dependencies: coreMLTests, swiftSettings: settings),
@@ -62,6 +68,11 @@ if hasStubs {
             name: "PFLExecuTorchTests", dependencies: ["ExecuTorch", "PFLExecuTorch", "PFLMobile"],
             swiftSettings: settings),
     ]
+}
+
+if macTests {
+    appleTests.append(
+        .testTarget(name: "PFLCoreMLMacTests", dependencies: ["PFLCoreML", "PFLMobile"], swiftSettings: settings))
 }
 
 let products: [Product] = [
@@ -90,6 +101,6 @@ let package = Package(
     platforms: [.iOS(.v16), .macOS(.v13)],
     products: products + onnxRuntimeProducts,
     dependencies: packages + execuTorchPackage,
-    targets: targets + onnxRuntime + stubs,
+    targets: targets + onnxRuntime + appleTests,
     swiftLanguageModes: [.v6]
 )
