@@ -133,7 +133,7 @@ bench: setup
 
 .PHONY: ios ios-scenarios ios-toolchain ios-where-possible
 ios:
-	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Package.swift
+	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Keyboard Package.swift
 	PFL_STRICT=1 PFL_APPLE_STUBS=1 ios/swift.sh test
 	ios/apple.sh
 

@@ -78,6 +78,7 @@ if macTests {
 let products: [Product] = [
     .library(name: "PFLMobile", targets: ["PFLMobile"]),
     .library(name: "PFLMobileSDK", targets: ["PFLMobileSDK"]),
+    .library(name: "PFLKeyboard", targets: ["PFLKeyboard"]),
     .library(name: "PFLCoreML", targets: ["PFLCoreML"]),
     .library(name: "PFLExecuTorch", targets: ["PFLExecuTorch"]),
 ]
@@ -90,6 +91,12 @@ let targets: [Target] = [
     .testTarget(name: "PFLMobileTests", dependencies: ["PFLMobile"], swiftSettings: settings),
     .target(name: "PFLMobileSDK", dependencies: ["PFLMobile"], swiftSettings: settings),
     .testTarget(name: "PFLMobileSDKTests", dependencies: ["PFLMobile", "PFLMobileSDK"], swiftSettings: settings),
+    // The sample keyboard, apart from what Apple's modules draw.
+    .target(
+        name: "PFLKeyboard", dependencies: ["PFLMobile", "PFLMobileSDK"], path: "Keyboard/Logic",
+        swiftSettings: settings),
+    .testTarget(
+        name: "PFLKeyboardTests", dependencies: ["PFLKeyboard"], path: "Keyboard/Tests", swiftSettings: settings),
     // Empty where Core ML is not.
     .target(name: "PFLCoreML", dependencies: coreML, swiftSettings: settings),
     // Empty without PFL_EXECUTORCH.

@@ -3,6 +3,8 @@
     import Network
     import UIKit
 
+    // An extension has no application to ask.
+    @available(iOSApplicationExtension, unavailable)
     extension DeviceConditions {
         /// As the system says it.
         public static func now() async -> DeviceConditions {

@@ -4,6 +4,7 @@
     import PFLMobile
 
     /// `BGTaskScheduler`, with processing tasks: the system begins them when the phone is not used, and gives them minutes.
+    @available(iOSApplicationExtension, unavailable)
     struct SystemQueue: BackgroundQueue {
         func register(_ identifier: String, _ begin: @escaping @Sendable (any BackgroundJob) -> Void) -> Bool {
             BGTaskScheduler.shared.register(forTaskWithIdentifier: identifier, using: nil) {
@@ -31,6 +32,7 @@
         func complete(success: Bool) { task.setTaskCompleted(success: success) }
     }
 
+    @available(iOSApplicationExtension, unavailable)
     extension PersonalizationScheduler {
         /// The schedule of one model in the system's queue.
         ///
