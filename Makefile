@@ -16,6 +16,7 @@
 # make apk-e2e        builds the tests that phones run as an APK
 # make emulator-e2e    runs the scenarios on a phone or an emulator (needs an Android SDK)
 # make ios    builds and tests the Swift side (needs Swift 6, see ios/README.md)
+# make simulator-e2e  builds the sample keyboard and runs it in a simulator (needs a Mac)
 # make ios-toolchain  unpacks Debian's Swift into a folder of its own, for machines that have apt and no Swift
 # make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
 
@@ -131,11 +132,15 @@ emulator-e2e: setup
 bench: setup
 	$(BIN)/python bench/train_step.py
 
-.PHONY: ios ios-scenarios ios-toolchain ios-where-possible
+.PHONY: ios ios-scenarios ios-toolchain ios-where-possible simulator-e2e
 ios:
 	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Keyboard Package.swift
 	PFL_STRICT=1 PFL_APPLE_STUBS=1 ios/swift.sh test
 	ios/apple.sh
+
+# more for it: make simulator-e2e E2E="--destination 'platform=iOS Simulator,name=iPhone 16 Pro'"
+simulator-e2e: setup
+	$(BIN)/python ios/simulator.py $(E2E)
 
 ios-toolchain:
 	ios/toolchain.sh

@@ -1,8 +1,8 @@
-"""What the tests of Core ML need, put into ``ios/target/bundles``: bundles for it, a user's examples, and where Python ends.
+"""What the tests of Core ML need, put into ``ios/target/bundles``: bundles, a user's examples, and where Python ends.
 
-Python trains on the interpreter of Core ML's packages (``coreml-reference``), which stands for Core ML on the machine that
-exports. On a Mac the Swift tests train on Core ML itself from the same values with the same examples, and have to end near
-it. What is there and current is kept.
+Python trains on the interpreter of Core ML's packages (``coreml-reference``), which stands for Core ML on the machine
+that exports. On a Mac the Swift tests train on Core ML itself from the same values with the same examples, and have to
+end near it. What is there and current is kept.
 
     python ios/bundles.py          tiny, keyboard and activity
     python ios/bundles.py tiny     one of them
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parents[1]
 BUNDLES = PROJECT / "ios/target/bundles"
-sys.path[:0] = [str(PROJECT), str(PROJECT / "android")]  # the models are those of the tests and of the Kotlin side
+sys.path[:0] = [
+    str(PROJECT),
+    str(PROJECT / "android"),
+]  # the models are those of the tests and of the Kotlin side
 
 #: How the programs are written: for iOS 18, for iOS 17, in mixed precision.
 TARGETS = ("ios", "ios17", "ios-mixed")
@@ -92,7 +95,10 @@ def trained(path: Path, train: list[str] | Rows, holdout: list[str] | Rows, to: 
     from pfl_mobile.plan.schema import Plan
 
     shutil.rmtree(to, ignore_errors=True)
-    with Bundle.open(path) as bundle, open_session(bundle, "coreml-reference", threads=1, trusted=True) as session:
+    with (
+        Bundle.open(path) as bundle,
+        open_session(bundle, "coreml-reference", threads=1, trusted=True) as session,
+    ):
         plan, encoder = Plan.load(bundle.plan_json()), text_encoder(bundle)
         trainer = LocalTrainer(session, plan, bundle.manifest.tensors, bundle.values(), encoder=encoder)
         report = trainer.personalize(train, holdout, PersonalStateStore(to, model_id(bundle)))

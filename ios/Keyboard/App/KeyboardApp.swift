@@ -12,7 +12,8 @@ import SwiftUI
     init() {
         let scheduler = PersonalizationScheduler(identifier: Shared.job) { try await Shared.open(shared: true) }
         self.scheduler = scheduler
-        assistant = Assistant(why: { try await scheduler.whyWaiting($0) }, open: { try await Shared.open(shared: true) })
+        assistant = Assistant(
+            why: { try await scheduler.whyWaiting($0) }, open: { try await Shared.open(shared: true) })
         // the system wants to know it before the app has started; the screen says that nothing is scheduled where it is refused
         try? scheduler.register()
         try? scheduler.schedule()
@@ -22,7 +23,7 @@ import SwiftUI
         WindowGroup {
             SettingsView(assistant: assistant)
         }
-        .onChange(of: phase) { phase in
+        .onChange(of: phase) { _, phase in
             // the keyboard, or a job, opens the model now
             if phase == .background { Task { await assistant.close() } }
         }

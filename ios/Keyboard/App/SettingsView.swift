@@ -9,6 +9,7 @@ struct SettingsView: View {
     @State private var standing: Standing?
     @State private var trouble: String?
     @State private var incognito = Shared.incognito
+    @State private var paused = false
     @State private var steps: Int?
     @State private var asksRevert = false
     @State private var asksErase = false
@@ -38,7 +39,7 @@ struct SettingsView: View {
         // what the user typed is shown here
         .privacySensitive()
         .task { await refresh() }
-        .onChange(of: phase) { phase in
+        .onChange(of: phase) { _, phase in
             if phase == .active { Task { await refresh() } }
         }
     }
@@ -62,7 +63,8 @@ struct SettingsView: View {
         Section("What comes next") {
             Text(
                 standing.waits.isEmpty
-                    ? "The next training can begin now." : "The next training waits: \(standing.waits.joined(separator: "; ")).")
+                    ? "The next training can begin now."
+                    : "The next training waits: \(standing.waits.joined(separator: "; ")).")
             Button(steps.map { "Training: step \($0)" } ?? "Train now") { train() }
                 .disabled(standing.paused || steps != nil)
         }
@@ -93,17 +95,12 @@ struct SettingsView: View {
 
     private func controls(_ standing: Standing) -> some View {
         Section("Controls") {
-            Toggle(
-                "Incognito: learn nothing of what I type",
-                isOn: Binding(
-                    get: { incognito },
-                    set: { on in
-                        incognito = on
-                        Shared.incognito = on
-                    }))
-            Toggle(
-                "Pause learning",
-                isOn: Binding(get: { standing.paused }, set: { on in act { try await $0.pause(on) } }))
+            Toggle("Incognito: learn nothing of what I type", isOn: $incognito)
+                .onChange(of: incognito) { _, on in Shared.incognito = on }
+            Toggle("Pause learning", isOn: $paused)
+                .onChange(of: paused) { _, on in
+                    if on != standing.paused { act { try await $0.pause(on) } }
+                }
             Button("Go back to the shipped model") { asksRevert = true }
                 .confirmationDialog(
                     "The personal model is put away. Sentences that are kept stay.", isPresented: $asksRevert,
@@ -163,7 +160,9 @@ struct SettingsView: View {
 
     private func refresh() async {
         do {
-            standing = try await assistant.standing()
+            let found = try await assistant.standing()
+            standing = found
+            paused = found.paused
         } catch {
             standing = nil
             trouble = (error as? PFLError)?.message ?? "\(error)"

@@ -14,6 +14,8 @@ final class KeyboardViewController: UIInputViewController {
     private let keys = KeysView()
     private let strip = SuggestionStrip()
     private var field = Field.unknown
+    /// What is being kept, one after the other.
+    private var keeping: Task<Void, Never>?
 
     override func viewDidLoad() {
         super.viewDidLoad()
@@ -22,9 +24,11 @@ final class KeyboardViewController: UIInputViewController {
         column.translatesAutoresizingMaskIntoConstraints = false
         view.addSubview(column)
         NSLayoutConstraint.activate([
-            column.topAnchor.constraint(equalTo: view.topAnchor), column.bottomAnchor.constraint(equalTo: view.bottomAnchor),
+            column.topAnchor.constraint(equalTo: view.topAnchor),
+            column.bottomAnchor.constraint(equalTo: view.bottomAnchor),
             column.leadingAnchor.constraint(equalTo: view.leadingAnchor),
-            column.trailingAnchor.constraint(equalTo: view.trailingAnchor), strip.heightAnchor.constraint(equalToConstant: 40),
+            column.trailingAnchor.constraint(equalTo: view.trailingAnchor),
+            strip.heightAnchor.constraint(equalToConstant: 40),
             keys.heightAnchor.constraint(equalToConstant: 216),
         ])
         keys.onKey = { [weak self] in self?.press($0) }
@@ -47,10 +51,14 @@ final class KeyboardViewController: UIInputViewController {
         asked?.cancel()
         typist.finish()
         field = .unknown
-        let leaving = assistant
+        let (leaving, last) = (assistant, keeping)
         assistant = nil
+        keeping = nil
         // the lock of the shared folder must not outlive the screen: iOS would end the keyboard
-        Task { await leaving?.close() }
+        Task {
+            await last?.value
+            await leaving?.close()
+        }
         super.viewWillDisappear(animated)
     }
 
@@ -86,7 +94,8 @@ final class KeyboardViewController: UIInputViewController {
 
     private func show() {
         keys.show(
-            KeyLayout.rows(typist.page, beside: typist.beside), shift: typist.shift, nextKeyboard: needsInputModeSwitchKey)
+            KeyLayout.rows(typist.page, beside: typist.beside), shift: typist.shift,
+            nextKeyboard: needsInputModeSwitchKey)
     }
 
     /// Asks for words; a question that is overtaken by the next is dropped.
@@ -109,7 +118,10 @@ final class KeyboardViewController: UIInputViewController {
     private func learn(_ text: String) {
         guard hasFullAccess, let assistant else { return }
         // not cut short when the keyboard goes away: closing waits for it
-        Task { try? await assistant.remember(text) }
+        keeping = Task { [before = keeping] in
+            await before?.value
+            try? await assistant.remember(text)
+        }
     }
 }
 

@@ -57,6 +57,7 @@ public actor Assistant {
 
     /// The model; where it could not be opened, the next call tries again.
     private func model() async throws -> PersonalModel {
+        try Task.checkCancellation()  // who gave up must not open it again
         let task = opening ?? Task { [open] in try await open() }
         opening = task
         do {
