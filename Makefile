@@ -15,7 +15,8 @@
 # make android-docs    the documentation of what is public, in android/target/docs
 # make apk-e2e        builds the tests that phones run as an APK
 # make emulator-e2e    runs the scenarios on a phone or an emulator (needs an Android SDK)
-# make ios    builds and tests the Swift side (needs Swift 6, or PFL_SWIFT_ROOT, see ios/README.md)
+# make ios    builds and tests the Swift side (needs Swift 6, see ios/README.md)
+# make ios-toolchain  unpacks Debian's Swift into a folder of its own, for machines that have apt and no Swift
 # make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
 
 VENV ?= .venv
@@ -44,6 +45,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 	@$(MAKE) --no-print-directory android-where-possible
+	@$(MAKE) --no-print-directory ios-where-possible
 
 quick: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
@@ -129,13 +131,26 @@ emulator-e2e: setup
 bench: setup
 	$(BIN)/python bench/train_step.py
 
-.PHONY: ios ios-scenarios
+.PHONY: ios ios-scenarios ios-toolchain ios-where-possible
 ios:
 	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Package.swift
-	PFL_STRICT=1 ios/swift.sh test
+	PFL_STRICT=1 PFL_APPLE_STUBS=1 ios/swift.sh test
+
+ios-toolchain:
+	ios/toolchain.sh
+
+ios-where-possible:
+	@if ios/swift.sh --version >/dev/null 2>&1; then \
+	    $(MAKE) --no-print-directory ios; \
+	elif test -n "$$PFL_REQUIRE_SERVICES"; then \
+	    echo "the Swift side needs Swift 6; where apt is, run make ios-toolchain" >&2; exit 2; \
+	else \
+	    echo "SKIPPED the Swift side: it needs Swift 6; where apt is, make ios-toolchain gets it"; \
+	fi
 
 ios-scenarios:
-	PFL_STRICT=1 PFL_SCENARIOS_WRITE=1 ios/swift.sh test --filter ScenariosTests
+	PFL_STRICT=1 PFL_APPLE_STUBS=1 PFL_SCENARIOS_WRITE=1 ios/swift.sh test --filter ScenariosTests
 
 clean:
-	rm -rf $(VENV) out build android/target android/*/target .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) out build android/target android/*/target ios/.build .pytest_cache .mypy_cache .ruff_cache
+	ios/toolchain.sh remove

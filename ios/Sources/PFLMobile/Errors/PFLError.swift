@@ -8,20 +8,31 @@ public struct PFLError: Error, Sendable, CustomStringConvertible {
     public let mend: String
     /// The error under it, in words.
     public let cause: String?
+    /// Of the answer, where an aggregator answered with a problem (RFC 9457), whose code this is; nil for all other errors.
+    public let status: Int?
+    /// Seconds after which what answered asks to try again; nil where nothing did, or it does not say.
+    public let retryAfterS: Double?
 
     /// An error of a kind.
-    public init(_ code: Code, _ message: String, mend: String, cause: (any Error)? = nil) {
+    public init(
+        _ code: Code, _ message: String, mend: String, cause: (any Error)? = nil, status: Int? = nil,
+        retryAfterS: Double? = nil
+    ) {
         self.code = code
         self.message = message
         self.mend = mend
         self.cause = cause.map { "\($0)" }
+        self.status = status
+        self.retryAfterS = retryAfterS
     }
 
     /// Message and mend.
     public var description: String { "\(code.rawValue): \(message)\n  mend: \(mend)" }
 
-    /// Whether it is of a kind, or of one below it: an `.unknownName` is a `.config` too.
+    /// Whether it is of a kind, or of one below it: an `.unknownName` is a `.config` too, and a problem that an aggregator
+    /// answered with is a `.serverProblem`, whatever its own code.
     public func isA(_ code: Code) -> Bool {
+        if status != nil { return code == self.code || code == .serverProblem || code == .device }
         var found: Code? = self.code
         while let now = found {
             if now == code { return true }
@@ -29,6 +40,14 @@ public struct PFLError: Error, Sendable, CustomStringConvertible {
         }
         return false
     }
+}
+
+extension PFLError {
+    /// Statuses of problems after which the same request may work later.
+    static let passing: Set<Int> = [408, 425, 429, 500, 502, 503, 504]
+
+    /// Whether the same request may work later.
+    public var passing: Bool { isA(.unreachable) || status.map(PFLError.passing.contains) ?? false }
 }
 
 extension PFLError {
@@ -111,6 +130,30 @@ extension PFLError {
         /// One more round would spend more privacy than the budget allows; training ends here.
         public static let privacyBudget = Code(rawValue: "PrivacyBudgetError")
 
+        /// A device cannot take part in a federation, or no longer.
+        public static let device = Code(rawValue: "DeviceError")
+        /// A device's folder is in use, damaged, or belongs to another federation or model.
+        public static let deviceFolder = Code(rawValue: "DeviceFolderError")
+        /// The aggregator could not be reached, or the connection broke; trying again may help.
+        public static let unreachable = Code(rawValue: "UnreachableError")
+        /// A problem that the aggregator answered with. Errors have the problem's own code in its place, for instance
+        /// `round-closed`, and a `status`; `isA` knows them.
+        public static let serverProblem = Code(rawValue: "ServerProblem")
+        /// What answers at the address is not the aggregator: waiting does not mend that, another network may.
+        public static let notTheAggregator = Code(rawValue: "NotTheAggregatorError")
+        /// The certificate of what answers does not show that it is the aggregator.
+        public static let certificate = Code(rawValue: "CertificateError")
+        /// No connection that TLS protects could be agreed on, or one side speaks TLS and the other does not.
+        public static let tls = Code(rawValue: "TlsError")
+        /// The address sends its visitors to another one; a device follows nowhere.
+        public static let redirected = Code(rawValue: "RedirectedError")
+        /// Something between the device and the aggregator refuses bodies of this size.
+        public static let tooLargeOnTheWay = Code(rawValue: "TooLargeOnTheWayError")
+        /// The aggregator's answer is not one of the protocol.
+        public static let `protocol` = Code(rawValue: "ProtocolError")
+        /// The aggregator speaks another version of the protocol.
+        public static let otherProtocol = Code(rawValue: "OtherProtocolError")
+
         /// The wider kind that it belongs to.
         public var parent: Code? { Code.parents[self] }
 
@@ -124,6 +167,9 @@ extension PFLError {
             .engineUnavailable: .engine, .engineMismatch: .engine, .tensorMismatch: .engine,
             .nonFinite: .training, .tooManySteps: .training, .tooSlow: .training, .noExamples: .training,
             .storageFull: .state,
+            .deviceFolder: .device, .unreachable: .device, .serverProblem: .device, .notTheAggregator: .device,
+            .certificate: .notTheAggregator, .tls: .notTheAggregator, .redirected: .notTheAggregator,
+            .tooLargeOnTheWay: .device, .protocol: .device, .otherProtocol: .protocol,
         ]
     }
 }

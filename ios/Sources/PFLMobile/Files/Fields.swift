@@ -2,13 +2,16 @@
 /// and name the field.
 struct Fields {
     let path: String
+    /// Whether what nobody took is ignored, as newer servers may say more.
+    let lenient: Bool
     private let object: JSONObject
     private var taken: Set<Exact> = []
 
-    init(_ json: JSON, _ path: String = "") throws {
+    init(_ json: JSON, _ path: String = "", lenient: Bool = false) throws {
         guard let object = json.object else { throw Malformed("\(path.isEmpty ? "it" : path): an object is expected") }
         self.object = object
         self.path = path
+        self.lenient = lenient
     }
 
     /// A reader of one value: the value, and where it stands.
@@ -48,6 +51,7 @@ struct Fields {
 
     /// Refuses fields that nobody took.
     func done() throws {
+        if lenient { return }
         for name in object.keys where !taken.contains(Exact(name)) {
             throw Malformed("\(place(name)) is no field. \(near(name, taken.map(\.text)))")
         }

@@ -23,8 +23,7 @@ private func makeFolders(_ path: String) throws {
     if mkdir(path, 0o700) != 0, errno != EEXIST { throw SystemError.last(path) }
 }
 
-/// A lock on a folder, which ends with it or with the process; no file is made for it. It keeps out other holders in this
-/// process too.
+/// A lock on a folder, which ends with it or with the process. It keeps out other holders in this process too.
 final class FolderLock: Sendable {
     private let file: OpenFile
 
@@ -32,7 +31,7 @@ final class FolderLock: Sendable {
         self.file = file
     }
 
-    /// The lock; nil where another had it all the time.
+    /// The lock of the folder itself, for which no file is made; nil where another had it all the time.
     ///
     /// - Parameter seconds: to wait for another who has it
     /// - Throws: `SystemError`: the folder cannot be opened
@@ -44,5 +43,13 @@ final class FolderLock: Sendable {
             usleep(20_000)
         }
         return FolderLock(file)
+    }
+
+    /// The lock of a file, which is made and stays; nil where another has it, be it of Python or of Kotlin.
+    ///
+    /// - Throws: `SystemError`: the file cannot be made
+    static func take(file path: String) throws -> FolderLock? {
+        let file = try OpenFile.open(path, O_RDWR | O_CREAT, 0o600)
+        return file.lock() && file.lockAsJava() ? FolderLock(file) : nil
     }
 }

@@ -64,6 +64,22 @@ final class OpenFile: Sendable {
     }
 }
 
+extension OpenFile {
+    /// Takes the kind of lock that Java takes on Linux, which does not see the one of `lock`; false where another has it.
+    func lockAsJava() -> Bool {
+        #if os(Linux)
+            let setLock: Int32 = 37  // F_OFD_SETLK
+            var whole = flock()
+            whole.l_type = Int16(F_WRLCK)
+            whole.l_whence = Int16(SEEK_SET)
+            while fcntl(descriptor, setLock, &whole) != 0 {
+                if errno != EINTR { return errno != EAGAIN && errno != EACCES }
+            }
+        #endif
+        return true
+    }
+}
+
 /// What the system says of a path; nil where nothing is there.
 ///
 /// - Throws: `SystemError`

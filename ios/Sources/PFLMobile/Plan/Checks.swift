@@ -45,7 +45,7 @@ enum Check {
     }
 }
 
-/// A number in at most six digits, as C and Python print it with `%g`.
-func general(_ value: Double) -> String {
-    String(format: "%g", value)
+/// A number in at most so many digits, as C and Python print it with `%g`.
+func general(_ value: Double, _ digits: Int = 6) -> String {
+    String(format: "%.\(digits)g", value)
 }

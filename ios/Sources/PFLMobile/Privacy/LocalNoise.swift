@@ -16,7 +16,7 @@ enum LocalNoise {
     ///   - source: `SecureNoise` on a real device
     /// - Throws: `.nonFinite`: a value is NaN or infinite
     static func privateUpdate(
-        _ flat: [Float], clipNorm: Double, noiseMultiplier: Double, source: some Noise
+        _ flat: [Float], clipNorm: Double, noiseMultiplier: Double, source: any Noise
     ) throws -> [Float] {
         var clipped = try Clipping.clipped(flat, clipNorm: clipNorm)
         if noiseMultiplier != 0 {

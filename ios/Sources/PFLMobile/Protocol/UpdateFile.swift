@@ -56,6 +56,19 @@ struct UpdateHead: Sendable {
     private static let mostCount = (1 << 53) - 1
     private static let mostReports = 64
 
+    init(
+        task: String, round: Int, version: Int, examples: Int, steps: Int, clipped: Bool = false,
+        reports: [(name: String, value: Double)] = []
+    ) {
+        self.task = task
+        self.round = round
+        self.version = version
+        self.examples = examples
+        self.steps = steps
+        self.clipped = clipped
+        self.reports = reports
+    }
+
     init(_ json: JSON) throws {
         func count(_ json: JSON, _ path: String) throws -> Int {
             let value = try Fields.whole(json, path)
