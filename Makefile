@@ -149,7 +149,7 @@ ios-where-possible:
 	@if ios/swift.sh --version >/dev/null 2>&1; then \
 	    $(MAKE) --no-print-directory ios; \
 	elif test -n "$$PFL_REQUIRE_SERVICES"; then \
-	    echo "the Swift side needs Swift 6; where apt is, run make ios-toolchain" >&2; exit 2; \
+	    ios/swift.sh --version; exit 2; \
 	else \
 	    echo "SKIPPED the Swift side: it needs Swift 6; where apt is, make ios-toolchain gets it"; \
 	fi

@@ -28,6 +28,9 @@ let onnxRuntime: [Target] =
         .systemLibrary(name: "COnnxRuntime", pkgConfig: "libonnxruntime"),
         .target(name: "PFLOnnxRuntime", dependencies: ["COnnxRuntime", "PFLMobile"], swiftSettings: settings),
         .executableTarget(
+            name: "pfl-memory", dependencies: ["PFLMobile", "PFLOnnxRuntime"], path: "Tests/Memory",
+            swiftSettings: settings),
+        .executableTarget(
             name: "pfl-scenario", dependencies: ["PFLMobile", "PFLOnnxRuntime"], path: "Tests/Scenarios",
             swiftSettings: settings),
         .testTarget(
