@@ -78,6 +78,8 @@ if macTests {
         .testTarget(name: "PFLCoreMLMacTests", dependencies: ["PFLCoreML", "PFLMobile"], swiftSettings: settings))
 }
 
+let engineOfTests: [Target.Dependency] = hasOnnxRuntime ? ["PFLOnnxRuntime"] : []
+
 let products: [Product] = [
     .library(name: "PFLMobile", targets: ["PFLMobile"]),
     .library(name: "PFLMobileSDK", targets: ["PFLMobileSDK"]),
@@ -93,13 +95,15 @@ let targets: [Target] = [
         resources: [.embedInCode("Resources/unicode.json")], swiftSettings: settings),
     .testTarget(name: "PFLMobileTests", dependencies: ["PFLMobile"], swiftSettings: settings),
     .target(name: "PFLMobileSDK", dependencies: ["PFLMobile"], swiftSettings: settings),
-    .testTarget(name: "PFLMobileSDKTests", dependencies: ["PFLMobile", "PFLMobileSDK"], swiftSettings: settings),
+    .testTarget(
+        name: "PFLMobileSDKTests", dependencies: ["PFLMobile", "PFLMobileSDK"] + engineOfTests, swiftSettings: settings),
     // The sample keyboard, apart from what Apple's modules draw.
     .target(
         name: "PFLKeyboard", dependencies: ["PFLMobile", "PFLMobileSDK"], path: "Keyboard/Logic",
         swiftSettings: settings),
     .testTarget(
-        name: "PFLKeyboardTests", dependencies: ["PFLKeyboard"], path: "Keyboard/Tests", swiftSettings: settings),
+        name: "PFLKeyboardTests", dependencies: ["PFLKeyboard"] + engineOfTests, path: "Keyboard/Tests",
+        swiftSettings: settings),
     // Empty where Core ML is not.
     .target(name: "PFLCoreML", dependencies: coreML, swiftSettings: settings),
     // Empty without PFL_EXECUTORCH.
