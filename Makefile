@@ -15,6 +15,7 @@
 # make apk-e2e        builds the tests that phones run as an APK
 # make emulator-e2e    runs the scenarios on a phone or an emulator (needs an Android SDK)
 # make ios    builds and tests the Swift side (needs Swift 6, or PFL_SWIFT_ROOT, see ios/README.md)
+# make round-of-three  devices of Swift, Kotlin and Python in rounds of a real aggregator (needs both toolchains)
 # make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
 
 VENV ?= .venv
@@ -132,6 +133,12 @@ bench: setup
 ios:
 	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Package.swift
 	PFL_STRICT=1 ios/swift.sh test
+
+.PHONY: round-of-three
+round-of-three: setup
+	$(BIN)/python android/desktop.py
+	PFL_STRICT=1 ios/swift.sh build --product pfl-swift-device
+	$(BIN)/python ios/rounds.py
 
 clean:
 	rm -rf $(VENV) out build android/target android/*/target .pytest_cache .mypy_cache .ruff_cache

@@ -28,6 +28,10 @@ let onnxRuntime: [Target] =
         .target(name: "PFLOnnxRuntime", dependencies: ["COnnxRuntime", "PFLMobile"], swiftSettings: settings),
         .testTarget(
             name: "PFLOnnxRuntimeTests", dependencies: ["PFLMobile", "PFLOnnxRuntime"], swiftSettings: settings),
+        // For tests only; no product.
+        .executableTarget(
+            name: "pfl-swift-device", dependencies: ["PFLMobile", "PFLOnnxRuntime"], path: "Tests/pfl-swift-device",
+            swiftSettings: settings),
     ] : []
 let onnxRuntimeProducts: [Product] =
     hasOnnxRuntime ? [.library(name: "PFLOnnxRuntime", targets: ["PFLOnnxRuntime"])] : []
