@@ -138,6 +138,7 @@ ios:
 round-of-three: setup
 	$(BIN)/python android/desktop.py
 	PFL_STRICT=1 ios/swift.sh build --product pfl-swift-device
+	@if command -v mvn >/dev/null; then $(MVN) -pl core test-compile; fi
 	$(BIN)/python ios/rounds.py
 
 clean:

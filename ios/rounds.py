@@ -39,6 +39,19 @@ import numpy as np
 PROJECT = Path(__file__).resolve().parents[1]
 IOS, ANDROID = PROJECT / "ios", PROJECT / "android"
 BUNDLE = ANDROID / "target" / "bundles" / "federated.pflb"
+#: The test that is Kotlin's device, built.
+KOTLIN = (
+    ANDROID
+    / "core"
+    / "target"
+    / "test-classes"
+    / "io"
+    / "pflmobile"
+    / "core"
+    / "device"
+    / "RoundOfThreeTest.class"
+)
+KOTLIN_DEVICE = ["mvn", "-q", "-B", "-pl", "core", "surefire:test", "-Dtest=RoundOfThreeTest"]
 WAIT_S = 240.0
 ROUNDS, DEVICES, EXAMPLES, WIDTH, LABELS = 2, 3, 40, 6, 4
 #: Bytes of the body of an upload that pass before it is cut off.
@@ -228,7 +241,7 @@ class Kotlin:
         }
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                maven("test", *(f"-D{name}={value}" for name, value in settings.items())),
+                [*KOTLIN_DEVICE, *(f"-D{name}={value}" for name, value in settings.items())],
                 cwd=ANDROID,
                 stdout=log,
                 stderr=log,
@@ -244,12 +257,6 @@ class Kotlin:
         """Wait for its end."""
         code = self.process.wait(WAIT_S)
         check(code == 0, f"a device of Kotlin: {self._log.read_text()[-3000:]}")
-
-
-def maven(goal: str, *more: str) -> list[str]:
-    """The command that runs the device of Kotlin alone."""
-    only = ["-Dtest=RoundOfThreeTest", "-Dsurefire.failIfNoSpecifiedTests=false", "-Dapi.skip=true"]
-    return ["mvn", "-q", "-B", "-pl", "core", goal, *only, *more]
 
 
 @contextmanager
@@ -272,18 +279,22 @@ def served(privacy: dict[str, Any], folder: Path) -> Iterator[str]:
 
 
 def wait_for_part(device: Path, server: str) -> None:
-    """Wait until the aggregator has seen the end of a connection, and tells how much of an update came over it."""
+    """Wait until the aggregator tells that it has what came of an update.
+
+    Not after the end of the connection: what it has not read by then is lost.
+    """
     (entry,) = (json.loads(path.read_text()) for path in (device / "queue").glob("*.json"))
     credential = json.loads((device / "device.json").read_text())["credential"]
     headers = {"Authorization": f"Bearer {credential}", "Idempotency-Key": entry["key"]}
-    until = time.monotonic() + WAIT_S
+    last, until = "no answer for", time.monotonic() + 60
     while time.monotonic() < until:
         asked = urllib.request.Request(server + entry["url"], headers=headers, method="HEAD")
         with suppress(urllib.error.URLError), urllib.request.urlopen(asked, timeout=10) as answer:
-            if int(answer.headers["Upload-Offset"]) == KEEP:
+            last = answer.headers["Upload-Offset"]
+            if last == str(KEEP):
                 return
         time.sleep(0.05)
-    raise SystemExit("FAILED: the aggregator never had a part of the update")
+    raise SystemExit(f"FAILED: the aggregator never had a part of the update, but {last} bytes")
 
 
 def check_end(name: str, told: dict[str, Any]) -> None:
@@ -307,8 +318,8 @@ def private_rounds(folder: Path, with_kotlin: bool) -> None:
             check(network.stopped.wait(WAIT_S), f"no update of Swift came: {first.lines[-3:]}")
             first.kill()
             check("finished" in first.events and "uploaded" not in first.events, f"{first.events}")
-            network.open()
             wait_for_part(folder / "first", url)
+            network.open()
             again = Swift(folder / "first", network.address)
             told = again.end()
             check_end("Swift after its end", told)
@@ -399,8 +410,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check(folder.is_relative_to(PROJECT), f"{folder} is not inside {PROJECT}, where Swift sees it")
     check(BUNDLE.exists(), f"{BUNDLE} is missing; mend: python android/desktop.py")
     with_kotlin = not given.without_kotlin and shutil.which("mvn") is not None
-    if with_kotlin:
-        subprocess.run(maven("test-compile"), cwd=ANDROID, check=True)
+    check(
+        not with_kotlin or KOTLIN.exists(),
+        f"{KOTLIN.name} is missing; mend: mvn -pl core test-compile in android",
+    )
+    # what was started ends too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     shutil.rmtree(folder, ignore_errors=True)
     languages = "Swift, Kotlin and Python" if with_kotlin else "Swift and Python"
     private_rounds(folder / "private", with_kotlin)
