@@ -338,7 +338,7 @@ def private_rounds(folder: Path, with_kotlin: bool) -> None:
             if other is not None:
                 check_end("Swift", other)
             print(
-                f"private: uploads of Swift began at {network.offsets}; loss {told['loss']:.3f}", flush=True
+                f"private: uploads of Swift began at {network.offsets}; loss {told['loss']:.4f}", flush=True
             )
             from_swift(folder / "first", network.address, told["state"])
             from_python(folder / "ann", url)
@@ -393,7 +393,7 @@ def public_rounds(folder: Path, with_kotlin: bool) -> None:
             first.kill()
             third.kill()
             python.kill()
-        print(f"not private: a device refuses; loss {told['loss']:.3f}", flush=True)
+        print(f"not private: a device refuses; loss {told['loss']:.4f}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
