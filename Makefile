@@ -133,8 +133,9 @@ bench: setup
 
 .PHONY: ios ios-scenarios ios-toolchain ios-where-possible
 ios:
-	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Package.swift
+	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Keyboard Package.swift
 	PFL_STRICT=1 PFL_APPLE_STUBS=1 ios/swift.sh test
+	ios/apple.sh
 
 ios-toolchain:
 	ios/toolchain.sh

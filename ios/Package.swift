@@ -43,18 +43,24 @@ let branch = environment["PFL_EXECUTORCH"]
 let execuTorchPackage: [Package.Dependency] =
     branch.map { [.package(url: "https://github.com/pytorch/executorch.git", branch: $0)] } ?? []
 
-// On Apple's systems the modules themselves are there.
-let hasStubs = environment["PFL_APPLE_STUBS"] != nil
+// On Apple's systems the modules themselves are there, and Core ML itself is asked; elsewhere those tests are compiled.
+#if os(Linux)
+    let hasStubs = environment["PFL_APPLE_STUBS"] != nil
+    let macTests = hasStubs
+#else
+    let hasStubs = false
+    let macTests = true
+#endif
 var coreML: [Target.Dependency] = ["PFLMobile"]
 var execuTorch: [Target.Dependency] = ["PFLMobile"]
 if branch != nil { execuTorch.append(.product(name: "executorch", package: "executorch")) }
-var stubs: [Target] = []
+var appleTests: [Target] = []
 if hasStubs {
     coreML.append("CoreML")
     execuTorch.append("ExecuTorch")
     var coreMLTests: [Target.Dependency] = ["CoreML", "PFLCoreML", "PFLMobile"]
     if hasOnnxRuntime { coreMLTests.append("PFLOnnxRuntime") }
-    stubs = [
+    appleTests = [
         .target(name: "CoreML", path: "Tests/AppleStubs/CoreML"),
         .target(name: "ExecuTorch", path: "Tests/AppleStubs/ExecuTorch"),
         .testTarget(name: "PFLCoreMLTests", dependencies: coreMLTests, swiftSettings: settings),
@@ -64,8 +70,15 @@ if hasStubs {
     ]
 }
 
+if macTests {
+    appleTests.append(
+        .testTarget(name: "PFLCoreMLMacTests", dependencies: ["PFLCoreML", "PFLMobile"], swiftSettings: settings))
+}
+
 let products: [Product] = [
     .library(name: "PFLMobile", targets: ["PFLMobile"]),
+    .library(name: "PFLMobileSDK", targets: ["PFLMobileSDK"]),
+    .library(name: "PFLKeyboard", targets: ["PFLKeyboard"]),
     .library(name: "PFLCoreML", targets: ["PFLCoreML"]),
     .library(name: "PFLExecuTorch", targets: ["PFLExecuTorch"]),
 ]
@@ -76,6 +89,14 @@ let targets: [Target] = [
         // A link to the file that every language reads; as code, so that an app has no resource bundle to lose.
         resources: [.embedInCode("Resources/unicode.json")], swiftSettings: settings),
     .testTarget(name: "PFLMobileTests", dependencies: ["PFLMobile"], swiftSettings: settings),
+    .target(name: "PFLMobileSDK", dependencies: ["PFLMobile"], swiftSettings: settings),
+    .testTarget(name: "PFLMobileSDKTests", dependencies: ["PFLMobile", "PFLMobileSDK"], swiftSettings: settings),
+    // The sample keyboard, apart from what Apple's modules draw.
+    .target(
+        name: "PFLKeyboard", dependencies: ["PFLMobile", "PFLMobileSDK"], path: "Keyboard/Logic",
+        swiftSettings: settings),
+    .testTarget(
+        name: "PFLKeyboardTests", dependencies: ["PFLKeyboard"], path: "Keyboard/Tests", swiftSettings: settings),
     // Empty where Core ML is not.
     .target(name: "PFLCoreML", dependencies: coreML, swiftSettings: settings),
     // Empty without PFL_EXECUTORCH.
@@ -87,6 +108,6 @@ let package = Package(
     platforms: [.iOS(.v16), .macOS(.v13)],
     products: products + onnxRuntimeProducts,
     dependencies: packages + execuTorchPackage,
-    targets: targets + onnxRuntime + stubs,
+    targets: targets + onnxRuntime + appleTests,
     swiftLanguageModes: [.v6]
 )

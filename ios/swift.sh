@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# ios/swift.sh ARGUMENTS...  runs `swift ARGUMENTS...` in this folder: with the machine's own Swift, or else with the one in
-# the root file system that PFL_SWIFT_ROOT names, or that toolchain.sh made. There the repository appears as /src; mounts are
-# private and vanish.
+# ios/swift.sh ARGUMENTS...         runs `swift ARGUMENTS...` in this folder
+# ios/swift.sh swiftc ARGUMENTS...  runs the compiler
+#
+# With the machine's own Swift, or else with the one in the root file system that PFL_SWIFT_ROOT names, or that toolchain.sh
+# made. There the repository appears as /src; mounts are private and vanish.
 # swift-crypto in /opt/swift-crypto of that root spares the download.
 set -euo pipefail
 ios=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+[ "${1:-}" = swiftc ] || set -- swift "$@"
 if command -v swift >/dev/null; then
     cd "$ios"
-    exec swift "$@"
+    exec "$@"
 fi
 root=${PFL_SWIFT_ROOT:-$("$ios/toolchain.sh" where)}
 if [ ! -x "$root/usr/libexec/swift/bin/swift" ] && [ ! -x "$root/usr/bin/swift" ]; then
@@ -35,4 +38,4 @@ exec unshare "${own[@]}" --pid --fork --kill-child bash -c '
     [ ! -d "$root/opt/swift-crypto" ] || crypto=(PFL_SWIFT_CRYPTO=/opt/swift-crypto)
     exec chroot "$root" /usr/bin/env -i HOME=/tmp LANG=C.UTF-8 PATH=/usr/libexec/swift/bin:/usr/bin:/bin:/usr/sbin:/sbin \
         "${crypto[@]}" "${given[@]}" \
-        bash -c "cd /src/ios && exec swift \"\$@\"" _ "$@"' _ "$root" "$(dirname "$ios")" "$@"
+        bash -c "cd /src/ios && exec \"\$@\"" _ "$@"' _ "$root" "$(dirname "$ios")" "$@"
