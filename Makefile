@@ -155,8 +155,8 @@ ios-where-possible:
 	    echo "SKIPPED the Swift side: it needs Swift 6; where apt is, make ios-toolchain gets it"; \
 	fi
 
-ios-scenarios:
-	PFL_STRICT=1 PFL_APPLE_STUBS=1 PFL_SCENARIOS_WRITE=1 ios/swift.sh test --filter ScenariosTests
+ios-scenarios: setup
+	$(BIN)/python ios/scenarios.py
 
 .PHONY: round-of-three
 round-of-three: setup
