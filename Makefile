@@ -11,11 +11,13 @@
 # make android-api     writes down anew what an app sees of the Kotlin side
 # make android-bench   what Kotlin and Python add to the engine in a step of training, and the time of a suggestion
 # make android-scenarios  writes down anew which scenarios pass on the JVM
+# make ios-scenarios      the same for Swift on Linux
 # make android-docs    the documentation of what is public, in android/target/docs
 # make apk-e2e        builds the tests that phones run as an APK
 # make emulator-e2e    runs the scenarios on a phone or an emulator (needs an Android SDK)
-# make ios    builds and tests the Swift side (needs Swift 6, or PFL_SWIFT_ROOT, see ios/README.md)
-# make round-of-three  devices of Swift, Kotlin and Python in rounds of a real aggregator (needs both toolchains)
+# make ios    builds and tests the Swift side (needs Swift 6, see ios/README.md)
+# make ios-toolchain  unpacks Debian's Swift into a folder of its own, for machines that have apt and no Swift
+# make round-of-three  devices of Swift, Kotlin and Python in rounds of a real aggregator (Kotlin where there is Maven)
 # make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
 
 VENV ?= .venv
@@ -44,6 +46,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 	@$(MAKE) --no-print-directory android-where-possible
+	@$(MAKE) --no-print-directory ios-where-possible
 
 quick: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
@@ -129,10 +132,26 @@ emulator-e2e: setup
 bench: setup
 	$(BIN)/python bench/train_step.py
 
-.PHONY: ios
+.PHONY: ios ios-scenarios ios-toolchain ios-where-possible
 ios:
-	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Package.swift
-	PFL_STRICT=1 ios/swift.sh test
+	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Keyboard Package.swift
+	PFL_STRICT=1 PFL_APPLE_STUBS=1 ios/swift.sh test
+	ios/apple.sh
+
+ios-toolchain:
+	ios/toolchain.sh
+
+ios-where-possible:
+	@if ios/swift.sh --version >/dev/null 2>&1; then \
+	    $(MAKE) --no-print-directory ios; \
+	elif test -n "$$PFL_REQUIRE_SERVICES"; then \
+	    echo "the Swift side needs Swift 6; where apt is, run make ios-toolchain" >&2; exit 2; \
+	else \
+	    echo "SKIPPED the Swift side: it needs Swift 6; where apt is, make ios-toolchain gets it"; \
+	fi
+
+ios-scenarios:
+	PFL_STRICT=1 PFL_APPLE_STUBS=1 PFL_SCENARIOS_WRITE=1 ios/swift.sh test --filter ScenariosTests
 
 .PHONY: round-of-three
 round-of-three: setup
@@ -142,4 +161,5 @@ round-of-three: setup
 	$(BIN)/python ios/rounds.py
 
 clean:
-	rm -rf $(VENV) out build android/target android/*/target .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) out build android/target android/*/target ios/.build .pytest_cache .mypy_cache .ruff_cache
+	ios/toolchain.sh remove

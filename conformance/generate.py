@@ -49,6 +49,7 @@ from device_vectors import device_files  # noqa: E402
 from protocol_vectors import protocol_files  # noqa: E402
 from state_vectors import state_files  # noqa: E402
 from strategy_vectors import strategy_vectors  # noqa: E402
+from subword_texts import subword_texts_file  # noqa: E402
 from subword_vectors import subword_file  # noqa: E402
 from text_vectors import text_file  # noqa: E402
 from toy import WORD_TABLE, Toy, WordEncoder, WordToy, array, arrays, draw, f64, tensor  # noqa: E402
@@ -740,6 +741,7 @@ def files() -> dict[str, bytes]:
     }
     out = {name: (json.dumps(value, ensure_ascii=False) + "\n").encode() for name, value in content.items()}
     out |= {"text.json": text_file(), "subwords.json": subword_file()}
+    out |= {"subword_texts.json": subword_texts_file()}
     more = {**protocol_files(), **device_files(), **bundle_files(), **state_files()}
     return {**out, "state.safetensors": saved, **more}
 

@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# ios/swift.sh ARGUMENTS...  runs `swift ARGUMENTS...` in this folder: with the machine's own Swift, or else with the one in
-# the root file system that PFL_SWIFT_ROOT names, where the repository appears as /src. Mounts are private and vanish.
+# ios/swift.sh ARGUMENTS...         runs `swift ARGUMENTS...` in this folder
+# ios/swift.sh swiftc ARGUMENTS...  runs the compiler
+#
+# With the machine's own Swift, or else with the one in the root file system that PFL_SWIFT_ROOT names, or that toolchain.sh
+# made. There the repository appears as /src; mounts are private and vanish.
 # swift-crypto in /opt/swift-crypto of that root spares the download.
 set -euo pipefail
 ios=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+[ "${1:-}" = swiftc ] || set -- swift "$@"
 if command -v swift >/dev/null; then
     cd "$ios"
-    exec swift "$@"
+    exec "$@"
 fi
-root=${PFL_SWIFT_ROOT:-}
-if [ ! -x "${root:-/nowhere}/usr/libexec/swift/bin/swift" ] && [ ! -x "${root:-/nowhere}/usr/bin/swift" ]; then
-    echo "the Swift package needs Swift 6: install it (https://www.swift.org/install), or set PFL_SWIFT_ROOT to a root file" >&2
-    echo "system that has it (as Debian's package swiftlang, unpacked)" >&2
+root=${PFL_SWIFT_ROOT:-$("$ios/toolchain.sh" where)}
+if [ ! -x "$root/usr/libexec/swift/bin/swift" ] && [ ! -x "$root/usr/bin/swift" ]; then
+    echo "the Swift package needs Swift 6: install it (https://www.swift.org/install), or, where apt is, run ios/toolchain.sh," >&2
+    echo "or set PFL_SWIFT_ROOT to a root file system that has it" >&2
     exit 2
 fi
 own=(--mount)
@@ -26,8 +30,12 @@ exec unshare "${own[@]}" --pid --fork --kill-child bash -c '
     mount -t proc proc "$root/proc"
     mount --rbind /dev "$root/dev"
     mount --bind "$repository" "$root/src"
+    given=() # what package and tests are told by the environment
+    for name in ${!PFL_@}; do
+        case $name in PFL_SWIFT_* | PFL_CACHE) ;; *) given+=("$name=${!name}") ;; esac
+    done
     crypto=()
     [ ! -d "$root/opt/swift-crypto" ] || crypto=(PFL_SWIFT_CRYPTO=/opt/swift-crypto)
     exec chroot "$root" /usr/bin/env -i HOME=/tmp LANG=C.UTF-8 PATH=/usr/libexec/swift/bin:/usr/bin:/bin:/usr/sbin:/sbin \
-        "${crypto[@]}" ${PFL_STRICT:+"PFL_STRICT=$PFL_STRICT"} ${PFL_BUNDLES:+"PFL_BUNDLES=$PFL_BUNDLES"} \
-        bash -c "cd /src/ios && exec swift \"\$@\"" _ "$@"' _ "$root" "$(dirname "$ios")" "$@"
+        "${crypto[@]}" "${given[@]}" \
+        bash -c "cd /src/ios && exec \"\$@\"" _ "$@"' _ "$root" "$(dirname "$ios")" "$@"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -136,12 +136,12 @@ def look(model: nn.Module, inputs: Sequence[Tensor], *, training: bool = False) 
         handles.append(layer.register_forward_pre_hook(enter))
         handles.append(layer.register_forward_hook(leave, always_call=True))
     try:
-        with _unchanged(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with _unchanged(model), torch.no_grad(), _draws(model) as again:
             model.train(training)
             states, outputs = [_state(model)], []
             with calls:
                 for _ in range(2):
-                    torch.manual_seed(0)  # dropout draws the same twice
+                    again()
                     outputs.append(model(*inputs))
                     states.append(_state(model))
     finally:
@@ -159,6 +159,24 @@ def look(model: nn.Module, inputs: Sequence[Tensor], *, training: bool = False) 
     return Normalization(changed, tuple(calls.by_batch), tuple(calls.unfitted))
 
 
+@contextmanager
+def _draws(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """A function after which dropout draws the same again; afterwards generators go on as if nothing had been drawn.
+
+    Not ``torch.manual_seed``: that seeds every kind of accelerator as well, for good, and where none is in use notes
+    for each kind the whole stack of calls, which takes longer than a small model's forward.
+    """
+    places = {p.device.index or 0 for p in (*model.parameters(), *model.buffers()) if p.is_cuda}
+
+    def again() -> None:
+        torch.default_generator.manual_seed(0)
+        for place in places:
+            torch.cuda.default_generators[place].manual_seed(0)
+
+    with torch.random.fork_rng(devices=sorted(places)):
+        yield again
+
+
 def _rows_depend_on_each_other(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
     """Whether another last row changes the outputs of the rows before it."""
     count = len(inputs[0]) if inputs and inputs[0].dim() else 0
@@ -169,11 +187,11 @@ def _rows_depend_on_each_other(model: nn.Module, inputs: Sequence[Tensor]) -> bo
         other = value.clone()
         other[-1] = 0 if value.is_floating_point() else value[0]
         others.append(other)
-    with _unchanged(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with _unchanged(model), torch.no_grad(), _draws(model) as again:
         model.eval()
         found = []
         for given in (inputs, others):
-            torch.manual_seed(0)
+            again()
             found.append(model(*given))
     one, other = found
     if not isinstance(one, Tensor) or not one.dim() or len(one) != count or not one.is_floating_point():

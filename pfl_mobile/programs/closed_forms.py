@@ -321,6 +321,19 @@ def _convolution_backward(
     return tuple(out)
 
 
+def _constant_pad(x: Tensor, pad: list[int], value: float = 0) -> Tensor:
+    """Negative padding, as the backward pass of padding has it, is cut off: ExecuTorch's kernel refuses it."""
+    if min(pad, default=0) >= 0:
+        return NotImplemented
+    for place in range(0, len(pad), 2):
+        before, after = (max(-width, 0) for width in pad[place : place + 2])
+        if before or after:
+            dim = x.dim() - 1 - place // 2
+            x = x.narrow(dim, before, x.shape[dim] - before - after)
+    added = [max(width, 0) for width in pad]
+    return _aten.constant_pad_nd.default(x, added, value) if any(added) else x.clone()
+
+
 @cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """Core ATen decompositions with ours on top: the table that programs are traced with. Do not change it."""
@@ -329,4 +342,5 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     table: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
     table[_aten.embedding_dense_backward.default] = _embedding_backward
     table[_aten.convolution_backward.default] = _convolution_backward
+    table[_aten.constant_pad_nd.default] = _constant_pad
     return table

@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 from pfl_mobile.engines.compare import GRADIENT
 from pfl_mobile.errors import ConfigError, ExportError
@@ -68,17 +71,30 @@ def plain_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-@contextlib.contextmanager
-def one_fake_mode() -> Iterator[None]:
-    """Describe all values of a trace in one mode of fake tensors.
+class _OnMeta(TorchFunctionMode):
+    """Makes tensors without storage; a tracer makes one for each value, in what it takes for a mode of fake tensors."""
 
-    Else PyTorch makes a mode for each value, and each mode notes the whole stack of calls that it was made in, which
-    takes as long as the rest of a trace.
+    shape_env = None
+
+    @override
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        more = {"device": "meta"} if func is torch.empty_strided else {}
+        return func(*args, **{**(kwargs or {}), **more})
+
+
+@contextlib.contextmanager
+def described_on_meta() -> Iterator[None]:
+    """Describe the values of a trace of real tensors by meta tensors, which `pfl_mobile.programs.simplify` does anew.
+
+    Else PyTorch makes a mode of fake tensors for each value, and each mode notes the whole stack of calls that it was
+    made in, which takes longer than the rest of a trace. In one mode for all, they still take 40 % of it.
     """
     from torch._guards import TracingContext, tracing
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with tracing(TracingContext(FakeTensorMode())):
+    mode: Any = _OnMeta()
+    with tracing(TracingContext(mode)):
         yield
 
 
@@ -235,7 +251,7 @@ def _trace(
 
     examples = [t.detach().clone() for t in (*batch.values(), *values.values())]
     try:
-        with plain_kernels(), one_fake_mode():
+        with plain_kernels(), described_on_meta():
             graph = make_fx(flat, decomposition_table=decompositions(), tracing_mode="real")(*examples)
             _check_random(name, graph)
             if any(_mutates(node) for node in graph.graph.nodes):

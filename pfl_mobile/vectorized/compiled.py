@@ -23,7 +23,7 @@ from pfl_mobile.modules.model import PersonalizedModel
 from pfl_mobile.programs.closed_forms import ClosedForms
 from pfl_mobile.programs.simplify import simplify
 from pfl_mobile.programs.tasks import Batch, Task
-from pfl_mobile.programs.trace import evaluate, one_fake_mode, plain_kernels, trained_names
+from pfl_mobile.programs.trace import described_on_meta, evaluate, plain_kernels, trained_names
 
 #: PyTorch's own kernels are the fast ones here.
 _NATIVE = {F.gelu, F.max_pool2d, torch.max_pool2d, F.avg_pool2d}
@@ -174,7 +174,7 @@ def _trace(function: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], inputs
 
     examples = [t.detach().clone() for t in inputs.values()]
     try:
-        with plain_kernels(), one_fake_mode():
+        with plain_kernels(), described_on_meta():
             module = make_fx(flat)(*examples)
             if any(n.op == "call_function" and n.target._schema.is_mutable for n in _overloads(module)):
                 module = make_fx(torch.func.functionalize(module, remove="mutations"))(*examples)
@@ -206,7 +206,7 @@ def stacked(graph: Graph, lanes: int, shared: Sequence[str] = ()) -> Graph:
         for t, dim in zip(graph.inputs.values(), dims, strict=True)
     ]
     try:
-        with one_fake_mode():
+        with described_on_meta():
             module = make_fx(torch.func.vmap(graph.module, dims))(*examples)
     except Exception as error:
         raise ExportError(
@@ -225,5 +225,6 @@ def _simplified(module: fx.GraphModule, inputs: dict[str, Tensor], outputs: tupl
             used[name] = value
         else:
             module.graph.erase_node(node)
-    module.recompile()
+    if len(used) < len(inputs):
+        module.recompile()
     return Graph(module, used, outputs)

@@ -120,3 +120,11 @@ def test_embedding_backward_adds_repeated_rows_and_skips_padding() -> None:
     want = torch.ops.aten.embedding_dense_backward.default(*args)
     got = decompositions()[torch.ops.aten.embedding_dense_backward.default](*args)
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("pad", [(-1, 0), (0, -2), (-1, 2, 3, -1), (-1, -1, 0, 0, -1, 1)])
+def test_negative_padding_is_cut_off(pad: tuple[int, ...]) -> None:
+    x = torch.randn(3, 4, 5)
+    want = torch.ops.aten.constant_pad_nd.default(x, pad, 0.5)
+    got = decompositions()[torch.ops.aten.constant_pad_nd.default](x, list(pad), 0.5)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)

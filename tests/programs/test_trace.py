@@ -22,7 +22,7 @@ from pfl_mobile.plan.phases import TrainPhase
 from pfl_mobile.plan.schema import Guard, Plan
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.tasks import Batch, ClassificationTask, CustomTask, RegressionTask, TokenTask
-from pfl_mobile.programs.trace import gradients, one_fake_mode, trace_programs, trained_names
+from pfl_mobile.programs.trace import described_on_meta, gradients, trace_programs, trained_names
 from tests.exporters.models import DEPLOYMENTS, PLAN, classes, tokens
 
 
@@ -267,8 +267,10 @@ def test_a_lowering_that_is_wrong_is_caught_in_the_engine(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_all_values_of_a_trace_are_in_one_fake_mode():
-    with one_fake_mode():
-        graph = make_fx(lambda x: (x + 1).relu() * 2)(torch.randn(3))
-    modes = {id(node.meta["val"].fake_mode) for node in graph.graph.nodes if "val" in node.meta}
-    assert len(modes) == 1
+def test_values_of_a_trace_are_described_without_modes_of_fake_tensors():
+    with described_on_meta():
+        graph = make_fx(lambda x: (x + 1).relu().t() * torch.ones(2, 1))(torch.randn(3, 2))
+    found = [node.meta["val"] for node in graph.graph.nodes if "val" in node.meta]
+    assert len(found) == 6
+    assert all(type(value) is Tensor and value.device.type == "meta" for value in found)
+    assert found[-1].shape == (2, 3)

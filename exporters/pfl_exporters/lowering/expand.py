@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from pfl_mobile.programs.closed_forms import decompositions
-from pfl_mobile.programs.trace import one_fake_mode
 
 _aten = torch.ops.aten
 
@@ -47,6 +46,8 @@ def expand(graph: fx.GraphModule, choices: Mapping[Any, Choice]) -> None:
 
 def _replace(graph: fx.GraphModule, node: fx.Node, form: Form, traced: dict[Any, fx.GraphModule]) -> None:
     """Put a form in the place of a node; what was traced for an equal node is used again."""
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
     sources = node.all_input_nodes
@@ -61,7 +62,7 @@ def _replace(graph: fx.GraphModule, node: fx.Node, form: Form, traced: dict[Any,
     others = fx.node.map_arg((node.args, dict(node.kwargs)), sources.index)
     key = (form, str(others), tuple((tuple(e.shape), e.dtype) for e in examples))
     if key not in traced:
-        with one_fake_mode():
+        with tracing(TracingContext(FakeTensorMode())):
             traced[key] = make_fx(of_tensors, decomposition_table=decompositions(), tracing_mode="fake")(
                 *examples
             )

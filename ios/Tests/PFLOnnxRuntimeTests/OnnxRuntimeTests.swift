@@ -4,11 +4,7 @@ import Testing
 @testable import PFLMobile
 @testable import PFLOnnxRuntime
 
-private let conformance: String = {
-    var folder = URL(fileURLWithPath: #filePath)
-    for _ in 0..<4 { folder.deleteLastPathComponent() }
-    return folder.appendingPathComponent("conformance").path
-}()
+private let conformance = repository.appendingPathComponent("conformance").path
 
 private func vectors(_ file: String) throws -> JSONObject {
     try #require(try parseJSON(bytes: try readBytes("\(conformance)/\(file)")).object)

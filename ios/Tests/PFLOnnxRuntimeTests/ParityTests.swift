@@ -8,9 +8,13 @@ import Testing
 /// are left out where they are not.
 let bundles: String = {
     if let given = ProcessInfo.processInfo.environment["PFL_BUNDLES"] { return given }
+    return repository.appendingPathComponent("android/target/bundles").path
+}()
+
+let repository: URL = {
     var folder = URL(fileURLWithPath: #filePath)
     for _ in 0..<4 { folder.deleteLastPathComponent() }
-    return folder.appendingPathComponent("android/target/bundles").path
+    return folder
 }()
 
 func isThere(_ name: String) -> Bool {
@@ -47,18 +51,63 @@ let present = [
         "Swift ends where Python ends",
         arguments: present)
     func parity(_ user: User) throws {
-        let (name, steps, hasWords) = (user.name, user.steps, user.hasWords)
+        let (name, steps) = (user.name, user.steps)
         let bundle = try ModelBundle.open(URL(fileURLWithPath: "\(bundles)/\(name).pflb"))
         let session = try openSession(bundle, engines: [OnnxRuntimeEngine()], trusted: true)
         try goldenCheck(bundle, session).require()
-        let shipped = try bundle.values()
         let trainer = try LocalTrainer(
-            session, plan: Plan(json: bundle.planJSON()), tensors: bundle.manifest.tensors, initial: shipped,
+            session, plan: Plan(json: bundle.planJSON()), tensors: bundle.manifest.tensors, initial: bundle.values(),
             encoder: textEncoder(bundle).map { TrainingEncoder($0) })
         let report = try trainer.personalize(try examples(name, "train"), holdout: try examples(name, "holdout"))
         #expect(report.status == .adopted)
         #expect(report.steps == steps)
-        let ours = try #require(report.state)
+        try compare(user, bundle, try #require(report.state))
+    }
+
+    @Test("a personal model ends where Python ends, and in no other bits than the trainer", arguments: present)
+    func personalModel(_ user: User) async throws {
+        let bundle = try ModelBundle.open(URL(fileURLWithPath: "\(bundles)/\(user.name).pflb"))
+        let folder = try TestFolder()
+        let model = try await PersonalModel.open(
+            bundle: URL(fileURLWithPath: "\(bundles)/\(user.name).pflb"), folder: folder("model"),
+            engines: [OnnxRuntimeEngine()], trusted: true)
+        let holdout = try examples(user.name, "holdout")
+        let train = try examples(user.name, "train")
+        var said = 0
+        for part in [train, holdout] { said += try await remember(part, by: model) }
+        // The newest fifth of all is what nobody learns from.
+        while said < Int((Double(train.size + holdout.size) / 0.8).rounded(.up)) {
+            said += try await remember(holdout.cut(1).0, by: model)
+        }
+        guard case .adopted(let result) = try await model.personalize() else {
+            Issue.record("it was not adopted")
+            return
+        }
+        #expect(result.train == train.size && result.holdout == holdout.size)
+        #expect(result.report.steps == user.steps)
+        try compare(user, bundle, try #require(result.report.state))
+        let session = try openSession(bundle, engines: [OnnxRuntimeEngine()], trusted: true)
+        let trainer = try LocalTrainer(
+            session, plan: Plan(json: bundle.planJSON()), tensors: bundle.manifest.tensors, initial: bundle.values(),
+            encoder: textEncoder(bundle).map { TrainingEncoder($0) })
+        let other = try #require(try trainer.personalize(train, holdout: holdout).state)
+        for (name, value) in try #require(result.report.state).tensors {
+            #expect(other.tensors[name]?.sameBits(value) == true, "\(name)")
+        }
+        try await model.close()
+    }
+
+    private func remember(_ examples: Examples, by model: PersonalModel) async throws -> Int {
+        switch examples {
+        case .texts(let texts): for text in texts { try await model.remember(text) }
+        case .arrays(let rows): for row in 0..<examples.size { try await model.remember(take(rows, [row], 1)) }
+        }
+        return examples.size
+    }
+
+    private func compare(_ user: User, _ bundle: ModelBundle, _ ours: PersonalState) throws {
+        let (name, hasWords) = (user.name, user.hasWords)
+        let shipped = try bundle.values()
         let folder = URL(fileURLWithPath: "\(bundles)/\(name)-state-onnxruntime")
         let theirs = try #require(try PersonalStateStore(folder, model: ModelId(bundle.manifest)).load().state)
         #expect(ours.words == theirs.words)

@@ -19,7 +19,7 @@ from pfl_mobile.engines.coreml import CoremlReferenceSession
 from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.closed_forms import ClosedForms, decompositions
 from pfl_mobile.programs.simplify import simplify
-from pfl_mobile.programs.trace import TracedProgram, one_fake_mode
+from pfl_mobile.programs.trace import TracedProgram, described_on_meta
 
 X = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
 W = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(1))
@@ -34,7 +34,7 @@ def program(function, *inputs) -> TracedProgram:
             out = function(*tensors)
         return out if isinstance(out, tuple) else (out,)
 
-    with one_fake_mode():
+    with described_on_meta():
         graph = make_fx(flat, decomposition_table=decompositions(), tracing_mode="real")(*inputs)
     simplify(graph, inputs)
     names = tuple(f"in{n}" for n in range(len(inputs)))

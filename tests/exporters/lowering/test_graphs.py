@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pfl_exporters.lowering import graphs
 from pfl_mobile.errors import ExportError
 from pfl_mobile.programs.simplify import simplify
-from pfl_mobile.programs.trace import TracedProgram
+from pfl_mobile.programs.trace import TracedProgram, trace_programs
+from tests.exporters.models import stock_encoder
 
 aten = torch.ops.aten
 
@@ -134,36 +136,67 @@ def test_a_copy_shares_its_constants_and_nothing_else():
     assert aten.reshape.default not in targets(other)
 
 
-def test_what_torch_does_not_export_is_named():
+def test_what_cannot_be_run_is_named():
     def boom(x):
         raise RuntimeError("no such operator")
 
     graph = fx.Graph()
     x = graph.placeholder("x")
-    graph.output(graph.call_function(boom, (x,)))
+    graph.output((graph.call_function(boom, (x,)),))
     module = fx.GraphModule(torch.nn.Module(), graph)
     program = object.__new__(TracedProgram)
     object.__setattr__(program, "name", "gradients")
     object.__setattr__(program, "graph", module)
     object.__setattr__(program, "inputs", {"x": torch.zeros(1)})
-    with pytest.raises(ExportError, match="program 'gradients' cannot be exported"):
+    object.__setattr__(program, "outputs", ("y",))
+    with pytest.raises(
+        ExportError, match="program 'gradients' cannot be exported: RuntimeError: no such operator"
+    ):
         graphs.export_graph(program)
 
 
 def test_targets_share_one_export_and_change_their_own_copy_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     table, x = torch.randn(3), torch.randn(3)
-    program = TracedProgram("predict", traced(lambda x: (x + table).reshape(3, 1), x), {"x": x}, ("y",), ())
+    program = TracedProgram(
+        "predict", traced(lambda x: ((x + table).reshape(3, 1),), x), {"x": x}, ("y",), ()
+    )
     first = graphs.export_traced(program)
     graphs.own_views(first.graph_module)
     graphs.decomposed_once(first)
     first.graph_signature.output_specs.clear()
-    monkeypatch.setattr(torch.export, "export", None)
+    monkeypatch.setattr(graphs, "export_graph", None)
     second = graphs.export_traced(program)
     assert aten.reshape.default in targets(second.graph_module)
     assert "run_decompositions" not in vars(second)
-    assert torch.equal(second.module()(x), (x + table).reshape(3, 1))
+    assert torch.equal(second.module()(x)[0], (x + table).reshape(3, 1))
     (one,), (other,) = ({**e.state_dict, **e.constants}.values() for e in (first, second))
     assert one.data_ptr() == other.data_ptr()
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate", "gradients"])
+def test_an_exported_program_is_the_one_that_torch_makes(name: str) -> None:
+    d = stock_encoder()
+    program = trace_programs(d.model, d.task, d.batch, d.inputs_of_predict())[name]
+    ours = graphs.export_graph(program)
+    theirs = torch.export.export(program.graph, tuple(program.inputs.values()), strict=False)
+
+    def calls(exported: torch.export.ExportedProgram) -> list[tuple[Any, ...]]:
+        # torch keeps results that nothing uses
+        found = [n for n in exported.graph.nodes if n.op == "call_function" and n.users]
+        return [(n.target, _described(n.meta["val"])) for n in found]
+
+    assert calls(ours) == calls(theirs)
+    assert set(ours.graph_signature.inputs_to_parameters.values()) <= set(theirs.state_dict)
+    assert ours.graph_signature.user_inputs == theirs.graph_signature.user_inputs
+    assert len(ours.graph_signature.user_outputs) == len(theirs.graph_signature.user_outputs)
+    got, wanted = (e.module()(*program.inputs.values()) for e in (ours, theirs))
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.shape, value.stride()
+    return [_described(v) for v in value]
 
 
 def test_a_program_is_decomposed_where_something_is_left_to_do_only():

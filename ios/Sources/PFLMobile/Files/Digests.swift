@@ -5,10 +5,10 @@
 #endif
 
 /// SHA-256 over parts given one after the other.
-struct Sha256 {
+package struct Sha256 {
     private var hash = SHA256()
 
-    init() {}
+    package init() {}
 
     mutating func add(_ bytes: some Sequence<UInt8>) {
         let done: Void? = bytes.withContiguousStorageIfAvailable {
@@ -17,16 +17,16 @@ struct Sha256 {
         if done == nil { Array(bytes).withUnsafeBytes { hash.update(bufferPointer: $0) } }
     }
 
-    mutating func add(_ bytes: UnsafeRawBufferPointer) {
+    package mutating func add(_ bytes: UnsafeRawBufferPointer) {
         hash.update(bufferPointer: bytes)
     }
 
-    mutating func add(_ text: String) {
+    package mutating func add(_ text: String) {
         add(text.utf8)
     }
 
     /// The 32 bytes.
-    var bytes: [UInt8] { Array(hash.finalize()) }
+    package var bytes: [UInt8] { Array(hash.finalize()) }
 
     /// The digest of a text, in hex.
     static func hex(_ text: String) -> String { hex(Array(text.utf8)) }

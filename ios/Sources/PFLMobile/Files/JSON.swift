@@ -425,7 +425,7 @@ private func hexDigit(_ byte: UInt8) -> UInt8? {
 }
 
 /// Bytes as hex digits.
-func hex(_ bytes: some Sequence<UInt8>) -> String {
+package func hex(_ bytes: some Sequence<UInt8>) -> String {
     let digits = Array("0123456789abcdef".utf8)
     var text: [UInt8] = []
     for byte in bytes { text += [digits[Int(byte >> 4)], digits[Int(byte & 15)]] }

@@ -126,23 +126,23 @@ public struct TrainingEncoder: ExampleEncoder {
 
 /// The encoder that a bundle describes; nil for a bundle that takes arrays.
 ///
-/// - Throws: `.data`: its tokenizer cannot be read, or is not cut by the rules that the manifest says; `.config`: it is a
-///   tokenizer of subwords, which this package does not read yet
+/// - Throws: `.data`: its tokenizer cannot be read, or is not cut by the rules that the manifest says
 public func textEncoder(_ bundle: ModelBundle) throws -> TextEncoder? {
     guard case .text(let entry) = bundle.manifest.encoder, let json = try bundle.tokenizer() else { return nil }
-    if entry.subwords != nil {
-        throw PFLError(
-            .config,
-            "bundle '\(bundle.manifest.name)' has a tokenizer of subwords, which this package does not read yet",
-            mend: "export the model with a vocabulary of words")
-    }
-    let tokenizer = try WordTokenizer(json: json)
-    if entry.rules != tokenizer.rules.rawValue {
-        throw PFLError(
-            .data,
-            "the manifest says version \(entry.rules) of the piece rules, the tokenizer's file version "
-                + "\(tokenizer.rules.rawValue)",
-            mend: "export the bundle again")
+    let tokenizer: any Tokenizer
+    if let subwords = entry.subwords {
+        let specials = SpecialIds(
+            pad: subwords.pad, bos: subwords.bos, eos: subwords.eos, unk: subwords.unk ?? -1)
+        tokenizer = try SubwordTokenizer(json: json, specials: specials)
+    } else {
+        tokenizer = try WordTokenizer(json: json)
+        if entry.rules != tokenizer.rules.rawValue {
+            throw PFLError(
+                .data,
+                "the manifest says version \(entry.rules) of the piece rules, the tokenizer's file version "
+                    + "\(tokenizer.rules.rawValue)",
+                mend: "export the bundle again")
+        }
     }
     return try TextEncoder(tokenizer, length: entry.length, vocabulary: entry.vocabulary, slots: entry.slots)
 }

@@ -39,7 +39,7 @@ public func forget(
     let ids = WordIds(encoder)
     let serving = try store.load().state
     try store.block(words)
-    let (slots, entries) = serving.map { countForgotten($0, words, ids, table) } ?? (0, 0)
+    let (slots, entries) = try serving.map { try countForgotten($0, words, ids, table) } ?? (0, 0)
     let versions = try store.rewrite { state in
         let cleaned = try forgetWords(state, words, ids, table, initial)
         return retrain ? shippedAgain(cleaned, table, initial) : cleaned
@@ -85,8 +85,12 @@ struct WordIds {
         vocabulary = Int64(encoder.vocabulary)
     }
 
-    /// Ids of the base vocabulary that stand for any of some words.
-    func base(_ words: [String]) -> Set<Int64> {
+    /// Ids of the base vocabulary that stand for any of some words. Of subwords every one that spells a word, though it may be in
+    /// other words too: rather too much than too little.
+    func base(_ words: [String]) throws -> Set<Int64> {
+        if let tokenizer = encoder.tokenizer as? SubwordTokenizer {
+            return Set(try tokenizer.spellings(words).subtracting([encoder.unknown]).map(Int64.init))
+        }
         let specials = encoder.tokenizer.specials
         let ids = Set(words.map(encoder.tokenizer.id))
         return Set(ids.subtracting([specials.pad, specials.bos, specials.eos, specials.unk]).map(Int64.init))
@@ -101,9 +105,9 @@ func isForgotten(_ word: String, _ forgotten: [String]) -> Bool {
 }
 
 /// Ids that stand for a forgotten word: of the base vocabulary, and of the slots of this state.
-private func forgottenIds(_ state: PersonalState, _ words: [String], _ ids: WordIds) -> Set<Int64> {
+private func forgottenIds(_ state: PersonalState, _ words: [String], _ ids: WordIds) throws -> Set<Int64> {
     let slots = state.words.indices.filter { isForgotten(state.words[$0], words) }
-    return ids.base(words).union(slots.map { ids.vocabulary + Int64($0) })
+    return try ids.base(words).union(slots.map { ids.vocabulary + Int64($0) })
 }
 
 /// The tensors of each memory, by name.
@@ -138,7 +142,7 @@ func forgetWords(
 ) throws -> PersonalState {
     let kept = state.words.indices.filter { !isForgotten(state.words[$0], words) }
     let freed = state.words.count - kept.count
-    let gone = forgottenIds(state, words, ids)
+    let gone = try forgottenIds(state, words, ids)
     var moved: [Int64: Int64] = [:]
     for (new, old) in kept.enumerated() where new != old {
         moved[ids.vocabulary + Int64(old)] = ids.vocabulary + Int64(new)
@@ -205,8 +209,8 @@ func shippedAgain(_ state: PersonalState, _ table: [DeviceTensor], _ initial: Te
 /// How many slots of a state have one of the words, and how many entries of its memories hold one.
 func countForgotten(
     _ state: PersonalState, _ words: [String], _ ids: WordIds, _ table: [DeviceTensor]
-) -> (slots: Int, entries: Int) {
-    let gone = forgottenIds(state, words, ids)
+) throws -> (slots: Int, entries: Int) {
+    let gone = try forgottenIds(state, words, ids)
     let entries = memories(state.tensors, table).reduce(0) { $0 + touched($1, gone).count }
     return (state.words.count { isForgotten($0, words) }, entries)
 }

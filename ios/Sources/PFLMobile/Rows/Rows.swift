@@ -113,3 +113,21 @@ func joinRows(_ first: Rows, _ then: Rows) -> Rows {
     }
     return joined
 }
+
+/// Rows of the same names, shapes and types one after the other; none of none.
+func stackRows(_ rows: [Rows]) -> Rows {
+    guard let first = rows.first else { return [:] }
+    var stacked: Rows = [:]
+    for (name, one) in first {
+        let parts = rows.compactMap { $0[name] }
+        let shape = [parts.reduce(0) { $0 + ($1.shape.first ?? 0) }] + one.shape.dropFirst()
+        switch one {
+        case .float: stacked[name] = .float(FloatTensor(parts.flatMap { $0.float?.values ?? [] }, shape))
+        case .long: stacked[name] = .long(LongTensor(parts.flatMap { $0.long?.values ?? [] }, shape))
+        case .raw(let tensor):
+            let bytes = parts.flatMap { part in part.withBytes { Array($0) } }
+            stacked[name] = .raw(RawTensor(tensor.dtype, bytes, shape))
+        }
+    }
+    return stacked
+}

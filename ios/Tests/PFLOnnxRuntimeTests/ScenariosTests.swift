@@ -1,0 +1,92 @@
+import Foundation
+import Testing
+
+@testable import PFLMobile
+
+/// What a user lives through; `conformance/scenarios`. Each process of a scenario is one, and those that the system kills are killed.
+@Suite(.enabled(if: isThere("tiny"))) struct ScenariosTests {
+    /// What the programs of this package do not do yet.
+    private static let missing: Set<String> = ["serve"]
+    private static let place = "swift-linux"
+
+    private let scenarios = repository.appendingPathComponent("conformance/scenarios")
+    private let folder: TestFolder
+
+    init() throws {
+        folder = try TestFolder()
+        let bundles = URL(fileURLWithPath: PFLOnnxRuntimeTests.bundles)
+        for name in ["tiny", "tiny-2"] {
+            try FileManager.default.copyItem(
+                at: bundles.appendingPathComponent("\(name).pflb"), to: folder("\(name).pflb"))
+        }
+        // One byte changed, in the middle.
+        var bytes = try Data(contentsOf: folder("tiny.pflb"))
+        bytes[bytes.count / 2] &+= 1
+        try bytes.write(to: folder("damaged.pflb"))
+    }
+
+    @Test("scenarios pass, and what passed is written down")
+    func all() throws {
+        let files = try FileManager.default.contentsOfDirectory(atPath: scenarios.path)
+            .filter { $0.hasSuffix(".json") }.sorted()
+        #expect(files.count > 10)
+        var passed = ""
+        for name in files {
+            let file = scenarios.appendingPathComponent(name)
+            let json = try parseJSON(bytes: try readBytes(file.path))
+            let steps = try #require(json.object?["steps"]?.array).compactMap(\.object)
+            if steps.contains(where: { Self.missing.contains($0["do"]?.string ?? "") }) { continue }
+            var isGood = true
+            let home = folder(name)
+            try FileManager.default.createDirectory(at: home, withIntermediateDirectories: true)
+            let parts = steps.reduce(into: [[]] as [[JSONObject]]) { parts, step in
+                if step["do"]?.string == "restart" { parts.append([]) }
+                parts[parts.count - 1].append(step)
+            }
+            for part in parts.indices where isGood {
+                let killed = parts[part].contains { $0["kill_after"] != nil }
+                let (status, said) = try run(file, part, home)
+                isGood = status == (killed ? .killed : .exited(0))
+                #expect(isGood, "\(name), process \(part): \(status), \(said)")
+            }
+            if isGood { passed += "\(Sha256.hex(try readBytes(file.path)))  \(name)\n" }
+        }
+        let marks = scenarios.appendingPathComponent("passed/\(Self.place).sha256")
+        if ProcessInfo.processInfo.environment["PFL_SCENARIOS_WRITE"] != nil {
+            try Data(passed.utf8).write(to: marks)
+        }
+        let told = (try? String(contentsOf: marks, encoding: .utf8)) ?? ""
+        #expect(told == passed, "run `make ios-scenarios`, which writes \(marks.lastPathComponent)")
+    }
+
+    private enum Status: Equatable {
+        case exited(Int32)
+        case killed
+        case signal(Int32)
+    }
+
+    private func run(_ file: URL, _ part: Int, _ home: URL) throws -> (Status, String) {
+        let process = Process()
+        process.executableURL = try #require(program)
+        process.arguments = [file.path, "\(part)", folder.url.path, home.path]
+        let output = Pipe()
+        process.standardOutput = output
+        // ONNX Runtime of Debian tells there what it registers.
+        process.standardError = FileHandle.nullDevice
+        try process.run()
+        let said = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+        process.waitUntilExit()
+        let number = process.terminationStatus
+        if process.terminationReason == .exit { return (.exited(number), said) }
+        return (number == SIGKILL ? .killed : .signal(number), said)
+    }
+
+    /// The program that carries out a part, which is built beside the tests.
+    private var program: URL? {
+        let tests = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
+        let found = [tests, URL(fileURLWithPath: CommandLine.arguments[0])].map {
+            $0.deletingLastPathComponent().appendingPathComponent("pfl-scenario")
+        }
+        return found.first { FileManager.default.isExecutableFile(atPath: $0.path) }
+    }
+}
