@@ -154,8 +154,8 @@ ios-where-possible:
 	    echo "SKIPPED the Swift side: it needs Swift 6; where apt is, make ios-toolchain gets it"; \
 	fi
 
-ios-scenarios:
-	PFL_STRICT=1 PFL_APPLE_STUBS=1 PFL_SCENARIOS_WRITE=1 ios/swift.sh test --filter ScenariosTests
+ios-scenarios: setup
+	$(BIN)/python ios/scenarios.py
 
 clean:
 	rm -rf $(VENV) out build android/target android/*/target ios/.build .pytest_cache .mypy_cache .ruff_cache

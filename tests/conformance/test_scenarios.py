@@ -20,13 +20,14 @@ def test_marks_are_of_the_scenarios_as_they_are(path: Path) -> None:
         digest, name = line.split("  ")
         found = hashlib.sha256(SCENARIOS[name].read_bytes()).hexdigest()
         assert digest == found, (
-            f"{name} was changed: run `make android-scenarios`, or what {path.name} is written by"
+            f"{name} was changed: run `make android-scenarios`, `make ios-scenarios`, "
+            f"or what {path.name} is written by"
         )
 
 
-def test_all_passed_on_a_jvm_with_both_engines() -> None:
-    for engine in ("onnxruntime", "executorch"):
-        lines = (FOLDER / f"passed/jvm-{engine}.sha256").read_text().splitlines()
+def test_all_passed_on_a_jvm_with_both_engines_and_in_swift() -> None:
+    for place in ("jvm-onnxruntime", "jvm-executorch", "swift-linux"):
+        lines = (FOLDER / f"passed/{place}.sha256").read_text().splitlines()
         assert [line.split("  ")[1] for line in lines] == list(SCENARIOS)
 
 

@@ -516,4 +516,117 @@ private func expectError(
         _ = try adopted(try await fresh.personalize())
         try await end(fresh)
     }
+
+    // ---- rounds
+
+    /// Nobody answers, until the task is cancelled.
+    private struct Silence: Transport {
+        let asked = Locked(0)
+
+        func exchange(_ request: TransportRequest, _ reader: any AnswerReader) async throws {
+            asked { $0 += 1 }
+            try await Task.sleep(nanoseconds: 3_600_000_000_000)
+        }
+    }
+
+    private struct NoNetwork: Transport {
+        func exchange(_ request: TransportRequest, _ reader: any AnswerReader) async throws {
+            throw TransportFault(.refused, "a test")
+        }
+    }
+
+    private func federation(_ transport: any Transport) throws -> Federation {
+        try Federation(
+            "http://127.0.0.1:9", patienceS: 0, transport: transport, backoff: Backoff(attempts: 1, firstS: 0))
+    }
+
+    @Test("who has too few examples, or paused, asks nobody")
+    func asksNobody() async throws {
+        let model = try await open(nil, "talk")
+        let silence = Silence()
+        guard case .notEnoughExamples(0) = try await model.takePart(try federation(silence)) else {
+            Issue.record("it took part")
+            return
+        }
+        try await learn(model)
+        try await model.pause()
+        guard case .paused = try await model.takePart(try federation(silence)) else {
+            Issue.record("it took part")
+            return
+        }
+        #expect(silence.asked.now == 0 && engine.openings.now == 0)
+        #expect(try await model.leave(try federation(silence)) == .notThere)
+        try await end(model)
+    }
+
+    @Test("without a network it says so, loads no engine, and shows what it gave")
+    func noNetwork() async throws {
+        let model = try await open(nil, "talk")
+        try await learn(model)
+        #expect(try await model.status().rounds == nil)
+        guard case .unreachable(let error, waiting: 0) = try await model.takePart(try federation(NoNetwork())) else {
+            Issue.record("it was reached")
+            return
+        }
+        #expect(error.passing && engine.openings.now == 0)
+        let rounds = try #require(try await model.status().rounds)
+        #expect(rounds.rounds == 0 && rounds.waiting == 0 && rounds.server == nil && rounds.spent.epsilon == 0)
+        await expectError(.config) { _ = try Federation("ftp://nowhere") }
+        try await end(model)
+    }
+
+    @Test("pause, forgetting and closing stop rounds that wait for a network; so does a cancelled task")
+    func roundsStopped() async throws {
+        let model = try await open(nil, "talk")
+        try await learn(model)
+        func taking(_ stop: (Task<RoundsResult, any Error>) async throws -> Void) async throws -> RoundsResult {
+            let silence = Silence()
+            let federation = try federation(silence)
+            let running = Task { try await model.takePart(federation) }
+            while silence.asked.now == 0 { await Task.yield() }
+            #expect(try await model.status().training)
+            guard case .failed = try await model.personalize() else {
+                Issue.record("it trained meanwhile")
+                return .paused
+            }
+            try await stop(running)
+            return try await running.value
+        }
+        let stops: [@Sendable () async throws -> Void] = [
+            { try await model.pause() }, { try await model.forgetWord("zorp") }, { try await model.eraseEverything() },
+        ]
+        for stop in stops {
+            guard case .cancelled = try await taking({ _ in try await stop() }) else {
+                Issue.record("it was not stopped")
+                return
+            }
+            try await model.resume()
+            for number in 0..<5 { try await model.remember("see you there \(number)") }
+        }
+        await #expect(throws: CancellationError.self) { _ = try await taking { $0.cancel() } }
+        guard case .cancelled = try await taking({ _ in try await model.close() }) else {
+            Issue.record("it was not stopped")
+            return
+        }
+        #expect(try await !PersonalModel.isOpen(folder: model.folder))
+    }
+
+    @Test("a damaged device keeps nobody from the model, and is thrown away where something is forgotten")
+    func damagedDevice() async throws {
+        let model = try await open(nil, "talk")
+        try await learn(model)
+        let home = model.folder.appendingPathComponent("rounds")
+        try FileManager.default.createDirectory(at: home, withIntermediateDirectories: true)
+        try Data("no JSON".utf8).write(to: home.appendingPathComponent("device.json"))
+        let rounds = try #require(try await model.status().rounds)
+        #expect(rounds.problem?.damaged == true && rounds.spent.epsilon == .infinity)
+        guard case .failed = try await model.takePart(try federation(NoNetwork())) else {
+            Issue.record("it took part")
+            return
+        }
+        let first = try #require(try await model.examples().first)
+        #expect(try await model.forgetExample(first.id))
+        #expect(!FileManager.default.fileExists(atPath: home.appendingPathComponent("device.json").path))
+        try await end(model)
+    }
 }

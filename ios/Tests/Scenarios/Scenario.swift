@@ -5,17 +5,18 @@ import PFLOnnxRuntime
 /// Carries out one part of a scenario of `conformance/scenarios`: what one process does. It ends with 1 where a step gives
 /// something else than the scenario says, and says which.
 ///
-/// Arguments: scenario, part, folder of the bundles, the phone's folder.
+/// Arguments: scenario, part, folder of the bundles, the phone's folder, and the aggregator's address where there is one.
 @main enum Main {
     static func main() async {
         do {
             let arguments = CommandLine.arguments
-            guard arguments.count == 5, let number = Int(arguments[2]) else {
+            guard 5...6 ~= arguments.count, let number = Int(arguments[2]) else {
                 throw Failure("give scenario, part, bundles and folder")
             }
             let scenario = try Scenario(Data(contentsOf: URL(fileURLWithPath: arguments[1])))
             try await scenario.carryOut(
-                number, bundles: URL(fileURLWithPath: arguments[3]), home: URL(fileURLWithPath: arguments[4]))
+                number, bundles: URL(fileURLWithPath: arguments[3]), home: URL(fileURLWithPath: arguments[4]),
+                aggregator: arguments.count > 5 ? arguments[5] : nil)
         } catch {
             print(error)
             exit(1)
@@ -105,10 +106,10 @@ struct Scenario {
         self.parts = parts
     }
 
-    func carryOut(_ part: Int, bundles: URL, home: URL) async throws {
+    func carryOut(_ part: Int, bundles: URL, home: URL, aggregator: String?) async throws {
         var before = parts[..<part].flatMap { $0 }
         let opened = before.lastIndex { $0.has("bundle") && !$0.has("refused") && $0.what != "serve" }
-        let phone = Phone(bundles, home, try opened.map { try before[$0].need("bundle") })
+        let phone = Phone(bundles, home, aggregator, try opened.map { try before[$0].need("bundle") })
         for step in parts[part] {
             do {
                 try await phone.carryOut(step)
@@ -125,13 +126,15 @@ struct Scenario {
 actor Phone {
     private let bundles: URL
     private let home: URL
+    private let aggregator: String?
     private var bundle: String?
     private var opened: PersonalModel?
 
     /// - Parameter bundle: that was open before; nil for a new user
-    init(_ bundles: URL, _ home: URL, _ bundle: String?) {
+    init(_ bundles: URL, _ home: URL, _ aggregator: String?, _ bundle: String?) {
         self.bundles = bundles
         self.home = home
+        self.aggregator = aggregator
         self.bundle = bundle
     }
 
@@ -149,6 +152,12 @@ actor Phone {
         case "resume": try await model.resume()
         case "revert": try await model.revert()
         case "erase": try await model.eraseEverything()
+        case "serve":
+            // Whoever carries out the scenario started an aggregator before.
+            _ = try federation()
+            _ = try (step.need("bundle", String.self), step.take("alone", Bool.self))
+        case "take_part": try await takePart(&step)
+        case "leave": try await leave(&step)
         default: throw Failure("no such step here")
         }
         try step.done()
@@ -251,6 +260,49 @@ actor Phone {
         if try step.take("resumed") ?? false { try require(resumed, true, "it went on from a checkpoint") }
     }
 
+    private func takePart(_ step: inout Step) async throws {
+        let killAt = try step.take("kill_at", String.self)
+        let rounds = try step.take("rounds", Int.self) ?? 1
+        let most = try step.take("max_epsilon", Double.self)
+        let result = try await model.takePart(
+            try federation(try PrivacyPolicy(maxEpsilon: most)), rounds: rounds
+        ) { event in
+            if case .finished = event, killAt == "finished" { kill(getpid(), SIGKILL) }
+        }
+        let ends: String
+        switch result {
+        case .tookPart(let summary):
+            ends = "took_part"
+            try require(summary.rounds, rounds, "accepted updates")
+            try require(summary.declined, [:], "declined tasks")
+        case .noRound: ends = "no_round"
+        case .notProtected: ends = "not_protected"
+        case .notEnoughExamples: ends = "not_enough"
+        case .paused: ends = "paused"
+        case .cancelled: ends = "cancelled"
+        case .unreachable: ends = "unreachable"
+        case .refused(let error), .failed(let error): throw error
+        }
+        if killAt != nil { throw Failure("the process was to be killed, and it ended as \(ends)") }
+        try require(ends, try step.need("ends"), "taking part ended")
+    }
+
+    private func leave(_ step: inout Step) async throws {
+        let ends: String
+        switch try await model.leave(try federation()) {
+        case .left: ends = "left"
+        case .notThere: ends = "not_there"
+        case .unreachable: ends = "unreachable"
+        case .failed(let error): throw error
+        }
+        try require(ends, try step.need("ends"), "leaving ended")
+    }
+
+    private func federation(_ policy: PrivacyPolicy = PrivacyPolicy()) throws -> Federation {
+        guard let aggregator else { throw Failure("there is no aggregator here") }
+        return try Federation(aggregator, policy: policy, backoff: Backoff(firstS: 0.05, mostS: 0.5))
+    }
+
     private func suggest(_ step: inout Step) async throws {
         let words = try await model.suggest(try step.need("text")).map(\.word)
         if let word = try step.take("has", String.self) {
@@ -263,7 +315,11 @@ actor Phone {
 
     private func status(_ step: inout Step) async throws {
         let now = try await model.status()
-        for (name, found) in [("examples", now.examples), ("words", now.words), ("version", now.version)] {
+        let shown = [
+            ("examples", now.examples), ("words", now.words), ("version", now.version),
+            ("rounds", now.rounds?.rounds ?? 0), ("waiting", now.rounds?.waiting ?? 0),
+        ]
+        for (name, found) in shown {
             if let want = try step.take(name, Int.self) { try require(found, want, name) }
         }
         if let want = try step.take("paused", Bool.self) { try require(now.paused, want, "paused") }

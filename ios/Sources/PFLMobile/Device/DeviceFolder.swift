@@ -610,7 +610,9 @@ public final class DeviceFolder {
         } catch let error as PFLError {
             throw error
         } catch {
-            throw PFLError(.deviceFolder, "\(path) is damaged: \(error)", mend: mend, cause: error)
+            var found = PFLError(.deviceFolder, "\(path) is damaged: \(error)", mend: mend, cause: error)
+            found.damaged = !(error is SystemError)
+            throw found
         }
     }
 }

@@ -97,10 +97,12 @@ final class SentNoise {
     }
 
     private static func damaged(_ path: String, _ why: String, _ cause: (any Error)?) -> PFLError {
-        PFLError(
+        var found = PFLError(
             .deviceFolder,
             "\(path) is damaged (\(why)), so it is not known how much was sent under this device's noise",
             mend: "restore it from a backup; only the user can decide to remove it and to begin to count anew",
             cause: cause)
+        found.damaged = (cause as? SystemError)?.isMissing ?? true
+        return found
     }
 }

@@ -134,10 +134,12 @@ final class Spent {
 
     private static func read(_ path: String, _ begun: Bool) throws -> Content {
         func damaged(_ why: String, _ cause: any Error) -> PFLError {
-            PFLError(
+            var found = PFLError(
                 .deviceFolder, "\(path) is damaged (\(why)), so it is not known what was sent",
                 mend: "restore it; only the user can decide to erase everything and to begin to count anew",
                 cause: cause)
+            found.damaged = (cause as? SystemError)?.isMissing ?? true
+            return found
         }
         do {
             return try Bodies.read(Content.self, try parseJSON(bytes: try readBytes(path)))

@@ -1,5 +1,5 @@
 /// What pfl-mobile throws on purpose: it names the thing that is wrong and the mend.
-public struct PFLError: Error, Sendable, CustomStringConvertible {
+public struct PFLError: Error, Equatable, Sendable, CustomStringConvertible {
     /// Which kind of error it is; the same in every language.
     public let code: Code
     /// What is wrong.
@@ -12,6 +12,8 @@ public struct PFLError: Error, Sendable, CustomStringConvertible {
     public let status: Int?
     /// Seconds after which what answered asks to try again; nil where nothing did, or it does not say.
     public let retryAfterS: Double?
+    /// Whether a file of a device's folder is not what was written, rather than in use or unreadable for now.
+    public internal(set) var damaged = false
 
     /// An error of a kind.
     public init(

@@ -31,7 +31,7 @@ final class EngineRoom: Sendable {
         return try body(session)
     }
 
-    private func enter() throws -> any EngineSession {
+    func enter() throws -> any EngineSession {
         try state { state in
             if state.closed { throw closedModel() }
             let found = try state.session ?? InTurn(try load(), turn)
@@ -42,7 +42,7 @@ final class EngineRoom: Sendable {
         }
     }
 
-    private func leave() {
+    func leave() {
         let uses: Int? = state { state in
             state.users -= 1
             if state.users > 0 { return nil }

@@ -26,6 +26,7 @@ final class ModelRoom: @unchecked Sendable {
     let encoder: TextEncoder?
     let store: PersonalStateStore
     let notes: TrainingNotes
+    let rounds: Rounds
     let engine: EngineRoom
     let files: AtomicFiles
     private let blockedWords: [String]
@@ -45,13 +46,16 @@ final class ModelRoom: @unchecked Sendable {
     }
 
     private let flags = Locked(Flags())
+    /// Rounds under way, which may wait for a network.
+    private let taking = Locked<Task<RoundsResult, any Error>?>(nil)
 
     static let paused = "paused"
     static let unpacked = "unpacked"
     static let erasing = "erasing"
     static let examples = "examples"
     static let key = "examples.key"
-    static let names: Set<String> = ["state", unpacked, paused, erasing, examples, key, "rounds"]
+    static let rounds = "rounds"
+    static let names: Set<String> = ["state", unpacked, paused, erasing, examples, key, rounds]
     private static let versions = 5
     private static let stateSeconds = 2.0
 
@@ -81,6 +85,8 @@ final class ModelRoom: @unchecked Sendable {
         self.store = store
         let notes = TrainingNotes(home, files)
         self.notes = notes
+        let rounds = Rounds("\(home)/\(ModelRoom.rounds)", id, store, clock)
+        self.rounds = rounds
         if options.blockedWords.isEmpty {
             blockedWords = []
         } else {
@@ -91,7 +97,7 @@ final class ModelRoom: @unchecked Sendable {
             try openSession(bundle, engines: options.engines, trusted: options.trusted, threads: options.threads)
         }
         if try diskErrors(home, { try status("\(home)/\(ModelRoom.erasing)") }) != nil {
-            try ModelRoom.eraseAll(home, files, store, examples, notes)
+            try ModelRoom.eraseAll(home, files, rounds, store, examples, notes)
         }
         try store.carryOver(sameWeights: bundle.manifest.frozenSha256 != nil, discard: options.discardOtherState)
         now = Locked(try ModelRoom.load(store, plan, initial, encoder))
@@ -145,11 +151,22 @@ final class ModelRoom: @unchecked Sendable {
     /// Whether training has to end.
     var isStopping: Bool { flags { $0.paused || $0.closed || $0.stops > 0 } }
 
-    func beginStop() { flags { $0.stops += 1 } }
+    func beginStop() {
+        flags { $0.stops += 1 }
+        taking.now?.cancel()
+    }
+
+    /// Rounds that are to be stopped as training is; nil for none.
+    func take(_ rounds: Task<RoundsResult, any Error>?) {
+        taking.now = rounds
+        if isStopping { rounds?.cancel() }
+    }
+
     func endStop() { flags { $0.stops -= 1 } }
 
     func pause() throws {
         flags { $0.paused = true }
+        taking.now?.cancel()
         try files.write("\(home)/\(ModelRoom.paused)", [])
     }
 
@@ -158,12 +175,16 @@ final class ModelRoom: @unchecked Sendable {
         flags { $0.paused = false }
     }
 
-    func beginClose() { flags { $0.closed = true } }
+    func beginClose() {
+        flags { $0.closed = true }
+        taking.now?.cancel()
+    }
 
     /// One after the other, whatever fails.
     func close() throws {
         defer { lock.now = nil }
         engine.close()
+        rounds.close()
         try examples.close()
     }
 
@@ -194,9 +215,9 @@ final class ModelRoom: @unchecked Sendable {
         return asExamples(given)
     }
 
-    private func usable() throws -> [Example] { try examples.examples(newest: nil).filter(isUsable) }
+    func usable() throws -> [Example] { try examples.examples(newest: nil).filter(isUsable) }
 
-    private func asExamples(_ given: [Example]) -> Examples {
+    func asExamples(_ given: [Example]) -> Examples {
         if encoder != nil {
             return .texts(
                 given.compactMap { if case .text(let text) = $0.payload { text } else { nil } })
@@ -345,6 +366,7 @@ final class ModelRoom: @unchecked Sendable {
 
     func forgetWord(_ word: String) throws -> Forgotten {
         guard let encoder else { throw noText("a word") }
+        try rounds.discard()
         let forgotten = try forget(
             store, [word], encoder: encoder, table: bundle.manifest.tensors, initial: initial)
         // A text that comes now is refused, and one that came before is among those below.
@@ -357,16 +379,21 @@ final class ModelRoom: @unchecked Sendable {
         return forgotten
     }
 
-    func eraseAll() throws { try ModelRoom.eraseAll(home, files, store, examples, notes) }
+    func forgetExample(_ id: Int) throws -> Bool {
+        try rounds.discard()
+        return try examples.erase([id]) == 1
+    }
+
+    func eraseAll() throws { try ModelRoom.eraseAll(home, files, rounds, store, examples, notes) }
 
     private static func eraseAll(
-        _ home: String, _ files: AtomicFiles, _ store: PersonalStateStore, _ examples: any ExampleStore,
-        _ notes: TrainingNotes
+        _ home: String, _ files: AtomicFiles, _ rounds: Rounds, _ store: PersonalStateStore,
+        _ examples: any ExampleStore, _ notes: TrainingNotes
     ) throws {
         try mark(home, files)
         // Each of them, whatever goes wrong with another.
         let faults: [any Error] = [
-            { try store.erase() }, { _ = try examples.eraseAll() }, { try notes.erase() },
+            { try rounds.erase() }, { try store.erase() }, { _ = try examples.eraseAll() }, { try notes.erase() },
         ].compactMap { (step: () throws -> Void) in
             do {
                 try step()
@@ -390,7 +417,7 @@ final class ModelRoom: @unchecked Sendable {
 }
 
 /// A session of which somebody looks at each call before it is made.
-private final class Watched: EngineSession {
+final class Watched: EngineSession {
     private let session: any EngineSession
     private let before: @Sendable (String) throws -> Void
 

@@ -1,7 +1,8 @@
 import Foundation
 
 /// A model that learns from its user, on the device: what the user did is remembered, what was learned from it is kept only where
-/// the guard finds it better, and all of it can be looked at, forgotten and erased. Nothing is sent.
+/// the guard finds it better, and all of it can be looked at, forgotten and erased. Nothing is sent but by
+/// `takePart`.
 ///
 ///     FOLDER/state/         the personal state, as `PersonalStateStore` keeps it
 ///     FOLDER/examples       the user's examples, encrypted, unless the app keeps them elsewhere
@@ -10,6 +11,7 @@ import Foundation
 ///     FOLDER/under-way      which examples a training of which there is a checkpoint began with
 ///     FOLDER/erasing        there while everything is erased, so that the next opening ends what a killed process began
 ///     FOLDER/paused         there while the user paused learning
+///     FOLDER/rounds/        the device of a federation, as `DeviceFolder` keeps it, from the first round on
 ///     FOLDER/unpacked/      the bundle
 ///
 /// What blocks is done on threads of its own, none of which tasks need. A suggestion waits for one step of training at most.
@@ -178,6 +180,69 @@ public actor PersonalModel {
         }
     }
 
+    // ---- rounds with other devices
+
+    /// Takes part in a federation: asks for a task once, learns by it from the kept examples, and sends what the policy lets go. It
+    /// learns on the personal state of this model, by the guard as ever; examples, words and state stay here. One training runs at
+    /// a time. The engine is loaded and checked only once there is a task.
+    ///
+    /// Cancelled, killed or without a network, nothing is lost: a finished update waits, and the next call sends it first of all.
+    /// Pause, forget, revert and erase stop it, within one step; what was made of something that is forgotten is sent no more.
+    /// After `revert` an update that waits is still sent, as it was made of examples that are still there.
+    ///
+    /// - Parameters:
+    ///   - federation: where; a device that is enrolled at another server leaves it, and what waited for it is sent no more
+    ///   - facts: told to the aggregator, so that it asks only a phone that can
+    ///   - rounds: go on until so many updates were accepted, or the federation trains no more; nil asks once
+    ///   - onEvent: told what happens, on another thread
+    /// - Throws: `CancellationError`: the task was cancelled; `.state`: the model is closed
+    @discardableResult
+    public func takePart(
+        _ federation: Federation, facts: DeviceFacts = DeviceFacts(), rounds: Int? = nil,
+        onEvent: @escaping @Sendable (Event) -> Void = { _ in }
+    ) async throws -> RoundsResult {
+        if room.isClosed { throw closedModel() }
+        if room.isPaused { return .paused }
+        if isTraining {
+            return .failed(PFLError(.state, "training is under way already", mend: "wait until it has ended"))
+        }
+        isTraining = true
+        defer { isTraining = false }
+        let room = room
+        do {
+            return try await changing.withLock {
+                let work = Task { try await RoundsWorker().takePart(room, federation, facts, rounds, onEvent) }
+                room.take(work)
+                defer { room.take(nil) }
+                return try await withTaskCancellationHandler {
+                    try await work.value
+                } onCancel: {
+                    work.cancel()
+                }
+            }
+        } catch is CancellationError where !Task.isCancelled {
+            return .cancelled
+        }
+    }
+
+    /// Ends the membership, at whichever server it is: what waits is sent no more, and the aggregator forgets the device. What was
+    /// learned stays; what was sent cannot be taken back. Without a network the device has left all the same, and the aggregator
+    /// is told by the next call of this or of `takePart`; nothing else waits for that.
+    ///
+    /// - Parameter federation: how aggregators are reached, as in `takePart`
+    /// - Throws: `CancellationError`; `.state`: the model is closed
+    @discardableResult
+    public func leave(_ federation: Federation) async throws -> LeaveResult {
+        do {
+            guard try await change({ try $0.rounds.end() }) else { return .notThere }
+            return try await RoundsWorker().tell(room, federation)
+        } catch let error as PFLError
+            where error.isA(.deviceFolder) || error.isA(.unwritable) || error.isA(.storageFull)
+        {
+            return .failed(error)
+        }
+    }
+
     // ---- what the user controls
 
     /// What a status screen shows.
@@ -188,7 +253,7 @@ public actor PersonalModel {
             return ModelStatus(
                 model: room.id, version: now.version, examples: try room.examples.count(), words: now.words.count,
                 paused: room.isPaused, training: training, engineOpen: room.engine.isOpen, last: room.notes.last,
-                warnings: now.warnings)
+                warnings: now.warnings, rounds: try room.rounds.status())
         }
     }
 
@@ -204,13 +269,14 @@ public actor PersonalModel {
     public func versions() async throws -> [VersionInfo] { try await doing { room, _ in try room.store.versions() } }
 
     /// Erases an example; false if there was none with this id. What was learned from it stays until the model learns anew:
-    /// `revert` or `eraseEverything` take that back.
+    /// `revert` or `eraseEverything` take that back. Updates that wait to be sent are thrown away.
     @discardableResult
     public func forgetExample(_ id: Int) async throws -> Bool {
-        try await change { try $0.examples.erase([id]) == 1 }
+        try await change { try $0.forgetExample(id) }
     }
 
-    /// Forgets a word: in every saved state, in the examples that hold it, and for the future.
+    /// Forgets a word: in every saved state, in the examples that hold it, in what waits to be sent, and for
+    /// the future.
     ///
     /// - Throws: `.config`: it is no word, or several; or the bundle takes arrays; `.state`: the state cannot be used;
     ///   `.storageFull`: the disk is full, so call again once there is space
@@ -226,11 +292,12 @@ public actor PersonalModel {
     /// - Throws: `.state`: there is no such version, or it is damaged; nothing changes
     @discardableResult
     public func revert(_ version: Int? = nil) async throws -> Int {
-        try await change { try $0.store.revert(version) }
+        try await change { try $0.rounds.revert(version) }
     }
 
-    /// Erases every example, all that was learned and everything that tells of it; the shipped model serves again. Killed or
-    /// failed on the way, it is ended when the model is next opened.
+    /// Erases every example, all that was learned and everything that tells of it; the shipped model serves again. The
+    /// device of a federation loses its credential and what waits to be sent, but not the count of what was sent: see `leave`
+    /// for telling the aggregator too. Killed or failed on the way, it is ended when the model is next opened.
     public func eraseEverything() async throws { try await change { try $0.eraseAll() } }
 
     /// Stops remembering and learning until `resume`; training under way ends within one step. It outlives the process.

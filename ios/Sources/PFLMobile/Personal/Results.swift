@@ -74,6 +74,8 @@ public struct ModelStatus: Sendable, Equatable {
     public let last: LastTraining?
     /// What had to be repaired when the state was loaded.
     public let warnings: [StateWarning]
+    /// What was given to federations; nil where the model never took part.
+    public let rounds: RoundsStatus?
 }
 
 /// A label of a classifier.
