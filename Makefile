@@ -16,6 +16,7 @@
 # make apk-e2e        builds the tests that phones run as an APK
 # make emulator-e2e    runs the scenarios on a phone or an emulator (needs an Android SDK)
 # make ios    builds and tests the Swift side (needs Swift 6, see ios/README.md)
+# make round-of-three  devices of Swift, Kotlin and Python in rounds of a real aggregator (needs both toolchains)
 # make simulator-e2e  builds the sample keyboard and runs it in a simulator (needs a Mac)
 # make ios-toolchain  unpacks Debian's Swift into a folder of its own, for machines that have apt and no Swift
 # make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
@@ -156,6 +157,13 @@ ios-where-possible:
 
 ios-scenarios: setup
 	$(BIN)/python ios/scenarios.py
+
+.PHONY: round-of-three
+round-of-three: setup
+	$(BIN)/python android/desktop.py
+	PFL_STRICT=1 ios/swift.sh build --product pfl-swift-device
+	@if command -v mvn >/dev/null; then $(MVN) -pl core test-compile; fi
+	$(BIN)/python ios/rounds.py
 
 clean:
 	rm -rf $(VENV) out build android/target android/*/target ios/.build .pytest_cache .mypy_cache .ruff_cache

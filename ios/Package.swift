@@ -36,6 +36,10 @@ let onnxRuntime: [Target] =
         .testTarget(
             name: "PFLOnnxRuntimeTests", dependencies: ["PFLMobile", "PFLOnnxRuntime", "pfl-scenario"],
             swiftSettings: settings),
+        // For tests only; no product.
+        .executableTarget(
+            name: "pfl-swift-device", dependencies: ["PFLMobile", "PFLOnnxRuntime"], path: "Tests/pfl-swift-device",
+            swiftSettings: settings),
     ] : []
 let onnxRuntimeProducts: [Product] =
     hasOnnxRuntime ? [.library(name: "PFLOnnxRuntime", targets: ["PFLOnnxRuntime"])] : []

@@ -146,6 +146,20 @@ private func fault(_ error: any Error) -> TransportFault {
     case .secureConnectionFailed, .clientCertificateRejected, .clientCertificateRequired:
         return TransportFault(.tls, what)
     case .appTransportSecurityRequiresSecureConnection: return TransportFault(.plainForbidden, what)
-    default: return TransportFault(.broken, what)
+    default: return TransportFault(byWords(what) ?? .broken, what)
     }
+}
+
+/// The kind that libcurl's words name: off Apple's systems Foundation keeps them, and gives no code of its own for most of TLS.
+private func byWords(_ what: String) -> TransportFault.Kind? {
+    #if canImport(FoundationNetworking)
+        if what.contains("certificate has expired") { return .certificateExpired }
+        if what.contains("certificate is not yet valid") { return .certificateNotYetValid }
+        for words in ["SSL certificate problem", "certificate subject name", "server certificate verification failed"]
+        where what.contains(words) { return .certificate }
+        if what.contains("SSL"), ["alert", "wrong version", "unsupported protocol"].contains(where: what.contains) {
+            return .tls
+        }
+    #endif
+    return nil
 }

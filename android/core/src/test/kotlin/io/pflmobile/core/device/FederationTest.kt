@@ -5,10 +5,7 @@ import io.pflmobile.core.conformance.text
 import io.pflmobile.core.engines.OnnxRuntimeEngine
 import io.pflmobile.core.engines.openSession
 import io.pflmobile.core.errors.UnreachableException
-import io.pflmobile.core.local.Examples
 import io.pflmobile.core.state.ModelId
-import io.pflmobile.core.tensors.FloatTensor
-import io.pflmobile.core.tensors.LongTensor
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.async
 import kotlinx.coroutines.awaitAll
@@ -20,7 +17,6 @@ import org.junit.jupiter.api.BeforeEach
 import org.junit.jupiter.api.Timeout
 import org.junit.jupiter.api.io.TempDir
 import java.nio.file.Path
-import java.util.Random
 import java.util.concurrent.CopyOnWriteArrayList
 import kotlin.io.path.exists
 import kotlin.io.path.readText
@@ -44,20 +40,6 @@ class FederationTest {
     fun python() {
         PythonProgram.needed()
         assertTrue(bundle.exists(), "run `python android/desktop.py`")
-    }
-
-    /** The label is the largest of the first four features. */
-    private fun examples(seed: Long): Examples {
-        val random = Random(seed)
-        val x = FloatArray(COUNT * WIDTH) { random.nextGaussian().toFloat() }
-        val labels = LongArray(COUNT) { row -> (0 until LABELS).maxBy { x[row * WIDTH + it] }.toLong() }
-        return Examples.Arrays(
-            mapOf(
-                "x" to FloatTensor(x, listOf(COUNT, WIDTH)),
-                "labels" to LongTensor(labels, listOf(COUNT)),
-                "weight" to FloatTensor(FloatArray(COUNT) { 1f }, listOf(COUNT)),
-            ),
-        )
     }
 
     private fun serve(privacy: String): PythonProgram {
@@ -106,7 +88,7 @@ class FederationTest {
                         val found =
                             Device(
                                 model,
-                                examples(name.hashCode().toLong()),
+                                largestOfFour(name.hashCode().toLong()),
                                 kept,
                                 client,
                                 policy,
@@ -231,9 +213,6 @@ class FederationTest {
         }
 
     private companion object {
-        const val COUNT = 40
-        const val WIDTH = 6
-        const val LABELS = 4
         const val GAUSSIAN =
             """{"mechanism": "gaussian", "clip_norm": 0.5, "noise_multiplier": 4.0, "cohort": 3, "rounds": 2, "delta": 1e-6}"""
         const val NONE = """{"mechanism": "none", "clip_norm": 10, "cohort": 3, "rounds": 2}"""
