@@ -101,7 +101,8 @@ final class TinyServer: @unchecked Sendable {
         var headers: [String: String] = [:]
         for line in lines.dropFirst() {
             guard let colon = line.firstIndex(of: ":") else { continue }
-            headers[line[..<colon].lowercased()] = line[line.index(after: colon)...].trimmingCharacters(in: .whitespaces)
+            headers[line[..<colon].lowercased()] = line[line.index(after: colon)...].trimmingCharacters(
+                in: .whitespaces)
         }
         let length = headers["content-length"].flatMap { Int($0) } ?? 0
         while data.count < range.upperBound + length {
@@ -119,7 +120,9 @@ final class TinyServer: @unchecked Sendable {
             #else
                 let flags = Int32(MSG_NOSIGNAL)
             #endif
-            let sent = bytes.withUnsafeBytes { send(one, $0.baseAddress?.advanced(by: done), bytes.count - done, flags) }
+            let sent = bytes.withUnsafeBytes {
+                send(one, $0.baseAddress?.advanced(by: done), bytes.count - done, flags)
+            }
             if sent <= 0 { return false }
             done += sent
         }
