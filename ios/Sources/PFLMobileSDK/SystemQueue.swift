@@ -33,6 +33,15 @@
     }
 
     @available(iOSApplicationExtension, unavailable)
+    extension SystemQueue {
+        /// Where the app's schedules lie; the model's folder may be shared, they are the app's.
+        static var schedules: URL {
+            let support = FileManager.default.urls(for: .applicationSupportDirectory, in: .userDomainMask).first
+            return (support ?? FileManager.default.temporaryDirectory).appendingPathComponent("pfl-jobs")
+        }
+    }
+
+    @available(iOSApplicationExtension, unavailable)
     extension PersonalizationScheduler {
         /// The schedule of one model in the system's queue.
         ///
@@ -40,12 +49,27 @@
         ///   - identifier: as the app's Info.plist permits it
         ///   - openWith: how a job opens the model, in a new process perhaps
         public convenience init(identifier: String, openWith: @escaping @Sendable () async throws -> PersonalModel) {
-            let support = FileManager.default.urls(for: .applicationSupportDirectory, in: .userDomainMask).first
-            let folder = support ?? FileManager.default.temporaryDirectory
             self.init(
-                identifier, openWith: openWith, queue: SystemQueue(),
-                schedules: folder.appendingPathComponent("pfl-jobs"),
+                identifier, openWith: openWith, queue: SystemQueue(), schedules: SystemQueue.schedules,
                 conditions: { await DeviceConditions.now() })
+        }
+    }
+
+    @available(iOSApplicationExtension, unavailable)
+    extension RoundsScheduler {
+        /// The schedule of one model in the system's queue.
+        ///
+        /// - Parameters:
+        ///   - identifier: as the app's Info.plist permits it; another one than that of the training
+        ///   - openWith: how a job opens the model, in a new process perhaps
+        ///   - federationWith: how a job finds the federation; nil where the user takes part no more: nobody is asked then
+        public convenience init(
+            identifier: String, openWith: @escaping @Sendable () async throws -> PersonalModel,
+            federationWith: @escaping @Sendable () async throws -> Federation?
+        ) {
+            self.init(
+                identifier, openWith: openWith, federationWith: federationWith, queue: SystemQueue(),
+                schedules: SystemQueue.schedules, conditions: { await DeviceConditions.now() })
         }
     }
 #endif

@@ -78,6 +78,45 @@
             try await model.close()
         }
 
+        private let nobody = Shared<Federation?>(nil)
+
+        private func rounds() throws -> RoundsScheduler {
+            let (folder, phone, nobody) = (folder, phone, nobody)
+            return RoundsScheduler(
+                "rounds", openWith: { try await Self.open(folder) }, federationWith: { nobody.now }, queue: queue,
+                schedules: folder.appendingPathComponent("jobs"), conditions: { phone.now.conditions })
+        }
+
+        @Test("rounds are asked for where the user takes part, and again soon where nobody answers")
+        func takesPart() async throws {
+            let model = try await open()
+            try await remember(model)
+            let scheduler = try rounds()
+            try scheduler.register()
+            try scheduler.schedule()
+            #expect(queue.now.submitted.last?.network == true)
+            #expect(await queue.begin() == true)
+            #expect(scheduler.lastJob(model)?.code == "not-taking-part")
+
+            let federation = try Federation(
+                "http://127.0.0.1:9", patienceS: 0, allowHTTP: true, backoff: Backoff(attempts: 1))
+            nobody.change { $0 = federation }
+            #expect(await queue.begin() == false)
+            let outcome = try #require(scheduler.lastJob(model))
+            #expect(outcome.failed && outcome.code == "UnreachableError", "\(outcome)")
+            // the next interval first, then sooner
+            let asked = queue.now.submitted.map(\.after).suffix(2)
+            #expect(asked.last ?? 0 < (asked.first ?? 0) - 3600)
+            #expect(try await scheduler.whyWaiting(model) == [.failed])
+            phone.change { $0.conditions.isUnmetered = false }
+            #expect(try await scheduler.whyWaiting(model).contains(.unmetered))
+
+            #expect(try await scheduler.leave(model, federation) == .notThere)
+            #expect(!scheduler.isLeaving)
+            #expect(try await scheduler.whyWaiting(model) == [.notScheduled])
+            try await model.close()
+        }
+
         @Test("a job without examples says so")
         func empty() async throws {
             let scheduler = scheduler()
