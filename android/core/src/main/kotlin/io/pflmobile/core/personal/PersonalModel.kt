@@ -251,9 +251,7 @@ public class PersonalModel private constructor(
     public suspend fun remember(
         features: FloatArray,
         label: Int,
-    ): RememberResult {
-        return remember(mapOf(featuresOf("gradients", features), LABELS to LongTensor(longArrayOf(label.toLong()), listOf(1))))
-    }
+    ): RememberResult = remember(mapOf(featuresOf("gradients", features), LABELS to LongTensor(longArrayOf(label.toLong()), listOf(1))))
 
     /** A label that is no class would spoil every batch that it is in. */
     private fun checkLabels(row: Rows) {
@@ -926,7 +924,10 @@ public class PersonalModel private constructor(
                             return@withContext model.also { counted = it }
                         }
                         if (there.model.options != options || there.source != source.toAbsolutePath()) {
-                            throw ConfigException("$home is open already with other options, or of another bundle", "give the same, or a folder of its own for each bundle")
+                            throw ConfigException(
+                                "$home is open already with other options, or of another bundle",
+                                "give the same, or a folder of its own for each bundle",
+                            )
                         }
                         there.users++
                         there.model.also { counted = it }
@@ -991,7 +992,8 @@ public class PersonalModel private constructor(
         /** Erasing removes all that lies there, so it must not be somebody else's. */
         private fun ofItsOwn(home: Path) {
             if (home.resolve(FolderLock.NAME).exists()) return
-            val alien = diskErrors(home) { Files.newDirectoryStream(home).use { all -> all.map { it.fileName.toString() } } } - NAMES - SHIPPED
+            val alien =
+                diskErrors(home) { Files.newDirectoryStream(home).use { all -> all.map { it.fileName.toString() } } } - NAMES - SHIPPED
             if (alien.isNotEmpty()) {
                 throw ConfigException("$home holds something else: ${alien.min()}", "give a folder of its own, which may be missing")
             }
