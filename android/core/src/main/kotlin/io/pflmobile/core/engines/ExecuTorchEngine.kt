@@ -27,10 +27,8 @@ public object ExecuTorchEngine : Engine {
 
     /** Null, as the runtime does not tell. */
     override val version: String? get() =
-        brought {
-            Module::class.java // the class alone: loading programs is what loads the natives
-            null
-        }
+        // the class alone: loading programs is what loads the natives. A class that nothing is asked of would not be looked for
+        brought { Module::class.java.name.let { null } }
 
     override fun open(
         files: Map<String, Path>,
