@@ -120,7 +120,7 @@ android-scenarios: setup
 
 android-docs: setup
 	$(BIN)/python android/desktop.py
-	$(MVN) -pl core,sdk compile dokka:dokka
+	$(BIN)/python android/docs.py
 
 apk-e2e: setup
 	$(BIN)/python android/desktop.py
