@@ -218,7 +218,17 @@ def _avg_pool2d(
 
 
 #: Each has its ``DECOMPOSITIONS``, some have ``FORMS``.
-_KINDS: tuple[Any, ...] = (axes, maxima, convolutions, indexing, orders, elementwise, lookups, losses, matrices)
+_KINDS: tuple[Any, ...] = (
+    axes,
+    maxima,
+    convolutions,
+    indexing,
+    orders,
+    elementwise,
+    lookups,
+    losses,
+    matrices,
+)
 _FORMS: dict[Any, Callable[..., Tensor | None]] = {
     **{func: form for kind in _KINDS for func, form in getattr(kind, "FORMS", {}).items()},
     F.cross_entropy: _cross_entropy,

@@ -22,6 +22,7 @@ from pfl_mobile.errors import ConfigError, ExportError
 from pfl_mobile.modules.normalization import check_exportable
 from pfl_mobile.modules.personalize import PersonalizedModel
 from pfl_mobile.programs.closed_forms import ClosedForms, decompositions, of_values
+from pfl_mobile.programs.forms.complexes import AsPairs, has_complex
 from pfl_mobile.programs.forms.indexing import OF_VALUES
 from pfl_mobile.programs.one_row import pick_early
 from pfl_mobile.programs.simplify import simplify
@@ -244,7 +245,9 @@ def without_mutations(
     from torch.fx.experimental.proxy_tensor import make_fx
 
     # constants become inputs, as a constant that is written to has to be wrapped like everything else
-    lifted, known, constants = fx.Graph(), {}, {}
+    lifted = fx.Graph()
+    known: dict[fx.Node, fx.Node] = {}
+    constants: dict[str, fx.Node] = {}
     for node in graph.graph.nodes:
         if node.op == "placeholder":
             known[node] = lifted.placeholder(node.name)
@@ -274,13 +277,25 @@ def without_mutations(
     return made
 
 
-def _trace(
+def trace_function(
     name: str,
     function: Callable[[Batch, Mapping[str, Tensor]], dict[str, Tensor]],
     batch: Batch,
     values: Mapping[str, Tensor],
     keep: tuple[str, ...],
 ) -> TracedProgram:
+    """Trace a function of a batch and of tensors by name.
+
+    Args:
+        name: of the program.
+        function: gives named outputs; takes no branches on values.
+        batch: example entries; their shapes are the program's.
+        values: example tensors.
+        keep: inputs that stay inputs where nothing reads them.
+
+    Raises:
+        ExportError: it cannot be traced, draws random numbers, or writes to an input.
+    """
     from torch.fx.experimental.proxy_tensor import make_fx
 
     names: list[str] = []
@@ -301,6 +316,11 @@ def _trace(
             if any(_mutates(node) or node.target in OF_VALUES for node in graph.graph.nodes):
                 # x[...] = y writes through a view; simplification reads every node as a value
                 graph = without_mutations(graph, examples, of_values())
+            if has_complex(graph):
+                pairs: Any = AsPairs(graph)
+                graph = make_fx(
+                    lambda *given: pairs.run(*given), decomposition_table=of_values(), tracing_mode="real"
+                )(*examples)
     except (ExportError, ConfigError):
         raise
     except Exception as error:
@@ -355,9 +375,13 @@ def trace_programs(
     if not trained:
         raise ConfigError("the model has nothing to train", mend="add a module with gradient-trained tensors")
     return {
-        "gradients": _trace(
+        "gradients": trace_function(
             "gradients", lambda b, v: gradients(model, task, b, v, trained), full, values, (*full, *trained)
         ),
-        "evaluate": _trace("evaluate", lambda b, v: evaluate(model, task, b, v), full, values, tuple(full)),
-        "predict": _trace("predict", lambda b, v: predict(model, task, b, v), short, values, tuple(short)),
+        "evaluate": trace_function(
+            "evaluate", lambda b, v: evaluate(model, task, b, v), full, values, tuple(full)
+        ),
+        "predict": trace_function(
+            "predict", lambda b, v: predict(model, task, b, v), short, values, tuple(short)
+        ),
     }

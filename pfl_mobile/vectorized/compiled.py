@@ -23,7 +23,13 @@ from pfl_mobile.modules.model import PersonalizedModel
 from pfl_mobile.programs.closed_forms import ClosedForms
 from pfl_mobile.programs.simplify import simplify
 from pfl_mobile.programs.tasks import Batch, Task
-from pfl_mobile.programs.trace import described_on_meta, evaluate, plain_kernels, trained_names, without_mutations
+from pfl_mobile.programs.trace import (
+    described_on_meta,
+    evaluate,
+    plain_kernels,
+    trained_names,
+    without_mutations,
+)
 
 #: PyTorch's own kernels are the fast ones here.
 _NATIVE = {F.gelu, F.max_pool2d, torch.max_pool2d, F.avg_pool2d}

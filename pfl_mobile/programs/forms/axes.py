@@ -8,7 +8,7 @@ cells count, how corners are aligned) are its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -46,6 +46,11 @@ def _of_units(size: int, dims: int, place: int, operator: Callable[[Tensor], Ten
         return None if made.shape == (size, size) and torch.equal(made, torch.eye(size)) else made
 
 
+def _called(operator: Any, option: list[int], units: Tensor) -> Tensor:
+    made: Tensor = operator(units, option)
+    return made
+
+
 def _each(value: Any, dims: int) -> list[Any]:
     """One option for each axis."""
     found = list(value) if isinstance(value, list | tuple) else [value]
@@ -56,7 +61,13 @@ def _each(value: Any, dims: int) -> list[Any]:
 
 
 def _pooled(
-    sizes: Sequence[int], kernel: Any, stride: Any, padding: Any, ceil: bool, inside: bool, divisor: int | None
+    sizes: Sequence[int],
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    ceil: bool,
+    inside: bool,
+    divisor: int | None,
 ) -> list[Tensor | None]:
     dims = len(sizes)
     kernels, pads = _each(kernel, dims), _each(padding, dims)
@@ -119,7 +130,7 @@ def _adaptive(sizes: Sequence[int], wanted: Sequence[int]) -> list[Tensor | None
         goal = [1] * len(sizes)
         goal[place] = new
         call = _aten._adaptive_avg_pool2d.default if len(sizes) == 2 else _aten._adaptive_avg_pool3d.default
-        made.append(_of_units(size, len(sizes), place, lambda units, call=call, goal=goal: call(units, goal)))
+        made.append(_of_units(size, len(sizes), place, partial(_called, call, goal)))
     return made
 
 
@@ -135,7 +146,11 @@ def _adaptive_avg_pool_backward(dims: int) -> Callable[..., Tensor]:
 
 
 def _resized(
-    operator: Any, sizes: Sequence[int], wanted: Sequence[int], corners: tuple[bool, ...], scales: Sequence[Any]
+    operator: Any,
+    sizes: Sequence[int],
+    wanted: Sequence[int],
+    corners: tuple[bool, ...],
+    scales: Sequence[Any],
 ) -> list[Tensor | None]:
     made = []
     for place, (size, new) in enumerate(zip(sizes, wanted, strict=True)):
@@ -183,10 +198,8 @@ def _bordered(sizes: Sequence[int], pad: Sequence[int]) -> list[Tensor | None]:
     made = []
     for place, size in enumerate(sizes):
         own = [0] * (2 * len(sizes))
-        own[-2 * place - 2 : len(own) - 2 * place] = pad[
-            len(pad) - 2 * place - 2 : len(pad) - 2 * place
-        ]
-        made.append(_of_units(size, len(sizes), place, lambda units, own=own: call.default(units, own)))
+        own[-2 * place - 2 : len(own) - 2 * place] = pad[len(pad) - 2 * place - 2 : len(pad) - 2 * place]
+        made.append(_of_units(size, len(sizes), place, partial(_called, call.default, own)))
     return made
 
 
@@ -205,7 +218,9 @@ def _table() -> dict[Any, Callable[..., Tensor]]:
         table[getattr(_aten, f"avg_pool{dims}d").default] = _avg_pool(dims)
         table[getattr(_aten, f"avg_pool{dims}d_backward").default] = _avg_pool_backward(dims)
         table[getattr(_aten, f"_adaptive_avg_pool{dims}d").default] = _adaptive_avg_pool(dims)
-        table[getattr(_aten, f"_adaptive_avg_pool{dims}d_backward").default] = _adaptive_avg_pool_backward(dims)
+        table[getattr(_aten, f"_adaptive_avg_pool{dims}d_backward").default] = _adaptive_avg_pool_backward(
+            dims
+        )
     for dims in (1, 2, 3):
         table[getattr(_aten, f"replication_pad{dims}d").default] = _replication_pad(dims)
         table[getattr(_aten, f"replication_pad{dims}d_backward").default] = _replication_pad_backward(dims)

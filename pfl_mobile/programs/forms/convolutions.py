@@ -105,7 +105,9 @@ def _convolution_backward(
     zeros = [0] * dims
     out: list[Tensor | None] = [None, None, None]
     if output_mask[0] and transposed:
-        out[0] = _aten.convolution.default(grad, weight, None, stride, padding, dilation, False, zeros, groups)
+        out[0] = _aten.convolution.default(
+            grad, weight, None, stride, padding, dilation, False, zeros, groups
+        )
     elif output_mask[0]:
         rest = [
             x.shape[2 + d]

@@ -96,10 +96,9 @@ FORMS: dict[Any, Callable[..., Any]] = {
     torch._weight_norm: _weight_norm,
     torch.logcumsumexp: _logcumsumexp,
     Tensor.logcumsumexp: _logcumsumexp,
-    torch.hypot: _hypot,
-    Tensor.hypot: _hypot,
 }
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    _aten.hypot.default: _hypot,
     _aten.fmax.default: _fmax,
     _aten.fmin.default: _fmin,
     _aten.copysign.Tensor: _copysign,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pfl_mobile.programs.forms.constants import outside_traces
+from pfl_mobile.programs.forms.orders import product
 
 _aten = torch.ops.aten
 
@@ -76,6 +77,27 @@ def _as_strided_scatter(
     return filled.reshape([x.shape[d] for d in order]).permute(back)
 
 
+def _unfold(x: Tensor, dim: int, size: int, step: int) -> Tensor:
+    """Windows along an axis, their cells last."""
+    if x.dim() == 0:
+        return NotImplemented
+    dim = dim % x.dim()
+    count = (x.shape[dim] - size) // step + 1
+    with outside_traces():
+        cells = (torch.arange(count).unsqueeze(1) * step + torch.arange(size)).reshape(-1)
+    shape = [*x.shape[:dim], count, size, *x.shape[dim + 1 :]]
+    return torch.index_select(x, dim, cells).reshape(shape).movedim(dim + 1, -1)
+
+
+def _masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+    """The n-th cell of the mask takes the n-th element of the source."""
+    x, mask = torch.broadcast_tensors(x, mask)
+    flat = mask.reshape(-1).to(torch.int64)
+    place = (flat.cumsum(0) - 1).clamp(0, max(source.numel() - 1, 0))
+    taken = torch.gather(source.reshape(-1), 0, place).reshape(x.shape)
+    return torch.where(mask, taken, x)
+
+
 def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     with outside_traces():
         numbers = torch.arange(x.numel()).reshape(x.shape).diagonal(offset, dim1, dim2).reshape(-1)
@@ -88,6 +110,16 @@ def _put(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> 
     rows = torch.where(rows < 0, rows + x.numel(), rows)
     made = torch.scatter_add(flat, 0, rows, values) if accumulate else torch.scatter(flat, 0, rows, values)
     return made.reshape(x.shape)
+
+
+def _index_put(
+    x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Tensor:
+    """Indices of 32 bits are none to ONNX Runtime."""
+    if not any(index is not None and index.dtype == torch.int32 for index in indices):
+        return NotImplemented
+    wide = [i.to(torch.int64) if i is not None and i.dtype == torch.int32 else i for i in indices]
+    return _aten.index_put.default(x, wide, values, accumulate)
 
 
 def _scatter_reduce(
@@ -112,7 +144,7 @@ def _scatter_reduce(
         if reduce == "mean":
             out = out / torch.where(hit, count + float(include_self), 1.0)
     elif reduce == "prod":
-        out = torch.where(to, values, 1.0).prod(-2)
+        out = product(torch.where(to, values, 1.0), -2)
         out = torch.where(hit, out * own if include_self else out, own)
     elif reduce in ("amax", "amin"):
         low = -math.inf if reduce == "amax" else math.inf
@@ -141,10 +173,15 @@ def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor | None:
 FORMS: dict[Any, Callable[..., Any]] = {
     torch.scatter_reduce: _scatter_reduce,
     Tensor.scatter_reduce: _scatter_reduce,
+    torch.masked_scatter: _masked_scatter,
+    Tensor.masked_scatter: _masked_scatter,
     torch.nn.functional.one_hot: _one_hot,
 }
 #: These are views, which may be written to: only in a graph without mutations are they values.
-OF_VALUES: dict[Any, Callable[..., Any]] = {_aten.as_strided.default: _as_strided}
+OF_VALUES: dict[Any, Callable[..., Any]] = {
+    _aten.as_strided.default: _as_strided,
+    _aten.unfold.default: _unfold,
+}
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _aten.copy.default: _copy,
     _aten.new_empty_strided.default: _new_empty_strided,
@@ -152,4 +189,5 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _aten.as_strided_scatter.default: _as_strided_scatter,
     _aten.diagonal_scatter.default: _diagonal_scatter,
     _aten.put.default: _put,
+    _aten.index_put.default: _index_put,
 }

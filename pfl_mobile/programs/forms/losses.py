@@ -92,7 +92,7 @@ def _ctc(
     reduction: str = "mean",
     zero_infinity: bool = False,
 ) -> Tensor | None:
-    """The forward recursion over paths, step by step (Graves et al. 2006, equations 5 to 8); targets are padded rows."""
+    """The forward recursion over paths, step by step (Graves et al. 2006, (5) to (8)); targets are padded rows."""
     if log_probs.dim() != 3 or targets.dim() != 2:
         return None
     steps, batch, _ = log_probs.shape

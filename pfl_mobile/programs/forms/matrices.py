@@ -16,7 +16,7 @@ LARGEST = 16
 
 
 def _checked(x: Tensor, what: str) -> int:
-    size = x.shape[-1]
+    size = int(x.shape[-1])
     if size > LARGEST:
         raise ExportError(
             f"{what} of a matrix of {size} rows is not written out (at most {LARGEST})",
@@ -83,7 +83,10 @@ def _det(x: Tensor) -> Tensor:
         rows = torch.cat(
             [
                 rows[..., : column + 1, :],
-                below - below[..., column : column + 1] / pivot[..., None, None] * rows[..., column : column + 1, :],
+                below
+                - below[..., column : column + 1]
+                / pivot[..., None, None]
+                * rows[..., column : column + 1, :],
             ],
             -2,
         )

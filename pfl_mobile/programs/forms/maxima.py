@@ -1,7 +1,8 @@
 """Max pooling of every kind: the largest of each window, and a gradient that goes where it was.
 
 ExecuTorch's gradient of max pooling is wrong where windows overlap, and neither engine has the adaptive or the
-three-dimensional kind. Here a window is a row of a constant table of cells; the gradient is added up by the cells' numbers.
+three-dimensional kind. Here a window is a row of a constant table of cells; the gradient is added up by the cells'
+numbers.
 """
 
 from __future__ import annotations

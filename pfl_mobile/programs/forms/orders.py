@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _aten = torch.ops.aten
@@ -42,7 +41,7 @@ def _median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]
     return _kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
 
 
-def _product(x: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor | None:
+def product(x: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor | None:
     """Products of halves, so that the gradient holds where factors are zero too."""
     if dtype is not None or not x.is_floating_point() or x.dim() == 0:
         return None
@@ -60,7 +59,9 @@ def _scanned(x: Tensor, dim: int, combine: Callable[[Tensor, Tensor], Tensor]) -
     size, reach = x.shape[dim], 1
     while reach < size:
         kept = x.narrow(dim, 0, reach)
-        x = torch.cat([kept, combine(x.narrow(dim, reach, size - reach), x.narrow(dim, 0, size - reach))], dim)
+        x = torch.cat(
+            [kept, combine(x.narrow(dim, reach, size - reach), x.narrow(dim, 0, size - reach))], dim
+        )
         reach *= 2
     return x
 
@@ -85,8 +86,8 @@ def _cummax(sign: float) -> Callable[..., Any]:
 
 
 FORMS: dict[Any, Callable[..., Any]] = {
-    torch.prod: _product,
-    Tensor.prod: _product,
+    torch.prod: product,
+    Tensor.prod: product,
     torch.cumprod: _cumprod,
     Tensor.cumprod: _cumprod,
 }
