@@ -80,6 +80,8 @@ def _call(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], node: fx.N
         return target(*args, **kwargs)
     rule = _RULES.get(target)
     if rule is not None:
+        if target is not _aten.pow.Tensor_Scalar:
+            args = tuple(_pair(a) if isinstance(a, complex) else a for a in args)
         return rule(*args, **kwargs)
     if target in _EACH:
         parts = [

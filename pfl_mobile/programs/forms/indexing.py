@@ -20,6 +20,18 @@ def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:  # n
     return source.to(x.dtype).expand(x.shape).clone(memory_format=torch.contiguous_format)
 
 
+def _in_order(operator: Any) -> Callable[..., Tensor]:
+    """How elements lie in memory is no matter of a graph of values, and engines expect rows one after another."""
+
+    def form(x: Tensor, *, memory_format: torch.memory_format | None = None, **options: Any) -> Tensor:
+        if memory_format in (None, torch.contiguous_format, torch.preserve_format):
+            return NotImplemented
+        made: Tensor = operator(x, memory_format=torch.contiguous_format, **options)
+        return made
+
+    return form
+
+
 def _new_empty_strided(x: Tensor, size: Sequence[int], stride: Sequence[int], **options: Any) -> Tensor:  # noqa: ARG001
     """Zeros, as what is not written yet may be anything; strides are no matter of a graph of values."""
     return torch.zeros(size, dtype=options.get("dtype") or x.dtype)
@@ -184,6 +196,8 @@ OF_VALUES: dict[Any, Callable[..., Any]] = {
 }
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _aten.copy.default: _copy,
+    _aten.clone.default: _in_order(_aten.clone.default),
+    _aten._to_copy.default: _in_order(_aten._to_copy.default),
     _aten.new_empty_strided.default: _new_empty_strided,
     _aten.as_strided_copy.default: _as_strided,
     _aten.as_strided_scatter.default: _as_strided_scatter,

@@ -78,7 +78,8 @@ def checked(*cases: Case) -> Checked:
         loss = _loss(case, leaves, drawn)
         grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         wanted[f"loss{number}"] = loss.detach().reshape(1)
-        scales[f"loss{number}"] = sum(float((y * w).abs().sum()) for y, w in zip(outputs, drawn, strict=True))
+        terms = sum(float((y * w).detach().abs().sum()) for y, w in zip(outputs, drawn, strict=True))
+        scales[f"loss{number}"] = max(terms, 1e-3)
         for place, (leaf, grad) in enumerate(zip(leaves, grads, strict=True)):
             values[f"x{number}.{place}"] = leaf.detach()
             wanted[f"g{number}.{place}"] = grad

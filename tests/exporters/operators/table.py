@@ -6,6 +6,7 @@ Every case of `cases.py` is lowered alone and run by every engine; takes some te
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from pfl_exporters.targets import resolve
 from pfl_mobile.errors import PflError
@@ -47,15 +47,14 @@ def _cell(case: Case, engine: str) -> str:
 def page(cases: Sequence[Case]) -> str:
     """The page as text."""
     lines = [HEAD.format(tolerance=f"{TOLERANCE:.0e}", torch=torch.__version__.split("+")[0])]
-    with tqdm(total=len(cases) * len(ENGINES), unit="program") as bar:
-        for group, members in groupby(cases, key=lambda case: case.group):
-            lines += [f"\n## {group}\n", f"| | {' | '.join(ENGINES)} |", "|---|" + "---|" * len(ENGINES)]
-            for case in members:
-                cells = []
-                for engine in ENGINES:
-                    cells.append(_cell(case, engine))
-                    bar.update()
-                lines.append(f"| `{case.name}` | {' | '.join(cells)} |")
+    done = 0
+    for group, members in groupby(cases, key=lambda case: case.group):
+        lines += [f"\n## {group}\n", f"| | {' | '.join(ENGINES)} |", "|---|" + "---|" * len(ENGINES)]
+        for case in members:
+            cells = [_cell(case, engine) for engine in ENGINES]
+            lines.append(f"| `{case.name}` | {' | '.join(cells)} |")
+            done += 1
+            print(f"{done} of {len(cases)}: {' '.join(lines[-1].split())}", file=sys.stderr, flush=True)
     return "\n".join(lines) + "\n"
 
 
