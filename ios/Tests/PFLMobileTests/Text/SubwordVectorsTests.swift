@@ -42,7 +42,8 @@ import Testing
             let typed = try context.tokens.values[1...last].map { try tokenizer.word(Int($0)) }
             asked { $0.append(typed) }
             switch typed.last {
-            case "see" where typed.count == 1: return try predicted([("<|end|>", 0.4), ("\u{120}the", 0.25), ("\u{120}see", 0.125)])
+            case "see":
+                return try predicted([("<|end|>", 0.4), ("\u{120}the", 0.25), ("\u{120}see", 0.125)])
             case "\u{120}the": return try predicted([("r", 0.5), ("\u{120}you", 0.25)])
             case "r": return try predicted([("e", 0.5)])
             default: return try predicted([("\u{120}you", 0.5)])
