@@ -346,6 +346,32 @@ import Testing
         #expect(told.steps.first == 6)
     }
 
+    @Test("a disk that is full at any moment lets nothing out that is not counted")
+    func fullDisk() async throws {
+        // Not a divisor of the steps of one write, so that each of them fails at some time.
+        for steps in stride(from: 0, to: 1000, by: 5) {
+            let place = temporary("full-\(steps)")
+            let fake = try FakeAggregator(id)
+            fake.privacy = Tasks.local
+            let disk = FailingDisk(after: steps, ENOSPC)
+            do {
+                try await device(fake, try DeviceFolder(place, model: id, disk: disk)).run()
+            } catch let error as PFLError {
+                #expect(error.isA(.storageFull), "\(steps): \(error)")
+            }
+            #expect(try fake.updates.count <= SentNoise("\(place)/sent.json").updates, "\(steps)")
+            let kept = try DeviceFolder(place, model: id)
+            #expect(try await device(fake, kept).run().ended == .done, "\(steps)")
+            #expect(try kept.waiting == 0 && kept.sentUnderOwnNoise >= fake.updates.count, "\(steps)")
+            #expect(fake.updates.count + fake.declined.count > 0, "\(steps)")
+            if disk.left >= 0 {
+                #expect(fake.updates.count == 1 && steps > 50)
+                return
+            }
+        }
+        Issue.record("it never had room enough")
+    }
+
     @Test("a folder is of one run at a time")
     func oneRun() async throws {
         let fake = try FakeAggregator(id)
