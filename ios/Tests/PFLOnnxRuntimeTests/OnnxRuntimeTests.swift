@@ -31,8 +31,7 @@ private func tensors(_ json: JSON?) throws -> TensorSet {
     return found
 }
 
-/// One after the other: they count what is open in the whole process.
-@Suite(.serialized) struct OnnxRuntimeTests {
+@Suite struct OnnxRuntimeTests {
     let bundle: ModelBundle
 
     init() throws {
