@@ -16,7 +16,7 @@
 # make apk-e2e        builds the tests that phones run as an APK
 # make emulator-e2e    runs the scenarios on a phone or an emulator (needs an Android SDK)
 # make ios    builds and tests the Swift side (needs Swift 6, see ios/README.md)
-# make round-of-three  devices of Swift, Kotlin and Python in rounds of a real aggregator (needs both toolchains)
+# make round-of-three  devices of Swift, Kotlin and Python in rounds of a real aggregator (Kotlin where there is Maven)
 # make simulator-e2e  builds the sample keyboard and runs it in a simulator (needs a Mac)
 # make ios-toolchain  unpacks Debian's Swift into a folder of its own, for machines that have apt and no Swift
 # make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
@@ -120,7 +120,7 @@ android-scenarios: setup
 
 android-docs: setup
 	$(BIN)/python android/desktop.py
-	$(MVN) -pl core,sdk compile dokka:dokka
+	$(BIN)/python android/docs.py
 
 apk-e2e: setup
 	$(BIN)/python android/desktop.py

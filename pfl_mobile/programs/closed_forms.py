@@ -19,6 +19,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pfl_mobile.errors import ExportError
+from pfl_mobile.programs.forms import (
+    axes,
+    convolutions,
+    elementwise,
+    indexing,
+    lookups,
+    losses,
+    matrices,
+    maxima,
+    orders,
+)
 
 _aten = torch.ops.aten
 
@@ -115,6 +126,8 @@ def _attention(
 
 
 def _gelu(input: Tensor, approximate: str = "none") -> Tensor | None:  # noqa: A002
+    if approximate == "tanh":
+        return elementwise.gelu_tanh(input)
     if approximate != "none":
         return None
     result: Tensor = _Gelu.apply(input)
@@ -204,7 +217,20 @@ def _avg_pool2d(
     return None if windows is None else windows.mean(-1)
 
 
+#: Each has its ``DECOMPOSITIONS``, some have ``FORMS``.
+_KINDS: tuple[Any, ...] = (
+    axes,
+    maxima,
+    convolutions,
+    indexing,
+    orders,
+    elementwise,
+    lookups,
+    losses,
+    matrices,
+)
 _FORMS: dict[Any, Callable[..., Tensor | None]] = {
+    **{func: form for kind in _KINDS for func, form in getattr(kind, "FORMS", {}).items()},
     F.cross_entropy: _cross_entropy,
     F.scaled_dot_product_attention: _attention,
     F.gelu: _gelu,
@@ -258,69 +284,6 @@ class ClosedForms(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _embedding_backward(
-    grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
-) -> Tensor:
-    """Gradient of an embedding table as one scatter-add."""
-    if scale_grad_by_freq:
-        return NotImplemented
-    width = grad.shape[-1]
-    rows = indices.reshape(-1)
-    flat = grad.reshape(-1, width)
-    if padding_idx >= 0:
-        flat = flat * (rows != padding_idx).to(flat.dtype).unsqueeze(1)
-    table = torch.zeros((num_weights, width), dtype=grad.dtype)
-    return torch.scatter_add(table, 0, rows.unsqueeze(1).expand(-1, width), flat)
-
-
-def _convolution_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias_sizes: Any,  # noqa: ARG001
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    transposed: bool,
-    output_padding: list[int],  # noqa: ARG001
-    groups: int,
-    output_mask: list[bool],
-) -> Any:
-    """Convolution's gradients as convolutions: the input's by the transposed one, the weight's by the input."""
-    if transposed:
-        return NotImplemented
-    dims = weight.dim() - 2
-    zeros = [0] * dims
-    out: list[Tensor | None] = [None, None, None]
-    if output_mask[0]:
-        rest = [
-            x.shape[2 + d]
-            - (
-                (grad.shape[2 + d] - 1) * stride[d]
-                - 2 * padding[d]
-                + dilation[d] * (weight.shape[2 + d] - 1)
-                + 1
-            )
-            for d in range(dims)
-        ]
-        out[0] = _aten.convolution.default(grad, weight, None, stride, padding, dilation, True, rest, groups)
-    if output_mask[1]:
-        parts = []
-        cin, cout = x.shape[1] // groups, grad.shape[1] // groups
-        for g in range(groups):
-            xg = x.narrow(1, g * cin, cin).transpose(0, 1)
-            gg = grad.narrow(1, g * cout, cout).transpose(0, 1)
-            # strides and dilations change places when the output's gradient is the kernel
-            full = _aten.convolution.default(xg, gg, None, dilation, padding, stride, False, zeros, 1)
-            for d in range(dims):
-                full = full.narrow(2 + d, 0, weight.shape[2 + d])
-            parts.append(full.transpose(0, 1))
-        out[1] = parts[0] if groups == 1 else torch.cat(parts, 0)
-    if output_mask[2]:
-        out[2] = grad.sum([0, *range(2, 2 + dims)])
-    return tuple(out)
-
-
 def _constant_pad(x: Tensor, pad: list[int], value: float = 0) -> Tensor:
     """Negative padding, as the backward pass of padding has it, is cut off: ExecuTorch's kernel refuses it."""
     if min(pad, default=0) >= 0:
@@ -335,12 +298,18 @@ def _constant_pad(x: Tensor, pad: list[int], value: float = 0) -> Tensor:
 
 
 @cache
+def of_values() -> dict[Any, Callable[..., Any]]:
+    """``decompositions`` of a graph without mutations, where views are values like others. Do not change it."""
+    return {**decompositions(), **indexing.OF_VALUES}
+
+
+@cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """Core ATen decompositions with ours on top: the table that programs are traced with. Do not change it."""
     from torch._decomp import core_aten_decompositions
 
     table: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
-    table[_aten.embedding_dense_backward.default] = _embedding_backward
-    table[_aten.convolution_backward.default] = _convolution_backward
+    for kind in _KINDS:
+        table.update(kind.DECOMPOSITIONS)
     table[_aten.constant_pad_nd.default] = _constant_pad
     return table

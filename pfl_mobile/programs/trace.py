@@ -7,12 +7,12 @@ weights are constants of the graph; the tensors that live on the device are inpu
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
@@ -21,7 +21,9 @@ from pfl_mobile.engines.compare import GRADIENT
 from pfl_mobile.errors import ConfigError, ExportError
 from pfl_mobile.modules.normalization import check_exportable
 from pfl_mobile.modules.personalize import PersonalizedModel
-from pfl_mobile.programs.closed_forms import ClosedForms, decompositions
+from pfl_mobile.programs.closed_forms import ClosedForms, decompositions, of_values
+from pfl_mobile.programs.forms.complexes import AsPairs, has_complex
+from pfl_mobile.programs.forms.indexing import OF_VALUES
 from pfl_mobile.programs.one_row import pick_early
 from pfl_mobile.programs.simplify import simplify
 from pfl_mobile.programs.tasks import Batch, Task
@@ -230,13 +232,70 @@ def _mutates(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
-def _trace(
+def without_mutations(
+    graph: fx.GraphModule, examples: Sequence[Tensor], table: Mapping[Any, Callable[..., Any]] | None = None
+) -> fx.GraphModule:
+    """The same function in which writing to a tensor makes a new one; what writes to an input remains.
+
+    Args:
+        graph: traced with these examples.
+        examples: its inputs.
+        table: decompositions.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    # constants become inputs, as a constant that is written to has to be wrapped like everything else
+    lifted = fx.Graph()
+    known: dict[fx.Node, fx.Node] = {}
+    constants: dict[str, fx.Node] = {}
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            known[node] = lifted.placeholder(node.name)
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" and node.target not in constants:
+            constants[node.target] = lifted.placeholder(f"constant_{len(constants)}")
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            known[node] = constants[node.target]
+        elif node.op != "placeholder":
+            known[node] = lifted.node_copy(node, known.__getitem__)
+    values = [getattr(graph, name) for name in constants]
+    pure = torch.func.functionalize(fx.GraphModule({}, lifted), remove="mutations")
+    copies = [v.detach().clone() for v in values]  # a write to one is not a write to the model's own
+    made = make_fx(pure, decomposition_table=table, tracing_mode="real")(*examples, *copies)
+    places = [n for n in made.graph.nodes if n.op == "placeholder"][len(examples) :]
+    for place, name, value in zip(places, constants, values, strict=True):
+        if isinstance(value, nn.Parameter):
+            made.register_parameter(f"_kept_{name}", value)
+        else:
+            made.register_buffer(f"_kept_{name}", value)
+        with made.graph.inserting_before(place):
+            place.replace_all_uses_with(made.graph.get_attr(f"_kept_{name}"))
+        made.graph.erase_node(place)
+    made.graph.lint()
+    made.recompile()
+    return made
+
+
+def trace_function(
     name: str,
     function: Callable[[Batch, Mapping[str, Tensor]], dict[str, Tensor]],
     batch: Batch,
     values: Mapping[str, Tensor],
     keep: tuple[str, ...],
 ) -> TracedProgram:
+    """Trace a function of a batch and of tensors by name.
+
+    Args:
+        name: of the program.
+        function: gives named outputs; takes no branches on values.
+        batch: example entries; their shapes are the program's.
+        values: example tensors.
+        keep: inputs that stay inputs where nothing reads them.
+
+    Raises:
+        ExportError: it cannot be traced, draws random numbers, or writes to an input.
+    """
     from torch.fx.experimental.proxy_tensor import make_fx
 
     names: list[str] = []
@@ -254,10 +313,14 @@ def _trace(
         with plain_kernels(), described_on_meta():
             graph = make_fx(flat, decomposition_table=decompositions(), tracing_mode="real")(*examples)
             _check_random(name, graph)
-            if any(_mutates(node) for node in graph.graph.nodes):
+            if any(_mutates(node) or node.target in OF_VALUES for node in graph.graph.nodes):
                 # x[...] = y writes through a view; simplification reads every node as a value
-                pure = torch.func.functionalize(graph, remove="mutations")
-                graph = make_fx(pure, decomposition_table=decompositions(), tracing_mode="real")(*examples)
+                graph = without_mutations(graph, examples, of_values())
+            if has_complex(graph):
+                pairs: Any = AsPairs(graph)
+                graph = make_fx(
+                    lambda *given: pairs.run(*given), decomposition_table=of_values(), tracing_mode="real"
+                )(*examples)
     except (ExportError, ConfigError):
         raise
     except Exception as error:
@@ -312,9 +375,13 @@ def trace_programs(
     if not trained:
         raise ConfigError("the model has nothing to train", mend="add a module with gradient-trained tensors")
     return {
-        "gradients": _trace(
+        "gradients": trace_function(
             "gradients", lambda b, v: gradients(model, task, b, v, trained), full, values, (*full, *trained)
         ),
-        "evaluate": _trace("evaluate", lambda b, v: evaluate(model, task, b, v), full, values, tuple(full)),
-        "predict": _trace("predict", lambda b, v: predict(model, task, b, v), short, values, tuple(short)),
+        "evaluate": trace_function(
+            "evaluate", lambda b, v: evaluate(model, task, b, v), full, values, tuple(full)
+        ),
+        "predict": trace_function(
+            "predict", lambda b, v: predict(model, task, b, v), short, values, tuple(short)
+        ),
     }

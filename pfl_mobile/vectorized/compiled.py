@@ -23,7 +23,13 @@ from pfl_mobile.modules.model import PersonalizedModel
 from pfl_mobile.programs.closed_forms import ClosedForms
 from pfl_mobile.programs.simplify import simplify
 from pfl_mobile.programs.tasks import Batch, Task
-from pfl_mobile.programs.trace import described_on_meta, evaluate, plain_kernels, trained_names
+from pfl_mobile.programs.trace import (
+    described_on_meta,
+    evaluate,
+    plain_kernels,
+    trained_names,
+    without_mutations,
+)
 
 #: PyTorch's own kernels are the fast ones here.
 _NATIVE = {F.gelu, F.max_pool2d, torch.max_pool2d, F.avg_pool2d}
@@ -177,7 +183,7 @@ def _trace(function: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], inputs
         with plain_kernels(), described_on_meta():
             module = make_fx(flat)(*examples)
             if any(n.op == "call_function" and n.target._schema.is_mutable for n in _overloads(module)):
-                module = make_fx(torch.func.functionalize(module, remove="mutations"))(*examples)
+                module = without_mutations(module, examples)
     except (ExportError, ConfigError):
         raise
     except Exception as error:

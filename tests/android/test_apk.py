@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
 
-ANDROID = Path(__file__).parents[2] / "android"
+from tests.android.scripts import ANDROID, loaded
+
 RES = ANDROID / "keyboard/src/main/res"
 
 
 @pytest.fixture(scope="module")
-def apk() -> ModuleType:
-    # a script beside a script, in no package
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ANDROID))
-        specification = importlib.util.spec_from_file_location("tests_android_apk", ANDROID / "apk.py")
-        assert specification is not None
-        assert specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        sys.modules.pop("desktop", None)
-    return module
+def apk() -> Iterator[ModuleType]:
+    with loaded("apk") as module:
+        yield module
 
 
 def test_names_of_resources_become_kotlin(apk: ModuleType) -> None:

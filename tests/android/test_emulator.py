@@ -5,7 +5,6 @@ The stand-ins are small programs that answer as the real ones do and write down 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -22,7 +21,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-ANDROID = Path(__file__).parents[2] / "android"
+from tests.android.scripts import ANDROID, loaded
+
 SCENARIOS = ANDROID.parent / "conformance/scenarios"
 
 #: Programs of the shell, as they are started hundreds of times. What they are told lies in files of ``told``.
@@ -90,24 +90,7 @@ echo "$*" >"$home/avd"
 
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[ModuleType]:
-    # scripts beside a script, in no package
-    names = ("desktop", "apk", "federation", "instrumented")
-    before = {name: sys.modules.pop(name, None) for name in names}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ANDROID))
-        specification = importlib.util.spec_from_file_location(
-            "tests_android_emulator", ANDROID / "emulator.py"
-        )
-        assert specification is not None
-        assert specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        # dataclasses look their module up
-        patch.setitem(sys.modules, "tests_android_emulator", module)
-        specification.loader.exec_module(module)
-        for name in names:
-            sys.modules.pop(name, None)
-            if (old := before[name]) is not None:
-                sys.modules[name] = old
+    with loaded("emulator") as module:
         yield module
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,28 +11,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-ANDROID = Path(__file__).parents[2] / "android"
+from tests.android.scripts import ANDROID, loaded
+
 SPACE = "{http://schemas.android.com/apk/res/android}"
 
 
 @pytest.fixture(scope="module")
 def instrumented() -> Iterator[ModuleType]:
-    # a script beside scripts, in no package
-    names = ("desktop", "apk")
-    before = {name: sys.modules.pop(name, None) for name in names}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ANDROID))
-        specification = importlib.util.spec_from_file_location(
-            "tests_android_instrumented", ANDROID / "instrumented.py"
-        )
-        assert specification is not None
-        assert specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        for name in names:
-            sys.modules.pop(name, None)
-            if (old := before[name]) is not None:
-                sys.modules[name] = old
+    with loaded("instrumented") as module:
         yield module
 
 

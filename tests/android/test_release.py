@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import struct
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 
-ANDROID = Path(__file__).parents[2] / "android"
+from tests.android.scripts import loaded
 
 
 @pytest.fixture(scope="module")
-def release() -> ModuleType:
-    # a script beside scripts, in no package
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ANDROID))
-        specification = importlib.util.spec_from_file_location(
-            "tests_android_release", ANDROID / "release.py"
-        )
-        assert specification is not None
-        assert specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        for name in ("apk", "desktop"):
-            sys.modules.pop(name, None)
-    return module
+def release() -> Iterator[ModuleType]:
+    with loaded("release") as module:
+        yield module
 
 
 def dex(classes: list[str], members: tuple[str, ...]) -> bytes:

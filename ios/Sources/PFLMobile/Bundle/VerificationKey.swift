@@ -12,7 +12,7 @@ public struct VerificationKey: Sendable, Hashable, CustomStringConvertible {
     public let hex: String
 
     private static let mend =
-        "give an Ed25519 key as 64 hex digits or as PEM text, which `pfl keygen` prints and writes"
+        "give an Ed25519 key as 64 hex digits or as PEM text, which `pfl keys new` prints and writes"
 
     // SubjectPublicKeyInfo of an Ed25519 key (RFC 8410): this, then the 32 bytes.
     private static let spki: [UInt8] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00]

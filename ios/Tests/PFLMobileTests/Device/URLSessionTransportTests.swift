@@ -118,11 +118,11 @@ import Testing
         let (came, tell) = AsyncStream<Void>.makeStream()
         let server = try TinyServer { _ in
             tell.yield()
-            return AnySequence(
-                AnyIterator { () -> [UInt8]? in
-                    Thread.sleep(forTimeInterval: 15)  // longer than a test may take that waited for it
-                    return nil
-                })
+            let silence = AnyIterator<[UInt8]> {
+                Thread.sleep(forTimeInterval: 15)  // longer than a test may take that waited for it
+                return nil
+            }
+            return AnySequence(silence)
         }
         let client = try client(server.address)
         let asking = Task { try await client.challenge() }

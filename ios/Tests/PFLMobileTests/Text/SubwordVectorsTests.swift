@@ -27,6 +27,31 @@ import Testing
         }
     }
 
+    @Test("a word is put together of its parts until another one begins")
+    func suggested() throws {
+        let tokenizer = try tokenizer(try file["tokenizers"]["bpe"])
+        let encoder = try TextEncoder(tokenizer, length: 6, vocabulary: tokenizer.size)
+        let asked = Locked<[[String]]>([])
+        func predicted(_ words: [(String, Float)]) throws -> Predicted {
+            let ids = LongTensor(words.map { Int64(tokenizer.id($0.0)) }, [1, words.count])
+            let probabilities = FloatTensor(words.map(\.1), [1, words.count])
+            return try Predicted(["top_ids": .long(ids), "top_probs": .float(probabilities)])
+        }
+        let found = try suggest(encoder, after: "see", count: 2) { context in
+            let last = Int(context.position.values[0])
+            let typed = try context.tokens.values[1...last].map { try tokenizer.word(Int($0)) }
+            asked { $0.append(typed) }
+            switch typed.last {
+            case "see" where typed.count == 1: return try predicted([("<|end|>", 0.4), ("\u{120}the", 0.25), ("\u{120}see", 0.125)])
+            case "\u{120}the": return try predicted([("r", 0.5), ("\u{120}you", 0.25)])
+            case "r": return try predicted([("e", 0.5)])
+            default: return try predicted([("\u{120}you", 0.5)])
+            }
+        }
+        #expect(found == [Suggestion(word: "there", probability: 0.0625), Suggestion(word: "see", probability: 0.125)])
+        #expect(asked.now.count == 5)
+    }
+
     private func tokenizer(_ vector: JSON) throws -> SubwordTokenizer {
         let ids = try vector["specials"]
         return try SubwordTokenizer(

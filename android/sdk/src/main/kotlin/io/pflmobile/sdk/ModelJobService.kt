@@ -28,6 +28,7 @@ public abstract class ModelJobService internal constructor() : JobService() {
     private val scope = CoroutineScope(SupervisorJob() + Dispatchers.Default)
     private val running = ConcurrentHashMap<Int, Job>()
 
+    /** Begins the job, in a coroutine of its own; true, as it goes on after this returns. */
     override fun onStartJob(params: JobParameters): Boolean {
         running[params.jobId] =
             scope.launch {
@@ -44,6 +45,7 @@ public abstract class ModelJobService internal constructor() : JobService() {
         return true
     }
 
+    /** Stops what runs within one step. */
     override fun onDestroy() {
         scope.cancel()
         super.onDestroy()

@@ -138,6 +138,7 @@ public class Bundle private constructor(
         return data
     }
 
+    /** Opens bundles. */
     public companion object {
         // No manifest is as large as this: it bounds what is read before a signature is checked.
         private const val MAX_MANIFEST_BYTES = 32 shl 20

@@ -4,7 +4,12 @@ import io.pflmobile.core.errors.TensorMismatchException
 import io.pflmobile.core.errors.near
 import io.pflmobile.core.tensors.Tensor
 
-/** One call of a program: complete inputs, and the outputs that PyTorch gave for them. */
+/**
+ * One call of a program: complete inputs, and the outputs that PyTorch gave for them.
+ *
+ * @property inputs by name; all that the program takes
+ * @property outputs by name, as PyTorch gave them at the export
+ */
 public class GoldenCase(
     public val inputs: Map<String, Tensor>,
     public val outputs: Map<String, Tensor>,

@@ -8,7 +8,7 @@ import kotlinx.serialization.json.JsonObject
 
 /** What may happen to a tensor: merged for all devices, within a group of them, or never sent. */
 public enum class Role(
-    public val wireName: String,
+    internal val wireName: String,
 ) {
     SHARED("shared"),
     GROUP("group"),
@@ -17,7 +17,7 @@ public enum class Role(
 
 /** Who writes a tensor on the device: the update rule, a memorize phase, or the host when it gives vocabulary slots to words. */
 public enum class TensorUpdate(
-    public val wireName: String,
+    internal val wireName: String,
 ) {
     GRADIENT("gradient"),
     MEMORIZE("memorize"),
@@ -26,7 +26,7 @@ public enum class TensorUpdate(
 
 /** What the model predicts. */
 public enum class TaskKind(
-    public val wireName: String,
+    internal val wireName: String,
 ) {
     TOKENS("tokens"),
     CLASSIFICATION("classification"),
@@ -36,22 +36,39 @@ public enum class TaskKind(
 
 /** What tensors of programs and of devices have in common. */
 public interface TensorForm {
+    /** Unique among the tensors of its kind, for instance `blocks.0.attn.q.lora_A`. */
     public val name: String
+
+    /** Length of each axis; empty for a scalar. */
     public val shape: List<Int>
+
+    /** What an element is. */
     public val dtype: DType
 
     /** `float32[2, 3]`, as messages name it. */
     public val signature: String get() = "${dtype.wireName}$shape"
 }
 
-/** An input or output of a program; the shape is fixed at export. */
+/**
+ * An input or output of a program; the shape is fixed at export.
+ *
+ * @property name of the input or output
+ * @property shape fixed lengths; the first axis of an input of data is the batch
+ * @property dtype of its elements
+ */
 public data class TensorSpec(
     override val name: String,
     override val shape: List<Int>,
     override val dtype: DType,
 ) : TensorForm
 
-/** A pure function with named inputs and outputs, the same on every engine. */
+/**
+ * A pure function with named inputs and outputs, the same on every engine.
+ *
+ * @property name `gradients`, `evaluate` or `predict`
+ * @property inputs in the order in which engines take them
+ * @property outputs in the order in which engines give them
+ */
 public data class ProgramSpec(
     val name: String,
     val inputs: List<TensorSpec>,
@@ -61,7 +78,12 @@ public data class ProgramSpec(
 /**
  * A tensor that changes on the device.
  *
+ * @property name as in programs, states and updates
+ * @property role whether its change may be sent
  * @property group of a tensor of [Role.GROUP]; null for others
+ * @property shape length of each axis
+ * @property dtype float32 where gradients train it
+ * @property update who writes it
  * @property module the module it belongs to; null for a tensor of the backbone itself
  */
 public data class DeviceTensor(
@@ -74,7 +96,13 @@ public data class DeviceTensor(
     val module: String?,
 ) : TensorForm
 
-/** A module put into the backbone, with the configuration it was made from. */
+/**
+ * A module put into the backbone, with the configuration it was made from.
+ *
+ * @property name unique in the bundle; [DeviceTensor.module] refers to it
+ * @property kind for instance `lora` or `slots`
+ * @property config its configuration, as Python wrote it
+ */
 public data class ModuleEntry(
     val name: String,
     val kind: String,
@@ -126,20 +154,38 @@ public data class RuntimeEntry(
     val verified: String,
 )
 
-/** Length in bytes, and digest in hex, of a file. */
+/**
+ * A file of the bundle.
+ *
+ * @property sha256 digest, as 64 hex digits
+ * @property bytes length
+ */
 public data class FileEntry(
     val sha256: String,
     val bytes: Long,
 )
 
-/** What the model predicts; [vocabulary] counts all token ids, slots included. */
+/**
+ * What the model predicts.
+ *
+ * @property kind which of the tasks it is
+ * @property metrics names of what `evaluate` measures besides the loss
+ * @property vocabulary number of classes, of tokens all ids with slots; null for a task without classes
+ */
 public data class TaskEntry(
     val kind: TaskKind,
     val metrics: List<String>,
     val vocabulary: Long?,
 )
 
-/** Ids of the special tokens of a tokenizer of subwords; [unk] is null where it has none. */
+/**
+ * Ids of the special tokens of a tokenizer of subwords.
+ *
+ * @property pad fills rows up
+ * @property bos begins a text
+ * @property eos ends a text
+ * @property unk stands for what the tokenizer does not know; null where it has none
+ */
 public data class Subwords(
     val pad: Long,
     val bos: Long,
@@ -153,8 +199,11 @@ public sealed interface EncoderEntry {
     public val batch: Long
 
     /**
-     * Text to [batch] rows of [length] tokens, of [vocabulary] base words and [slots] own words.
+     * Text to rows of tokens.
      *
+     * @property length tokens in a row
+     * @property vocabulary words or subwords of the tokenizer
+     * @property slots ids behind them for words of the user
      * @property rules version of the piece rules that the tokenizer's words were cut by
      * @property subwords special tokens of a tokenizer of subwords, whose file says alone how a text is cut; null for words
      * @property scriptsNotServed ISO 15924 codes of scripts in which the model is of no use; empty where the bundle does not say
@@ -188,7 +237,13 @@ public data class Limits(
     val maxSeconds: Long? = null,
 )
 
-/** Sizes in bytes: of all files listed, of the memory that the programs plan, and of the frozen tensors as float32. */
+/**
+ * Sizes in bytes.
+ *
+ * @property totalBytes of all files listed
+ * @property plannedMemoryBytes of the memory that the programs plan; null where the engine does not say
+ * @property frozenBytes of the frozen tensors as float32; null where it was not measured
+ */
 public data class BundleSizes(
     val totalBytes: Long,
     val plannedMemoryBytes: Long?,
@@ -198,7 +253,23 @@ public data class BundleSizes(
 /**
  * Everything a phone must know of a bundle before it opens another file.
  *
+ * @property name of the bundle
+ * @property version as its author counts; a newer one keeps what was learned where the frozen weights are the same
+ * @property programs signatures, the same on every engine
+ * @property engines files by name of the engine
+ * @property tensors what changes on the device
+ * @property frozenSha256 digest of the frozen weights, 64 hex digits; null where the bundle does not say
+ * @property modules what was put into the backbone
+ * @property task what the model predicts
+ * @property encoder how examples become rows; null for arrays of any kind
+ * @property tokenizer path of the tokenizer in the bundle; null without text
+ * @property plan path of the plan
  * @property strategy which `pfl serve` runs in rounds with the bundle; a device only keeps it
+ * @property values path of the device tensors' shipped values
+ * @property golden path of the golden calls
+ * @property limits what a device must not exceed
+ * @property measured sizes
+ * @property files every other file by its path
  */
 public data class Manifest(
     val name: String,

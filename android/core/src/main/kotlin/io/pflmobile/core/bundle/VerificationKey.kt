@@ -19,10 +19,13 @@ import java.util.Base64
 public class VerificationKey private constructor(
     public val hex: String,
 ) {
+    /** Whether it is the same key. */
     override fun equals(other: Any?): Boolean = other is VerificationKey && hex == other.hex
 
+    /** Of [hex]. */
     override fun hashCode(): Int = hex.hashCode()
 
+    /** [hex]. */
     override fun toString(): String = hex
 
     /** Whether [signature], of 64 bytes, is of [data]. */
@@ -37,8 +40,9 @@ public class VerificationKey private constructor(
             false
         }
 
+    /** Reads keys. */
     public companion object {
-        private const val MEND = "give an Ed25519 key as 64 hex digits or as PEM text, which `pfl keygen` prints and writes"
+        private const val MEND = "give an Ed25519 key as 64 hex digits or as PEM text, which `pfl keys new` prints and writes"
         private val HEX = Regex("[0-9a-fA-F]{64}")
 
         // SubjectPublicKeyInfo of an Ed25519 key (RFC 8410): this, then the 32 bytes.

@@ -35,6 +35,9 @@ import kotlinx.coroutines.withContext
  * What a device tells at check-in, so that it is asked only when it can; none of it identifies a person.
  *
  * @property platform for instance `android-15`; at most 40 characters
+ * @property idle whether nobody uses the device
+ * @property charging whether it charges
+ * @property unmetered whether its network costs nothing
  * @property freeBytes on the disk; null is not told
  */
 public class DeviceFacts(
@@ -57,7 +60,12 @@ public fun interface Attest {
         kinds: List<String>,
     ): Verdict
 
-    /** What the platform said; [kind] is one of those that were asked for. */
+    /**
+     * What the platform said.
+     *
+     * @property kind one of those that were asked for, for instance `play-integrity`
+     * @property verdict the token, which the aggregator has checked by the platform
+     */
     public class Verdict(
         public val kind: String,
         public val verdict: String,
@@ -139,7 +147,7 @@ public class Device internal constructor(
     )
 
     private val pipeline =
-        Pipeline(model, examples, folder.personal, folder.sent, policy, test, 20, noise, folder.checkpoint, folder.spent) {
+        Pipeline(model, examples, folder.personal, folder.sent, policy, test, 20, noise, folder.checkpoint, folder.spent, folder.serves) {
             folder.membership?.device
         }
     private val facts =

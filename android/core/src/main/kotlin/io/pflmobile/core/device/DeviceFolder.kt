@@ -135,6 +135,7 @@ private class UserFile(
  *     FOLDER/sets/<sha256>     values as downloaded; `.part` while they arrive
  *     FOLDER/sent.json         what was sent under the device's own noise
  *     FOLDER/spent.json        what was sent in all, for a status screen
+ *     FOLDER/serves.json       what predictions use of the versions of the personal state that tasks made; of Kotlin alone
  *     FOLDER/checkpoint        training under way, where the personal state lies elsewhere
  *     FOLDER/queue/<task>.update, <task>.json     a finished update and what is to be done with it
  *
@@ -169,6 +170,9 @@ public class DeviceFolder internal constructor(
 
     /** What was sent, for a status screen. */
     internal val spent: Spent
+
+    /** What is served of the versions of the personal state that tasks made. */
+    internal val serves = ServeNotes(this.directory.resolve(SERVES))
 
     internal var membership: Membership? = null
         private set
@@ -426,7 +430,7 @@ public class DeviceFolder internal constructor(
      */
     internal fun discardWaiting() {
         for (entry in pending().first.asReversed()) {
-            if (!entry.uploaded) takeBack(personal, entry.copies, entry.insteadOf.toInt())
+            if (!entry.uploaded) takeBack(personal, entry.copies, entry.insteadOf.toInt(), serves)
             remove(entry.task)
         }
         list(queue).forEach(files::delete)
@@ -497,6 +501,7 @@ public class DeviceFolder internal constructor(
         private const val QUEUE = "queue"
 
         /** What only a device's folder holds. */
+        internal const val SERVES = "serves.json"
         private val NAMES = setOf(LOCK, DEVICE, LEAVING, "user.json", SENT, SPENT, "personal", QUEUE)
 
         /** What is cleared first, as it could be sent, and last, as it says that there is something to clear. */

@@ -69,6 +69,7 @@ public class Model internal constructor(
         }
     }
 
+    /** Opens models. */
     public companion object {
         /**
          * Checks that this engine trains as PyTorch did at the export.

@@ -32,6 +32,7 @@ public enum class Ended {
 /**
  * What a run of a device did.
  *
+ * @property ended why the run ended
  * @property rounds updates that the aggregator accepted
  * @property declined tasks without an update, by reason
  * @property dropped updates that could not be sent or were refused
@@ -45,7 +46,11 @@ public class Summary internal constructor(
     public val dropped: Int,
     public val bytesUp: Long,
     public val bytesDown: Long,
-)
+) {
+    /** All numbers. */
+    override fun toString(): String =
+        "Summary(ended=$ended, rounds=$rounds, declined=$declined, dropped=$dropped, bytesUp=$bytesUp, bytesDown=$bytesDown)"
+}
 
 /** What a summary is made of. */
 internal class Counts {

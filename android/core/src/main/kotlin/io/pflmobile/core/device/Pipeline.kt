@@ -22,6 +22,7 @@ import io.pflmobile.core.local.metricSums
 import io.pflmobile.core.local.parts
 import io.pflmobile.core.local.served
 import io.pflmobile.core.plan.Plan
+import io.pflmobile.core.plan.Serve
 import io.pflmobile.core.plan.UpdateLayout
 import io.pflmobile.core.plan.change
 import io.pflmobile.core.plan.checkSends
@@ -86,6 +87,7 @@ internal class DeclineTask(
  * @param noise of the device; null for the secure source
  * @param checkpoint where training under way is kept
  * @param spent what the aggregators promised; null where it is not counted
+ * @param serves where it is noted what is served of the versions that tasks make; null for nowhere
  * @param device id of the membership
  */
 internal class Pipeline(
@@ -99,6 +101,7 @@ internal class Pipeline(
     private val noise: Noise? = null,
     private val checkpoint: Path = store.checkpoint,
     private val spent: Spent? = null,
+    private val serves: ServeNotes? = null,
     private val device: () -> String? = { null },
 ) {
     /** How many there are to train on, rounded down to two digits, as a check-in tells it. */
@@ -266,13 +269,20 @@ internal class Pipeline(
         report: TrainReport,
         trained: Trained,
     ): Int? {
-        if (report.status == Status.ADOPTED) return report.version
+        if (report.status == Status.ADOPTED) return report.version?.also { note(it, plan.serve) }
         val sent = plan.uploadCopies - plan.servedNames().toSet()
         if (sent.isEmpty()) return null
         val old = report.state ?: PersonalState(emptyMap())
         val copies = old.copies + sent.associateWith { trained.copies.getValue(it) }
-        return store.write(PersonalState(old.tensors, copies, old.words, old.metrics))
+        val version = store.write(PersonalState(old.tensors, copies, old.words, old.metrics))
+        serves?.of(store.current)?.let { note(version, it) }
+        return version
     }
+
+    private fun note(
+        version: Int,
+        serve: Serve,
+    ) = serves?.put(version, serve, store.numbers())
 
     /** Why an update must not be sent, with all that was given before; see [PrivacyPolicy.refusal]. */
     fun refusal(
@@ -285,7 +295,7 @@ internal class Pipeline(
     fun takeBack(
         copies: List<String>,
         before: Int,
-    ): Unit = takeBack(store, copies, before)
+    ): Unit = takeBack(store, copies, before, serves)
 
     /**
      * Sums of the aggregator's values on the test part.
@@ -308,10 +318,10 @@ internal class Pipeline(
         tested: Examples,
         state: PersonalState?,
     ): Pair<MetricSums, MetricSums> {
-        val shared = served(plan, Work(LinkedHashMap(trainer.sets.getValue("global"))), trainer.sets)
+        val shared = served(plan.serve, Work(LinkedHashMap(trainer.sets.getValue("global"))), trainer.sets)
         val first = metricSums(trainer.programs, shared, tested, model.encoder, known = emptyList())
         if (state == null || state.tensors.isEmpty()) return first to first
-        val own = served(plan, Work.of(state, trainer.initial), trainer.sets)
+        val own = served(plan.serve, Work.of(state, trainer.initial), trainer.sets)
         return first to metricSums(trainer.programs, own, tested, model.encoder, state.words, known = emptyList())
     }
 
@@ -325,11 +335,13 @@ internal class Pipeline(
  *
  * @param copies their names; the rest of the personal state stays
  * @param before the version; 0 where there was none
+ * @param serves where it is noted what is served of the state, which stays what it is
  */
 internal fun takeBack(
     store: PersonalStateStore,
     copies: List<String>,
     before: Int,
+    serves: ServeNotes? = null,
 ) {
     if (copies.isEmpty()) return
     val now = store.load().state ?: return
@@ -340,7 +352,12 @@ internal fun takeBack(
             emptyMap() // the version is gone: without a copy the plan begins from zero
         }
     val kept = now.copies - copies.toSet() + old.filterKeys { it in copies }
-    store.save(PersonalState(now.tensors, kept, now.words, now.metrics))
+    store.hold().use {
+        val serve = serves?.of(store.current)
+        val version = store.write(PersonalState(now.tensors, kept, now.words, now.metrics))
+        if (serve != null) serves.put(version, serve, store.numbers())
+        store.adopt(version)
+    }
 }
 
 /**

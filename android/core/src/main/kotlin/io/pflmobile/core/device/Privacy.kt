@@ -279,7 +279,7 @@ public class PrivacyPolicy(
 /**
  * An update as it may leave the device.
  *
- * @property flat float32 [P]
+ * @property flat float32 `[P]`
  * @property norm L2 norm before clipping
  * @property clipped whether clipping shortened it
  */
@@ -292,7 +292,7 @@ internal class Protected(
 /**
  * Clips a whole update, all tensors together, and adds the device's own noise where the task asks for it.
  *
- * @param flat the change, float32 [P]
+ * @param flat the change, float32 `[P]`
  * @param noise null for the secure source
  * @throws NonFiniteException a value is NaN or infinite
  */

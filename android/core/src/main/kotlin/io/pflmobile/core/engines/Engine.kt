@@ -1,6 +1,7 @@
 package io.pflmobile.core.engines
 
 import io.pflmobile.core.bundle.Bundle
+import io.pflmobile.core.bundle.Manifest
 import io.pflmobile.core.bundle.ProgramSpec
 import io.pflmobile.core.bundle.RuntimeEntry
 import io.pflmobile.core.bundle.Versions
@@ -17,11 +18,11 @@ import java.nio.file.Path
 
 /** A runtime of programs. */
 public interface Engine {
-    /** As bundles write it. */
+    /** As bundles write it, for instance `executorch`. */
     public val name: String
 
     /**
-     * Version of the runtime that the app brings; null where the runtime does not tell.
+     * Version of the runtime that the app brings, for instance `1.29.0`; null where the runtime does not tell.
      *
      * @throws EngineUnavailableException the runtime is not in the app
      */
@@ -73,7 +74,7 @@ public interface Session : Closeable {
 }
 
 /**
- * Loads the programs of a bundle into the first of [engines] that it has programs for.
+ * Loads the programs of a bundle into the first of [engines] that it has programs for and that the app brings, new enough.
  *
  * A runtime trusts the programs it loads, and a damaged one can end the process. So someone must vouch for them: the bundle was opened
  * with a pinned key, or the caller knows where it came from.
@@ -92,14 +93,7 @@ public fun openSession(
     trusted: Boolean = false,
     threads: Int = 1,
 ): Session {
-    val have = bundle.manifest.engines
-    val engine =
-        engines.find { it.name in have } ?: throw EngineUnavailableException(
-            "bundle '${bundle.manifest.name}' has programs for ${have.keys.joinToString()} only, the app for ${engines.joinToString {
-                it.name
-            }}",
-            "export the model for one of the app's engines too, or put the engine into the app",
-        )
+    val engine = chosen(bundle.manifest, engines)
     if (!bundle.pinned && !trusted) {
         throw SignatureException(
             "nobody vouches for the programs of bundle '${bundle.manifest.name}', and a damaged program can end the app",
@@ -107,22 +101,54 @@ public fun openSession(
         )
     }
     val needs = bundle.manifest.engine(engine.name).runtime
-    val version = needs?.let { engine.version }
-    if (needs != null && version != null && Versions.isOlder(version, needs.atLeast)) {
-        throw EngineUnavailableException(
-            "bundle '${bundle.manifest.name}' needs ${engine.name} ${needs.atLeast} or later (it was verified with ${needs.verified}), " +
-                "the app has $version",
-            wayOut(engine, needs),
-        )
-    }
     return try {
         engine.open(bundle.engineFiles(engine.name), bundle.manifest.programs, threads)
     } catch (error: EngineUnavailableException) {
         throw error
     } catch (error: EngineException) {
         // A runtime that does not tell its version may be too old.
-        if (needs == null || version != null) throw error
+        if (needs == null || engine.version != null) throw error
         throw EngineException("${error.message} (it needs ${engine.name} ${needs.atLeast} or later)", wayOut(engine, needs), error)
+    }
+}
+
+/**
+ * The first of [engines] that the bundle has programs for and that the app brings, new enough.
+ *
+ * @throws EngineUnavailableException there is none; why the first that the bundle has programs for cannot be it
+ */
+internal fun chosen(
+    manifest: Manifest,
+    engines: List<Engine>,
+): Engine {
+    var why: EngineUnavailableException? = null
+    for (engine in engines.filter { it.name in manifest.engines }) {
+        try {
+            checkVersion(manifest, engine)
+            return engine
+        } catch (error: EngineUnavailableException) {
+            if (why == null) why = error
+        }
+    }
+    throw why ?: EngineUnavailableException(
+        "bundle '${manifest.name}' has programs for ${manifest.engines.keys.joinToString()} only, " +
+            "the app for ${engines.joinToString { it.name }}",
+        "export the model for one of the app's engines too, or put the engine into the app",
+    )
+}
+
+private fun checkVersion(
+    manifest: Manifest,
+    engine: Engine,
+) {
+    val version = engine.version
+    val needs = manifest.engine(engine.name).runtime
+    if (needs != null && version != null && Versions.isOlder(version, needs.atLeast)) {
+        throw EngineUnavailableException(
+            "bundle '${manifest.name}' needs ${engine.name} ${needs.atLeast} or later (it was verified with ${needs.verified}), " +
+                "the app has $version",
+            wayOut(engine, needs),
+        )
     }
 }
 
@@ -144,7 +170,7 @@ internal inline fun <T> broughtByTheApp(
     try {
         open()
     } catch (error: LinkageError) {
-        throw EngineUnavailableException("$runtime is not in the app: ${error.message}", "add the dependency $dependency", error)
+        throw EngineUnavailableException("$runtime is not in the app: ${error.message} is missing", "add the dependency $dependency", error)
     }
 
 /** Common part of all engines: look up, check, run, check again. */

@@ -25,14 +25,18 @@ import org.pytorch.executorch.Tensor as TheirTensor
 public object ExecuTorchEngine : Engine {
     override val name: String get() = "executorch"
 
+    /** Null, as the runtime does not tell. */
+    override val version: String? get() =
+        // the class alone: loading programs is what loads the natives. A class that nothing is asked of would not be looked for
+        brought { Module::class.java.name.let { null } }
+
     override fun open(
         files: Map<String, Path>,
         programs: List<ProgramSpec>,
         threads: Int,
-    ): Session =
-        broughtByTheApp("ExecuTorch", "org.pytorch:executorch-android") {
-            ExecuTorchSession(fileFor(files, "model"), programs, threads)
-        }
+    ): Session = brought { ExecuTorchSession(fileFor(files, "model"), programs, threads) }
+
+    private inline fun <T> brought(open: () -> T): T = broughtByTheApp("ExecuTorch", "org.pytorch:executorch-android", open)
 }
 
 /** Methods are loaded when first run, so `predict` alone does not pay for `gradients`. */

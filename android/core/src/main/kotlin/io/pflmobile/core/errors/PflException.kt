@@ -3,6 +3,7 @@ package io.pflmobile.core.errors
 /**
  * Base of all errors that pfl-mobile raises on purpose; each names the thing that is wrong and the mend.
  *
+ * @property message what is wrong, with the thing that is meant by name
  * @property mend what the app, its developer or its user can do about it
  * @property code stable identifier, the same in every language, for instance `TamperedBundleError`; a class name would not
  *   outlive the shrinking of an app
@@ -13,6 +14,7 @@ public abstract class PflException(
     cause: Throwable? = null,
     public val code: String,
 ) : Exception(message, cause) {
+    /** Code, message and mend. */
     override fun toString(): String = "$code: $message\n  mend: $mend"
 }
 

@@ -5,8 +5,11 @@ import io.pflmobile.core.errors.UnwritableException
 import java.io.IOException
 import java.nio.ByteBuffer
 import java.nio.channels.FileChannel
+import java.nio.file.AccessDeniedException
+import java.nio.file.FileAlreadyExistsException
 import java.nio.file.Files
 import java.nio.file.LinkOption.NOFOLLOW_LINKS
+import java.nio.file.NoSuchFileException
 import java.nio.file.Path
 import java.nio.file.StandardOpenOption.WRITE
 import java.security.SecureRandom
@@ -124,8 +127,20 @@ internal fun diskError(
         )
     } else {
         UnwritableException(
-            "cannot write $path: ${error.message ?: error.javaClass.simpleName}",
+            "cannot write $path: ${reason(path, error)}",
             "check that the folder exists and that you may write in it, or choose another",
             error,
         )
+    }
+
+/** Java's message of a path that it could not use is often that path alone. */
+private fun reason(
+    path: Path,
+    error: IOException,
+): String =
+    when (error) {
+        is AccessDeniedException -> "no permission for ${error.file}"
+        is FileAlreadyExistsException -> "${error.file} is a file, not a folder"
+        is NoSuchFileException -> "the folder of ${error.file} is missing or cannot be made"
+        else -> error.message?.takeIf { it != path.toString() } ?: error.javaClass.simpleName
     }

@@ -31,7 +31,11 @@ public class UserResult internal constructor(
     public val before: Map<String, Double>,
     public val after: Map<String, Double>,
     public val report: TrainReport,
-)
+) {
+    /** The numbers, without what was learned. */
+    override fun toString(): String =
+        "UserResult(${report.status.name.lowercase()}, train=$train, holdout=$holdout, test=$test, before=$before, after=$after)"
+}
 
 /**
  * Personalizes the user of one loaded bundle and measures before and after; the bundle is read and checked once.
@@ -98,7 +102,7 @@ public class Evaluator(
                 ?.coerceAtMost(Int.MAX_VALUE.toLong())
         val parts = parts(examples, test, plan.holdout, most?.toInt())
         val old = store?.load()?.state ?: state.takeIf { store == null }
-        val before = trainer.measure(parts.test, old)
+        val before = trainer.measure(parts.test, old, serve = trainer.servesBefore ?: plan.serve)
         val report = trainer.personalize(parts.train, parts.holdout, state, store, checkpoints, stop = stop, onProgress = onProgress)
         val after = if (report.status == Status.ADOPTED) trainer.measure(parts.test, report.state, old?.words.orEmpty()) else before
         return UserResult(parts.train.size, parts.holdout.size, parts.test.size, parts.older, before, after, report)

@@ -6,31 +6,43 @@ import io.pflmobile.core.errors.TensorFileException
 import io.pflmobile.core.files.Safetensors
 import io.pflmobile.core.tensors.Tensor
 
-/** What an example is; [kind] is the word for it in a database. */
+/** What an example is. */
 public sealed interface Payload {
+    /** The word for it in a database: `text` or `arrays`. */
     public val kind: String
 
     /** The bytes to store. */
     public fun encode(): ByteArray
 
-    /** A text, for a bundle with an encoder. */
+    /**
+     * A text, for a bundle with an encoder.
+     *
+     * @property text as it was said
+     */
     public class Text(
         public val text: String,
     ) : Payload {
+        /** `text`. */
         override val kind: String get() = TEXT
 
         override fun encode(): ByteArray = text.encodeToByteArray()
     }
 
-    /** One row: arrays as the inputs of the bundle's programs name them, `weight` among them, each with a first axis of 1. */
+    /**
+     * One row.
+     *
+     * @property arrays by name as the inputs of the bundle's programs, `weight` among them, each with a first axis of 1
+     */
     public class Arrays(
         public val arrays: Map<String, Tensor>,
     ) : Payload {
+        /** `arrays`. */
         override val kind: String get() = ARRAYS
 
         override fun encode(): ByteArray = Safetensors.write(arrays)
     }
 
+    /** Reads what was stored. */
     public companion object {
         private const val TEXT = "text"
         private const val ARRAYS = "arrays"
@@ -65,6 +77,7 @@ public sealed interface Payload {
  *
  * @property id increases with every addition; never used twice, until all are erased
  * @property created seconds since 1970, by the clock of that moment
+ * @property payload the text or the arrays
  */
 public class Example(
     public val id: Long,
@@ -116,5 +129,6 @@ public interface ExampleStore : AutoCloseable {
     /** Erases everything; returns how many there were. */
     public fun eraseAll(): Int
 
+    /** Frees the store; what was kept stays. */
     override fun close()
 }

@@ -15,7 +15,11 @@ public sealed interface Examples {
     /** The first [at], and the others. */
     public fun cut(at: Int): Pair<Examples, Examples>
 
-    /** Texts, for a bundle with an encoder. */
+    /**
+     * Texts, for a bundle with an encoder.
+     *
+     * @property texts oldest first
+     */
     public class Texts(
         public val texts: List<String>,
     ) : Examples {
@@ -24,7 +28,11 @@ public sealed interface Examples {
         override fun cut(at: Int): Pair<Examples, Examples> = Texts(texts.take(at)) to Texts(texts.drop(at))
     }
 
-    /** Arrays, as the inputs of the bundle's programs name them, with `weight`. */
+    /**
+     * Arrays, one row an example.
+     *
+     * @property rows by name as the inputs of the bundle's programs, `weight` among them; the same first axis, oldest first
+     */
     public class Arrays(
         public val rows: Rows,
     ) : Examples {

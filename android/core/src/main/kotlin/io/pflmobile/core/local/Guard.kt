@@ -4,7 +4,7 @@ import io.pflmobile.core.plan.Guard
 
 /** Why the guard decided as it did; [wireName] is the word in reports. */
 public enum class Reason(
-    public val wireName: String,
+    internal val wireName: String,
 ) {
     BETTER("better"),
     NOT_BETTER("not_better"),
@@ -23,6 +23,7 @@ public enum class Reason(
  * @property after its value with the trained state; null when nothing was trained
  * @property examples held-out examples
  * @property adopted whether the trained state replaces the old one
+ * @property reason why
  */
 public class GuardReport internal constructor(
     public val metric: String,

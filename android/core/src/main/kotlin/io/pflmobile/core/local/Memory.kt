@@ -7,7 +7,7 @@ import io.pflmobile.core.tensors.LongTensor
 /**
  * The n-gram memory, which the host writes without gradients.
  *
- * @property next int64 [capacity]: the label of each entry; 0 is empty
+ * @property next int64, `capacity` long: the label of each entry; 0 is empty
  * @property context int64 [capacity, context]: the token at the position first, then the ones before it; 0 where the sequence had not
  *   begun
  * @property count entries written in all
@@ -20,7 +20,7 @@ internal class Memory(
 
 /**
  * Write one entry for each label position with a positive weight, rows in order, left to right, into an empty memory. Entry number j
- * goes to place j mod capacity, so the newest [capacity] entries stay.
+ * goes to place j mod capacity, so the newest `capacity` entries stay.
  *
  * @param tokens int64 [rows, T]
  * @param labels int64 [rows, T], the token after each position

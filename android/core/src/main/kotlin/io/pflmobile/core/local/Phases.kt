@@ -484,16 +484,16 @@ internal fun keptCopies(
 ): Map<String, Map<String, Tensor>> = work.copies.filterKeys { plan.keep == null || it in plan.keep }
 
 /**
- * The device tensors that predictions use under the plan's `serve`. Only gradient-trained tensors have copies; a copy not yet made
+ * The device tensors that predictions use under [serve] of a plan. Only gradient-trained tensors have copies; a copy not yet made
  * stands for theta.
  */
 internal fun served(
-    plan: Plan,
+    serve: Serve,
     work: Work,
     sets: Map<String, TensorSet>,
 ): TensorSet {
     fun resolve(name: String): TensorSet = work.copies[name] ?: sets[name] ?: work.tensors
-    return when (val serve = plan.serve) {
+    return when (serve) {
         is Serve.Named -> {
             work.tensors + resolve(serve.set)
         }

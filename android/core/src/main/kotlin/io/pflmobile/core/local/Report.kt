@@ -17,7 +17,10 @@ public class Progress internal constructor(
     public val of: Long,
     public val loss: Double,
     public val seconds: Double,
-)
+) {
+    /** All numbers. */
+    override fun toString(): String = "Progress(step=$step, of=$of, loss=$loss, seconds=$seconds)"
+}
 
 /**
  * What training gave, whatever the guard decided; a device sends its change.
@@ -50,6 +53,7 @@ public enum class Status {
 /**
  * The result of [LocalTrainer.personalize].
  *
+ * @property status how it ended
  * @property guard the decision; null when cancelled before it
  * @property state what serves now; null is the shipped values
  * @property version its number in the store; null without a store. Where it was not to be published, an adopted state is written but
@@ -58,10 +62,10 @@ public enum class Status {
  * @property after the same with the trained state; empty when nothing was trained
  * @property steps optimizer steps of this job, those before a resume included
  * @property losses of each step
- * @property reports what measure and choose phases found; sent beside the update
  * @property seconds training and evaluation in this call
  * @property msPerStep median over the steps of this call; null when there was none
  * @property words slot words after training
+ * @property reports what measure and choose phases found; sent beside the update
  * @property resumedAt steps that a checkpoint had already done; null when training began afresh
  * @property warnings what loading the state had to repair
  * @property notes other things worth knowing, in plain words

@@ -10,6 +10,7 @@ import io.pflmobile.core.errors.TooManyStepsException
 import io.pflmobile.core.errors.TooSlowException
 import io.pflmobile.core.errors.TrainingException
 import io.pflmobile.core.plan.Plan
+import io.pflmobile.core.plan.Serve
 import io.pflmobile.core.plan.Start
 import io.pflmobile.core.plan.checkPlan
 import io.pflmobile.core.rows.Rows
@@ -71,6 +72,9 @@ public class LocalTrainer(
     /** Measures the time of steps; tests set their own. */
     internal var clock: TimeSource = TimeSource.Monotonic
 
+    /** What predictions use of the state that training begins with, where a task's plan made it; null for what [plan] says. */
+    internal var servesBefore: Serve? = null
+
     init {
         checkPlan(plan, tensors, this.sets.keys, emptyList())
     }
@@ -93,15 +97,17 @@ public class LocalTrainer(
      * Metrics of a state (null: the shipped values) on examples, whatever the guard compares; see [metricSums].
      *
      * @param known slot words that were there when a comparison began; by default the state's own
+     * @param serve what predictions use of the state
      * @throws NoExamplesException nothing in the examples counts
      */
     internal fun measure(
         examples: Examples,
         state: PersonalState?,
         known: List<String> = state?.words.orEmpty(),
+        serve: Serve = plan.serve,
     ): Map<String, Double> {
         val work = Work.of(state, initial)
-        val sums = metricSums(programs, served(plan, work, sets), examples, encoder, work.words, known)
+        val sums = metricSums(programs, served(serve, work, sets), examples, encoder, work.words, known)
         return sums.mapValues { (_, sum) -> sum.first / sum.second }
     }
 
@@ -150,7 +156,8 @@ public class LocalTrainer(
     private fun measure(
         rows: Rows,
         work: Work,
-    ): Map<String, Double> = programs.evaluate(rows, served(plan, work, sets))
+        serve: Serve = plan.serve,
+    ): Map<String, Double> = programs.evaluate(rows, served(serve, work, sets))
 
     private fun encode(
         examples: Examples,
@@ -213,7 +220,7 @@ public class LocalTrainer(
             var value: Double? = null
             var shipped: Double? = null
             if ((rows.getValue("weight") as FloatTensor).values.any { it > 0 }) {
-                before = measure(rows, old)
+                before = measure(rows, old, servesBefore ?: plan.serve)
                 value = metric(before)
                 shipped = if (plan.guard.appeal == null) value else shippedMetric()
             }

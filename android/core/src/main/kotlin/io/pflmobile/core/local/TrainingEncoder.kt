@@ -10,7 +10,11 @@ import io.pflmobile.core.text.SubwordTokenizer
 import io.pflmobile.core.text.TextEncoder
 import io.pflmobile.core.text.WordTokenizer
 
-/** A bundle's text encoder, as training asks for it. */
+/**
+ * A bundle's text encoder, as training asks for it.
+ *
+ * @property text the encoder
+ */
 public class TrainingEncoder(
     public val text: TextEncoder,
 ) : Encoder {

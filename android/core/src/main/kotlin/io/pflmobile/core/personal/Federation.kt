@@ -50,23 +50,49 @@ public class Federation(
 
 /** How [PersonalModel.takePart] ended. */
 public sealed interface RoundsResult {
-    /** Updates were accepted. */
+    /**
+     * Updates were accepted.
+     *
+     * @property summary what was done
+     */
     public class TookPart internal constructor(
         public val summary: Summary,
-    ) : RoundsResult
+    ) : RoundsResult {
+        /** For a log: numbers, no examples. */
+        override fun toString(): String = "TookPart($summary)"
+    }
 
-    /** No update was made: there was no task, or none that this device can do; `summary.declined` says why. */
+    /**
+     * No update was made: there was no task, or none that this device can do.
+     *
+     * @property summary what was done; `declined` says why
+     */
     public class NoRound internal constructor(
         public val summary: Summary,
-    ) : RoundsResult
+    ) : RoundsResult {
+        /** For a log: numbers, no examples. */
+        override fun toString(): String = "NoRound($summary)"
+    }
 
-    /** The federation protects updates less than the policy asks for, as [why] says; nothing was sent. */
+    /**
+     * The federation protects updates less than the policy asks for; nothing was sent.
+     *
+     * @property summary what was done
+     * @property why what is missing, in words
+     */
     public class NotProtected internal constructor(
         public val summary: Summary,
         public val why: String,
-    ) : RoundsResult
+    ) : RoundsResult {
+        /** For a log: numbers, no examples. */
+        override fun toString(): String = "NotProtected($why)"
+    }
 
-    /** There are too few examples to learn and to measure, [have] of them; no task was asked for. */
+    /**
+     * There are too few examples to learn and to measure; no task was asked for.
+     *
+     * @property have how many are kept; 3 are the least
+     */
     public data class NotEnoughExamples(
         val have: Int,
     ) : RoundsResult
@@ -80,6 +106,7 @@ public sealed interface RoundsResult {
     /**
      * The aggregator cannot be reached, or something else answers in its place: another time or network may help.
      *
+     * @property error what went wrong
      * @property waiting updates that are finished and wait to be sent
      */
     public data class Unreachable(
@@ -87,12 +114,20 @@ public sealed interface RoundsResult {
         val waiting: Int,
     ) : RoundsResult
 
-    /** The aggregator will not have this device. */
+    /**
+     * The aggregator will not have this device.
+     *
+     * @property error what the aggregator said
+     */
     public data class Refused(
         val error: ServerProblemException,
     ) : RoundsResult
 
-    /** It could not be done; what served before serves on. */
+    /**
+     * It could not be done; what served before serves on.
+     *
+     * @property error what went wrong
+     */
     public data class Failed(
         val error: PflException,
     ) : RoundsResult
@@ -109,12 +144,20 @@ public sealed interface LeaveResult {
     /** It took part in no federation. */
     public data object NotThere : LeaveResult
 
-    /** An aggregator cannot be reached and still knows the device. It is told by the next call of `leave` or `takePart`. */
+    /**
+     * An aggregator cannot be reached and still knows the device. It is told by the next call of `leave` or `takePart`.
+     *
+     * @property error what went wrong
+     */
     public data class Unreachable(
         val error: PflException,
     ) : LeaveResult
 
-    /** It could not be done. */
+    /**
+     * It could not be done.
+     *
+     * @property error what went wrong
+     */
     public data class Failed(
         val error: PflException,
     ) : LeaveResult

@@ -8,6 +8,7 @@ import io.pflmobile.core.device.Event
 import io.pflmobile.core.device.Model
 import io.pflmobile.core.device.PrivacyPolicy
 import io.pflmobile.core.engines.Session
+import io.pflmobile.core.engines.chosen
 import io.pflmobile.core.engines.goldenCheck
 import io.pflmobile.core.engines.openSession
 import io.pflmobile.core.errors.ConfigException
@@ -158,6 +159,7 @@ public class PersonalModel private constructor(
     init {
         if (home.resolve(ERASING).exists()) eraseAll()
         store.carryOver(sameWeights = bundle.manifest.frozenSha256 != null, discard = options.discardOtherState)
+        rounds.keepServes()
         serving = load()
     }
 
@@ -188,7 +190,7 @@ public class PersonalModel private constructor(
         return Serving(
             loaded.version,
             loaded.state,
-            served(plan, Work.of(loaded.state, initial), sets),
+            served(rounds.serves(loaded.version) ?: plan.serve, Work.of(loaded.state, initial), sets),
             encoder?.let { if (blocked.size == 0) it.withWords(words) else it.withBlocked(blocked).withWords(words) },
             blocked,
             loaded.warnings,
@@ -223,13 +225,14 @@ public class PersonalModel private constructor(
      *   missing and is 1 then
      * @throws ConfigException the bundle takes texts
      * @throws TensorMismatchException the arrays are not those of the bundle
-     * @throws DataException a weight is negative, or a number is not finite
+     * @throws DataException a weight is negative, a number is not finite, or a label is none of the model's classes
      * @throws StateException the examples cannot be used, or the model is closed
      */
     public suspend fun remember(arrays: Map<String, Tensor>): RememberResult {
         if (encoder != null) throw ConfigException("the bundle takes texts, not arrays", "give a text")
         val row = row("gradients", arrays)
         checkRows(row, "example")
+        checkLabels(row)
         return io {
             when {
                 paused -> RememberResult.Refused(RememberResult.Reason.PAUSED)
@@ -239,16 +242,29 @@ public class PersonalModel private constructor(
         }
     }
 
-    /** The same for a classifier of [features] in one array. */
+    /**
+     * The same for a classifier of [features] in one array.
+     *
+     * @param features as many as the model takes, in its order
+     * @param label from 0 to the number of classes less 1
+     */
     public suspend fun remember(
         features: FloatArray,
         label: Int,
-    ): RememberResult {
-        val classes = bundle.manifest.task.vocabulary
-        if (label < 0 || (classes != null && label >= classes)) {
-            throw DataException("the label is $label", "give one from 0 to ${(classes ?: Long.MAX_VALUE) - 1}")
-        }
-        return remember(mapOf(featuresOf("gradients", features), LABELS to LongTensor(longArrayOf(label.toLong()), listOf(1))))
+    ): RememberResult = remember(mapOf(featuresOf("gradients", features), LABELS to LongTensor(longArrayOf(label.toLong()), listOf(1))))
+
+    /** A label that is no class would spoil every batch that it is in. */
+    private fun checkLabels(row: Rows) {
+        val classes = bundle.manifest.task.vocabulary ?: return
+        val wrong = (row[LABELS] as? LongTensor)?.values?.find { it < 0 || it >= classes } ?: return
+        throw DataException(
+            "the label $wrong is not in 0..${classes - 1}",
+            if (wrong < 0) {
+                "a label that must not count gets the weight 0 and any class, 0 for instance"
+            } else {
+                "number the classes from 0, or export the model with as many outputs as there are classes"
+            },
+        )
     }
 
     private fun keep(payload: Payload): RememberResult =
@@ -266,6 +282,7 @@ public class PersonalModel private constructor(
      * At most [k] likely next words, the likeliest first; none that is blocked or that the user wants forgotten.
      *
      * @param text what was typed, up to the end of a word
+     * @param k of a model of words no more than its `predict` gives: `top_k` of the exported task
      * @throws ConfigException the bundle takes arrays
      * @throws io.pflmobile.core.errors.EngineException the engine cannot run the bundle
      * @throws StateException the model is closed
@@ -398,7 +415,9 @@ public class PersonalModel private constructor(
                 }
             }
         val checkpoints = Checkpoints(store.checkpoint, id, options.checkpointEvery)
-        return Evaluator(bundle, watched).personalize(
+        val evaluator = Evaluator(bundle, watched)
+        evaluator.trainer.servesBefore = rounds.serves(began)
+        return evaluator.personalize(
             given,
             options.test,
             store = store,
@@ -481,8 +500,7 @@ public class PersonalModel private constructor(
     ) : Session {
         private var entered: Session? = null
 
-        // where there is none for this bundle, opening says so
-        override val name = options.engines.find { it.name in bundle.manifest.engines }?.name ?: engine.use { it.name }
+        override val name = chosen(bundle.manifest, options.engines).name
         override val programs = bundle.manifest.programs.associateBy { it.name }
 
         override fun run(
@@ -827,6 +845,7 @@ public class PersonalModel private constructor(
 
     private class StoppedException : CancellationException("training was stopped")
 
+    /** Opens and erases models. */
     public companion object {
         private const val PREDICT = "predict"
         private const val EVALUATE = "evaluate"
@@ -843,6 +862,9 @@ public class PersonalModel private constructor(
         /** One to learn from, one for the guard, one to test on. */
         private const val FEWEST = 3
         private val BLOCKED = RememberResult.Refused(RememberResult.Reason.BLOCKED)
+
+        /** Where the app's copy of its bundle may lie before the first opening. */
+        private const val SHIPPED = "bundle"
         private val NAMES = setOf("state", UNPACKED, PAUSED, ERASING, ROUNDS, FolderLock.NAME)
 
         private class Opened(
@@ -859,14 +881,16 @@ public class PersonalModel private constructor(
          * model; it is closed when each was closed.
          *
          * @param source the bundle: its folder or `.pflb` file
-         * @param folder where everything personal is kept; made when missing, for its owner alone. One folder for each bundle name
+         * @param folder where everything personal is kept, and nothing else; made when missing, for its owner alone. One folder for each
+         *   bundle name
          * @param options must be those of the first opening
          * @param examples opens where the user's examples are kept
          * @param clock seconds since 1970
          * @throws io.pflmobile.core.errors.BundleException the bundle cannot be used
          * @throws StateException another process has the folder open, or what lies there was learned with a bundle that does not fit
          *   this one
-         * @throws ConfigException this process has it open with other options; or the bundle does not fit itself or the options
+         * @throws ConfigException this process has it open with other options; the bundle does not fit itself or the options; or the
+         *   folder holds something else
          * @throws StorageFullException no room to unpack the bundle
          */
         public suspend fun open(
@@ -894,12 +918,16 @@ public class PersonalModel private constructor(
                         val home = diskErrors(folder) { folder.toRealPath() }
                         val there = opened[home]
                         if (there == null) {
+                            ofItsOwn(home)
                             val model = openFirst(source, home, options, clock, context, disk, examples)
                             opened[home] = Opened(model, source.toAbsolutePath(), 1)
                             return@withContext model.also { counted = it }
                         }
                         if (there.model.options != options || there.source != source.toAbsolutePath()) {
-                            throw ConfigException("$home is open already with other options, or of another bundle", "use the same")
+                            throw ConfigException(
+                                "$home is open already with other options, or of another bundle",
+                                "give the same, or a folder of its own for each bundle",
+                            )
                         }
                         there.users++
                         there.model.also { counted = it }
@@ -920,7 +948,7 @@ public class PersonalModel private constructor(
          * Removes a folder with everything that was kept in it, also where it is too damaged to be opened. How much was sent to federations is
          * forgotten too.
          *
-         * @throws StateException this process or another has it open; nothing is removed
+         * @throws StateException this process or another has it open, or no model was ever opened there; nothing is removed
          * @throws UnwritableException something cannot be removed
          */
         public suspend fun erase(folder: Path) {
@@ -930,6 +958,9 @@ public class PersonalModel private constructor(
                     val home = diskErrors(folder) { folder.toRealPath() }
                     if (home in opened) {
                         throw StateException("the personal model in $home is open", "call eraseEverything(), or close it first")
+                    }
+                    if (!home.resolve(FolderLock.NAME).exists() && !isEmpty(home)) {
+                        throw StateException("$home is no folder of a personal model", "give the one that it was opened with")
                     }
                     alone(home).use { _ ->
                         mark(home, AtomicFiles())
@@ -953,6 +984,18 @@ public class PersonalModel private constructor(
                 return
             } catch (_: UnwritableException) {
                 return
+            }
+        }
+
+        private fun isEmpty(home: Path) = diskErrors(home) { Files.newDirectoryStream(home).use { it.none() } }
+
+        /** Erasing removes all that lies there, so it must not be somebody else's. */
+        private fun ofItsOwn(home: Path) {
+            if (home.resolve(FolderLock.NAME).exists()) return
+            val alien =
+                diskErrors(home) { Files.newDirectoryStream(home).use { all -> all.map { it.fileName.toString() } } } - NAMES - SHIPPED
+            if (alien.isNotEmpty()) {
+                throw ConfigException("$home holds something else: ${alien.min()}", "give a folder of its own, which may be missing")
             }
         }
 

@@ -10,12 +10,20 @@ import io.pflmobile.core.tensors.Tensor
 
 /** What became of an example that was to be remembered. */
 public sealed interface RememberResult {
-    /** It is kept; [id] forgets it again. */
+    /**
+     * It is kept.
+     *
+     * @property id forgets it again, by `forgetExample`
+     */
     public data class Kept(
         val id: Long,
     ) : RememberResult
 
-    /** It is not kept, and nothing of it is. */
+    /**
+     * It is not kept, and nothing of it is.
+     *
+     * @property reason why
+     */
     public data class Refused(
         val reason: Reason,
     ) : RememberResult
@@ -38,17 +46,36 @@ public sealed interface RememberResult {
 
 /** How [PersonalModel.personalize] ended. */
 public sealed interface PersonalizeResult {
-    /** What was learned is better on the user's own newest examples, and serves now. */
+    /**
+     * What was learned is better on the user's own newest examples, and serves now.
+     *
+     * @property report before and after
+     */
     public class Adopted internal constructor(
         public val report: UserResult,
-    ) : PersonalizeResult
+    ) : PersonalizeResult {
+        /** For a log: numbers, no examples. */
+        override fun toString(): String = "Adopted($report)"
+    }
 
-    /** The old state serves on: what was learned is not better, or the model is good enough already; `report.report.guard` says which. */
+    /**
+     * The old state serves on: what was learned is not better, or the model is good enough already; `report.report.guard` says which.
+     *
+     * @property report what was measured
+     */
     public class Kept internal constructor(
         public val report: UserResult,
-    ) : PersonalizeResult
+    ) : PersonalizeResult {
+        /** For a log: numbers, no examples. */
+        override fun toString(): String = "Kept(${report.report.guard?.reason}, $report)"
+    }
 
-    /** There are too few examples to learn and to measure; [have] of them. */
+    /**
+     * There are too few examples to learn and to measure: 3 are the least, and the part that the guard measures has to have as many as
+     * the bundle's guard asks for (`min_examples`).
+     *
+     * @property have how many there are
+     */
     public data class NotEnoughExamples(
         val have: Int,
     ) : PersonalizeResult
@@ -59,7 +86,11 @@ public sealed interface PersonalizeResult {
     /** It was stopped by pause, forget, revert or erase. Where the examples are still there, the next call goes on from a checkpoint. */
     public data object Cancelled : PersonalizeResult
 
-    /** It could not be done; the old state serves on. */
+    /**
+     * It could not be done; the old state serves on.
+     *
+     * @property error what went wrong
+     */
     public data class Failed(
         val error: PflException,
     ) : PersonalizeResult
@@ -116,6 +147,7 @@ public data class ModelStatus(
 /**
  * A label of a classifier.
  *
+ * @property label number of the class, from 0
  * @property probability from 0 to 1
  */
 public data class Label(

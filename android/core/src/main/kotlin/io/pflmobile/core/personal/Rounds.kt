@@ -8,6 +8,7 @@ import io.pflmobile.core.device.Ended
 import io.pflmobile.core.device.Event
 import io.pflmobile.core.device.Membership
 import io.pflmobile.core.device.Model
+import io.pflmobile.core.device.ServeNotes
 import io.pflmobile.core.device.leave
 import io.pflmobile.core.errors.DeviceFolderException
 import io.pflmobile.core.errors.NotTheAggregatorException
@@ -16,6 +17,7 @@ import io.pflmobile.core.errors.ServerProblemException
 import io.pflmobile.core.errors.TooLargeOnTheWayException
 import io.pflmobile.core.errors.UnreachableException
 import io.pflmobile.core.local.Examples
+import io.pflmobile.core.plan.Serve
 import io.pflmobile.core.privacy.Limits
 import io.pflmobile.core.state.ModelId
 import io.pflmobile.core.state.PersonalStateStore
@@ -69,6 +71,14 @@ internal class Rounds(
             RoundsStatus(null, 0, 0, 0, null, PrivacySpent.UNKNOWN, error)
         }
     }
+
+    private val notes = ServeNotes(home.resolve(DeviceFolder.SERVES))
+
+    /** What predictions use of a version that a round made; null for any other. */
+    fun serves(version: Int): Serve? = notes.of(version)
+
+    /** Versions that are gone may have their numbers given anew. */
+    fun keepServes() = notes.keep(state.numbers())
 
     /** Whether something is finished that only has to be sent. */
     val waits: Boolean get() = home.exists() && folder().waiting > 0

@@ -101,6 +101,7 @@ internal enum class Start {
  * * `zero`: nothing but zeros;
  * * any copy that a phase makes or that [copies] starts, and any set of arrays that the host hands in.
  *
+ * @property guard when a trained state is adopted
  * @property seed of every shuffle, from 0
  * @property upload patterns of the tensors whose change is sent; personal tensors never are
  * @property uploadCopies copies whose change is sent too, of the same tensors (SCAFFOLD's control variates)
@@ -183,6 +184,7 @@ public class Plan internal constructor(
     /** JSON with every field, defaults too, so that no reader needs to know them. */
     public fun dump(): String = strictJson.encodeToString(serializer(), this) + "\n"
 
+    /** Reads plans. */
     public companion object {
         private const val SCHEMA_VERSION = 1L
 

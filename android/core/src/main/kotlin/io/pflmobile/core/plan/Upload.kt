@@ -97,14 +97,14 @@ internal class UpdateLayout(
         }
     }
 
-    /** Tensors one after the other, float32 [P]; a missing one becomes zero. */
+    /** Tensors one after the other, float32 `[P]`; a missing one becomes zero. */
     fun pack(values: Map<String, FloatTensor>): FloatArray {
         val flat = FloatArray(Math.toIntExact(size))
         forEach { name, start, _ -> values[name]?.values?.copyInto(flat, start.toInt()) }
         return flat
     }
 
-    /** Copies of the tensors in a flat vector [P], by name. */
+    /** Copies of the tensors in a flat vector `[P]`, by name. */
     fun unpack(flat: FloatArray): Map<String, FloatTensor> {
         val found = LinkedHashMap<String, FloatTensor>()
         forEach { name, start, shape ->

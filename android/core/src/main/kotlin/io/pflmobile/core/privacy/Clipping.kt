@@ -45,7 +45,7 @@ internal object Clipping {
     }
 
     /**
-     * An update clipped to C = [clipNorm], before any noise: float64 [P].
+     * An update clipped to C = [clipNorm], before any noise: float64 `[P]`.
      *
      * @throws NonFiniteException a value is NaN or infinite
      */

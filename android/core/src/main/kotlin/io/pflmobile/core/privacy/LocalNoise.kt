@@ -16,9 +16,9 @@ internal object LocalNoise {
     private const val HUGE = 500.0
 
     /**
-     * An update clipped to C with N(0, (z C)^2) on every value, float32 [P].
+     * An update clipped to C with N(0, (z C)^2) on every value, float32 `[P]`.
      *
-     * @param flat all tensors of the update together, float32 [P]
+     * @param flat all tensors of the update together, float32 `[P]`
      * @param clipNorm C
      * @param noiseMultiplier z; 0 only clips
      * @param source [SecureNoise] on a real device

@@ -18,6 +18,7 @@ public data class ModelId(
     val version: String,
     val fingerprint: String,
 ) {
+    /** Names models. */
     public companion object {
         /** The id of the bundle of a manifest. */
         public fun of(manifest: Manifest): ModelId = of(manifest.name, manifest.version, manifest.tensors, manifest.frozenSha256)

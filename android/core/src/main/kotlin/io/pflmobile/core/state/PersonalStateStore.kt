@@ -351,7 +351,8 @@ public class PersonalStateStore internal constructor(
 
     private fun list(): List<Path> = diskErrors(folder) { Files.newDirectoryStream(folder).use { it.toList() } }
 
-    private fun numbers(): List<Int> =
+    /** Numbers of the saved versions, damaged ones too. */
+    internal fun numbers(): List<Int> =
         list()
             .mapNotNull {
                 VERSION

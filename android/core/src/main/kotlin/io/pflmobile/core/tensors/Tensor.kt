@@ -1,9 +1,11 @@
 package io.pflmobile.core.tensors
 
-/** What an element of a tensor is; [wireName] is the name in manifests, [safetensorsName] the one in safetensors files. */
+/** What an element of a tensor is. */
 public enum class DType(
-    public val wireName: String,
-    public val safetensorsName: String,
+    /** In manifests. */
+    internal val wireName: String,
+    /** In safetensors files. */
+    internal val safetensorsName: String,
     /** Bytes of an element. */
     public val bytes: Int,
 ) {
@@ -29,7 +31,12 @@ public enum class DType(
     }
 }
 
-/** Named values in memory, in C order; [shape] is empty for a scalar. A tensor owns its array: nothing else writes to it. */
+/**
+ * Named values in memory, in C order. A tensor owns its array: nothing else writes to it.
+ *
+ * @property dtype what an element is
+ * @property shape length of each axis; empty for a scalar. An `IllegalArgumentException` where the values do not fill it
+ */
 public sealed class Tensor(
     public val dtype: DType,
     public val shape: List<Int>,
@@ -48,7 +55,11 @@ public sealed class Tensor(
     public val signature: String get() = "${dtype.wireName}$shape"
 }
 
-/** A tensor of float32. */
+/**
+ * A tensor of float32.
+ *
+ * @property values as many as the shape says
+ */
 public class FloatTensor(
     public val values: FloatArray,
     shape: List<Int>,
@@ -59,7 +70,11 @@ public class FloatTensor(
     public fun copy(): FloatTensor = FloatTensor(values.copyOf(), shape)
 }
 
-/** A tensor of int64. */
+/**
+ * A tensor of int64.
+ *
+ * @property values as many as the shape says
+ */
 public class LongTensor(
     public val values: LongArray,
     shape: List<Int>,
@@ -67,7 +82,11 @@ public class LongTensor(
     override val size: Int get() = values.size
 }
 
-/** A tensor of another type, which a device passes on and does not compute with: little-endian [bytes]. */
+/**
+ * A tensor of another type, which a device passes on and does not compute with.
+ *
+ * @property bytes of its values, little-endian
+ */
 public class RawTensor(
     dtype: DType,
     public val bytes: ByteArray,

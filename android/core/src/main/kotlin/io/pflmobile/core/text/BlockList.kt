@@ -49,6 +49,7 @@ public class BlockList internal constructor(
         return hex(mac.doFinal(word.encodeToByteArray()))
     }
 
+    /** Makes and reads lists. */
     public companion object {
         private const val KIND = "pfl-blocked-words"
         private const val SCHEMA_VERSION = 1

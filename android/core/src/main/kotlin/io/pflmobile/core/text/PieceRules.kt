@@ -31,6 +31,7 @@ public enum class PieceRules(
     /** Whether a piece is a symbol (or a special token) and not a word. */
     public abstract fun isSymbol(piece: String): Boolean
 
+    /** The versions that are known. */
     public companion object {
         private const val WORD = "[\\p{L}\\p{N}][\\p{L}\\p{N}\\p{M}]*+(?:'[\\p{L}\\p{N}][\\p{L}\\p{N}\\p{M}]*+)*+"
         private val PIECE = Regex("$WORD|[^\\p{L}\\p{N}\\p{Z}\\p{Cc}]\\p{M}*+")

@@ -78,6 +78,7 @@ public class SubwordTokenizer private constructor(
         library.close()
     }
 
+    /** Reads tokenizers. */
     public companion object {
         /** The library makes room for every id up to the largest; no vocabulary in use is larger. */
         private const val MOST_IDS = 1 shl 21

@@ -9,6 +9,7 @@ package io.pflmobile.core.text
 /**
  * A next word.
  *
+ * @property word as the user would write it
  * @property probability that the model gives it, from 0 to 1; of a word of several parts, that they follow each other
  */
 public data class Suggestion(

@@ -43,6 +43,7 @@ public class WordTokenizer(
 
     override fun isSymbol(piece: String): Boolean = rules.isSymbol(piece)
 
+    /** Reads tokenizers. */
     public companion object {
         /** The special tokens, in the order of their ids. */
         public val SPECIALS: List<String> = listOf("<pad>", "<s>", "<unk>", "</s>")

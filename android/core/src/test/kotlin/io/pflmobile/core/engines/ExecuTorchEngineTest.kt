@@ -13,12 +13,16 @@ import io.pflmobile.core.tensors.sameBits
 import io.pflmobile.core.tensors.toDoubles
 import org.junit.jupiter.api.BeforeEach
 import org.junit.jupiter.api.io.TempDir
+import java.io.File
+import java.lang.reflect.InvocationTargetException
+import java.net.URLClassLoader
 import java.nio.file.Path
 import kotlin.io.path.writeBytes
 import kotlin.math.abs
 import kotlin.test.Test
 import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
+import kotlin.test.assertNull
 import kotlin.test.assertTrue
 
 /** The official Java classes over the desktop runtime. */
@@ -35,6 +39,24 @@ class ExecuTorchEngineTest {
     ): T = Bundle.open(Path.of(System.getProperty("bundles")).resolve("$name.pflb")).use(use)
 
     private fun Bundle.session(engine: Engine = ExecuTorchEngine) = openSession(this, listOf(engine), trusted = true)
+
+    @Test
+    fun `an app without it is told so before anything is loaded`() {
+        val classes = System.getProperty("surefire.test.class.path") ?: System.getProperty("java.class.path")
+        val urls = classes.split(File.pathSeparator).map { File(it).toURI().toURL() }
+        val without =
+            object : URLClassLoader(urls.toTypedArray(), getPlatformClassLoader()) {
+                override fun findClass(name: String): Class<*> =
+                    if (name.startsWith("org.pytorch.")) throw ClassNotFoundException(name) else super.findClass(name)
+            }
+        without.use {
+            val engine = it.loadClass(ExecuTorchEngine::class.java.name).getField("INSTANCE").get(null)
+            val error = assertFailsWith<InvocationTargetException> { engine.javaClass.getMethod("getVersion").invoke(engine) }
+            assertEquals("EngineUnavailableException", error.targetException.javaClass.simpleName)
+            assertTrue("add the dependency org.pytorch:executorch-android" in "${error.targetException}")
+        }
+        assertNull(ExecuTorchEngine.version)
+    }
 
     @Test
     fun `the golden calls give what PyTorch gave`() {

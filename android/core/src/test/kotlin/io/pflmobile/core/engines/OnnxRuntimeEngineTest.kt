@@ -135,6 +135,25 @@ class OnnxRuntimeEngineTest {
     }
 
     @Test
+    fun `of the engines that a bundle has the first is taken that the app brings, new enough`() {
+        fun absent(
+            name: String,
+            found: () -> String?,
+        ) = object : Engine by OnnxRuntimeEngine {
+            override val name = name
+            override val version get() = found()
+        }
+        val missing = absent("executorch") { throw EngineUnavailableException("it is not in the app", "add it") }
+        Bundle.open(Path.of(System.getProperty("bundles"), "tiny.pflb")).use { both ->
+            openSession(both, listOf(missing, OnnxRuntimeEngine), trusted = true).use { assertEquals("onnxruntime", it.name) }
+            val old = absent("executorch") { "0.1" }
+            openSession(both, listOf(old, OnnxRuntimeEngine), trusted = true).use { assertEquals("onnxruntime", it.name) }
+            val why = assertFailsWith<EngineUnavailableException> { openSession(both, listOf(missing, old), trusted = true) }
+            assertEquals("it is not in the app", why.message)
+        }
+    }
+
+    @Test
     fun `an engine that computes other numbers is refused`() {
         for ((output, factor) in mapOf("loss_sum" to 1.001f, "grad.hidden.0.lora_B" to 1.001f, "weight_sum" to Float.NaN)) {
             val wrong =

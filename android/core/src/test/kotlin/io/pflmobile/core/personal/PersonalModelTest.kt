@@ -6,12 +6,14 @@ import io.pflmobile.core.errors.ConfigException
 import io.pflmobile.core.errors.DataException
 import io.pflmobile.core.errors.StateException
 import io.pflmobile.core.errors.TensorMismatchException
+import io.pflmobile.core.errors.UnwritableException
 import io.pflmobile.core.files.FolderLock
 import io.pflmobile.core.local.Evaluator
 import io.pflmobile.core.local.Examples
 import io.pflmobile.core.state.ModelId
 import io.pflmobile.core.state.PersonalStateStore
 import io.pflmobile.core.tensors.FloatTensor
+import io.pflmobile.core.tensors.LongTensor
 import io.pflmobile.core.tensors.sameBits
 import kotlinx.coroutines.CompletableDeferred
 import kotlinx.coroutines.CoroutineStart
@@ -23,10 +25,12 @@ import kotlinx.coroutines.launch
 import kotlinx.coroutines.runBlocking
 import org.junit.jupiter.api.AfterEach
 import org.junit.jupiter.api.io.TempDir
+import java.nio.file.Files
 import java.nio.file.Path
 import java.util.concurrent.atomic.AtomicReference
 import kotlin.io.path.exists
 import kotlin.io.path.isRegularFile
+import kotlin.io.path.listDirectoryEntries
 import kotlin.io.path.name
 import kotlin.io.path.readBytes
 import kotlin.io.path.walk
@@ -136,6 +140,10 @@ class PersonalModelTest {
             assertFailsWith<TensorMismatchException> { model.predict(FloatArray(5)) }
             assertFailsWith<TensorMismatchException> { model.remember(mapOf("y" to FloatTensor(FloatArray(6), listOf(6)))) }
             assertFailsWith<DataException> { model.remember(FloatArray(6), 4) }
+            for (label in listOf(4L, -100L)) {
+                val row = mapOf("x" to FloatTensor(FloatArray(6), listOf(6)), "labels" to LongTensor(longArrayOf(label), listOf(1)))
+                assertFailsWith<DataException> { model.remember(row) }
+            }
             assertFailsWith<DataException> { model.remember(FloatArray(6) { Float.NaN }, 1) }
             assertFailsWith<ConfigException> { model.remember("a text") }
             assertFailsWith<ConfigException> { model.suggest("a text") }
@@ -334,6 +342,20 @@ class PersonalModelTest {
             assertFalse(PersonalModel.isOpen(home))
             assertNotNull(open())
             Unit
+        }
+
+    @Test
+    fun `what is not the model's own is neither opened nor erased`() =
+        runBlocking {
+            val precious = folder.resolve("photos/holiday.jpg")
+            Files.createDirectories(precious.parent)
+            precious.writeBytes(ByteArray(3))
+            val error = assertFailsWith<ConfigException> { open(home = precious.parent) }
+            assertTrue("holiday.jpg" in error.message, error.message)
+            assertFailsWith<StateException> { PersonalModel.erase(precious.parent) }
+            assertEquals(listOf("holiday.jpg"), precious.parent.listDirectoryEntries().map { it.name })
+            val file = assertFailsWith<UnwritableException> { open(home = precious) }
+            assertTrue("is a file, not a folder" in file.message, file.message)
         }
 
     @Test

@@ -15,6 +15,10 @@ import io.pflmobile.core.errors.ConfigException
 import io.pflmobile.core.errors.DeviceException
 import io.pflmobile.core.errors.DeviceFolderException
 import io.pflmobile.core.errors.StateException
+import io.pflmobile.core.files.parseJson
+import io.pflmobile.core.local.Evaluator
+import io.pflmobile.core.local.Examples
+import io.pflmobile.core.local.Payload
 import io.pflmobile.core.protocol.Enrolled
 import io.pflmobile.core.state.ModelId
 import io.pflmobile.core.state.PersonalStateStore
@@ -25,6 +29,9 @@ import kotlinx.coroutines.async
 import kotlinx.coroutines.cancelAndJoin
 import kotlinx.coroutines.runBlocking
 import kotlinx.coroutines.withTimeout
+import kotlinx.serialization.json.JsonArray
+import kotlinx.serialization.json.JsonObject
+import kotlinx.serialization.json.JsonPrimitive
 import mockwebserver3.MockResponse
 import mockwebserver3.MockWebServer
 import mockwebserver3.RecordedRequest
@@ -49,6 +56,7 @@ import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
 import kotlin.test.assertFalse
 import kotlin.test.assertIs
+import kotlin.test.assertNotEquals
 import kotlin.test.assertNotNull
 import kotlin.test.assertNull
 import kotlin.test.assertTrue
@@ -166,6 +174,72 @@ class RoundsTest {
             assertEquals(8.0, again.rounds().spent.epsilon, "the promise is for the whole membership")
             assertIs<RoundsResult.NoRound>(again.takePart())
             Unit
+        }
+
+    @Test
+    fun `what a task's plan serves is served, also when the model is opened again`() =
+        runBlocking {
+            fake.plan = dittoPlan(fake.plan)
+            val model = opened()
+            val shipped = model.suggest(TYPED)
+            assertIs<RoundsResult.TookPart>(model.takePart())
+            assertTrue(events.filterIsInstance<Event.Finished>().single().adopted)
+            val own = model.suggest(TYPED)
+            assertNotEquals(shipped.map { it.word }, own.map { it.word })
+            // the bundle's plan trains theta, which has to be better than the copy that serves
+            val before =
+                when (val result = model.personalize()) {
+                    is PersonalizeResult.Adopted -> result.report.before.also { model.revert(1) }
+                    is PersonalizeResult.Kept -> result.report.before
+                    else -> emptyMap()
+                }
+            assertTrue(before.getValue("loss") < shippedLoss(model), "before is of the copy")
+            assertEquals(own, model.suggest(TYPED))
+            model.close()
+            val again = open()
+            assertEquals(own, again.suggest(TYPED))
+            again.close()
+            folder.resolve("model/rounds/serves.json").deleteExisting()
+            val lost = open()
+            assertEquals(shipped.map { it.word }, lost.suggest(TYPED).map { it.word }, "theta was hardly trained")
+            lost.eraseEverything()
+            assertEquals(shipped, lost.suggest(TYPED))
+        }
+
+    /** Of Ditto: the shared model hardly learns, and a copy that stays here learns much and serves. */
+    private fun dittoPlan(plan: String): String {
+        val given = parseJson(plan) as JsonObject
+        val train = (given.getValue("phases") as JsonArray).last() as JsonObject
+
+        fun training(
+            what: String,
+            epochs: Int,
+            lr: Double,
+        ) = JsonObject(
+            train +
+                mapOf(
+                    "trains" to JsonPrimitive(what),
+                    "epochs" to JsonPrimitive(epochs),
+                    "optimizer" to parseJson("""{"kind": "sgd", "lr": $lr}"""),
+                ),
+        )
+        val ditto =
+            mapOf(
+                "phases" to JsonArray(listOf(training("theta", 1, 1e-6), training("own", 30, 1.0))),
+                "copies" to parseJson("""{"own": {"of": "global", "group": ["*"]}}"""),
+                "keep" to parseJson("""["own"]"""),
+                "serve" to JsonPrimitive("own"),
+            )
+        return JsonObject(given + ditto).toString()
+    }
+
+    /** Mean loss of the shipped model on the newest examples. */
+    private suspend fun shippedLoss(model: PersonalModel): Double =
+        Bundle.open(bundles.resolve("talk.pflb")).use { bundle ->
+            engine.open(bundle.engineFiles(engine.name), bundle.manifest.programs, 1).use { session ->
+                val texts = model.examples().map { (it.payload as Payload.Text).text }
+                Evaluator(bundle, session).measure(Examples.Texts(texts.takeLast(texts.size / 5))).getValue("loss")
+            }
         }
 
     @Test
@@ -695,6 +769,7 @@ class RoundsTest {
 
     private companion object {
         const val NOW = 1_700_000_000.0
+        const val TYPED = "see you at the"
         val SAID = listOf("see you at the zorp tonight", "the zorp is late again", "ok see you there")
     }
 }
