@@ -36,11 +36,12 @@ private func check(_ status: OpaquePointer?) throws {
     throw OnnxRuntimeError(description: String(cString: pfl_ort_message(status)))
 }
 
-/// Something of the runtime that is released when nobody holds it. What is open is counted, so that tests see that all of it
-/// is given back.
+/// Something of the runtime that is released when nobody holds it. What a task opens is counted where it wants that, so that
+/// tests see that all of it is given back.
 private final class Owned {
     let pointer: OpaquePointer
     private let release: (OpaquePointer) -> Void
+    private let counted = OpenObjects.ofTask
 
     init(_ what: String, _ release: @escaping (OpaquePointer) -> Void, _ make: (inout OpaquePointer?) throws -> Void)
         throws
@@ -50,18 +51,19 @@ private final class Owned {
         guard let made else { throw OnnxRuntimeError(description: "it gives no \(what)") }
         pointer = made
         self.release = release
-        OpenObjects.shared.add(1)
+        counted?.add(1)
     }
 
     deinit {
         release(pointer)
-        OpenObjects.shared.add(-1)
+        counted?.add(-1)
     }
 }
 
 /// How many objects of the runtime are not released.
 final class OpenObjects: @unchecked Sendable {
-    static let shared = OpenObjects()
+    /// Where the objects that a task makes are counted; nil counts none. Other tests of the process make some too.
+    @TaskLocal static var ofTask: OpenObjects?
     private let lock = NSLock()
     private var number = 0
 

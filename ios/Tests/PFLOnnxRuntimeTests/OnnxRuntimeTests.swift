@@ -31,8 +31,7 @@ private func tensors(_ json: JSON?) throws -> TensorSet {
     return found
 }
 
-/// One after the other: they count what is open in the whole process.
-@Suite(.serialized) struct OnnxRuntimeTests {
+@Suite struct OnnxRuntimeTests {
     let bundle: ModelBundle
 
     init() throws {
@@ -54,13 +53,14 @@ private func tensors(_ json: JSON?) throws -> TensorSet {
     @Test("all that the runtime holds is given back")
     func givenBack() throws {
         let golden = try bundle.golden()
-        do {
+        let open = OpenObjects()
+        try OpenObjects.$ofTask.withValue(open) {
             let session = try session()
             for _ in 0..<3 { for (program, call) in golden { _ = try session.run(program, call.inputs) } }
             // Options, three programs, and each of their inputs; no outputs.
-            #expect(OpenObjects.shared.count == 1 + 3 + golden.values.reduce(0) { $0 + $1.inputs.count })
+            #expect(open.count == 1 + 3 + golden.values.reduce(0) { $0 + $1.inputs.count })
         }
-        #expect(OpenObjects.shared.count == 0)
+        #expect(open.count == 0)
     }
 
     @Test("a call does not see the one before")
