@@ -158,7 +158,8 @@ public class PersonalModel private constructor(
 
     init {
         if (home.resolve(ERASING).exists()) eraseAll()
-        store.carryOver(sameWeights = bundle.manifest.frozenSha256 != null, discard = options.discardOtherState)
+        // the last training was of what is gone
+        if (store.carryOver(sameWeights = bundle.manifest.frozenSha256 != null, discard = options.discardOtherState)) notes.erase()
         rounds.keepServes()
         serving = load()
     }

@@ -293,12 +293,13 @@ public class PersonalStateStore internal constructor(
      *
      * @param sameWeights whether an equal fingerprint says that the frozen weights are equal; else the tensors may be the same by chance
      * @param discard removes versions that do not fit, rather than leaving them to be refused; forgotten words stay
+     * @return whether any was removed
      * @throws io.pflmobile.core.errors.StorageFullException the disk is full; call again once there is space
      */
     internal fun carryOver(
         sameWeights: Boolean,
         discard: Boolean,
-    ) {
+    ): Boolean =
         hold().use {
             val gone = ArrayList<Int>()
             for (number in numbers()) {
@@ -315,12 +316,12 @@ public class PersonalStateStore internal constructor(
                     gone += number
                 }
             }
-            if (gone.isEmpty()) return
+            if (gone.isEmpty()) return@use false
             if (current in gone) pointTo(0)
             files.delete(checkpoint)
             gone.forEach { files.delete(path(it)) }
+            true
         }
-    }
 
     /** Where training under way is kept. */
     internal val checkpoint: Path get() = folder.resolve("checkpoint")

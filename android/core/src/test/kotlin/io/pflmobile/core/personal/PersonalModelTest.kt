@@ -399,6 +399,7 @@ class PersonalModelTest {
             val fresh = open(options().copy(discardOtherState = true))
             assertEquals(emptyList(), fresh.learnedWords())
             assertEquals(COUNT, fresh.status().examples)
+            assertNull(fresh.status().last)
             assertIs<PersonalizeResult.Adopted>(fresh.personalize())
             Unit
         }
