@@ -19,6 +19,7 @@
 # make round-of-three  devices of Swift, Kotlin and Python in rounds of a real aggregator (Kotlin where there is Maven)
 # make simulator-e2e  builds the sample keyboard and runs it in a simulator (needs a Mac)
 # make ios-toolchain  unpacks Debian's Swift into a folder of its own, for machines that have apt and no Swift
+# make operators  writes docs/operators.md anew: which operators train, by running each on every engine (7 minutes)
 # make bench  one training step against PyTorch eager and the stock ExecuTorch artifact
 
 VENV ?= .venv
@@ -30,7 +31,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: setup demo test quick fuzz times arm64 lint format android apk android-where-possible android-format android-api \
-	android-bench android-scenarios android-docs apk-e2e emulator-e2e bench clean
+	android-bench android-scenarios android-docs apk-e2e emulator-e2e operators bench clean
 
 setup: $(VENV)/.ready
 
@@ -129,6 +130,9 @@ apk-e2e: setup
 # more for it: make emulator-e2e E2E="--serial emulator-5554"
 emulator-e2e: setup
 	$(BIN)/python android/emulator.py $(E2E)
+
+operators: setup
+	$(BIN)/python -m tests.exporters.operators.table --write
 
 bench: setup
 	$(BIN)/python bench/train_step.py

@@ -105,9 +105,10 @@ def _convolution_backward(
     zeros = [0] * dims
     out: list[Tensor | None] = [None, None, None]
     if output_mask[0] and transposed:
-        out[0] = _aten.convolution.default(
-            grad, weight, None, stride, padding, dilation, False, zeros, groups
-        )
+        back = _aten.convolution.default(grad, weight, None, stride, padding, dilation, False, zeros, groups)
+        for d in range(dims):  # padding of the output may be as wide as a step
+            back = back.narrow(2 + d, 0, x.shape[2 + d])
+        out[0] = back
     elif output_mask[0]:
         rest = [
             x.shape[2 + d]

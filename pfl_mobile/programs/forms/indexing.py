@@ -134,6 +134,11 @@ def _index_put(
     return _aten.index_put.default(x, wide, values, accumulate)
 
 
+def _scatter_value(x: Tensor, dim: int, index: Tensor, value: float) -> Tensor:
+    """Engines scatter tensors of the target's dtype."""
+    return torch.scatter(x, dim, index, torch.full(index.shape, value, dtype=x.dtype))
+
+
 def _scatter_reduce(
     x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor | None:
@@ -203,5 +208,6 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _aten.as_strided_scatter.default: _as_strided_scatter,
     _aten.diagonal_scatter.default: _diagonal_scatter,
     _aten.put.default: _put,
+    _aten.scatter.value: _scatter_value,
     _aten.index_put.default: _index_put,
 }
