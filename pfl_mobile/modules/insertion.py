@@ -6,11 +6,12 @@ import fnmatch
 import hashlib
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError, UnknownNameError, near
 
@@ -56,10 +57,31 @@ class Placed:
     private: bool
 
 
+class _AsInTransformers(type):
+    """Knows the class without importing its library."""
+
+    @override
+    def __instancecheck__(cls, instance: Any) -> bool:
+        found = type(instance)
+        return (found.__module__, found.__qualname__) == ("transformers.pytorch_utils", "Conv1D")
+
+
+class TransposedLinear(nn.Module, metaclass=_AsInTransformers):
+    """A linear layer whose weight is [in, out]: ``Conv1D`` of transformers, of which GPT-2 is made."""
+
+    weight: Tensor
+
+
+#: A pattern that is no path: every linear layer that the forward pass calls.
+ALL_LINEAR = "all-linear"
+
+
 def channels(path: str, layer: nn.Module) -> tuple[int, int] | None:
     """``(size, dimension)`` of the output features of a layer of a known type, else None."""
     if isinstance(layer, nn.Linear):
         return layer.out_features, -1
+    if isinstance(layer, TransposedLinear):
+        return layer.weight.shape[1], -1
     if isinstance(layer, nn.Embedding):
         return layer.embedding_dim, -1
     if isinstance(layer, nn.LayerNorm):
@@ -112,7 +134,7 @@ class Insertion:
         """The layers that the patterns match, each once, in model order.
 
         Args:
-            targets: patterns over module paths; each has to match something.
+            targets: patterns over module paths, or ``all-linear``; each has to match something.
             supported: types a matched layer may have; None allows every type.
             hooked: True when the module works on the layer's call, so the layer has to be called.
 
@@ -126,7 +148,10 @@ class Insertion:
             first.setdefault(id(layer), path)
         chosen: dict[str, nn.Module] = {}
         for pattern in targets:
-            hits = [(first[id(m)], m) for p, m in layers if matches(pattern, p)]
+            if pattern == ALL_LINEAR:
+                hits = [(first[id(m)], m) for _, m in layers if self._linear(first[id(m)], m)]
+            else:
+                hits = [(first[id(m)], m) for p, m in layers if matches(pattern, p)]
             if not hits:
                 raise UnknownNameError(
                     f"{self.name}: pattern {pattern!r} matches no layer of {type(self.root).__name__}",
@@ -138,6 +163,13 @@ class Insertion:
         for path, layer in found:
             self._check(path, layer, supported, hooked)
         return found
+
+    def _linear(self, path: str, layer: nn.Module) -> bool:
+        if isinstance(layer, NonDynamicallyQuantizableLinear):
+            return False  # its weight is used without calling it
+        return isinstance(layer, nn.Linear | TransposedLinear) and (
+            self.shapes is None or path in self.shapes
+        )
 
     def one(self, target: str, supported: tuple[type[nn.Module], ...] | None = None) -> tuple[str, nn.Module]:
         """The single layer that ``target`` matches.

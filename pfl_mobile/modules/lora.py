@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.modules.insertion import TransposedLinear
 from pfl_mobile.modules.registry import ModuleConfig, patterns, positive, register
 
 if TYPE_CHECKING:
@@ -20,21 +21,24 @@ if TYPE_CHECKING:
     from pfl_mobile.modules.insertion import Insertion
 
 
+_LAYERS = (nn.Linear, TransposedLinear, nn.Embedding, nn.Conv1d, nn.Conv2d)
+
+
 @register("lora")
 @dataclass(frozen=True)
 class LoRA(ModuleConfig):
     """Adds ``alpha / rank * B(A(x))`` to a layer's output (Hu 2021, arXiv 2106.09685).
 
-    For ``nn.Linear``, ``nn.Embedding``, ``nn.Conv1d`` and ``nn.Conv2d``. One of A and B starts at zero, so a
-    fresh module changes nothing: B, except for Embedding, where it is A (as in the authors' code), so that
-    only the rows of words that occur are ever trained. The weights are never merged.
+    For ``nn.Linear``, ``nn.Embedding``, ``nn.Conv1d``, ``nn.Conv2d`` and transformers' ``Conv1D``. One of A and B
+    starts at zero, so a fresh module changes nothing: B, except for Embedding, where it is A (as in the authors'
+    code), so that only the rows of words that occur are ever trained. The weights are never merged.
 
     Tensors of a layer, as Hugging Face peft keeps them (Embedding: A transposed):
         Linear ``lora_A`` [rank, in], ``lora_B`` [out, rank]; Embedding [words, rank], [width, rank];
         Conv [rank, in, *kernel], [out, rank / groups, 1...]; rank has to be a multiple of the groups.
 
     Attributes:
-        targets: patterns over layer paths.
+        targets: patterns over layer paths, or ``all-linear`` for every linear layer that is called.
         rank: inner size, at least 1.
         alpha: scale numerator; None takes ``rank``, that is scale 1.
     """
@@ -59,7 +63,7 @@ class LoRA(ModuleConfig):
     @override
     def insert(self, site: Insertion) -> None:
         """Add A and B to every matched layer."""
-        for path, layer in site.find(self.targets, (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)):
+        for path, layer in site.find(self.targets, _LAYERS):
             shape_a, shape_b = self._shapes(path, layer)
             if isinstance(layer, nn.Embedding):
                 a = torch.zeros(shape_a)
@@ -76,6 +80,8 @@ class LoRA(ModuleConfig):
     def _shapes(self, path: str, layer: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if isinstance(layer, nn.Linear):
             return (self.rank, layer.in_features), (layer.out_features, self.rank)
+        if isinstance(layer, TransposedLinear):
+            return (self.rank, layer.weight.shape[0]), (layer.weight.shape[1], self.rank)
         if isinstance(layer, nn.Embedding):
             return (layer.num_embeddings, self.rank), (layer.embedding_dim, self.rank)
         if self.rank % layer.groups:
@@ -100,7 +106,7 @@ class LoRAHook:
     def __call__(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Output of the layer plus ``scale * B(A(x))``."""
         x, a, b = inputs[0], layer.lora_A, layer.lora_B
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear | TransposedLinear):
             delta = F.linear(F.linear(x, a), b)
         elif isinstance(layer, nn.Embedding):
             delta = F.linear(F.embedding(x, a), b)

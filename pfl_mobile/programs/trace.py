@@ -58,6 +58,22 @@ class TracedProgram:
 
 
 @contextlib.contextmanager
+def exporting() -> Iterator[None]:
+    """Say that a model is being exported, as ``torch.export`` does.
+
+    Libraries ask ``torch.compiler`` before they branch on values, transformers on those of an attention mask, and take
+    the branch that is right for all values.
+    """
+    compiler: Any = torch.compiler
+    compiling, found = compiler._is_compiling_flag, compiler._is_exporting_flag
+    compiler._is_compiling_flag = compiler._is_exporting_flag = True
+    try:
+        yield
+    finally:
+        compiler._is_compiling_flag, compiler._is_exporting_flag = compiling, found
+
+
+@contextlib.contextmanager
 def plain_kernels() -> Iterator[None]:
     """Keep PyTorch from fused kernels that have no decomposition, or a wrong one.
 
@@ -310,7 +326,7 @@ def trace_function(
 
     examples = [t.detach().clone() for t in (*batch.values(), *values.values())]
     try:
-        with plain_kernels(), described_on_meta():
+        with plain_kernels(), described_on_meta(), exporting():
             graph = make_fx(flat, decomposition_table=decompositions(), tracing_mode="real")(*examples)
             _check_random(name, graph)
             if any(_mutates(node) or node.target in OF_VALUES for node in graph.graph.nodes):

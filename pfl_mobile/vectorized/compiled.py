@@ -26,6 +26,7 @@ from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.programs.trace import (
     described_on_meta,
     evaluate,
+    exporting,
     plain_kernels,
     trained_names,
     without_mutations,
@@ -180,7 +181,7 @@ def _trace(function: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], inputs
 
     examples = [t.detach().clone() for t in inputs.values()]
     try:
-        with plain_kernels(), described_on_meta():
+        with plain_kernels(), described_on_meta(), exporting():
             module = make_fx(flat)(*examples)
             if any(n.op == "call_function" and n.target._schema.is_mutable for n in _overloads(module)):
                 module = without_mutations(module, examples)
