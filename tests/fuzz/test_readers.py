@@ -778,6 +778,7 @@ ELSEWHERE = {
     "pfl_mobile/local/examples.py": "makes the database",
     "pfl_mobile/simulation/checkpoint.py": "appends to the history",
     "pfl_mobile/files/reading.py": "the reader itself",
+    "pfl_mobile/files/wheel.py": "what pip has checked a moment before",
 }
 
 
