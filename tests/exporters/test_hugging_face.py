@@ -28,6 +28,8 @@ def test_loss_and_every_gradient_equal_pytorch(name: str, tmp_path: Path) -> Non
     for target in ["onnx", "android"] if _ALL else _SOME.get(name, []):
         (found,) = resolve([target])
         found.load()
-        lowered = found.lower(programs, tmp_path / target, lambda _: None)
+        folder = tmp_path / target
+        folder.mkdir()
+        lowered = found.lower(programs, folder, lambda _: None)
         with open_lowered(found, lowered, program_specs(programs)) as session:
             assert check_engine(session, reference)["grad_max_rel_err"] < 1e-4
