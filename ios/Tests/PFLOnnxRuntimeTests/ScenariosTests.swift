@@ -17,9 +17,9 @@ import Testing
             try FileManager.default.copyItem(
                 at: bundles.appendingPathComponent("\(name).pflb"), to: folder("\(name).pflb"))
         }
-        // One byte changed, in the middle.
+        // A quarter of the bytes changed: a single one may lie between two entries, where nothing reads it.
         var bytes = try Data(contentsOf: folder("tiny.pflb"))
-        bytes[bytes.count / 2] &+= 1
+        for place in bytes.count / 4..<bytes.count / 2 { bytes[place] &+= 1 }
         try bytes.write(to: folder("damaged.pflb"))
     }
 
