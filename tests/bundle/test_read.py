@@ -39,6 +39,14 @@ def rezip(
             archive.writestr(name, data)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_temporaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Others on this machine open bundles too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporaries")))
+        yield
+
+
 def leftovers() -> set[str]:
     return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("pfl-bundle-")}
 
