@@ -15,7 +15,7 @@ import kotlin.test.Test
 import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
 
-/** `subwords.json`. */
+/** `subwords.json`, `subword_texts.json`. */
 class SubwordVectorsTest {
     private val file = Vectors.read("subwords.json")
     private val texts = file.getValue("texts").jsonArray.map { it.jsonPrimitive.content }
@@ -45,6 +45,19 @@ class SubwordVectorsTest {
                 assertEquals(longs(wanted["labels"]), rows.labels.values.toList(), name)
                 val weight = wanted.getValue("weight").jsonArray.flatMap { row -> row.jsonArray.map { it.jsonPrimitive.float } }
                 assertEquals(weight, rows.weight.values.toList(), name)
+            }
+        }
+    }
+
+    @Test
+    fun `texts drawn by chance become the same ids with every kind of step`() {
+        val drawn = Vectors.read("subword_texts.json")
+        val texts = drawn.getValue("texts").jsonArray.map { it.jsonPrimitive.content }
+        for ((name, case) in drawn.getValue("tokenizers").jsonObject.mapValues { it.value.jsonObject }) {
+            tokenizer(case).use { tokenizer ->
+                val ids = case.getValue("ids").jsonArray.map { row -> row.jsonArray.map { it.jsonPrimitive.int } }
+                for ((text, wanted) in texts.zip(ids)) assertEquals(wanted, tokenizer.words(text).map(tokenizer::id), "$name: $text")
+                assertEquals(case.getValue("decoded").jsonArray.map { it.jsonPrimitive.content }, ids.map(tokenizer::text), name)
             }
         }
     }
