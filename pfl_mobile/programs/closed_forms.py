@@ -217,7 +217,7 @@ def _avg_pool2d(
     return None if windows is None else windows.mean(-1)
 
 
-#: Each has its ``DECOMPOSITIONS``, some have ``FORMS``.
+#: Modules with ``DECOMPOSITIONS``, ``FORMS`` or both.
 _KINDS: tuple[Any, ...] = (
     axes,
     maxima,
@@ -310,6 +310,6 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
     table: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
     for kind in _KINDS:
-        table.update(kind.DECOMPOSITIONS)
+        table.update(getattr(kind, "DECOMPOSITIONS", {}))
     table[_aten.constant_pad_nd.default] = _constant_pad
     return table

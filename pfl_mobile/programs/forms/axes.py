@@ -51,8 +51,8 @@ def _called(operator: Any, option: list[int], units: Tensor) -> Tensor:
     return made
 
 
-def _each(value: Any, dims: int) -> list[Any]:
-    """One option for each axis."""
+def each(value: Any, dims: int) -> list[Any]:
+    """An option for each axis, where one may stand for all."""
     found = list(value) if isinstance(value, list | tuple) else [value]
     return found * dims if len(found) == 1 else found
 
@@ -70,8 +70,8 @@ def _pooled(
     divisor: int | None,
 ) -> list[Tensor | None]:
     dims = len(sizes)
-    kernels, pads = _each(kernel, dims), _each(padding, dims)
-    steps = _each(stride, dims) if stride not in (None, [], ()) else kernels
+    kernels, pads = each(kernel, dims), each(padding, dims)
+    steps = each(stride, dims) if stride not in (None, [], ()) else kernels
     made = []
     for place, size in enumerate(sizes):
         options = [1] * dims, [1] * dims, [0] * dims

@@ -132,4 +132,3 @@ FORMS: dict[Any, Callable[..., Any]] = {
     F.ctc_loss: _ctc,
     torch.ctc_loss: _ctc,
 }
-DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pfl_mobile.programs.forms.axes import each
+
 _aten = torch.ops.aten
 
 
@@ -63,11 +65,6 @@ def _pooled(x: Tensor, windows: Sequence[list[list[int]]]) -> tuple[Tensor, Tens
     return best.reshape(out), numbers.reshape(out)
 
 
-def _each(value: Any, dims: int) -> list[int]:
-    found = list(value) if isinstance(value, list | tuple) else [value]
-    return found * dims if len(found) == 1 else found
-
-
 def _max_pool(dims: int) -> Callable[..., tuple[Tensor, Tensor]]:
     def form(
         x: Tensor,
@@ -77,11 +74,9 @@ def _max_pool(dims: int) -> Callable[..., tuple[Tensor, Tensor]]:
         dilation: Any = 1,
         ceil_mode: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        kernels = _each(kernel, dims)
-        steps = _each(stride, dims) if stride not in (None, [], ()) else kernels
-        options = zip(
-            x.shape[-dims:], kernels, steps, _each(padding, dims), _each(dilation, dims), strict=True
-        )
+        kernels = each(kernel, dims)
+        steps = each(stride, dims) if stride not in (None, [], ()) else kernels
+        options = zip(x.shape[-dims:], kernels, steps, each(padding, dims), each(dilation, dims), strict=True)
         return _pooled(x, [_starts(*o, ceil=ceil_mode) for o in options])
 
     return form
@@ -90,7 +85,7 @@ def _max_pool(dims: int) -> Callable[..., tuple[Tensor, Tensor]]:
 def _adaptive_max_pool(dims: int) -> Callable[..., tuple[Tensor, Tensor]]:
     def form(x: Tensor, size: Any) -> tuple[Tensor, Tensor]:
         return _pooled(
-            x, [_adaptive_windows(n, m) for n, m in zip(x.shape[-dims:], _each(size, dims), strict=True)]
+            x, [_adaptive_windows(n, m) for n, m in zip(x.shape[-dims:], each(size, dims), strict=True)]
         )
 
     return form
