@@ -60,7 +60,7 @@ times: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -p tests.times
 
 arm64: setup
-	PFL_REQUIRE_SERVICES=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
+	PFL_REQUIRE_SERVICES=1 PFL_ARM64_STEPS=20 $(BIN)/python -m pytest -n 2 --dist worksteal \
 		tests/engines/test_arm64.py tests/exporters/test_targets.py tests/cli/test_bundles.py -k "arm64 or pytorch"
 	@if command -v mvn >/dev/null; then $(BIN)/python android/arm64.py; \
 	else echo "SKIPPED a scenario of the SDK on a JVM for ARM64: it needs Maven and a JDK"; fi

@@ -68,8 +68,8 @@ class Evaluation:
         personal_steps: optimizer steps that a user's own model took after the rounds, mean over users.
         untested: users that have no test examples, so that nothing else is told of them.
         trainings: how training went in the rounds.
-        losses: of each user on its training examples, before any training and with the model that it ends with,
-            float64 [n, 2]; None where that was not measured.
+        losses: of each user on its training examples, or 256 of more, before any training and with the model that it
+            ends with, float64 [n, 2]; None where that was not measured.
         beside: why nothing can be concluded from the shared model, where that is another run's; None where it can.
     """
 

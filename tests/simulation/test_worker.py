@@ -11,7 +11,7 @@ from pfl_mobile.plan.schema import CopyStart, Plan, ServeMix
 from pfl_mobile.plan.upload import UpdateLayout, change, update_shapes
 from pfl_mobile.simulation.pool import Pool
 from pfl_mobile.simulation.states import RowFormat, kept_shapes
-from pfl_mobile.simulation.worker import EvaluateTask, Job, JobArrays, TrainTask, Worker
+from pfl_mobile.simulation.worker import EvaluateTask, Job, JobArrays, TrainTask, Worker, spread
 from pfl_mobile.vectorized.lanes import SimulatedClient
 from tests.local.fake import Linear
 from tests.simulation.small import OneByOne, setup
@@ -244,3 +244,12 @@ def test_the_same_array_is_in_the_pool_once():
     refs = [pool.add(shared), pool.add(shared), pool.add(shared.copy())]
     assert refs[0] == refs[1] != refs[2]
     assert pool.size == 2 * 64
+
+
+def test_some_of_many_rows_are_spread_over_those_that_count() -> None:
+    weight = np.array([[0, 0], [1, 0], [1, 1], [0, 0], [0, 1], [1, 1]], np.float32)
+    rows = {"x": np.arange(6), "weight": weight}
+    assert spread(rows, 2)["x"].tolist() == [1, 4]
+    assert spread(rows, 3)["x"].tolist() == [1, 2, 4]
+    np.testing.assert_array_equal(spread(rows, 3)["weight"], weight[[1, 2, 4]])
+    assert spread(rows, 4) is rows
