@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from pfl_exporters.lowering.quiet import quiet
+from pfl_exporters.lowering.quiet import lean, quiet
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.registry import Registry, import_needed
 
@@ -47,7 +47,7 @@ class Target:
         Raises:
             MissingDependencyError: a package is not installed.
         """
-        with quiet():
+        with quiet(), lean():
             import_needed(self.tools, f"target {self.name!r}")
 
 
