@@ -21,7 +21,13 @@ from executorch.backends.xnnpack._passes import XNNPACKPassManager
 from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
 from executorch.backends.xnnpack.partition.config.gemm_configs import AddmmConfig, GEMMConfig, MMConfig
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir import (
+    EdgeCompileConfig,
+    ExecutorchBackendConfig,
+    lowered_backend_module,
+    to_edge_transform_and_lower,
+)
+from executorch.exir.backend.canonical_partitioners.group_partitioner import GroupBasedPartitioner
 from executorch.exir.passes.dim_order_ops_registry import DimOrderOpsMap
 from executorch.exir.passes.legalize_portable_dim_order_pass import LegalizePortableDimOrderPass
 from executorch.exir.passes.memory_format_ops_pass import MemoryFormatOpsPass
@@ -34,6 +40,7 @@ from executorch.exir.passes.sym_to_tensor_pass import SymToTensorPass
 from torch import fx
 from torch._export.passes import ReplaceViewOpsWithViewCopyOpsPass
 from torch.fx.passes.infra.pass_base import PassResult
+from torch.fx.passes.utils.fuser_utils import validate_partition
 
 from pfl_mobile.bundle.versions import release
 from pfl_mobile.errors import UnsupportedOperatorError
@@ -46,6 +53,7 @@ from .graphs import (
     export_graph,
     operators_listed_once,
     own_views,
+    put_in_order,
     shared_copy,
     unfuse_dynamic_linear,
 )
@@ -192,6 +200,33 @@ def _where_needed() -> Iterator[None]:
                 kind.call = call
 
 
+def _may_merge(self: GroupBasedPartitioner, one: int, other: int, partitions: Mapping[int, Any]) -> bool:
+    """Whether two partitions can be one without a circle, as the stock method tells, which looks at all that comes
+    after each of their nodes, one by one: quadratic in the size of the graph."""
+    both = {*partitions[one].nodes, *partitions[other].nodes}
+    outside = {user for node in both for user in node.users} - both
+    if any(not self.dependency_viewer.downstreams_of(user).isdisjoint(both) for user in outside):
+        return False
+    return bool(validate_partition(list(both)))
+
+
+@contextmanager
+def _quick_partitions() -> Iterator[None]:
+    """Partition in time that grows with the graph, and leave its order as it is.
+
+    The toolchain sorts the whole graph for each partition, by breadth: what could run early does, and its results wait
+    in memory for their readers.
+    """
+    merge, sort = GroupBasedPartitioner._can_merge_partitions, lowered_backend_module.legalize_graph
+    GroupBasedPartitioner._can_merge_partitions = _may_merge
+    lowered_backend_module.legalize_graph = put_in_order
+    try:
+        yield
+    finally:
+        GroupBasedPartitioner._can_merge_partitions = merge
+        lowered_backend_module.legalize_graph = sort
+
+
 def _read_by_delegate(node: fx.Node) -> bool:
     """Whether XNNPACK takes the constant as a weight in at least one use."""
     return any(
@@ -257,7 +292,7 @@ def _toolchain() -> Iterator[None]:
     stock = xnnpack_preprocess.XNNPACKPassManager
     xnnpack_preprocess.XNNPACKPassManager = _LeanPassManager
     try:
-        with quiet(), code_when_called(), operators_listed_once(), _where_needed():
+        with quiet(), code_when_called(), operators_listed_once(), _where_needed(), _quick_partitions():
             yield
     finally:
         xnnpack_preprocess.XNNPACKPassManager = stock

@@ -101,3 +101,20 @@ def test_the_toolchain_is_as_before_after_an_error() -> None:
         fails()
     assert {kind: kind.call for kind in STOCK} == STOCK
     assert decomp_utils._collect_all_valid_cia_ops is COLLECT
+
+
+def test_partitions_merge_where_the_toolchain_merges_them(
+    programs: dict[str, TracedProgram], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock, asked = executorch.GroupBasedPartitioner._can_merge_partitions, Counter[bool]()
+    quick = executorch._may_merge
+
+    def both(self, one, other, partitions):
+        found = quick(self, one, other, partitions)
+        assert found == stock(self, one, other, partitions)
+        asked[found] += 1
+        return found
+
+    monkeypatch.setattr(executorch, "_may_merge", both)
+    lowered(programs, tmp_path)
+    assert min(asked[True], asked[False]) > 1
