@@ -15,11 +15,12 @@ import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 #: Key of ``fx.Node.meta`` under which :func:`recording` notes the origin.
@@ -163,9 +164,13 @@ def of_exception(error: BaseException, model: nn.Module) -> Origin:
     return best
 
 
+#: Code behind which the stack is no part of the model: of those who export it.
+_OUTERMOST: set[CodeType] = set()
+
+
 def _stack() -> Iterator[tuple[FrameType, int]]:
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and frame.f_code not in _OUTERMOST:
         yield frame, frame.f_lineno
         frame = frame.f_back
 
@@ -181,13 +186,34 @@ class Recorder:
         self._layers = _Layers(model)
         self._forward: dict[int, Origin] = {}
         self._copied: Origin | None = None
-        #: Origin of the newest node: where a trace that fails had come to.
-        self.last: Origin | None = None
+        self._newest: Origin | None = None
+        self._backward: int | None = None
 
     def begin(self) -> None:
         """Another trace begins."""
         self._forward.clear()
-        self.last = self._copied = None
+        self._newest = self._copied = self._backward = None
+
+    @property
+    def last(self) -> Origin | None:
+        """Where a trace that failed had come to: its newest node, or what it was computing the derivative of."""
+        if self._backward is not None:
+            return self._forward.get(self._backward, self._newest)
+        return self._newest
+
+    def follow(self, result: Any) -> None:
+        """Note which derivative is being computed, of those that lead to a tensor."""
+        nodes, seen = [result.grad_fn], set()
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            node.register_prehook(lambda _grads, number=node._sequence_nr(): self._enter(number))
+            nodes += [parent for parent, _ in node.next_functions]
+
+    def _enter(self, number: int) -> None:
+        self._backward = number
 
     def here(self) -> Origin:
         """Origin of what is being computed now."""
@@ -197,7 +223,7 @@ class Recorder:
         backward = torch._C._current_autograd_node()
         if backward is not None:
             found = self._forward.get(backward._sequence_nr())
-            return found or self.last or Origin()
+            return found or self._newest or Origin()
         found = self._layers.of_frames(_stack())
         # The autograd node of an operator is made before the operator's own node of the graph.
         self._forward.setdefault(numbers._get_sequence_nr() - 1, found)
@@ -210,7 +236,7 @@ class Recorder:
         def noted(*args: Any, **kwargs: Any) -> fx.Node:
             node: fx.Node = create(*args, **kwargs)
             if node.op == "call_function":
-                self.last = node.meta[KEY] = self.here()
+                self._newest = node.meta[KEY] = self.here()
             return node
 
         graph.create_node = noted  # type: ignore[method-assign]
@@ -283,7 +309,7 @@ def noting(function: Callable[..., Any]) -> Callable[..., Any]:
     if found is None:
         return function
 
-    def noted(*given: Any) -> Any:
+    def outermost(*given: Any) -> Any:
         from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
         mode: Any = get_proxy_mode()
@@ -294,7 +320,8 @@ def noting(function: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             del graph.create_node
 
-    return noted
+    _OUTERMOST.add(outermost.__code__)
+    return outermost
 
 
 class Replay(fx.Interpreter):
@@ -308,3 +335,40 @@ class Replay(fx.Interpreter):
     def compute(self, n: fx.Node) -> Any:
         """The value of a node."""
         return super().run_node(n)
+
+
+class _Watch(TorchFunctionMode):
+    """Notes the first call that is one of those wanted."""
+
+    def __init__(self, model: nn.Module, wanted: Callable[[Any, tuple[Any, ...], Any], bool]) -> None:
+        super().__init__()
+        self._layers, self._wanted = _Layers(model), wanted
+        self.found = Origin()
+
+    @override
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self.found.known and self._wanted(func, (*args, *(kwargs or {}).values()), result):
+            self.found = self._layers.of_frames(_stack())
+        return result
+
+
+def of_call(
+    model: nn.Module, run: Callable[[], Any], wanted: Callable[[Any, tuple[Any, ...], Any], bool]
+) -> Origin:
+    """Where a model that is run calls a function of PyTorch for the first time that is ``wanted``.
+
+    Args:
+        model: whose layers are named.
+        run: runs it; what it raises is left out.
+        wanted: told about each function, its arguments and its result.
+    """
+    watch = _Watch(model, wanted)
+    with contextlib.suppress(Exception), watch, torch.no_grad():
+        run()
+    return watch.found
+
+
+_OUTERMOST.add(of_call.__code__)

@@ -7,12 +7,14 @@ weights are constants of the graph; the tensors that live on the device are inpu
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.distributions import Distribution
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
@@ -26,11 +28,17 @@ from pfl_mobile.programs.forms.complexes import AsPairs, has_complex
 from pfl_mobile.programs.forms.indexing import OF_VALUES
 from pfl_mobile.programs.one_row import pick_early
 from pfl_mobile.programs.origin import Origin, Replay, noting, origins, recorder, recording
+from pfl_mobile.programs.outputs import check_rows, one_tensor, shapes_noted
+from pfl_mobile.programs.refusals import (
+    RefusedNode,
+    behind_the_model,
+    check_operators,
+    check_values,
+    explained,
+)
 from pfl_mobile.programs.simplify import simplify
 from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.rows import outside_classes
-
-_SEEDED = torch.Tag.nondeterministic_seeded
 
 
 @dataclass(frozen=True)
@@ -63,14 +71,21 @@ def exporting() -> Iterator[None]:
     """Say that a model is being exported, as ``torch.export`` does.
 
     Libraries ask ``torch.compiler`` before they branch on values, transformers on those of an attention mask, and take
-    the branch that is right for all values.
+    the branch that is right for all values. Distributions do not look at the values of their arguments, and what
+    ``torch.compile`` was put around runs as it was written.
     """
     compiler: Any = torch.compiler
     compiling, found = compiler._is_compiling_flag, compiler._is_exporting_flag
+    checks = Distribution._validate_args
+    # without its machinery loaded nothing is compiled
+    plain = compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
     compiler._is_compiling_flag = compiler._is_exporting_flag = True
+    Distribution.set_default_validate_args(False)
     try:
-        yield
+        with plain:
+            yield
     finally:
+        Distribution.set_default_validate_args(checks)
         compiler._is_compiling_flag, compiler._is_exporting_flag = compiling, found
 
 
@@ -94,6 +109,7 @@ class _OnMeta(TorchFunctionMode):
     """Makes tensors without storage; a tracer makes one for each value, in what it takes for a mode of fake tensors."""
 
     shape_env = None
+    in_kernel_invocation = False
 
     @override
     def __torch_function__(
@@ -136,19 +152,32 @@ def _sums(task: Task, output: Tensor, batch: Batch, metrics: bool) -> tuple[dict
     return sums, loss
 
 
+def _output(
+    model: PersonalizedModel,
+    task: Task,
+    batch: Batch,
+    values: Mapping[str, Tensor],
+    *,
+    for_gradients: bool = False,
+) -> Tensor:
+    """The model's output; only a loss of the user's own takes something else than one tensor."""
+    output = model.call(values, *(batch[name] for name in task.inputs), for_gradients=for_gradients)
+    return output if task.kind == "custom" else one_tensor(output, model)
+
+
 def evaluate(
     model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Weighted sums of loss and metrics, each float32 [1]; the full model, memory included."""
-    output = model.call(values, *(batch[name] for name in task.inputs))
-    return _sums(task, output, batch, metrics=True)[0]
+    return _sums(task, _output(model, task, batch, values), batch, metrics=True)[0]
 
 
 def predict(
     model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """What the task predicts for ``batch``."""
-    return task.predict(model.call(values, *(batch[name] for name in task.inputs)), batch)
+    predicted = task.predict(_output(model, task, batch, values), batch)
+    return {name: one_tensor(value, model) for name, value in predicted.items()}
 
 
 def gradients(
@@ -160,13 +189,15 @@ def gradients(
         ExportError: a tensor has no influence on the loss.
     """
     leaves = {name: values[name].detach().requires_grad_() for name in trained}
-    output = model.call({**values, **leaves}, *(batch[name] for name in task.inputs), for_gradients=True)
+    output = _output(model, task, batch, {**values, **leaves}, for_gradients=True)
     sums, loss = _sums(task, output, batch, metrics=False)
     if not loss.requires_grad:
         raise ExportError(
             f"no trainable tensor has any influence on the loss, not even {trained[0]!r}",
             mend="check that the model's forward uses the layers that the modules were put into",
         )
+    if (record := recorder()) is not None:
+        record.follow(loss)
     grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     result = {name: value.detach() for name, value in sums.items()}
     for name, grad in zip(trained, grads, strict=True):
@@ -236,15 +267,6 @@ def trained_names(model: PersonalizedModel) -> tuple[str, ...]:
     return tuple(info.name for info in model.device_tensors() if info.update == "gradient")
 
 
-def _check_random(name: str, graph: fx.GraphModule) -> None:
-    for node in graph.graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and _SEEDED in node.target.tags:
-            raise ExportError(
-                f"{name} draws random numbers ({node.target}), so it could not be compared with PyTorch",
-                mend="leave dropout and noise out of forward and loss, or make the noise an entry of the batch",
-            )
-
-
 def _mutates(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
@@ -302,6 +324,9 @@ def trace_function(
     batch: Batch,
     values: Mapping[str, Tensor],
     keep: tuple[str, ...],
+    *,
+    model: nn.Module | None = None,
+    example: int = 0,
 ) -> TracedProgram:
     """Trace a function of a batch and of tensors by name.
 
@@ -311,10 +336,54 @@ def trace_function(
         batch: example entries; their shapes are the program's.
         values: example tensors.
         keep: inputs that stay inputs where nothing reads them.
+        model: whose layers a refusal names.
+        example: rows of a batch that the same model was traced with before; 0 for none.
 
     Raises:
-        ExportError: it cannot be traced, draws random numbers, or writes to an input.
+        ExportError: it cannot be traced, draws random numbers, or writes to an input; names layer and line.
     """
+
+    def traced() -> TracedProgram:
+        return _traced(name, function, batch, values, keep)
+
+    def plain() -> None:
+        entries = {key: value.clone() for key, value in batch.items()}
+        function(entries, {key: value.clone() for key, value in values.items()})
+
+    subject = "the model cannot be exported"
+    try:
+        return traced()
+    except RefusedNode as refused:
+        node = refused if refused.origin is not None else _again(traced, model)[0]
+        raise refused.in_words(subject, getattr(node, "origin", None) or Origin()) from None
+    except Exception as error:
+        origin = _again(traced, model)[1] if behind_the_model(error) else None
+        rows = next((len(value) for value in batch.values() if value.dim()), 0)
+        made = explained(
+            error, model, subject=subject, origin=origin, example=example, rows=rows, plain=plain
+        )
+        if made is error:
+            raise
+        raise made from error
+
+
+def _again(traced: Callable[[], Any], model: nn.Module | None) -> tuple[BaseException | None, Origin | None]:
+    """What a trace that failed raises the second time, and where it has come to."""
+    with recording(model if model is not None else nn.Module()) as record:
+        try:
+            traced()
+        except Exception as error:
+            return error, record.last
+    return None, None
+
+
+def _traced(
+    name: str,
+    function: Callable[[Batch, Mapping[str, Tensor]], dict[str, Tensor]],
+    batch: Batch,
+    values: Mapping[str, Tensor],
+    keep: tuple[str, ...],
+) -> TracedProgram:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     names: list[str] = []
@@ -330,35 +399,20 @@ def trace_function(
         return tuple(out.values())
 
     examples = [t.detach().clone() for t in (*batch.values(), *values.values())]
-    try:
-        with plain_kernels(), described_on_meta(), exporting():
-            graph = make_fx(noting(flat), decomposition_table=decompositions(), tracing_mode="real")(
-                *examples
-            )
-            _check_random(name, graph)
-            if any(_mutates(node) or node.target in OF_VALUES for node in graph.graph.nodes):
-                # x[...] = y writes through a view; simplification reads every node as a value
-                graph = without_mutations(graph, examples, of_values())
-            if has_complex(graph):
-                pairs: Any = AsPairs(graph)
-                rerun = noting(lambda *given: pairs.run(*given))
-                graph = make_fx(rerun, decomposition_table=of_values(), tracing_mode="real")(*examples)
-    except (ExportError, ConfigError):
-        raise
-    except Exception as error:
-        raise ExportError(
-            f"{name} cannot be traced: {type(error).__name__}: {error}",
-            mend="the forward pass must be plain tensor operations: no branches on values, no .item(), no NumPy",
-        ) from error
-    mutating = next((node for node in graph.graph.nodes if _mutates(node)), None)
-    if mutating is not None:
-        raise ExportError(
-            f"{name} writes to a tensor in place ({mutating.target})",
-            mend="write the operation without its trailing underscore, or without indexed assignment",
-        )
+    with plain_kernels(), described_on_meta(), exporting():
+        graph = make_fx(noting(flat), decomposition_table=decompositions(), tracing_mode="real")(*examples)
+        check_operators(graph)
+        if any(_mutates(node) or node.target in OF_VALUES for node in graph.graph.nodes):
+            # x[...] = y writes through a view; simplification reads every node as a value
+            graph = without_mutations(graph, examples, of_values())
+        if has_complex(graph):
+            pairs: Any = AsPairs(graph)
+            rerun = noting(lambda *given: pairs.run(*given))
+            graph = make_fx(rerun, decomposition_table=of_values(), tracing_mode="real")(*examples)
     simplify(graph, examples)
     if pick_early(graph):
         simplify(graph, examples)
+    check_values(graph)
     inputs = dict(zip((*batch, *values), examples, strict=True))
     used: dict[str, Tensor] = {}
     for node, (key, example) in zip(
@@ -398,17 +452,38 @@ def trace_programs(
     trained = trained_names(model)
     if not trained:
         raise ConfigError("the model has nothing to train", mend="add a module with gradient-trained tensors")
-    return {
-        "gradients": trace_function(
-            "gradients", lambda b, v: gradients(model, task, b, v, trained), full, values, (*full, *trained)
-        ),
-        "evaluate": trace_function(
-            "evaluate", lambda b, v: evaluate(model, task, b, v), full, values, tuple(full)
-        ),
-        "predict": trace_function(
-            "predict", lambda b, v: predict(model, task, b, v), short, values, tuple(short)
-        ),
-    }
+    rows, others = len(batch["weight"]), next((len(v) for v in short.values() if v.dim()), 0)
+    with shapes_noted(model) as shapes:
+        programs = {
+            "gradients": trace_function(
+                "gradients",
+                lambda b, v: gradients(model, task, b, v, trained),
+                full,
+                values,
+                (*full, *trained),
+                model=model,
+            ),
+            "evaluate": trace_function(
+                "evaluate",
+                lambda b, v: evaluate(model, task, b, v),
+                full,
+                values,
+                tuple(full),
+                model=model,
+            ),
+        }
+        whole = shapes[-1]
+        programs["predict"] = trace_function(
+            "predict",
+            lambda b, v: predict(model, task, b, v),
+            short,
+            values,
+            tuple(short),
+            model=model,
+            example=rows,
+        )
+    check_rows((rows, whole), (others, shapes[-1]), model, lambda: predict(model, task, short, values))
+    return programs
 
 
 def trace_origins(
