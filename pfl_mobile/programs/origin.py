@@ -219,7 +219,7 @@ class Recorder:
         """Origin of what is being computed now."""
         if self._copied is not None:
             return self._copied
-        numbers: Any = torch._C._autograd  # type: ignore[attr-defined]
+        numbers: Any = torch._C._autograd
         backward = torch._C._current_autograd_node()
         if backward is not None:
             found = self._forward.get(backward._sequence_nr())
@@ -239,7 +239,7 @@ class Recorder:
                 self._newest = node.meta[KEY] = self.here()
             return node
 
-        graph.create_node = noted  # type: ignore[method-assign]
+        graph.create_node = noted
 
     @contextlib.contextmanager
     def copying(self, node: fx.Node) -> Iterator[None]:

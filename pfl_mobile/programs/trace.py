@@ -21,7 +21,6 @@ from typing_extensions import override
 
 from pfl_mobile.engines.compare import GRADIENT
 from pfl_mobile.errors import ConfigError, ExportError
-from pfl_mobile.modules.normalization import check_exportable
 from pfl_mobile.modules.personalize import PersonalizedModel
 from pfl_mobile.programs.closed_forms import ClosedForms, decompositions, of_values
 from pfl_mobile.programs.forms.complexes import AsPairs, has_complex
@@ -37,6 +36,7 @@ from pfl_mobile.programs.refusals import (
     explained,
 )
 from pfl_mobile.programs.simplify import simplify
+from pfl_mobile.programs.states import check_stateless
 from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.rows import outside_classes
 
@@ -447,7 +447,7 @@ def trace_programs(
     check_batch(task, predict_batch, labels=False)
     full = {k: batch[k] for k in (*task.inputs, *task.labels, "weight")}
     short = {k: predict_batch[k] for k in (*task.inputs, *task.predict_extra)}
-    check_exportable(model, [batch[name] for name in task.inputs])
+    check_stateless(model, [batch[name] for name in task.inputs])
     values = model.values()
     trained = trained_names(model)
     if not trained:
