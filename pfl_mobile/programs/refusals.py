@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from pfl_mobile.errors import ExportError, PflError
 from pfl_mobile.programs.origin import KEY, Origin, is_tool, of_exception, of_node
@@ -72,11 +73,11 @@ class Failure:
 
     @cached_property
     def through(self) -> tuple[str, ...]:
-        """PyTorch's files behind the innermost line that is not its own, with ``/``, the innermost first."""
+        """Files of PyTorch and ours behind the innermost line of another's, with ``/``, the innermost first."""
         files = []
         for trace in self._frames:
             file = trace.tb_frame.f_code.co_filename
-            if "torch" not in file or not is_tool(file):
+            if not is_tool(file):
                 break
             files.append(file.replace(os.sep, "/"))
         return tuple(files)
@@ -88,6 +89,12 @@ class Failure:
             frames.append(trace)
             trace = trace.tb_next
         return frames[::-1]
+
+    @property
+    def packed(self) -> bool:
+        """Whether a layer was called with packed sequences."""
+        inner = self._frames[: len(self.through) + 1]
+        return any(isinstance(v, PackedSequence) for trace in inner for v in trace.tb_frame.f_locals.values())
 
     @cached_property
     def step(self) -> tuple[str, str]:
@@ -199,7 +206,7 @@ def _file(part: str) -> Callable[[Failure], bool]:
 
 
 _PACKED = _Reading(
-    lambda f: _file("torch/nn/utils/rnn.py")(f) or "_pack_padded_sequence" in f.text,
+    lambda f: f.packed or _file("torch/nn/utils/rnn.py")(f) or "_pack_padded_sequence" in f.text,
     "padded sequences are packed by their lengths (pack_padded_sequence), which differ from batch to batch",
     "run the recurrent layer over the padded rows and take each row's output at its own length: "
     "out.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, out.shape[2])); padding behind a row's end "
@@ -529,7 +536,7 @@ def explained(
         )
     if failure.fails_plainly:
         return ExportError(
-            f"{subject}: {failure.said},{at or ' somewhere'}; it fails in plain PyTorch too, on the same batch",
+            f"{subject}: {failure.said}{',' if at else ''}{at}; it fails in plain PyTorch too, on the same batch",
             mend="make the model and the loss run on the example batch first; forward is given the entries of the "
             "batch that the task names as inputs, in that order",
         )
@@ -647,6 +654,8 @@ def check_operators(graph: fx.GraphModule) -> None:
             raise RefusedNode(node, f"an input is written to in place ({target})", _WRITING_MEND)
         if "sparse" in str(target):
             raise RefusedNode(node, f"a tensor or a gradient is sparse ({target})", _SPARSE_MEND)
+        if target.namespace == "profiler":  # says where a part begins and ends, and computes nothing
+            continue
         if target.namespace not in _OWN_NAMESPACES:
             raise RefusedNode(
                 node,
@@ -695,6 +704,7 @@ def check_values(graph: fx.GraphModule) -> None:
     fed = _from_inputs(graph.graph.nodes)
     for node in graph.graph.nodes:
         target = node.target
+        value = _with_val(node)
         if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
             continue
         if target._schema.is_mutable:
@@ -711,13 +721,25 @@ def check_values(graph: fx.GraphModule) -> None:
                 "0.0) and sums that count the mask, in place of x[mask], nonzero, unique or masked_select; give "
                 "bincount and one_hot their number of classes",
             )
-        value = _with_val(node)
         if value is not None and value.dtype in _HALVES and node in fed and _name(node) not in _MOVES:
             raise RefusedNode(
                 node,
                 f"{str(value.dtype).removeprefix('torch.')} is computed with ({target}), which every engine rounds in "
                 "its own way",
                 "compute in float32: no .half(), .bfloat16() or autocast in forward, and backbone.float()",
+            )
+    _check_weights(graph)
+
+
+def _check_weights(graph: fx.GraphModule) -> None:
+    for node in graph.graph.nodes:
+        value = _with_val(node)
+        if node.op == "get_attr" and value is not None and value.dtype == torch.bfloat16 and node.users:
+            user = next(iter(node.users))
+            raise RefusedNode(
+                user if user.op == "call_function" else node,
+                "weights are bfloat16, which engines on devices do not take",
+                "give the backbone float32 weights: backbone.float()",
             )
 
 

@@ -181,17 +181,18 @@ def changes(model: nn.Module, inputs: Sequence[Tensor], path: str, names: Sequen
             if tools[file]:
                 return None
             lines[frame] = frame.f_lineno
-            return watch
-        now = prints()
+        now, where = prints(), frame
+        while event == "call" and where.f_back is not None and (where is frame or where not in lines):
+            where = where.f_back  # the line that calls has done what there is to see
         for name in now.keys() - found.keys():
             if now[name] != before[name]:
-                file, line = frame.f_code.co_filename, lines.get(frame, frame.f_lineno)
+                file, line = where.f_code.co_filename, lines.get(where, where.f_lineno)
                 code = " ".join(linecache.getline(file, line).split())[:120]
                 found[name] = Origin(_name(path), kind, file, line, code)
         before.update(now)
         if event == "line":
             lines[frame] = frame.f_lineno
-        else:
+        elif event == "return":
             lines.pop(frame, None)
         return watch
 

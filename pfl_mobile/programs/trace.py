@@ -232,9 +232,11 @@ def check_batch(task: Task, batch: Batch, *, labels: bool) -> None:
             kind = type(batch[name]).__name__
             raise ConfigError(f"batch entry {name!r} is a {kind}", mend="give tensors: torch.as_tensor(...)")
         if batch[name].dtype not in (torch.float32, torch.int64):
+            whole = not batch[name].is_floating_point() and batch[name].dtype != torch.bool
             raise ConfigError(
-                f"batch entry {name!r} is {batch[name].dtype}",
-                mend="use float32 for values and int64 for ids",
+                f"batch entry {name!r} is {batch[name].dtype}; programs take float32 and int64",
+                mend="use float32 for values and masks, x.float(), and int64 for ids, x.long(); forward makes of it "
+                f"what it computes with{', x / 255.0 for instance' if whole else ', mask > 0.5 for instance'}",
             )
     if not labels:
         return
