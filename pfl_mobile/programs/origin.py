@@ -338,11 +338,13 @@ class Replay(fx.Interpreter):
 
 
 class _Watch(TorchFunctionMode):
-    """Notes the first call that is one of those wanted."""
+    """Notes the first call, or the last, that is one of those wanted."""
 
-    def __init__(self, model: nn.Module, wanted: Callable[[Any, tuple[Any, ...], Any], bool]) -> None:
+    def __init__(
+        self, model: nn.Module, wanted: Callable[[Any, tuple[Any, ...], Any], bool], last: bool
+    ) -> None:
         super().__init__()
-        self._layers, self._wanted = _Layers(model), wanted
+        self._layers, self._wanted, self._last = _Layers(model), wanted, last
         self.found = Origin()
 
     @override
@@ -350,13 +352,20 @@ class _Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not self.found.known and self._wanted(func, (*args, *(kwargs or {}).values()), result):
+        if (self._last or not self.found.known) and self._wanted(
+            func, (*args, *(kwargs or {}).values()), result
+        ):
             self.found = self._layers.of_frames(_stack())
         return result
 
 
 def of_call(
-    model: nn.Module, run: Callable[[], Any], wanted: Callable[[Any, tuple[Any, ...], Any], bool]
+    model: nn.Module,
+    run: Callable[[], Any],
+    wanted: Callable[[Any, tuple[Any, ...], Any], bool],
+    *,
+    last: bool = False,
+    differentiated: bool = False,
 ) -> Origin:
     """Where a model that is run calls a function of PyTorch for the first time that is ``wanted``.
 
@@ -364,9 +373,11 @@ def of_call(
         model: whose layers are named.
         run: runs it; what it raises is left out.
         wanted: told about each function, its arguments and its result.
+        last: the last time in place of the first.
+        differentiated: run it with gradients.
     """
-    watch = _Watch(model, wanted)
-    with contextlib.suppress(Exception), watch, torch.no_grad():
+    watch = _Watch(model, wanted, last)
+    with contextlib.suppress(Exception), watch, torch.set_grad_enabled(differentiated):
         run()
     return watch.found
 

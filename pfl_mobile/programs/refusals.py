@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import dis
+import inspect
 import linecache
 import os
 import re
@@ -316,12 +317,31 @@ def _lost_argument(failure: Failure) -> bool:
     )
 
 
+def _signature(failure: Failure) -> str:
+    try:
+        root: Any = failure.model.backbone if failure.model is not None else None
+        return str(inspect.signature(root.get_submodule(failure.origin.layer).forward))
+    except (AttributeError, TypeError, ValueError):
+        return ""
+
+
 def _argument_words(failure: Failure) -> str:
     text = failure.text.split(".")[-1] if "forward()" in failure.text else failure.text
     where = (
         "the model's forward" if failure.origin.layer == "" else f"forward of layer {failure.origin.layer!r}"
     )
-    return f"{where} is called with other inputs than it takes: {text}"
+    return f"{where} takes {_signature(failure) or 'other inputs'} and is called with other inputs: {text}"
+
+
+def _argument_mend(failure: Failure) -> str:
+    if failure.origin.layer:
+        return "the layer is called wrongly by the model itself: try model(*inputs) in PyTorch first"
+    if "(*, " in _signature(failure):
+        return "forward is given tensors by position: def forward(self, x, mask), without the *"
+    return (
+        "name the entries of the batch that forward takes, in its order: for instance "
+        "ClassificationTask(classes, inputs=('x', 'mask')), with batch={'x': ..., 'mask': ..., ...}"
+    )
 
 
 _CONTROL_MEND = (
@@ -343,11 +363,14 @@ RAISED: tuple[Kind, ...] = (
         "inputs",
         _lost_argument,
         _argument_words,
-        lambda f: (
-            "name the entries of the batch that forward takes, in its order: for instance "
-            "ClassificationTask(classes, inputs=('x', 'mask')), with batch={'x': ..., 'mask': ..., ...}"
-            if not f.origin.layer
-            else "the layer is called wrongly by the model itself: try model(*inputs) in PyTorch first"
+        _argument_mend,
+    ),
+    Kind(
+        "no forward",
+        _says('missing the required "forward" function'),
+        lambda f: f"the class {f.origin.kind} has no forward",
+        _always(
+            "define forward(self, x), or personalize a module around it whose forward calls what it has instead"
         ),
     ),
     Kind(
@@ -537,8 +560,8 @@ def explained(
     if failure.fails_plainly:
         return ExportError(
             f"{subject}: {failure.said}{',' if at else ''}{at}; it fails in plain PyTorch too, on the same batch",
-            mend="make the model and the loss run on the example batch first; forward is given the entries of the "
-            "batch that the task names as inputs, in that order",
+            mend="make the model and the loss run on the example batch first; forward is given tensors, "
+            "one for each entry of the batch that the task names in inputs=, in that order",
         )
     runs = "it runs in plain PyTorch, but cannot be traced" if plain is not None else "it cannot be traced"
     return ExportError(

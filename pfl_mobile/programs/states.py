@@ -6,7 +6,9 @@ keys, running means), attributes (``self.h = h``) and normalization in training 
 
 from __future__ import annotations
 
+import contextlib
 import linecache
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -45,7 +47,7 @@ _STATE_MEND = (
 )
 
 
-def check_stateless(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+def check_stateless(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
     """Refuse a model whose forward pass changes it in eval mode too: a program would leave that out.
 
     What is the same in PyTorch's eval mode, but is seldom meant, is warned of.
@@ -54,13 +56,16 @@ def check_stateless(model: nn.Module, inputs: Sequence[Tensor]) -> None:
         model: personalized.
         inputs: an example batch.
 
+    Returns:
+        Whether the same input gives the same output twice.
+
     Raises:
         ExportError: names layers, what they change and the line.
     """
     try:
         seen = look(model, inputs)
     except Exception:  # the trace says what is wrong with a model that does not run
-        return
+        return True
     layers = dict(model.named_modules())
     if seen.changed:
         raise _refused(model, inputs, seen)
@@ -73,6 +78,40 @@ def check_stateless(model: nn.Module, inputs: Sequence[Tensor]) -> None:
             "device: export the trained model, or use fit_batch_norm or replace_batch_norm of pfl_mobile",
             stacklevel=3,
         )
+    return seen.steady
+
+
+#: Lines on which Python draws numbers or reads a clock.
+_CHANCE = re.compile(
+    r"\brandom\b|\brng\b|\btime\.|\bperf_counter|\buuid|\bdatetime\b|\burandom\b|\bsecrets\b|\bshuffle\("
+)
+
+
+def refuse_chance(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Refuse a model whose output for one input differs from call to call, though it changes nothing of its own.
+
+    Raises:
+        ExportError: always; names the line where it is seen.
+    """
+    found: list[str] = []
+
+    def watch(frame: FrameType, event: str, _value: Any) -> Callable[..., Any] | None:
+        file, line = frame.f_code.co_filename, frame.f_lineno
+        if is_tool(file):
+            return None
+        code = linecache.getline(file, line)
+        if event == "line" and _CHANCE.search(code) and not found:
+            place = Origin(None, "", file, line, " ".join(code.split())[:120])
+            found.append(f" {place}")
+        return watch
+
+    _run_watched(model, inputs, watch)
+    raise ExportError(
+        "the model gives another output for the same input in every call, and a program would repeat the one that was "
+        f"traced: forward draws from Python's or NumPy's random numbers, reads a clock, or what is outside the model"
+        f"{found[0] if found else ''}",
+        mend="make what changes an entry of the batch that the task names in inputs=, or leave it out of forward",
+    )
 
 
 def _name(path: str) -> str:
@@ -196,15 +235,23 @@ def changes(model: nn.Module, inputs: Sequence[Tensor], path: str, names: Sequen
             lines.pop(frame, None)
         return watch
 
-    with as_found(model), torch.no_grad():
+    _run_watched(model, inputs, watch, lambda: before.update(prints()))
+    return found
+
+
+def _run_watched(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    watch: Callable[..., Any],
+    begin: Callable[[], None] = lambda: None,
+) -> None:
+    """Run the model with a function of :func:`sys.settrace`; nothing of the model stays changed."""
+    with as_found(model), torch.no_grad(), contextlib.suppress(Exception):  # it ran before
         model.eval()
-        before.update(prints())
+        begin()
         outer = sys.gettrace()
         sys.settrace(watch)
         try:
             model(*inputs)
-        except Exception:  # it ran before; what was seen until now is enough
-            pass
         finally:
             sys.settrace(outer)
-    return found

@@ -26,7 +26,7 @@ from pfl_mobile.programs.closed_forms import ClosedForms, decompositions, of_val
 from pfl_mobile.programs.forms.complexes import AsPairs, has_complex
 from pfl_mobile.programs.forms.indexing import OF_VALUES
 from pfl_mobile.programs.one_row import pick_early
-from pfl_mobile.programs.origin import Origin, Replay, noting, origins, recorder, recording
+from pfl_mobile.programs.origin import Origin, Replay, noting, of_call, origins, recorder, recording
 from pfl_mobile.programs.outputs import check_rows, one_tensor, shapes_noted
 from pfl_mobile.programs.refusals import (
     RefusedNode,
@@ -36,7 +36,7 @@ from pfl_mobile.programs.refusals import (
     explained,
 )
 from pfl_mobile.programs.simplify import simplify
-from pfl_mobile.programs.states import check_stateless
+from pfl_mobile.programs.states import check_stateless, refuse_chance
 from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.rows import outside_classes
 
@@ -193,8 +193,9 @@ def gradients(
     sums, loss = _sums(task, output, batch, metrics=False)
     if not loss.requires_grad:
         raise ExportError(
-            f"no trainable tensor has any influence on the loss, not even {trained[0]!r}",
-            mend="check that the model's forward uses the layers that the modules were put into",
+            f"no trainable tensor has any influence on the loss, not even {trained[0]!r}"
+            f"{_gradient_ends(model, task, batch, values, trained)}",
+            mend=f"check that the model's forward uses the layers that the modules were put into, {_LET_THROUGH}",
         )
     if (record := recorder()) is not None:
         record.follow(loss)
@@ -203,11 +204,44 @@ def gradients(
     for name, grad in zip(trained, grads, strict=True):
         if grad is None:
             raise ExportError(
-                f"tensor {name!r} has no influence on the loss, so it cannot be trained",
-                mend="remove the module, or check that the model's forward uses the layer it was put into",
+                f"tensor {name!r} has no influence on the loss, so it cannot be trained"
+                f"{_gradient_ends(model, task, batch, values, (name,))}",
+                mend="remove the module, or check that the model's forward uses the layer it was put into, "
+                f"{_LET_THROUGH}",
             )
         result[f"{GRADIENT}{name}"] = grad
     return result
+
+
+#: What stops gradients.
+_LET_THROUGH = (
+    "and that no .detach(), .data, torch.no_grad(), argmax or rounding is between the layer and the loss"
+)
+
+
+def _gradient_ends(
+    model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor], names: Sequence[str]
+) -> str:
+    """Words for the line behind which nothing depends on the named tensors for autograd; empty where none is seen."""
+    leaves = {name: values[name].detach().requires_grad_() for name in names}
+
+    def run() -> None:
+        _sums(
+            task, _output(model, task, batch, {**values, **leaves}, for_gradients=True), batch, metrics=False
+        )
+
+    def ends(func: Any, args: Sequence[Any], result: Any) -> bool:
+        name = getattr(func, "__name__", "")
+        if not isinstance(result, Tensor) or result.requires_grad:
+            return False
+        if not result.is_floating_point() and name not in ("argmax", "argmin", "long", "int", "to", "type"):
+            return False  # masks and indices are made of what has a gradient without ending it
+        if name.endswith("_like") or name.startswith("new_"):  # its shape is read, and no value
+            return False
+        return any(isinstance(a, Tensor) and a.requires_grad for a in args)
+
+    place = of_call(model, run, ends, last=True, differentiated=True)
+    return f": its gradient ends {place}" if place.known else ""
 
 
 def check_batch(task: Task, batch: Batch, *, labels: bool) -> None:
@@ -449,7 +483,8 @@ def trace_programs(
     check_batch(task, predict_batch, labels=False)
     full = {k: batch[k] for k in (*task.inputs, *task.labels, "weight")}
     short = {k: predict_batch[k] for k in (*task.inputs, *task.predict_extra)}
-    check_stateless(model, [batch[name] for name in task.inputs])
+    given = [batch[name] for name in task.inputs]
+    steady = check_stateless(model, given)
     values = model.values()
     trained = trained_names(model)
     if not trained:
@@ -484,6 +519,8 @@ def trace_programs(
             model=model,
             example=rows,
         )
+    if not steady:  # the trace names random operators itself
+        refuse_chance(model, given)
     check_rows((rows, whole), (others, shapes[-1]), model, lambda: predict(model, task, short, values))
     return programs
 

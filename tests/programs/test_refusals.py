@@ -251,6 +251,7 @@ def test_what_only_looks_as_if_it_depended_on_values_is_traced(function: Callabl
     trace(Net(function))
 
 
+@pytest.mark.slow
 def test_compiled_functions_run_as_they_were_written() -> None:
     @torch.compile
     def twice(y: Tensor) -> Tensor:
@@ -359,3 +360,37 @@ def test_lora_and_hooks_do_not_hide_the_layer() -> None:
         trace_programs(
             personalize(net.eval(), [LoRA("a", rank=2)]), ClassificationTask(3), rows, {"x": rows["x"][:1]}
         )
+
+
+def test_what_ends_the_gradient_is_named() -> None:
+    def unfollowed(y: Tensor) -> Tensor:
+        with torch.no_grad():
+            return y.tanh()
+
+    for function, words in (
+        (lambda y: y.detach(), r"lambda y: y\.detach\(\)"),
+        (lambda y: y.data * 2, r"y\.data"),
+        (unfollowed, r"return y\.tanh\(\)"),
+        (lambda y: F.one_hot(y.argmax(-1), 12).float(), r"y\.argmax"),
+    ):
+        error = refusal(Net(function))
+        assert re.search(
+            rf"influence on the loss.*gradient ends in layer 'inner' \(.*{words}", error.message
+        ), error.message
+        assert ".detach()" in error.mend
+
+
+def test_a_class_without_forward_and_one_with_keywords_only() -> None:
+    class Without(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(8, 3)
+
+    class Keywords(Without):
+        def forward(self, *, x: Tensor) -> Tensor:
+            return self.a(x)
+
+    assert "the class Without has no forward" in refusal(Without()).message
+    error = refusal(Keywords())
+    assert "(*, x" in error.message
+    assert "by position" in error.mend

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -215,3 +217,27 @@ def test_a_state_as_input_and_output_works() -> None:
     model = personalize(Step().eval(), [Head("h")])
     predict = trace_programs(model, task, rows, {"x": rows["x"][:1], "state": rows["state"][:1]})["predict"]
     assert predict.outputs == ("value", "state")
+
+
+CALLS: list[int] = []
+
+
+def counts_outside(_self: Any, x: Tensor) -> Tensor:
+    CALLS.append(1)
+    return x * len(CALLS)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda _, x: x * random.random(), r"random numbers.*test_states\.py:\d+: .*random\.random\(\)"),
+        (lambda _, x: x * float(np.random.rand()), r"random numbers.*: .*np\.random\.rand\(\)"),
+        (counts_outside, r"what is outside the model"),
+    ],
+)
+def test_an_output_that_differs_from_call_to_call_is_refused(
+    function: Callable[..., Tensor], words: str
+) -> None:
+    with pytest.raises(ExportError, match=words) as caught:
+        trace(Net(Keeping(function, {})))
+    assert "an entry of the batch" in caught.value.mend
