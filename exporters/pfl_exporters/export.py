@@ -23,6 +23,7 @@ from pfl_mobile.errors import ExportError, PflError
 from pfl_mobile.files.tensors import tensors_to_bytes
 from pfl_mobile.modules.personalize import tensor_digest
 from pfl_mobile.programs.deployment import Deployment
+from pfl_mobile.programs.refusals import explained
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
 from pfl_mobile.text.vocabulary import RECORD, VocabularyReport, record
 
@@ -175,10 +176,10 @@ def _export(
     except PflError:
         raise
     except Exception as error:  # the user's own layers and loss raise what they like
-        raise ExportError(
-            f"the model fails on another batch than the example: {type(error).__name__}: {error}",
-            mend="it has to take any batch of the example's shape, also rows that are padding",
-        ) from error
+        subject = (
+            "the model fails on another batch of the example's shape, which it has to take, also with padding"
+        )
+        raise explained(error, model, subject=subject) from error
     check_traced(programs, reference)
     lap("compare")
     errors: dict[str, dict[str, float]] = {}

@@ -13,6 +13,7 @@ from pfl_mobile.engines.base import EngineSession
 from pfl_mobile.engines.compare import TOLERANCE, output_errors, relative_error
 from pfl_mobile.errors import ExportError, GradientMismatchError
 from pfl_mobile.modules.personalize import PersonalizedModel
+from pfl_mobile.programs.mixing import where_rows_mix
 from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.programs.trace import TracedProgram, evaluate, gradients, predict, trained_names
 
@@ -102,6 +103,7 @@ def cases(
             _check_padding(
                 gradients(model, task, garbage, values, trained),
                 gradients(model, task, full, values, trained),
+                lambda garbage=garbage, full=full: where_rows_mix(model, task, garbage, full),
             )
             little = {k: v if k in task.predict_extra else _like(v, generator) for k, v in short.items()}
         with torch.no_grad():
@@ -138,15 +140,18 @@ def _padded(entry: Tensor, start: int) -> Tensor:
     return entry
 
 
-def _check_padding(garbage: Mapping[str, Tensor], zeros: Mapping[str, Tensor]) -> None:
+def _check_padding(
+    garbage: Mapping[str, Tensor], zeros: Mapping[str, Tensor], where: Callable[[], str]
+) -> None:
     """Rows of weight 0 must not count, whatever is in them."""
     want = {name: value.numpy() for name, value in garbage.items()}
     for name, error, _ in output_errors({k: v.numpy() for k, v in zeros.items()}, want):
         if error > TOLERANCE:
             raise ExportError(
-                f"examples of weight 0 change {name!r} by {error:.2g} of its largest entry",
+                f"examples of weight 0 change {name!r} by {error:.2g} of its largest entry{where()}",
                 mend="devices fill a last batch with zeros of weight 0: no example's loss may depend on the other "
-                "examples (no mean over the batch), and it must be finite for an example that is zero everywhere",
+                "examples (no mean over the batch: x.mean(-1) in place of x.mean(0) or x.mean()), and it must be "
+                "finite for an example that is zero everywhere: x / x.norm(dim=-1, keepdim=True).clamp(min=1e-6)",
             )
 
 

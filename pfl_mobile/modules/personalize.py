@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.modules.backbones import check_backbone, not_copied
 from pfl_mobile.modules.insertion import Insertion
 from pfl_mobile.modules.model import PersonalizedModel, tensor_digest
 from pfl_mobile.modules.registry import ModuleConfig
@@ -29,26 +29,14 @@ __all__ = ["DeviceTensorInfo", "PersonalizedModel", "personalize", "tensor_diges
 def _copy(backbone: nn.Module) -> nn.Module:
     """A structural copy whose parameters and buffers use the backbone's storage, frozen, in eval mode."""
     memo: dict[int, Any] = {}
-    for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers()):
-        if is_lazy(tensor):
-            raise ConfigError(f"{name!r} has no shape yet", mend="run the lazy backbone on an example first")
     for parameter in backbone.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
     for buffer in backbone.buffers():
         memo[id(buffer)] = buffer.detach()
-    for name, layer in backbone.named_modules():
-        if getattr(layer, "max_norm", None) is not None:
-            raise ConfigError(
-                f"layer {name!r} has max_norm, which rewrites the frozen weights at every call",
-                mend="normalise the weight once and build the layer without max_norm",
-            )
     try:
         root = copy.deepcopy(backbone, memo)
     except Exception as error:  # what the layers themselves raise
-        raise ConfigError(
-            f"the backbone {type(backbone).__name__} cannot be copied: {error}",
-            mend="keep only parameters, buffers and plain values as attributes",
-        ) from error
+        raise not_copied(backbone, error, memo) from error
     for layer in root.modules():
         if isinstance(layer, nn.TransformerEncoder):
             # It packs padded rows where its first layer is frozen, and the layers behind it cannot take that where
@@ -132,6 +120,7 @@ def personalize(
     configs = _names(modules)
     if not configs:
         raise ConfigError("there is no module to insert", mend="give at least one, for instance LoRA(...)")
+    check_backbone(backbone)
     site = Insertion(_copy(backbone), nn.ModuleDict(), seed=seed)
     before = None
     if example is not None:

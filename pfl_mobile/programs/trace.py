@@ -7,29 +7,38 @@ weights are constants of the graph; the tensors that live on the device are inpu
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.distributions import Distribution
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from pfl_mobile.engines.compare import GRADIENT
 from pfl_mobile.errors import ConfigError, ExportError
-from pfl_mobile.modules.normalization import check_exportable
 from pfl_mobile.modules.personalize import PersonalizedModel
 from pfl_mobile.programs.closed_forms import ClosedForms, decompositions, of_values
 from pfl_mobile.programs.forms.complexes import AsPairs, has_complex
 from pfl_mobile.programs.forms.indexing import OF_VALUES
 from pfl_mobile.programs.one_row import pick_early
+from pfl_mobile.programs.origin import Origin, Replay, noting, of_call, origins, recorder, recording
+from pfl_mobile.programs.outputs import check_rows, one_tensor, shapes_noted
+from pfl_mobile.programs.refusals import (
+    RefusedNode,
+    behind_the_model,
+    check_operators,
+    check_values,
+    explained,
+)
 from pfl_mobile.programs.simplify import simplify
+from pfl_mobile.programs.states import check_stateless, refuse_chance
 from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.rows import outside_classes
-
-_SEEDED = torch.Tag.nondeterministic_seeded
 
 
 @dataclass(frozen=True)
@@ -62,14 +71,21 @@ def exporting() -> Iterator[None]:
     """Say that a model is being exported, as ``torch.export`` does.
 
     Libraries ask ``torch.compiler`` before they branch on values, transformers on those of an attention mask, and take
-    the branch that is right for all values.
+    the branch that is right for all values. Distributions do not look at the values of their arguments, and what
+    ``torch.compile`` was put around runs as it was written.
     """
     compiler: Any = torch.compiler
     compiling, found = compiler._is_compiling_flag, compiler._is_exporting_flag
+    checks = Distribution._validate_args
+    # without its machinery loaded nothing is compiled
+    plain = compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
     compiler._is_compiling_flag = compiler._is_exporting_flag = True
+    Distribution.set_default_validate_args(False)
     try:
-        yield
+        with plain:
+            yield
     finally:
+        Distribution.set_default_validate_args(checks)
         compiler._is_compiling_flag, compiler._is_exporting_flag = compiling, found
 
 
@@ -93,6 +109,7 @@ class _OnMeta(TorchFunctionMode):
     """Makes tensors without storage; a tracer makes one for each value, in what it takes for a mode of fake tensors."""
 
     shape_env = None
+    in_kernel_invocation = False
 
     @override
     def __torch_function__(
@@ -135,19 +152,32 @@ def _sums(task: Task, output: Tensor, batch: Batch, metrics: bool) -> tuple[dict
     return sums, loss
 
 
+def _output(
+    model: PersonalizedModel,
+    task: Task,
+    batch: Batch,
+    values: Mapping[str, Tensor],
+    *,
+    for_gradients: bool = False,
+) -> Tensor:
+    """The model's output; only a loss of the user's own takes something else than one tensor."""
+    output = model.call(values, *(batch[name] for name in task.inputs), for_gradients=for_gradients)
+    return output if task.kind == "custom" else one_tensor(output, model)
+
+
 def evaluate(
     model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Weighted sums of loss and metrics, each float32 [1]; the full model, memory included."""
-    output = model.call(values, *(batch[name] for name in task.inputs))
-    return _sums(task, output, batch, metrics=True)[0]
+    return _sums(task, _output(model, task, batch, values), batch, metrics=True)[0]
 
 
 def predict(
     model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """What the task predicts for ``batch``."""
-    return task.predict(model.call(values, *(batch[name] for name in task.inputs)), batch)
+    predicted = task.predict(_output(model, task, batch, values), batch)
+    return {name: one_tensor(value, model) for name, value in predicted.items()}
 
 
 def gradients(
@@ -159,23 +189,59 @@ def gradients(
         ExportError: a tensor has no influence on the loss.
     """
     leaves = {name: values[name].detach().requires_grad_() for name in trained}
-    output = model.call({**values, **leaves}, *(batch[name] for name in task.inputs), for_gradients=True)
+    output = _output(model, task, batch, {**values, **leaves}, for_gradients=True)
     sums, loss = _sums(task, output, batch, metrics=False)
     if not loss.requires_grad:
         raise ExportError(
-            f"no trainable tensor has any influence on the loss, not even {trained[0]!r}",
-            mend="check that the model's forward uses the layers that the modules were put into",
+            f"no trainable tensor has any influence on the loss, not even {trained[0]!r}"
+            f"{_gradient_ends(model, task, batch, values, trained)}",
+            mend=f"check that the model's forward uses the layers that the modules were put into, {_LET_THROUGH}",
         )
+    if (record := recorder()) is not None:
+        record.follow(loss)
     grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     result = {name: value.detach() for name, value in sums.items()}
     for name, grad in zip(trained, grads, strict=True):
         if grad is None:
             raise ExportError(
-                f"tensor {name!r} has no influence on the loss, so it cannot be trained",
-                mend="remove the module, or check that the model's forward uses the layer it was put into",
+                f"tensor {name!r} has no influence on the loss, so it cannot be trained"
+                f"{_gradient_ends(model, task, batch, values, (name,))}",
+                mend="remove the module, or check that the model's forward uses the layer it was put into, "
+                f"{_LET_THROUGH}",
             )
         result[f"{GRADIENT}{name}"] = grad
     return result
+
+
+#: What stops gradients.
+_LET_THROUGH = (
+    "and that no .detach(), .data, torch.no_grad(), argmax or rounding is between the layer and the loss"
+)
+
+
+def _gradient_ends(
+    model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor], names: Sequence[str]
+) -> str:
+    """Words for the line behind which nothing depends on the named tensors for autograd; empty where none is seen."""
+    leaves = {name: values[name].detach().requires_grad_() for name in names}
+
+    def run() -> None:
+        _sums(
+            task, _output(model, task, batch, {**values, **leaves}, for_gradients=True), batch, metrics=False
+        )
+
+    def ends(func: Any, args: Sequence[Any], result: Any) -> bool:
+        name = getattr(func, "__name__", "")
+        if not isinstance(result, Tensor) or result.requires_grad:
+            return False
+        if not result.is_floating_point() and name not in ("argmax", "argmin", "long", "int", "to", "type"):
+            return False  # masks and indices are made of what has a gradient without ending it
+        if name.endswith("_like") or name.startswith("new_"):  # its shape is read, and no value
+            return False
+        return any(isinstance(a, Tensor) and a.requires_grad for a in args)
+
+    place = of_call(model, run, ends, last=True, differentiated=True)
+    return f": its gradient ends {place}" if place.known else ""
 
 
 def check_batch(task: Task, batch: Batch, *, labels: bool) -> None:
@@ -200,9 +266,11 @@ def check_batch(task: Task, batch: Batch, *, labels: bool) -> None:
             kind = type(batch[name]).__name__
             raise ConfigError(f"batch entry {name!r} is a {kind}", mend="give tensors: torch.as_tensor(...)")
         if batch[name].dtype not in (torch.float32, torch.int64):
+            whole = not batch[name].is_floating_point() and batch[name].dtype != torch.bool
             raise ConfigError(
-                f"batch entry {name!r} is {batch[name].dtype}",
-                mend="use float32 for values and int64 for ids",
+                f"batch entry {name!r} is {batch[name].dtype}; programs take float32 and int64",
+                mend="use float32 for values and masks, x.float(), and int64 for ids, x.long(); forward makes of it "
+                f"what it computes with{', x / 255.0 for instance' if whole else ', mask > 0.5 for instance'}",
             )
     if not labels:
         return
@@ -233,15 +301,6 @@ def check_classes(task: Task, batch: Batch) -> None:
 def trained_names(model: PersonalizedModel) -> tuple[str, ...]:
     """Names of the tensors that the update rule trains, sorted."""
     return tuple(info.name for info in model.device_tensors() if info.update == "gradient")
-
-
-def _check_random(name: str, graph: fx.GraphModule) -> None:
-    for node in graph.graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and _SEEDED in node.target.tags:
-            raise ExportError(
-                f"{name} draws random numbers ({node.target}), so it could not be compared with PyTorch",
-                mend="leave dropout and noise out of forward and loss, or make the noise an entry of the batch",
-            )
 
 
 def _mutates(node: fx.Node) -> bool:
@@ -276,9 +335,11 @@ def without_mutations(
         elif node.op != "placeholder":
             known[node] = lifted.node_copy(node, known.__getitem__)
     values = [getattr(graph, name) for name in constants]
-    pure = torch.func.functionalize(fx.GraphModule({}, lifted), remove="mutations")
+    module = fx.GraphModule({}, lifted)
+    rerun: Any = module if recorder() is None else Replay(module).run
+    pure = torch.func.functionalize(rerun, remove="mutations")
     copies = [v.detach().clone() for v in values]  # a write to one is not a write to the model's own
-    made = make_fx(pure, decomposition_table=table, tracing_mode="real")(*examples, *copies)
+    made = make_fx(noting(pure), decomposition_table=table, tracing_mode="real")(*examples, *copies)
     places = [n for n in made.graph.nodes if n.op == "placeholder"][len(examples) :]
     for place, name, value in zip(places, constants, values, strict=True):
         if isinstance(value, nn.Parameter):
@@ -299,6 +360,9 @@ def trace_function(
     batch: Batch,
     values: Mapping[str, Tensor],
     keep: tuple[str, ...],
+    *,
+    model: nn.Module | None = None,
+    example: int = 0,
 ) -> TracedProgram:
     """Trace a function of a batch and of tensors by name.
 
@@ -308,13 +372,59 @@ def trace_function(
         batch: example entries; their shapes are the program's.
         values: example tensors.
         keep: inputs that stay inputs where nothing reads them.
+        model: whose layers a refusal names.
+        example: rows of a batch that the same model was traced with before; 0 for none.
 
     Raises:
-        ExportError: it cannot be traced, draws random numbers, or writes to an input.
+        ExportError: it cannot be traced, draws random numbers, or writes to an input; names layer and line.
     """
+
+    def traced() -> TracedProgram:
+        return _traced(name, function, batch, values, keep)
+
+    def plain() -> None:
+        entries = {key: value.clone() for key, value in batch.items()}
+        function(entries, {key: value.clone() for key, value in values.items()})
+
+    subject = "the model cannot be exported"
+    try:
+        return traced()
+    except RefusedNode as refused:
+        node = refused if refused.origin is not None else _again(traced, model)[0]
+        raise refused.in_words(subject, getattr(node, "origin", None) or Origin()) from None
+    except Exception as error:
+        origin = _again(traced, model)[1] if behind_the_model(error) else None
+        rows = next((len(value) for value in batch.values() if value.dim()), 0)
+        made = explained(
+            error, model, subject=subject, origin=origin, example=example, rows=rows, plain=plain
+        )
+        if made is error:
+            raise
+        raise made from error
+
+
+def _again(traced: Callable[[], Any], model: nn.Module | None) -> tuple[BaseException | None, Origin | None]:
+    """What a trace that failed raises the second time, and where it has come to."""
+    with recording(model if model is not None else nn.Module()) as record:
+        try:
+            traced()
+        except Exception as error:
+            return error, record.last
+    return None, None
+
+
+def _traced(
+    name: str,
+    function: Callable[[Batch, Mapping[str, Tensor]], dict[str, Tensor]],
+    batch: Batch,
+    values: Mapping[str, Tensor],
+    keep: tuple[str, ...],
+) -> TracedProgram:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     names: list[str] = []
+    if (found := recorder()) is not None:
+        found.begin()
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
         split = len(batch)
@@ -325,34 +435,20 @@ def trace_function(
         return tuple(out.values())
 
     examples = [t.detach().clone() for t in (*batch.values(), *values.values())]
-    try:
-        with plain_kernels(), described_on_meta(), exporting():
-            graph = make_fx(flat, decomposition_table=decompositions(), tracing_mode="real")(*examples)
-            _check_random(name, graph)
-            if any(_mutates(node) or node.target in OF_VALUES for node in graph.graph.nodes):
-                # x[...] = y writes through a view; simplification reads every node as a value
-                graph = without_mutations(graph, examples, of_values())
-            if has_complex(graph):
-                pairs: Any = AsPairs(graph)
-                graph = make_fx(
-                    lambda *given: pairs.run(*given), decomposition_table=of_values(), tracing_mode="real"
-                )(*examples)
-    except (ExportError, ConfigError):
-        raise
-    except Exception as error:
-        raise ExportError(
-            f"{name} cannot be traced: {type(error).__name__}: {error}",
-            mend="the forward pass must be plain tensor operations: no branches on values, no .item(), no NumPy",
-        ) from error
-    mutating = next((node for node in graph.graph.nodes if _mutates(node)), None)
-    if mutating is not None:
-        raise ExportError(
-            f"{name} writes to a tensor in place ({mutating.target})",
-            mend="write the operation without its trailing underscore, or without indexed assignment",
-        )
+    with plain_kernels(), described_on_meta(), exporting():
+        graph = make_fx(noting(flat), decomposition_table=decompositions(), tracing_mode="real")(*examples)
+        check_operators(graph)
+        if any(_mutates(node) or node.target in OF_VALUES for node in graph.graph.nodes):
+            # x[...] = y writes through a view; simplification reads every node as a value
+            graph = without_mutations(graph, examples, of_values())
+        if has_complex(graph):
+            pairs: Any = AsPairs(graph)
+            rerun = noting(lambda *given: pairs.run(*given))
+            graph = make_fx(rerun, decomposition_table=of_values(), tracing_mode="real")(*examples)
     simplify(graph, examples)
     if pick_early(graph):
         simplify(graph, examples)
+    check_values(graph)
     inputs = dict(zip((*batch, *values), examples, strict=True))
     used: dict[str, Tensor] = {}
     for node, (key, example) in zip(
@@ -363,6 +459,8 @@ def trace_function(
         else:
             graph.graph.erase_node(node)
     graph.recompile()
+    if (found := recorder()) is not None:
+        found.fill(graph.graph)
     return TracedProgram(name, graph, used, tuple(names), tuple(k for k in batch if k in used))
 
 
@@ -385,19 +483,55 @@ def trace_programs(
     check_batch(task, predict_batch, labels=False)
     full = {k: batch[k] for k in (*task.inputs, *task.labels, "weight")}
     short = {k: predict_batch[k] for k in (*task.inputs, *task.predict_extra)}
-    check_exportable(model, [batch[name] for name in task.inputs])
+    given = [batch[name] for name in task.inputs]
+    steady = check_stateless(model, given)
     values = model.values()
     trained = trained_names(model)
     if not trained:
         raise ConfigError("the model has nothing to train", mend="add a module with gradient-trained tensors")
-    return {
-        "gradients": trace_function(
-            "gradients", lambda b, v: gradients(model, task, b, v, trained), full, values, (*full, *trained)
-        ),
-        "evaluate": trace_function(
-            "evaluate", lambda b, v: evaluate(model, task, b, v), full, values, tuple(full)
-        ),
-        "predict": trace_function(
-            "predict", lambda b, v: predict(model, task, b, v), short, values, tuple(short)
-        ),
-    }
+    rows, others = len(batch["weight"]), next((len(v) for v in short.values() if v.dim()), 0)
+    with shapes_noted(model) as shapes:
+        programs = {
+            "gradients": trace_function(
+                "gradients",
+                lambda b, v: gradients(model, task, b, v, trained),
+                full,
+                values,
+                (*full, *trained),
+                model=model,
+            ),
+            "evaluate": trace_function(
+                "evaluate",
+                lambda b, v: evaluate(model, task, b, v),
+                full,
+                values,
+                tuple(full),
+                model=model,
+            ),
+        }
+        whole = shapes[-1]
+        programs["predict"] = trace_function(
+            "predict",
+            lambda b, v: predict(model, task, b, v),
+            short,
+            values,
+            tuple(short),
+            model=model,
+            example=rows,
+        )
+    if not steady:  # the trace names random operators itself
+        refuse_chance(model, given)
+    check_rows((rows, whole), (others, shapes[-1]), model, lambda: predict(model, task, short, values))
+    return programs
+
+
+def trace_origins(
+    model: PersonalizedModel, task: Task, batch: Batch, predict_batch: Batch
+) -> dict[str, Mapping[str, Origin]]:
+    """Of the programs of :func:`trace_programs`, where each node comes from, by program and name of the node.
+
+    It traces again, as the first trace notes nothing: for refusals, where a node has to be explained.
+    """
+    with recording(model):
+        programs = trace_programs(model, task, batch, predict_batch)
+    return {name: origins(program.graph) for name, program in programs.items()}

@@ -21,6 +21,7 @@ from pfl_mobile.errors import ConfigError, ExportError
 from pfl_mobile.files.sealed import digest
 from pfl_mobile.modules.model import PersonalizedModel
 from pfl_mobile.programs.closed_forms import ClosedForms
+from pfl_mobile.programs.refusals import explained
 from pfl_mobile.programs.simplify import simplify
 from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.programs.trace import (
@@ -188,10 +189,7 @@ def _trace(function: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], inputs
     except (ExportError, ConfigError):
         raise
     except Exception as error:
-        raise ExportError(
-            f"the training step cannot be traced: {type(error).__name__}: {error}",
-            mend="the forward pass must be plain tensor operations: no branches on values, no .item(), no NumPy",
-        ) from error
+        raise explained(error, None, subject="the training step cannot be traced") from error
     return _simplified(module, dict(zip(inputs, examples, strict=True)), tuple(outputs))
 
 

@@ -387,8 +387,6 @@ def test_a_layer_that_changes_itself_in_a_program_is_named(norm):
 def test_what_an_export_is_seldom_meant_to_have_is_warned_of():
     with pytest.warns(UserWarning, match=r"layer 'norm'.*0 and 1"):
         programs(Net(nn.BatchNorm1d(16)))
-    with pytest.warns(UserWarning, match=r"layer 'norm'.*each batch"):
-        programs(Net(nn.BatchNorm1d(16, track_running_stats=False)))
 
 
 def test_a_fitted_normalization_is_exported_as_it_is(recwarn):
