@@ -25,6 +25,7 @@ from pfl_mobile.programs.closed_forms import ClosedForms, decompositions, of_val
 from pfl_mobile.programs.forms.complexes import AsPairs, has_complex
 from pfl_mobile.programs.forms.indexing import OF_VALUES
 from pfl_mobile.programs.one_row import pick_early
+from pfl_mobile.programs.origin import Origin, Replay, noting, origins, recorder, recording
 from pfl_mobile.programs.simplify import simplify
 from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.rows import outside_classes
@@ -276,9 +277,11 @@ def without_mutations(
         elif node.op != "placeholder":
             known[node] = lifted.node_copy(node, known.__getitem__)
     values = [getattr(graph, name) for name in constants]
-    pure = torch.func.functionalize(fx.GraphModule({}, lifted), remove="mutations")
+    module = fx.GraphModule({}, lifted)
+    rerun: Any = module if recorder() is None else Replay(module).run
+    pure = torch.func.functionalize(rerun, remove="mutations")
     copies = [v.detach().clone() for v in values]  # a write to one is not a write to the model's own
-    made = make_fx(pure, decomposition_table=table, tracing_mode="real")(*examples, *copies)
+    made = make_fx(noting(pure), decomposition_table=table, tracing_mode="real")(*examples, *copies)
     places = [n for n in made.graph.nodes if n.op == "placeholder"][len(examples) :]
     for place, name, value in zip(places, constants, values, strict=True):
         if isinstance(value, nn.Parameter):
@@ -315,6 +318,8 @@ def trace_function(
     from torch.fx.experimental.proxy_tensor import make_fx
 
     names: list[str] = []
+    if (found := recorder()) is not None:
+        found.begin()
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
         split = len(batch)
@@ -327,16 +332,17 @@ def trace_function(
     examples = [t.detach().clone() for t in (*batch.values(), *values.values())]
     try:
         with plain_kernels(), described_on_meta(), exporting():
-            graph = make_fx(flat, decomposition_table=decompositions(), tracing_mode="real")(*examples)
+            graph = make_fx(noting(flat), decomposition_table=decompositions(), tracing_mode="real")(
+                *examples
+            )
             _check_random(name, graph)
             if any(_mutates(node) or node.target in OF_VALUES for node in graph.graph.nodes):
                 # x[...] = y writes through a view; simplification reads every node as a value
                 graph = without_mutations(graph, examples, of_values())
             if has_complex(graph):
                 pairs: Any = AsPairs(graph)
-                graph = make_fx(
-                    lambda *given: pairs.run(*given), decomposition_table=of_values(), tracing_mode="real"
-                )(*examples)
+                rerun = noting(lambda *given: pairs.run(*given))
+                graph = make_fx(rerun, decomposition_table=of_values(), tracing_mode="real")(*examples)
     except (ExportError, ConfigError):
         raise
     except Exception as error:
@@ -363,6 +369,8 @@ def trace_function(
         else:
             graph.graph.erase_node(node)
     graph.recompile()
+    if (found := recorder()) is not None:
+        found.fill(graph.graph)
     return TracedProgram(name, graph, used, tuple(names), tuple(k for k in batch if k in used))
 
 
@@ -401,3 +409,15 @@ def trace_programs(
             "predict", lambda b, v: predict(model, task, b, v), short, values, tuple(short)
         ),
     }
+
+
+def trace_origins(
+    model: PersonalizedModel, task: Task, batch: Batch, predict_batch: Batch
+) -> dict[str, Mapping[str, Origin]]:
+    """Of the programs of :func:`trace_programs`, where each node comes from, by program and name of the node.
+
+    It traces again, as the first trace notes nothing: for refusals, where a node has to be explained.
+    """
+    with recording(model):
+        programs = trace_programs(model, task, batch, predict_batch)
+    return {name: origins(program.graph) for name, program in programs.items()}

@@ -17,6 +17,7 @@ from typing_extensions import override
 from pfl_mobile.errors import ExportError
 from pfl_mobile.programs.forms.axes import along
 from pfl_mobile.programs.forms.constants import outside_traces
+from pfl_mobile.programs.origin import Replay
 
 _aten = torch.ops.aten
 
@@ -34,16 +35,16 @@ def has_complex(graph: fx.GraphModule) -> bool:
     return any(isinstance(v, Tensor) and v.is_complex() for v in values)
 
 
-class AsPairs(fx.Interpreter):
+class AsPairs(Replay):
     """Runs a graph with pairs in place of complex tensors."""
 
     @override
-    def run_node(self, n: fx.Node) -> Any:
+    def compute(self, n: fx.Node) -> Any:
         if n.op == "get_attr":
             value = getattr(self.module, str(n.target))
             return _pair_of_constant(value) if value.is_complex() else value
         if n.op == "placeholder":
-            value = super().run_node(n)
+            value = super().compute(n)
             if value.is_complex():
                 raise ExportError(
                     f"the input {n.target!r} is complex",
