@@ -117,9 +117,16 @@ class UnsupportedOperatorError(ExportError):
 
 
 class GradientMismatchError(ExportError):
-    """An exported program disagrees with PyTorch."""
+    """An exported program disagrees with PyTorch.
+
+    Attributes:
+        program: that disagrees; empty where it is not one program.
+        output: of it that differs.
+        batch: on which it does.
+    """
 
     exit_code = 1
+    program = output = batch = ""
 
 
 class BundleError(PflError):

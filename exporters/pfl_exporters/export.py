@@ -19,7 +19,7 @@ from pfl_mobile.bundle.sign import PrivateKey
 from pfl_mobile.bundle.versions import plain
 from pfl_mobile.bundle.write import write_bundle
 from pfl_mobile.engines import ENGINES, EngineSession, load_engine
-from pfl_mobile.errors import ExportError, PflError
+from pfl_mobile.errors import EngineError, ExportError, GradientMismatchError, PflError
 from pfl_mobile.files.tensors import tensors_to_bytes
 from pfl_mobile.modules.personalize import tensor_digest
 from pfl_mobile.programs.deployment import Deployment
@@ -28,7 +28,8 @@ from pfl_mobile.programs.trace import TracedProgram, trace_programs
 from pfl_mobile.text.vocabulary import RECORD, VocabularyReport, record
 
 from .lowering.files import Lowered, Report
-from .lowering.quiet import ALONE
+from .lowering.quiet import ALONE, aloud, quiet
+from .refusals import Refuser
 from .targets import TARGETS, Target, resolve
 from .verify import Case, cases, check_engine, check_traced
 
@@ -139,7 +140,7 @@ def export_bundle(
         BundleError: the bundle cannot be written.
     """
     with ALONE:
-        return _export(deployment, resolve(targets), out, sign_key, report, seed)
+        return _export(deployment, resolve(targets), out, sign_key, aloud(report), seed)
 
 
 def _export(
@@ -171,27 +172,30 @@ def _export(
     specs = program_specs(programs)
     lap("trace")
     report("compare the traced graphs with PyTorch")
-    try:
-        reference = cases(model, task, batch, little, seed=seed)
-    except PflError:
-        raise
-    except Exception as error:  # the user's own layers and loss raise what they like
-        subject = (
-            "the model fails on another batch of the example's shape, which it has to take, also with padding"
-        )
-        raise explained(error, model, subject=subject) from error
-    check_traced(programs, reference)
+    reference = compared_with_pytorch(deployment, programs, seed)
     lap("compare")
+    refuser = Refuser(deployment, programs, reference, report)
+    report("look up the operators")
+    refuser.look_up(chosen)
+    lap("look up")
     errors: dict[str, dict[str, float]] = {}
     engines: dict[str, Any] = {}
     files: dict[str, bytes | os.PathLike[str]] = {}
     with tempfile.TemporaryDirectory(prefix="pfl-export-") as scratch:
         for target in chosen:
-            lowered = target.lower(programs, Path(scratch), report)
+            try:
+                lowered = target.lower(programs, Path(scratch), report)
+            except (ExportError, EngineError) as error:
+                raise refuser.of_lowering(target, error) from error
             lap(target.name)
             report(f"compare {target.compared_by} with PyTorch: loss and every gradient")
-            with open_lowered(target, lowered, specs) as session:
-                errors[target.compared_by] = check_engine(session, reference, lowered.tolerance)
+            try:
+                with quiet(), open_lowered(target, lowered, specs) as session:
+                    errors[target.compared_by] = check_engine(session, reference, lowered.tolerance)
+            except GradientMismatchError as error:
+                raise refuser.of_numbers(target, error, lowered.tolerance) from error
+            except (ExportError, EngineError) as error:
+                raise refuser.of_lowering(target, error) from error
             lap("compare")
             engines[target.engine] = {
                 "files": lowered.files,
@@ -214,6 +218,28 @@ def _export(
         )
         lap("write")
     return ExportReport(Path(out), manifest, errors, frozen_bytes(programs), seconds, deployment.vocabulary)
+
+
+def compared_with_pytorch(
+    deployment: Deployment, programs: Mapping[str, TracedProgram], seed: int = 0
+) -> list[Case]:
+    """What PyTorch gives on the example batch and on others, with which the traced graphs agree.
+
+    Raises:
+        ExportError: the model fails on another batch; GradientMismatchError when numbers differ.
+    """
+    model, task = deployment.model, deployment.task
+    try:
+        reference = cases(model, task, dict(deployment.batch), deployment.inputs_of_predict(), seed=seed)
+    except PflError:
+        raise
+    except Exception as error:  # the user's own layers and loss raise what they like
+        subject = (
+            "the model fails on another batch of the example's shape, which it has to take, also with padding"
+        )
+        raise explained(error, model, subject=subject) from error
+    check_traced(programs, reference)
+    return reference
 
 
 def _runtime(engine: str, at_least: str | None) -> dict[str, str] | None:

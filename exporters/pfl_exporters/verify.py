@@ -188,12 +188,14 @@ def compare(who: str, run: Runner, reference: list[Case], tolerance: float = TOL
             if kind in keys:
                 worst[keys[kind]] = max(worst[keys[kind]], error)
             if error > tolerance:
-                raise GradientMismatchError(
+                wrong = GradientMismatchError(
                     f"{who}: output {name!r} of program {case.program!r} differs from PyTorch by {error:.2g} "
                     f"relative to its largest entry on {case.what} (allowed {tolerance:g})",
                     mend="the export was stopped and nothing was written; the operator behind this tensor is "
                     "lowered wrongly: rewrite it in plainer PyTorch, or try another target",
                 )
+                wrong.program, wrong.output, wrong.batch = case.program, name, case.what
+                raise wrong
     return worst
 
 

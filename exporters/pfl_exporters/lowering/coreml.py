@@ -25,6 +25,8 @@ import torch
 from coremltools.converters.mil import converter, mil
 from coremltools.converters.mil.backend.mil import load as backend
 from coremltools.converters.mil.frontend.torch import ops as frontend
+from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
+from coremltools.converters.mil.frontend.torch.utils import sanitize_op_kind
 from coremltools.converters.mil.mil.passes import pass_pipeline
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 from torch import Tensor, fx
@@ -56,6 +58,7 @@ from .expand import (
 )
 from .files import Lowered, Report
 from .graphs import code_when_called, export_graph, shared_copy
+from .obstacles import Obstacle, first_line, refused, uses
 from .quiet import quiet
 
 _aten = torch.ops.aten
@@ -286,9 +289,35 @@ def _function(program: TracedProgram, system: Any, scale: float) -> Any:
         )
     except Exception as error:  # its own errors share no base
         raise UnsupportedOperatorError(
-            f"Core ML cannot express program {program.name!r}: {type(error).__name__}: {error}",
+            f"Core ML cannot express program {program.name!r}: {first_line(error)}",
             mend=f"express the operator in other PyTorch operators, {ELSEWHERE}",
         ) from error
+
+
+def missing(programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
+    """The operators that coremltools has no translation for, looked up in its registry; nothing is lowered."""
+    known = _TORCH_OPS_REGISTRY.name_to_func_mapping
+    found = []
+    for use in uses(programs):
+        target: Any = use.node.target
+        if target in FORMS and FORMS[target](use.node) is not None:
+            continue
+        if isinstance(target, torch._ops.OpOverload) and sanitize_op_kind(target.name()) not in known:
+            found.append(use.obstacle("coremltools has no translation of it"))
+    return found
+
+
+def trial(programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
+    """What coremltools refuses: one use of each operator is translated."""
+
+    def attempt(program: TracedProgram) -> None:
+        with _toolchain():
+            _function(program, ct.target.iOS18, 1.0)
+
+    return [
+        use.obstacle(f"coremltools refuses it: {first_line(error)}")
+        for use, error in refused(uses(programs), attempt)
+    ]
 
 
 def _write(whole: Any, package: Path, version: int) -> dict[str, Path]:

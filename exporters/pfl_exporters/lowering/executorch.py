@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from executorch.exir import (
     to_edge_transform_and_lower,
 )
 from executorch.exir.backend.canonical_partitioners.group_partitioner import GroupBasedPartitioner
+from executorch.exir.operator.convert import to_out_variant
 from executorch.exir.passes.dim_order_ops_registry import DimOrderOpsMap
 from executorch.exir.passes.legalize_portable_dim_order_pass import LegalizePortableDimOrderPass
 from executorch.exir.passes.memory_format_ops_pass import MemoryFormatOpsPass
@@ -37,8 +39,13 @@ from executorch.exir.passes.replace_broken_ops_with_function_ops_pass import (
     ReplaceBrokenOpsWithFunctionalOpsPass,
 )
 from executorch.exir.passes.sym_to_tensor_pass import SymToTensorPass
+from executorch.exir.tracer import _default_decomposition_table
 from torch import fx
 from torch._export.passes import ReplaceViewOpsWithViewCopyOpsPass
+from torch._export.passes.replace_view_ops_with_view_copy_ops_pass import (
+    get_view_copy_of_view_op,
+    is_view_op,
+)
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.fx.passes.utils.fuser_utils import validate_partition
 
@@ -48,6 +55,7 @@ from pfl_mobile.programs.trace import TracedProgram
 
 from .files import Lowered, Report
 from .graphs import (
+    OWNING,
     code_when_called,
     decomposed_once,
     export_graph,
@@ -57,6 +65,7 @@ from .graphs import (
     shared_copy,
     unfuse_dynamic_linear,
 )
+from .obstacles import Obstacle, first_line, steps, uses
 from .quiet import quiet
 
 _aten = torch.ops.aten
@@ -298,6 +307,95 @@ def _toolchain() -> Iterator[None]:
         xnnpack_preprocess.XNNPACKPassManager = stock
 
 
+@cache
+def kernels() -> frozenset[str]:
+    """The operators that the runtime has kernels for, as ``aten::add.out``: those of the package on this machine, which
+    registers what ExecuTorch's libraries for phones do (its portable and its optimized kernels)."""
+    with quiet():
+        from executorch.runtime import Runtime
+
+        return frozenset(Runtime.get().operator_registry.operator_names)
+
+
+@cache
+def _of_the_delegate() -> frozenset[str]:
+    """Operators of PyTorch that XNNPACK may take, so that no kernel of theirs is called."""
+    return frozenset(config.target_name for config in ALL_PARTITIONER_CONFIGS)
+
+
+def _kernel_of(target: Any) -> str | None:
+    """The kernel that an operator needs, if it is not among `kernels`."""
+    if not isinstance(target, torch._ops.OpOverload) or target in _NO_KERNEL:
+        return None
+    schema = target._schema
+    names = [f"{schema.name}.{'_'.join(filter(None, (schema.overload_name, 'out')))}"]
+    try:
+        out = to_out_variant(target)[0]._schema
+    except (RuntimeError, AssertionError):  # what it becomes first says the toolchain only
+        pass
+    else:
+        names.insert(0, ".".join(filter(None, (out.name, out.overload_name))))
+    short = str(target).removeprefix("aten.")
+    return None if kernels() & set(names) or short in _of_the_delegate() else names[0]
+
+
+#: What the toolchain writes in other ways than by a kernel of this name, or takes away.
+_NO_KERNEL = frozenset(
+    {
+        _aten.alias.default,
+        _aten.clone.default,
+        _aten.detach.default,
+        _aten.view_copy.default,
+        _aten._to_copy.default,
+        _aten.empty.memory_format,
+    }
+)
+
+
+def _owning(target: Any) -> Any:
+    """The form of a view that owns its result, as the toolchain has it; other operators as they are."""
+    if target in OWNING:
+        return OWNING[target]
+    if not isinstance(target, torch._ops.OpOverload) or not is_view_op(target._schema):
+        return target
+    return get_view_copy_of_view_op(target._schema) or target
+
+
+def missing(programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
+    """The operators that the runtime has no kernel for, looked up in its registry; nothing is lowered."""
+    with quiet():
+        table = _default_decomposition_table()
+        found = []
+        for use in uses(programs):
+            try:
+                becomes = [_owning(step) for step in steps(use.node, _owning(use.node.target), table)]
+            except Exception:  # lowering will say what it cannot decompose
+                continue
+            absent = sorted({name for step in becomes if (name := _kernel_of(step)) is not None})
+            if absent:
+                found.append(use.obstacle(f"ExecuTorch has no kernel {' or '.join(absent)}"))
+    return found
+
+
+def _check_kernels(program: Any) -> None:
+    """Every operator that the program calls has a kernel: what a device would find out when it loads the file.
+
+    Raises:
+        UnsupportedOperatorError: one has none.
+    """
+    called = {
+        ".".join(filter(None, (each.name, each.overload)))
+        for plan in program.execution_plan
+        for each in plan.operators
+    }
+    absent = sorted(called - kernels())
+    if absent:
+        raise UnsupportedOperatorError(
+            f"ExecuTorch has no kernel {', '.join(absent)}, which the lowered programs call",
+            mend="express it in other PyTorch operators, or use another target",
+        )
+
+
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """Write ``model.pte`` with one method for each program.
 
@@ -326,9 +424,10 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
             program = edge.to_executorch(ExecutorchBackendConfig())
         except Exception as error:
             raise UnsupportedOperatorError(
-                f"ExecuTorch cannot lower the model: {type(error).__name__}: {error}",
-                mend="express the operator that is named in other PyTorch operators, or use --target onnx",
+                f"ExecuTorch cannot lower the model: {type(error).__name__}: {first_line(error)}",
+                mend="express the operator that is named in other PyTorch operators, or use another target",
             ) from error
+        _check_kernels(program.executorch_program)
     path = folder / "model.pte"
     with open(path, "wb") as file:
         program.write_to_file(file)

@@ -18,6 +18,8 @@ from torch import Tensor, fx
 
 from pfl_mobile.programs.closed_forms import decompositions
 
+from .graphs import TRACED_AS, traced_as
+
 _aten = torch.ops.aten
 
 #: Computes what an operator computes from its arguments.
@@ -82,6 +84,7 @@ def _replace(graph: fx.GraphModule, node: fx.Node, form: Form, traced: dict[Any,
                 _give(graph, node, fx.node.map_arg(step.args[0], known.__getitem__))
             else:
                 known[step] = copied = graph.graph.node_copy(step, known.__getitem__)
+                copied.meta[TRACED_AS] = traced_as(node)
                 if (
                     copied.target is _aten.view.default
                 ):  # how the arguments lie in memory is another matter there

@@ -17,9 +17,13 @@ from pfl_mobile.programs.trace import TracedProgram
 
 _aten = torch.ops.aten
 
+#: Entry of a node's ``meta``: the name that the node, or the one in whose place it is, has in the traced graph. It goes
+#: through what toolchains make of a graph, as they keep ``meta`` and give names of their own.
+TRACED_AS = "pfl_traced_as"
+
 #: View operators and their forms that own their result. Phone runtimes have no aliasing views, and a transposed
 #: view cannot be reshaped without a copy, so graphs for them say the copy.
-_OWNING: dict[Any, Any] = {
+OWNING: dict[Any, Any] = {
     _aten.reshape.default: _aten.view_copy.default,
     _aten.permute.default: _aten.permute_copy.default,
     _aten.slice.Tensor: _aten.slice_copy.Tensor,
@@ -27,6 +31,11 @@ _OWNING: dict[Any, Any] = {
     _aten.unsqueeze.default: _aten.unsqueeze_copy.default,
     _aten.squeeze.dims: _aten.squeeze_copy.dims,
 }
+
+
+def traced_as(node: fx.Node) -> str:
+    """The name that a node, or the one in whose place it is, has in the traced graph."""
+    return str(node.meta.get(TRACED_AS, node.name))
 
 
 def shared_copy(graph: fx.GraphModule) -> fx.GraphModule:
@@ -149,8 +158,8 @@ def put_in_order(module: fx.GraphModule) -> fx.GraphModule:
 def own_views(graph: fx.GraphModule) -> None:
     """Replace views by copies, in place."""
     for node in graph.graph.nodes:
-        if node.op == "call_function" and node.target in _OWNING:
-            node.target = _OWNING[node.target]
+        if node.op == "call_function" and node.target in OWNING:
+            node.target = OWNING[node.target]
     graph.recompile()
 
 
@@ -169,6 +178,8 @@ def unfuse_dynamic_linear(graph: fx.GraphModule) -> None:
                 product = graph.graph.call_function(_aten.addmm.default, (bias[0], x, turned))
             else:
                 product = graph.graph.call_function(_aten.mm.default, (x, turned))
+        for step in (turned, product):
+            step.meta[TRACED_AS] = traced_as(node)
         node.replace_all_uses_with(product)
         graph.graph.erase_node(node)
     graph.recompile()
@@ -259,6 +270,7 @@ def _exported_program(
             packet = getattr(node.target, "overloadpacket", node.target)
             args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
             known[node] = lifted.create_node("call_function", node.target, args, kwargs, packet.__name__)
+            known[node].meta[TRACED_AS] = traced_as(node)
     values = [constants[name] for name in order] + inputs
     root = fx.GraphModule({}, lifted)
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)

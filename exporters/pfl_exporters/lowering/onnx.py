@@ -18,7 +18,8 @@ from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.trace import TracedProgram
 
 from .files import Lowered, Report
-from .graphs import code_when_called, decomposed_once, export_traced
+from .graphs import code_when_called, decomposed_once, export_traced, traced_as
+from .obstacles import Obstacle, Use, first_line, refused, steps, uses
 from .quiet import quiet
 
 #: Newest operator set that all supported runtimes read, mobile builds of the last two years included.
@@ -98,10 +99,130 @@ def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
             )
     except Exception as error:
         raise UnsupportedOperatorError(
-            f"program {program.name!r} has an operator that ONNX does not have: {error}",
-            mend="express it in other PyTorch operators, or use --target android",
+            f"ONNX cannot express program {program.name!r}: {first_line(error)}",
+            mend="express the operator in other PyTorch operators, or use another target",
         ) from error
-    return result.model_proto
+    model: onnx.ModelProto = result.model_proto
+    names = {node.name: traced_as(node) for node in exported.graph.nodes if node.op == "call_function"}
+    without = without_kernel(model, names)
+    if without:
+        raise _NoKernelError(without)
+    return model
+
+
+class _NoKernelError(UnsupportedOperatorError):
+    """ONNX Runtime has no kernel for what the exporter wrote.
+
+    Args:
+        without: what there is no kernel for, by the node of the traced graph that it was written for.
+    """
+
+    def __init__(self, without: Mapping[str, str]) -> None:
+        self.without = dict(without)
+        super().__init__(
+            f"ONNX Runtime has no kernel for {', '.join(dict.fromkeys(without.values()))}",
+            mend="express the operator in other PyTorch operators, or use another target",
+        )
+
+
+@cache
+def _kernels() -> Mapping[tuple[str, str], list[Any]]:
+    """The kernels for processors that ONNX Runtime says it has, by domain and operator."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    found: dict[tuple[str, str], list[Any]] = {}
+    for kernel in state.get_all_opkernel_def():
+        if kernel.provider == "CPUExecutionProvider":
+            found.setdefault((kernel.domain, kernel.op_name), []).append(kernel)
+    return found
+
+
+def without_kernel(model: onnx.ModelProto, names: Mapping[str, str]) -> dict[str, str]:
+    """The steps that ONNX Runtime has no kernel for with these types, and that are no function of others.
+
+    Args:
+        model: as the exporter wrote it.
+        names: of the nodes of the traced graph, by those that the exporter saw.
+
+    Returns:
+        operator and types, by node of the traced graph.
+    """
+    graph = model.graph
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*graph.input, *graph.output, *graph.value_info)
+        if value.type.HasField("tensor_type")
+    }
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    found: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            continue
+        try:
+            schema = onnx.defs.get_schema(node.op_type, versions.get(node.domain, OPSET), node.domain)
+        except onnx.defs.SchemaError:  # a function of the exporter's own, which is unfolded
+            continue
+        if schema.has_function or schema.has_context_dependent_function:
+            continue
+        bound: dict[str, str] = {}
+        for formals, actual in ((schema.inputs, node.input), (schema.outputs, node.output)):
+            for number, value in enumerate(actual):
+                kind = types.get(value)
+                if kind and formals:
+                    formal = formals[min(number, len(formals) - 1)]
+                    bound[formal.type_str] = f"tensor({TensorProto.DataType.Name(kind).lower()})"
+        if not any(
+            kernel.version_range[0] <= schema.since_version <= kernel.version_range[1]
+            and all(bound.get(name, kinds[0]) in kinds for name, kinds in kernel.type_constraints.items())
+            for kernel in _kernels().get((node.domain, node.op_type), [])
+        ):
+            of = ", ".join(kind.removeprefix("tensor(").removesuffix(")") for kind in bound.values())
+            found[_written_for(node, names)] = f"{node.op_type} of {of}" if of else node.op_type
+    return found
+
+
+def _written_for(node: onnx.NodeProto, names: Mapping[str, str]) -> str:
+    """The node of the traced graph that the exporter wrote a step for."""
+    for entry in node.metadata_props:
+        if entry.key == "pkg.torch.onnx.fx_node":
+            name = entry.value.strip().removeprefix("%").split(" ", 1)[0]
+            return names.get(name, name)
+    return ""
+
+
+def missing(programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
+    """The operators that the exporter has no translation for, looked up in its library; nothing is lowered."""
+    with quiet():
+        return [use.obstacle("ONNX has no form of it") for use in uses(programs) if not _translated(use)]
+
+
+@cache
+def _decompositions() -> Mapping[Any, Any]:
+    from torch.onnx._internal.exporter import _decomp
+
+    known = _decomp.get_onnx_implemented_overloads(_operators(OPSET))
+    return _decomp.create_onnx_friendly_decomposition_table(set(known))
+
+
+def _translated(use: Use) -> bool:
+    try:
+        becomes = steps(use.node, use.node.target, _decompositions())
+    except Exception:  # the exporter will say what it cannot decompose
+        return True
+    known = _operators(OPSET)
+    return all(any(not each.is_complex for each in known.get_decomps(step)) for step in becomes)
+
+
+def trial(programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
+    """What the exporter or the runtime refuses: one use of each operator is translated, and the runtime's list of
+    kernels looked up for what comes out."""
+    found = []
+    for use, error in refused(uses(programs), _to_onnx):
+        own = error.without.values() if isinstance(error, _NoKernelError) else ()
+        why = f"ONNX Runtime has no kernel for {', '.join(own)}" if own else "ONNX has no form of it"
+        found.append(use.obstacle(why))
+    return found
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -1,16 +1,79 @@
-"""Toolchains speak of their internals; what a user has to know, we say."""
+"""Toolchains speak of their internals; what a user has to know, we say.
+
+They speak through warnings, through logs, by printing, and from C++ straight to the descriptors of the process. What
+they say is kept while it may explain a failure, and shown only where the user asked for all of it (``--verbose``).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import os
 import sys
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from threading import RLock
+from typing import IO, Any, TextIO
 
 #: Toolchains, and what is changed around them, are the process's: one export at a time.
 ALONE = RLock()
+#: Bytes at the end of what was said that are read again.
+_TAIL = 1 << 16
+
+_verbose: ContextVar[bool] = ContextVar("verbose", default=False)
+
+
+class _Streams:
+    """Standard output and error, of Python and of the process, that go to a file of ours for a while."""
+
+    def __init__(self) -> None:
+        self.heard: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed with this)
+        self._python: tuple[TextIO, TextIO] | None = None
+        self._kept: list[tuple[int, int]] = []
+
+    def take(self) -> None:
+        """Send everything to our file."""
+        self._python = sys.stdout, sys.stderr
+        _flush(*self._python)
+        for number in (1, 2):
+            with contextlib.suppress(OSError):  # closed by whoever started us
+                kept = os.dup(number)
+                os.dup2(self.heard.fileno(), number)
+                self._kept.append((number, kept))
+        ours = io.TextIOWrapper(
+            open(os.dup(self.heard.fileno()), "wb", buffering=0),  # noqa: SIM115
+            errors="backslashreplace",
+            write_through=True,
+        )
+        sys.stdout = sys.stderr = ours
+
+    def give_back(self) -> None:
+        """As it was before."""
+        if self._python is None:
+            return
+        _flush(sys.stdout, sys.stderr)
+        ours = sys.stdout
+        sys.stdout, sys.stderr = self._python
+        self._python = None
+        for number, kept in self._kept:
+            os.dup2(kept, number)
+            os.close(kept)
+        self._kept = []
+        with contextlib.suppress(OSError, ValueError):
+            ours.close()
+
+
+def _flush(*streams: Any) -> None:
+    for stream in streams:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
+_taken: _Streams | None = None
 
 #: What coremltools looks for in order to convert its models too, or to tell its version. Importing it takes a quarter
 #: of the time that all tools take.
@@ -36,13 +99,59 @@ def lean() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings and log messages; what went wrong is in the exception. One thread at a time."""
+    """Without warnings, log messages and prints, also of C++; what went wrong is in the exception. One thread at a
+    time. Nothing is kept from a user who asked for everything (see `verbose`)."""
+    global _taken
     with ALONE:
+        if _verbose.get() or _taken is not None:  # of several, the outermost
+            yield
+            return
         before = logging.root.manager.disable
-        logging.disable(logging.ERROR)
+        logging.disable(logging.CRITICAL)
+        _taken = _Streams()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                _taken.take()
                 yield
         finally:
+            _taken.give_back()
+            _taken.heard.close()
+            _taken = None
             logging.disable(before)
+
+
+def heard() -> str:
+    """The end of what was said since `quiet` began; nothing outside of it."""
+    if _taken is None:
+        return ""
+    end = _taken.heard.seek(0, os.SEEK_END)
+    _taken.heard.seek(max(0, end - _TAIL))
+    return _taken.heard.read().decode(errors="replace")
+
+
+def aloud(report: Callable[[str], None]) -> Callable[[str], None]:
+    """What we say ourselves reaches the user inside of `quiet` too."""
+
+    def said(text: str) -> None:
+        taken = _taken
+        if taken is None:
+            report(text)
+            return
+        taken.give_back()
+        try:
+            report(text)
+        finally:
+            taken.take()
+
+    return said
+
+
+@contextmanager
+def verbose(everything: bool = True) -> Iterator[None]:
+    """Whether `quiet` keeps anything from the user."""
+    token = _verbose.set(everything)
+    try:
+        yield
+    finally:
+        _verbose.reset(token)

@@ -10,10 +10,23 @@ from pfl_exporters.lowering.files import Lowered, Report
 from pfl_exporters.targets.registry import L, register
 
 if TYPE_CHECKING:
+    from pfl_exporters.lowering.obstacles import Obstacle
     from pfl_mobile.programs.trace import TracedProgram
 
 
-def _of_core_ml(name: str) -> Callable[[L], L]:
+def _missing(programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
+    from pfl_exporters.lowering import coreml
+
+    return coreml.missing(programs)
+
+
+def _trial(programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
+    from pfl_exporters.lowering import coreml
+
+    return coreml.trial(programs)
+
+
+def _of_core_ml(name: str, *, mixed: bool = False) -> Callable[[L], L]:
     """A target of the engine Core ML; the interpreter stands for it on the machine that exports."""
     return register(
         name,
@@ -21,6 +34,9 @@ def _of_core_ml(name: str) -> Callable[[L], L]:
         compared_by="coreml-reference",
         also=("executorch", "onnxruntime"),
         tools=("coremltools", "torch", "pfl_exporters.lowering.coreml"),
+        looks_up=_missing,
+        tries=_trial,
+        mixed=mixed,
     )
 
 
@@ -40,7 +56,7 @@ def lower_apart(programs: Mapping[str, TracedProgram], folder: Path, report: Rep
     return coreml.lower(programs, folder, report, together=False)
 
 
-@_of_core_ml("ios-mixed")
+@_of_core_ml("ios-mixed", mixed=True)
 def lower_mixed(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """As ``ios``, with products in 16 bits where that is safe: half the weights, and the way to the neural engine."""
     from pfl_exporters.lowering import coreml

@@ -7,7 +7,7 @@ listed where their tools are not installed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +17,10 @@ from pfl_mobile.registry import Registry, import_needed
 
 if TYPE_CHECKING:
     from pfl_exporters.lowering.files import Lower
+    from pfl_exporters.lowering.obstacles import Obstacle
+    from pfl_mobile.programs.trace import TracedProgram
+
+    Finds = Callable[[Mapping[str, TracedProgram]], list[Obstacle]]
 
 L = TypeVar("L", bound="Lower")
 
@@ -32,6 +36,11 @@ class Target:
         lower: writes the files; call :meth:`load` before.
         compared_by: the engine that runs the files on the machine that exports, where ``engine`` cannot.
         also: other engines that run on the target's systems.
+        looks_up: finds operators that the runtime lacks, at once; None where nobody knows.
+        tries: finds what the toolchain refuses, in seconds, without lowering the programs; None where ``looks_up`` says
+            all.
+        mixed: whether the programs compute in fewer bits, so that their numbers are others.
+        on_phones: whether it is for phones, and not for comparing with them only.
     """
 
     name: str
@@ -40,6 +49,19 @@ class Target:
     lower: Lower
     compared_by: str
     also: tuple[str, ...] = ()
+    looks_up: Finds | None = None
+    tries: Finds | None = None
+    mixed: bool = False
+    on_phones: bool = True
+
+    def missing(self, programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
+        """The operators that the target's runtime or toolchain has not, looked up in what it says it has."""
+        return [] if self.looks_up is None else self.looks_up(programs)
+
+    def obstacles(self, programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
+        """`missing`, and what the toolchain refuses when one use of each operator is translated."""
+        found = self.missing(programs)
+        return found if self.tries is None else self.tries(programs)
 
     def load(self) -> None:
         """Import the tools, which takes seconds.
@@ -62,6 +84,10 @@ def register(
     tools: Sequence[str],
     compared_by: str | None = None,
     also: Sequence[str] = (),
+    looks_up: Finds | None = None,
+    tries: Finds | None = None,
+    mixed: bool = False,
+    on_phones: bool = True,
 ) -> Callable[[L], L]:
     """Make a function that writes the files of an engine known as a target.
 
@@ -71,10 +97,25 @@ def register(
         tools: modules that it needs, imported before it is called; the first is of the package that users install.
         compared_by: the engine that runs the files on the machine that exports, where ``engine`` cannot.
         also: other engines that run on the target's systems.
+        looks_up: finds operators that the runtime lacks, at once.
+        tries: finds what the toolchain refuses, in seconds, without lowering the programs.
+        mixed: whether the programs compute in fewer bits.
+        on_phones: whether it is for phones, and not for comparing with them only.
     """
 
     def known(lower: L) -> L:
-        made = Target(name, engine, tuple(tools), lower, compared_by or engine, tuple(also))
+        made = Target(
+            name,
+            engine,
+            tuple(tools),
+            lower,
+            compared_by or engine,
+            tuple(also),
+            looks_up,
+            tries,
+            mixed,
+            on_phones,
+        )
         TARGETS.add(name, made, home=lower.__module__)
         return lower
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pfl_mobile.programs.trace import TracedProgram
 
 
-@register("torch", engine="torch", tools=("torch",))
+@register("torch", engine="torch", tools=("torch",), on_phones=False)
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """Write ``torch/<program>.pt2`` for every program."""
     import torch
