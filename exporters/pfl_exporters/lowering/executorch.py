@@ -49,6 +49,7 @@ from .graphs import (
     shared_copy,
     unfuse_dynamic_linear,
 )
+from .loops import unroll
 from .quiet import quiet
 
 _aten = torch.ops.aten
@@ -276,6 +277,7 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     with _toolchain():
         for name, program in programs.items():
             report(f"android: export {name}")
+            unroll(graphs[name])
             _route_tied(graphs[name], tied)
             unfuse_dynamic_linear(graphs[name])
             own_views(graphs[name])
