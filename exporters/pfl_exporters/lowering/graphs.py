@@ -260,7 +260,7 @@ def _exported_program(
             known[node] = lifted.create_node("call_function", node.target, args, kwargs, packet.__name__)
     values = [constants[name] for name in order] + inputs
     root = fx.GraphModule(bodies, lifted)
-    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
+    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
     FakeTensorProp(root, mode).propagate(*values)
     for node in root.graph.nodes:
         if node.target is torch.ops.higher_order.scan:
