@@ -1,8 +1,9 @@
 """Reference engine: the exported programs run by PyTorch.
 
 ``torch.export.load`` unpickles objects and calls functions that a file names. A file with anything but plain
-tensors and ATen operators, which is all that an export writes, is therefore refused before it is loaded. That
-bounds what a bundle of unknown origin can do, but PyTorch gives no guarantee: pin the key of bundles of others.
+tensors, ATen operators and loops of them, which is all that an export writes, is therefore refused before it is
+loaded. That bounds what a bundle of unknown origin can do, but PyTorch gives no guarantee: pin the key of bundles of
+others.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..errors import EngineError
 from .base import Array, EngineSession, file_for
 from .registry import register
 
-_TARGET = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.getitem")
+_TARGET = re.compile(r"torch\.ops\.(aten\.\w+\.\w+|higher_order\.scan)|_operator\.getitem")
 #: Entries of our files: a graph, raw weights, their tables, example inputs, and marks of the format.
 _MEMBER = re.compile(
     r"\w+/(models/model\.json|data/(weights/(weight_[0-9]+|model_weights_config\.json)|constants/(tensor_[0-9]+|"

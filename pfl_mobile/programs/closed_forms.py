@@ -29,6 +29,7 @@ from pfl_mobile.programs.forms import (
     matrices,
     maxima,
     orders,
+    recurrences,
 )
 
 _aten = torch.ops.aten
@@ -228,6 +229,7 @@ _KINDS: tuple[Any, ...] = (
     lookups,
     losses,
     matrices,
+    recurrences,
 )
 _FORMS: dict[Any, Callable[..., Tensor | None]] = {
     **{func: form for kind in _KINDS for func, form in getattr(kind, "FORMS", {}).items()},

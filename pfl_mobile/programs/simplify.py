@@ -212,7 +212,7 @@ def _folded(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
             *fx.node.map_aggregate(node.args, constant), **fx.node.map_aggregate(node.kwargs, constant)
         )
     name = f"_folded_{len(graph._buffers)}"
-    graph.register_buffer(name, result.contiguous().clone())
+    graph.register_buffer(name, result.detach().contiguous().clone())
     with graph.graph.inserting_before(node):
         folded = graph.graph.get_attr(name)
     folded.meta["val"] = torch.empty_like(result, device="meta")

@@ -21,6 +21,7 @@ from pfl_mobile.errors import ConfigError, ExportError
 from pfl_mobile.files.sealed import digest
 from pfl_mobile.modules.model import PersonalizedModel
 from pfl_mobile.programs.closed_forms import ClosedForms
+from pfl_mobile.programs.forms import recurrences
 from pfl_mobile.programs.refusals import explained
 from pfl_mobile.programs.simplify import simplify
 from pfl_mobile.programs.tasks import Batch, Task
@@ -34,7 +35,7 @@ from pfl_mobile.programs.trace import (
 )
 
 #: PyTorch's own kernels are the fast ones here.
-_NATIVE = {F.gelu, F.max_pool2d, torch.max_pool2d, F.avg_pool2d}
+_NATIVE = {F.gelu, F.max_pool2d, torch.max_pool2d, F.avg_pool2d, *recurrences.FORMS}
 #: The input that multiplies the gradient of the summed loss.
 SCALE = "scale"
 #: Classes up to which an operator's overhead outweighs an exponential for each of them.

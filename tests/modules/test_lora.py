@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -44,6 +46,38 @@ def test_embedding_is_the_merged_table() -> None:
     layer = nn.Embedding(11, 6)
     model, a, b = randomized(layer, LoRA("0", rank=3, alpha=6))
     close(model, nn.Embedding(11, 6, _weight=layer.weight.detach() + 2.0 * a @ b.T), torch.arange(11))
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_recurrent_layer_is_the_one_of_merged_weights(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    options = {"proj_size": 2} if kind is nn.LSTM else {}
+    layer, x = kind(3, 4, num_layers=2, bidirectional=True, **options), torch.randn(5, 2, 3)
+    model = personalize(nn.Sequential(layer), [LoRA("0", rank=2, alpha=6)])
+    torch.testing.assert_close(model(x)[0], layer(x)[0])  # fresh, it changes nothing
+    values = {name: 0.2 * torch.randn_like(value) for name, value in model.values().items()}
+    model.load_values(values)
+    merged = copy.deepcopy(layer)
+    names = [name for name, _ in layer.named_parameters() if name.startswith("weight_")]
+    assert set(values) == {f"0.{n.removeprefix('weight_')}.lora_{part}" for n in names for part in "AB"}
+    for name in names:
+        part = f"0.{name.removeprefix('weight_')}"
+        getattr(merged, name).data += 3.0 * values[f"{part}.lora_B"] @ values[f"{part}.lora_A"]
+    out, want = model(x)[0], merged(x)[0]
+    torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-4)
+    out.square().sum().backward()
+    want.square().sum().backward()
+    gradient = merged.weight_hh_l0.grad
+    assert isinstance(gradient, Tensor)
+    trained = dict(zip(model.values(), model.train_parameters(), strict=True))
+    torch.testing.assert_close(
+        trained["0.hh_l0.lora_B"].grad, 3.0 * gradient @ values["0.hh_l0.lora_A"].t(), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_recurrent_layer_takes_one_adaptation() -> None:
+    with pytest.raises(ConfigError, match="low-rank parts already"):
+        personalize(nn.Sequential(nn.GRU(3, 4)), {"a": LoRA("0"), "b": LoRA("0")})
 
 
 def test_embedding_training_leaves_unseen_words_alone() -> None:

@@ -58,6 +58,7 @@ from .expand import (
 )
 from .files import Lowered, Report
 from .graphs import code_when_called, export_graph, shared_copy
+from .loops import unroll
 from .obstacles import Obstacle, first_line, refused, uses
 from .quiet import quiet
 
@@ -178,6 +179,7 @@ def _prepared(program: TracedProgram, scale: float) -> fx.GraphModule:
                 f"input {name!r} of program {program.name!r} is a single number, which Core ML does not take",
                 mend="give it shape [1]",
             )
+    unroll(graph)
     expand(graph, FORMS)
     _check_options(program.name, graph)
     _outputs_of_their_own(graph)

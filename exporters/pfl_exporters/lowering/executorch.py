@@ -29,6 +29,8 @@ from executorch.exir import (
     to_edge_transform_and_lower,
 )
 from executorch.exir.backend.canonical_partitioners.group_partitioner import GroupBasedPartitioner
+from executorch.exir.backend.partitioner import PartitionResult
+from executorch.exir.graph_module import get_control_flow_submodules
 from executorch.exir.operator.convert import to_out_variant
 from executorch.exir.passes.dim_order_ops_registry import DimOrderOpsMap
 from executorch.exir.passes.legalize_portable_dim_order_pass import LegalizePortableDimOrderPass
@@ -65,6 +67,7 @@ from .graphs import (
     shared_copy,
     unfuse_dynamic_linear,
 )
+from .loops import as_scans
 from .obstacles import Obstacle, first_line, steps, uses
 from .quiet import quiet
 
@@ -87,10 +90,35 @@ class _AddMatMul(AddmmConfig):
         return GEMMConfig.get_deps(self, node, ep)
 
 
+class _Inside:
+    """A program as the partitioner sees it, with the graph of a loop's step in the place of its own."""
+
+    def __init__(self, program: Any, step: fx.GraphModule) -> None:
+        self._program = program
+        self.graph_module, self.graph = step, step.graph
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._program, name)
+
+
+class _LoopsToo(XnnpackPartitioner):
+    """The partitioner, which by itself does not look into the steps of loops."""
+
+    def partition(self, exported_program: Any) -> PartitionResult:
+        result = super().partition(exported_program)
+        for name, step, _ in get_control_flow_submodules(exported_program.graph_module):
+            for part in self.generate_partitions(_Inside(exported_program, step)):
+                tag = f"{name}_{part.id}"
+                for node in part.nodes:
+                    node.meta["delegation_tag"] = tag
+                result.partition_tags[tag] = self.delegation_spec
+        return result
+
+
 def partitioner() -> XnnpackPartitioner:
     """The XNNPACK partitioner with our matrix-product rules."""
     ours = {MMConfig: _MatMul, AddmmConfig: _AddMatMul}
-    return XnnpackPartitioner(configs=[ours.get(config, config) for config in ALL_PARTITIONER_CONFIGS])
+    return _LoopsToo(configs=[ours.get(config, config) for config in ALL_PARTITIONER_CONFIGS])
 
 
 #: Operators whose arguments the toolchain brings to one type.
@@ -396,6 +424,12 @@ def _check_kernels(program: Any) -> None:
         )
 
 
+def _prepare(graph: fx.GraphModule) -> None:
+    """The graph in operators that the delegate and the runtime have, in place."""
+    unfuse_dynamic_linear(graph)
+    own_views(graph)
+
+
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """Write ``model.pte`` with one method for each program.
 
@@ -410,8 +444,8 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
         for name, program in programs.items():
             report(f"android: export {name}")
             _route_tied(graphs[name], tied)
-            unfuse_dynamic_linear(graphs[name])
-            own_views(graphs[name])
+            as_scans(graphs[name], prepare=_prepare, delegated=True)
+            _prepare(graphs[name])
             exported[name] = decomposed_once(export_graph(program, graphs[name]))
         report("android: lower for XNNPACK")
         try:

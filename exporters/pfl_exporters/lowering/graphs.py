@@ -15,6 +15,8 @@ from torch.export import decomp_utils
 from pfl_mobile.errors import ExportError
 from pfl_mobile.programs.trace import TracedProgram
 
+from .loops import as_scans, has_loops
+
 _aten = torch.ops.aten
 
 #: Entry of a node's ``meta``: the name that the node, or the one in whose place it is, has in the traced graph. It goes
@@ -203,6 +205,19 @@ def export_traced(program: TracedProgram) -> torch.export.ExportedProgram:
     return found._update(copy.deepcopy(found.graph_module), copy.deepcopy(found.graph_signature))
 
 
+def export_with_loops(program: TracedProgram) -> torch.export.ExportedProgram:
+    """As :func:`export_traced`, with recurrent operators as scans, which toolchains know.
+
+    Raises:
+        ExportError: ``torch.export`` refuses the graph.
+    """
+    if not has_loops(program.graph):
+        return export_traced(program)
+    graph = shared_copy(program.graph)
+    as_scans(graph)
+    return export_graph(program, graph)
+
+
 def export_graph(program: TracedProgram, graph: fx.GraphModule | None = None) -> torch.export.ExportedProgram:
     """The program as an ``ExportedProgram``.
 
@@ -226,6 +241,18 @@ def export_graph(program: TracedProgram, graph: fx.GraphModule | None = None) ->
         ) from error
 
 
+def _describe_step(scan: fx.Node, mode: Any) -> None:
+    """Note the values inside the step of a scan, as they were noted for the graph around it."""
+    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+    parts: Any = scan.args
+    body = getattr(scan.graph.owning_module, parts[0].target)
+    state, steps, fixed = ([node.meta["val"] for node in part] for part in parts[1:])
+    with mode:
+        given = [*state, *(x[0] for x in steps), *fixed]
+    FakeTensorProp(body, mode).propagate_dont_convert_inputs(*given)
+
+
 def _exported_program(
     module: fx.GraphModule, inputs: list[Tensor], outputs: int
 ) -> torch.export.ExportedProgram:
@@ -247,7 +274,9 @@ def _exported_program(
 
     lifted = fx.Graph()
     known: dict[fx.Node, fx.Node] = {}
-    constants = {n.target: getattr(module, n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    read = {n.target: getattr(module, n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    bodies = {name: value for name, value in read.items() if isinstance(value, fx.GraphModule)}
+    constants = {name: value for name, value in read.items() if name not in bodies}
     # parameters first, as everybody who reads exported programs expects
     order = sorted(constants, key=lambda name: not isinstance(constants[name], nn.Parameter))
     places = {}
@@ -262,7 +291,7 @@ def _exported_program(
             known[node] = lifted.placeholder(node.name)
             specs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(known[node].name), None))
         elif node.op == "get_attr":
-            known[node] = places[node.target]
+            known[node] = places.get(node.target) or lifted.get_attr(node.target)
         elif node.op == "output":
             results = fx.node.map_arg(node.args[0], known.__getitem__)
             lifted.output(tuple(results))
@@ -272,9 +301,12 @@ def _exported_program(
             known[node] = lifted.create_node("call_function", node.target, args, kwargs, packet.__name__)
             known[node].meta[TRACED_AS] = traced_as(node)
     values = [constants[name] for name in order] + inputs
-    root = fx.GraphModule({}, lifted)
-    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
+    root = fx.GraphModule(bodies, lifted)
+    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
     FakeTensorProp(root, mode).propagate(*values)
+    for node in root.graph.nodes:
+        if node.target is torch.ops.higher_order.scan:
+            _describe_step(node, mode)
     names = [n.name for n in root.graph.nodes if n.op == "placeholder"][len(order) :]
     signature = ModuleCallSignature(
         inputs=[],

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pfl_mobile.programs.forms.recurrences import LOOPS
 from pfl_mobile.programs.trace import TracedProgram
 
 from .graphs import TRACED_AS
@@ -68,11 +69,18 @@ def operator_name(target: Any) -> str:
 
 
 def uses(programs: Mapping[str, TracedProgram]) -> list[Use]:
-    """One use of each operator with each kind of arguments, in the order of the programs."""
+    """One use of each operator with each kind of arguments, in the order of the programs.
+
+    Recurrent operators are none: each target writes them as loops of what it has.
+    """
     found: dict[Any, Use] = {}
     for name, program in programs.items():
         for node in program.graph.graph.nodes:
-            if node.op == "call_function" and node.target is not operator.getitem:
+            if (
+                node.op == "call_function"
+                and node.target is not operator.getitem
+                and node.target not in LOOPS
+            ):
                 found.setdefault(_kind(node), Use(name, node))
     return list(found.values())
 

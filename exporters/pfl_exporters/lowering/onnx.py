@@ -18,7 +18,7 @@ from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.trace import TracedProgram
 
 from .files import Lowered, Report
-from .graphs import code_when_called, decomposed_once, export_traced, traced_as
+from .graphs import code_when_called, decomposed_once, export_with_loops, traced_as
 from .obstacles import Obstacle, Use, first_line, refused, steps, uses
 from .quiet import quiet
 
@@ -84,7 +84,7 @@ def _operators_read_once() -> Iterator[None]:
 
 
 def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
-    exported = decomposed_once(export_traced(program))
+    exported = decomposed_once(export_with_loops(program))
     try:
         with quiet(), code_when_called(), _operators_read_once():
             result: Any = torch.onnx.export(
@@ -229,9 +229,13 @@ def _strip(model: onnx.ModelProto) -> None:
     """Drop what only names the exporter's internals and the machine it ran on."""
     del model.metadata_props[:]
     model.ClearField("doc_string")
-    for node in model.graph.node:
-        node.ClearField("doc_string")
-        del node.metadata_props[:]
+    for part in (model.graph, *model.functions):
+        for node in part.node:
+            node.ClearField("doc_string")
+            del node.metadata_props[:]
+    for function in model.functions:
+        function.ClearField("doc_string")
+        del function.metadata_props[:], function.value_info[:]
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
         del value.metadata_props[:]
 

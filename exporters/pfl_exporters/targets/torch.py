@@ -18,7 +18,7 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     """Write ``torch/<program>.pt2`` for every program."""
     import torch
 
-    from pfl_exporters.lowering.graphs import export_traced
+    from pfl_exporters.lowering.graphs import export_with_loops
     from pfl_mobile.bundle.versions import release
 
     files, paths = {}, {}
@@ -27,6 +27,6 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
         inner = f"torch/{name}.pt2"
         path = folder / inner
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.export.save(export_traced(program), path)
+        torch.export.save(export_with_loops(program), path)
         files[name], paths[inner] = inner, path
     return Lowered(files, paths, at_least=release(torch.__version__))

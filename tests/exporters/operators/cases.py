@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import rnn
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,18 @@ def _layer(make: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return make().eval().requires_grad_(requires_grad=False)
+
+
+def _packed(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a recurrent layer gives for rows of two lengths, packed and unpacked again."""
+    given = rnn.pack_padded_sequence(x, torch.tensor([3, 5]), batch_first=True, enforce_sorted=False)
+    return rnn.pad_packed_sequence(layer(given)[0], batch_first=True)[0]
+
+
+def _states(layer: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """All that a recurrent layer gives."""
+    out, last = layer(x)
+    return (out, *last) if isinstance(last, tuple) else (out, last)
 
 
 def _fixed(*shape: int) -> Tensor:
@@ -704,18 +718,39 @@ _add(
 
 # -- recurrent layers
 
-for _kind in ("RNN", "GRU", "LSTM"):
-    _rnn = _layer(lambda k=_kind: getattr(nn, k)(4, 3, batch_first=True))
+for _kind in ("RNN", "RNN(relu)", "GRU", "LSTM"):
+    _options = {"nonlinearity": "relu"} if "relu" in _kind else {}
+    _make = partial(getattr(nn, _kind.partition("(")[0]), 4, 3, batch_first=True, **_options)
+    _rnn = _layer(_make)
     _add("Recurrent", f"{_kind}, frozen", lambda x, m=_rnn: m(x)[0], (2, 5, 4))
+    _weights = {n: tuple(p.shape) for n, p in _rnn.named_parameters()}
     _add(
         "Recurrent",
         f"{_kind}, trained",
-        lambda x, w, m=_rnn: torch.func.functional_call(m, {"weight_ih_l0": w}, (x,))[0],
+        lambda x, *w, m=_rnn, n=tuple(_weights): torch.func.functional_call(
+            m, dict(zip(n, w, strict=True)), (x,)
+        )[0],
         (2, 5, 4),
-        tuple(_rnn.weight_ih_l0.shape),
+        *_weights.values(),
     )
-    _two = _layer(lambda k=_kind: getattr(nn, k)(4, 3, num_layers=2, bidirectional=True, batch_first=True))
-    _add("Recurrent", f"{_kind}(2 layers, bidirectional), frozen", lambda x, m=_two: m(x)[0], (2, 5, 4))
+    _two = _layer(partial(_make, num_layers=2, bidirectional=True))
+    _add("Recurrent", f"{_kind}(2 layers, bidirectional), frozen", lambda x, m=_two: _states(m, x), (2, 5, 4))
+    _add(
+        "Recurrent",
+        f"{_kind}(2 layers, bidirectional), packed",
+        lambda x, m=_two: _packed(m, x),
+        (2, 5, 4),
+    )
+_projected = _layer(lambda: nn.LSTM(4, 3, proj_size=2))
+_add(
+    "Recurrent",
+    "LSTM(proj_size), frozen, first states",
+    lambda x, h, c, m=_projected: m(x, (h, c))[0],
+    (5, 2, 4),
+    (1, 2, 2),
+    (1, 2, 3),
+)
+for _kind in ("RNN", "GRU", "LSTM"):
     _cell = _layer(lambda k=_kind: getattr(nn, f"{k}Cell")(4, 3))
     _add("Recurrent", f"{_kind}Cell, frozen", lambda x, m=_cell: m(x), (2, 4))
 
