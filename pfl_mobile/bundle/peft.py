@@ -332,8 +332,11 @@ def import_adapter(
 def _check_frozen(name: str, array: np.ndarray, backbone: Mapping[str, Any] | None) -> None:
     """Refuse a tensor of the adapter that is neither trained here nor the backbone's own (ConfigError, DataError)."""
     if backbone is not None and name in backbone:
-        own = np.asarray(backbone[name])
-        if own.shape == array.shape and np.array_equal(own.astype(np.float32), array):
+        own = backbone[name]
+        own = np.asarray(
+            own.float() if hasattr(own, "float") else own, dtype=np.float32
+        )  # numpy has no bfloat16
+        if own.shape == array.shape and np.array_equal(own, array):
             return
         raise ConfigError(
             f"the adapter has another {name!r} than the backbone",
