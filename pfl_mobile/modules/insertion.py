@@ -132,7 +132,8 @@ class Insertion:
         tensors: all device tensors declared so far.
         outputs: names in ``extras`` of the modules applied to the model's output, in order.
         prefix: number of soft-prompt positions to strip from the output.
-        wrapper: what paths began with in the wrapper that was taken off the backbone (``module.``); patterns may keep it.
+        wrapper: what paths began with in the wrapper that was taken off the backbone (``module.``); patterns may
+            keep it.
     """
 
     root: nn.Module
