@@ -95,7 +95,9 @@ def frozen_bytes(programs: Mapping[str, TracedProgram]) -> int:
             if node.op != "get_attr":
                 continue
             tensor = getattr(program.graph, node.target)
-            data = tensor.detach().contiguous().numpy().tobytes()
+            data = (
+                tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )  # also bfloat16
             contents[hashlib.sha256(data).hexdigest()] = len(data)
     return sum(contents.values())
 

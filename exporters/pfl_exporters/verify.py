@@ -15,7 +15,14 @@ from pfl_mobile.errors import ExportError, GradientMismatchError
 from pfl_mobile.modules.personalize import PersonalizedModel
 from pfl_mobile.programs.mixing import where_rows_mix
 from pfl_mobile.programs.tasks import Batch, Task
-from pfl_mobile.programs.trace import TracedProgram, evaluate, gradients, predict, trained_names
+from pfl_mobile.programs.trace import (
+    TracedProgram,
+    evaluate,
+    gradients,
+    plain_attention,
+    predict,
+    trained_names,
+)
 
 __all__ = ["TOLERANCE", "Case", "cases", "check_engine", "check_traced", "compare", "relative_error"]
 
@@ -68,6 +75,7 @@ def random_values(model: PersonalizedModel, batch: Batch, generator: torch.Gener
     return values
 
 
+@plain_attention()
 def cases(
     model: PersonalizedModel,
     task: Task,

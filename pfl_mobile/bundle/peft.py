@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,10 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
-_KEY = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\.weight)?")
+_KEY = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?")
+#: What peft calls the output layer inside of an adapted ``nn.MultiheadAttention``, and what it is called in the model.
+_PACKED, _OUT = ".base_layer.out_proj", ".out_proj"
+_LENGTHS = "lora_magnitude_vector"
 
 
 def expressible(kind: str, config: Mapping[str, Any]) -> bool:
@@ -40,32 +44,73 @@ def expressible(kind: str, config: Mapping[str, Any]) -> bool:
     return kind == "lora" or (kind == "head" and whole)
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A layer with LoRA.
+
+    Attributes:
+        lengths: of the rows of the weight, of DoRA only.
+        embedding: whether it is one; peft keeps its matrices under other names, A transposed.
+    """
+
+    rank: int
+    alpha: float
+    a: np.ndarray
+    b: np.ndarray
+    lengths: np.ndarray | None
+    embedding: bool
+
+    def tensors(self, path: str) -> dict[str, np.ndarray]:
+        """Under the names that peft keeps them by."""
+        path = f"{_PREFIX}{path}"
+        found = (
+            {f"{path}.lora_embedding_A": self.a.T, f"{path}.lora_embedding_B": self.b}
+            if self.embedding
+            else {f"{path}.lora_A.weight": self.a, f"{path}.lora_B.weight": self.b}
+        )
+        if self.lengths is not None:
+            tail = (1,) * (self.a.ndim - 2)
+            found[f"{path}.{_LENGTHS}"] = self.lengths.reshape(1, -1, *tail) if tail else self.lengths
+        return {name: np.ascontiguousarray(value) for name, value in found.items()}
+
+
 def _layers(
     values: Mapping[str, Any],
     owners: Mapping[str, str],
     modules: Iterable[Mapping[str, Any]],
     embeddings: Collection[str] | None,
-) -> dict[str, Any]:
-    """``path -> (rank, alpha, A, B, is_embedding)`` of every LoRA layer."""
+) -> dict[str, _Layer]:
+    """Every layer with LoRA by its path."""
     settings = {m["name"]: m["config"] for m in modules if m["kind"] == "lora"}
     found = {}
-    for name in sorted(values):
-        path, _, leaf = name.rpartition(".")
-        if leaf != "lora_A" or owners.get(name) not in settings:
-            continue
-        if f"{path}.lora_B" not in values:
-            raise TensorMismatchError(f"{path}.lora_B is missing", mend="export all values of the state")
-        config = settings[owners[name]]
+    paths = [
+        name.removesuffix(".lora_A")
+        for name in sorted(values)
+        if name.endswith(".lora_A") and owners.get(name) in settings
+    ]
+    for path in paths:
+        above = path.removesuffix(_OUT)
+        if above != path and above in paths:  # no other layer with LoRA has one below it
+            raise ConfigError(
+                f"{above!r} is an nn.MultiheadAttention, and what peft computes for it depends on its version: up to "
+                "0.21.2 it adds the low-rank part of the output layer twice (peft#3774)",
+                mend="keep the personal state in its own format",
+            )
+        config = settings[owners[f"{path}.lora_A"]]
+        leaves = ("lora_A", "lora_B", _LENGTHS) if config.get("dora") else ("lora_A", "lora_B")
+        for leaf in leaves:
+            if f"{path}.{leaf}" not in values:
+                raise TensorMismatchError(f"{path}.{leaf} is missing", mend="export all values of the state")
         rank = int(config["rank"])
         alpha = rank if config.get("alpha") is None else config["alpha"]
-        a, b = (np.asarray(values[f"{path}.{leaf}"], dtype=np.float32) for leaf in ("lora_A", "lora_B"))
+        a, b, *lengths = (np.asarray(values[f"{path}.{leaf}"], dtype=np.float32) for leaf in leaves)
         if embeddings is None and a.shape == (rank, rank):
             raise ConfigError(
                 f"whether {path!r} is an embedding is not known here, as it has as many inputs as the rank ({rank})",
                 mend="export from the model: export_model(model, folder)",
             )
         embedding = a.ndim == 2 and (a.shape[0] != rank if embeddings is None else path in embeddings)
-        found[path] = (rank, float(alpha), a, b, embedding)
+        found[path] = _Layer(rank, float(alpha), a, b, *(lengths or [None]), embedding)
     return found
 
 
@@ -124,36 +169,37 @@ def export_adapter(
     saved = sorted({name.rpartition(".")[0] for name in whole})
     _check_apart(layers, saved)
     tensors = {f"{_PREFIX}{name}": np.ascontiguousarray(value) for name, value in whole.items()}
-    for path, (_, _, a, b, embedding) in layers.items():
-        if a.ndim > 2 and not plain_convolutions:
+    dora = {layer.lengths is not None for layer in layers.values()}
+    if len(dora) > 1:
+        raise ConfigError(
+            "some layers have LoRA and others DoRA, and an adapter of peft has one of them",
+            mend="use dora=True for all, or for none; or keep the personal state in its own format",
+        )
+    for path, layer in layers.items():
+        if layer.a.ndim > 2 and not plain_convolutions:
             raise ConfigError(
                 f"whether the convolution {path!r} has a dilation is not known here; peft ignores dilations",
                 mend="export from the model: export_model(model, folder); or set plain_convolutions=True",
             )
-        if embedding:
-            tensors[f"{_PREFIX}{path}.lora_embedding_A"] = np.ascontiguousarray(a.T)
-            tensors[f"{_PREFIX}{path}.lora_embedding_B"] = np.ascontiguousarray(b)
-        else:
-            tensors[f"{_PREFIX}{path}.lora_A.weight"] = np.ascontiguousarray(a)
-            tensors[f"{_PREFIX}{path}.lora_B.weight"] = np.ascontiguousarray(b)
-    rank, alpha = next(iter(layers.values()))[:2]
+        tensors |= layer.tensors(path)
+    first = next(iter(layers.values()))
     config = {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": base_model,
         "inference_mode": True,
-        "r": rank,
-        "lora_alpha": alpha,
+        "r": first.rank,
+        "lora_alpha": first.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": dora == {True},
         "modules_to_save": saved or None,
         # a regex for whole paths: a list would also match other paths with the same ending
         "target_modules": "|".join(re.escape(path) for path in layers),
-        "rank_pattern": {f"^{re.escape(p)}": row[0] for p, row in layers.items() if row[0] != rank},
-        "alpha_pattern": {f"^{re.escape(p)}": row[1] for p, row in layers.items() if row[1] != alpha},
+        "rank_pattern": {f"^{re.escape(p)}": x.rank for p, x in layers.items() if x.rank != first.rank},
+        "alpha_pattern": {f"^{re.escape(p)}": x.alpha for p, x in layers.items() if x.alpha != first.alpha},
     }
     out = Path(folder)
     private_folder(out, ours=(WEIGHTS_FILE, CONFIG_FILE))
@@ -241,6 +287,7 @@ def import_adapter(
     *,
     backbone: Mapping[str, Any] | None = None,
     embeddings: Collection[str] | None = None,
+    unused: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """The values of a peft adapter under our names, scaled so that our modules give the same output.
 
@@ -252,6 +299,7 @@ def import_adapter(
         backbone: frozen tensors by name, where they are known: peft may store some of them with an adapter, which
             changes nothing where they are equal.
         embeddings: paths of the layers with LoRA that are embeddings, where that is known.
+        unused: paths of layers that the model never calls; what an adapter has for them changes nothing, in peft too.
 
     Returns:
         All LoRA tensors by name, and those of heads that are in the adapter, float32, for
@@ -284,22 +332,38 @@ def import_adapter(
     for key, array in tensors.items():
         name = key.removeprefix(_PREFIX)
         match = _KEY.fullmatch(name)
+        if match is not None and match.group(1) in unused:
+            continue
         if match is None:
             if owners.get(name) in heads:
                 take(name, array)
             else:
                 _check_frozen(name.replace(".base_layer.", "."), array, backbone)
             continue
-        path, leaf = match.group(1), match.group(2)
-        name = f"{path}.lora_{leaf[-1]}"
+        path, leaf = match.group(1).replace(_PACKED, _OUT), match.group(2)
+        adapted = match.group(1).removesuffix(_PACKED)  # what the settings speak of
+        name = f"{path}.{leaf if leaf == _LENGTHS else f'lora_{leaf[-1]}'}"
+        if leaf == _LENGTHS and name not in wanted and f"{path}.lora_A" in wanted:
+            raise ConfigError(
+                f"the adapter has DoRA on {path!r}, and the model has LoRA there",
+                mend="personalize with LoRA(..., dora=True); or " + MERGE,
+            )
         if name not in wanted:
             raise TensorMismatchError(f"the model has no {name!r}", mend=near(name, wanted))
-        if not config.adapts(path):
+        if leaf == _LENGTHS and not config.dora:
+            raise ConfigError(
+                f"the adapter has {key!r}, but not use_dora, so peft would not use it",
+                mend="correct adapter_config.json, or save the adapter again",
+            )
+        if not config.adapts(adapted):
             raise ConfigError(
                 f"the adapter has tensors of {path!r}, but its settings (target_modules, exclude_modules, "
                 "layers_to_transform, modules_to_save) leave that layer out, so peft would not use them",
                 mend="correct adapter_config.json, or save the adapter again",
             )
+        if leaf == _LENGTHS:
+            take(name, array.reshape(-1))
+            continue
         if embeddings is not None and leaf.startswith("lora_embedding") != (path in embeddings):
             raise TensorMismatchError(
                 f"the adapter's {key!r} is not what peft keeps for "
@@ -308,7 +372,7 @@ def import_adapter(
             )
         if leaf == "lora_embedding_A":
             array = array.T
-        rank, ours = config.rank_of(path), settings[owners[name]]
+        rank, ours = config.rank_of(adapted), settings[owners[name]]
         if leaf.endswith("A") and array.shape == tuple(shapes[name]) and rank != int(ours["rank"]):
             raise DataError(
                 f"{CONFIG_FILE} says that {path!r} has the rank {rank}, its tensors have {ours['rank']}",
@@ -316,7 +380,7 @@ def import_adapter(
             )
         if leaf.endswith("B"):
             own = 1.0 if ours.get("alpha") is None else ours["alpha"] / ours["rank"]
-            scale = config.scale(path)
+            scale = config.scale(path) if adapted == path else config.output_scale(adapted)
             if scale != own:
                 array = array * np.float32(scale / own)
         take(name, array)
@@ -332,8 +396,11 @@ def import_adapter(
 def _check_frozen(name: str, array: np.ndarray, backbone: Mapping[str, Any] | None) -> None:
     """Refuse a tensor of the adapter that is neither trained here nor the backbone's own (ConfigError, DataError)."""
     if backbone is not None and name in backbone:
-        own = np.asarray(backbone[name])
-        if own.shape == array.shape and np.array_equal(own.astype(np.float32), array):
+        own = backbone[name]
+        own = np.asarray(
+            own.float() if hasattr(own, "float") else own, dtype=np.float32
+        )  # numpy has no bfloat16
+        if own.shape == array.shape and np.array_equal(own, array):
             return
         raise ConfigError(
             f"the adapter has another {name!r} than the backbone",
@@ -361,5 +428,7 @@ def import_model(model: Any, folder: str | os.PathLike[str]) -> None:
         model.modules_table,
         backbone={name: value.cpu() for name, value in model.frozen_tensors().items()},
         embeddings=_check_layers(model, "leave the layer out of the modules, and of the adapter"),
+        # an attention reads the weight of its output layer without calling it
+        unused={f"{p}{_OUT}" for p, x in model.backbone.named_modules() if hasattr(x, "in_proj_weight")},
     )
     model.load_values(values, partial=True)

@@ -38,13 +38,12 @@ _READ = frozenset(
     {
         "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
         "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "target_parameters",
-        "init_lora_weights", "bias",
+        "init_lora_weights", "bias", "use_dora",
     }
 )  # fmt: skip
 
 #: Keys that change what is computed in a way that our LoRA cannot follow, and how.
 _REFUSED = {
-    "use_dora": "DoRA rescales the whole weight",
     "lora_bias": "the low-rank part has a bias",
     "use_qalora": "QA-LoRA averages groups of inputs",
     "velora_config": "VeLoRA compresses what training keeps of the inputs",
@@ -69,6 +68,10 @@ _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
 _CHANGED_BACKBONE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
+#: The last release of peft known to add the low-rank part of an attention's output layer twice (peft#3774).
+_TWICE_UP_TO = (0, 21, 2)
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
     """The settings of a plain LoRA adapter. Paths are module paths in the backbone.
@@ -76,16 +79,19 @@ class AdapterConfig:
     Attributes:
         rank, alpha: where no pattern says otherwise.
         rank_stabilized: the scale is alpha over the root of the rank.
+        dora: the lengths of the weights' rows are trained too.
         ranks, alphas: patterns over paths; the first that fits counts.
         targets, excluded: as in peft, a regex for whole paths or a list of endings of paths.
         parameters: endings of parameter names.
         layers, layers_pattern: indexes of the adapted layers, and what their list may be called.
         saved: endings of the paths of layers that are kept whole.
+        version: of the peft that saved it, empty where that is not said.
     """
 
     rank: int
     alpha: float
     rank_stabilized: bool = False
+    dora: bool = False
     ranks: dict[str, float] = field(default_factory=dict)
     alphas: dict[str, float] = field(default_factory=dict)
     targets: str | tuple[str, ...] | None = None
@@ -94,6 +100,7 @@ class AdapterConfig:
     layers: tuple[int, ...] = ()
     layers_pattern: tuple[str, ...] = ()
     saved: tuple[str, ...] = ()
+    version: str = ""
 
     @classmethod
     def read(cls, path: Path) -> AdapterConfig:
@@ -116,6 +123,7 @@ class AdapterConfig:
             rank=get.whole("r", 8),
             alpha=get.number("lora_alpha", 8.0),
             rank_stabilized=get.flag("use_rslora"),
+            dora=get.flag("use_dora"),
             ranks=get.pattern("rank_pattern", least=1),
             alphas=get.pattern("alpha_pattern"),
             targets=None if targets in (None, "all-linear") else get.names("target_modules"),
@@ -124,6 +132,7 @@ class AdapterConfig:
             layers=get.layers("layers_to_transform"),
             layers_pattern=_listed(get.names("layers_pattern")),
             saved=_listed(get.names("modules_to_save")),
+            version=str(config.get("peft_version") or ""),
         )
 
     def rank_of(self, path: str) -> int:
@@ -135,6 +144,25 @@ class AdapterConfig:
         rank = self.rank_of(path)
         alpha = _setting(self.alphas, self._key(path), self.alpha)
         return alpha / (rank**0.5 if self.rank_stabilized else rank)
+
+    def output_scale(self, path: str) -> float:
+        """The factor of BA in the output layer of the ``nn.MultiheadAttention`` at ``path``.
+
+        peft adds BA to the layer's weight twice, in training too, so that the adapter means twice of it. The releases
+        that wrote no version of theirs did so too.
+
+        Raises:
+            ConfigError: a later peft saved it.
+        """
+        match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", self.version)
+        if match is not None and tuple(int(part or 0) for part in match.groups()) > _TWICE_UP_TO:
+            raise ConfigError(
+                f"the adapter has LoRA on the attention {path!r} and was saved by peft {self.version}: up to "
+                f"{'.'.join(map(str, _TWICE_UP_TO))} peft adds the low-rank part of the output layer twice, and of "
+                "later versions that is not known here",
+                mend=MERGE,
+            )
+        return 2.0 * self.scale(path)
 
     def _key(self, path: str) -> str:
         """What patterns are matched with: the parameter where that is what is adapted, else the layer."""

@@ -75,17 +75,22 @@ class Head(ModuleConfig):
             self._copy(site)
 
     def _copy(self, site: Insertion) -> None:
+        first = site.first_paths()
         done: set[str] = set()
         for path, layer in site.find(self.targets, hooked=False):
-            own = list(layer.named_parameters(remove_duplicate=False))
+            # A layer that is in several places is one layer; a weight that two layers share becomes two.
+            own = [
+                (first[id(part)], leaf, value)
+                for part in layer.modules()
+                for leaf, value in part._parameters.items()
+                if value is not None
+            ]
             if not own:
                 raise ConfigError(
                     f"{site.name}: layer {path!r} ({type(layer).__name__}) has no parameters to train",
                     mend="target a layer with weights",
                 )
-            for name, value in own:
-                below, _, leaf = name.rpartition(".")
-                owner = f"{path}.{below}" if below else path
+            for owner, leaf, value in own:
                 if f"{owner}.{leaf}" in done:
                     continue
                 if value.dtype != torch.float32:

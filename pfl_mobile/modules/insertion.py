@@ -33,6 +33,10 @@ def matches(pattern: str, name: str) -> bool:
         raise ConfigError(f"pattern {pattern!r} is no valid regex: {error}", mend="correct it") from error
 
 
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
 def near_pattern(pattern: str, known: Iterable[str]) -> str:
     """Words for a mend: names, or globs over them, that are near to a pattern that matched nothing."""
     names = sorted(set(known))
@@ -55,6 +59,22 @@ class Placed:
     update: str
     module: str
     private: bool
+
+
+#: Classes around a whole model that compute what it computes, and the attribute that holds it.
+_WRAPPERS = {
+    ("torch.nn.parallel.data_parallel", "DataParallel"): "module",
+    ("torch.nn.parallel.distributed", "DistributedDataParallel"): "module",
+    ("torch._dynamo.eval_frame", "OptimizedModule"): "_orig_mod",
+}
+
+
+def unwrapped(backbone: nn.Module) -> tuple[nn.Module, str]:
+    """The model without wrappers for several processors or for compilation, and what they put before its paths."""
+    prefix = ""
+    while (name := _WRAPPERS.get((type(backbone).__module__, type(backbone).__qualname__))) is not None:
+        backbone, prefix = getattr(backbone, name), f"{prefix}{name}."
+    return backbone, prefix
 
 
 class _AsInTransformers(type):
@@ -112,6 +132,8 @@ class Insertion:
         tensors: all device tensors declared so far.
         outputs: names in ``extras`` of the modules applied to the model's output, in order.
         prefix: number of soft-prompt positions to strip from the output.
+        wrapper: what paths began with in the wrapper that was taken off the backbone (``module.``); patterns may
+            keep it.
     """
 
     root: nn.Module
@@ -123,6 +145,7 @@ class Insertion:
     outputs: list[str] = field(default_factory=list)
     prefix: int = 0
     replaced: dict[str, Tensor] = field(default_factory=dict)
+    wrapper: str = ""
 
     def find(
         self,
@@ -143,15 +166,14 @@ class Insertion:
             ConfigError: a matched layer has an unsupported type, is not float32, or is never called.
         """
         layers = [(p, m) for p, m in self.root.named_modules(remove_duplicate=False) if p]
-        first: dict[int, str] = {}
-        for path, layer in layers:
-            first.setdefault(id(layer), path)
+        first = self.first_paths()
+        wrapped = ("", self.wrapper) if self.wrapper else ("",)
         chosen: dict[str, nn.Module] = {}
         for pattern in targets:
             if pattern == ALL_LINEAR:
                 hits = [(first[id(m)], m) for _, m in layers if self._linear(first[id(m)], m)]
             else:
-                hits = [(first[id(m)], m) for p, m in layers if matches(pattern, p)]
+                hits = [(first[id(m)], m) for p, m in layers if any(matches(pattern, w + p) for w in wrapped)]
             if not hits:
                 raise UnknownNameError(
                     f"{self.name}: pattern {pattern!r} matches no layer of {type(self.root).__name__}",
@@ -160,9 +182,24 @@ class Insertion:
             chosen.update(hits)
         order = {path: i for i, (path, _) in enumerate(layers)}
         found = sorted(chosen.items(), key=lambda item: order[item[0]])
+        if (
+            supported is not None and nn.MultiheadAttention in supported
+        ):  # which takes its output layer with it
+            found = [
+                (path, layer)
+                for path, layer in found
+                if not isinstance(chosen.get(_parent(path)), nn.MultiheadAttention)
+            ]
         for path, layer in found:
             self._check(path, layer, supported, hooked)
         return found
+
+    def first_paths(self) -> dict[int, str]:
+        """The path of each layer by its ``id``: of a layer that is in several places, the first."""
+        first: dict[int, str] = {}
+        for path, layer in self.root.named_modules(remove_duplicate=False):
+            first.setdefault(id(layer), path)
+        return first
 
     def _linear(self, path: str, layer: nn.Module) -> bool:
         if isinstance(layer, NonDynamicallyQuantizableLinear):
@@ -188,30 +225,37 @@ class Insertion:
     def _check(
         self, path: str, layer: nn.Module, supported: tuple[type[nn.Module], ...] | None, hooked: bool
     ) -> None:
-        kind = type(layer).__name__
         if supported is not None and not isinstance(layer, supported):
-            names = ", ".join(t.__name__ for t in supported)
+            names = ["Conv1D of transformers" if t is TransposedLinear else t.__name__ for t in supported]
+            kind = type(layer).__name__
+            if kind in names:
+                kind = f"{type(layer).__module__}.{kind}"
             raise ConfigError(
                 f"{self.name}: layer {path!r} is a {kind}, which this kind of module does not support",
-                mend=f"target layers of type {names}, or narrow the pattern",
+                mend=f"target layers of type {', '.join(names)}, or narrow the pattern; {ALL_LINEAR!r} is every linear "
+                "layer",
             )
         if hooked and isinstance(layer, NonDynamicallyQuantizableLinear):
+            whole = supported is not None and nn.MultiheadAttention in supported
             raise ConfigError(
                 f"{self.name}: layer {path!r} belongs to a packed nn.MultiheadAttention, which uses its "
                 "weight without calling it",
-                mend="use an attention with separate q, k, v and output layers",
+                mend=f"target the attention itself, {_parent(path)!r}"
+                if whole
+                else "use an attention with separate q, k, v and output layers",
             )
         if hooked and self.shapes is not None and path not in self.shapes:
             raise ConfigError(
                 f"{self.name}: layer {path!r} is never called for the example input",
                 mend="target a layer that the forward pass calls",
             )
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, Tensor) and weight.dtype != torch.float32:
-            raise ConfigError(
-                f"{self.name}: weight of layer {path!r} is {weight.dtype}, not float32",
-                mend="convert the backbone first: backbone.float()",
-            )
+        weights = dict(layer.named_parameters(recurse=isinstance(layer, nn.MultiheadAttention)))
+        for name, value in {"weight": getattr(layer, "weight", None), **weights}.items():
+            if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float32:
+                raise ConfigError(
+                    f"{self.name}: {name} of layer {path!r} is {value.dtype}, not float32",
+                    mend="convert the backbone first: backbone.float()",
+                )
 
     def features(self, path: str, layer: nn.Module, width: int | None = None) -> tuple[int, int]:
         """``(size, dimension)`` of a layer's output features: the known type, ``width``, or the example.

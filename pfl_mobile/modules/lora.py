@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from pfl_mobile.modules.insertion import Insertion
 
 
-_LAYERS = (nn.Linear, TransposedLinear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.RNNBase)
+_LAYERS = (nn.Linear, TransposedLinear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.MultiheadAttention, nn.RNNBase)
+#: Weights of an ``nn.MultiheadAttention`` that LoRA is added to, by the layer that holds them.
+_PACKED = (("", "in_proj_weight"), ("out_proj", "weight"))
 
 
 @register("lora")
@@ -29,25 +31,32 @@ _LAYERS = (nn.Linear, TransposedLinear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.R
 class LoRA(ModuleConfig):
     """Adds ``alpha / rank * B(A(x))`` to a layer's output (Hu 2021, arXiv 2106.09685).
 
-    For ``nn.Linear``, ``nn.Embedding``, ``nn.Conv1d``, ``nn.Conv2d`` and transformers' ``Conv1D``; for ``nn.GRU``,
-    ``nn.LSTM`` and ``nn.RNN`` it is added to each weight, as they use one at every step. One of A and B
-    starts at zero, so a fresh module changes nothing: B, except for Embedding, where it is A (as in the authors'
-    code), so that only the rows of words that occur are ever trained. The weights are never merged.
+    For ``nn.Linear``, ``nn.Embedding``, ``nn.Conv1d``, ``nn.Conv2d``, transformers' ``Conv1D``,
+    ``nn.MultiheadAttention``, ``nn.GRU``, ``nn.LSTM`` and ``nn.RNN``. One of A and B starts at zero, so a fresh module
+    changes nothing: B, except for Embedding, where it is A (as in the authors' code), so that only the rows of words
+    that occur are ever trained. The weights are never merged, except in layers that do not use each weight once: in an
+    attention, which reads its weights without calling a layer, ``W + scale * BA`` takes the place of the weights of its
+    packed input projection and of its output projection, as in peft; in a recurrent layer, of each weight.
 
     Tensors of a layer, as Hugging Face peft keeps them (Embedding: A transposed):
         Linear ``lora_A`` [rank, in], ``lora_B`` [out, rank]; Embedding [words, rank], [width, rank];
-        Conv [rank, in, *kernel], [out, rank / groups, 1...]; rank has to be a multiple of the groups; a recurrent
-        layer as Linear for each ``weight_<name>``, in ``<name>``: ``ih_l0.lora_A``, ``hh_l0.lora_A``.
+        Conv [rank, in, *kernel], [out, rank / groups, 1...]; rank has to be a multiple of the groups.
+        MultiheadAttention [rank, width], [3 * width, rank], and those of its ``out_proj``; a recurrent layer as Linear
+        for each ``weight_<name>``, in ``<name>``: ``ih_l0.lora_A``, ``hh_l0.lora_A``.
+        With ``dora``: ``lora_magnitude_vector`` [out], of an Embedding [width].
 
     Attributes:
         targets: patterns over layer paths, or ``all-linear`` for every linear layer that is called.
         rank: inner size, at least 1.
         alpha: scale numerator; None takes ``rank``, that is scale 1.
+        dora: also train the length of each row of ``W + scale * BA`` (DoRA: Liu 2024, arXiv 2402.09353); of an
+            embedding, of each column. The row's own length counts as a constant in the backward pass (section 4.3).
     """
 
     targets: str | Sequence[str] = ()
     rank: int = 8
     alpha: float | None = None
+    dora: bool = False
 
     @override
     def __post_init__(self) -> None:
@@ -56,6 +65,15 @@ class LoRA(ModuleConfig):
         positive("LoRA", rank=self.rank, alpha=self.rank if self.alpha is None else self.alpha)
         if self.rank != int(self.rank):
             raise ConfigError(f"LoRA: rank={self.rank!r} is not whole", mend="give a whole number")
+        if not isinstance(self.dora, bool):
+            raise ConfigError(f"LoRA: dora={self.dora!r} is neither True nor False", mend="give one of them")
+
+    @override
+    def as_dict(self) -> dict[str, Any]:
+        values = super().as_dict()
+        if not self.dora:
+            del values["dora"]  # a manifest without it is one that earlier readers take
+        return values
 
     @property
     def scale(self) -> float:
@@ -69,15 +87,51 @@ class LoRA(ModuleConfig):
             if isinstance(layer, nn.RNNBase):
                 self._insert_recurrent(site, path, layer)
                 continue
+            if isinstance(layer, nn.MultiheadAttention):
+                self._insert_packed(site, path, layer)
+                continue
             shape_a, shape_b = self._shapes(path, layer)
             if isinstance(layer, nn.Embedding):
                 site.add(path, "lora_A", torch.zeros(shape_a))
-                site.add(path, "lora_B", torch.randn(shape_b, generator=site.generator(f"{path}.lora_B")))
+                b = torch.randn(shape_b, generator=site.generator(f"{path}.lora_B"))
+                site.add(path, "lora_B", b)
             else:
                 _add_neutral(site, path, shape_a, shape_b)
-            layer.register_forward_hook(LoRAHook(self.scale))
+            if self.dora:
+                if getattr(layer, "groups", 1) != 1:
+                    raise ConfigError(
+                        f"LoRA: layer {path!r} has groups, which DoRA is not defined for",
+                        mend="leave this layer out, or use dora=False",
+                    )
+                site.add(path, "lora_magnitude_vector", _lengths(layer, self.scale))
+            layer.register_forward_hook((DoRAHook if self.dora else LoRAHook)(self.scale))
+
+    def _insert_packed(self, site: Insertion, path: str, layer: nn.MultiheadAttention) -> None:
+        if layer.in_proj_weight is None:
+            raise ConfigError(
+                f"LoRA: the attention {path!r} has keys or values of another width than its queries, so its "
+                "projections are not packed in one",
+                mend=f"train it as a whole, Head({path!r}), or use an attention with separate q, k and v layers",
+            )
+        if self.dora:
+            raise ConfigError(
+                f"LoRA: the attention {path!r} has packed projections, which DoRA is not defined for",
+                mend="use dora=False for it, or an attention with separate q, k and v layers",
+            )
+        for below, weight in _PACKED:
+            part = layer.get_submodule(below)
+            out, width = getattr(part, weight).shape
+            _add_neutral(site, f"{path}.{below}".rstrip("."), (self.rank, width), (out, self.rank))
+        hooks = PackedLoRA(self.scale)
+        layer.register_forward_pre_hook(hooks.before)
+        layer.register_forward_hook(hooks.after, always_call=True)
 
     def _insert_recurrent(self, site: Insertion, path: str, layer: nn.RNNBase) -> None:
+        if self.dora:
+            raise ConfigError(
+                f"LoRA: {path!r} is a recurrent layer, which DoRA is not defined for",
+                mend="use dora=False for it",
+            )
         for name in [name for name, _ in layer.named_parameters(recurse=False) if name.startswith("weight_")]:
             out, size = getattr(layer, name).shape
             part = name.removeprefix("weight_")
@@ -128,14 +182,68 @@ class LoRAHook:
 
     def __call__(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Output of the layer plus ``scale * B(A(x))``."""
-        x, a, b = inputs[0], layer.lora_A, layer.lora_B
+        return output + self.scaled(layer, inputs[0])
+
+    def scaled(self, layer: Any, x: Tensor) -> Tensor:
+        """``scale * B(A(x))``."""
+        a, b = layer.lora_A, layer.lora_B
         if isinstance(layer, nn.Linear | TransposedLinear):
             delta = F.linear(F.linear(x, a), b)
         elif isinstance(layer, nn.Embedding):
             delta = F.linear(F.embedding(x, a), b)
         else:
             delta = _convolve(layer, x, a, b)
-        return output + delta if self.scale == 1.0 else output + self.scale * delta
+        return delta if self.scale == 1.0 else self.scale * delta
+
+
+class DoRAHook(LoRAHook):
+    """Forward hook that adds the low-rank part and gives each row of the sum of the weights its trained length."""
+
+    @override
+    def __call__(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """``factor * (W x + scale * B(A(x))) + bias``, the factor being trained length over present length."""
+        tail = (1,) * (output.dim() - 2) if isinstance(layer, nn.Conv1d | nn.Conv2d) else ()
+        factor = (layer.lora_magnitude_vector / _lengths(layer, self.scale)).reshape(-1, *tail)
+        bias = getattr(layer, "bias", None)
+        plain = output if bias is None else output - bias.reshape(-1, *tail)
+        # so that a fresh module changes nothing, to the last bit
+        return output + (factor - 1.0) * plain + factor * self.scaled(layer, inputs[0])
+
+
+class PackedLoRA:
+    """Two hooks that put ``W + scale * BA`` in the place of an attention's weights while it is called."""
+
+    def __init__(self, scale: float) -> None:
+        """Hooks with a fixed scale."""
+        self.scale = scale
+
+    def before(self, layer: nn.MultiheadAttention, _inputs: Any) -> None:
+        """Hide the weights behind the sums: an attribute of the layer is found before its parameter."""
+        for below, weight in _PACKED:
+            part: Any = layer.get_submodule(below)
+            low_rank = part.lora_B @ part.lora_A
+            part.__dict__[weight] = getattr(part, weight) + (
+                low_rank if self.scale == 1.0 else self.scale * low_rank
+            )
+
+    def after(self, layer: nn.MultiheadAttention, _inputs: Any, _output: Any) -> None:
+        """Show the weights again."""
+        for below, weight in _PACKED:
+            layer.get_submodule(below).__dict__.pop(weight, None)
+
+
+def _lengths(layer: Any, scale: float) -> Tensor:
+    """Euclidean length of each row of ``W + scale * BA``, [out], a constant; of an embedding, of each column."""
+    a, b = layer.lora_A.detach().flatten(1), layer.lora_B.detach().flatten(1)
+    weight = layer.weight.detach()
+    if isinstance(layer, nn.Embedding):
+        rows = (weight + scale * F.linear(a, b)).T
+    elif isinstance(layer, TransposedLinear):
+        rows = weight.T + scale * b @ a
+    else:
+        rows = weight.flatten(1) + scale * b @ a
+    # a row that is zero everywhere stays so
+    return rows.square().sum(1).sqrt().clamp(min=torch.finfo(rows.dtype).tiny)
 
 
 class RecurrentHook:

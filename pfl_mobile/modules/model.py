@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pfl_mobile.errors import OutOfVocabularyError, TensorMismatchError, near
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from pfl_mobile.modules.insertion import Insertion
     from pfl_mobile.modules.registry import ModuleConfig
@@ -85,7 +85,24 @@ class PersonalizedModel(nn.Module):
             TensorMismatchError: a name does not exist.
         """
         placed = {self.path(name): value for name, value in values.items()}
-        return torch.func.functional_call(self, placed, inputs, {"for_gradients": for_gradients})
+        # Not by ``tie_weights``, which leaves the given values behind in a layer that has several paths.
+        tied = self._tied(placed)
+        given = {same: value for path, value in placed.items() for same in tied[path]}
+        return torch.func.functional_call(
+            self, given, inputs, {"for_gradients": for_gradients}, tie_weights=False
+        )
+
+    def _tied(self, paths: Collection[str]) -> dict[str, list[str]]:
+        """For each path of a tensor, those of all layers that hold it, one for each layer."""
+        holders: dict[int, list[str]] = {}
+        own: dict[str, Tensor] = {}
+        for owner, layer in self.named_modules():
+            for leaf, value in (*layer._parameters.items(), *layer._buffers.items()):
+                if value is not None:
+                    path = f"{owner}.{leaf}" if owner else leaf
+                    holders.setdefault(id(value), []).append(path)
+                    own[path] = value
+        return {path: holders[id(own[path])] if path in own else [path] for path in paths}
 
     def path(self, name: str) -> str:
         """Where a device or frozen tensor is in ``named_parameters()`` / ``named_buffers()`` of this module.
@@ -194,7 +211,7 @@ class PersonalizedModel(nn.Module):
 
     def backbone_digest(self) -> str:
         """sha256 of the backbone's tensors; ``tensor_digest(backbone)`` unless something changed it."""
-        device = set(self._paths.values())
+        device = {id(self._get(name)) for name in self._paths}
         found: dict[str, Tensor] = {}
         seen: set[int] = set()
         named = [
@@ -203,7 +220,7 @@ class PersonalizedModel(nn.Module):
         ]
         for name, tensor in named:
             value = self._replaced.get(name, tensor)
-            if (f"backbone.{name}" in device and name not in self._replaced) or id(value) in seen:
+            if (id(tensor) in device and name not in self._replaced) or id(value) in seen:
                 continue
             seen.add(id(value))
             found[name] = value

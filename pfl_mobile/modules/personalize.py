@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.modules.attention import prepare
 from pfl_mobile.modules.backbones import check_backbone, not_copied
-from pfl_mobile.modules.insertion import Insertion
+from pfl_mobile.modules.insertion import Insertion, unwrapped
 from pfl_mobile.modules.model import PersonalizedModel, tensor_digest
 from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.modules.roles import DeviceTensorInfo, assign_roles
@@ -37,11 +38,7 @@ def _copy(backbone: nn.Module) -> nn.Module:
         root = copy.deepcopy(backbone, memo)
     except Exception as error:  # what the layers themselves raise
         raise not_copied(backbone, error, memo) from error
-    for layer in root.modules():
-        if isinstance(layer, nn.TransformerEncoder):
-            # It packs padded rows where its first layer is frozen, and the layers behind it cannot take that where
-            # they are trained. A program never packs: it computes what is here too.
-            layer.enable_nested_tensor = layer.use_nested_tensor = False
+    prepare(root)
     return root.eval()
 
 
@@ -101,7 +98,10 @@ def personalize(
 ) -> PersonalizedModel:
     """A personalized model around any ``nn.Module``; the backbone itself is left exactly as it was.
 
-    The copy uses the backbone's own storage for what stays frozen, so it costs no memory.
+    The copy uses the backbone's own storage for what stays frozen, so it costs no memory. ``DataParallel``,
+    ``DistributedDataParallel`` and ``torch.compile`` around the backbone are taken off, and names are without
+    ``module.``. A layer that is in several places of the backbone is one layer, under its first path; patterns find it
+    under each. Layers that share a parameter are several: training one unties it, as in peft.
 
     Args:
         backbone: the pretrained network with float32 weights; takes tensors and returns one tensor.
@@ -120,8 +120,9 @@ def personalize(
     configs = _names(modules)
     if not configs:
         raise ConfigError("there is no module to insert", mend="give at least one, for instance LoRA(...)")
+    backbone, wrapper = unwrapped(backbone)
     check_backbone(backbone)
-    site = Insertion(_copy(backbone), nn.ModuleDict(), seed=seed)
+    site = Insertion(_copy(backbone), nn.ModuleDict(), seed=seed, wrapper=wrapper)
     before = None
     if example is not None:
         site.shapes = _shapes(site.root, example)

@@ -90,19 +90,27 @@ def exporting() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def plain_kernels() -> Iterator[None]:
-    """Keep PyTorch from fused kernels that have no decomposition, or a wrong one.
+def plain_attention() -> Iterator[None]:
+    """Keep PyTorch from fused attention and from the encoder's fast path.
 
-    Recurrent layers and the encoder's fast path have none. Fused attention, where it is called from inside another
-    PyTorch function and so escapes :class:`ClosedForms`, has a decomposed forward that its backward does not fit.
+    Both give NaN, on some processors, for an example whose keys are all masked, as in the rows that pad a last batch;
+    the plain kernel gives zeros. Called from inside another PyTorch function, where it escapes :class:`ClosedForms`,
+    fused attention has a decomposed forward that its backward does not fit; the fast path has no decomposition.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Keep PyTorch from fused kernels that have no decomposition, or a wrong one: those of recurrent layers too."""
+    with plain_attention(), torch.backends.mkldnn.flags(enabled=False):
+        yield
 
 
 class _OnMeta(TorchFunctionMode):

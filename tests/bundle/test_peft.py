@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from tests.backbones import BACKBONES, decoder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -29,14 +31,34 @@ CASES = {
     "decoder": [LoRA(("embed", "*.attn.[qv]"), rank=4, alpha=2)],
     "modern_decoder": [LoRA("re:.*\\.(q|v|up|down)", rank=2)],
     "lstm": [LoRA(("embed", "proj", "head"), rank=2)],
+    "dora": [LoRA(("embed", "*.attn.[qv]"), rank=4, alpha=2, dora=True), LoRA("head", rank=2, dora=True)],
+    "dora of convolutions": [LoRA(("first", "head"), rank=2, alpha=4, dora=True)],
 }
 
 
+def stock() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    return nn.Sequential(layer, nn.Linear(8, 3)).eval(), (torch.randn(2, 5, 8),)
+
+
+MAKES = {**BACKBONES, "dora": decoder, "dora of convolutions": BACKBONES["sensor"]}
+
+
 def trained(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...], PersonalizedModel]:
-    backbone, example = BACKBONES[name]()
+    backbone, example = MAKES[name]()
     model = personalize(backbone, CASES[name], example=example)
-    model.load_values({n: 0.3 * torch.randn_like(v) for n, v in model.values().items()})
+    model.load_values({n: 0.3 * v + 0.3 * torch.randn_like(v) for n, v in model.values().items()})
     return backbone, example, model
+
+
+@pytest.fixture(autouse=True)
+def without_the_fast_path() -> Iterator[None]:
+    """PyTorch's stock encoder reads the weights of its layers where nothing is trained, and so passes over peft's."""
+    found = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(found)
 
 
 def load(backbone: nn.Module, folder: Path) -> nn.Module:
@@ -86,6 +108,64 @@ def test_adapter_made_by_peft_is_read_with_its_own_scale(tmp_path: Path) -> None
         theirs.save_pretrained(tmp_path)
         import_model(model, tmp_path)
         torch.testing.assert_close(model(*example), theirs(*example), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", [["self_attn"], "all-linear", ["self_attn", "out_proj"]], ids=str)
+def test_attention_adapted_by_peft(targets: list[str] | str, tmp_path: Path) -> None:
+    """peft adapts both projections of an attention, and passes over its output layer where that is named alone."""
+    import peft
+
+    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=targets, rank_pattern={"self_attn": 3})
+    modules = [LoRA("0.self_attn", rank=3)] if "self_attn" in targets else [LoRA(["0.linear?", "1"], rank=2)]
+    backbone, example = stock()
+    model = personalize(backbone, modules)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        theirs = peft.get_peft_model(stock()[0], config).eval()
+        for name, p in theirs.named_parameters():
+            if "lora_" in name:
+                p.copy_(0.3 * torch.randn_like(p))
+        theirs.save_pretrained(tmp_path)
+        import_model(model, tmp_path)
+        torch.testing.assert_close(model(*example), theirs(*example), rtol=1e-5, atol=1e-5)
+
+
+def test_attention_of_a_peft_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    import peft
+
+    backbone, _ = stock()
+    model = personalize(backbone, [LoRA("0.self_attn", rank=2)])
+    with pytest.raises(ConfigError, match="depends on its version"):
+        export_model(model, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = peft.LoraConfig(r=2, target_modules=["self_attn"])
+        peft.get_peft_model(stock()[0], config).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    settings = json.loads(file.read_text())
+    for version in ("0.21.3.dev0", "0.22", "1.0.0"):
+        file.write_text(json.dumps({**settings, "peft_version": version}))
+        with pytest.raises(ConfigError, match=f"saved by peft {re.escape(version)}"):
+            import_model(model, tmp_path)
+    for version in (None, "0.14.0", "0.21.2"):
+        file.write_text(json.dumps({**settings, "peft_version": version}))
+        import_model(model, tmp_path)
+
+
+def test_low_rank_and_its_lengths_are_not_mixed(tmp_path: Path) -> None:
+    backbone, _ = decoder()
+    mixed = personalize(backbone, [LoRA("embed", rank=2, dora=True), LoRA("*.attn.q", rank=2)])
+    with pytest.raises(ConfigError, match="some layers have LoRA and others DoRA"):
+        export_model(mixed, tmp_path)
+    dora = personalize(backbone, [LoRA("*.attn.q", rank=2, dora=True)])
+    export_model(personalize(backbone, [LoRA("*.attn.q", rank=2)]), tmp_path)
+    with pytest.raises(TensorMismatchError, match=r"no 'blocks\.0\.attn\.q\.lora_magn"):
+        import_model(dora, tmp_path)
+    export_model(dora, tmp_path)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "use_dora": False}))
+    with pytest.raises(ConfigError, match="but not use_dora"):
+        import_model(dora, tmp_path)
 
 
 @pytest.mark.slow  # imports peft
@@ -150,7 +230,7 @@ def test_wrong_adapters_are_refused_and_change_nothing(tmp_path: Path) -> None:
         import_model(personalize(backbone, [LoRA(("embed", "*.attn.[qkv]"), rank=4)]), tmp_path)
     weights, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
     settings = json.loads(config.read_text())
-    for change, text in (({"peft_type": "LOHA"}, "LOHA"), ({"use_dora": True}, "use_dora")):
+    for change, text in (({"peft_type": "LOHA"}, "LOHA"), ({"lora_bias": True}, "lora_bias")):
         config.write_text(json.dumps({**settings, **change}))
         with pytest.raises(ConfigError, match=text):
             import_model(model, tmp_path)

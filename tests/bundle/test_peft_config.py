@@ -93,6 +93,10 @@ UNDERSTOOD: dict[str, tuple[dict[str, Any], list[ModuleConfig]]] = {
     "rank stabilized": ({"use_rslora": True, "lora_alpha": 5}, Q_V),
     "alpha of zero": ({"lora_alpha": 0}, Q_V),
     "dropout": ({"lora_dropout": 0.5}, Q_V),
+    "DoRA": (
+        {"use_dora": True, "target_modules": ["q", "embed"], "use_rslora": True},
+        [LoRA(["embed", "*.q"], rank=4, alpha=3, dora=True)],
+    ),
     "fan in, fan out": ({"fan_in_fan_out": True}, Q_V),
     "whole paths": ({"target_modules": "layers\\.\\d\\.[qv]"}, Q_V),
     "all linear": (
@@ -157,7 +161,7 @@ def test_other_dtypes_are_read_to_the_last_bit(dtype: torch.dtype, tmp_path: Pat
 #: Settings that are refused, and what the error names. Those that peft cannot save for this model are written by hand.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     **{s: ({"init_lora_weights": s}, s) for s in ("pissa", "pissa_niter_4", "olora")},
-    "dora": ({"use_dora": True}, "use_dora"),
+    "dora": ({"use_dora": True}, "has DoRA on 'layers.0.q', and the model has LoRA there"),
     "bias": ({"lora_bias": True}, "lora_bias"),
     "biases of the adapted": ({"bias": "lora_only"}, "bias='lora_only'"),
     "all biases": ({"bias": "all"}, "bias='all'"),

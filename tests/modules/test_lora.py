@@ -140,12 +140,115 @@ def test_initial_values_depend_on_seed_and_name_only() -> None:
     assert not torch.equal(other["1.lora_A"], one["1.lora_A"])
 
 
-def test_layer_that_belongs_to_a_packed_attention_is_refused() -> None:
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_first": True}, {"bias": False}, {"add_bias_kv": True}], ids=str
+)
+def test_attention_is_the_one_with_merged_projections(options: dict[str, bool], scale: float) -> None:
+    torch.manual_seed(0)
+
+    class Net(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = nn.MultiheadAttention(8, 2, **options)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.attn(x, y, y, need_weights=False)[0] + self.attn(x, x, x)[0]
+
+    net = Net().eval()
+    model = personalize(net, [LoRA("attn", rank=2, alpha=2 * scale)])
+    x, y = torch.randn(3, 4, 8), torch.randn(3, 4, 8)
+    assert torch.equal(model(x, y), net(x, y))
+    model.load_values({name: 0.2 * torch.randn_like(v) for name, v in model.values().items()})
+    v = model.values()
+    assert list(v) == [f"attn.{below}lora_{m}" for below in ("", "out_proj.") for m in "AB"]
+    model(x, y).square().sum().backward()
+    merged = copy.deepcopy(net)
+    merged.attn.in_proj_weight.data += scale * v["attn.lora_B"] @ v["attn.lora_A"]
+    merged.attn.out_proj.weight.data += scale * v["attn.out_proj.lora_B"] @ v["attn.out_proj.lora_A"]
+    merged(x, y).square().sum().backward()
+    for below, weight in (("attn", "in_proj_weight"), ("attn.out_proj", "weight")):
+        whole = getattr(merged.get_submodule(below), weight).grad
+        layer = model.backbone.get_submodule(below)
+        torch.testing.assert_close(
+            layer.lora_B.grad, scale * whole @ v[f"{below}.lora_A"].T, rtol=1e-4, atol=1e-4
+        )
+        torch.testing.assert_close(
+            layer.lora_A.grad, scale * v[f"{below}.lora_B"].T @ whole, rtol=1e-4, atol=1e-4
+        )
+        assert weight not in layer.__dict__  # the weights themselves are back
+    with torch.no_grad():  # PyTorch takes a fused kernel here
+        torch.testing.assert_close(model(x, y), merged(x, y), rtol=1e-4, atol=1e-4)
+
+
+def test_attention_that_fails_has_its_weights_back() -> None:
+    model = personalize(nn.Sequential(nn.MultiheadAttention(4, 2)), [LoRA("0", rank=2)])
+    attention = model.backbone[0]
+    with pytest.raises((RuntimeError, AssertionError)):
+        attention(*[torch.ones(2, 3, 5)] * 3)
+    assert "in_proj_weight" not in attention.__dict__
+
+
+def test_attentions_that_lora_cannot_follow_are_refused() -> None:
     backbone = nn.ModuleDict({"attn": nn.MultiheadAttention(4, 2)})
-    with pytest.raises(ConfigError, match="'attn' is a MultiheadAttention"):
-        personalize(backbone, [LoRA("attn")])
-    with pytest.raises(ConfigError, match=r"packed nn\.MultiheadAttention"):
+    with pytest.raises(ConfigError, match=r"packed nn\.MultiheadAttention") as error:
         personalize(backbone, [LoRA("attn.out_proj")])
+    assert "'attn'" in error.value.mend
+    assert len(personalize(backbone, [LoRA("attn*")]).device_tensors()) == 4  # the attention takes it with it
+    with pytest.raises(ConfigError, match="DoRA is not defined"):
+        personalize(backbone, [LoRA("attn", dora=True)])
+    other = nn.ModuleDict({"attn": nn.MultiheadAttention(4, 2, kdim=3)})
+    with pytest.raises(ConfigError, match="another width") as error:
+        personalize(other, [LoRA("attn")])
+    assert "Head('attn')" in error.value.mend
+    half = nn.ModuleDict({"attn": nn.MultiheadAttention(4, 2).half()})
+    with pytest.raises(ConfigError, match=r"in_proj_weight of layer 'attn' is torch\.float16"):
+        personalize(half, [LoRA("attn")])
+
+
+DORA: dict[str, tuple[nn.Module, Tensor]] = {
+    "linear": (nn.Linear(6, 5), torch.randn(2, 3, 6)),
+    "no bias": (nn.Linear(6, 5, bias=False), torch.randn(3, 6)),
+    "embedding": (nn.Embedding(7, 5), torch.tensor([[0, 3, 6]])),
+    "conv1d": (nn.Conv1d(4, 5, 3, dilation=2), torch.randn(2, 4, 9)),
+    "conv2d": (nn.Conv2d(4, 5, 3, padding=1, padding_mode="circular"), torch.randn(2, 4, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("name", DORA)
+def test_dora_is_the_merged_weight_with_trained_lengths(name: str) -> None:
+    torch.manual_seed(0)
+    layer, x = DORA[name]
+    model = personalize(nn.Sequential(layer), [LoRA("0", rank=2, alpha=3, dora=True)])
+    assert torch.equal(model(x), layer(x))
+    model.load_values({n: v + 0.3 * torch.randn_like(v) for n, v in model.values().items()})
+    a, b, m = (v.clone().requires_grad_() for v in model.values().values())
+    low_rank = a @ b.T if name == "embedding" else (b.flatten(1) @ a.flatten(1)).reshape(layer.weight.shape)
+    sums = layer.weight.detach() + 1.5 * low_rank
+    rows = sums.T if name == "embedding" else sums.flatten(1)
+    factor = m / rows.detach().norm(dim=1)  # section 4.3: a constant in the backward pass
+    weight = sums * (factor if name == "embedding" else factor.reshape(-1, *(1,) * (sums.dim() - 1)))
+    expected = torch.func.functional_call(layer, {"weight": weight}, (x,))
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    wanted = torch.autograd.grad(expected.square().sum(), (a, b, m))
+    found = torch.autograd.grad(model(x).square().sum(), model.train_parameters())
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_dora_of_a_row_of_zeros_and_of_groups() -> None:
+    layer = nn.Linear(3, 2)
+    layer.weight.data[0] = 0
+    model = personalize(nn.Sequential(layer), [LoRA("0", rank=1, dora=True)])
+    assert torch.equal(model(torch.ones(1, 3)), layer(torch.ones(1, 3)))
+    with pytest.raises(ConfigError, match="has groups, which DoRA"):
+        personalize(nn.Sequential(nn.Conv1d(4, 4, 1, groups=2)), [LoRA("0", rank=2, dora=True)])
+
+
+def test_manifest_says_dora_only_where_it_is_used() -> None:
+    assert "dora" not in LoRA("0").as_dict()
+    config = LoRA("0", dora=True)
+    assert make_config("lora", config.as_dict()) == config
 
 
 def test_transformer_layer_of_torch_uses_the_module() -> None:
@@ -167,6 +270,7 @@ def test_transformer_layer_of_torch_uses_the_module() -> None:
         ({"targets": "0", "alpha": -1.0}, "alpha"),
         ({"targets": ()}, "no layer pattern"),
         ({"targets": [""]}, "no layer pattern"),
+        ({"targets": "0", "dora": 1}, "neither True nor False"),
     ],
 )
 def test_wrong_settings_are_named(settings_: dict[str, object], text: str) -> None:

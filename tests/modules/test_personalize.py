@@ -116,11 +116,73 @@ def test_call_replaces_frozen_tensors_too_and_names_unknown_ones() -> None:
     assert "head.lora_A" in caught.value.mend
 
 
-def test_backbone_that_is_shared_by_two_paths_gets_one_module() -> None:
-    layer = nn.Linear(4, 4)
-    backbone = nn.ModuleDict({"first": layer, "second": layer})
-    names = [i.name for i in personalize(backbone, [LoRA("second", rank=2)]).device_tensors()]
-    assert names == ["first.lora_A", "first.lora_B"]
+class Twice(nn.Module):
+    """One layer in three places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(4, 4)
+        self.layers = nn.ModuleList([self.first, nn.Linear(4, 4), self.first])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+
+
+@pytest.mark.parametrize("path", ["first", "layers.0", "layers.2", "*.2", "re:layers\\.2"])
+def test_a_layer_in_several_places_gets_one_module_by_any_of_its_names(path: str) -> None:
+    for module in (LoRA(path, rank=2), Head(path)):
+        model = personalize(Twice(), [module])
+        names = [info.name for info in model.device_tensors()]
+        assert len(names) == 2
+        assert all(name.startswith("first.") for name in names)
+        assert not set(names) & model.frozen_tensors().keys()
+        assert model.backbone_digest() == tensor_digest(Twice())
+
+
+def test_a_call_with_other_values_leaves_the_models_own_in_every_place() -> None:
+    model, x = personalize(Twice(), [LoRA("first", rank=2)]), torch.randn(3, 4)
+    before, output = model.values(), model(x)
+    other = {name: value + 1 for name, value in before.items()}
+    moved = model.call(other, x)
+    assert not torch.allclose(moved, output)
+    assert all(torch.equal(value, before[name]) for name, value in model.values().items())
+    assert torch.equal(model(x), output)
+    model.load_values(other)
+    assert torch.equal(model(x), moved)
+
+
+def test_gradients_of_all_uses_of_a_layer_are_summed() -> None:
+    backbone, x = Twice(), torch.randn(3, 4)
+    backbone(x).square().sum().backward()
+    for module, path in ((Head("layers.2"), "first"), (Head("layers"), "first"), (Head("*"), "first")):
+        model = personalize(backbone, [module])
+        model(x).square().sum().backward()
+        names = [info.name for info in model.device_tensors()]
+        grad = model.train_parameters()[names.index(f"{path}.weight")].grad
+        torch.testing.assert_close(grad, backbone.first.weight.grad)
+
+
+def test_a_frozen_weight_that_two_layers_share_is_given_to_both() -> None:
+    backbone, (tokens,) = tied_decoder()
+    model = personalize(backbone, [LoRA("*.up", rank=2)])
+    zeros = torch.zeros_like(backbone.embed.weight)
+    assert not bool(model.call({"embed.weight": zeros}, tokens).any())
+    assert bool(model(tokens).any())
+
+
+@pytest.mark.parametrize("pattern", ["module.first", "first", "re:module\\.fir.t", "*first"])
+def test_wrappers_are_taken_off_and_their_names_still_match(pattern: str) -> None:
+    backbone, x = Twice(), torch.randn(3, 4)
+    model = personalize(nn.DataParallel(backbone), [LoRA(pattern, rank=2)], example=(x,))
+    assert [info.name for info in model.device_tensors()] == ["first.lora_A", "first.lora_B"]
+    assert torch.equal(model(x), backbone(x))
+    compiled = personalize(torch.compile(nn.DataParallel(backbone)), [LoRA("_orig_mod.module.first", rank=2)])
+    assert torch.equal(compiled(x), backbone(x))
+    with pytest.raises(UnknownNameError, match="matches no layer of Twice"):
+        personalize(backbone, [LoRA("module.first")])
 
 
 class Uncalled(nn.Module):
@@ -149,6 +211,8 @@ def _bad_backbones() -> dict[str, tuple[nn.Module, str]]:
         "lazy": (nn.Sequential(nn.LazyLinear(3)), r"'0\.weight' has no shape yet"),
         "no copy": (holding, "cannot be copied"),
         "half": (nn.Sequential(nn.Linear(2, 2)).half(), "float16, not float32"),
+        "bfloat16": (nn.Sequential(nn.Linear(2, 2)).bfloat16(), "weight of layer '0' is torch.bfloat16"),
+        "a container": (nn.Sequential(nn.Sequential(nn.Linear(2, 2))), "'0' is a Sequential"),
     }
 
 

@@ -322,6 +322,37 @@ def _route_tied(graph: fx.GraphModule, tied: set[int]) -> None:
     graph.recompile()
 
 
+#: Products with a bias, and the place of the bias among their arguments.
+_BIASED = {_aten.linear.default: 2, _aten.addmm.default: 0, _aten.convolution.default: 2}
+
+
+def _own_biases(graph: fx.GraphModule) -> None:
+    """Give each product a bias of its own where something that is no product reads the constant too, in place.
+
+    XNNPACK packs a bias into the product and drops it, so that another operator of the same delegate would read memory
+    that is not there: a crash of the process (ExecuTorch 1.5.1).
+    """
+    for node in [n for n in graph.graph.nodes if n.op == "get_attr"]:
+        products = [
+            user
+            for user in node.users
+            if (place := _BIASED.get(user.target)) is not None
+            and len(user.args) > place
+            and user.args[place] is node
+        ]
+        if not products or len(products) == len(node.users):
+            continue
+        name = f"{node.target}_bias"
+        graph.register_buffer(name, getattr(graph, node.target).detach().clone())
+        with graph.graph.inserting_before(node):
+            own = graph.graph.get_attr(name)
+        own.meta = dict(node.meta)
+        for product in products:
+            product.replace_input_with(node, own)
+    graph.graph.lint()
+    graph.recompile()
+
+
 @contextmanager
 def _toolchain() -> Iterator[None]:
     """Use our pass manager, write no code that nobody calls, and keep the toolchain's own warnings, which name its
@@ -444,6 +475,7 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
         for name, program in programs.items():
             report(f"android: export {name}")
             _route_tied(graphs[name], tied)
+            _own_biases(graphs[name])
             as_scans(graphs[name], prepare=_prepare, delegated=True)
             _prepare(graphs[name])
             exported[name] = decomposed_once(export_graph(program, graphs[name]))

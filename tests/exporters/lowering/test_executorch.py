@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 from torch.export import decomp_utils
 
+from pfl_exporters.export import open_lowered, program_specs
 from pfl_exporters.lowering import executorch
+from pfl_exporters.targets import resolve
+from pfl_exporters.verify import cases, check_engine
+from pfl_mobile import LoRA
+from pfl_mobile.modules.personalize import personalize
+from pfl_mobile.programs.tasks import ClassificationTask
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
 from tests.exporters.models import DEPLOYMENTS
 
@@ -118,3 +124,28 @@ def test_partitions_merge_where_the_toolchain_merges_them(
     monkeypatch.setattr(executorch, "_may_merge", both)
     lowered(programs, tmp_path)
     assert min(asked[True], asked[False]) > 1
+
+
+class BiasAgain(nn.Module):
+    """Reads the bias of a product elsewhere too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.conv, self.head = nn.Linear(6, 4), nn.Conv1d(1, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first(x) * 2 - self.first.bias
+        return self.head(first + self.conv(x[:, None]).mean(-1) - self.conv.bias) + self.head.bias
+
+
+@pytest.mark.slow  # lowers; before each product had a bias of its own, the runtime read freed memory and crashed
+def test_a_bias_may_be_read_elsewhere_too(tmp_path: Path) -> None:
+    model = personalize(BiasAgain().eval(), [LoRA(["first", "head"], rank=2)])
+    task, batch = ClassificationTask(3), {"x": torch.randn(4, 6), "labels": torch.arange(4) % 3}
+    batch["weight"] = torch.ones(4)
+    programs = trace_programs(model, task, batch, batch)
+    (target,) = resolve(["android"])
+    lowered_ = target.lower(programs, tmp_path, lambda _: None)
+    with open_lowered(target, lowered_, program_specs(programs)) as session:
+        assert check_engine(session, cases(model, task, batch, batch))["grad_max_rel_err"] < 1e-4
