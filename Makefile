@@ -137,11 +137,14 @@ operators: setup
 bench: setup
 	$(BIN)/python bench/train_step.py
 
+# all that is built on Linux is built once: against stand-ins of Apple's modules, with warnings as errors
+SWIFT := PFL_STRICT=1 PFL_APPLE_STUBS=1 ios/swift.sh
 .PHONY: ios ios-scenarios ios-toolchain ios-where-possible simulator-e2e
 ios:
 	ios/swift.sh format lint --strict --recursive --parallel Sources Tests Keyboard Package.swift
-	PFL_STRICT=1 PFL_APPLE_STUBS=1 ios/swift.sh test
+	$(SWIFT) test
 	ios/apple.sh
+	python3 ios/docs.py
 
 # more for it: make simulator-e2e E2E="--destination 'platform=iOS Simulator,name=iPhone 16 Pro'"
 simulator-e2e: setup
@@ -165,9 +168,10 @@ ios-scenarios: setup
 .PHONY: round-of-three
 round-of-three: setup
 	$(BIN)/python android/desktop.py
-	PFL_STRICT=1 ios/swift.sh build --product pfl-swift-device
+	$(SWIFT) build --product pfl-swift-device
 	@if command -v mvn >/dev/null; then $(MVN) -pl core test-compile; fi
 	$(BIN)/python ios/rounds.py
+	$(BIN)/python ios/faults.py
 
 clean:
 	rm -rf $(VENV) out build android/target android/*/target ios/.build .pytest_cache .mypy_cache .ruff_cache

@@ -106,7 +106,8 @@ let targets: [Target] = [
         name: "PFLKeyboard", dependencies: ["PFLMobile", "PFLMobileSDK"], path: "Keyboard/Logic",
         swiftSettings: settings),
     .testTarget(
-        name: "PFLKeyboardTests", dependencies: ["PFLKeyboard"] + engineOfTests, path: "Keyboard/Tests",
+        name: "PFLKeyboardTests", dependencies: ["PFLKeyboard", "PFLMobile", "PFLMobileSDK"] + engineOfTests,
+        path: "Keyboard/Tests",
         swiftSettings: settings),
     // Empty where Core ML is not.
     .target(name: "PFLCoreML", dependencies: coreML, swiftSettings: settings),

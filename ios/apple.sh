@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # ios/apple.sh  type-checks the Apple-only files on Linux, against stand-ins of Apple's modules (Tests/AppleStubs). It needs what
-# `swift build` has built. What compiles here may still not compile against the real modules: only a Mac tells.
+# `PFL_APPLE_STUBS=1 ios/swift.sh build` has built. What compiles here may still not compile against the real modules: only a Mac tells.
 set -euo pipefail
 ios=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$ios"
 if [ "$(uname)" = Darwin ]; then exit; fi # the modules themselves are there
 stubs=.build/apple-stubs
-built=.build/debug/Modules
+built=.build/stubs/debug/Modules
 flags=(-swift-version 6 -package-name ios -I "$stubs" -I "$built")
 mkdir -p "$stubs"
 

@@ -9,7 +9,7 @@ It tries what must hold between the languages, and ends with an error where it d
 * folders of Swift go on in Python and back, and a folder of Python goes on in Swift;
 * two rounds that are not private: a device of Swift refuses them unless its user allows them.
 
-The program ``pfl-swift-device`` must be built (``ios/swift.sh build``), and the bundle (``python android/desktop.py``).
+What ``make round-of-three`` builds must be there: the program ``pfl-swift-device`` and the bundle.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ KOTLIN = (
     / "RoundOfThreeTest.class"
 )
 KOTLIN_DEVICE = ["mvn", "-q", "-B", "-pl", "core", "surefire:test", "-Dtest=RoundOfThreeTest"]
+#: As the Makefile builds it.
+BUILD = {"PFL_STRICT": "1", "PFL_APPLE_STUBS": "1"}
 WAIT_S = 240.0
 ROUNDS, DEVICES, EXAMPLES, WIDTH, LABELS = 2, 3, 40, 6, 4
 #: Bytes of the body of an upload that pass before it is cut off.
@@ -145,7 +147,9 @@ class Network:
 class Swift:
     """A process of ``pfl-swift-device``; what it tells is read as it comes."""
 
-    def __init__(self, folder: Path, server: str, *more: str) -> None:
+    def __init__(
+        self, folder: Path, server: str, *more: str, patience: str = "60", trusts: Path | None = None
+    ) -> None:
         rows = folder.with_suffix(".json")
         if not rows.exists():
             x, labels = _rows(sum(folder.name.encode()))
@@ -158,12 +162,13 @@ class Swift:
         self.lines = list[dict[str, Any]]()
         with self._errors.open("a") as errors:
             self.process = subprocess.Popen(
-                [*program, *given, "--server", server, "--patience", "60", *more],
+                [*program, *given, "--server", server, "--patience", patience, *more],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 stdin=subprocess.DEVNULL,
                 text=True,
                 start_new_session=True,
+                env=os.environ | BUILD | ({"PFL_SWIFT_CA": str(trusts)} if trusts else {}),
             )
         self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
@@ -188,11 +193,18 @@ class Swift:
 
     def end(self) -> dict[str, Any]:
         """Wait for its end; what it did."""
+        return self._ended(0)
+
+    def failed(self) -> dict[str, Any]:
+        """Wait for its failure; what it says of it."""
+        return self._ended(1)
+
+    def _ended(self, want: int) -> dict[str, Any]:
         code = self.process.wait(WAIT_S)
         self._reading.join(10)
         # Debian's ONNX Runtime registers its schemas twice, and says so.
         said = [line for line in self._errors.read_text().splitlines() if line and "Schema error" not in line]
-        check(code == 0 and bool(self.lines), f"a device of Swift: {self.lines[-3:]} {said[-20:]}")
+        check(code == want and bool(self.lines), f"a device of Swift: {self.lines[-3:]} {said[-20:]}")
         return self.lines[-1]
 
 

@@ -10,6 +10,7 @@ struct SettingsView: View {
     @State private var trouble: String?
     @State private var incognito = Shared.incognito
     @State private var paused = false
+    @State private var takesPart = false
     @State private var steps: Int?
     @State private var asksRevert = false
     @State private var asksErase = false
@@ -23,7 +24,7 @@ struct SettingsView: View {
                     next(standing)
                     words(standing.words)
                     examples(standing)
-                    Section("Privacy") { Text("Nothing leaves this phone.") }
+                    privacy(standing.rounds)
                     controls(standing)
                 } else if trouble == nil {
                     Text("One moment…")
@@ -65,6 +66,12 @@ struct SettingsView: View {
                 standing.waits.isEmpty
                     ? "The next training can begin now."
                     : "The next training waits: \(standing.waits.joined(separator: "; ")).")
+            if let rounds = standing.rounds, rounds.isOn {
+                Text(
+                    rounds.waits.isEmpty
+                        ? "The next round can begin now."
+                        : "The next round waits: \(rounds.waits.joined(separator: "; ")).")
+            }
             Button(steps.map { "Training: step \($0)" } ?? "Train now") { train() }
                 .disabled(standing.paused || steps != nil)
         }
@@ -92,6 +99,48 @@ struct SettingsView: View {
             }
         }
     }
+
+    private func privacy(_ rounds: Standing.Rounds?) -> some View {
+        Section("Privacy") {
+            if rounds?.isOn != true && rounds?.isLeaving != true { Text("Nothing leaves this phone.") }
+            if let rounds {
+                Toggle("Improve the keyboard together with other phones", isOn: $takesPart)
+                    .onChange(of: takesPart) { _, on in
+                        if on != rounds.isOn { act { try await $0.takePart(on) } }
+                    }
+                Text(
+                    "If this is on, changes of the shared part of the model go to \(rounds.server), clipped and only where noise hides "
+                        + "them, and along with each the number of sentences and steps it was learned with. What you type, your words, "
+                        + "your own part of the model and how well it does on your sentences never do.")
+                if rounds.isLeaving {
+                    Text(
+                        "No change leaves this phone any more. The server was out of reach and still knows this phone; it is told as "
+                            + "soon as it can be.")
+                }
+                if let trouble = rounds.trouble { Text("Rounds with other phones do not work: \(trouble).") }
+                if let unknown = rounds.unknown {
+                    Text("It is not known what was sent: \(unknown).")
+                } else if rounds.count > 0 || rounds.spent > 0 {
+                    spent(rounds)
+                }
+            }
+        }
+    }
+
+    @ViewBuilder private func spent(_ rounds: Standing.Rounds) -> some View {
+        let sent = ByteCountFormatter.string(fromByteCount: Int64(rounds.bytes), countStyle: .file)
+        Text(rounds.count == 1 ? "1 change was sent, \(sent)." : "\(rounds.count) changes were sent, \(sent) in all.")
+        if rounds.spent.isFinite {
+            Text("Privacy spent: ε \(number(rounds.spent)) of \(number(rounds.budget))")
+            Text(
+                "A round after which more than ε \(number(rounds.budget)) (δ \(String(format: "%.0e", rounds.delta))) would be spent "
+                    + "is left out. What was sent cannot be taken back.")
+        } else {
+            Text("Something was sent that nothing protected.")
+        }
+    }
+
+    private func number(_ value: Double) -> String { String(format: "%.2f", value) }
 
     private func controls(_ standing: Standing) -> some View {
         Section("Controls") {
@@ -163,6 +212,7 @@ struct SettingsView: View {
             let found = try await assistant.standing()
             standing = found
             paused = found.paused
+            takesPart = found.rounds?.isOn ?? false
         } catch {
             standing = nil
             trouble = (error as? PFLError)?.message ?? "\(error)"

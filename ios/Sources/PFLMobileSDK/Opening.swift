@@ -14,10 +14,10 @@ extension PersonalModel {
     ///   - key: keeps the key of the examples; on Apple's systems usually the Keychain, with `KeychainKey`
     /// - Throws: as `open(bundle:folder:options:)`; `.config`: the App Group is not among the app's entitlements
     public static func open(
-        bundle: URL, appGroup: String?, options: ModelOptions, key: @escaping @Sendable (URL) -> any DataKey
+        bundle: URL, appGroup: String?, options: ModelOptions? = nil, key: @escaping @Sendable (URL) -> any DataKey
     ) async throws -> PersonalModel {
         let folder = try home(of: bundle, appGroup: appGroup)
-        return try await open(bundle: bundle, in: folder, options: options, key: key)
+        return try await open(bundle: bundle, in: folder, options: options ?? ModelOptions(), key: key)
     }
 
     static func open(

@@ -98,17 +98,3 @@ final class FullDisk: Disk {
     func syncFolder(_ folder: String) throws { try real.syncFolder(folder) }
     func delete(_ path: String) throws { try real.delete(path) }
 }
-
-/// A new folder of its own, removed when nobody holds it.
-final class TestFolder: Sendable {
-    let url: URL
-
-    init() throws {
-        url = URL(fileURLWithPath: NSTemporaryDirectory()).appendingPathComponent("pfl-\(UUID().uuidString)")
-        try FileManager.default.createDirectory(at: url, withIntermediateDirectories: true)
-    }
-
-    deinit { try? FileManager.default.removeItem(at: url) }
-
-    func callAsFunction(_ name: String) -> URL { url.appendingPathComponent(name) }
-}

@@ -4,40 +4,13 @@ import Testing
 @testable import PFLMobile
 @testable import PFLOnnxRuntime
 
-private let conformance = repository.appendingPathComponent("conformance").path
-
-private func vectors(_ file: String) throws -> JSONObject {
-    try #require(try parseJSON(bytes: try readBytes("\(conformance)/\(file)")).object)
-}
-
-private func double(_ json: JSON?) throws -> Double {
-    let text = try #require(json?.string)
-    return Double(bitPattern: try #require(UInt64(text, radix: 16)))
-}
-
-private func tensor(_ json: JSON) throws -> Tensor {
-    let fields = try #require(json.object)
-    let shape = try #require(fields["shape"]?.array).compactMap(\.integer)
-    if let floats = fields["f32"]?.string {
-        let values = floats.split(separator: " ").compactMap { UInt32($0, radix: 16).map(Float.init(bitPattern:)) }
-        return .float(FloatTensor(values, shape))
-    }
-    return .long(LongTensor(try #require(fields["i64"]?.array).compactMap { $0.integer.map(Int64.init) }, shape))
-}
-
-private func tensors(_ json: JSON?) throws -> TensorSet {
-    var found: TensorSet = [:]
-    for (name, value) in try #require(json?.object) { found[name] = try tensor(value) }
-    return found
-}
-
 @Suite struct OnnxRuntimeTests {
     let bundle: ModelBundle
 
     init() throws {
-        let key = try #require(try vectors("bundles.json")["keys"]?.object?["right"]?.string)
+        let key = try Vectors.read("bundles.json")["keys"]["right"].text
         bundle = try ModelBundle.open(
-            URL(fileURLWithPath: "\(conformance)/bundles/arrays"), publicKey: try VerificationKey(key))
+            URL(fileURLWithPath: "\(Vectors.folder)/bundles/arrays"), publicKey: try VerificationKey(key))
     }
 
     private func session() throws -> any EngineSession { try openSession(bundle, engines: [OnnxRuntimeEngine()]) }
@@ -73,19 +46,6 @@ private func tensors(_ json: JSON?) throws -> TensorSet {
         #expect(try session.run("gradients", zero)["weight_sum"]?.float?.values == [0])
         for (name, value) in try session.run("gradients", inputs) {
             #expect(first[name]?.sameBits(value) == true, "\(name)")
-        }
-    }
-
-    private func expectError(
-        _ code: PFLError.Code, _ location: SourceLocation = #_sourceLocation, _ body: () throws -> Void
-    ) {
-        do {
-            try body()
-            Issue.record("nothing was refused", sourceLocation: location)
-        } catch let error as PFLError {
-            #expect(error.isA(code), "\(error)", sourceLocation: location)
-        } catch {
-            Issue.record("\(error)", sourceLocation: location)
         }
     }
 
@@ -126,7 +86,7 @@ private func tensors(_ json: JSON?) throws -> TensorSet {
 
     @Test("who vouches for nobody's programs has to say so")
     func trusted() throws {
-        let unpinned = try ModelBundle.open(URL(fileURLWithPath: "\(conformance)/bundles/arrays"))
+        let unpinned = try ModelBundle.open(URL(fileURLWithPath: "\(Vectors.folder)/bundles/arrays"))
         expectError(.signature) { _ = try openSession(unpinned, engines: [OnnxRuntimeEngine()]) }
         _ = try openSession(unpinned, engines: [OnnxRuntimeEngine()], trusted: true)
         expectError(.engineUnavailable) { _ = try openSession(unpinned, engines: [], trusted: true) }
@@ -134,10 +94,10 @@ private func tensors(_ json: JSON?) throws -> TensorSet {
 
     @Test("the newest examples tell what personalization brought")
     func evaluated() throws {
-        let vectors = try vectors("runs.json")
+        let vectors = try Vectors.read("runs.json")
         let evaluator = try Evaluator(bundle, try session())
         #expect(evaluator.golden.ok)
-        let all = Examples.arrays(joinRows(try tensors(vectors["train"]), try tensors(vectors["holdout"])))
+        let all = Examples.arrays(joinRows(try vectors["train"].tensors, try vectors["holdout"].tensors))
         let result = try evaluator.personalize(all)
         #expect(result.train + result.holdout + result.test == all.size)
         #expect(result.older == 0)
@@ -150,28 +110,28 @@ private func tensors(_ json: JSON?) throws -> TensorSet {
 
     @Test("a real bundle ends where Python ends, and its state is kept")
     func wholeRun() throws {
-        let vectors = try vectors("runs.json")
+        let vectors = try Vectors.read("runs.json")
         let close = 1e-4  // two builds of one engine, 80 steps of AdamW in float32
-        let folder = URL(fileURLWithPath: NSTemporaryDirectory()).appendingPathComponent("pfl-\(UUID().uuidString)")
-        defer { try? FileManager.default.removeItem(at: folder) }
+        let temporary = try TemporaryFolder()
+        let folder = temporary.url("state")
         let session = try session()
         let store = try PersonalStateStore(folder, model: ModelId(bundle.manifest))
         let trainer = try LocalTrainer(
             session, plan: Plan(json: bundle.planJSON()), tensors: bundle.manifest.tensors, initial: bundle.values())
         let report = try trainer.personalize(
-            .arrays(try tensors(vectors["train"])), holdout: .arrays(try tensors(vectors["holdout"])), store: store)
-        #expect(report.status.rawValue == vectors["status"]?.string)
-        #expect(report.steps == vectors["steps"]?.integer)
-        for (want, found) in zip(try #require(vectors["losses"]?.array), report.losses) {
-            #expect(abs(try double(want) - found) < close)
+            .arrays(try vectors["train"].tensors), holdout: .arrays(try vectors["holdout"].tensors), store: store)
+        #expect(try report.status.rawValue == vectors["status"].text)
+        #expect(try report.steps == vectors["steps"].int)
+        for (want, found) in zip(try vectors["losses"].items, report.losses) {
+            #expect(abs(try want.bits - found) < close)
         }
         let state = try #require(report.state)
-        for (name, want) in try tensors(vectors["tensors"]) {
+        for (name, want) in try vectors["tensors"].tensors {
             let found = try #require(state.tensors[name]).doubles
             #expect(zip(want.doubles, found).allSatisfy { abs($0 - $1) < close }, "\(name)")
         }
-        for (name, want) in try #require(vectors["after"]?.object) {
-            #expect(abs(try double(want) - (report.after[name] ?? .nan)) < close, "\(name)")
+        for (name, want) in try vectors["after"].fields {
+            #expect(abs(try want.bits - (report.after[name] ?? .nan)) < close, "\(name)")
         }
         let kept = try PersonalStateStore(folder, model: ModelId(bundle.manifest)).load()
         #expect(kept.version == report.version)

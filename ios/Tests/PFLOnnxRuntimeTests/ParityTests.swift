@@ -8,13 +8,7 @@ import Testing
 /// are left out where they are not.
 let bundles: String = {
     if let given = ProcessInfo.processInfo.environment["PFL_BUNDLES"] { return given }
-    return repository.appendingPathComponent("android/target/bundles").path
-}()
-
-let repository: URL = {
-    var folder = URL(fileURLWithPath: #filePath)
-    for _ in 0..<4 { folder.deleteLastPathComponent() }
-    return folder
+    return "\(repository)/android/target/bundles"
 }()
 
 func isThere(_ name: String) -> Bool {
@@ -67,9 +61,9 @@ let present = [
     @Test("a personal model ends where Python ends, and in no other bits than the trainer", arguments: present)
     func personalModel(_ user: User) async throws {
         let bundle = try ModelBundle.open(URL(fileURLWithPath: "\(bundles)/\(user.name).pflb"))
-        let folder = try TestFolder()
+        let folder = try TemporaryFolder()
         let model = try await PersonalModel.open(
-            bundle: URL(fileURLWithPath: "\(bundles)/\(user.name).pflb"), folder: folder("model"),
+            bundle: URL(fileURLWithPath: "\(bundles)/\(user.name).pflb"), folder: folder.url("model"),
             engines: [OnnxRuntimeEngine()], trusted: true)
         let holdout = try examples(user.name, "holdout")
         let train = try examples(user.name, "train")

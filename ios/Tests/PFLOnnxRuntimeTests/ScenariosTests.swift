@@ -7,20 +7,20 @@ import Testing
 @Suite(.enabled(if: isThere("tiny"))) struct ScenariosTests {
     private static let place = "swift-linux"
 
-    private let scenarios = repository.appendingPathComponent("conformance/scenarios")
-    private let folder: TestFolder
+    private let scenarios = URL(fileURLWithPath: "\(Vectors.folder)/scenarios")
+    private let folder: TemporaryFolder
 
     init() throws {
-        folder = try TestFolder()
+        folder = try TemporaryFolder()
         let bundles = URL(fileURLWithPath: PFLOnnxRuntimeTests.bundles)
         for name in ["tiny", "tiny-2", "talk"] {
             try FileManager.default.copyItem(
-                at: bundles.appendingPathComponent("\(name).pflb"), to: folder("\(name).pflb"))
+                at: bundles.appendingPathComponent("\(name).pflb"), to: folder.url("\(name).pflb"))
         }
         // A quarter of the bytes changed: a single one may lie between two entries, where nothing reads it.
-        var bytes = try Data(contentsOf: folder("tiny.pflb"))
+        var bytes = try Data(contentsOf: folder.url("tiny.pflb"))
         for place in bytes.count / 4..<bytes.count / 2 { bytes[place] &+= 1 }
-        try bytes.write(to: folder("damaged.pflb"))
+        try bytes.write(to: folder.url("damaged.pflb"))
     }
 
     @Test("scenarios pass, and what passed is written down")
@@ -42,7 +42,7 @@ import Testing
                 continue
             }
             var isGood = true
-            let home = folder(name)
+            let home = folder.url(name)
             try FileManager.default.createDirectory(at: home, withIntermediateDirectories: true)
             let parts = steps.reduce(into: [[]] as [[JSONObject]]) { parts, step in
                 if step["do"]?.string == "restart" { parts.append([]) }
@@ -77,7 +77,7 @@ import Testing
 
     private func run(_ file: URL, _ part: Int, _ home: URL, _ aggregator: String?) async throws -> (Status, String) {
         let program = try #require(program)
-        let arguments = [file.path, "\(part)", folder.url.path, home.path] + (aggregator.map { [$0] } ?? [])
+        let arguments = [file.path, "\(part)", folder.path, home.path] + (aggregator.map { [$0] } ?? [])
         // Whoever waits for a process holds a thread.
         return try await offload { _ in
             let process = Process()

@@ -181,7 +181,7 @@ actor Phone {
         guard let bundle else { throw Failure("a scenario begins with open") }
         opened = try await PersonalModel.open(
             bundle: bundles.appendingPathComponent("\(bundle).pflb"), folder: home.appendingPathComponent("model"),
-            options: try ModelOptions(trusted: true, engines: [OnnxRuntimeEngine()], checkpointEvery: 1))
+            options: try ModelOptions(trusted: true, checkpointEvery: 1))
     }
 
     private func open(_ step: inout Step) async throws {

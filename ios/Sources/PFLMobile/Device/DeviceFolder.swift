@@ -188,6 +188,7 @@ private struct UserFile: Body {
 ///     FOLDER/sets/<sha256>     values as downloaded; `.part` while they arrive
 ///     FOLDER/sent.json         what was sent under the device's own noise
 ///     FOLDER/spent.json        what was sent in all, for a status screen
+///     FOLDER/serves.json       what predictions use of the versions of the personal state that tasks made; of Kotlin and Swift
 ///     FOLDER/checkpoint        training under way, where the personal state lies elsewhere
 ///     FOLDER/queue/<task>.update, <task>.json     a finished update and what is to be done with it
 ///
@@ -212,6 +213,8 @@ public final class DeviceFolder {
     let sent: SentNoise
     /// What was sent, for a status screen.
     let spent: Spent
+    /// What is served of the versions that tasks made.
+    let serves: ServeNotes
     private(set) var membership: Membership?
     /// Memberships that ended here and that their aggregators were not told of yet.
     private(set) var toLeave: [Membership] = []
@@ -267,6 +270,7 @@ public final class DeviceFolder {
             begun: try begun || shared != nil && isThere(DeviceFolder.spentName), files: files)
         spent = try Spent(
             "\(path)/\(DeviceFolder.spentName)", begun: begun || shared != nil && sent.updates > 0, files: files)
+        serves = ServeNotes("\(path)/\(DeviceFolder.servesName)", files: files)
         personal =
             try shared
             ?? PersonalStateStore(
@@ -483,7 +487,7 @@ public final class DeviceFolder {
     /// copies that the aggregator counts on get the values that it knows.
     func discardWaiting() throws {
         for entry in try pending().found.reversed() {
-            if !entry.uploaded { try takeBack(personal, entry.copies, before: entry.insteadOf) }
+            if !entry.uploaded { try takeBack(personal, entry.copies, before: entry.insteadOf, serves) }
             try remove(entry.task)
         }
         for name in try list(queue) { try files.delete("\(queue)/\(name)") }
@@ -549,6 +553,7 @@ public final class DeviceFolder {
     private static let lockName = "lock"
     private static let sentName = "sent.json"
     private static let spentName = "spent.json"
+    static let servesName = "serves.json"
     private static let deviceName = "device.json"
     private static let leavingName = "leaving.json"
     private static let queueName = "queue"

@@ -195,7 +195,7 @@ final class Outbox {
     ///   - pending: what was in the queue
     func drop(_ task: String, _ what: String, _ why: String, _ pending: Pending? = nil) throws {
         if let pending, !pending.uploaded {
-            try takeBack(folder.personal, pending.copies, before: pending.insteadOf)
+            try takeBack(folder.personal, pending.copies, before: pending.insteadOf, folder.serves)
         }
         try folder.remove(task)
         counts.dropped += 1

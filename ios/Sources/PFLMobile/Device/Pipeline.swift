@@ -187,12 +187,21 @@ struct Pipeline {
     /// Copies that are sent (control variates) are kept also where the guard keeps the old state: the aggregator counts on them.
     /// They do not serve, or they would be the guard's business. `takeBack` undoes it.
     private func adopts(_ plan: Plan, _ report: TrainReport, _ trained: Trained) throws -> Int? {
-        if report.status == .adopted { return report.version }
+        if report.status == .adopted {
+            if let version = report.version { try note(version, plan.serve) }
+            return report.version
+        }
         let sent = plan.uploadCopies.filter { !plan.serve.names.contains($0) }
         if sent.isEmpty { return nil }
         var state = report.state ?? PersonalState(tensors: [:])
         for copy in sent { state.copies[copy] = trained.copies[copy] }
-        return try store.write(state)
+        let version = try store.write(state)
+        if let serve = folder.serves.of(try store.current) { try note(version, serve) }
+        return version
+    }
+
+    private func note(_ version: Int, _ serve: Serve) throws {
+        try folder.serves.put(version, serve, there: try store.numbers())
     }
 
     /// Why an update must not be sent, with all that was given before; see `PrivacyPolicy.refusal`.
@@ -218,10 +227,10 @@ struct Pipeline {
         _ plan: Plan, _ trainer: LocalTrainer, _ tested: Examples, _ state: PersonalState?
     ) throws -> (MetricPairs, MetricPairs) {
         let programs = try programs()
-        let shared = try served(plan, Work(tensors: trainer.sets["global"] ?? [:]), trainer.sets)
+        let shared = try served(plan.serve, Work(tensors: trainer.sets["global"] ?? [:]), trainer.sets)
         let first = try metricSums(programs, shared, tested, model.encoder, [], known: [])
         guard let state, !state.tensors.isEmpty else { return (first, first) }
-        let own = try served(plan, Work(state, initial: trainer.initial), trainer.sets)
+        let own = try served(plan.serve, Work(state, initial: trainer.initial), trainer.sets)
         return (first, try metricSums(programs, own, tested, model.encoder, state.words, known: []))
     }
 }
@@ -231,7 +240,8 @@ struct Pipeline {
 /// - Parameters:
 ///   - copies: their names; the rest of the personal state stays
 ///   - before: the version; 0 where there was none
-func takeBack(_ store: PersonalStateStore, _ copies: [String], before: Int) throws {
+///   - serves: where it is noted what is served of the state, which stays what it is
+func takeBack(_ store: PersonalStateStore, _ copies: [String], before: Int, _ serves: ServeNotes) throws {
     guard !copies.isEmpty, var now = try store.load().state else { return }
     var old: [String: TensorSet] = [:]
     if before != 0 {
@@ -242,7 +252,12 @@ func takeBack(_ store: PersonalStateStore, _ copies: [String], before: Int) thro
         }
     }
     for copy in copies { now.copies[copy] = old[copy] }
-    _ = try store.save(now)
+    try store.hold {
+        let serve = serves.of(try store.current)
+        let version = try store.write(now)
+        if let serve { try serves.put(version, serve, there: try store.numbers()) }
+        try store.adopt(version)
+    }
 }
 
 /// The report of two measurements; nil where no metric is finite in both. Labels are counted whole, and at least one: where examples

@@ -4,43 +4,35 @@
 /// An update counts once it is made, before its upload begins, and never again: one that is resumed has the same noise, one that
 /// is trained anew has fresh noise and counts anew.
 final class SentNoise {
-    private let path: String
-    private let files: AtomicFiles
-    private var count: Count
+    private var file: CountFile<Count>
 
     /// - Parameters:
     ///   - path: of the file; where there is none, nothing was sent
     ///   - begun: whether it must be there, so that one that is missing was lost
     /// - Throws: `.deviceFolder`: the file is damaged or was lost, so it is not known what was sent
     init(_ path: String, begun: Bool = false, files: AtomicFiles = AtomicFiles()) throws {
-        self.path = path
-        self.files = files
-        count = try SentNoise.read(path, begun)
+        file = try CountFile(
+            path, begun: begun, nothing: Count(), files: files,
+            unknown: "how much was sent under this device's noise",
+            mend: "restore it from a backup; only the user can decide to remove it and to begin to count anew")
     }
 
     /// How many there were.
-    var updates: Int { count.updates }
+    var updates: Int { file.now.updates }
 
     /// Counts an update that is about to be sent; it is on the disk when this returns.
     ///
     /// - Parameter noiseMultiplier: z > 0 of its noise, relative to its clip norm
     /// - Throws: `.storageFull`, `.unwritable`: it cannot be counted, so it must not be sent
-    func add(_ noiseMultiplier: Double) throws { try write(count.plus(noiseMultiplier)) }
+    func add(_ noiseMultiplier: Double) throws { try file.write(file.now.plus(noiseMultiplier)) }
 
     /// Has the file, so that a loss of it is seen.
-    func begin() throws {
-        if try diskErrors(path, { try status(path) }) == nil { try write(count) }
-    }
-
-    private func write(_ more: Count) throws {
-        try files.write(path, Array((pythonJSON(more.json) + "\n").utf8))
-        count = more
-    }
+    func begin() throws { try file.begin() }
 
     /// Epsilon at a delta of all that was sent, and of more updates, given by the z > 0 of each.
     func epsilon(delta: Double, _ more: [Double] = []) -> Double {
         LocalNoise.localEpsilon(
-            inverseSquares: more.reduce(count) { $0.plus($1) }.inverseSquares, delta: delta)
+            inverseSquares: more.reduce(file.now) { $0.plus($1) }.inverseSquares, delta: delta)
     }
 
     private struct Count: Body {
@@ -57,6 +49,7 @@ final class SentNoise {
             schemaVersion = try fields.required("schema_version", Fields.whole)
             updates = try fields.required("updates", Fields.whole)
             inverseSquares = try fields.required("inverse_squares", Fields.finite)
+            if updates < 0 || (inverseSquares > 0) != (updates > 0) { throw Malformed("its numbers are out of range") }
         }
 
         var json: JSON {
@@ -72,37 +65,5 @@ final class SentNoise {
             more.inverseSquares = min(inverseSquares + 1 / noiseMultiplier / noiseMultiplier, Count.most)
             return more
         }
-    }
-
-    private static func read(_ path: String, _ begun: Bool) throws -> Count {
-        let found: Count
-        do {
-            found = try Bodies.read(Count.self, try parseJSON(bytes: try readBytes(path)))
-        } catch let error as SystemError where error.isMissing {
-            if begun { throw damaged(path, "it is missing", error) }
-            return Count()
-        } catch {
-            throw damaged(path, "\(error)", error)
-        }
-        if found.schemaVersion != DeviceFolder.schemaVersion {
-            throw PFLError(
-                .deviceFolder,
-                "\(path) has schema \(found.schemaVersion), this version reads \(DeviceFolder.schemaVersion)",
-                mend: "update the app")
-        }
-        if found.updates < 0 || (found.inverseSquares > 0) != (found.updates > 0) {
-            throw damaged(path, "its numbers are out of range", nil)
-        }
-        return found
-    }
-
-    private static func damaged(_ path: String, _ why: String, _ cause: (any Error)?) -> PFLError {
-        var found = PFLError(
-            .deviceFolder,
-            "\(path) is damaged (\(why)), so it is not known how much was sent under this device's noise",
-            mend: "restore it from a backup; only the user can decide to remove it and to begin to count anew",
-            cause: cause)
-        found.damaged = (cause as? SystemError)?.isMissing ?? true
-        return found
     }
 }

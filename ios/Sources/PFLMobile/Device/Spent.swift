@@ -4,18 +4,17 @@
 /// An update counts for the promises once it is made, as it may be sent at any time from then on; for the rounds once it is
 /// accepted.
 final class Spent {
-    private let path: String
-    private let files: AtomicFiles
-    private var now: Content
+    private var file: CountFile<Content>
+    private var now: Content { file.now }
 
     /// - Parameters:
     ///   - path: of the file; where there is none, nothing was sent
     ///   - begun: whether it must be there, so that one that is missing was lost
     /// - Throws: `.deviceFolder`: the file is damaged or was lost
     init(_ path: String, begun: Bool = false, files: AtomicFiles = AtomicFiles()) throws {
-        self.path = path
-        self.files = files
-        now = try Spent.read(path, begun)
+        file = try CountFile(
+            path, begun: begun, nothing: Content(), files: files, unknown: "what was sent",
+            mend: "restore it; only the user can decide to erase everything and to begin to count anew")
     }
 
     /// Updates that were accepted.
@@ -41,9 +40,7 @@ final class Spent {
     }
 
     /// Has the file, so that a loss of it is seen.
-    func begin() throws {
-        if try diskErrors(path, { try status(path) }) == nil { try write(now) }
-    }
+    func begin() throws { try file.begin() }
 
     /// Counts an update. What a policy without any limit would not believe is no promise.
     ///
@@ -61,7 +58,7 @@ final class Spent {
         } else {
             more.unprotected += 1
         }
-        try write(more)
+        try file.write(more)
     }
 
     /// An update of so many bytes was accepted.
@@ -69,19 +66,14 @@ final class Spent {
         var more = now
         more.rounds += 1
         more.bytes += bytes
-        try write(more)
+        try file.write(more)
     }
 
     /// The aggregator is asked for a task now.
     func asked(at seconds: Double) throws {
         var more = now
         more.asked = seconds
-        try write(more)
-    }
-
-    private func write(_ more: Content) throws {
-        try files.write(path, Array((pythonJSON(more.json) + "\n").utf8))
-        now = more
+        try file.write(more)
     }
 
     private struct Promise: Body, Equatable {
@@ -111,16 +103,12 @@ final class Spent {
         init() {}
 
         init(_ fields: inout Fields) throws {
-            let version = try fields.required("schema_version", Fields.whole)
-            if version != DeviceFolder.schemaVersion {
-                throw Malformed("schema \(version), this version reads \(DeviceFolder.schemaVersion)")
-            }
+            _ = try fields.required("schema_version", Fields.whole)
             rounds = try fields.field("rounds", Fields.whole, default: 0)
             bytes = try fields.field("bytes", Fields.whole, default: 0)
             unprotected = try fields.field("unprotected", Fields.whole, default: 0)
             asked = try fields.maybe("asked", Fields.finite)
-            let promises = try fields.field("promises", Fields.named(fields.part(Promise.self)), default: [])
-            self.promises = Dictionary(promises.map { ($0.name, $0.value) }) { first, _ in first }
+            promises = try fields.byName("promises", optional: true)
         }
 
         var json: JSON {
@@ -128,26 +116,7 @@ final class Spent {
                 ("schema_version", .integer(DeviceFolder.schemaVersion)), ("rounds", .integer(rounds)),
                 ("bytes", .integer(bytes)), ("unprotected", .integer(unprotected)),
                 ("asked", .maybe(asked, JSON.double)),
-                ("promises", .object(JSONObject(promises.map { (key: $0.key, value: $0.value.json) }))))
-        }
-    }
-
-    private static func read(_ path: String, _ begun: Bool) throws -> Content {
-        func damaged(_ why: String, _ cause: any Error) -> PFLError {
-            var found = PFLError(
-                .deviceFolder, "\(path) is damaged (\(why)), so it is not known what was sent",
-                mend: "restore it; only the user can decide to erase everything and to begin to count anew",
-                cause: cause)
-            found.damaged = (cause as? SystemError)?.isMissing ?? true
-            return found
-        }
-        do {
-            return try Bodies.read(Content.self, try parseJSON(bytes: try readBytes(path)))
-        } catch let error as SystemError where error.isMissing {
-            if begun { throw damaged("it is missing", error) }
-            return Content()
-        } catch {
-            throw damaged("\(error)", error)
+                ("promises", .named(promises)))
         }
     }
 }

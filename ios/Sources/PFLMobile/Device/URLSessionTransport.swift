@@ -155,8 +155,11 @@ private func byWords(_ what: String) -> TransportFault.Kind? {
     #if canImport(FoundationNetworking)
         if what.contains("certificate has expired") { return .certificateExpired }
         if what.contains("certificate is not yet valid") { return .certificateNotYetValid }
-        for words in ["SSL certificate problem", "certificate subject name", "server certificate verification failed"]
-        where what.contains(words) { return .certificate }
+        let refused = [
+            "SSL certificate problem", "certificate subject name", "server certificate verification failed",
+            "signature failure",  // who signed it has the name of somebody known, and another key
+        ]
+        if refused.contains(where: what.contains) { return .certificate }
         if what.contains("SSL"), ["alert", "wrong version", "unsupported protocol"].contains(where: what.contains) {
             return .tls
         }

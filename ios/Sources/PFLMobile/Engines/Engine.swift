@@ -41,7 +41,7 @@ public protocol EngineSession: AnyObject, Sendable {
     func run(_ program: String, _ inputs: TensorSet) throws -> TensorSet
 }
 
-/// Loads the programs of a bundle into the first of some engines that it has programs for.
+/// Loads the programs of a bundle into the first of some engines that it has programs for and that the app brings, new enough.
 ///
 /// A runtime trusts the programs it loads, and a damaged one can end the process. So someone must vouch for them: the bundle
 /// was opened with a pinned key, or the caller knows where it came from.
@@ -56,12 +56,13 @@ public func openSession(
     _ bundle: ModelBundle, engines: [any Engine], trusted: Bool = false, threads: Int = 1
 ) throws -> any EngineSession {
     let manifest = bundle.manifest
-    let have = manifest.engines
-    guard let engine = engines.first(where: { have[$0.name] != nil }), let entry = have[engine.name] else {
-        let ours = engines.map(\.name).joined(separator: ", ")
-        let theirs = have.keys.sorted().joined(separator: ", ")
+    let ours = engines.filter { manifest.engines[$0.name] != nil }
+    if ours.isEmpty {
+        let theirs = manifest.engines.keys.sorted().joined(separator: ", ")
         throw PFLError(
-            .engineUnavailable, "bundle '\(manifest.name)' has programs for \(theirs) only, the app for \(ours)",
+            .engineUnavailable,
+            "bundle '\(manifest.name)' has programs for \(theirs) only, the app for "
+                + engines.map(\.name).joined(separator: ", "),
             mend: "export the model for one of the app's engines too, or put the engine into the app")
     }
     if !bundle.pinned && !trusted {
@@ -70,8 +71,22 @@ public func openSession(
             "nobody vouches for the programs of bundle '\(manifest.name)', and a damaged program can end the app",
             mend: "pin the key it was signed with, or say trusted if it came with the app")
     }
+    var why: PFLError?
+    for engine in ours {
+        do {
+            return try open(bundle, engine, threads)
+        } catch let error as PFLError where error.isA(.engineUnavailable) {
+            why = why ?? error
+        }
+    }
+    throw why ?? PFLError(.engineUnavailable, "there is no engine", mend: "give at least one")
+}
+
+private func open(_ bundle: ModelBundle, _ engine: any Engine, _ threads: Int) throws -> any EngineSession {
+    let manifest = bundle.manifest
+    let runtime = manifest.engines[engine.name]?.runtime
     let version = engine.version
-    if let needs = entry.runtime, let version, Versions.isOlder(version, than: needs.atLeast) {
+    if let needs = runtime, let version, Versions.isOlder(version, than: needs.atLeast) {
         throw PFLError(
             .engineUnavailable,
             "bundle '\(manifest.name)' needs \(engine.name) \(needs.atLeast) or later (it was verified with "
@@ -83,7 +98,7 @@ public func openSession(
             files: try bundle.engineFiles(engine.name), programs: manifest.programs, threads: threads)
     } catch let error as PFLError where error.code == .engine && version == nil {
         // A runtime that does not tell its version may be too old.
-        guard let needs = entry.runtime else { throw error }
+        guard let needs = runtime else { throw error }
         throw PFLError(
             .engine, "\(error.message) (it needs \(engine.name) \(needs.atLeast) or later)",
             mend: wayOut(engine, needs),

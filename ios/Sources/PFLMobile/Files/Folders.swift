@@ -25,24 +25,33 @@ private func makeFolders(_ path: String) throws {
 
 /// A lock on a folder, which ends with it or with the process. It keeps out other holders in this process too.
 final class FolderLock: Sendable {
-    private let file: OpenFile
+    /// The file in a folder that Kotlin locks, as Java locks no folders; it is made and stays.
+    static let name = ".lock"
 
-    private init(_ file: OpenFile) {
-        self.file = file
+    private let files: [OpenFile]
+
+    private init(_ files: [OpenFile]) {
+        self.files = files
     }
 
-    /// The lock of the folder itself, for which no file is made; nil where another had it all the time.
+    /// The lock of a folder as Python takes it, and as Kotlin does; nil where another had one of them all the time.
     ///
     /// - Parameter seconds: to wait for another who has it
     /// - Throws: `SystemError`: the folder cannot be opened
     static func take(_ folder: String, seconds: Double) throws -> FolderLock? {
         let until = ContinuousClock.now.advanced(by: .seconds(seconds))
-        let file = try OpenFile.open(folder, O_RDONLY)
-        while !file.lock() {
+        let opened = try OpenFile.open(folder, O_RDONLY)
+        let file: OpenFile?
+        do {
+            file = try OpenFile.open("\(folder)/\(name)", O_RDWR | O_CREAT, 0o600)
+        } catch let error as SystemError where error.isFull {
+            file = nil  // Kotlin was never here, and a full disk keeps nobody from erasing
+        }
+        while !opened.lock() || file?.lockAsJava() == false {
             if ContinuousClock.now >= until { return nil }
             usleep(20_000)
         }
-        return FolderLock(file)
+        return FolderLock([opened] + (file.map { [$0] } ?? []))
     }
 
     /// The lock of a file, which is made and stays; nil where another has it, be it of Python or of Kotlin.
@@ -50,6 +59,6 @@ final class FolderLock: Sendable {
     /// - Throws: `SystemError`: the file cannot be made
     static func take(file path: String) throws -> FolderLock? {
         let file = try OpenFile.open(path, O_RDWR | O_CREAT, 0o600)
-        return file.lock() && file.lockAsJava() ? FolderLock(file) : nil
+        return file.lock() && file.lockAsJava() ? FolderLock([file]) : nil
     }
 }

@@ -25,7 +25,7 @@ public struct Evaluator: Sendable {
     /// What the bundle's author wants done in training.
     public let plan: Plan
     /// Trains by that plan within the bundle's limits.
-    public let trainer: LocalTrainer
+    public private(set) var trainer: LocalTrainer
 
     /// An evaluator.
     ///
@@ -44,6 +44,13 @@ public struct Evaluator: Sendable {
             session, plan: plan, tensors: bundle.manifest.tensors, initial: bundle.values(),
             encoder: textEncoder(bundle).map { TrainingEncoder($0) }, sets: sets,
             most: Most(steps: limits.maxSteps, seconds: limits.maxSeconds.map(Double.init)))
+    }
+
+    /// The same with a state to begin with of which predictions use something else than the plan says, as a task's plan made it.
+    func beginning(with serve: Serve?) -> Evaluator {
+        var other = self
+        other.trainer.servesBefore = serve
+        return other
     }
 
     /// Metrics of a state on examples.
@@ -68,7 +75,7 @@ public struct Evaluator: Sendable {
         let parts = try parts(
             examples, test: test, holdout: plan.holdout, most: bundle.manifest.limits.maxExamples)
         let old = try store.map { try $0.load().state } ?? state
-        let before = try trainer.measure(parts.test, old)
+        let before = try trainer.measure(parts.test, old, serve: trainer.servesBefore)
         let report = try trainer.personalize(
             parts.train, holdout: parts.holdout, state: state, store: store, checkpoints: checkpoints,
             onProgress: onProgress, stop: stop)

@@ -35,6 +35,9 @@ public struct LocalTrainer: Sendable {
 
     private static let origin = ContinuousClock.now
 
+    /// What predictions use of the state that training begins with, where a task's plan made it; nil for what the plan says.
+    var servesBefore: Serve?
+
     /// A trainer.
     ///
     /// - Parameters:
@@ -89,12 +92,16 @@ public struct LocalTrainer: Sendable {
 
     /// Metrics of a state (nil: the shipped values) on examples, whatever the guard compares; see `metricSums`.
     ///
-    /// - Parameter known: slot words that were there when a comparison began; by default the state's own
+    /// - Parameters:
+    ///   - known: slot words that were there when a comparison began; by default the state's own
+    ///   - serve: what predictions use of the state; by default what the plan says
     /// - Throws: `.noExamples`: nothing in the examples counts
-    func measure(_ examples: Examples, _ state: PersonalState?, known: [String]? = nil) throws -> [String: Double] {
+    func measure(
+        _ examples: Examples, _ state: PersonalState?, known: [String]? = nil, serve: Serve? = nil
+    ) throws -> [String: Double] {
         let work = Work(state, initial: initial)
         let sums = try metricSums(
-            try programs(), try served(plan, work, sets), examples, encoder, work.words,
+            try programs(), try served(serve ?? plan.serve, work, sets), examples, encoder, work.words,
             known: known ?? state?.words ?? [])
         return sums.mapValues { $0.sum / $0.weight }
     }
@@ -176,8 +183,8 @@ public struct LocalTrainer: Sendable {
         private var plan: Plan { trainer.plan }
         private var seconds: Double { trainer.now() - began }
 
-        func measure(_ rows: Rows, _ work: Work) throws -> [String: Double] {
-            try programs.evaluate(rows, try served(plan, work, trainer.sets))
+        func measure(_ rows: Rows, _ work: Work, _ serve: Serve? = nil) throws -> [String: Double] {
+            try programs.evaluate(rows, try served(serve ?? plan.serve, work, trainer.sets))
         }
 
         func heldOut(_ examples: Examples, _ words: [String]) throws -> Rows {
@@ -215,7 +222,7 @@ public struct LocalTrainer: Sendable {
             var value: Double?
             var shipped: Double?
             if weights(rows).values.contains(where: { $0 > 0 }) {
-                before = try measure(rows, old)
+                before = try measure(rows, old, trainer.servesBefore)
                 value = try metric(before)
                 shipped = plan.guard.appeal == nil ? value : try shippedMetric(holdout)
             }

@@ -101,11 +101,11 @@ func keptCopies(_ plan: Plan, _ work: Work) -> [String: TensorSet] {
     return work.copies.filter { keep.contains($0.key) }
 }
 
-/// The device tensors that predictions use under the plan's `serve`. Only gradient-trained tensors have copies; a copy not yet
-/// made stands for theta.
-func served(_ plan: Plan, _ work: Work, _ sets: [String: TensorSet]) throws -> TensorSet {
+/// The device tensors that predictions use under `serve` of a plan. Only gradient-trained tensors have copies; a copy not yet made
+/// stands for theta.
+func served(_ serve: Serve, _ work: Work, _ sets: [String: TensorSet]) throws -> TensorSet {
     func resolve(_ name: String) -> TensorSet { work.copies[name] ?? sets[name] ?? work.tensors }
-    switch plan.serve {
+    switch serve {
     case .named(let set):
         return work.tensors.merging(resolve(set)) { $1 }
     case .mix(let one, let other, let alpha):

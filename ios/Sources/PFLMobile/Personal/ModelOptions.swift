@@ -2,9 +2,9 @@
 public struct ModelOptions: Sendable, Equatable {
     /// The pinned key: only a bundle signed by it is opened.
     public let key: VerificationKey?
-    /// You know who made a bundle that is opened without a key, for instance because it came with the app.
+    /// You know who made a bundle that is opened without a key. What lies in the app itself is trusted without it.
     public let trusted: Bool
-    /// In order of preference; the first that the bundle has programs for is used.
+    /// In order of preference; the first that the bundle has programs for and that the app brings, new enough, is used.
     public let engines: [any Engine]
     /// Threads of the engine.
     public let threads: Int
@@ -24,16 +24,20 @@ public struct ModelOptions: Sendable, Equatable {
 
     /// Options.
     ///
+    /// - Parameter engines: nil for those that are linked into the app, see `linkedEngines`
     /// - Throws: `.config`: a value makes no sense
     public init(
-        key: VerificationKey? = nil, trusted: Bool = false, engines: [any Engine], threads: Int = 1,
+        key: VerificationKey? = nil, trusted: Bool = false, engines: [any Engine]? = nil, threads: Int = 1,
         retention: Retention = .standard, blockedWords: Set<String> = [], test: Double = 0.2, checkpointEvery: Int = 10,
         engineIdleMs: Int = 60_000, discardOtherState: Bool = false
     ) throws {
         func refuse(_ when: Bool, _ message: String, _ mend: String) throws {
             if when { throw PFLError(.config, message, mend: mend) }
         }
-        try refuse(engines.isEmpty, "there is no engine", "give at least one")
+        let engines = engines ?? linkedEngines()
+        try refuse(
+            engines.isEmpty, "there is no engine",
+            "link PFLCoreML, PFLExecuTorch or PFLOnnxRuntime into the app, or give at least one")
         try refuse(threads < 1, "\(threads) threads", "give 1 or more")
         try refuse(
             !(test > 0 && test < 1), "the test part is \(test)", "give a share between 0 and 1, for instance 0.2")

@@ -55,13 +55,13 @@ final class ModelRoom: @unchecked Sendable {
     static let examples = "examples"
     static let key = "examples.key"
     static let rounds = "rounds"
-    static let names: Set<String> = ["state", unpacked, paused, erasing, examples, key, rounds]
+    static let names: Set<String> = ["state", unpacked, paused, erasing, examples, key, rounds, FolderLock.name]
     private static let versions = 5
     private static let stateSeconds = 2.0
 
     init(
         _ home: String, _ bundle: ModelBundle, _ options: ModelOptions, _ examples: any ExampleStore,
-        _ lock: FolderLock,
+        _ lock: FolderLock, _ comesWithTheApp: Bool,
         _ clock: @escaping @Sendable () -> Double, _ disk: any Disk
     ) throws {
         self.home = home
@@ -94,13 +94,17 @@ final class ModelRoom: @unchecked Sendable {
             blockedWords = try wordsToForget(options.blockedWords.sorted(), rules: rules)
         }
         engine = EngineRoom(idleMs: options.engineIdleMs) {
-            try openSession(bundle, engines: options.engines, trusted: options.trusted, threads: options.threads)
+            try openSession(
+                bundle, engines: options.engines, trusted: options.trusted || comesWithTheApp, threads: options.threads)
         }
         if try diskErrors(home, { try status("\(home)/\(ModelRoom.erasing)") }) != nil {
             try ModelRoom.eraseAll(home, files, rounds, store, examples, notes)
         }
-        try store.carryOver(sameWeights: bundle.manifest.frozenSha256 != nil, discard: options.discardOtherState)
-        now = Locked(try ModelRoom.load(store, plan, initial, encoder))
+        let sameWeights = bundle.manifest.frozenSha256 != nil
+        // The last training was of what is gone.
+        if try store.carryOver(sameWeights: sameWeights, discard: options.discardOtherState) { try notes.erase() }
+        try rounds.keepServes()
+        now = Locked(try ModelRoom.load(store, rounds, plan, initial, encoder))
         let isPaused = try diskErrors(home, { try status("\(home)/\(ModelRoom.paused)") }) != nil
         flags { $0.paused = isPaused }
     }
@@ -111,11 +115,11 @@ final class ModelRoom: @unchecked Sendable {
 
     /// Takes what the store has.
     func load() throws {
-        now.now = try ModelRoom.load(store, plan, initial, encoder)
+        now.now = try ModelRoom.load(store, rounds, plan, initial, encoder)
     }
 
     private static func load(
-        _ store: PersonalStateStore, _ plan: Plan, _ initial: TensorSet, _ encoder: TextEncoder?
+        _ store: PersonalStateStore, _ rounds: Rounds, _ plan: Plan, _ initial: TensorSet, _ encoder: TextEncoder?
     ) throws -> Serving {
         let loaded = try store.load()
         let blocked = try store.blocked()
@@ -123,7 +127,8 @@ final class ModelRoom: @unchecked Sendable {
         let sets = ["initial": initial, "global": initial]
         return Serving(
             version: loaded.version, state: loaded.state,
-            tensors: try served(plan, Work(loaded.state, initial: initial), sets),
+            tensors: try served(
+                rounds.serves(loaded.version) ?? plan.serve, Work(loaded.state, initial: initial), sets),
             encoder: try encoder.map { try (blocked.size == 0 ? $0 : try $0.withBlocked(blocked)).withWords(words) },
             blocked: blocked, warnings: loaded.warnings)
     }
@@ -289,6 +294,18 @@ final class ModelRoom: @unchecked Sendable {
         return row
     }
 
+    /// A label that is no class would spoil every batch that it is in.
+    func checkLabels(_ row: Rows) throws {
+        guard let classes = bundle.manifest.task.vocabulary, case .long(let labels)? = row["labels"],
+            let wrong = labels.values.first(where: { $0 < 0 || $0 >= classes })
+        else { return }
+        throw PFLError(
+            .data, "the label \(wrong) is not in 0..\(classes - 1)",
+            mend: wrong < 0
+                ? "a label that must not count gets the weight 0 and any class, 0 for instance"
+                : "number the classes from 0, or export the model with as many outputs as there are classes")
+    }
+
     // ---- learning
 
     /// Training was stopped; whoever did so knows.
@@ -341,7 +358,7 @@ final class ModelRoom: @unchecked Sendable {
             }
         }
         let checkpoints = try Checkpoints(store.checkpoint, model: id, every: options.checkpointEvery)
-        return try Evaluator(bundle, watched).personalize(
+        return try Evaluator(bundle, watched).beginning(with: rounds.serves(began)).personalize(
             given, test: options.test, store: store, checkpoints: checkpoints, onProgress: onProgress
         ) { interrupt.isSet || isStopping }
     }

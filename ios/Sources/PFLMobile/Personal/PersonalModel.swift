@@ -69,13 +69,14 @@ public actor PersonalModel {
     /// - Parameter arrays: as the inputs of the program `gradients` name them, without the first axis, or with one of 1; `weight`
     ///   may be missing and is 1 then
     /// - Throws: `.config`: the bundle takes texts; `.tensorMismatch`: the arrays are not those of the bundle; `.data`: a weight
-    ///   is negative, or a number is not finite; `.state`: the examples cannot be used, or the model is closed
+    ///   is negative, a number is not finite, or a label is none of the model's classes; `.state`: the examples cannot be used, or the model is closed
     @discardableResult
     public func remember(_ arrays: TensorSet) async throws -> RememberResult {
         if takesText { throw noArrays("give a text") }
         return try await doing { room, _ in
             let row = try room.row("gradients", arrays)
             try checkRows(row, "example")
+            try room.checkLabels(row)
             if room.isPaused { return .refused(.paused) }
             if weights(row).values.allSatisfy({ $0 == 0 }) { return .refused(.empty) }
             return try room.keep(.arrays(row))
@@ -83,13 +84,10 @@ public actor PersonalModel {
     }
 
     /// The same for a classifier of `features` in one array.
+    ///
+    /// - Parameter label: from 0 to the number of classes less 1
     @discardableResult
     public func remember(_ features: [Float], label: Int) async throws -> RememberResult {
-        let classes = room.bundle.manifest.task.vocabulary
-        if label < 0 || classes.map({ label >= $0 }) ?? false {
-            throw PFLError(
-                .data, "the label is \(label)", mend: "give one from 0 to \((classes ?? .max) - 1)")
-        }
         let (name, value) = try room.row("gradients", features)
         return try await remember([name: value, "labels": .long(LongTensor([Int64(label)], [1]))])
     }
@@ -367,26 +365,31 @@ extension PersonalModel {
     private static let opening = AsyncMutex()
     private static let opened = Locked<[String: Opened]>([:])
     private static let lockSeconds = 0.2
+    /// Where the app's copy of its bundle may lie before the first opening.
+    private static let shipped: Set<String> = ["bundle"]
 
     /// Opens the model of a bundle with what was learned before. A second opening of the same folder in this process gives the
     /// same model; it is closed when each was closed.
     ///
     /// - Parameters:
-    ///   - bundle: its folder or `.pflb` file
-    ///   - folder: where everything personal is kept; made when missing, for its owner alone. One folder for each bundle name; by
-    ///     default one in the app's support folder, named as the bundle's file
-    ///   - options: must be those of the first opening
+    ///   - bundle: its folder or `.pflb` file. What lies in the app itself is trusted; for a bundle from elsewhere pin the key that
+    ///     signed it
+    ///   - folder: where everything personal is kept, and nothing else; made when missing, for its owner alone. One folder for each
+    ///     bundle name; by default one in the app's support folder, named as the bundle's file
+    ///   - options: must be those of the first opening; by default the engines that are linked into the app, and the rest as
+    ///     `ModelOptions` has it
     ///   - examples: opens where the user's examples are kept; by default a `FileExampleStore` whose key lies beside it
     ///   - clock: seconds since 1970
     /// - Throws: `.bundle`: the bundle cannot be used; `.state`: another process has the folder open, or what lies there was
-    ///   learned with a bundle that does not fit this one; `.config`: this process has it open with other options, or the bundle
-    ///   does not fit itself or the options; `.storageFull`: no room to unpack the bundle; `CancellationError`
+    ///   learned with a bundle that does not fit this one; `.config`: this process has it open with other options, the bundle does
+    ///   not fit itself or the options, or the folder holds something else; `.storageFull`: no room to unpack the bundle;
+    ///   `CancellationError`
     public static func open(
-        bundle: URL, folder: URL? = nil, options: ModelOptions,
+        bundle: URL, folder: URL? = nil, options: ModelOptions? = nil,
         examples: (@Sendable (URL) throws -> any ExampleStore)? = nil,
         clock: @escaping @Sendable () -> Double = { Date().timeIntervalSince1970 }
     ) async throws -> PersonalModel {
-        try await open(bundle, folder, options, clock, RealDisk(), examples)
+        try await open(bundle, folder, options ?? ModelOptions(), clock, RealDisk(), examples)
     }
 
     /// The same with these engines and no other options.
@@ -406,6 +409,7 @@ extension PersonalModel {
         let source = bundle.standardizedFileURL.path
         let model = try await opening.withLock {
             try await offload { _ in
+                try ofItsOwn(folder.path)
                 try privateFolder(folder.path) { ModelRoom.names.contains($0) }
                 let home = try realPath(folder.path)
                 return try opened { opened in
@@ -418,7 +422,7 @@ extension PersonalModel {
                     if there.model.options != options || there.source != source {
                         throw PFLError(
                             .config, "\(home) is open already with other options, or of another bundle",
-                            mend: "use the same")
+                            mend: "give the same, or a folder of its own for each bundle")
                     }
                     opened[home]?.users += 1
                     return there.model
@@ -450,11 +454,19 @@ extension PersonalModel {
                 URL(fileURLWithPath: "\(home)/\(ModelRoom.examples)"), retention: options.retention,
                 key: FileKey(URL(fileURLWithPath: "\(home)/\(ModelRoom.key)")))
         do {
-            return try ModelRoom(home, bundle, options, kept, lock, clock, disk)
+            return try ModelRoom(home, bundle, options, kept, lock, comesWithTheApp(source), clock, disk)
         } catch {
             try? kept.close()
             throw error
         }
+    }
+
+    /// Whether a file lies in the app, of which an extension is a part. Who can change it there can change the program too.
+    private static func comesWithTheApp(_ file: URL) -> Bool {
+        var app = Bundle.main.bundleURL
+        if app.pathExtension == "appex" { app = app.deletingLastPathComponent().deletingLastPathComponent() }
+        guard let app = try? realPath(app.path), app != "/", let found = try? realPath(file.path) else { return false }
+        return found.hasPrefix(app + "/")
     }
 
     /// Whether this process has the model of a folder open.
@@ -469,7 +481,8 @@ extension PersonalModel {
     /// Removes a folder with everything that was kept in it, also where it is too damaged to be opened. How much was sent to
     /// federations is forgotten too.
     ///
-    /// - Throws: `.state`: this process or another has it open, and nothing is removed; `.unwritable`: something cannot be removed
+    /// - Throws: `.state`: this process or another has it open, or no model was ever opened there, and nothing is removed;
+    ///   `.unwritable`: something cannot be removed
     public static func erase(folder: URL) async throws {
         try await opening.withLock {
             try await offload { _ in
@@ -480,13 +493,22 @@ extension PersonalModel {
                         .state, "the personal model in \(home) is open",
                         mend: "call eraseEverything(), or close it first")
                 }
+                let there = try diskErrors(home) { try namesIn(home) }
+                if !there.isEmpty && !isHome(there) {
+                    throw PFLError(
+                        .state, "\(home) is no folder of a personal model", mend: "give the one that it was opened with"
+                    )
+                }
                 let lock = try alone(home)
                 defer { withExtendedLifetime(lock) {} }
                 try ModelRoom.mark(home, AtomicFiles())
-                var removed = true
-                for name in try diskErrors(home, { try namesIn(home) }) where name != ModelRoom.erasing {
-                    removed = (try? FileManager.default.removeItem(atPath: "\(home)/\(name)")) != nil && removed
+                func remove(_ name: String) -> Bool {
+                    (try? FileManager.default.removeItem(atPath: "\(home)/\(name)")) != nil
                 }
+                // Last what says that a model was opened there.
+                let last = [ModelRoom.erasing, FolderLock.name]
+                var removed = true
+                for name in there where !last.contains(name) { removed = remove(name) && removed }
                 guard removed, (try? FileManager.default.removeItem(atPath: home)) != nil else {
                     throw PFLError(
                         .unwritable, "\(home) cannot be removed", mend: "restart the device, and try again")
@@ -509,6 +531,23 @@ extension PersonalModel {
                 return true
             }
         }
+    }
+
+    /// Erasing removes all that lies there, so it must not be somebody else's.
+    private static func ofItsOwn(_ folder: String) throws {
+        guard try diskErrors(folder, { try PFLMobile.status(folder) })?.isFolder == true else { return }
+        let there = try diskErrors(folder) { try namesIn(folder) }
+        if isHome(there) { return }
+        if let alien = there.first(where: { !ModelRoom.names.contains($0) && !shipped.contains($0) }) {
+            throw PFLError(
+                .config, "\(folder) holds something else: \(alien)",
+                mend: "give a folder of its own, which may be missing")
+        }
+    }
+
+    /// Whether these are names in a folder where a model was opened; early versions of this package made no file for the lock.
+    private static func isHome(_ names: [String]) -> Bool {
+        names.contains(FolderLock.name) || names.contains("state") && names.contains(ModelRoom.unpacked)
     }
 
     private static func alone(_ home: String) throws -> FolderLock {

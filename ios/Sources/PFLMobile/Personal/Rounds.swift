@@ -8,6 +8,7 @@ final class Rounds: @unchecked Sendable {
     private let id: ModelId
     private let state: PersonalStateStore
     private let clock: @Sendable () -> Double
+    private let notes: ServeNotes
 
     private struct Content {
         var opened: DeviceFolder?
@@ -30,7 +31,14 @@ final class Rounds: @unchecked Sendable {
         self.id = id
         self.state = state
         self.clock = clock
+        notes = ServeNotes("\(home)/\(DeviceFolder.servesName)")
     }
+
+    /// What predictions use of a version that a round made; nil for any other.
+    func serves(_ version: Int) -> Serve? { notes.of(version) }
+
+    /// Versions that are gone may have their numbers given anew.
+    func keepServes() throws { try notes.keep(try state.numbers()) }
 
     private func isThere() throws -> Bool { try diskErrors(home) { try PFLMobile.status(home) } != nil }
 
@@ -319,14 +327,15 @@ actor RoundsWorker {
 private final class EngineOnDemand: EngineSession, @unchecked Sendable {
     private let room: ModelRoom
     private var entered: (any EngineSession)?
-    let name: String
+    private let first: String
+    var name: String { entered?.name ?? first }
     let programs: [String: ProgramSpec]
 
     init(_ room: ModelRoom) throws {
         self.room = room
         let manifest = room.bundle.manifest
         // Where there is none for this bundle, opening says so.
-        name =
+        first =
             try room.options.engines.first { manifest.engines[$0.name] != nil }?.name ?? room.engine.use { $0.name }
         programs = Dictionary(manifest.programs.map { ($0.name, $0) }) { first, _ in first }
     }

@@ -44,6 +44,15 @@ extension Fields {
         try required(name, Fields.named(part(Part.self)))
     }
 
+    /// Objects by name, in no order.
+    ///
+    /// - Parameter optional: whether the field may be missing where there are none
+    mutating func byName<Part: Body>(_ name: String, optional: Bool = false) throws -> [String: Part] {
+        let read = Fields.named(part(Part.self))
+        let found = try optional ? field(name, read, default: []) : required(name, read)
+        return Dictionary(found.map { ($0.name, $0.value) }) { first, _ in first }
+    }
+
     /// Any object of JSON.
     static func anyObject(_ json: JSON, _ path: String) throws -> JSONObject {
         guard let object = json.object else { throw Malformed("\(path): an object is expected") }
@@ -87,6 +96,16 @@ extension Fields {
 extension JSON {
     /// The value, or null.
     static func maybe<Value>(_ value: Value?, _ json: (Value) -> JSON) -> JSON { value.map(json) ?? .null }
+
+    /// Objects by name, in this order.
+    static func named(_ parts: [(name: String, value: some Body)]) -> JSON {
+        .object(JSONObject(parts.map { (key: $0.name, value: $0.value.json) }))
+    }
+
+    /// Objects by name, in the order of the names.
+    static func named(_ parts: [String: some Body]) -> JSON {
+        named(parts.sorted { nameOrder($0.key, $1.key) }.map { (name: $0.key, value: $0.value) })
+    }
 }
 
 /// Which model a device has: name, version and fingerprint of its bundle.
@@ -399,7 +418,7 @@ struct RoundTask: Body {
     var json: JSON {
         object(
             ("id", .string(id)), ("round", .integer(round)), ("version", .integer(version)), ("plan", .object(plan)),
-            ("sets", .object(JSONObject(sets.map { (key: $0.name, value: $0.value.json) }))),
+            ("sets", .named(sets)),
             ("layout", .array(layout.map(\.json))), ("reports", .texts(reports)), ("privacy", privacy.json),
             ("evaluate", .bool(evaluate)), ("expires", .double(expires)), ("expires_in_s", .double(expiresInS)),
             ("update_url", .string(updateURL)))
@@ -465,7 +484,7 @@ struct LatestVersion: Body {
     var json: JSON {
         object(
             ("version", .integer(version)), ("round", .maybe(round, JSON.integer)),
-            ("sets", .object(JSONObject(sets.map { (key: $0.name, value: $0.value.json) }))),
+            ("sets", .named(sets)),
             ("privacy", .object(privacy)), ("created", .double(created)))
     }
 }
@@ -569,11 +588,8 @@ struct EvaluationReport: Body {
     }
 
     init(_ fields: inout Fields) throws {
-        func sums(_ named: [(name: String, value: MetricSum)]) -> [String: MetricSum] {
-            Dictionary(named.map { ($0.name, $0.value) }) { first, _ in first }
-        }
-        global = sums(try fields.namedBodies("global"))
-        personalized = sums(try fields.namedBodies("personalized"))
+        global = try fields.byName("global")
+        personalized = try fields.byName("personalized")
         adopted = try fields.required("adopted", Fields.truth)
         if max(global.count, personalized.count) > EvaluationReport.mostMetrics {
             throw Malformed("more than \(EvaluationReport.mostMetrics) metrics")
@@ -581,11 +597,7 @@ struct EvaluationReport: Body {
     }
 
     var json: JSON {
-        func sums(_ sums: [String: MetricSum]) -> JSON {
-            .object(
-                JSONObject(sums.sorted { nameOrder($0.key, $1.key) }.map { (key: $0.key, value: $0.value.json) }))
-        }
-        return object(("global", sums(global)), ("personalized", sums(personalized)), ("adopted", .bool(adopted)))
+        object(("global", .named(global)), ("personalized", .named(personalized)), ("adopted", .bool(adopted)))
     }
 }
 

@@ -42,7 +42,7 @@ public final class PersonalStateStore: StateStore {
 
     private static let currentName = "CURRENT"
     private static let forgottenName = "FORGOTTEN"
-    private static let names = [currentName, "checkpoint", "user.json", ".lock"]
+    private static let names = [currentName, "checkpoint", "user.json", FolderLock.name]
 
     /// A store.
     ///
@@ -299,7 +299,7 @@ public final class PersonalStateStore: StateStore {
         try hold {
             // The pointer first, as nothing serves without it; no file is written, as the disk may be full.
             try files.delete("\(folder)/\(PersonalStateStore.currentName)")
-            for name in try list() {
+            for name in try list() where name != FolderLock.name {
                 let file = "\(folder)/\(name)"
                 if let found = try? status(file, links: false), found.isFile { try files.delete(file) }
             }
@@ -314,8 +314,10 @@ public final class PersonalStateStore: StateStore {
     ///   - sameWeights: whether an equal fingerprint says that the frozen weights are equal; else the tensors may be the same
     ///     by chance
     ///   - discard: removes versions that do not fit, rather than leaving them to be refused; forgotten words stay
+    /// - Returns: whether any was removed
     /// - Throws: `.storageFull`: the disk is full; call again once there is space
-    func carryOver(sameWeights: Bool, discard: Bool) throws {
+    @discardableResult
+    func carryOver(sameWeights: Bool, discard: Bool) throws -> Bool {
         try hold {
             var gone: [Int] = []
             for number in try numbers() {
@@ -330,10 +332,11 @@ public final class PersonalStateStore: StateStore {
                     gone.append(number)
                 }
             }
-            if gone.isEmpty { return }
+            if gone.isEmpty { return false }
             if gone.contains(try current) { try pointTo(0) }
             try files.delete(checkpoint)
             for number in gone { try files.delete(path(number)) }
+            return true
         }
     }
 
@@ -364,7 +367,8 @@ public final class PersonalStateStore: StateStore {
 
     private func list() throws -> [String] { try diskErrors(folder) { try namesIn(folder) } }
 
-    private func numbers() throws -> [Int] { try list().compactMap(PersonalStateStore.number).sorted() }
+    /// Of all saved versions, in order.
+    func numbers() throws -> [Int] { try list().compactMap(PersonalStateStore.number).sorted() }
 
     private static func number(_ name: String) -> Int? {
         guard name.hasSuffix(".safetensors") else { return nil }

@@ -92,21 +92,6 @@ import Testing
 
     private func isPut(_ request: TransportRequest) -> Bool { request.method == "PUT" }
 
-    private func expectFailure(
-        _ code: PFLError.Code, _ location: SourceLocation = #_sourceLocation, _ body: () async throws -> Void
-    ) async -> PFLError? {
-        do {
-            try await body()
-            Issue.record("nothing was refused", sourceLocation: location)
-        } catch let error as PFLError {
-            #expect(error.isA(code), "\(error)", sourceLocation: location)
-            return error
-        } catch {
-            Issue.record("\(error)", sourceLocation: location)
-        }
-        return nil
-    }
-
     @Test("rounds from enrolment to the last report")
     func rounds() async throws {
         let fake = try FakeAggregator(id, rounds: 2)
@@ -167,7 +152,7 @@ import Testing
     func waits() async throws {
         let fake = try FakeAggregator(id)
         fake.instead = { $0.method == "PUT" ? .some(.stranger("", 502)) : nil }
-        _ = await expectFailure(.unreachable) { _ = try await run(fake, patienceS: 0) }
+        await expectRefused(.unreachable) { _ = try await run(fake, patienceS: 0) }
         #expect(told.kinds.filter { $0 == "finished" }.count == 1 && !told.kinds.contains("uploaded"))
         fake.instead = nil
         told.events = []
@@ -208,7 +193,7 @@ import Testing
     func revoked() async throws {
         let fake = try FakeAggregator(id)
         fake.instead = { $0.method == "PUT" ? .some(.problem("device-revoked", 403)) : nil }
-        let error = await expectFailure(.serverProblem) { _ = try await run(fake) }
+        let error = await expectRefused(.serverProblem) { _ = try await run(fake) }
         #expect(error?.code.rawValue == "device-revoked" && error?.status == 403)
         #expect(try DeviceFolder(folder, model: id).waiting == 1)
     }
@@ -217,14 +202,14 @@ import Testing
     func stricter() async throws {
         let fake = try FakeAggregator(id)
         fake.instead = { $0.method == "PUT" ? .some(.stranger("", 502)) : nil }
-        _ = await expectFailure(.unreachable) { _ = try await run(fake, patienceS: 0) }
+        await expectRefused(.unreachable) { _ = try await run(fake, patienceS: 0) }
         fake.instead = nil
         #expect(try await run(fake, policy: PrivacyPolicy(onlyLocal: true)).dropped == 1)
         #expect(told.dropped.first?.contains("no noise of its own") == true)
 
         let other = try FakeAggregator(id)
         other.instead = { $0.method == "PUT" ? .some(.stranger("", 502)) : nil }
-        _ = await expectFailure(.unreachable) { _ = try await run(other, patienceS: 0) }
+        await expectRefused(.unreachable) { _ = try await run(other, patienceS: 0) }
         other.instead = nil
         clock.now += 61
         try await run(other)
@@ -255,14 +240,14 @@ import Testing
         let fake = try FakeAggregator(id)
         let other = ModelId(name: id.name, version: "2", fingerprint: id.fingerprint)
         fake.instead = { $0.path == "/v1/federation" ? .some(.of(fake.federation(other))) : nil }
-        _ = await expectFailure(.device) { _ = try await run(fake) }
+        await expectRefused(.device) { _ = try await run(fake) }
         fake.instead = nil
         try await run(fake)
         let client = try fakeClient(fake.transport, clock, server: "http://127.0.0.1:2")
         let kept = try DeviceFolder(folder, model: id)
         let device = try device(fake, kept, client: client)
-        _ = await expectFailure(.deviceFolder) { _ = try await device.run() }
-        _ = await expectFailure(.deviceFolder) { try await device.leave() }
+        await expectRefused(.deviceFolder) { _ = try await device.run() }
+        await expectRefused(.deviceFolder) { try await device.leave() }
         #expect(client.credential == nil && kept.enrolled)
     }
 
@@ -280,7 +265,7 @@ import Testing
     func attested() async throws {
         let fake = try FakeAggregator(id)
         fake.attestation = #"["app-attest"]"#
-        _ = await expectFailure(.device) { _ = try await run(fake) }
+        await expectRefused(.device) { _ = try await run(fake) }
         try await run(fake, attest: Verdicts())
         let sent = try #require(fake.sent("/v1/devices").first)
         let want = try parseJSON(#"{"kind":"app-attest","challenge":"c1","verdict":"for c1"}"#)
@@ -291,7 +276,7 @@ import Testing
     func signIn() async throws {
         let fake = try FakeAggregator(id)
         fake.instead = { _ in .some(.stranger("<html>", 200, ["Content-Type": "text/html"])) }
-        _ = await expectFailure(.notTheAggregator) { _ = try await run(fake) }
+        await expectRefused(.notTheAggregator) { _ = try await run(fake) }
         var pages = 3
         fake.instead = { request in
             let heard = request.path != "/v1/federation" || pages < 3
@@ -307,7 +292,7 @@ import Testing
     func inPart() async throws {
         let fake = try FakeAggregator(id)
         fake.instead = { $0.path == "/v1/check-in" ? .some(.stranger("", 404)) : nil }
-        _ = await expectFailure(.notTheAggregator) { _ = try await run(fake) }
+        await expectRefused(.notTheAggregator) { _ = try await run(fake) }
         #expect(told.kinds.filter { $0 == "offline" }.count == 1)
     }
 
@@ -378,7 +363,7 @@ import Testing
         let kept = try DeviceFolder(folder, model: id)
         kept.running = true
         let device = try device(fake, kept)
-        _ = await expectFailure(.deviceFolder) { _ = try await device.run() }
+        await expectRefused(.deviceFolder) { _ = try await device.run() }
         kept.running = false
         #expect(try await device.run().rounds == 1)
         #expect(!kept.running)

@@ -268,15 +268,3 @@ import Testing
         #expect(try namesIn("\(folder.directory)/sets") == ["\(digest).part"])
     }
 }
-
-/// What protects updates, in tests.
-enum Tasks {
-    static let believed = """
-        {"mechanism": "gaussian", "clip_norm": 0.05, "noise_multiplier": 1.0, "epsilon_after": 8.0, "statement":
-         {"private": true, "epsilon": 7.0, "delta": 1e-6, "noise_multiplier": 1.0, "sampling": "none"}}
-        """
-    static let local = """
-        {"mechanism": "local", "clip_norm": 0.05, "noise_multiplier": 0.0, "local_noise_multiplier": 8.0, "statement": {}}
-        """
-    static let none = #"{"mechanism": "none", "clip_norm": null, "noise_multiplier": 0.0}"#
-}

@@ -32,21 +32,6 @@ import Testing
         #expect(try status(part) == nil, sourceLocation: location)
     }
 
-    private func refused(
-        _ code: PFLError.Code, _ location: SourceLocation = #_sourceLocation, _ body: () async throws -> Void
-    ) async -> PFLError? {
-        do {
-            try await body()
-            Issue.record("nothing was refused", sourceLocation: location)
-        } catch let error as PFLError {
-            #expect(error.isA(code), "\(error)", sourceLocation: location)
-            return error
-        } catch {
-            Issue.record("\(error)", sourceLocation: location)
-        }
-        return nil
-    }
-
     // -- downloads
 
     @Test("a set is downloaded, and a broken download goes on where it broke")
@@ -93,10 +78,10 @@ import Testing
         let other = FakeTransport([
             .of(Array(data[1000...]), 206, ["Content-Range": "bytes 1000-299999/300000"])
         ])
-        _ = await refused(.protocol) { try await PFLMobile.download(try fakeClient(other), what, to: to) }
+        await expectRefused(.protocol) { try await PFLMobile.download(try fakeClient(other), what, to: to) }
         try write(part, [])
         let more = FakeTransport([.of(data + [UInt8](repeating: 1, count: 1 << 20))])
-        _ = await refused(.protocol) { try await PFLMobile.download(try fakeClient(more), what, to: to) }
+        await expectRefused(.protocol) { try await PFLMobile.download(try fakeClient(more), what, to: to) }
         #expect(try status(to) == nil)
         #expect(try #require(try status(part)).st_size <= data.count)
     }
@@ -105,7 +90,7 @@ import Testing
     func alwaysWrong() async throws {
         let answer = FakeAnswer.of([UInt8](repeating: 0, count: data.count))
         let transport = FakeTransport { _ in answer }
-        _ = await refused(.unreachable) { try await PFLMobile.download(try fakeClient(transport), what, to: to) }
+        await expectRefused(.unreachable) { try await PFLMobile.download(try fakeClient(transport), what, to: to) }
         #expect(try status(to) == nil && status(part) == nil)
         let none = Download(sha256: Sha256.hex([UInt8]()), bytes: 0, url: "/v1/sets/x")
         try await PFLMobile.download(try fakeClient(FakeTransport()), none, to: temporary("none"))
@@ -182,12 +167,12 @@ import Testing
 
     @Test("a task that is over says why when the update is sent; more there than there is, is refused")
     func over() async throws {
-        let error = await refused(.serverProblem) {
+        let error = await expectRefused(.serverProblem) {
             _ = try await send([.of("", 404), problem("task-expired", 404)], resume: true)
         }
         #expect(error?.code.rawValue == "task-expired")
         for offset in ["300001", "-1", "x"] {
-            _ = await refused(.protocol) { _ = try await send([has(offset)], resume: true) }
+            await expectRefused(.protocol) { _ = try await send([has(offset)], resume: true) }
         }
     }
 
@@ -196,11 +181,11 @@ import Testing
     )
     func otherFaults() async throws {
         let client = try fakeClient(FakeTransport())
-        let error = await refused(.deviceFolder) {
+        let error = await expectRefused(.deviceFolder) {
             _ = try await upload(client, url, file: temporary.path, key: "key")
         }
         #expect(error?.message.contains("cannot be read") == true && !client.reached)
-        let large = await refused(.tooLargeOnTheWay) { _ = try await send([.stranger("", 413)]) }
+        let large = await expectRefused(.tooLargeOnTheWay) { _ = try await send([.stranger("", 413)]) }
         #expect(large?.message.contains("300000 bytes") == true)
     }
 }

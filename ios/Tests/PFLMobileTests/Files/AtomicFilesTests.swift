@@ -98,6 +98,22 @@ final class FailingDisk: Disk, @unchecked Sendable {
         #expect(try FolderLock.take(folder.path, seconds: 0) != nil)
     }
 
+    @Test("a lock as Python takes it and one as Kotlin takes it each keep out")
+    func locksOfOthers() throws {
+        let folder = try TemporaryFolder()
+        var python: OpenFile? = try OpenFile.open(folder.path, O_RDONLY)
+        #expect(python?.lock() == true)
+        #expect(try FolderLock.take(folder.path, seconds: 0) == nil)
+        python = nil
+        #if os(Linux)  // where Java's locks are another kind
+            var kotlin: OpenFile? = try OpenFile.open(folder(".lock"), O_RDWR | O_CREAT)
+            #expect(kotlin?.lockAsJava() == true)
+            #expect(try FolderLock.take(folder.path, seconds: 0) == nil)
+            kotlin = nil
+        #endif
+        #expect(try FolderLock.take(folder.path, seconds: 0) != nil)
+    }
+
     @Test("only regular files are read")
     func regular() throws {
         let folder = try TemporaryFolder()

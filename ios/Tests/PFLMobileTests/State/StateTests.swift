@@ -190,7 +190,7 @@ import Testing
         _ = try store.save(state(1))
         expectError(.nonFinite) { _ = try store.save(state(.nan)) }
         #expect(try value(store.load()) == 1)
-        #expect(try namesIn(folder("state")) == ["000001.safetensors", "CURRENT"])
+        #expect(try namesIn(folder("state")) == [".lock", "000001.safetensors", "CURRENT"])
     }
 
     @Test("another who changes the state is waited for, then named")
@@ -223,9 +223,12 @@ import Testing
         #expect(kept == [1, 2])
         #expect(try store.versions() == before)
         #expect(try store.load().state?.words == [])
-        #expect(try namesIn(folder("state")) == ["000001.safetensors", "000002.safetensors", "CURRENT", "FORGOTTEN"])
+        #expect(
+            try namesIn(folder("state")) == [
+                ".lock", "000001.safetensors", "000002.safetensors", "CURRENT", "FORGOTTEN",
+            ])
         try store.erase()
-        #expect(try namesIn(folder("state")).isEmpty)
+        #expect(try namesIn(folder("state")) == [".lock"])
         #expect(try store.load().state == nil)
     }
 

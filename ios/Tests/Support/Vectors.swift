@@ -3,14 +3,18 @@ import Testing
 
 @testable import PFLMobile
 
+/// The repository that these tests lie in.
+let repository: String = {
+    var folder = URL(fileURLWithPath: #filePath)
+    repeat {
+        folder.deleteLastPathComponent()
+    } while folder.path != "/"
+        && !FileManager.default.fileExists(atPath: folder.appendingPathComponent("conformance").path)
+    return folder.path
+}()
+
 /// The files of `conformance/`, which Python writes; its README says how numbers are written.
 enum Vectors {
-    static let repository: String = {
-        var folder = URL(fileURLWithPath: #filePath)
-        for _ in 0..<5 { folder.deleteLastPathComponent() }
-        return folder.path
-    }()
-
     static let folder = "\(repository)/conformance"
 
     static func read(_ file: String) throws -> JSON {
@@ -121,62 +125,4 @@ extension JSON {
     }
 
     func dumped() -> String { pythonJSON(self) }
-}
-
-/// Fails unless shape and every bit agree.
-func expectBits(
-    _ want: Tensor, _ found: Tensor?, _ what: String, _ location: SourceLocation = #_sourceLocation
-) {
-    guard let found else {
-        Issue.record("\(what) is missing", sourceLocation: location)
-        return
-    }
-    let values = "\(want.doubles.prefix(9)) but found \(found.doubles.prefix(9))"
-    #expect(want.sameBits(found), "\(what): wanted \(want.signature) \(values)", sourceLocation: location)
-}
-
-/// Fails unless names, shapes and every bit agree.
-func expectBits(
-    _ want: TensorSet, _ found: TensorSet, _ what: String, _ location: SourceLocation = #_sourceLocation
-) {
-    #expect(want.keys.sorted() == found.keys.sorted(), "\(what)", sourceLocation: location)
-    for (name, tensor) in want { expectBits(tensor, found[name], "\(what): \(name)", location) }
-}
-
-/// Fails unless names, shapes and every bit agree.
-func expectBits(
-    _ want: [String: FloatTensor], _ found: [String: FloatTensor], _ what: String,
-    _ location: SourceLocation = #_sourceLocation
-) {
-    expectBits(want.mapValues(Tensor.float), found.mapValues(Tensor.float), what, location)
-}
-
-/// Fails unless an error of this kind is thrown.
-func expectError(
-    _ code: PFLError.Code, _ what: String = "", _ location: SourceLocation = #_sourceLocation, _ body: () throws -> Void
-) {
-    do {
-        try body()
-        Issue.record("nothing was refused: \(what)", sourceLocation: location)
-    } catch let error as PFLError {
-        #expect(error.isA(code), "\(what): \(error)", sourceLocation: location)
-    } catch {
-        Issue.record("\(what): \(error)", sourceLocation: location)
-    }
-}
-
-/// A new folder of its own, removed when nobody holds it.
-final class TemporaryFolder: Sendable {
-    let path: String
-
-    init() throws {
-        path = NSTemporaryDirectory() + "pfl-\(UUID().uuidString)"
-        try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
-    }
-
-    deinit {
-        try? FileManager.default.removeItem(atPath: path)
-    }
-
-    func callAsFunction(_ name: String) -> String { "\(path)/\(name)" }
 }

@@ -134,7 +134,19 @@ func fakeClient(
         server, backoff: quick, timeoutS: 5, allowHTTP: false, transport: transport, probe: probe, sleep: clock.sleep)
 }
 
-/// A federation of one round after another, for the toy model; it can be told what to answer, and keeps everything it is sent.
+/// What protects updates, in tests.
+enum Tasks {
+    static let believed = """
+        {"mechanism": "gaussian", "clip_norm": 0.05, "noise_multiplier": 1.0, "epsilon_after": 8.0, "statement":
+         {"private": true, "epsilon": 7.0, "delta": 1e-6, "noise_multiplier": 1.0, "sampling": "none"}}
+        """
+    static let local = """
+        {"mechanism": "local", "clip_norm": 0.05, "noise_multiplier": 0.0, "local_noise_multiplier": 8.0, "statement": {}}
+        """
+    static let none = #"{"mechanism": "none", "clip_norm": null, "noise_multiplier": 0.0}"#
+}
+
+/// A federation of one round after another, for the toy model or another; it can be told what to answer, and keeps everything it is sent.
 final class FakeAggregator: @unchecked Sendable {
     static let plan = """
         {"phases": [{"kind": "move", "group": ["role:shared"], "toward": "global", "rate": 1.0},
@@ -160,10 +172,13 @@ final class FakeAggregator: @unchecked Sendable {
     private let values: [UInt8]
     private let digest: String
 
-    init(_ model: ModelId, rounds: Int = 1) throws {
+    /// - Parameter values: of the shared tensors; by default the toy's
+    init(_ model: ModelId, rounds: Int = 1, values given: [String: FloatTensor] = ["a": FloatTensor([0.1, -0.1], [2])])
+        throws
+    {
         self.model = model
         self.rounds = rounds
-        values = try Safetensors.write(["a": .float(FloatTensor([0.1, -0.1], [2]))])
+        values = try Safetensors.write(given.mapValues(Tensor.float))
         digest = Sha256.hex(values)
     }
 

@@ -1,0 +1,8 @@
+#if canImport(CoreML)
+    import PFLMobile
+
+    /// Found by its name; see `EngineProvider`.
+    final class LinkedEngine: EngineProvider {
+        static var engine: any Engine { CoreMLEngine() }
+    }
+#endif

@@ -1,0 +1,6 @@
+import PFLMobile
+
+/// Found by its name; see `EngineProvider`.
+final class LinkedEngine: EngineProvider {
+    static var engine: any Engine { OnnxRuntimeEngine() }
+}
