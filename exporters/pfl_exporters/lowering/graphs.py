@@ -15,8 +15,6 @@ from torch.export import decomp_utils
 from pfl_mobile.errors import ExportError
 from pfl_mobile.programs.trace import TracedProgram
 
-from .loops import as_scans, has_loops
-
 _aten = torch.ops.aten
 
 #: Entry of a node's ``meta``: the name that the node, or the one in whose place it is, has in the traced graph. It goes
@@ -203,19 +201,6 @@ def export_traced(program: TracedProgram) -> torch.export.ExportedProgram:
     if found is None:
         found = _exported[program.graph] = export_graph(program)
     return found._update(copy.deepcopy(found.graph_module), copy.deepcopy(found.graph_signature))
-
-
-def export_with_loops(program: TracedProgram) -> torch.export.ExportedProgram:
-    """As :func:`export_traced`, with recurrent operators as scans, which toolchains know.
-
-    Raises:
-        ExportError: ``torch.export`` refuses the graph.
-    """
-    if not has_loops(program.graph):
-        return export_traced(program)
-    graph = shared_copy(program.graph)
-    as_scans(graph)
-    return export_graph(program, graph)
 
 
 def export_graph(program: TracedProgram, graph: fx.GraphModule | None = None) -> torch.export.ExportedProgram:

@@ -12,8 +12,10 @@ from torch import Tensor, fx
 from pfl_mobile.programs.closed_forms import decompositions
 from pfl_mobile.programs.forms.recurrences import LOOPS, Loop, loop_of, run
 from pfl_mobile.programs.simplify import simplify
+from pfl_mobile.programs.trace import TracedProgram
 
 from .expand import expand
+from .graphs import export_graph, export_traced, shared_copy
 
 _aten = torch.ops.aten
 
@@ -41,6 +43,19 @@ def as_scans(
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()
+
+
+def export_with_loops(program: TracedProgram) -> torch.export.ExportedProgram:
+    """As :func:`export_traced`, with recurrent operators as scans, which toolchains know.
+
+    Raises:
+        ExportError: ``torch.export`` refuses the graph.
+    """
+    if not has_loops(program.graph):
+        return export_traced(program)
+    graph = shared_copy(program.graph)
+    as_scans(graph)
+    return export_graph(program, graph)
 
 
 def unroll(graph: fx.GraphModule) -> None:

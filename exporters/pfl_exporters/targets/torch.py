@@ -18,7 +18,7 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     """Write ``torch/<program>.pt2`` for every program."""
     import torch
 
-    from pfl_exporters.lowering.graphs import export_with_loops
+    from pfl_exporters.lowering.loops import export_with_loops
     from pfl_mobile.bundle.versions import release
 
     files, paths = {}, {}
