@@ -8,13 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pfl_exporters.targets import resolve, with_engines
-from pfl_mobile.cli.common import EXIT_CODES, Json, Reporter, console, print_json, run, size, table
-from pfl_mobile.errors import ConfigError, UnwritableError, missing_package
+from pfl_exporters.targets import TARGETS, Target, resolve, with_engines
+from pfl_mobile.cli.common import (
+    EXIT_CODES,
+    FAILED,
+    OK,
+    Json,
+    Reporter,
+    console,
+    print_json,
+    run,
+    size,
+    table,
+)
+from pfl_mobile.errors import ConfigError, MissingDependencyError, UnwritableError, missing_package
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pfl_exporters.check import CheckReport
     from pfl_exporters.export import ExportReport
     from pfl_mobile.text.vocabulary import VocabularyRule
 
@@ -23,7 +35,8 @@ app = typer.Typer(name="pfl-export", add_completion=False, rich_markup_mode="mar
 
 @app.command(
     epilog="Examples:  pfl-export keyboard --target android --out keyboard.pflb --sign release.pem;  "
-    "pfl-export my_model.py:build --target android,ios --engine onnxruntime.  " + EXIT_CODES
+    "pfl-export my_model.py:build --target android,ios --engine onnxruntime;  "
+    "pfl-export --check my_model.py:build.  " + EXIT_CODES
 )
 def export(
     model: Annotated[
@@ -89,6 +102,18 @@ def export(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the random batches for the comparison.")] = 0,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Only say, in seconds, which targets will take the model and what stands in the way; nothing is "
+            "lowered, written or verified. Without --target: all of them.",
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", help="Show what the toolchains print and log, too."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Export a personalizable model as a bundle of verified on-device training programs.
@@ -106,10 +131,28 @@ def export(
 
     JSON: bundle, name, version, engines, total_bytes, planned_memory_bytes, frozen_bytes, verified (by engine:
     loss_rel_err, grad_max_rel_err), vocabulary (rule, users, kept, left_out by each rule), seconds (by step).
+    With --check: name, ok, verified (false), refused (why no target takes it, or null), targets (by name: takes,
+    obstacles with operator, program, layer, file, line and why, note), parameters, trained (tensors, numbers),
+    frozen_bytes, operators (by program), compared_with_pytorch, seconds; the exit code is 1 where a target will not
+    take the model.
     """
-    targets = _targets(target or ["android"], engine or [])
+    from pfl_exporters.lowering.quiet import terminal
+    from pfl_exporters.lowering.quiet import verbose as everything
+
     rule = _rule(min_users, vocabulary_epsilon, vocabulary_delta, block)
-    with Reporter() as report:
+    if check:
+        if out is not None or sign is not None:
+            raise ConfigError("--check writes nothing", mend="leave --out and --sign out, or --check")
+        wanted = None if target is None and not engine else _targets(target or ["android"], engine or [])
+        with everything(verbose), Reporter(terminal()) as report:
+            found = _check(model, wanted, data, rule, seed, report)
+        if as_json:
+            print_json(found.to_json())
+        else:
+            _show_check(found)
+        raise typer.Exit(OK if found.ok else FAILED)
+    targets = _targets(target or ["android"], engine or [])
+    with everything(verbose), Reporter(terminal()) as report:
         done = _export(model, targets, out, sign, data, rule, seed, report)
     if as_json:
         print_json(done.to_json())
@@ -176,6 +219,76 @@ def _export(
     report(f"build the model of {function.shown}")
     deployment = function.deployment(data, report, rule)
     return export_bundle(deployment, targets, place, sign_key=key, report=report, seed=seed)
+
+
+def _check(
+    model: str,
+    wanted: Sequence[str] | None,
+    data: str | None,
+    rule: VocabularyRule | None,
+    seed: int,
+    report: Reporter,
+) -> CheckReport:
+    from pfl_mobile.cli.user_code import find_function
+
+    report(f"load {model}")
+    function = find_function(model)
+    chosen, missing = [], {}
+    try:
+        from pfl_exporters.check import check
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "pfl-export") or error from error
+    for target in _phones() if wanted is None else resolve(wanted):
+        report(f"load the tools for {target.name}")
+        try:
+            target.load()
+        except MissingDependencyError as error:
+            if wanted is not None:
+                raise
+            missing[target.name] = error.mend
+        else:
+            chosen.append(target)
+    report(f"build the model of {function.shown}")
+    deployment = function.deployment(data, report, rule, trained=False)
+    return check(deployment, chosen, seed=seed, report=report, missing=missing)
+
+
+def _phones() -> list[Target]:
+    """A target of each engine of phones, the first of its name."""
+    found: dict[str, Target] = {}
+    for target in TARGETS.all().values():
+        if target.on_phones:
+            found.setdefault(target.engine, target)
+    return list(found.values())
+
+
+def _show_check(found: CheckReport) -> None:
+    from pfl_exporters.check import NOT_VERIFIED
+
+    out = console()
+    words = {True: "nothing in the way", False: "will not take it", None: "not known"}
+    if found.refused is not None:
+        out.print(f"no target takes {found.name}: {found.refused.message}", markup=False)
+        out.print(f"mend: {found.refused.mend}", markup=False)
+        if not found.operators:
+            out.print("the trace ended there; more may stand in the way behind it", markup=False)
+    for name, answer in found.targets.items():
+        if found.refused is not None and not answer.lines:
+            continue
+        note = f" ({answer.note})" if answer.note else ""
+        out.print(f"{name}: {words[answer.takes]}{note}", markup=False)
+        for line in answer.lines:
+            out.print(f"  {line}", markup=False)
+    operators = ", ".join(f"{name} {count}" for name, count in found.operators.items())
+    out.print(
+        f"{found.name}: {found.parameters:,} parameters, {len(found.trained)} trained tensors of "
+        f"{found.trained_numbers:,} numbers, {size(found.frozen_bytes)} frozen"
+        + (f"; operators: {operators}" if operators else ""),
+        markup=False,
+    )
+    if not found.compared and found.refused is None:
+        out.print("the traced graphs were not compared with PyTorch: the model is large", markup=False)
+    out.print(NOT_VERIFIED, markup=False)
 
 
 def _check_place(out: Path) -> None:

@@ -223,16 +223,23 @@ def _export(
 
 
 def compared_with_pytorch(
-    deployment: Deployment, programs: Mapping[str, TracedProgram], seed: int = 0
+    deployment: Deployment, programs: Mapping[str, TracedProgram], seed: int = 0, *, rounds: int = 2
 ) -> list[Case]:
     """What PyTorch gives on the example batch and on others, with which the traced graphs agree.
+
+    Args:
+        deployment: the model.
+        programs: as they were traced.
+        seed: of the other batches.
+        rounds: how many others.
 
     Raises:
         ExportError: the model fails on another batch; GradientMismatchError when numbers differ.
     """
     model, task = deployment.model, deployment.task
     try:
-        reference = cases(model, task, dict(deployment.batch), deployment.inputs_of_predict(), seed=seed)
+        little = dict(deployment.inputs_of_predict())
+        reference = cases(model, task, dict(deployment.batch), little, rounds=rounds, seed=seed)
     except PflError:
         raise
     except Exception as error:  # the user's own layers and loss raise what they like

@@ -54,9 +54,9 @@ Json = Annotated[
 _USAGE_ERROR: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
-def console(*, error: bool = False) -> Console:
-    """A console on the present standard output or error."""
-    return Console(stderr=error, highlight=False, soft_wrap=True)
+def console(*, error: bool = False, file: TextIO | None = None) -> Console:
+    """A console on the present standard output or error, or on a file."""
+    return Console(stderr=error, file=file, highlight=False, soft_wrap=True)
 
 
 def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> int:
@@ -218,13 +218,16 @@ class Reporter:
     """Shows what is being done on standard error: a bar with the time left on a terminal, else a line a step.
 
     Calls take a line of text and, where it is known, the fraction that is done.
+
+    Args:
+        file: to write to, by default the present standard error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, file: TextIO | None = None) -> None:
         """Nothing is shown before the first call."""
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        self._console = console(error=True)
+        self._console = console(error=True, file=file)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

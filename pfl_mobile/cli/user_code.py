@@ -62,11 +62,17 @@ class UserFunction:
     file: str | None
 
     def deployment(
-        self, data: str | None, report: Callable[..., None], vocabulary: VocabularyRule | None = None
+        self,
+        data: str | None,
+        report: Callable[..., None],
+        vocabulary: VocabularyRule | None = None,
+        *,
+        trained: bool = True,
     ) -> Deployment:
         """Call the function, with ``data``, ``report`` and ``vocabulary`` where it takes them.
 
-        A study that it returns is deployed as its finished run left it, and is run first where it has no folder.
+        A study that it returns is deployed as its finished run left it, and is run first where it has no folder; with
+        ``trained=False`` it is deployed as it is, with a plan that says nothing of it.
 
         Raises:
             ConfigError: it needs other arguments, takes no data or vocabulary, or returns something else; the study's
@@ -94,7 +100,7 @@ class UserFunction:
             offered["data"] = data
         found = self._invoke(offered)
         if isinstance(found, Study):
-            found = _finished(found, report)
+            found = _finished(found, report) if trained else _untrained(found)
         if isinstance(found, StudyResult):
             with found:
                 return found.deployment()
@@ -287,6 +293,21 @@ def _finished(study: Study, report: Callable[..., None]) -> StudyResult:
         return study.result()
     report("train the study; the folder of a finished run of it can be exported too")
     return study.run(on_progress=report)
+
+
+def _untrained(study: Study) -> Deployment:
+    """A study's model with the task and the batch that it would be deployed with."""
+    from pfl_mobile.plan.optimizers import Sgd
+    from pfl_mobile.plan.phases import TrainPhase
+    from pfl_mobile.plan.schema import Plan
+    from pfl_mobile.programs.deployment import Deployment, text_parts
+
+    encoder = getattr(study.data, "encoder", None)
+    parts: dict[str, Any] = {"batch": study.batch}
+    if encoder is not None:
+        parts |= text_parts(encoder, len(study.batch["weight"]))
+    plan = Plan(phases=(TrainPhase(epochs=1, optimizer=Sgd(lr=0.1)),))
+    return Deployment(name=study.name, model=study.model, task=study.task, plan=plan, **parts)
 
 
 def _list(mend: str, names: list[str]) -> str:

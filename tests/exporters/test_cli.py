@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -191,3 +193,36 @@ def test_rules_for_a_vocabulary_are_handed_on_or_refused(
     ):
         assert pfl_export(*options, "--json").error["type"] == "ConfigError"
     assert pfl_export("ruled.py:build", "--block", "none.txt", "--json").error["type"] == "DataError"
+
+
+@pytest.mark.slow
+def test_nothing_but_our_own_lines_is_shown(tmp_path: Path) -> None:
+    """Neither in success nor in refusal, of toolchains in Python and in C++. All in one process, as the tools take long
+    to import."""
+    models = (
+        "import sys\nimport torch\nfrom pfl_exporters.cli import main\nfrom tests.exporters import odd\n"
+        "def fine():\n    return odd.model(torch.tanh)\n"
+        "def refused():\n    return odd.model(odd.inverse_error)\n"
+    )
+    runs = (
+        "for target in ('android', 'onnx', 'ios'):\n"
+        "    sys.stderr.write(f'-- {target} fine\\n')\n"
+        "    assert main(['m.py:fine', '--target', target, '--out', target]) == 0\n"
+        "    sys.stderr.write(f'-- {target} refused\\n')\n"
+        "    assert main(['m.py:refused', '--target', target]) == 2\n"
+    )
+    (tmp_path / "m.py").write_text(models)
+    (tmp_path / "run.py").write_text(models + runs)
+    ran = subprocess.run(
+        [sys.executable, "run.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    ours = re.compile(
+        r"(--|load|build|trace|compare|look|see whether|write|android:|ios:|onnx:|error \(|mend:) ?.*"
+    )
+    assert [line for line in ran.stderr.splitlines() if not ours.fullmatch(line)] == []
+    assert ran.stderr.count("erfinv in layer '1'") == 3
+    out = re.compile(
+        r"engine +loss error +gradient error|\w[\w-]* +[\d.e+-]+ +[\d.e+-]+||\w+: odd version 1.*|look .*"
+    )
+    assert [line for line in ran.stdout.splitlines() if not out.fullmatch(line.strip())] == []

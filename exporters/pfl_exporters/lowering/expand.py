@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from pfl_mobile.programs.closed_forms import decompositions
 
-from .graphs import TRACED_AS, traced_as
+from .names import TRACED_AS, traced_as
 
 _aten = torch.ops.aten
 

@@ -15,11 +15,9 @@ from torch.export import decomp_utils
 from pfl_mobile.errors import ExportError
 from pfl_mobile.programs.trace import TracedProgram
 
-_aten = torch.ops.aten
+from .names import TRACED_AS, traced_as
 
-#: Entry of a node's ``meta``: the name that the node, or the one in whose place it is, has in the traced graph. It goes
-#: through what toolchains make of a graph, as they keep ``meta`` and give names of their own.
-TRACED_AS = "pfl_traced_as"
+_aten = torch.ops.aten
 
 #: View operators and their forms that own their result. Phone runtimes have no aliasing views, and a transposed
 #: view cannot be reshaped without a copy, so graphs for them say the copy.
@@ -31,11 +29,6 @@ OWNING: dict[Any, Any] = {
     _aten.unsqueeze.default: _aten.unsqueeze_copy.default,
     _aten.squeeze.dims: _aten.squeeze_copy.dims,
 }
-
-
-def traced_as(node: fx.Node) -> str:
-    """The name that a node, or the one in whose place it is, has in the traced graph."""
-    return str(node.meta.get(TRACED_AS, node.name))
 
 
 def shared_copy(graph: fx.GraphModule) -> fx.GraphModule:

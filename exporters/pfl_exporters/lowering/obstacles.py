@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from pfl_mobile.programs.forms.recurrences import LOOPS
 from pfl_mobile.programs.trace import TracedProgram
 
-from .graphs import TRACED_AS
+from .names import TRACED_AS
 
 _aten = torch.ops.aten
 #: Name of a program that is a sample.

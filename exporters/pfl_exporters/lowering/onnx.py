@@ -18,8 +18,9 @@ from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.trace import TracedProgram
 
 from .files import Lowered, Report
-from .graphs import code_when_called, decomposed_once, traced_as
+from .graphs import code_when_called, decomposed_once
 from .loops import export_with_loops
+from .names import traced_as
 from .obstacles import Obstacle, Use, first_line, refused, steps, uses
 from .quiet import quiet
 

@@ -155,3 +155,13 @@ def verbose(everything: bool = True) -> Iterator[None]:
         yield
     finally:
         _verbose.reset(token)
+
+
+def terminal() -> TextIO | None:
+    """The terminal that standard error is, to write to inside of `quiet` too; None where it is no terminal."""
+    try:
+        if not sys.stderr.isatty():
+            return None
+        return open(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding, errors="backslashreplace")
+    except (OSError, ValueError):
+        return None

@@ -10,14 +10,7 @@ from pfl_exporters.lowering.files import Lowered, Report
 from pfl_exporters.targets.registry import register
 
 if TYPE_CHECKING:
-    from pfl_exporters.lowering.obstacles import Obstacle
     from pfl_mobile.programs.trace import TracedProgram
-
-
-def _missing(programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
-    from pfl_exporters.lowering import executorch
-
-    return executorch.missing(programs)
 
 
 @register(
@@ -25,7 +18,7 @@ def _missing(programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
     engine="executorch",
     tools=("executorch.exir", "torch", "pfl_exporters.lowering.executorch"),
     also=("onnxruntime",),
-    looks_up=_missing,
+    obstacles_in="pfl_exporters.lowering.executorch",
 )
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """One ``.pte`` with all programs."""

@@ -10,20 +10,7 @@ from pfl_exporters.lowering.files import Lowered, Report
 from pfl_exporters.targets.registry import L, register
 
 if TYPE_CHECKING:
-    from pfl_exporters.lowering.obstacles import Obstacle
     from pfl_mobile.programs.trace import TracedProgram
-
-
-def _missing(programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
-    from pfl_exporters.lowering import coreml
-
-    return coreml.missing(programs)
-
-
-def _trial(programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
-    from pfl_exporters.lowering import coreml
-
-    return coreml.trial(programs)
 
 
 def _of_core_ml(name: str, *, mixed: bool = False) -> Callable[[L], L]:
@@ -34,8 +21,7 @@ def _of_core_ml(name: str, *, mixed: bool = False) -> Callable[[L], L]:
         compared_by="coreml-reference",
         also=("executorch", "onnxruntime"),
         tools=("coremltools", "torch", "pfl_exporters.lowering.coreml"),
-        looks_up=_missing,
-        tries=_trial,
+        obstacles_in="pfl_exporters.lowering.coreml",
         mixed=mixed,
     )
 

@@ -7,6 +7,7 @@ listed where their tools are not installed.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from pfl_exporters.lowering.files import Lower
     from pfl_exporters.lowering.obstacles import Obstacle
     from pfl_mobile.programs.trace import TracedProgram
-
-    Finds = Callable[[Mapping[str, TracedProgram]], list[Obstacle]]
 
 L = TypeVar("L", bound="Lower")
 
@@ -36,9 +35,9 @@ class Target:
         lower: writes the files; call :meth:`load` before.
         compared_by: the engine that runs the files on the machine that exports, where ``engine`` cannot.
         also: other engines that run on the target's systems.
-        looks_up: finds operators that the runtime lacks, at once; None where nobody knows.
-        tries: finds what the toolchain refuses, in seconds, without lowering the programs; None where ``looks_up`` says
-            all.
+        obstacles_in: module whose ``missing`` finds operators that the runtime lacks, at once, and whose ``trial``,
+            where it has one, what the toolchain refuses, in seconds and without lowering the programs; None where
+            nobody knows.
         mixed: whether the programs compute in fewer bits, so that their numbers are others.
         on_phones: whether it is for phones, and not for comparing with them only.
     """
@@ -49,19 +48,24 @@ class Target:
     lower: Lower
     compared_by: str
     also: tuple[str, ...] = ()
-    looks_up: Finds | None = None
-    tries: Finds | None = None
+    obstacles_in: str | None = None
     mixed: bool = False
     on_phones: bool = True
 
     def missing(self, programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
         """The operators that the target's runtime or toolchain has not, looked up in what it says it has."""
-        return [] if self.looks_up is None else self.looks_up(programs)
+        return self._found_by("missing", programs)
 
     def obstacles(self, programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
         """`missing`, and what the toolchain refuses when one use of each operator is translated."""
-        found = self.missing(programs)
-        return found if self.tries is None else self.tries(programs)
+        return self._found_by("trial", programs)
+
+    def _found_by(self, name: str, programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
+        if self.obstacles_in is None:
+            return []
+        module = importlib.import_module(self.obstacles_in)
+        found: list[Obstacle] = getattr(module, name, module.missing)(programs)
+        return found
 
     def load(self) -> None:
         """Import the tools, which takes seconds.
@@ -84,8 +88,7 @@ def register(
     tools: Sequence[str],
     compared_by: str | None = None,
     also: Sequence[str] = (),
-    looks_up: Finds | None = None,
-    tries: Finds | None = None,
+    obstacles_in: str | None = None,
     mixed: bool = False,
     on_phones: bool = True,
 ) -> Callable[[L], L]:
@@ -97,8 +100,7 @@ def register(
         tools: modules that it needs, imported before it is called; the first is of the package that users install.
         compared_by: the engine that runs the files on the machine that exports, where ``engine`` cannot.
         also: other engines that run on the target's systems.
-        looks_up: finds operators that the runtime lacks, at once.
-        tries: finds what the toolchain refuses, in seconds, without lowering the programs.
+        obstacles_in: module that finds what the target does not take (see `Target`).
         mixed: whether the programs compute in fewer bits.
         on_phones: whether it is for phones, and not for comparing with them only.
     """
@@ -111,8 +113,7 @@ def register(
             lower,
             compared_by or engine,
             tuple(also),
-            looks_up,
-            tries,
+            obstacles_in,
             mixed,
             on_phones,
         )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from pfl_exporters.lowering.graphs import TRACED_AS
+from pfl_exporters.lowering.names import TRACED_AS
 from pfl_exporters.lowering.obstacles import blamed, first_line, operator_name, refused, sample, uses
 from pfl_exporters.targets import resolve
 from pfl_mobile.programs.simplify import annotate

@@ -29,7 +29,9 @@ each engine and compared with PyTorch's autograd. Numbers are the largest error,
 entry, of a loss to the sum of its terms; {tolerance} is allowed. **no** means that the export is refused, never that
 something wrong is written. "Core ML (interpreted)" is this project's own interpreter of the saved package, on Linux.
 
-What PyTorch decomposes into these is fine too. `make operators` makes this page; torch {torch}.
+What PyTorch decomposes into these is fine too. `pfl-export --check MODEL` looks up the operators of a whole model for
+every target, in seconds, and names those that stand in the way by layer and line. `make operators` makes this page;
+torch {torch}.
 """
 
 
