@@ -13,6 +13,7 @@ from pfl_mobile.engines.base import EngineSession
 from pfl_mobile.engines.compare import TOLERANCE, output_errors, relative_error
 from pfl_mobile.errors import ExportError, GradientMismatchError
 from pfl_mobile.modules.personalize import PersonalizedModel
+from pfl_mobile.programs.forms.recurrences import AtLeastOneStep
 from pfl_mobile.programs.mixing import where_rows_mix
 from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.programs.trace import (
@@ -90,6 +91,13 @@ def cases(
     Raises:
         ExportError: PyTorch itself gives values that are not finite, or padding moves the sums.
     """
+    with AtLeastOneStep():
+        return _cases(model, task, batch, predict_batch, rounds, seed)
+
+
+def _cases(
+    model: PersonalizedModel, task: Task, batch: Batch, predict_batch: Batch, rounds: int, seed: int
+) -> list[Case]:
     generator = torch.Generator().manual_seed(seed)
     trained = trained_names(model)
     labelled = {k: batch[k] for k in (*task.inputs, *task.labels, "weight")}

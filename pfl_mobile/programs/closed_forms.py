@@ -299,6 +299,15 @@ def _constant_pad(x: Tensor, pad: list[int], value: float = 0) -> Tensor:
     return _aten.constant_pad_nd.default(x, added, value) if any(added) else x.clone()
 
 
+def _empty(size: list[int], *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    """Zeros: as a constant of a program it would be what lay there in memory, another number at each export."""
+    return _aten.full.default(size, 0, dtype=dtype or torch.get_default_dtype())
+
+
+def _empty_like(x: Tensor, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    return _aten.full.default(list(x.shape), 0, dtype=dtype or x.dtype)
+
+
 @cache
 def of_values() -> dict[Any, Callable[..., Any]]:
     """``decompositions`` of a graph without mutations, where views are values like others. Do not change it."""
@@ -314,4 +323,6 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     for kind in _KINDS:
         table.update(getattr(kind, "DECOMPOSITIONS", {}))
     table[_aten.constant_pad_nd.default] = _constant_pad
+    table[_aten.empty.memory_format] = _empty
+    table[_aten.empty_like.default] = _empty_like
     return table

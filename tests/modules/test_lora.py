@@ -77,7 +77,7 @@ def test_recurrent_layer_is_the_one_of_merged_weights(kind: type[nn.RNNBase]) ->
 
 def test_recurrent_layer_takes_one_adaptation() -> None:
     with pytest.raises(ConfigError, match="low-rank parts already"):
-        personalize(nn.Sequential(nn.GRU(3, 4)), {"a": LoRA("0"), "b": LoRA("0")})
+        personalize(nn.Sequential(nn.GRU(3, 4)), [LoRA("0", name="a"), LoRA("0", name="b")])
 
 
 def test_embedding_training_leaves_unseen_words_alone() -> None:

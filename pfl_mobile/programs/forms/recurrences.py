@@ -11,13 +11,15 @@ Shapes: T steps, B rows, H hidden, P what goes from step to step (H, or ``proj_s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 _aten = torch.ops.aten
 
@@ -383,7 +385,7 @@ class Padded:
     """A packed sequence whose rows keep their padding: what stands for the ``batch_sizes`` of PyTorch's.
 
     Attributes:
-        lengths: int64 [B], of each row.
+        lengths: int64 [B], of each row, 1 or more.
         steps: T.
     """
 
@@ -409,7 +411,7 @@ class Padded:
 
     def at_end(self, x: Tensor) -> Tensor:
         """What each row has [T, B, P] at its last step [B, P]."""
-        last = (self.lengths - 1).clamp(min=0).reshape(1, -1, 1).expand(1, self.rows, x.shape[-1])
+        last = (self.lengths - 1).reshape(1, -1, 1).expand(1, self.rows, x.shape[-1])
         return torch.gather(x, 0, last).squeeze(0)
 
 
@@ -426,8 +428,21 @@ def _pack(input: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Te
     """All rows with their padding, as what PyTorch gives has a shape that depends on the lengths."""
     x = input.transpose(0, 1) if batch_first else input
     sizes = torch.full((x.shape[0],), x.shape[1])
-    setattr(sizes, _PADDED, Padded(lengths, x.shape[0]))
+    setattr(sizes, _PADDED, Padded(lengths.clamp(min=1), x.shape[0]))
     return x.flatten(0, 1), sizes
+
+
+class AtLeastOneStep(TorchFunctionMode):
+    """Packs rows of length 0 as rows of length 1, as programs do: a device's batch has such rows, of weight 0, where
+    examples are few, and PyTorch packs none."""
+
+    @override
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch._VF._pack_padded_sequence:  # type: ignore[attr-defined]
+            args = (args[0], args[1].clamp(min=1), *args[2:])
+        return func(*args, **(kwargs or {}))
 
 
 def _first_size(sizes: Tensor, index: Any) -> int | None:
