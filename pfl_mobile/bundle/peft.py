@@ -110,7 +110,7 @@ def _layers(
                 mend="export from the model: export_model(model, folder)",
             )
         embedding = a.ndim == 2 and (a.shape[0] != rank if embeddings is None else path in embeddings)
-        found[path] = _Layer(rank, float(alpha), a, b, *(lengths or [None]), embedding)
+        found[path] = _Layer(rank, float(alpha), a, b, lengths[0] if lengths else None, embedding)
     return found
 
 
@@ -314,6 +314,7 @@ def import_adapter(
     modules = list(modules)
     settings = {m["name"]: m["config"] for m in modules if m["kind"] == "lora"}
     heads = {m["name"] for m in modules if m["kind"] == "head" and m["config"].get("only", "all") == "all"}
+    deltas = {m["name"] for m in modules if m["kind"] == "head" and m["config"].get("only") == "bias"}
     wanted = {name for name, owner in owners.items() if owner in settings}
     found: dict[str, np.ndarray] = {}
 
@@ -335,10 +336,14 @@ def import_adapter(
         if match is not None and match.group(1) in unused:
             continue
         if match is None:
+            name = name.replace(".base_layer.", ".")
+            delta = f"{name.removesuffix('.bias')}.bias_delta"
             if owners.get(name) in heads:
                 take(name, array)
+            elif owners.get(delta) in deltas and backbone is not None and name in backbone:
+                take(delta, array - _as_floats(backbone[name]))
             else:
-                _check_frozen(name.replace(".base_layer.", "."), array, backbone)
+                _check_frozen(name, array, backbone)
             continue
         path, leaf = match.group(1).replace(_PACKED, _OUT), match.group(2)
         adapted = match.group(1).removesuffix(_PACKED)  # what the settings speak of
@@ -393,6 +398,11 @@ def import_adapter(
     return found
 
 
+def _as_floats(value: Any) -> np.ndarray:
+    """A frozen tensor; numpy has no bfloat16."""
+    return np.asarray(value.float() if hasattr(value, "float") else value, dtype=np.float32)
+
+
 def _check_frozen(name: str, array: np.ndarray, backbone: Mapping[str, Any] | None) -> None:
     """Refuse a tensor of the adapter that is neither trained here nor the backbone's own (ConfigError, DataError)."""
     if backbone is not None and name in backbone:
@@ -402,10 +412,10 @@ def _check_frozen(name: str, array: np.ndarray, backbone: Mapping[str, Any] | No
         )  # numpy has no bfloat16
         if own.shape == array.shape and np.array_equal(own, array):
             return
+        head = f"Head({name.rpartition('.')[0]!r}" + (', only="bias")' if name.endswith(".bias") else ")")
         raise ConfigError(
             f"the adapter has another {name!r} than the backbone",
-            mend=f"make the layer trainable: personalize(backbone, [..., Head({name.rpartition('.')[0]!r})]); or "
-            f"{MERGE}",
+            mend=f"make it trainable: personalize(backbone, [..., {head}]); or {MERGE}",
         )
     raise DataError(
         f"the adapter's tensor {name!r} is no LoRA tensor, and "

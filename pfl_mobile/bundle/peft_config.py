@@ -33,7 +33,7 @@ _HARMLESS = frozenset(
     }
 )  # fmt: skip
 
-#: Keys that :class:`AdapterConfig` reads.
+#: Keys that :class:`AdapterConfig` reads. (Trained biases, ``bias``, are tensors of the adapter.)
 _READ = frozenset(
     {
         "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
@@ -60,6 +60,21 @@ _REFUSED = {
 
 #: Neither of these can be merged: what they compute depends on the input.
 _NOT_MERGED = frozenset({"alora_invocation_tokens", "arrow_config", "monteclora_config"})
+
+#: Other methods of peft with a module of ours that does the same, which can be trained here and not read from a file.
+_OURS = {
+    "IA3": "Gate",
+    "PROMPT_TUNING": "SoftPrompt",
+    "LN_TUNING": "Head on the normalization layers",
+}
+
+#: Methods of peft that add inputs, keys or layers to the model, or choose by the input, and so cannot be merged.
+_UNMERGEABLE = frozenset(
+    {
+        "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT",
+        "XLORA", "POLY", "LILY", "SHADOW",
+    }
+)  # fmt: skip
 
 #: Initial values that leave the backbone's weights as they are.
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
@@ -196,7 +211,13 @@ def _check_plain(config: dict[str, Any]) -> None:
     """Raises ConfigError for what is not LoRA on the backbone as it is."""
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise ConfigError(f"the adapter is {kind!r}, not LORA", mend="give a LoRA adapter")
+        known = kind if isinstance(kind, str) else ""
+        ways = ["give a LoRA adapter"]
+        if known in _OURS:
+            ways.append(f"train {_OURS[known]}, the same method, on the devices")
+        if known and known not in _UNMERGEABLE:
+            ways.append(MERGE)
+        raise ConfigError(f"the adapter is {kind!r}, not LORA", mend="; or ".join(ways))
     start = config.get("init_lora_weights", True)
     name = str(start).lower()
     if name.startswith(_CHANGED_BACKBONE):
@@ -211,9 +232,9 @@ def _check_plain(config: dict[str, Any]) -> None:
             f"the adapter has init_lora_weights={start!r}, which is not known here, and might change the backbone",
             mend=f"{MERGE}; or set init_lora_weights to true in the file if the backbone stays as it is",
         )
-    if config.get("bias", "none") not in ("none", None):
+    if config.get("bias", "none") not in ("none", "all", "lora_only", None):
         raise ConfigError(
-            f"the adapter has bias={config['bias']!r}: biases of the backbone were trained with it",
+            f"the adapter has bias={config['bias']!r}, which is not known here",
             mend=f"train it with bias='none'; or {MERGE}",
         )
     for key, value in config.items():

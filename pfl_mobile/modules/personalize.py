@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._prims_common import make_contiguous_strides_for
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules.attention import prepare
@@ -27,13 +28,26 @@ if TYPE_CHECKING:
 __all__ = ["DeviceTensorInfo", "PersonalizedModel", "personalize", "tensor_digest"]
 
 
+def _row_by_row(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy that lies row by row in memory.
+
+    Not ``contiguous()``: a 1x1 kernel in channels_last passes for one, and XNNPACK reads its strides as they are.
+    """
+    if tensor.layout is not torch.strided or tensor.stride() == make_contiguous_strides_for(tensor.shape):
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
 def _copy(backbone: nn.Module) -> nn.Module:
-    """A structural copy whose parameters and buffers use the backbone's storage, frozen, in eval mode."""
+    """A structural copy whose parameters and buffers use the backbone's storage, frozen, in eval mode.
+
+    Those in another order than row by row (channels_last, expanded) are copied into that order, which devices have.
+    """
     memo: dict[int, Any] = {}
     for parameter in backbone.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+        memo[id(parameter)] = nn.Parameter(_row_by_row(parameter.detach()), requires_grad=False)
     for buffer in backbone.buffers():
-        memo[id(buffer)] = buffer.detach()
+        memo[id(buffer)] = _row_by_row(buffer.detach())
     try:
         root = copy.deepcopy(backbone, memo)
     except Exception as error:  # what the layers themselves raise
@@ -98,10 +112,10 @@ def personalize(
 ) -> PersonalizedModel:
     """A personalized model around any ``nn.Module``; the backbone itself is left exactly as it was.
 
-    The copy uses the backbone's own storage for what stays frozen, so it costs no memory. ``DataParallel``,
-    ``DistributedDataParallel`` and ``torch.compile`` around the backbone are taken off, and names are without
-    ``module.``. A layer that is in several places of the backbone is one layer, under its first path; patterns find it
-    under each. Layers that share a parameter are several: training one unties it, as in peft.
+    The copy uses the backbone's own storage for what stays frozen and lies row by row in memory, so it costs none.
+    ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` around the backbone are taken off, and names
+    are without ``module.``. A layer that is in several places of the backbone is one layer, under its first path;
+    patterns find it under each. Layers that share a parameter are several: training one unties it, as in peft.
 
     Args:
         backbone: the pretrained network with float32 weights; takes tensors and returns one tensor.

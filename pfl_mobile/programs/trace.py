@@ -442,7 +442,10 @@ def _traced(
         names[:] = out
         return tuple(out.values())
 
-    examples = [t.detach().clone() for t in (*batch.values(), *values.values())]
+    # row by row, as devices give them
+    examples = [
+        t.detach().clone(memory_format=torch.contiguous_format) for t in (*batch.values(), *values.values())
+    ]
     with plain_kernels(), described_on_meta(), exporting():
         graph = make_fx(noting(flat), decomposition_table=decompositions(), tracing_mode="real")(*examples)
         check_operators(graph)

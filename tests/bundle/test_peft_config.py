@@ -72,7 +72,7 @@ def made(
         torch.manual_seed(1)
         theirs = peft.get_peft_model(net(), config).eval()
         for name, p in theirs.named_parameters():
-            if "lora_" in name or "modules_to_save" in name:
+            if "lora_" in name or "modules_to_save" in name or (p.requires_grad and name.endswith("bias")):
                 p.add_(0.3 * torch.randn_like(p))
                 p.data = p.data.to(dtype).float()
         if dtype is not torch.float32:
@@ -134,6 +134,9 @@ UNDERSTOOD: dict[str, tuple[dict[str, Any], list[ModuleConfig]]] = {
     "a layer as a whole": ({"modules_to_save": ["classifier"]}, [*Q_V, Head("classifier")]),
     "one of two names": ({"modules_to_save": ["classifier", "score"]}, [*Q_V, Head("classifier")]),
     "a part of a block": ({"modules_to_save": ["classifier.2"]}, [*Q_V, Head("classifier.2")]),
+    "biases of the adapted": ({"bias": "lora_only"}, [*Q_V, Head("re:.*\\.[qv]", only="bias")]),
+    "biases of the adapted, whole": ({"bias": "lora_only"}, [*Q_V, Head("re:.*\\.[qv]")]),
+    "all biases": ({"bias": "all"}, [*Q_V, Head(["*.[qv]", "*.up", "classifier.[02]"], only="bias")]),
     "an embedding as a whole": ({"modules_to_save": ["embed"]}, [*Q_V, Head("embed")]),
 }
 
@@ -163,8 +166,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     **{s: ({"init_lora_weights": s}, s) for s in ("pissa", "pissa_niter_4", "olora")},
     "dora": ({"use_dora": True}, "has DoRA on 'layers.0.q', and the model has LoRA there"),
     "bias": ({"lora_bias": True}, "lora_bias"),
-    "biases of the adapted": ({"bias": "lora_only"}, "bias='lora_only'"),
-    "all biases": ({"bias": "all"}, "bias='all'"),
+    "biases of the adapted": ({"bias": "lora_only"}, r"another 'layers\.0\.q\.bias' than the backbone"),
+    "all biases": ({"bias": "all"}, r"another 'classifier\.0\.bias' than the backbone"),
     "tokens": ({"trainable_token_indices": {"embed": [1, 2]}}, "trainable_token_indices"),
     "a layer that is frozen here": ({"modules_to_save": ["classifier"]}, "'classifier.0.bias' than the back"),
 }
@@ -201,6 +204,7 @@ WRITTEN = {
     "a key of tomorrow": ({"use_sparkle": True}, "use_sparkle"),
     "a number of tomorrow": ({"sparkle": 0.5}, "sparkle"),
     "another method": ({"peft_type": "LOHA"}, "LOHA"),
+    "biases of tomorrow": ({"bias": "some"}, "bias='some'"),
     "no method": ({"peft_type": None}, "None"),
     "a layer left out": ({"exclude_modules": ".*0.q"}, "'layers.0.q', but its settings"),
     "a layer not named": ({"target_modules": ["q"]}, "'layers.0.v', but its settings"),
@@ -234,6 +238,29 @@ def test_what_is_written_by_hand_is_refused_by_name(
     changes, named = WRITTEN[name]
     with pytest.raises(ConfigError, match=named):
         import_model(personalize(net(), Q_V), adapter(changes))
+
+
+@pytest.mark.slow  # imports peft
+def test_other_methods_are_refused_by_name_with_a_way_that_there_is(
+    adapter: Callable[[dict[str, Any]], Path],
+) -> None:
+    import peft
+    from peft.tuners.tuners_utils import BaseTuner
+    from peft.utils.peft_types import PeftType
+
+    known = {kind.value for kind in PeftType}
+    assert (peft_config._OURS.keys() | peft_config._UNMERGEABLE) <= known
+    tuners = peft.PEFT_TYPE_TO_TUNER_MAPPING
+    for kind in sorted(known - {"LORA"}):
+        with pytest.raises(ConfigError, match=f"the adapter is '{kind}', not LORA") as error:
+            import_model(personalize(net(), Q_V), adapter({"peft_type": kind}))
+        merged = "merge_and_unload" in error.value.mend
+        assert merged == (kind not in peft_config._UNMERGEABLE)
+        if merged:
+            assert issubclass(tuners[PeftType(kind)], BaseTuner), kind
+    with pytest.raises(ConfigError) as error:
+        import_model(personalize(net(), Q_V), adapter({"peft_type": "IA3"}))
+    assert "train Gate" in error.value.mend
 
 
 @pytest.mark.parametrize(

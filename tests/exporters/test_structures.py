@@ -115,10 +115,10 @@ class Images(nn.Module):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.conv, self.point, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.conv(x)).mean((2, 3)))
+        return self.head(torch.tanh(self.point(self.conv(x))).mean((2, 3)))
 
 
 IMAGES = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -147,7 +147,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], list[ModuleConfig]]] = {
     "strides": (strided, [LoRA("again", rank=2), Head("layers.1")]),
     "channels last": (
         lambda: Images().to(memory_format=torch.channels_last),
-        [LoRA("conv", rank=2), Head("head")],
+        [LoRA("conv", rank=2), Head("point")],
     ),
 }
 

@@ -95,6 +95,21 @@ def test_frozen_tensors_are_listed_once_and_share_storage() -> None:
         assert value.requires_grad
 
 
+def test_frozen_tensors_lie_row_by_row() -> None:
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 4), nn.LayerNorm(4))
+    backbone = backbone.to(memory_format=torch.channels_last)
+    backbone[2].weight = nn.Parameter(torch.randn(4, 4).t())
+    backbone[3].bias = nn.Parameter(torch.zeros(1).expand(4))
+    model = personalize(backbone, [Head("1")])
+    for name, value in [*model.frozen_tensors().items(), *model.values().items()]:
+        strides, step = [], 1
+        for size in reversed(value.shape):
+            strides.insert(0, step)
+            step *= size
+        assert list(value.stride()) == strides, name
+    assert model.backbone_digest() == tensor_digest(backbone)
+
+
 def test_digest_sees_a_changed_byte() -> None:
     backbone, _ = cnn()
     model = personalize(backbone, [LoRA("head", rank=2)])

@@ -21,6 +21,7 @@ from executorch.backends.xnnpack import xnnpack_preprocess
 from executorch.backends.xnnpack._passes import XNNPACKPassManager
 from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
 from executorch.backends.xnnpack.partition.config.gemm_configs import AddmmConfig, GEMMConfig, MMConfig
+from executorch.backends.xnnpack.partition.config.node_configs import MaxDimConfig
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import (
     EdgeCompileConfig,
@@ -115,9 +116,17 @@ class _LoopsToo(XnnpackPartitioner):
         return result
 
 
+class _Maximum(MaxDimConfig):
+    """``max`` along a dimension where XNNPACK can write it; the stock class also takes what it then fails at."""
+
+    def check_constraints(self, node: fx.Node, ep: Any) -> bool:
+        kept = len(node.args) == 3 and node.args[1] in (2, 3) and node.args[2] is True
+        return kept and bool(super().check_constraints(node, ep))
+
+
 def partitioner() -> XnnpackPartitioner:
-    """The XNNPACK partitioner with our matrix-product rules."""
-    ours = {MMConfig: _MatMul, AddmmConfig: _AddMatMul}
+    """The XNNPACK partitioner with our rules for matrix products and maxima."""
+    ours = {MMConfig: _MatMul, AddmmConfig: _AddMatMul, MaxDimConfig: _Maximum}
     return _LoopsToo(configs=[ours.get(config, config) for config in ALL_PARTITIONER_CONFIGS])
 
 
