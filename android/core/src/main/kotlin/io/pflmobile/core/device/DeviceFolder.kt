@@ -135,7 +135,7 @@ private class UserFile(
  *     FOLDER/sets/<sha256>     values as downloaded; `.part` while they arrive
  *     FOLDER/sent.json         what was sent under the device's own noise
  *     FOLDER/spent.json        what was sent in all, for a status screen
- *     FOLDER/serves.json       what predictions use of the versions of the personal state that tasks made; of Kotlin alone
+ *     FOLDER/serves.json       what predictions use of the versions of the personal state that tasks made; of Kotlin and Swift
  *     FOLDER/checkpoint        training under way, where the personal state lies elsewhere
  *     FOLDER/queue/<task>.update, <task>.json     a finished update and what is to be done with it
  *
