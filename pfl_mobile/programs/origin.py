@@ -96,7 +96,8 @@ def _short(file: str) -> str:
 
 def is_tool(file: str) -> bool:
     """Whether a file is one of PyTorch's, pfl-mobile's or Python's own, or no file."""
-    if file.startswith("<") and file not in linecache.cache:
+    # a notebook's cells are no files, and known to Python; graphs of PyTorch have code like that too
+    if file.startswith("<") and (file not in linecache.cache or file.startswith("<eval_with_key>")):
         return True
     resolved = file if file.startswith("<") else os.path.realpath(file)
     if resolved.startswith(_TOOLS) or f"{os.sep}pfl_exporters{os.sep}" in resolved:

@@ -165,7 +165,7 @@ SEEN: list[tuple[Callable[[Tensor], Tensor], str, str]] = [
         r"one_hot without num_classes",
         r"num_classes=",
     ),
-    (packs, r"pack_padded_sequence", r"gather"),
+    (packs, r"pack_padded_sequence", r"number of rows from the input"),
     (
         lambda y: y + y.masked_select(y > 0).mean(),
         r"a shape depends on values \(aten\.masked_select",
