@@ -47,7 +47,6 @@ ELSEWHERE = {
     "tests/exporters/test_cli.py": ["exporters/pfl_exporters/verify.py"],
     "tests/exporters/test_targets.py": [
         "exporters/pfl_exporters/export.py",
-        "exporters/pfl_exporters/targets/ios.py",
         "exporters/pfl_exporters/lowering/onnx.py",
         "pfl_mobile/engines/compare.py",
         "pfl_mobile/engines/executorch.py",
