@@ -352,6 +352,12 @@ _SPARSE_MEND = (
 )
 
 RAISED: tuple[Kind, ...] = (
+    Kind(
+        "control flow as an operator",
+        lambda f: any("torch/_higher_order_ops/" in path for path in f.through),
+        lambda f: f"control flow is kept as an operator of PyTorch's (cond, while_loop, scan, map): {f.said}",
+        _always(_CONTROL_MEND),
+    ),
     Kind("values", _reads, _reading_words, lambda f: _reading(f).mend),
     Kind(
         "packed sequences",
@@ -467,12 +473,6 @@ RAISED: tuple[Kind, ...] = (
             "name the entries of the batch that a loss reads in the task, CustomTask(loss, labels=('labels', 'mask')), "
             "and give each in the batch; predict is given inputs only"
         ),
-    ),
-    Kind(
-        "control flow as an operator",
-        lambda f: any("torch/_higher_order_ops/" in path for path in f.through),
-        lambda f: f"control flow is kept as an operator of PyTorch's (cond, while_loop, scan, map): {f.said}",
-        _always(_CONTROL_MEND),
     ),
     Kind(
         "sparse",

@@ -234,8 +234,15 @@ def test_a_refusal_says_what_where_and_what_works(
     assert "\x1b" not in error.message
 
 
-def test_control_flow_as_an_operator_is_named() -> None:
-    error = refusal(Net(maps))
+def goes_on(y: Tensor) -> Tensor:
+    from torch._higher_order_ops.while_loop import while_loop
+
+    return while_loop(lambda i, _: i < 3, lambda i, v: (i + 1, v * 2), (torch.tensor(0), y))[1]
+
+
+@pytest.mark.parametrize("function", [maps, goes_on])
+def test_control_flow_as_an_operator_is_named(function: Callable[[Tensor], Tensor]) -> None:
+    error = refusal(Net(function))
     assert "control flow" in error.message
     assert "in layer 'inner'" in error.message
     assert "torch.where" in error.mend
