@@ -291,5 +291,7 @@ def test_a_model_that_goes_another_way_while_it_is_traced_is_told_so() -> None:
     d = deployment(GradMode())
     batches = (d.batch, d.inputs_of_predict())
     with pytest.raises(GradientMismatchError, match="the traced graph: output") as caught:
-        verify.check_traced(trace_programs(d.model, d.task, *batches), verify.cases(d.model, d.task, *batches))
+        verify.check_traced(
+            trace_programs(d.model, d.task, *batches), verify.cases(d.model, d.task, *batches)
+        )
     assert "torch.is_grad_enabled()" in caught.value.mend
