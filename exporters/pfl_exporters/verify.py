@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -119,7 +120,7 @@ def _cases(
             _check_padding(
                 gradients(model, task, garbage, values, trained),
                 gradients(model, task, full, values, trained),
-                lambda garbage=garbage, full=full: where_rows_mix(model, task, garbage, full),
+                partial(where_rows_mix, model, task, garbage, full),
             )
             little = {k: v if k in task.predict_extra else _like(v, generator) for k, v in short.items()}
         with torch.no_grad():
@@ -216,12 +217,21 @@ def compare(who: str, run: Runner, reference: list[Case], tolerance: float = TOL
 
 
 def check_traced(programs: Mapping[str, TracedProgram], reference: list[Case]) -> dict[str, float]:
-    """Compare the traced graphs, before any lowering."""
+    """Compare the traced graphs, before any lowering (:func:`compare`)."""
 
     def run(program: str, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         return {k: v.numpy() for k, v in programs[program].run(inputs).items()}
 
-    return compare("the traced graph", run, reference)
+    try:
+        return compare("the traced graph", run, reference)
+    except GradientMismatchError as wrong:
+        wrong.mend = (
+            "nothing was written; while it is traced the model goes another way than in plain PyTorch: it asks "
+            "torch.is_grad_enabled(), x.requires_grad or torch.compiler.is_exporting(), catches what .item() raises, "
+            "reads a clock or random numbers of Python's, or what is outside the model; take that out of forward and "
+            "loss"
+        )
+        raise
 
 
 def check_engine(

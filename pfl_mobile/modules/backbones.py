@@ -53,6 +53,11 @@ def check_backbone(backbone: object) -> None:
     for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers()):
         if is_lazy(tensor):
             raise ConfigError(f"{name!r} has no shape yet", mend="run the lazy backbone on an example first")
+        if tensor.is_meta:
+            raise ConfigError(
+                f"{name!r} has no values yet: it is on the device 'meta'",
+                mend="load the weights first: model.to_empty(device='cpu'), then model.load_state_dict(...)",
+            )
         if _of(tensor, _QUANTIZED):
             raise ConfigError(
                 f"{name!r} is quantized ({type(tensor).__name__})",

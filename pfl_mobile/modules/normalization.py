@@ -299,7 +299,9 @@ def _equal(one: Any, other: Any) -> bool:
 def _near(one: Any, other: Any) -> bool:
     """Equal, or tensors that differ by no more than an order of summation does."""
     if isinstance(one, Tensor) and isinstance(other, Tensor) and one.is_floating_point():
-        return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
+        return one.shape == other.shape and bool(
+            torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
+        )
     return not isinstance(one, Tensor) or _equal(one, other)
 
 

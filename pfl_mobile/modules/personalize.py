@@ -19,6 +19,7 @@ from pfl_mobile.modules.attention import prepare
 from pfl_mobile.modules.backbones import check_backbone, not_copied
 from pfl_mobile.modules.insertion import Insertion, unwrapped
 from pfl_mobile.modules.model import PersonalizedModel, tensor_digest
+from pfl_mobile.modules.places import of_exception
 from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.modules.roles import DeviceTensorInfo, assign_roles
 
@@ -79,8 +80,9 @@ def _run(model: nn.Module, example: Sequence[Tensor], who: str) -> Any:
         with torch.no_grad():
             return model(*example)
     except Exception as error:
+        place = of_exception(error, model)
         raise ConfigError(
-            f"{who} fails on the example input: {type(error).__name__}: {error}",
+            f"{who} fails on the example input{f' {place}' if place.known else ''}: {type(error).__name__}: {error}",
             mend="give the inputs that forward takes; with a soft prompt, the backbone has to take its "
             "length from the embedding's output and have room for the extra positions",
         ) from error

@@ -63,6 +63,30 @@ def one_tensor(output: Any, model: nn.Module) -> Tensor:
     )
 
 
+def checked_output(output: Any, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """One tensor of real numbers with a row for each weight of the batch, where that has weights.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    found = one_tensor(output, model)
+    if found.dtype not in (torch.float32, torch.float64):
+        raise ConfigError(
+            f"forward of {type(getattr(model, 'backbone', model)).__name__} returns {_described(found)}, and a task "
+            "takes float32",
+            mend="return the scores from which classes are chosen, before any argmax, and without .half() or complex "
+            "numbers: y.float(), y.abs(), torch.view_as_real(y)",
+        )
+    rows = batch["weight"].shape[:1] if "weight" in batch else found.shape[:1]
+    if found.dim() > 1 and found.shape[:1] != rows:
+        raise ConfigError(
+            f"the model's output is {list(found.shape)} for a batch of {rows[0]} rows",
+            mend="keep the rows as the first axis: batch_first=True for recurrent layers and attention, and "
+            "x.flatten(1) in place of x.flatten()",
+        )
+    return found
+
+
 @contextlib.contextmanager
 def shapes_noted(model: nn.Module) -> Iterator[list[tuple[int, ...]]]:
     """Shapes of the outputs of a model's calls, in their order."""

@@ -352,6 +352,12 @@ _SPARSE_MEND = (
 )
 
 RAISED: tuple[Kind, ...] = (
+    Kind(
+        "control flow as an operator",
+        lambda f: any("torch/_higher_order_ops/" in path for path in f.through),
+        lambda f: f"control flow is kept as an operator of PyTorch's (cond, while_loop, scan, map): {f.said}",
+        _always(_CONTROL_MEND),
+    ),
     Kind("values", _reads, _reading_words, lambda f: _reading(f).mend),
     Kind(
         "packed sequences",
@@ -433,10 +439,40 @@ RAISED: tuple[Kind, ...] = (
         _always("give the model as its Python module, without torch.jit.script or torch.jit.trace"),
     ),
     Kind(
-        "control flow as an operator",
-        lambda f: any("torch/_higher_order_ops/" in path for path in f.through),
-        lambda f: f"control flow is kept as an operator of PyTorch's (cond, while_loop, scan, map): {f.said}",
-        _always(_CONTROL_MEND),
+        "tensors made for inference",
+        _says("inference tensor", "inference.?mode"),
+        _always("a tensor was made under torch.inference_mode(), and cannot take part in a gradient"),
+        _always(
+            "build and load the model outside of torch.inference_mode(), and do not use it in forward; a copy of a "
+            "tensor made there takes part: x.clone()"
+        ),
+    ),
+    Kind(
+        "recomputed activations",
+        _says("use_reentrant"),
+        _always("activations are recomputed by torch.utils.checkpoint in its old form (use_reentrant=True)"),
+        _always(
+            "call checkpoint(..., use_reentrant=False), or leave it out: a program recomputes nothing by itself "
+            "(model.gradient_checkpointing_disable() in transformers)"
+        ),
+    ),
+    Kind(
+        "flexible attention",
+        _says("flex.?attention"),
+        lambda f: f"flex_attention has no program ({f.said})",
+        _always(
+            "use F.scaled_dot_product_attention(q, k, v, attn_mask=mask) "
+            "(attn_implementation='sdpa' or 'eager' in transformers)"
+        ),
+    ),
+    Kind(
+        "an entry that the batch does not have",
+        lambda f: isinstance(f.error, KeyError) and f.origin.layer is None,
+        lambda f: f"the loss or the prediction reads {f.error}, which it is not given",
+        _always(
+            "name the entries of the batch that a loss reads in the task, CustomTask(loss, labels=('labels', 'mask')), "
+            "and give each in the batch; predict is given inputs only"
+        ),
     ),
     Kind(
         "sparse",

@@ -27,7 +27,7 @@ from pfl_mobile.programs.forms.complexes import AsPairs, has_complex
 from pfl_mobile.programs.forms.indexing import OF_VALUES
 from pfl_mobile.programs.one_row import pick_early
 from pfl_mobile.programs.origin import Origin, Replay, noting, of_call, origins, recorder, recording
-from pfl_mobile.programs.outputs import check_rows, one_tensor, shapes_noted
+from pfl_mobile.programs.outputs import check_rows, checked_output, one_tensor, shapes_noted
 from pfl_mobile.programs.refusals import (
     RefusedNode,
     behind_the_model,
@@ -170,7 +170,7 @@ def _output(
 ) -> Tensor:
     """The model's output; only a loss of the user's own takes something else than one tensor."""
     output = model.call(values, *(batch[name] for name in task.inputs), for_gradients=for_gradients)
-    return output if task.kind == "custom" else one_tensor(output, model)
+    return output if task.kind == "custom" else checked_output(output, model, batch)
 
 
 def evaluate(

@@ -112,3 +112,9 @@ def test_the_attribute_that_cannot_be_copied_is_named() -> None:
     assert "attribute 'inner.before'" in error.message
     assert "history of gradients" in error.message
     assert "register_buffer" in error.mend
+
+
+def test_weights_that_were_not_loaded_are_named() -> None:
+    error = refused(Around(net()).to("meta"))
+    assert "'inner.0.weight' has no values yet" in error.message
+    assert "load_state_dict" in error.mend

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from pfl_mobile import ClassificationTask, Head, LoRA, personalize
 from pfl_mobile.modules.model import PersonalizedModel
 from pfl_mobile.programs import trace
-from pfl_mobile.programs.origin import Origin, is_tool, of_exception, recording
+from pfl_mobile.programs.origin import recording
 
 
 class Block(nn.Module):
@@ -107,50 +106,3 @@ def test_a_second_trace_has_the_same_names_and_the_first_notes_nothing() -> None
         nodes = [n for n in program.graph.graph.nodes if n.op == "call_function"]
         assert not any("pfl_origin" in n.meta for n in nodes)
         assert [n.name for n in nodes] == list(found[name])
-
-
-class Failing(Net):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.view(7, -1))
-
-
-def test_an_exception_names_the_innermost_layer_and_the_users_line() -> None:
-    model = personal(Net())
-    model.backbone.blocks[1].inner.weight = nn.Parameter(torch.zeros(6, 5))
-    with pytest.raises(RuntimeError) as caught:
-        model(torch.randn(2, 6))
-    origin = of_exception(caught.value, model)
-    assert (origin.layer, origin.kind) == ("blocks.1.inner", "Linear")
-    assert origin.code == "y = self.inner(x)"
-    assert str(origin).startswith("in layer 'blocks.1.inner' (")
-    with pytest.raises(RuntimeError) as caught:
-        personal(Failing())(torch.randn(2, 6))
-    assert of_exception(caught.value, personal(Failing())).layer is None  # another model's layers
-
-
-def test_an_exception_raised_from_another_has_the_origin_of_its_cause() -> None:
-    model = personal(Failing())
-    try:
-        try:
-            model(torch.randn(2, 6))
-        except RuntimeError as error:
-            raise ValueError("again") from error
-    except ValueError as error:
-        found = of_exception(error, model)
-    assert found.layer == ""
-    assert found.line == line_of(Failing.forward, "view")
-    assert str(found) == f"in the model ({found.place}: return super().forward(x.view(7, -1)))"
-
-
-def test_words_of_what_is_half_known() -> None:
-    assert str(Origin("a.b", "BatchNorm1d")) == "in layer 'a.b' (BatchNorm1d)"
-    assert str(Origin(None, "", "/x/loss.py", 3, "return a / b")) == "at /x/loss.py:3: return a / b"
-    assert not Origin().known
-
-
-def test_files_of_tools_are_not_the_users() -> None:
-    assert is_tool(torch.nn.functional.__file__)
-    assert is_tool(trace.__file__)
-    assert is_tool(types.__file__)
-    assert is_tool("<eval_with_key>.1")
-    assert not is_tool(__file__)

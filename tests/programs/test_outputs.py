@@ -96,3 +96,20 @@ def test_rows_that_are_not_those_of_the_batch_are_named() -> None:
     ):
         trace(Net(lambda y: y + torch.zeros(4, 3)))
     trace(Net(lambda y: y + torch.zeros(len(y), 3)))
+
+
+@pytest.mark.parametrize(
+    ("give", "words", "mend"),
+    [
+        (lambda y: y.argmax(-1, keepdim=True).expand(-1, 3), r"returns int64 \[4, 3\]", r"before any argmax"),
+        (lambda y: torch.complex(y, y), r"returns complex64", r"view_as_real"),
+        (lambda y: y.half(), r"returns float16", r"\.half\(\)"),
+        (lambda y: torch.cat([y, y]), r"is \[8, 3\] for a batch of 4 rows", r"batch_first=True"),
+    ],
+)
+def test_numbers_and_rows_that_a_task_cannot_take_are_named(
+    give: Callable[[Tensor], Any], words: str, mend: str
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        trace(Net(give))
+    assert re.search(mend, caught.value.mend)

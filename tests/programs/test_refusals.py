@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pfl_mobile import ClassificationTask, CustomTask, Head, LoRA, Task, personalize
 from pfl_mobile.errors import ExportError, PflError
@@ -116,6 +117,14 @@ def maps(y: Tensor) -> Tensor:
     return torch.cond(y.sum() > 0, lambda v: v * 2, lambda v: v * 3, (y,))
 
 
+with torch.inference_mode():
+    ONES = torch.ones(12)
+
+
+def recomputes(y: Tensor) -> Tensor:
+    return checkpoint(torch.tanh, y, use_reentrant=True)
+
+
 class Doubled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -206,6 +215,8 @@ SEEN: list[tuple[Callable[[Tensor], Tensor], str, str]] = [
     ),
     (lambda y: y + torch.zeros(4, 12), r"gives 4 rows for a batch of 1.*is fixed", r"torch\.zeros\(len"),
     (lambda y: y.squeeze().softmax(1), r"squeeze\(\) takes the axis of a single row away", r"squeeze\(-1\)"),
+    (lambda y: y * ONES, r"made under torch\.inference_mode\(\)", r"x\.clone\(\)"),
+    (recomputes, r"use_reentrant=True", r"use_reentrant=False"),
     (lambda y: y[:, :7], r"RuntimeError: .*fails in plain PyTorch too", r"run on the example batch first"),
 ]
 
@@ -223,8 +234,15 @@ def test_a_refusal_says_what_where_and_what_works(
     assert "\x1b" not in error.message
 
 
-def test_control_flow_as_an_operator_is_named() -> None:
-    error = refusal(Net(maps))
+def goes_on(y: Tensor) -> Tensor:
+    from torch._higher_order_ops.while_loop import while_loop
+
+    return while_loop(lambda i, _: i < 3, lambda i, v: (i + 1, v * 2), (torch.tensor(0), y))[1]
+
+
+@pytest.mark.parametrize("function", [maps, goes_on])
+def test_control_flow_as_an_operator_is_named(function: Callable[[Tensor], Tensor]) -> None:
+    error = refusal(Net(function))
     assert "control flow" in error.message
     assert "in layer 'inner'" in error.message
     assert "torch.where" in error.mend
@@ -324,6 +342,13 @@ def test_a_loss_is_named_by_its_line() -> None:
     assert re.search(rf", at .*{HERE}\d+: return \(\(output", error.message), error.message
 
 
+def test_an_entry_that_a_loss_is_not_given_is_named() -> None:
+    task = CustomTask(lambda output, batch: (output.mean(-1) - batch["target"]) ** 2)
+    error = refusal(nn.Sequential(nn.Linear(8, 1)), target="0", task=task)
+    assert "reads 'target', which it is not given" in error.message
+    assert "labels=" in error.mend
+
+
 def test_kinds_have_names_of_their_own_and_our_errors_stay_what_they_are() -> None:
     assert len({kind.name for kind in RAISED}) == len(RAISED)
     own = ExportError("no", mend="yes")
@@ -331,8 +356,8 @@ def test_kinds_have_names_of_their_own_and_our_errors_stay_what_they_are() -> No
 
 
 def test_a_failure_without_a_kind_says_what_was_raised() -> None:
-    error = explained(KeyError("abc"), None, subject="it stops")
-    assert error.message == "it stops: it cannot be traced: KeyError: 'abc'"
+    error = explained(ArithmeticError("abc"), None, subject="it stops")
+    assert error.message == "it stops: it cannot be traced: ArithmeticError: abc"
 
 
 @pytest.mark.parametrize(

@@ -276,3 +276,22 @@ def test_values_of_a_trace_are_described_without_modes_of_fake_tensors():
     assert len(found) == 6
     assert all(type(value) is Tensor and value.device.type == "meta" for value in found)
     assert found[-1].shape == (2, 3)
+
+
+class GradMode(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * (2 if torch.is_grad_enabled() else 1)
+
+
+def test_a_model_that_goes_another_way_while_it_is_traced_is_told_so() -> None:
+    d = deployment(GradMode())
+    batches = (d.batch, d.inputs_of_predict())
+    with pytest.raises(GradientMismatchError, match="the traced graph: output") as caught:
+        verify.check_traced(
+            trace_programs(d.model, d.task, *batches), verify.cases(d.model, d.task, *batches)
+        )
+    assert "torch.is_grad_enabled()" in caught.value.mend
