@@ -60,7 +60,7 @@ class CheckReport:
         name: of the bundle that an export would write.
         refused: why no target takes the model, where it cannot be traced or its graphs are wrong; None where it can.
         targets: by name, in the order in which they were asked for.
-        parameters: numbers of the backbone.
+        parameters: numbers of the backbone, with the modules in it.
         trained: names of the tensors that a device trains.
         trained_numbers: numbers in them.
         frozen_bytes: bytes of the frozen tensors that the programs need; None where there are no programs.

@@ -107,7 +107,8 @@ class _Search:
         outputs = next(n for n in nodes if n.op == "output").args[0]
         last = dict(zip(self.program.outputs, outputs, strict=True))[output]
         self._run()
-        left = [n for n in nodes if n in _before(last) and _is_value(n)]
+        behind = _before(last)
+        left = [n for n in nodes if n in behind and _is_value(n)]
         while len(left) > AT_ONCE:
             step = len(left) / AT_ONCE
             picked = sorted({int(i * step) for i in range(AT_ONCE)} | {len(left) - 1})
@@ -116,8 +117,14 @@ class _Search:
             wrong = next((n for n in left if errors.get(n, 0.0) > self.tolerance), None)
             if wrong is None:
                 raise NotFoundError(self._all_right(len(got)))
-            known = set().union(*(_before(n) for n, e in errors.items() if e <= self.tolerance), set())
-            fewer = [n for n in left if n in _before(wrong) and n not in known]
+            known: set[fx.Node] = set()
+            for node, error in errors.items():  # in the order of the graph; later ones may be right again
+                if node is wrong:
+                    break
+                if error <= self.tolerance:
+                    known |= _before(node)
+            before = _before(wrong)
+            fewer = [n for n in left if n in before and n not in known]
             if len(fewer) >= len(left):
                 raise NotFoundError("the values that are right say nothing of those that are wrong")
             left = fewer

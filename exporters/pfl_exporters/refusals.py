@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pfl_mobile.errors import (
     EngineError,
+    EngineUnavailableError,
     ExportError,
     GradientMismatchError,
     PflError,
@@ -109,6 +110,8 @@ class Refuser:
 
     def of_lowering(self, target: Target, error: PflError) -> PflError:
         """The error for a target whose toolchain or engine failed; what that said, where no more is known."""
+        if isinstance(error, EngineUnavailableError):
+            return error
         if not isinstance(error, UnsupportedOperatorError | EngineError) and blamed(error) is None:
             return error
         found = self._tried(target)
