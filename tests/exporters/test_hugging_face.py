@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pfl_exporters.export import open_lowered, program_specs
 from pfl_exporters.targets import resolve
-from pfl_exporters.verify import cases, check_engine, check_traced
+from pfl_exporters.verify import cases, check_engine, check_traced, open_lowered, program_specs
 from pfl_mobile.programs.trace import trace_programs
 from tests.exporters.hugging_face import FAMILIES, family
 
