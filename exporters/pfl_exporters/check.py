@@ -16,12 +16,13 @@ from pfl_mobile.errors import ConfigError, ExportError, PflError, UnsupportedOpe
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.trace import TracedProgram, trace_programs, trained_names
 
-from .export import compared_with_pytorch, frozen_bytes
+from .export import frozen_bytes
 from .lowering.files import Report
 from .lowering.obstacles import Obstacle
 from .lowering.quiet import ALONE, aloud, quiet
 from .refusals import Places, grouped
 from .targets import Target
+from .verify import compared_with_pytorch
 
 #: Numbers of a model up to which its traced graphs are compared with PyTorch.
 MOST_COMPARED = 50_000_000
@@ -32,7 +33,7 @@ NOT_VERIFIED = (
 
 
 @dataclass(frozen=True)
-class Answer:
+class TargetAnswer:
     """What is known of one target.
 
     Attributes:
@@ -60,7 +61,7 @@ class CheckReport:
         name: of the bundle that an export would write.
         refused: why no target takes the model, where it cannot be traced or its graphs are wrong; None where it can.
         targets: by name, in the order in which they were asked for.
-        parameters: numbers of the backbone.
+        parameters: numbers of the backbone, with the modules in it.
         trained: names of the tensors that a device trains.
         trained_numbers: numbers in them.
         frozen_bytes: bytes of the frozen tensors that the programs need; None where there are no programs.
@@ -71,7 +72,7 @@ class CheckReport:
 
     name: str
     refused: PflError | None
-    targets: dict[str, Answer]
+    targets: dict[str, TargetAnswer]
     parameters: int
     trained: tuple[str, ...]
     trained_numbers: int
@@ -158,16 +159,18 @@ def _check(
         raise
     except ExportError as error:  # no target takes it
         refused = error
-    answers: dict[str, Answer] = {}
+    answers: dict[str, TargetAnswer] = {}
     places = Places(deployment)
     for target in targets:
         report(f"look up the operators of {target.name}")
         answers[target.name] = (
-            _answer(target, programs, places) if programs else Answer(False, note="the model is not traced")
+            _answer(target, programs, places)
+            if programs
+            else TargetAnswer(False, note="the model is not traced")
         )
         lap(target.name)
     for name, mend in missing.items():
-        answers[name] = Answer(None, note=f"not looked at: {mend}")
+        answers[name] = TargetAnswer(None, note=f"not looked at: {mend}")
     trained = trained_names(model)
     values = model.values()
     return CheckReport(
@@ -187,7 +190,7 @@ def _check(
     )
 
 
-def _answer(target: Target, programs: Mapping[str, TracedProgram], places: Places) -> Answer:
+def _answer(target: Target, programs: Mapping[str, TracedProgram], places: Places) -> TargetAnswer:
     note = "whether it bears fewer bits is known after an export only" if target.mixed else ""
     if target.obstacles_in is None:
         note = "nothing is known of its operators before an export"
@@ -197,8 +200,8 @@ def _answer(target: Target, programs: Mapping[str, TracedProgram], places: Place
     except UnsupportedOperatorError as error:
         found = [Obstacle("", None, "", error.message)]
     except Exception as error:  # whatever a toolchain raises: then an export will tell
-        return Answer(None, note=f"could not be looked at: {type(error).__name__}")
-    return Answer(
+        return TargetAnswer(None, note=f"could not be looked at: {type(error).__name__}")
+    return TargetAnswer(
         not found,
         tuple(_plain(each, places) for each in found),
         tuple(grouped(found, places)),
@@ -207,7 +210,7 @@ def _answer(target: Target, programs: Mapping[str, TracedProgram], places: Place
 
 
 def _plain(obstacle: Obstacle, places: Places) -> dict[str, Any]:
-    found = places.origin(obstacle.program, obstacle.node)
+    found = places.found(obstacle.program, obstacle.node)
     return {
         "operator": obstacle.operator or None,
         "program": obstacle.program or None,

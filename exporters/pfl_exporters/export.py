@@ -14,24 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from pfl_mobile.bundle.manifest import Manifest, ProgramSpec, TensorSpec
+from pfl_mobile.bundle.manifest import Manifest, ProgramSpec
 from pfl_mobile.bundle.sign import PrivateKey
 from pfl_mobile.bundle.versions import plain
 from pfl_mobile.bundle.write import write_bundle
-from pfl_mobile.engines import ENGINES, EngineSession, load_engine
-from pfl_mobile.errors import EngineError, ExportError, GradientMismatchError, PflError
+from pfl_mobile.engines import ENGINES
+from pfl_mobile.errors import EngineError, ExportError, GradientMismatchError
 from pfl_mobile.files.tensors import tensors_to_bytes
 from pfl_mobile.modules.personalize import tensor_digest
 from pfl_mobile.programs.deployment import Deployment
-from pfl_mobile.programs.refusals import explained
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
 from pfl_mobile.text.vocabulary import RECORD, VocabularyReport, record
 
-from .lowering.files import Lowered, Report
+from .lowering.files import Report
 from .lowering.quiet import ALONE, aloud, quiet
 from .refusals import Refuser
 from .targets import TARGETS, Target, resolve
-from .verify import Case, cases, check_engine, check_traced
+from .verify import Case, check_engine, compared_with_pytorch, open_lowered, program_specs
 
 
 @dataclass(frozen=True)
@@ -70,23 +69,6 @@ class ExportReport:
         }
 
 
-def program_specs(programs: Mapping[str, TracedProgram]) -> tuple[ProgramSpec, ...]:
-    """Signatures for the manifest, from the traced graphs."""
-
-    def spec(name: str, tensor: torch.Tensor) -> TensorSpec:
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        return TensorSpec.model_validate({"name": name, "shape": tuple(tensor.shape), "dtype": dtype})
-
-    return tuple(
-        ProgramSpec(
-            name=name,
-            inputs=tuple(spec(k, v) for k, v in program.inputs.items()),
-            outputs=tuple(spec(k, v) for k, v in program.run(program.inputs).items()),
-        )
-        for name, program in programs.items()
-    )
-
-
 def frozen_bytes(programs: Mapping[str, TracedProgram]) -> int:
     """Bytes of the distinct constants that the programs read: what a file must hold at least."""
     contents: dict[str, int] = {}
@@ -100,12 +82,6 @@ def frozen_bytes(programs: Mapping[str, TracedProgram]) -> int:
             )  # also bfloat16
             contents[hashlib.sha256(data).hexdigest()] = len(data)
     return sum(contents.values())
-
-
-def open_lowered(target: Target, lowered: Lowered, programs: Sequence[ProgramSpec]) -> EngineSession:
-    """The files just written, in the target's engine, as a device would load them, or in what stands for it here."""
-    files = {purpose: str(lowered.paths[inner]) for purpose, inner in lowered.files.items()}
-    return load_engine(target.compared_by)(files, programs, None)
 
 
 def _golden(reference: Sequence[Case], specs: Sequence[ProgramSpec]) -> dict[str, np.ndarray]:
@@ -220,35 +196,6 @@ def _export(
         )
         lap("write")
     return ExportReport(Path(out), manifest, errors, frozen_bytes(programs), seconds, deployment.vocabulary)
-
-
-def compared_with_pytorch(
-    deployment: Deployment, programs: Mapping[str, TracedProgram], seed: int = 0, *, rounds: int = 2
-) -> list[Case]:
-    """What PyTorch gives on the example batch and on others, with which the traced graphs agree.
-
-    Args:
-        deployment: the model.
-        programs: as they were traced.
-        seed: of the other batches.
-        rounds: how many others.
-
-    Raises:
-        ExportError: the model fails on another batch; GradientMismatchError when numbers differ.
-    """
-    model, task = deployment.model, deployment.task
-    try:
-        little = dict(deployment.inputs_of_predict())
-        reference = cases(model, task, dict(deployment.batch), little, rounds=rounds, seed=seed)
-    except PflError:
-        raise
-    except Exception as error:  # the user's own layers and loss raise what they like
-        subject = (
-            "the model fails on another batch of the example's shape, which it has to take, also with padding"
-        )
-        raise explained(error, model, subject=subject) from error
-    check_traced(programs, reference)
-    return reference
 
 
 def _runtime(engine: str, at_least: str | None) -> dict[str, str] | None:

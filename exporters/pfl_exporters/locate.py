@@ -28,6 +28,7 @@ from .lowering.files import Report
 from .lowering.graphs import shared_copy
 from .lowering.obstacles import operator_name
 from .targets import Target
+from .verify import open_lowered, program_specs
 
 _aten = torch.ops.aten
 #: Values that a program gives out at once.
@@ -107,7 +108,21 @@ class _Search:
         outputs = next(n for n in nodes if n.op == "output").args[0]
         last = dict(zip(self.program.outputs, outputs, strict=True))[output]
         self._run()
-        left = [n for n in nodes if n in _before(last) and _is_value(n)]
+        behind = _before(last)
+        every = [n for n in nodes if n in behind and _is_value(n)]
+        suspects = self._narrowed(every)
+        # an error can fade and come back, so that the suspects are the wrong ones: then all, part by part
+        parts = [suspects, *(every[i : i + AT_ONCE] for i in range(0, len(every), AT_ONCE))]
+        why: NotFoundError | None = None
+        for part in parts[: 1 if len(every) <= AT_ONCE else None]:
+            try:
+                return self._among(part)
+            except NotFoundError as found:
+                why = found
+        raise why or NotFoundError("there are no values in between")
+
+    def _narrowed(self, left: list[fx.Node]) -> list[fx.Node]:
+        """Those among which the first wrong value is, as few as can be given out at once; none where that fails."""
         while len(left) > AT_ONCE:
             step = len(left) / AT_ONCE
             picked = sorted({int(i * step) for i in range(AT_ONCE)} | {len(left) - 1})
@@ -115,13 +130,19 @@ class _Search:
             errors = {n: relative_error(got[n], self._values[n].numpy()) for n in got}
             wrong = next((n for n in left if errors.get(n, 0.0) > self.tolerance), None)
             if wrong is None:
-                raise NotFoundError(self._all_right(len(got)))
-            known = set().union(*(_before(n) for n, e in errors.items() if e <= self.tolerance), set())
-            fewer = [n for n in left if n in _before(wrong) and n not in known]
+                return []
+            known: set[fx.Node] = set()
+            for node, error in errors.items():  # in the order of the graph; later ones may be right again
+                if node is wrong:
+                    break
+                if error <= self.tolerance:
+                    known |= _before(node)
+            before = _before(wrong)
+            fewer = [n for n in left if n in before and n not in known]
             if len(fewer) >= len(left):
-                raise NotFoundError("the values that are right say nothing of those that are wrong")
+                return []
             left = fewer
-        return self._among(left)
+        return left
 
     def _among(self, left: Sequence[fx.Node]) -> Wrong:
         """The first of these that is wrong for the values that it was computed from."""
@@ -206,8 +227,6 @@ class _Search:
             return self._given(nodes[:half]) | self._given(nodes[half:])
 
     def _called(self, nodes: Sequence[fx.Node]) -> dict[fx.Node, np.ndarray]:
-        from .export import open_lowered, program_specs
-
         giving = giving_out(self.program, nodes)
         programs = {giving.name: giving}
         with tempfile.TemporaryDirectory(prefix="pfl-locate-") as folder:

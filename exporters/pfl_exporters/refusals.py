@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pfl_mobile.errors import (
     EngineError,
+    EngineUnavailableError,
     ExportError,
     GradientMismatchError,
     PflError,
@@ -22,7 +23,7 @@ from .lowering.files import Report
 from .lowering.obstacles import Obstacle, blamed
 from .lowering.quiet import quiet
 from .targets import TARGETS, Target
-from .verify import Case, check_engine
+from .verify import Case, check_engine, open_lowered, program_specs
 
 #: Obstacles that a message names.
 MOST_NAMED = 6
@@ -39,17 +40,17 @@ class Places:
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
-        self._found: dict[str, Mapping[str, origin.Origin]] | None = None
+        self._by_program: dict[str, Mapping[str, origin.Origin]] | None = None
 
-    def origin(self, program: str, node: str | None) -> origin.Origin:
+    def found(self, program: str, node: str | None) -> origin.Origin:
         """Where a node comes from; not known where that cannot be found out."""
-        if self._found is None:
-            self._found = self._traced()
-        return self._found.get(program, {}).get(node or "", origin.Origin())
+        if self._by_program is None:
+            self._by_program = self._traced()
+        return self._by_program.get(program, {}).get(node or "", origin.Origin())
 
     def of(self, program: str, node: str | None) -> str:
         """The same as the end of a sentence; empty where it is not known."""
-        found = self.origin(program, node)
+        found = self.found(program, node)
         return f" {found}" if found.known else ""
 
     def _traced(self) -> dict[str, Mapping[str, origin.Origin]]:
@@ -109,6 +110,8 @@ class Refuser:
 
     def of_lowering(self, target: Target, error: PflError) -> PflError:
         """The error for a target whose toolchain or engine failed; what that said, where no more is known."""
+        if isinstance(error, EngineUnavailableError):
+            return error
         if not isinstance(error, UnsupportedOperatorError | EngineError) and blamed(error) is None:
             return error
         found = self._tried(target)
@@ -117,7 +120,7 @@ class Refuser:
         node = blamed(error)
         where = ""
         if node is not None:
-            program = next((p for p in self._programs if self.places.origin(p, node).known), "")
+            program = next((p for p in self._programs if self.places.found(p, node).known), "")
             where = self.places.of(program, node)
         said = f"{error.message}{where}"
         return UnsupportedOperatorError(
@@ -178,7 +181,9 @@ class Refuser:
 
     def _way_out(self, refused: set[str], rewrite: str) -> str:
         """What works instead: other targets, each tried or looked up now."""
-        takes, looked_up, others = [], [], []
+        takes: list[str] = []
+        looked_up: list[str] = []
+        others: list[Target] = []
         engines = {TARGETS.find(name).engine for name in refused}
         for other in TARGETS.all().values():
             if other.engine in engines or not other.on_phones or other.engine in {t.engine for t in others}:
@@ -212,8 +217,6 @@ class Refuser:
         return sum(len(program.graph.graph.nodes) for program in self._programs.values())
 
     def _takes(self, target: Target) -> bool:
-        from .export import open_lowered, program_specs
-
         with quiet(), tempfile.TemporaryDirectory(prefix="pfl-try-") as folder:
             lowered = target.lower(self._programs, Path(folder), lambda _: None)
             with open_lowered(target, lowered, program_specs(self._programs)) as session:

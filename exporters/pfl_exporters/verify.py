@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfl_mobile.engines.base import EngineSession
+from pfl_mobile.bundle.manifest import ProgramSpec, TensorSpec
+from pfl_mobile.engines import EngineSession, load_engine
 from pfl_mobile.engines.compare import TOLERANCE, output_errors, relative_error
-from pfl_mobile.errors import ExportError, GradientMismatchError
+from pfl_mobile.errors import ExportError, GradientMismatchError, PflError
 from pfl_mobile.modules.personalize import PersonalizedModel
+from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.forms.recurrences import AtLeastOneStep
 from pfl_mobile.programs.mixing import where_rows_mix
+from pfl_mobile.programs.refusals import explained
 from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.programs.trace import (
     TracedProgram,
@@ -26,7 +29,21 @@ from pfl_mobile.programs.trace import (
     trained_names,
 )
 
-__all__ = ["TOLERANCE", "Case", "cases", "check_engine", "check_traced", "compare", "relative_error"]
+from .lowering.files import Lowered
+from .targets import Target
+
+__all__ = [
+    "TOLERANCE",
+    "Case",
+    "cases",
+    "check_engine",
+    "check_traced",
+    "compare",
+    "compared_with_pytorch",
+    "open_lowered",
+    "program_specs",
+    "relative_error",
+]
 
 
 @dataclass(frozen=True)
@@ -243,3 +260,55 @@ def check_engine(
         return session.run(program, {k: v.numpy() for k, v in inputs.items()})
 
     return compare(f"engine {session.name!r}", run, reference, tolerance)
+
+
+def program_specs(programs: Mapping[str, TracedProgram]) -> tuple[ProgramSpec, ...]:
+    """Signatures for the manifest, from the traced graphs."""
+
+    def spec(name: str, tensor: torch.Tensor) -> TensorSpec:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return TensorSpec.model_validate({"name": name, "shape": tuple(tensor.shape), "dtype": dtype})
+
+    return tuple(
+        ProgramSpec(
+            name=name,
+            inputs=tuple(spec(k, v) for k, v in program.inputs.items()),
+            outputs=tuple(spec(k, v) for k, v in program.run(program.inputs).items()),
+        )
+        for name, program in programs.items()
+    )
+
+
+def open_lowered(target: Target, lowered: Lowered, programs: Sequence[ProgramSpec]) -> EngineSession:
+    """The files just written, in the target's engine, as a device would load them, or in what stands for it here."""
+    files = {purpose: str(lowered.paths[inner]) for purpose, inner in lowered.files.items()}
+    return load_engine(target.compared_by)(files, programs, None)
+
+
+def compared_with_pytorch(
+    deployment: Deployment, programs: Mapping[str, TracedProgram], seed: int = 0, *, rounds: int = 2
+) -> list[Case]:
+    """What PyTorch gives on the example batch and on others, with which the traced graphs agree.
+
+    Args:
+        deployment: the model.
+        programs: as they were traced.
+        seed: of the other batches.
+        rounds: how many others.
+
+    Raises:
+        ExportError: the model fails on another batch; GradientMismatchError when numbers differ.
+    """
+    model, task = deployment.model, deployment.task
+    try:
+        little = dict(deployment.inputs_of_predict())
+        reference = cases(model, task, dict(deployment.batch), little, rounds=rounds, seed=seed)
+    except PflError:
+        raise
+    except Exception as error:  # the user's own layers and loss raise what they like
+        subject = (
+            "the model fails on another batch of the example's shape, which it has to take, also with padding"
+        )
+        raise explained(error, model, subject=subject) from error
+    check_traced(programs, reference)
+    return reference

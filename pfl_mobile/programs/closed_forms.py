@@ -28,6 +28,7 @@ from pfl_mobile.programs.forms import (
     losses,
     matrices,
     maxima,
+    norms,
     orders,
     recurrences,
 )
@@ -229,6 +230,7 @@ _KINDS: tuple[Any, ...] = (
     lookups,
     losses,
     matrices,
+    norms,
     recurrences,
 )
 _FORMS: dict[Any, Callable[..., Tensor | None]] = {

@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfl_exporters.export import open_lowered, program_specs
 from pfl_exporters.targets import resolve
-from pfl_exporters.verify import cases, check_engine, check_traced
+from pfl_exporters.verify import cases, check_engine, check_traced, open_lowered, program_specs
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.trace import gradients, trace_programs, trained_names
 from tests.exporters.hugging_face import FAMILIES, family

@@ -67,13 +67,16 @@ def test_the_wrong_operator_is_found(target: str) -> None:
     assert steps[0].startswith("look for the wrong operator: ")
 
 
-def test_a_long_program_is_searched_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_a_long_program_is_searched_in_parts(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the error fades and comes back on its way through the chain, which depends on the values."""
     monkeypatch.setattr(locate, "AT_ONCE", 8)
+    torch.manual_seed(seed)
     program = chain(40)
     steps: list[str] = []
     wrong = first_wrong(spoiled("torch", with_sine), program, program.inputs, "y", 2e-4, steps.append)
     assert wrong.operator == "tanh"
-    assert 2 <= len(steps) <= 4
+    assert 2 <= len(steps) <= 14
 
 
 def test_values_that_cannot_go_out_together_go_out_in_several_programs() -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from pfl_exporters import refusals
-from pfl_exporters.export import compared_with_pytorch, export_bundle
+from pfl_exporters.export import export_bundle
 from pfl_exporters.lowering.obstacles import Obstacle
 from pfl_exporters.refusals import Places, Refuser, grouped
 from pfl_exporters.targets import TARGETS
+from pfl_exporters.verify import compared_with_pytorch
 from pfl_mobile.errors import EngineError, ExportError, GradientMismatchError, UnsupportedOperatorError
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
 from tests.exporters import odd

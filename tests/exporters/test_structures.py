@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pfl_exporters.export import frozen_bytes, open_lowered, program_specs
+from pfl_exporters.export import frozen_bytes
 from pfl_exporters.targets import resolve
-from pfl_exporters.verify import cases, check_engine, check_traced
+from pfl_exporters.verify import cases, check_engine, check_traced, open_lowered, program_specs
 from pfl_mobile import Head, LoRA
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from pfl_mobile.modules.registry import ModuleConfig

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pfl_exporters.export import frozen_bytes, open_lowered, program_specs
+from pfl_exporters.export import frozen_bytes
 from pfl_exporters.targets import resolve, with_engines
-from pfl_exporters.verify import Case, cases, check_engine, check_traced
+from pfl_exporters.verify import Case, cases, check_engine, check_traced, open_lowered, program_specs
 from pfl_mobile.engines import arm64
 from pfl_mobile.engines.isolated import ChildProcess
 from pfl_mobile.errors import ConfigError, EngineUnavailableError

@@ -204,7 +204,8 @@ def _decompositions() -> Mapping[Any, Any]:
     from torch.onnx._internal.exporter import _decomp
 
     known = _decomp.get_onnx_implemented_overloads(_operators(OPSET))
-    return _decomp.create_onnx_friendly_decomposition_table(set(known))
+    table: Mapping[Any, Any] = _decomp.create_onnx_friendly_decomposition_table(set(known))
+    return table
 
 
 def _translated(use: Use) -> bool:

@@ -12,9 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pfl_exporters.export import program_specs
 from pfl_exporters.lowering import coreml as lowering
-from pfl_exporters.verify import cases, check_engine
+from pfl_exporters.verify import cases, check_engine, program_specs
 from pfl_mobile.engines import load_engine
 from pfl_mobile.engines.coreml import CoremlReferenceSession, reference
 from pfl_mobile.engines.coreml.wire import Function, Operation, Reference, TensorType, read_program

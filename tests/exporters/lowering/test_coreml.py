@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pfl_exporters.export import program_specs
 from pfl_exporters.lowering import coreml
+from pfl_exporters.verify import program_specs
 from pfl_mobile.engines.coreml import CoremlReferenceSession
 from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.closed_forms import ClosedForms, decompositions

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import decomp_utils
 
-from pfl_exporters.export import open_lowered, program_specs
 from pfl_exporters.lowering import executorch
 from pfl_exporters.targets import resolve
-from pfl_exporters.verify import cases, check_engine
+from pfl_exporters.verify import cases, check_engine, open_lowered, program_specs
 from pfl_mobile import LoRA
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.programs.tasks import ClassificationTask

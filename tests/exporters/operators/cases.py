@@ -661,6 +661,21 @@ _add(
 )
 _add("Normalization", "group_norm, trained", lambda x, w, b: F.group_norm(x, 2, w, b), (2, 4, 5), (4,), (4,))
 _add("Normalization", "instance_norm", lambda x: F.instance_norm(x), (2, 4, 5))
+_add(
+    "Normalization",
+    "instance_norm of images, trained",
+    lambda x, w, b: F.instance_norm(x, None, None, w, b),
+    (2, 4, 5, 3),
+    (4,),
+    (4,),
+)
+_add(
+    "Normalization",
+    "instance_norm, fixed statistics",
+    lambda x, w: F.instance_norm(x, torch.full((4,), 0.3), torch.full((4,), 2.0), w, use_input_stats=False),
+    (2, 4, 5),
+    (4,),
+)
 _add("Normalization", "rms_norm, trained", lambda x, w: F.rms_norm(x, (5,), w), (2, 4, 5), (5,))
 _add("Normalization", "local_response_norm", lambda x: F.local_response_norm(x, 3), (2, 4, 5))
 _add(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfl_exporters.export import open_lowered, program_specs
+from pfl_exporters.verify import open_lowered, program_specs
 from pfl_mobile.programs.trace import TracedProgram, trace_function
 from tests.exporters.operators.cases import Case
 
