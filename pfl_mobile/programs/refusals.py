@@ -618,7 +618,7 @@ class RefusedNode(Exception):
 _aten = torch.ops.aten
 _SEEDED = torch.Tag.nondeterministic_seeded
 _SHAPE_OF_VALUES = torch.Tag.dynamic_output_shape
-_OWN_NAMESPACES = ("aten", "prims", "prim")
+_OWN_NAMESPACES = ("aten", "prims", "prim", "pfl_mobile")
 _HALVES = (torch.float16, torch.bfloat16)
 #: Operators that only move numbers or change their format: nothing is rounded twice.
 _MOVES = (

@@ -53,12 +53,13 @@ from .expand import (
     log_softmax,
     reciprocal,
     tanh_gelu,
+    unroll,
+    whole_clamp,
     with_alpha,
     with_constant_weight,
 )
 from .files import Lowered, Report
 from .graphs import code_when_called, export_graph, shared_copy
-from .loops import unroll
 from .obstacles import Obstacle, first_line, refused, uses
 from .quiet import quiet
 
@@ -142,12 +143,19 @@ def _gelu(node: fx.Node) -> Form | None:
     return tanh_gelu if node.kwargs.get("approximate", "none") == "tanh" else None
 
 
+def _clamp(node: fx.Node) -> Form | None:
+    """Whole numbers stay whole: Core ML clamps real ones only, and its toolchain makes them real without a word."""
+    return None if node.meta["val"].is_floating_point() else whole_clamp
+
+
 def _always(form: Form) -> Choice:
     return lambda _: form
 
 
 #: What is written in other operators for Core ML.
 FORMS: Mapping[Any, Choice] = {
+    _aten.clamp.default: _clamp,
+    _aten.clamp_min.default: _clamp,
     **dict.fromkeys((_aten.add.Tensor, _aten.sub.Tensor, _aten.add.Scalar, _aten.sub.Scalar), _with_alpha),
     _aten.gelu.default: _gelu,
     _aten.elu.default: _always(elu),

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from pfl_mobile.programs.closed_forms import decompositions
-from pfl_mobile.programs.forms.recurrences import LOOPS, Loop, loop_of, run
+from pfl_mobile.programs.forms.recurrences import Loop, loop_of
 from pfl_mobile.programs.simplify import simplify
-
-from .expand import expand
 
 _aten = torch.ops.aten
 
@@ -41,12 +39,6 @@ def as_scans(
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()
-
-
-def unroll(graph: fx.GraphModule) -> None:
-    """Replace recurrent operators by all their steps, in place."""
-    forms = {kind: lambda *args, loop=loop: run(loop(*args)) for kind, loop in LOOPS.items()}
-    expand(graph, {kind: lambda node: forms[node.target] for kind in LOOPS})
 
 
 def _replace(
