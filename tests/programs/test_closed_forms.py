@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pfl_mobile.programs.closed_forms import ClosedForms, decompositions
+from pfl_mobile.programs.trace import trace_function
 
 
 def both(function: Callable[..., Tensor], *inputs: Tensor) -> None:
@@ -128,3 +129,14 @@ def test_negative_padding_is_cut_off(pad: tuple[int, ...]) -> None:
     want = torch.ops.aten.constant_pad_nd.default(x, pad, 0.5)
     got = decompositions()[torch.ops.aten.constant_pad_nd.default](x, list(pad), 0.5)
     torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def test_memory_that_nobody_wrote_is_zero() -> None:
+    """Else it would be a constant of the program that is another one at each export."""
+    x = torch.ones(3)
+    for make in (lambda: torch.empty_like(x), lambda: torch.empty(3), lambda: x.new_empty(3)):
+        made = trace_function(
+            "f", lambda batch, _, make=make: {"y": batch["x"] + make()}, {"x": x}, {}, ("x",)
+        )
+        assert torch.equal(made.run({"x": x})["y"], x)
+        assert not any("empty" in str(node.target) for node in made.graph.graph.nodes)

@@ -107,12 +107,6 @@ def autocasts(y: Tensor) -> Tensor:
         return (y @ torch.eye(12)).float()
 
 
-def packs(y: Tensor) -> Tensor:
-    lengths = (y[:, 0] > 0).to(torch.int64) + 1
-    packed = nn.utils.rnn.pack_padded_sequence(y.view(4, 3, 4), lengths, True, enforce_sorted=False)
-    return nn.utils.rnn.pad_packed_sequence(packed, True, total_length=3)[0].reshape(4, 12)
-
-
 def maps(y: Tensor) -> Tensor:
     return torch.cond(y.sum() > 0, lambda v: v * 2, lambda v: v * 3, (y,))
 
@@ -174,7 +168,6 @@ SEEN: list[tuple[Callable[[Tensor], Tensor], str, str]] = [
         r"one_hot without num_classes",
         r"num_classes=",
     ),
-    (packs, r"pack_padded_sequence", r"number of rows from the input"),
     (
         lambda y: y + y.masked_select(y > 0).mean(),
         r"a shape depends on values \(aten\.masked_select",

@@ -34,7 +34,8 @@ from torch._export.verifier import Verifier
 
 from pfl_mobile.engines.coreml.wire import Function
 from pfl_mobile.errors import ExportError, UnsupportedOperatorError
-from pfl_mobile.programs.simplify import annotate
+from pfl_mobile.programs.forms.recurrences import LAYERS, loop_of
+from pfl_mobile.programs.simplify import annotate, shape
 from pfl_mobile.programs.trace import TracedProgram
 
 from . import mixed
@@ -53,12 +54,13 @@ from .expand import (
     log_softmax,
     reciprocal,
     tanh_gelu,
+    unroll,
+    whole_clamp,
     with_alpha,
     with_constant_weight,
 )
 from .files import Lowered, Report
 from .graphs import code_when_called, export_graph, shared_copy
-from .loops import unroll
 from .obstacles import Obstacle, first_line, refused, uses
 from .quiet import quiet
 
@@ -81,6 +83,8 @@ _PASSES = (
     "dedup_op_and_var_names",
     "dead_code_elimination",
 )
+#: Steps of recurrent layers in one program, forward and backward and of all layers: 1000 take a minute or two.
+MOST_STEPS = 1200
 #: After casts were put in.
 _PASSES_AFTER_CASTS = (
     "cast_optimization",
@@ -142,12 +146,19 @@ def _gelu(node: fx.Node) -> Form | None:
     return tanh_gelu if node.kwargs.get("approximate", "none") == "tanh" else None
 
 
+def _clamp(node: fx.Node) -> Form | None:
+    """Whole numbers stay whole: Core ML clamps real ones only, and its toolchain makes them real without a word."""
+    return None if node.meta["val"].is_floating_point() else whole_clamp
+
+
 def _always(form: Form) -> Choice:
     return lambda _: form
 
 
 #: What is written in other operators for Core ML.
 FORMS: Mapping[Any, Choice] = {
+    _aten.clamp.default: _clamp,
+    _aten.clamp_min.default: _clamp,
     **dict.fromkeys((_aten.add.Tensor, _aten.sub.Tensor, _aten.add.Scalar, _aten.sub.Scalar), _with_alpha),
     _aten.gelu.default: _gelu,
     _aten.elu.default: _always(elu),
@@ -171,6 +182,11 @@ FORMS: Mapping[Any, Choice] = {
 
 def _prepared(program: TracedProgram, scale: float) -> fx.GraphModule:
     """The graph in operators that coremltools has right, with inputs named by their number."""
+    for obstacle in _too_long({program.name: program}):
+        raise UnsupportedOperatorError(
+            f"Core ML does not take {obstacle.operator} in program {program.name!r}: {obstacle.why}",
+            mend=f"give the layer fewer steps, {ELSEWHERE}",
+        )
     graph = shared_copy(program.graph)
     annotate(graph, list(program.inputs.values()))
     for name, value in program.inputs.items():
@@ -296,10 +312,34 @@ def _function(program: TracedProgram, system: Any, scale: float) -> Any:
         ) from error
 
 
-def missing(programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
-    """The operators that coremltools has no translation for, looked up in its registry; nothing is lowered."""
-    known = _TORCH_OPS_REGISTRY.name_to_func_mapping
+def written_out(program: TracedProgram) -> list[tuple[fx.Node, int]]:
+    """Recurrent operators and the steps of each; Core ML's translator has no loops, so each step stands in the file."""
+    nodes = program.graph.graph.nodes
+    loops = [(node, loop_of(node.target, node.args)) for node in nodes]
+    return [(node, shape(loop.steps[0])[0]) for node, loop in loops if loop is not None]
+
+
+def _too_long(programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
+    """Programs of more recurrent steps than can be written out."""
     found = []
+    for name, program in programs.items():
+        loops = written_out(program)
+        total = sum(steps for _, steps in loops)
+        if total > MOST_STEPS:
+            node = max(loops, key=lambda loop: loop[1])[0]
+            why = (
+                f"it has no loops, so each of the program's {total} recurrent steps would stand in the file, and "
+                f"{MOST_STEPS} are what it takes: make the rows shorter"
+            )
+            found.append(Obstacle(name, node.name, LAYERS[node.target], why))
+    return found
+
+
+def missing(programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
+    """The operators that coremltools has no translation for, looked up in its registry, and loops that are too long;
+    nothing is lowered."""
+    known = _TORCH_OPS_REGISTRY.name_to_func_mapping
+    found = _too_long(programs)
     for use in uses(programs):
         target: Any = use.node.target
         if target in FORMS and FORMS[target](use.node) is not None:
@@ -368,7 +408,8 @@ def _converted(programs: Mapping[str, TracedProgram], system: Any, report: Repor
     """One program of Core ML with a function for each of ours; the loss of ``gradients`` scaled inside."""
     whole = mil.Program()
     for name, program in programs.items():
-        report(f"ios: {name}")
+        total = sum(steps for _, steps in written_out(program))
+        report(f"ios: {name}" + (f", {total} recurrent steps, one by one" if total else ""))
         whole.add_function(
             name, _function(program, system, scale if name == "gradients" else 1.0).functions["main"]
         )

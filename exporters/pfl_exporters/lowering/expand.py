@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from pfl_mobile.programs.closed_forms import decompositions
+from pfl_mobile.programs.forms.recurrences import LOOPS, run
 
 from .names import TRACED_AS, traced_as
 
@@ -44,6 +45,12 @@ def expand(graph: fx.GraphModule, choices: Mapping[Any, Choice]) -> None:
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()
+
+
+def unroll(graph: fx.GraphModule) -> None:
+    """Replace recurrent operators by all their steps, in place."""
+    forms = {kind: lambda *args, loop=loop: run(loop(*args)) for kind, loop in LOOPS.items()}
+    expand(graph, {kind: lambda node: forms[node.target] for kind in LOOPS})
 
 
 def _replace(graph: fx.GraphModule, node: fx.Node, form: Form, traced: dict[Any, fx.GraphModule]) -> None:
@@ -205,6 +212,15 @@ def expm1(x: Tensor) -> Tensor:
     half = torch.tanh(x.clamp(-1.0, 1.0) * 0.5)
     near = 2.0 * half / (1.0 - half)
     return torch.where(x.abs() < 1.0, near, torch.exp(x) - 1.0)
+
+
+def whole_clamp(x: Tensor, least: int | None = None, most: int | None = None) -> Tensor:
+    """A clamp of whole numbers, by comparisons."""
+    if least is not None:
+        x = torch.where(x < least, torch.full_like(x, least), x)
+    if most is not None:
+        x = torch.where(x > most, torch.full_like(x, most), x)
+    return x
 
 
 def hardtanh(x: Tensor, least: float = -1.0, most: float = 1.0) -> Tensor:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from pfl_mobile.programs.closed_forms import decompositions
-from pfl_mobile.programs.forms.recurrences import LOOPS, Loop, loop_of, run
+from pfl_mobile.programs.forms.recurrences import Loop, loop_of
 from pfl_mobile.programs.simplify import simplify
 from pfl_mobile.programs.trace import TracedProgram
 
-from .expand import expand
 from .graphs import export_graph, export_traced, shared_copy
 
 _aten = torch.ops.aten
@@ -56,12 +55,6 @@ def export_with_loops(program: TracedProgram) -> torch.export.ExportedProgram:
     graph = shared_copy(program.graph)
     as_scans(graph)
     return export_graph(program, graph)
-
-
-def unroll(graph: fx.GraphModule) -> None:
-    """Replace recurrent operators by all their steps, in place."""
-    forms = {kind: lambda *args, loop=loop: run(loop(*args)) for kind, loop in LOOPS.items()}
-    expand(graph, {kind: lambda node: forms[node.target] for kind in LOOPS})
 
 
 def _replace(

@@ -241,6 +241,14 @@ _rnn_backward = _operator(
 )
 
 
+#: The layer that each operator is a part of, as its users call it.
+LAYERS: dict[Any, str] = {
+    **dict.fromkeys((_lstm_forward, _lstm_backward), "nn.LSTM"),
+    **dict.fromkeys((_gru_forward, _gru_backward), "nn.GRU"),
+    **dict.fromkeys((_rnn_forward, _rnn_backward), "nn.RNN"),
+}
+
+
 def loop_of(target: Any, args: Sequence[Any]) -> Loop | None:
     """The loop of an operator with these arguments, tensors or nodes of a graph; None for other operators."""
     found = LOOPS.get(target)

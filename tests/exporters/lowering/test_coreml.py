@@ -184,3 +184,21 @@ def test_a_package_says_what_is_in_it(tmp_path: Path) -> None:
         for e in manifest["itemInfoEntries"].values()
     )
     assert lowered.measured["model_bytes"] == sum(p.stat().st_size for p in lowered.paths.values())
+
+
+def test_recurrent_steps_that_are_too_many_are_refused_by_their_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = torch.nn.GRU(3, 2).requires_grad_(requires_grad=False)
+    made = program(lambda x: layer(x)[0], torch.randn(6, 1, 3))
+    monkeypatch.setattr(coreml, "MOST_STEPS", 5)
+    (found,) = coreml.missing({"f": made})
+    assert found.operator == "nn.GRU"
+    assert "6 recurrent steps" in found.why
+    with pytest.raises(UnsupportedOperatorError, match=r"nn\.GRU.*6 recurrent steps"):
+        coreml.lower({"f": made}, tmp_path, lambda _: None)
+    monkeypatch.setattr(coreml, "MOST_STEPS", 6)
+    assert coreml.missing({"f": made}) == []
+    said: list[str] = []
+    coreml.lower({"f": made}, tmp_path, said.append)
+    assert "ios: f, 6 recurrent steps, one by one" in said

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from pfl_exporters.lowering.executorch import _prepare
+from pfl_exporters.lowering.expand import unroll
 from pfl_exporters.lowering.graphs import shared_copy
-from pfl_exporters.lowering.loops import as_scans, export_with_loops, has_loops, unroll
+from pfl_exporters.lowering.loops import as_scans, export_with_loops, has_loops
 from pfl_mobile.programs.trace import TracedProgram, trace_function
 from tests.programs.forms.test_recurrences import KINDS, program
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from pfl_mobile.programs.closed_forms import ClosedForms
+from pfl_mobile.programs.forms.recurrences import AtLeastOneStep
 from pfl_mobile.programs.trace import TracedProgram, trace_function
 
 KINDS: dict[str, Callable[..., nn.RNNBase]] = {
@@ -160,3 +161,22 @@ def test_graph_does_not_grow_with_time(kind: str) -> None:
     for given_lengths in (None, lengths):
         short, long = (program(layer, steps, given_lengths) for steps in (4, 60))
         assert len(short.graph.graph.nodes) == len(long.graph.graph.nodes) < 300
+
+
+def test_rows_of_padding_have_one_step() -> None:
+    layer, x = nn.GRU(2, 3, batch_first=True), torch.randn(3, 4, 2)
+
+    def run() -> tuple[Tensor, Tensor]:
+        packed = pack_padded_sequence(x, torch.tensor([0, 4, 2]), True, enforce_sorted=False)
+        out, last = layer(packed)
+        return pad_packed_sequence(out, True)[0], last
+
+    with pytest.raises(RuntimeError, match="greater than 0"):
+        run()
+    with AtLeastOneStep():
+        want = run()
+    with ClosedForms():
+        got = run()
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(want[0][0, 1:], torch.zeros(3, 3))
