@@ -61,22 +61,6 @@ class Placed:
     private: bool
 
 
-#: Classes around a whole model that compute what it computes, and the attribute that holds it.
-_WRAPPERS = {
-    ("torch.nn.parallel.data_parallel", "DataParallel"): "module",
-    ("torch.nn.parallel.distributed", "DistributedDataParallel"): "module",
-    ("torch._dynamo.eval_frame", "OptimizedModule"): "_orig_mod",
-}
-
-
-def unwrapped(backbone: nn.Module) -> tuple[nn.Module, str]:
-    """The model without wrappers for several processors or for compilation, and what they put before its paths."""
-    prefix = ""
-    while (name := _WRAPPERS.get((type(backbone).__module__, type(backbone).__qualname__))) is not None:
-        backbone, prefix = getattr(backbone, name), f"{prefix}{name}."
-    return backbone, prefix
-
-
 class _AsInTransformers(type):
     """Knows the class without importing its library."""
 

@@ -16,8 +16,8 @@ from torch._prims_common import make_contiguous_strides_for
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules.attention import prepare
-from pfl_mobile.modules.backbones import check_backbone, not_copied
-from pfl_mobile.modules.insertion import Insertion, unwrapped
+from pfl_mobile.modules.backbones import check_backbone, not_copied, unwrapped
+from pfl_mobile.modules.insertion import Insertion
 from pfl_mobile.modules.model import PersonalizedModel, tensor_digest
 from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.modules.roles import DeviceTensorInfo, assign_roles

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +24,6 @@ from pfl_mobile.modules.registry import ModuleConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 Q_V = [LoRA("re:.*\\.[qv]", rank=4, alpha=3)]
@@ -303,6 +303,14 @@ def test_every_setting_of_the_installed_peft_is_known() -> None:
     known = peft_config._HARMLESS | peft_config._READ | peft_config._REFUSED.keys()
     fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     assert fields - known == set()
+
+
+def test_the_page_about_adapters_names_every_setting_that_changes_what_is_computed() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
+    plain = {"peft_type", "r", "lora_alpha", "target_modules"}
+    starts = {*peft_config._PLAIN_STARTS, *peft_config._CHANGED_BACKBONE}
+    for name in (peft_config._READ | peft_config._REFUSED.keys() | starts) - plain:
+        assert name in page, name
 
 
 PATHS = st.lists(st.sampled_from(["layers", "0", "1", "q", "v", "attn", "experts"]), min_size=1, max_size=5)
