@@ -35,6 +35,7 @@ _PREFIX = "base_model.model."
 _KEY = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?")
 #: What peft calls the output layer inside of an adapted ``nn.MultiheadAttention``, and what it is called in the model.
 _PACKED, _OUT = ".base_layer.out_proj", ".out_proj"
+_RECURRENT = re.compile(r"(.+)\.(ih|hh|hr)_l\d+(_reverse)?")
 _LENGTHS = "lora_magnitude_vector"
 
 
@@ -94,6 +95,11 @@ def _layers(
             raise ConfigError(
                 f"{above!r} is an nn.MultiheadAttention, and what peft computes for it depends on its version: up to "
                 "0.21.2 it adds the low-rank part of the output layer twice (peft#3774)",
+                mend="keep the personal state in its own format",
+            )
+        if match := _RECURRENT.fullmatch(path):
+            raise ConfigError(
+                f"{match.group(1)!r} is a recurrent layer, which peft does not adapt",
                 mend="keep the personal state in its own format",
             )
         config = settings[owners[f"{path}.lora_A"]]

@@ -82,7 +82,7 @@ ALL_LINEAR = "all-linear"
 
 def channels(path: str, layer: nn.Module) -> tuple[int, int] | None:
     """``(size, dimension)`` of the output features of a layer of a known type, else None."""
-    if isinstance(layer, nn.Linear):
+    if isinstance(layer, nn.Linear | nn.Bilinear):
         return layer.out_features, -1
     if isinstance(layer, TransposedLinear):
         return layer.weight.shape[1], -1
