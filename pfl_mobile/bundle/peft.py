@@ -442,7 +442,14 @@ def import_model(model: Any, folder: str | os.PathLike[str]) -> None:
         {i.name: i.shape for i in infos},
         {i.name: i.module for i in infos},
         model.modules_table,
-        backbone={name: value.cpu() for name, value in model.frozen_tensors().items()},
+        # by all names: peft saves an output layer that shares its weight with the embedding under its own
+        backbone={
+            name: value.detach().cpu()
+            for name, value in (
+                *model.backbone.named_parameters(remove_duplicate=False),
+                *model.backbone.named_buffers(remove_duplicate=False),
+            )
+        },
         embeddings=_check_layers(model, "leave the layer out of the modules, and of the adapter"),
         # an attention reads the weight of its output layer without calling it
         unused={f"{p}{_OUT}" for p, x in model.backbone.named_modules() if hasattr(x, "in_proj_weight")},

@@ -409,6 +409,38 @@ def test_frozen_tensors_kept_with_an_adapter_must_be_the_backbones(tmp_path: Pat
         import_model(personalize(net(), Q_V), tmp_path)
 
 
+@pytest.mark.slow  # imports peft
+@pytest.mark.parametrize("target", ["embed", "out"])
+def test_tied_layers_are_saved_under_either_name(target: str, tmp_path: Path) -> None:
+    import peft
+
+    class Tied(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.out = nn.Embedding(11, 8), nn.Linear(8, 11, bias=False)
+            self.out.weight = self.embed.weight
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.tanh(self.embed(tokens)))
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        theirs = peft.get_peft_model(Tied(), peft.LoraConfig(r=2, target_modules=[target]))
+        for name, p in theirs.named_parameters():
+            if "lora_" in name:
+                p.add_(0.3 * torch.randn_like(p))
+        theirs.save_pretrained(tmp_path)
+        file = tmp_path / "adapter_model.safetensors"
+        from safetensors.torch import load_file, save_file
+
+        weight = {f"base_model.model.{target}.base_layer.weight": Tied().embed.weight.clone()}
+        save_file({**load_file(file), **weight}, file)  # as peft does where the model is one of transformers
+        model = personalize(Tied(), [LoRA(target, rank=2)])
+        import_model(model, tmp_path)
+        torch.testing.assert_close(model(TOKENS), theirs(TOKENS), rtol=1e-5, atol=1e-5)
+
+
 def test_pickled_adapters_are_not_opened(tmp_path: Path) -> None:
     export_model(personalize(net(), Q_V), tmp_path)
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
