@@ -35,6 +35,7 @@ _PREFIX = "base_model.model."
 _KEY = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?")
 #: What peft calls the output layer inside of an adapted ``nn.MultiheadAttention``, and what it is called in the model.
 _PACKED, _OUT = ".base_layer.out_proj", ".out_proj"
+_RECURRENT = re.compile(r"(.+)\.(ih|hh|hr)_l\d+(_reverse)?")
 _LENGTHS = "lora_magnitude_vector"
 
 
@@ -94,6 +95,11 @@ def _layers(
             raise ConfigError(
                 f"{above!r} is an nn.MultiheadAttention, and what peft computes for it depends on its version: up to "
                 "0.21.2 it adds the low-rank part of the output layer twice (peft#3774)",
+                mend="keep the personal state in its own format",
+            )
+        if match := _RECURRENT.fullmatch(path):
+            raise ConfigError(
+                f"{match.group(1)!r} is a recurrent layer, which peft does not adapt",
                 mend="keep the personal state in its own format",
             )
         config = settings[owners[f"{path}.lora_A"]]
@@ -436,7 +442,14 @@ def import_model(model: Any, folder: str | os.PathLike[str]) -> None:
         {i.name: i.shape for i in infos},
         {i.name: i.module for i in infos},
         model.modules_table,
-        backbone={name: value.cpu() for name, value in model.frozen_tensors().items()},
+        # by all names: peft saves an output layer that shares its weight with the embedding under its own
+        backbone={
+            name: value.detach().cpu()
+            for name, value in (
+                *model.backbone.named_parameters(remove_duplicate=False),
+                *model.backbone.named_buffers(remove_duplicate=False),
+            )
+        },
         embeddings=_check_layers(model, "leave the layer out of the modules, and of the adapter"),
         # an attention reads the weight of its output layer without calling it
         unused={f"{p}{_OUT}" for p, x in model.backbone.named_modules() if hasattr(x, "in_proj_weight")},

@@ -1,4 +1,4 @@
-"""Which networks can be a backbone: what is compiled, quantized or spread over machines is refused by its name."""
+"""Which networks can be a backbone: wrappers come off, and what is quantized or spread over machines is refused."""
 
 from __future__ import annotations
 
@@ -31,6 +31,22 @@ _QUANTIZED = (
 )
 _PREPARED = ("torch.ao.quantization", "torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat", "torch.quantization")
 _SHARDED = ("torch.distributed", "deepspeed", "fairscale", "megatron")
+
+
+#: Classes around a whole model that compute what it computes, and the attribute that holds it.
+_WRAPPERS = {
+    ("torch.nn.parallel.data_parallel", "DataParallel"): "module",
+    ("torch.nn.parallel.distributed", "DistributedDataParallel"): "module",
+    ("torch._dynamo.eval_frame", "OptimizedModule"): "_orig_mod",
+}
+
+
+def unwrapped(backbone: nn.Module) -> tuple[nn.Module, str]:
+    """The model without wrappers for several processors or for compilation, and what they put before its paths."""
+    prefix = ""
+    while (name := _WRAPPERS.get((type(backbone).__module__, type(backbone).__qualname__))) is not None:
+        backbone, prefix = getattr(backbone, name), f"{prefix}{name}."
+    return backbone, prefix
 
 
 def _of(value: object, modules: tuple[str, ...]) -> bool:

@@ -77,15 +77,18 @@ class Head(ModuleConfig):
     def _copy(self, site: Insertion) -> None:
         first = site.first_paths()
         done: set[str] = set()
-        for path, layer in site.find(self.targets, hooked=False):
+        for pattern in self.targets:
+            found = site.find((pattern,), hooked=False)
             # A layer that is in several places is one layer; a weight that two layers share becomes two.
             own = [
                 (first[id(part)], leaf, value)
+                for _, layer in found
                 for part in layer.modules()
                 for leaf, value in part._parameters.items()
                 if value is not None
             ]
-            if not own:
+            if not own:  # a pattern for many layers may match some without
+                path, layer = found[0]
                 raise ConfigError(
                     f"{site.name}: layer {path!r} ({type(layer).__name__}) has no parameters to train",
                     mend="target a layer with weights",

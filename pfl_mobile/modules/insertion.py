@@ -61,22 +61,6 @@ class Placed:
     private: bool
 
 
-#: Classes around a whole model that compute what it computes, and the attribute that holds it.
-_WRAPPERS = {
-    ("torch.nn.parallel.data_parallel", "DataParallel"): "module",
-    ("torch.nn.parallel.distributed", "DistributedDataParallel"): "module",
-    ("torch._dynamo.eval_frame", "OptimizedModule"): "_orig_mod",
-}
-
-
-def unwrapped(backbone: nn.Module) -> tuple[nn.Module, str]:
-    """The model without wrappers for several processors or for compilation, and what they put before its paths."""
-    prefix = ""
-    while (name := _WRAPPERS.get((type(backbone).__module__, type(backbone).__qualname__))) is not None:
-        backbone, prefix = getattr(backbone, name), f"{prefix}{name}."
-    return backbone, prefix
-
-
 class _AsInTransformers(type):
     """Knows the class without importing its library."""
 
@@ -98,7 +82,7 @@ ALL_LINEAR = "all-linear"
 
 def channels(path: str, layer: nn.Module) -> tuple[int, int] | None:
     """``(size, dimension)`` of the output features of a layer of a known type, else None."""
-    if isinstance(layer, nn.Linear):
+    if isinstance(layer, nn.Linear | nn.Bilinear):
         return layer.out_features, -1
     if isinstance(layer, TransposedLinear):
         return layer.weight.shape[1], -1

@@ -103,6 +103,12 @@ class LoRA(ModuleConfig):
                         f"LoRA: layer {path!r} has groups, which DoRA is not defined for",
                         mend="leave this layer out, or use dora=False",
                     )
+                if "weight" in layer.__dict__:  # made by a hook, at the next call
+                    raise ConfigError(
+                        f"LoRA: the weight of layer {path!r} is computed by torch.nn.utils.weight_norm or "
+                        "spectral_norm, so that DoRA cannot start from its lengths",
+                        mend="use torch.nn.utils.parametrizations.weight_norm or spectral_norm, or dora=False",
+                    )
                 site.add(path, "lora_magnitude_vector", _lengths(layer, self.scale))
             layer.register_forward_hook((DoRAHook if self.dora else LoRAHook)(self.scale))
 

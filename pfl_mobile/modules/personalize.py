@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch._prims_common import make_contiguous_strides_for
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules.attention import prepare
-from pfl_mobile.modules.backbones import check_backbone, not_copied
-from pfl_mobile.modules.insertion import Insertion, unwrapped
+from pfl_mobile.modules.backbones import check_backbone, not_copied, unwrapped
+from pfl_mobile.modules.insertion import Insertion
 from pfl_mobile.modules.model import PersonalizedModel, tensor_digest
 from pfl_mobile.modules.places import of_exception
 from pfl_mobile.modules.registry import ModuleConfig
@@ -49,6 +51,11 @@ def _copy(backbone: nn.Module) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(_row_by_row(parameter.detach()), requires_grad=False)
     for buffer in backbone.buffers():
         memo[id(buffer)] = _row_by_row(buffer.detach())
+    for layer in backbone.modules():
+        for hook in layer._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm | SpectralNorm):  # which computes this attribute anew at each call
+                computed = getattr(layer, hook.name)
+                memo[id(computed)] = computed.detach().clone()
     try:
         root = copy.deepcopy(backbone, memo)
     except Exception as error:  # what the layers themselves raise

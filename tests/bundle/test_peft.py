@@ -152,6 +152,12 @@ def test_attention_of_a_peft_that_is_not_known_is_refused(tmp_path: Path) -> Non
         import_model(model, tmp_path)
 
 
+def test_recurrent_layers_are_refused_by_name(tmp_path: Path) -> None:
+    model = personalize(BACKBONES["lstm"]()[0], [LoRA(["rnn", "head"], rank=2)])
+    with pytest.raises(ConfigError, match="'rnn' is a recurrent layer"):
+        export_model(model, tmp_path)
+
+
 def test_low_rank_and_its_lengths_are_not_mixed(tmp_path: Path) -> None:
     backbone, _ = decoder()
     mixed = personalize(backbone, [LoRA("embed", rank=2, dora=True), LoRA("*.attn.q", rank=2)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +24,6 @@ from pfl_mobile.modules.registry import ModuleConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 Q_V = [LoRA("re:.*\\.[qv]", rank=4, alpha=3)]
@@ -305,6 +305,14 @@ def test_every_setting_of_the_installed_peft_is_known() -> None:
     assert fields - known == set()
 
 
+def test_the_page_about_adapters_names_every_setting_that_changes_what_is_computed() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
+    plain = {"peft_type", "r", "lora_alpha", "target_modules"}
+    starts = {*peft_config._PLAIN_STARTS, *peft_config._CHANGED_BACKBONE}
+    for name in (peft_config._READ | peft_config._REFUSED.keys() | starts) - plain:
+        assert name in page, name
+
+
 PATHS = st.lists(st.sampled_from(["layers", "0", "1", "q", "v", "attn", "experts"]), min_size=1, max_size=5)
 ENDINGS = st.lists(st.sampled_from(["q", "v", "attn.q", "layers.0.q", "layers.1.attn.v", "1"]), max_size=3)
 
@@ -399,6 +407,38 @@ def test_frozen_tensors_kept_with_an_adapter_must_be_the_backbones(tmp_path: Pat
     save_file({n: v.to(torch.float8_e4m3fn) for n, v in tensors.items()}, weights)
     with pytest.raises(DataError, match="F8_E4M3"):
         import_model(personalize(net(), Q_V), tmp_path)
+
+
+@pytest.mark.slow  # imports peft
+@pytest.mark.parametrize("target", ["embed", "out"])
+def test_tied_layers_are_saved_under_either_name(target: str, tmp_path: Path) -> None:
+    import peft
+
+    class Tied(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.out = nn.Embedding(11, 8), nn.Linear(8, 11, bias=False)
+            self.out.weight = self.embed.weight
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.tanh(self.embed(tokens)))
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        theirs = peft.get_peft_model(Tied(), peft.LoraConfig(r=2, target_modules=[target]))
+        for name, p in theirs.named_parameters():
+            if "lora_" in name:
+                p.add_(0.3 * torch.randn_like(p))
+        theirs.save_pretrained(tmp_path)
+        file = tmp_path / "adapter_model.safetensors"
+        from safetensors.torch import load_file, save_file
+
+        weight = {f"base_model.model.{target}.base_layer.weight": Tied().embed.weight.clone()}
+        save_file({**load_file(file), **weight}, file)  # as peft does where the model is one of transformers
+        model = personalize(Tied(), [LoRA(target, rank=2)])
+        import_model(model, tmp_path)
+        torch.testing.assert_close(model(TOKENS), theirs(TOKENS), rtol=1e-5, atol=1e-5)
 
 
 def test_pickled_adapters_are_not_opened(tmp_path: Path) -> None:

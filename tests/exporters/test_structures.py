@@ -25,7 +25,7 @@ from pfl_mobile.programs.trace import trace_programs
 
 _ALL = bool(os.environ.get("PFL_ALL_ENGINES"))
 #: What is run on ONNX Runtime in every run of the tests.
-_SOME = {"DoRA", "frozen bfloat16", "LoRA on one attention"}
+_SOME = {"DoRA", "LoRA on one attention"}
 
 
 class Encoder(nn.Module):  # type: ignore[misc]
@@ -142,7 +142,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], list[ModuleConfig]]] = {
     "tied, one whole": (Tied, [Head("out")]),
     "tied, both whole": (Tied, [Head(["embed", "out"])]),
     "tied, everything": (Tied, [Head("*")]),
-    "frozen bfloat16": (lambda: Shared(torch.bfloat16), [LoRA("again", rank=2)]),
     "frozen half": (lambda: Shared(torch.float16), [LoRA("again", rank=2)]),
     "strides": (strided, [LoRA("again", rank=2), Head("layers.1")]),
     "channels last": (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -47,6 +50,19 @@ def test_head_with_new_outputs_gives_that_many() -> None:
 def test_head_names_a_layer_without_parameters() -> None:
     with pytest.raises(ConfigError, match=r"'hidden\.1' \(ReLU\) has no parameters"):
         personalize(mlp()[0], [Head("hidden.1")])
+    with pytest.raises(ConfigError, match=r"'hidden\.1' \(ReLU\)"):
+        personalize(mlp()[0], [Head(["head", "hidden.1"])])
+
+
+@pytest.mark.parametrize("make", [mlp, cnn, sensor, tied_decoder])
+def test_head_on_everything_trains_every_layers_own_parameters_once(make: Callable[[], Any]) -> None:
+    backbone, example = make()
+    model = personalize(backbone, [Head("*")])
+    wanted = {name for name, _ in backbone.named_parameters(remove_duplicate=False)}
+    assert {info.name for info in model.device_tensors()} == wanted
+    assert model.backbone_digest() == tensor_digest(backbone)
+    with torch.no_grad():
+        assert torch.equal(model(*example), backbone(*example))
 
 
 def test_bias_of_a_convolution_is_added_to_each_channel() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -198,6 +200,48 @@ def test_wrappers_are_taken_off_and_their_names_still_match(pattern: str) -> Non
     assert torch.equal(compiled(x), backbone(x))
     with pytest.raises(UnknownNameError, match="matches no layer of Twice"):
         personalize(backbone, [LoRA("module.first")])
+
+
+def test_distributed_is_taken_off(tmp_path: Path) -> None:
+    dist, backbone, x = torch.distributed, Twice(), torch.randn(3, 4)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(backbone)
+        model = personalize(wrapped, [LoRA("module.first", rank=2)], example=(x,))
+    finally:
+        dist.destroy_process_group()
+    assert torch.equal(model(x), backbone(x))
+    assert model.backbone_digest() == tensor_digest(backbone)
+
+
+WEIGHTS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "weight norm": nn.utils.parametrizations.weight_norm,
+    "spectral norm": nn.utils.parametrizations.spectral_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+    "weight norm of old": nn.utils.weight_norm,
+    "spectral norm of old": nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_layers_whose_weight_is_computed(name: str) -> None:
+    torch.manual_seed(0)
+    backbone, x = nn.Sequential(WEIGHTS[name](nn.Linear(4, 4)), nn.Linear(4, 2)).eval(), torch.randn(3, 4)
+    wanted = backbone(x)
+    for module in (Head("0"), LoRA("0", rank=2), LoRA("0", rank=2, dora=True)):
+        if name.endswith("old") and module.as_dict().get("dora"):
+            with pytest.raises(ConfigError, match="is computed by"):
+                personalize(backbone, [module])
+            continue
+        model = personalize(backbone, [module])
+        torch.testing.assert_close(model(x), wanted)
+        model(x).square().sum().backward()
+        assert all(bool(p.grad.isfinite().all()) for p in model.train_parameters())
+        moved = {n: v + 0.3 * torch.randn_like(v) for n, v in model.values().items()}
+        model.load_values(moved)
+        assert not torch.allclose(model(x), wanted)
+        assert torch.equal(backbone(x), wanted)
 
 
 class Uncalled(nn.Module):
