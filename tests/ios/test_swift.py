@@ -1,4 +1,4 @@
-"""The script that runs Swift: each kind of build has a folder of its own, as their objects cannot be linked together."""
+"""The script that runs Swift: each kind of build has a folder of its own, as objects of two cannot be linked."""
 
 import os
 import subprocess
