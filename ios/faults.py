@@ -15,6 +15,7 @@ import shutil
 import socket
 import ssl
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import rounds
@@ -28,6 +29,7 @@ from pfl_mobile.local.evaluation import model_id
 from tests.device.strangers import Certificates, http_bytes, raw
 
 FOLDER = rounds.IOS / ".build" / "faults"
+AT_A_TIME = 4
 PAGE = http_bytes(200, b"<html>", Content_Type="text/html")
 #: How the certificate is made, and a word of the mend.
 CERTIFICATES = {
@@ -46,30 +48,46 @@ def expect(what: str, server: str, error: str, mend: str, trusts: Path) -> None:
 
 
 def tls() -> None:
-    """Try all that may be wrong with TLS."""
-    made = Certificates(FOLDER)
-    ca, elsewhere = made.ca, FOLDER / "elsewhere"
+    """Try all that may be wrong with TLS, some at a time, as a device takes longer to start than to fail."""
+    made, elsewhere = Certificates(FOLDER), FOLDER / "elsewhere"
     elsewhere.mkdir()
     other = Certificates(elsewhere).ca
-    with raw(PAGE, tls=made.context()) as (host, seen):
-        # accepted, so that what is asked there is seen to be no aggregator
-        expect("trusted", f"https://{host}", "NotTheAggregatorError", "address and port", ca)
-        rounds.check(bool(seen), "nothing was asked over TLS")
-        expect(
-            "of an unknown authority", f"https://{host}", "CertificateError", "trusts who signed it", other
-        )
-        expect("plain where TLS speaks", f"http://{host}", "TlsError", f"https://{host}", ca)
-    for what, (settings, mend) in CERTIFICATES.items():
-        with raw(PAGE, tls=made.context(**settings)) as (host, seen):
-            expect(what, f"https://{host}", "CertificateError", mend, ca)
-            rounds.check(not any(seen), f"{what}: something was asked all the same")
-    with raw(http_bytes(400)) as (host, _):
-        expect("TLS where plain speaks", f"https://{host}", "TlsError", "http://", ca)
     asking = made.context()
     asking.verify_mode = ssl.CERT_REQUIRED
     asking.load_verify_locations(made.ca)
-    with raw(PAGE, tls=asking) as (host, _):
-        expect("asking for a certificate", f"https://{host}", "TlsError", "certificate of the device", ca)
+
+    def refused(what: str, error: str, mend: str, context: ssl.SSLContext, trusts: Path) -> None:
+        with raw(PAGE, tls=context) as (host, seen):
+            expect(what, f"https://{host}", error, mend, trusts)
+            rounds.check(not any(seen), f"{what}: something was asked all the same")
+
+    def trusted(context: ssl.SSLContext) -> None:
+        with raw(PAGE, tls=context) as (host, seen):
+            # accepted, so that what is asked there is seen to be no aggregator
+            expect("trusted", f"https://{host}", "NotTheAggregatorError", "address and port", made.ca)
+            rounds.check(any(seen), "nothing was asked over TLS")
+
+    def plain(context: ssl.SSLContext) -> None:
+        with raw(PAGE, tls=context) as (host, _):
+            expect("plain where TLS speaks", f"http://{host}", "TlsError", f"https://{host}", made.ca)
+
+    def no_tls() -> None:
+        with raw(http_bytes(400)) as (host, _):
+            expect("TLS where plain speaks", f"https://{host}", "TlsError", "http://", made.ca)
+
+    wrong = "CertificateError"
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        tries = [
+            pool.submit(trusted, made.context()),
+            pool.submit(plain, made.context()),
+            pool.submit(no_tls),
+            pool.submit(refused, "unknown authority", wrong, "trusts who signed it", made.context(), other),
+            pool.submit(refused, "asking", "TlsError", "certificate of the device", asking, made.ca),
+        ]
+        for what, (settings, mend) in CERTIFICATES.items():
+            tries.append(pool.submit(refused, what, wrong, mend, made.context(**settings), made.ca))
+        for one in tries:
+            one.result()
 
 
 def locks() -> None:

@@ -7,13 +7,7 @@
 
     @testable import PFLKeyboard
 
-    private let bundle: URL = {
-        let given = ProcessInfo.processInfo.environment["PFL_BUNDLES"].map { URL(fileURLWithPath: $0) }
-        var folder = URL(fileURLWithPath: #filePath)
-        for _ in 0..<4 { folder.deleteLastPathComponent() }
-        return (given ?? folder.appendingPathComponent("android/target/bundles")).appendingPathComponent(
-            "keyboard.pflb")
-    }()
+    private let bundle = URL(fileURLWithPath: "\(bundles)/keyboard.pflb")
 
     /// The keyboard with a model that learns; where `python android/desktop.py` made its bundle.
     @Suite(.enabled(if: FileManager.default.fileExists(atPath: bundle.path))) @MainActor final class AssistantTests {

@@ -7,12 +7,7 @@
     @testable import PFLMobile
     @testable import PFLMobileSDK
 
-    private let bundle: URL = {
-        let given = ProcessInfo.processInfo.environment["PFL_BUNDLES"].map { URL(fileURLWithPath: $0) }
-        var folder = URL(fileURLWithPath: #filePath)
-        for _ in 0..<4 { folder.deleteLastPathComponent() }
-        return (given ?? folder.appendingPathComponent("android/target/bundles")).appendingPathComponent("tiny.pflb")
-    }()
+    private let bundle = URL(fileURLWithPath: "\(bundles)/tiny.pflb")
 
     /// Rounds with other phones, which the user turns on; a queue of the test's own, and no network.
     @Suite(.enabled(if: FileManager.default.fileExists(atPath: bundle.path))) final class ParticipationTests {

@@ -12,7 +12,7 @@
         @Suite struct TrainingTests {
             @Test("the golden calls pass through Core ML's names and types")
             func golden() throws {
-                let conformance = repository.appendingPathComponent("conformance")
+                let conformance = URL(fileURLWithPath: "\(repository)/conformance")
                 let bundle = try ModelBundle.open(conformance.appendingPathComponent("bundles/arrays"))
                 let report = try goldenCheck(bundle, try session(bundle))
                 try report.require()
@@ -90,16 +90,6 @@
             return try MLDictionaryFeatureProvider(dictionary: found)
         }
     }
-
-    private let repository: URL = {
-        var folder = URL(fileURLWithPath: #filePath)
-        for _ in 0..<4 { folder.deleteLastPathComponent() }
-        return folder
-    }()
-
-    private let bundles =
-        ProcessInfo.processInfo.environment["PFL_BUNDLES"]
-        ?? repository.appendingPathComponent("android/target/bundles").path
 
     private let isThere = FileManager.default.fileExists(atPath: "\(bundles)/tiny-examples.json")
 #endif

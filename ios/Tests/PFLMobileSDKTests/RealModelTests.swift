@@ -6,13 +6,6 @@
 
     @testable import PFLMobileSDK
 
-    private let bundles: String = {
-        if let given = ProcessInfo.processInfo.environment["PFL_BUNDLES"] { return given }
-        var folder = URL(fileURLWithPath: #filePath)
-        for _ in 0..<4 { folder.deleteLastPathComponent() }
-        return folder.appendingPathComponent("android/target/bundles").path
-    }()
-
     private let bundle = URL(fileURLWithPath: "\(bundles)/tiny.pflb")
 
     /// Jobs with a model that learns; where `python android/desktop.py` made its bundle.

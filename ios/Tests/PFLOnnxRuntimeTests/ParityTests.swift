@@ -4,13 +4,6 @@ import Testing
 @testable import PFLMobile
 @testable import PFLOnnxRuntime
 
-/// Bundles that Python exported, and the states that it ended with: `python android/desktop.py` makes them. Tests that need them
-/// are left out where they are not.
-let bundles: String = {
-    if let given = ProcessInfo.processInfo.environment["PFL_BUNDLES"] { return given }
-    return "\(repository)/android/target/bundles"
-}()
-
 func isThere(_ name: String) -> Bool {
     let examples = ["\(name)-examples.json", "\(name)-train.safetensors"].map { "\(bundles)/\($0)" }
     return examples.contains { FileManager.default.fileExists(atPath: $0) }

@@ -3,16 +3,6 @@ import Testing
 
 @testable import PFLMobile
 
-/// The repository that these tests lie in.
-let repository: String = {
-    var folder = URL(fileURLWithPath: #filePath)
-    repeat {
-        folder.deleteLastPathComponent()
-    } while folder.path != "/"
-        && !FileManager.default.fileExists(atPath: folder.appendingPathComponent("conformance").path)
-    return folder.path
-}()
-
 /// The files of `conformance/`, which Python writes; its README says how numbers are written.
 enum Vectors {
     static let folder = "\(repository)/conformance"

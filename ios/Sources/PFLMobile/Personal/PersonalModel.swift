@@ -465,6 +465,10 @@ extension PersonalModel {
     private static func comesWithTheApp(_ file: URL) -> Bool {
         var app = Bundle.main.bundleURL
         if app.pathExtension == "appex" { app = app.deletingLastPathComponent().deletingLastPathComponent() }
+        #if canImport(Darwin)
+            // A program without a bundle of its own lies among files of others.
+            if app.pathExtension != "app" { return false }
+        #endif
         guard let app = try? realPath(app.path), app != "/", let found = try? realPath(file.path) else { return false }
         return found.hasPrefix(app + "/")
     }
