@@ -24,6 +24,7 @@ from pfl_mobile.programs.trace import (
     TracedProgram,
     evaluate,
     gradients,
+    model_output,
     plain_attention,
     predict,
     trained_names,
@@ -161,7 +162,7 @@ def _some_right(
     if task.kind not in ("tokens", "classification"):
         return
     with torch.no_grad():
-        output = model.call(values, *(batch[name] for name in task.inputs))
+        output = model_output(model, task, batch, values)
     best = output[..., getattr(task, "specials", 0) :].argmax(-1) + getattr(task, "specials", 0)
     every_second = torch.arange(best.numel()).reshape(best.shape) % 2 == 0
     batch["labels"] = torch.where(every_second, best, batch["labels"])

@@ -32,6 +32,12 @@ def tensor_digest(tensors: Mapping[str, Tensor] | nn.Module) -> str:
     return digest.hexdigest()
 
 
+def logits_of(output: Any) -> Any:
+    """The logits of what a model of transformers gives; everything else as it is."""
+    named = type(output).__module__.startswith("transformers.")
+    return getattr(output, "logits", output) if named else output
+
+
 class PersonalizedModel(nn.Module):
     """A frozen backbone with modules, made by :func:`pfl_mobile.modules.personalize.personalize`.
 
@@ -62,6 +68,8 @@ class PersonalizedModel(nn.Module):
     def forward(self, *inputs: Tensor, for_gradients: bool = False) -> Tensor:
         """The personalized output; ``for_gradients`` leaves out modules that are not trained through."""
         output = self.backbone(*inputs)
+        if self._prefix or self._outputs:
+            output = logits_of(output)
         if self._prefix:
             output = output[:, self._prefix :]
         for name in self._outputs:

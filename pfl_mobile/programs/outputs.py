@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pfl_mobile.errors import ConfigError, ExportError
+from pfl_mobile.modules.model import logits_of
 from pfl_mobile.programs.origin import Origin, of_call
 
 #: Calls of ``squeeze``; without an axis it removes every axis of size 1.
@@ -39,11 +40,12 @@ def _parts(output: Any) -> list[tuple[str, Any]]:
 
 
 def one_tensor(output: Any, model: nn.Module) -> Tensor:
-    """The output, which has to be one tensor.
+    """The output, which has to be one tensor; of transformers' outputs, which have names, ``logits``.
 
     Raises:
         ConfigError: it is something else; names its parts and the wrapper that gives one of them.
     """
+    output = logits_of(output)
     if isinstance(output, Tensor):
         return output
     backbone = type(getattr(model, "backbone", model)).__name__

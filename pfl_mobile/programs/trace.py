@@ -160,7 +160,7 @@ def _sums(task: Task, output: Tensor, batch: Batch, metrics: bool) -> tuple[dict
     return sums, loss
 
 
-def _output(
+def model_output(
     model: PersonalizedModel,
     task: Task,
     batch: Batch,
@@ -177,14 +177,14 @@ def evaluate(
     model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Weighted sums of loss and metrics, each float32 [1]; the full model, memory included."""
-    return _sums(task, _output(model, task, batch, values), batch, metrics=True)[0]
+    return _sums(task, model_output(model, task, batch, values), batch, metrics=True)[0]
 
 
 def predict(
     model: PersonalizedModel, task: Task, batch: Batch, values: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """What the task predicts for ``batch``."""
-    predicted = task.predict(_output(model, task, batch, values), batch)
+    predicted = task.predict(model_output(model, task, batch, values), batch)
     return {name: one_tensor(value, model) for name, value in predicted.items()}
 
 
@@ -197,7 +197,7 @@ def gradients(
         ExportError: a tensor has no influence on the loss.
     """
     leaves = {name: values[name].detach().requires_grad_() for name in trained}
-    output = _output(model, task, batch, {**values, **leaves}, for_gradients=True)
+    output = model_output(model, task, batch, {**values, **leaves}, for_gradients=True)
     sums, loss = _sums(task, output, batch, metrics=False)
     if not loss.requires_grad:
         raise ExportError(
@@ -235,7 +235,10 @@ def _gradient_ends(
 
     def run() -> None:
         _sums(
-            task, _output(model, task, batch, {**values, **leaves}, for_gradients=True), batch, metrics=False
+            task,
+            model_output(model, task, batch, {**values, **leaves}, for_gradients=True),
+            batch,
+            metrics=False,
         )
 
     def ends(func: Any, args: Sequence[Any], result: Any) -> bool:

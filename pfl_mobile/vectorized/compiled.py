@@ -29,6 +29,7 @@ from pfl_mobile.programs.trace import (
     described_on_meta,
     evaluate,
     exporting,
+    model_output,
     plain_kernels,
     trained_names,
     without_mutations,
@@ -140,7 +141,7 @@ def trace_step(model: PersonalizedModel, task: Task, batch: Batch) -> Graph:
         entries = {name: inputs[name] for name in batch}
         leaves = {name: inputs[name].detach().requires_grad_() for name in names}
         values = {name: leaves.get(name, inputs[name]) for name in model.values()}
-        output = model.call(values, *(entries[n] for n in task.inputs), for_gradients=True)
+        output = model_output(model, task, entries, values, for_gradients=True)
         losses = task.losses(output, entries)
         if losses.shape != entries["weight"].shape:
             raise ConfigError(

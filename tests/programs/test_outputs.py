@@ -64,12 +64,16 @@ def test_what_is_not_one_tensor_is_described(give: Callable[[Tensor], Any], word
     assert re.search(mend, caught.value.mend)
 
 
-def test_outputs_of_transformers_are_reached_by_attribute() -> None:
+def test_of_outputs_of_transformers_logits_are_taken() -> None:
     outputs = pytest.importorskip("transformers.modeling_outputs")
-    given = outputs.SequenceClassifierOutput(logits=torch.zeros(2, 3), hidden_states=(torch.zeros(1),))
-    with pytest.raises(ConfigError, match="SequenceClassifierOutput") as caught:
-        one_tensor(given, nn.Linear(1, 1))
-    assert caught.value.mend.endswith("return self.net(*inputs).logits")
+    logits = torch.zeros(2, 3)
+    given = outputs.SequenceClassifierOutput(
+        loss=torch.zeros(()), logits=logits, hidden_states=(torch.zeros(1),)
+    )
+    assert one_tensor(given, nn.Linear(1, 1)) is logits
+    with pytest.raises(ConfigError, match="BaseModelOutput") as caught:
+        one_tensor(outputs.BaseModelOutput(last_hidden_state=logits), nn.Linear(1, 1))
+    assert caught.value.mend.endswith("return self.net(*inputs).last_hidden_state")
 
 
 def test_a_loss_of_ones_own_may_take_several_tensors() -> None:
