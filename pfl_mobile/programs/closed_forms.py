@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pfl_mobile.errors import ExportError
 from pfl_mobile.programs.forms import (
     axes,
     convolutions,
@@ -276,10 +275,8 @@ class ClosedForms(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func in _READS and _comes_from_an_input(args[0]):
-            raise ExportError(
-                f"Tensor.{func.__name__}() reads values that differ from batch to batch",
-                mend="compute with tensor operations only; what leaves them would be the same for ever",
-            )
+            # as a trace does where it sees such a read itself: pfl_mobile.programs.refusals has the words for users
+            raise RuntimeError(f"Tensor.{func.__name__}() would get value out of a tracing tensor")
         form = _FORMS.get(func)
         if form is not None:
             result = form(*args, **(kwargs or {}))

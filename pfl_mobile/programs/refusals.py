@@ -207,12 +207,13 @@ def _file(part: str) -> Callable[[Failure], bool]:
 
 
 _PACKED = _Reading(
-    lambda f: f.packed or _file("torch/nn/utils/rnn.py")(f) or "_pack_padded_sequence" in f.text,
-    "padded sequences are packed by their lengths (pack_padded_sequence), which differ from batch to batch",
-    "run the recurrent layer over the padded rows and take each row's output at its own length: "
-    "out.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, out.shape[2])); padding behind a row's end "
-    "changes nothing before it (of a bidirectional layer the backward direction reads it first: reverse each row "
-    "by its length with gather)",
+    lambda f: (
+        f.packed or _file("torch/nn/utils/rnn.py")(f) or "pack_padded_sequence" in f.text + f.origin.code
+    ),
+    "padded sequences are packed by lengths that leave their tensor",
+    "give pack_padded_sequence the lengths as the tensor that they are in the batch, int64, without .tolist(), and "
+    "total_length=x.shape[1] to pad_packed_sequence; or run the recurrent layer over the padded rows and take each "
+    "row's output at its own length, out.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, out.shape[2]))",
 )
 
 _READINGS = (
@@ -234,7 +235,10 @@ _READINGS = (
     ),
     _Reading(
         lambda f: (
-            _calls("numpy", "asarray", "array", "from_numpy")(f) or "numpy" in f.text or _code(r"\bnp\.")(f)
+            _calls("numpy", "asarray", "array", "from_numpy")(f)
+            or "numpy" in f.text
+            or "__array__" in f.text
+            or _code(r"\bnp\.")(f)
         ),
         "NumPy computes with values of a tensor",
         "write it in PyTorch's operators: what NumPy computes would be the same for every batch, without a gradient",

@@ -107,6 +107,14 @@ def autocasts(y: Tensor) -> Tensor:
         return (y @ torch.eye(12)).float()
 
 
+def packs_numbers(y: Tensor) -> Tensor:
+    return packs_at_once(y.view(4, 3, 4), (y[:, 0] > 0).to(torch.int64) + 1)
+
+
+def packs_at_once(y: Tensor, n: Tensor) -> Tensor:
+    return nn.utils.rnn.pack_padded_sequence(y, n.tolist(), True, enforce_sorted=False).data
+
+
 def maps(y: Tensor) -> Tensor:
     return torch.cond(y.sum() > 0, lambda v: v * 2, lambda v: v * 3, (y,))
 
@@ -149,16 +157,16 @@ SEEN: list[tuple[Callable[[Tensor], Tensor], str, str]] = [
         r"y \* y\.max\(\)",
     ),
     (lambda y: y * math.exp(y.max()), r"a number of Python is made .*math\.exp", r"the tensor itself"),
-    (lambda y: y * y.max().tolist(), r"tolist\(\) reads values", r"tensor operations"),
+    (lambda y: y * y.max().tolist(), r"a number of Python is made .*tolist\(\)", r"the tensor itself"),
     (
         lambda y: y + torch.from_numpy(np.sin(y.detach().numpy())),
-        r"numpy\(\) reads values",
-        r"tensor operations",
+        r"NumPy computes with values",
+        r"PyTorch's operators",
     ),
     (
         lambda y: y * torch.tensor(np.max(np.asarray(y.detach()))),
-        r"__array__\(\) reads",
-        r"tensor operations",
+        r"NumPy computes with values",
+        r"PyTorch's operators",
     ),
     (lambda y: y * max(y[0]), r"Python compares values .*\(max\(y\[0\]\)\)", r"the tensor's own"),
     (indexes, r"used as an index of Python", r"gather"),
@@ -168,6 +176,7 @@ SEEN: list[tuple[Callable[[Tensor], Tensor], str, str]] = [
         r"one_hot without num_classes",
         r"num_classes=",
     ),
+    (packs_numbers, r"packed by lengths that leave their tensor \(n\.tolist\(\)\)", r"without \.tolist\(\)"),
     (
         lambda y: y + y.masked_select(y > 0).mean(),
         r"a shape depends on values \(aten\.masked_select",
