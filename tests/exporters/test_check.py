@@ -72,6 +72,7 @@ def nothing_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(vars(target), "lower", lower)
 
 
+@pytest.mark.slow
 def test_all_phone_targets_are_asked(pfl_export: Run, model: Path) -> None:
     ran = pfl_export("--check", f"{model}:taken", "--json")
     assert ran.code == 1
@@ -109,6 +110,7 @@ def test_a_wanted_target_that_takes_the_model(pfl_export: Run, model: Path) -> N
     assert (ran.code, "onnx: nothing in the way" in ran.out) == (0, True)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_traced_is_taken_by_none(pfl_export: Run, model: Path) -> None:
     ran = pfl_export("--check", f"{model}:branches", "--json")
     assert ran.code == 1
@@ -127,6 +129,7 @@ def test_wrong_arguments_are_refused(pfl_export: Run, model: Path, tmp_path: Pat
     assert "pfl-export --check my_model.py:build" in " ".join(help_text.split())
 
 
+@pytest.mark.slow
 def test_a_target_whose_tools_are_not_installed(
     pfl_export: Run, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def with_sine(program: TracedProgram) -> TracedProgram:
     return TracedProgram(program.name, copy.graph, copy.inputs, program.outputs, program.batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnx", "android", "ios"])
 def test_the_wrong_operator_is_found(target: str) -> None:
     program = chain(6)

@@ -36,6 +36,7 @@ def traced(
     return d, programs, compared_with_pytorch(d, programs)
 
 
+@pytest.mark.slow
 def test_a_kernel_that_is_missing_is_named_before_lowering(tmp_path: Path) -> None:
     steps: list[str] = []
     with pytest.raises(UnsupportedOperatorError) as caught:
@@ -50,6 +51,7 @@ def test_a_kernel_that_is_missing_is_named_before_lowering(tmp_path: Path) -> No
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_targets_that_take_the_model_are_tried(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedOperatorError) as caught:
         export_bundle(odd.model(odd.taken), ["ios"], tmp_path / "b")
@@ -61,6 +63,7 @@ def test_targets_that_take_the_model_are_tried(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_large_model_is_looked_up_only(monkeypatch: pytest.MonkeyPatch) -> None:
     d, programs, reference = traced(odd.taken)
     monkeypatch.setattr(refusals, "MOST_TRIED", 10)
@@ -70,6 +73,7 @@ def test_a_large_model_is_looked_up_only(monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
 
+@pytest.mark.slow
 def test_wrong_numbers_name_the_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hyperbolic tangent is written as a sine."""
     d = odd.model(torch.tanh)

@@ -61,7 +61,7 @@ from .expand import (
 )
 from .files import Lowered, Report
 from .graphs import code_when_called, export_graph, shared_copy
-from .obstacles import Obstacle, first_line, refused, uses
+from .obstacles import Obstacle, first_line, refused, uses, without
 from .quiet import quiet
 
 _aten = torch.ops.aten
@@ -356,9 +356,10 @@ def trial(programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
         with _toolchain():
             _function(program, ct.target.iOS18, 1.0)
 
-    return [
+    found = missing(programs)
+    return found + [
         use.obstacle(f"coremltools refuses it: {first_line(error)}")
-        for use, error in refused(uses(programs), attempt)
+        for use, error in refused(without(uses(programs), found), attempt)
     ]
 
 

@@ -58,6 +58,12 @@ class Use:
         return Obstacle(self.program, self.node.name, self.operator, why)
 
 
+def without(chosen: Sequence[Use], found: Sequence[Obstacle]) -> list[Use]:
+    """The uses that are no obstacles already: a translator need not be tried on those."""
+    known = {(obstacle.program, obstacle.node) for obstacle in found}
+    return [use for use in chosen if (use.program, use.node.name) not in known]
+
+
 def operator_name(target: Any) -> str:
     """An operator as PyTorch's users call it, with its overload where that says something."""
     packet = getattr(target, "overloadpacket", None)

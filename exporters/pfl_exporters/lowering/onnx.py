@@ -21,7 +21,7 @@ from .files import Lowered, Report
 from .graphs import code_when_called, decomposed_once
 from .loops import export_with_loops
 from .names import traced_as
-from .obstacles import Obstacle, Use, first_line, refused, steps, uses
+from .obstacles import Obstacle, Use, first_line, refused, steps, uses, without
 from .quiet import quiet
 
 #: Newest operator set that all supported runtimes read, mobile builds of the last two years included.
@@ -220,8 +220,8 @@ def _translated(use: Use) -> bool:
 def trial(programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
     """What the exporter or the runtime refuses: one use of each operator is translated, and the runtime's list of
     kernels looked up for what comes out."""
-    found = []
-    for use, error in refused(uses(programs), _to_onnx):
+    found = missing(programs)
+    for use, error in refused(without(uses(programs), found), _to_onnx):
         own = error.without.values() if isinstance(error, _NoKernelError) else ()
         why = f"ONNX Runtime has no kernel for {', '.join(own)}" if own else "ONNX has no form of it"
         found.append(use.obstacle(why))
