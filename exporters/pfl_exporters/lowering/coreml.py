@@ -83,7 +83,7 @@ _PASSES = (
     "dedup_op_and_var_names",
     "dead_code_elimination",
 )
-#: Steps of recurrent layers in one program, forward and backward and of all layers: 1000 take a minute or two.
+#: Steps of recurrent layers in one program, forward and backward and of all layers: 1000 take a minute.
 MOST_STEPS = 1200
 #: After casts were put in.
 _PASSES_AFTER_CASTS = (

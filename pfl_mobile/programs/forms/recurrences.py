@@ -403,7 +403,7 @@ class Padded:
     @property
     def rows(self) -> int:
         """B."""
-        return self.lengths.shape[0]
+        return int(self.lengths.shape[0])
 
     def inside(self) -> Tensor:
         """Which steps of which rows are no padding, bool [T, B, 1]."""
@@ -448,7 +448,7 @@ class AtLeastOneStep(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is torch._VF._pack_padded_sequence:  # type: ignore[attr-defined]
+        if func is torch._VF._pack_padded_sequence:
             args = (args[0], args[1].clamp(min=1), *args[2:])
         return func(*args, **(kwargs or {}))
 
@@ -557,7 +557,9 @@ def _layers(
             w_in, w_hidden, b_in, b_hidden, projection = next(parts)
             assert w_in is not None
             states = [s[layer * directions + side] for s in first]
-            given, weights = F.linear(x, w_in, b_in), (w_hidden, b_hidden, projection)
+            # flat, or rows that lie otherwise in memory would take a copy of the weight for each step
+            given = F.linear(x.flatten(0, 1), w_in, b_in).unflatten(0, x.shape[:2])
+            weights = (w_hidden, b_hidden, projection)
             if padded is None:
                 h, last = one(given, states, weights, side == 1)
             else:
@@ -600,7 +602,7 @@ FORMS: dict[Any, Callable[..., Any]] = {
     torch.gru: _form(_gru_direction, 3),
     torch.rnn_tanh: _form(_rnn_direction(relu=False), 1),
     torch.rnn_relu: _form(_rnn_direction(relu=True), 1),
-    torch._VF._pack_padded_sequence: _pack,  # type: ignore[attr-defined]
-    torch._VF._pad_packed_sequence: _unpack,  # type: ignore[attr-defined]
+    torch._VF._pack_padded_sequence: _pack,
+    torch._VF._pad_packed_sequence: _unpack,
     Tensor.__getitem__: _first_size,
 }

@@ -36,6 +36,10 @@ TOGETHER = (
     "weight_norm (old), trained",
     "embedding_bag(mean, offsets), trained",
     "MultiheadAttention(key_padding_mask), trained",
+    "GRU, trained",
+    "RNN(relu), trained",
+    "LSTM(2 layers, bidirectional), packed",
+    "LSTM(proj_size), frozen, first states",
     "gaussian_nll_loss",
     "ctc_loss",
 )

@@ -163,6 +163,20 @@ def test_graph_does_not_grow_with_time(kind: str) -> None:
         assert len(short.graph.graph.nodes) == len(long.graph.graph.nodes) < 300
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_constants_do_not_grow_with_time(kind: str) -> None:
+    layer = KINDS[kind](16, 12, batch_first=True).requires_grad_(requires_grad=False)
+
+    def numbers(steps: int) -> int:
+        made = trace_function(
+            "f", lambda batch, _: {"out": layer(batch["x"])[0]}, {"x": torch.randn(2, steps, 16)}, {}, ("x",)
+        )
+        constants = [str(node.target) for node in made.graph.graph.nodes if node.op == "get_attr"]
+        return sum(getattr(made.graph, name).numel() for name in constants)
+
+    assert numbers(2) == numbers(40)
+
+
 def test_rows_of_padding_have_one_step() -> None:
     layer, x = nn.GRU(2, 3, batch_first=True), torch.randn(3, 4, 2)
 
