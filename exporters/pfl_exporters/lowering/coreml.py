@@ -151,6 +151,12 @@ def _clamp(node: fx.Node) -> Form | None:
     return None if node.meta["val"].is_floating_point() else whole_clamp
 
 
+def _between(x: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Tensor:  # noqa: A002
+    """Its ``clamp`` by tensors takes the wrong bound where the lower one is above the upper one."""
+    x = x if min is None else torch.maximum(x, min)
+    return x if max is None else torch.minimum(x, max)
+
+
 def _always(form: Form) -> Choice:
     return lambda _: form
 
@@ -162,6 +168,7 @@ FORMS: Mapping[Any, Choice] = {
     **dict.fromkeys((_aten.add.Tensor, _aten.sub.Tensor, _aten.add.Scalar, _aten.sub.Scalar), _with_alpha),
     _aten.gelu.default: _gelu,
     _aten.elu.default: _always(elu),
+    _aten.clamp.Tensor: _always(_between),
     # Core ML adds a little to what it takes the inverse or the logarithm of
     _aten.reciprocal.default: _always(reciprocal),
     _aten.rsqrt.default: _always(inverse_root),

@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pfl_exporters.lowering import coreml
+from pfl_exporters.targets import resolve
 from pfl_exporters.verify import program_specs
 from pfl_mobile.engines.coreml import CoremlReferenceSession
 from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.closed_forms import ClosedForms, decompositions
 from pfl_mobile.programs.simplify import simplify
 from pfl_mobile.programs.trace import TracedProgram, described_on_meta
+from tests.exporters.operators.cases import CASES
+from tests.exporters.operators.check import checked
 
 X = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
 W = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(1))
@@ -202,3 +205,11 @@ def test_recurrent_steps_that_are_too_many_are_refused_by_their_layer(
     said: list[str] = []
     coreml.lower({"f": made}, tmp_path, said.append)
     assert "ios: f, 6 recurrent steps, one by one" in said
+
+
+def test_bounds_that_cross_are_clipped_as_pytorch_does(tmp_path: Path) -> None:
+    """Where the lower bound is above the upper one, the upper one holds; coremltools' own clamp takes the other."""
+    (case,) = (case for case in CASES if case.name == "clip by tensors")
+    (target,) = resolve(["ios"])
+    target.load()
+    assert checked(case).run(target, tmp_path) < 1e-5
