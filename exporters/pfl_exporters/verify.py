@@ -125,6 +125,7 @@ def _cases(
     for index in range(rounds + 1):
         values = random_values(model, batch, generator)
         full, little, what = dict(labelled), dict(short), "the example batch"
+        garbage = full
         if index:
             what = f"random batch {index}"
             full = {k: _like(v, generator) for k, v in labelled.items() if k != "weight"}
@@ -135,15 +136,16 @@ def _cases(
             full = {k: full[k] for k in labelled}
             _some_right(model, task, full, values)
             garbage, full = full, {k: _padded(v, index % 2) for k, v in full.items()}
+            little = {k: v if k in task.predict_extra else _like(v, generator) for k, v in short.items()}
+        trained_on = gradients(model, task, full, values, trained)
+        if index:
             _check_padding(
                 gradients(model, task, garbage, values, trained),
-                gradients(model, task, full, values, trained),
+                trained_on,
                 partial(where_rows_mix, model, task, garbage, full),
             )
-            little = {k: v if k in task.predict_extra else _like(v, generator) for k, v in short.items()}
         with torch.no_grad():
             evaluated, predicted = evaluate(model, task, full, values), predict(model, task, little, values)
-        trained_on = gradients(model, task, full, values, trained)
         cases_of_round = [
             Case("gradients", what, {**full, **values}, trained_on),
             Case("evaluate", what, {**full, **values}, evaluated),

@@ -16,14 +16,14 @@ from pfl_mobile.modules.insertion import TransposedLinear
 from pfl_mobile.modules.registry import ModuleConfig, patterns, positive, register
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pfl_mobile.modules.insertion import Insertion
 
 
 _LAYERS = (nn.Linear, TransposedLinear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.MultiheadAttention, nn.RNNBase)
-#: Weights of an ``nn.MultiheadAttention`` that LoRA is added to, by the layer that holds them.
-_PACKED = (("", "in_proj_weight"), ("out_proj", "weight"))
+#: Weights of an ``nn.MultiheadAttention`` that LoRA is added to, and the layer that holds A and B of each.
+_PACKED = {"in_proj_weight": "", "out_proj.weight": "out_proj"}
 
 
 @register("lora")
@@ -124,13 +124,7 @@ class LoRA(ModuleConfig):
                 f"LoRA: the attention {path!r} has packed projections, which DoRA is not defined for",
                 mend="use dora=False for it, or an attention with separate q, k and v layers",
             )
-        for below, weight in _PACKED:
-            part = layer.get_submodule(below)
-            out, width = getattr(part, weight).shape
-            _add_neutral(site, f"{path}.{below}".rstrip("."), (self.rank, width), (out, self.rank))
-        hooks = PackedLoRA(self.scale)
-        layer.register_forward_pre_hook(hooks.before)
-        layer.register_forward_hook(hooks.after, always_call=True)
+        self._insert_merged(site, path, layer, _PACKED)
 
     def _insert_recurrent(self, site: Insertion, path: str, layer: nn.RNNBase) -> None:
         if self.dora:
@@ -138,19 +132,24 @@ class LoRA(ModuleConfig):
                 f"LoRA: {path!r} is a recurrent layer, which DoRA is not defined for",
                 mend="use dora=False for it",
             )
-        for name in [name for name, _ in layer.named_parameters(recurse=False) if name.startswith("weight_")]:
-            out, size = getattr(layer, name).shape
-            part = name.removeprefix("weight_")
+        names = [name for name in layer._flat_weights_names if name.startswith("weight_")]
+        parts = {name: name.removeprefix("weight_") for name in names}
+        for part in parts.values():
             if hasattr(layer, part):
                 raise ConfigError(
                     f"LoRA: layer {path!r} has low-rank parts already",
                     mend="let one module only target this layer",
                 )
             layer.add_module(part, nn.Module())
-            _add_neutral(site, f"{path}.{part}", (self.rank, size), (out, self.rank))
-        hook = RecurrentHook(self.scale)
-        layer.register_forward_pre_hook(hook.before)
-        layer.register_forward_hook(hook.after, always_call=True)
+        self._insert_merged(site, path, layer, parts)
+
+    def _insert_merged(self, site: Insertion, path: str, layer: nn.Module, parts: Mapping[str, str]) -> None:
+        for weight, part in parts.items():
+            out, size = _found(layer, weight).shape
+            _add_neutral(site, f"{path}.{part}".rstrip("."), (self.rank, size), (out, self.rank))
+        hooks = MergedLoRA(self.scale, parts)
+        layer.register_forward_pre_hook(hooks.before)
+        layer.register_forward_hook(hooks.after, always_call=True)
 
     def _shapes(self, path: str, layer: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if isinstance(layer, nn.Linear):
@@ -216,26 +215,50 @@ class DoRAHook(LoRAHook):
         return output + (factor - 1.0) * plain + factor * self.scaled(layer, inputs[0])
 
 
-class PackedLoRA:
-    """Two hooks that put ``W + scale * BA`` in the place of an attention's weights while it is called."""
+class MergedLoRA:
+    """Two hooks that put ``W + scale * BA`` in the place of weights, in a layer that reads them itself or often."""
 
-    def __init__(self, scale: float) -> None:
-        """Hooks with a fixed scale."""
-        self.scale = scale
+    def __init__(self, scale: float, parts: Mapping[str, str]) -> None:
+        """Hooks with a fixed scale.
 
-    def before(self, layer: nn.MultiheadAttention, _inputs: Any) -> None:
-        """Hide the weights behind the sums: an attribute of the layer is found before its parameter."""
-        for below, weight in _PACKED:
-            part: Any = layer.get_submodule(below)
-            low_rank = part.lora_B @ part.lora_A
-            part.__dict__[weight] = getattr(part, weight) + (
+        Args:
+            scale: of the low-rank part.
+            parts: for each path of a weight in the layer, that of the module that holds its A and B.
+        """
+        self.scale, self.parts = scale, dict(parts)
+
+    def before(self, layer: nn.Module, _inputs: Any) -> None:
+        """Hide the weights behind the sums: an attribute of a layer is found before its parameter."""
+        merged = {}
+        for weight, part in self.parts.items():
+            holder: Any = layer.get_submodule(part)
+            low_rank = holder.lora_B @ holder.lora_A
+            merged[weight] = _found(layer, weight) + (
                 low_rank if self.scale == 1.0 else self.scale * low_rank
             )
+        for weight, value in merged.items():
+            below, _, name = weight.rpartition(".")
+            layer.get_submodule(below).__dict__[name] = value
+        _list_weights(layer)
 
-    def after(self, layer: nn.MultiheadAttention, _inputs: Any, _output: Any) -> None:
+    def after(self, layer: nn.Module, _inputs: Any, _output: Any) -> None:
         """Show the weights again."""
-        for below, weight in _PACKED:
-            layer.get_submodule(below).__dict__.pop(weight, None)
+        for weight in self.parts:
+            below, _, name = weight.rpartition(".")
+            layer.get_submodule(below).__dict__.pop(name, None)
+        _list_weights(layer)
+
+
+def _found(layer: nn.Module, weight: str) -> Tensor:
+    below, _, name = weight.rpartition(".")
+    value: Tensor = getattr(layer.get_submodule(below), name)
+    return value
+
+
+def _list_weights(layer: nn.Module) -> None:
+    """Recurrent layers keep a list of their weights beside them."""
+    if isinstance(layer, nn.RNNBase):
+        layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]
 
 
 def _lengths(layer: Any, scale: float) -> Tensor:
@@ -250,26 +273,6 @@ def _lengths(layer: Any, scale: float) -> Tensor:
         rows = weight.flatten(1) + scale * b @ a
     # a row that is zero everywhere stays so
     return rows.square().sum(1).sqrt().clamp(min=torch.finfo(rows.dtype).tiny)
-
-
-class RecurrentHook:
-    """Hooks between which a recurrent layer's weights have their low-rank parts."""
-
-    def __init__(self, scale: float) -> None:
-        """Hooks with a fixed scale."""
-        self.scale = scale
-
-    def before(self, layer: nn.RNNBase, _inputs: Any) -> None:
-        """Add ``scale * B A`` to each weight."""
-        weights: list[Tensor] = []
-        for name in layer._flat_weights_names:
-            weight, part = getattr(layer, name), layer._modules.get(name.removeprefix("weight_"))
-            weights.append(weight if part is None else weight + self.scale * (part.lora_B @ part.lora_A))
-        layer._flat_weights = weights
-
-    def after(self, layer: nn.RNNBase, _inputs: Any, _output: Any) -> None:
-        """Put the layer's own weights back."""
-        layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]
 
 
 def _convolve(layer: Any, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
