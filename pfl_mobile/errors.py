@@ -395,6 +395,7 @@ EXTRAS = {
     "onnxscript": "onnx",
     "onnxruntime": "onnx",
     "peft": "peft",
+    "transformers": "transformers",
     "matplotlib": "report",
     "dp_accounting": "privacy",
     "alembic": "server",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,10 +25,14 @@ from pfl_mobile.cli.common import (
 from pfl_mobile.errors import ConfigError, MissingDependencyError, UnwritableError, missing_package
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pfl_exporters.check import CheckReport
     from pfl_exporters.export import ExportReport
+    from pfl_mobile.bundle.manifest import Manifest
+    from pfl_mobile.cli.user_code import UserFunction
+    from pfl_mobile.modules.registry import ModuleConfig
+    from pfl_mobile.programs.deployment import Deployment
     from pfl_mobile.text.vocabulary import VocabularyRule
 
 app = typer.Typer(name="pfl-export", add_completion=False, rich_markup_mode="markdown")
@@ -36,13 +41,16 @@ app = typer.Typer(name="pfl-export", add_completion=False, rich_markup_mode="mar
 @app.command(
     epilog="Examples:  pfl-export keyboard --target android --out keyboard.pflb --sign release.pem;  "
     "pfl-export my_model.py:build --target android,ios --engine onnxruntime;  "
+    "pfl-export hf:SmolLM2-135M --lora q_proj,v_proj --rank 8;  "
     "pfl-export --check my_model.py:build.  " + EXIT_CODES
 )
 def export(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="file.py:function, package.module:function, a recipe, or a run's folder."
+            metavar="MODEL",
+            help="file.py:function, package.module:function, a recipe, a run's folder, or hf:FOLDER, a model of "
+            "transformers.",
         ),
     ],
     target: Annotated[
@@ -101,6 +109,29 @@ def export(
             "--block", metavar="FILE", help="Words, one a line, that must not be in the vocabulary."
         ),
     ] = None,
+    lora: Annotated[
+        str | None,
+        typer.Option(
+            "--lora",
+            metavar="LAYERS",
+            help="Of hf:FOLDER: the layers that get LoRA, by the end of their names or a pattern, with commas; "
+            "default: all-linear.",
+        ),
+    ] = None,
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Of LoRA; default: 8.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option("--alpha", help="Of LoRA, whose scale is alpha / rank; default: the rank.")
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option("--head", metavar="LAYERS", help="Of hf:FOLDER: layers that are trained as a whole."),
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option("--length", min=2, help="Of hf:FOLDER: tokens of an example; default: 64.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Of hf:FOLDER: examples in a batch; default: 8.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the random batches for the comparison.")] = 0,
     check: Annotated[
         bool,
@@ -120,7 +151,8 @@ def export(
 
     The function takes no argument, or of `data`, `report` and `vocabulary` what it needs, and returns a
     pfl_mobile.programs.deployment.Deployment, or a pfl_mobile.Study, which is trained first. The folder of a run of
-    `pfl train` gives what that run trained.
+    `pfl train` gives what that run trained. hf:FOLDER is a model of transformers as it was saved, with LoRA on its
+    layers: a language model with its tokenizer.json, a classifier of texts or of pictures.
     Loss and every gradient of each exported program are compared with PyTorch before anything is written; when
     they differ nothing is left behind and the exit code is 1.
 
@@ -140,12 +172,14 @@ def export(
     from pfl_exporters.lowering.quiet import verbose as everything
 
     rule = _rule(min_users, vocabulary_epsilon, vocabulary_delta, block)
+    own = {"lora": lora, "rank": rank, "alpha": alpha, "head": head, "length": length, "batch": batch}
+    function = partial(_function, model, {name: value for name, value in own.items() if value is not None})
     if check:
         if out is not None or sign is not None:
             raise ConfigError("--check writes nothing", mend="leave --out and --sign out, or --check")
         wanted = None if target is None and not engine else _targets(target or ["android"], engine or [])
         with everything(verbose), Reporter(terminal()) as report:
-            found = _check(model, wanted, data, rule, seed, report)
+            found = _check(function, wanted, data, rule, seed, report)
         if as_json:
             print_json(found.to_json())
         else:
@@ -153,7 +187,7 @@ def export(
         raise typer.Exit(OK if found.ok else FAILED)
     targets = _targets(target or ["android"], engine or [])
     with everything(verbose), Reporter(terminal()) as report:
-        done = _export(model, targets, out, sign, data, rule, seed, report)
+        done = _export(function, targets, out, sign, data, rule, seed, report)
     if as_json:
         print_json(done.to_json())
     else:
@@ -188,8 +222,53 @@ def _rule(
     return VocabularyRule(**given) if given else None
 
 
+def _function(model: str, given: dict[str, Any], report: Reporter) -> UserFunction:
+    """What makes the deployment.
+
+    Args:
+        model: as it was given.
+        given: options for a model of transformers.
+        report: told what is loaded.
+    """
+    from pfl_mobile.cli.user_code import UserFunction, find_function
+
+    report(f"load {model}")
+    if not model.startswith("hf:"):
+        if given:
+            name = next(iter(given))
+            raise ConfigError(
+                f"--{name} is for a model of transformers, hf:FOLDER",
+                mend=f"say in the function of {model} what is personal and how large a batch is",
+            )
+        return find_function(model)
+    source = model.removeprefix("hf:")
+
+    def build() -> Deployment:
+        from pfl_exporters.hugging_face import Shape, by_leaf, deployment
+        from pfl_mobile.modules.head import Head
+        from pfl_mobile.modules.lora import LoRA
+
+        heads = _names([given.get("head", "")])
+        # a head alone is a wish, too
+        layers = _names([given.get("lora", "" if heads else "all-linear")])
+        if not layers and {"rank", "alpha"} & set(given):
+            raise ConfigError(
+                "--rank and --alpha go with --lora", mend="name the layers that get LoRA: --lora all-linear"
+            )
+        modules: list[ModuleConfig] = []
+        if layers:
+            targets = "all-linear" if layers == ["all-linear"] else by_leaf(layers)
+            modules.append(LoRA(targets, rank=given.get("rank", 8), alpha=given.get("alpha")))
+        if heads:
+            modules.append(Head(by_leaf(heads)))
+        shape = {name: given[name] for name in ("batch", "length") if name in given}
+        return deployment(source, modules, shape=Shape(**shape))
+
+    return UserFunction(Path(source).name, model, build, None)
+
+
 def _export(
-    model: str,
+    make: Callable[[Reporter], UserFunction],
     targets: Sequence[str],
     out: Path | None,
     sign: str | None,
@@ -200,13 +279,11 @@ def _export(
 ) -> ExportReport:
     """Find out early what would fail late: keys, targets and places are looked at before any model is built."""
     from pfl_mobile.bundle.sign import load_private_key
-    from pfl_mobile.cli.user_code import find_function
 
     key = None if sign is None else load_private_key(sign)
     if out is not None:
         _check_place(out)
-    report(f"load {model}")
-    function = find_function(model)
+    function = make(report)
     place = out if out is not None else Path(f"{function.name.replace('_', '-')}-bundle")
     _check_place(place)
     report(f"load the tools for {', '.join(targets)}")
@@ -222,17 +299,14 @@ def _export(
 
 
 def _check(
-    model: str,
+    make: Callable[[Reporter], UserFunction],
     wanted: Sequence[str] | None,
     data: str | None,
     rule: VocabularyRule | None,
     seed: int,
     report: Reporter,
 ) -> CheckReport:
-    from pfl_mobile.cli.user_code import find_function
-
-    report(f"load {model}")
-    function = find_function(model)
+    function = make(report)
     chosen, missing = [], {}
     try:
         from pfl_exporters.check import check
@@ -327,9 +401,14 @@ def _show(done: ExportReport) -> None:
     )
     if done.vocabulary is not None:
         out.print(f"vocabulary: {done.vocabulary.sentence()}", markup=False)
-    elif manifest.tokenizer is not None:
+    elif manifest.tokenizer is not None and not _of_subwords(manifest):
         out.print("vocabulary: nobody said how its words were chosen; make sure that none is a single user's")
     out.print(f"look into it: pfl inspect {done.out}", markup=False)
+
+
+def _of_subwords(manifest: Manifest) -> bool:
+    """Whether the vocabulary is that of a tokenizer of subwords, which comes with its model."""
+    return getattr(manifest.encoder, "subwords", None) is not None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

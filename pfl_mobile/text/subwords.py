@@ -31,6 +31,7 @@ class SubwordTokenizer:
 
     Attributes:
         specials: ids of the special tokens.
+        left_out: ids that no text gives: padding, start and end, and what the file marks as special.
         rules: by which words are told apart in what the user blocks or wants forgotten.
     """
 
@@ -65,7 +66,7 @@ class SubwordTokenizer:
             )
         added = tokenizer.get_added_tokens_decoder()
         marked = {index for index, token in added.items() if token.special}
-        self._left_out = (marked - {specials.unk}) | {specials.pad, specials.bos, specials.eos}
+        self.left_out = (marked - {specials.unk}) | {specials.pad, specials.bos, specials.eos}
 
     @classmethod
     def load(cls, path: str | Path, specials: SpecialIds) -> SubwordTokenizer:
@@ -95,7 +96,7 @@ class SubwordTokenizer:
             raise DataError(
                 f"the tokenizer cannot cut a text: {error}", mend="give it an unknown token, or byte fallback"
             ) from error
-        return [self._tokens[i] for i in found if i not in self._left_out]
+        return [self._tokens[i] for i in found if i not in self.left_out]
 
     def id(self, word: str) -> int:
         """The id of a subword; that of the unknown token where it has none."""
