@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pfl_exporters import cli as export_cli
+from pfl_mobile.bundle import Bundle
 from pfl_mobile.cli import user_code
 from tests.cli.conftest import Ran, cache, pfl
+from tests.exporters.test_hugging_face import llama
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +58,28 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "my_model.py"
     path.write_text(MODEL)
     return path
+
+
+def test_a_model_of_transformers_is_exported_from_its_folder(pfl_export: Run, tmp_path: Path) -> None:
+    folder = llama(tmp_path / "small")
+    given = [f"hf:{folder}", "--lora", "q_proj,v_proj", "--rank", 2, "--length", 8, "--batch", 2]
+    ran = pfl_export(*given, "--target", "torch", "--out", tmp_path / "b", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["name"] == "small"
+    with Bundle.open(tmp_path / "b") as bundle:
+        assert {t.name.rpartition(".")[0] for t in bundle.manifest.tensors} == {
+            "model.layers.0.self_attn.q_proj",
+            "model.layers.0.self_attn.v_proj",
+        }
+        assert bundle.manifest.tokenizer is not None
+
+
+def test_what_is_for_models_of_transformers_is_refused_for_others(pfl_export: Run, model: Path) -> None:
+    ran = pfl_export(f"{model}:build", "--rank", 2, "--json")
+    assert ran.code == 2
+    assert "--rank is for a model of transformers" in ran.error["message"]
+    ran = pfl_export("hf:folder", "--rank", 2, "--head", "score", "--check", "--json")
+    assert "--rank and --alpha go with --lora" in ran.error["message"]
 
 
 def test_a_function_in_a_file_is_exported(pfl_export: Run, pfl: Run, model: Path, tmp_path: Path) -> None:
