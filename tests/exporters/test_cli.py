@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -238,7 +239,12 @@ def test_nothing_but_our_own_lines_is_shown(tmp_path: Path) -> None:
     (tmp_path / "m.py").write_text(models)
     (tmp_path / "run.py").write_text(models + runs)
     ran = subprocess.run(
-        [sys.executable, "run.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "run.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     ours = re.compile(

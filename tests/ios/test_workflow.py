@@ -53,11 +53,11 @@ def test_the_keyboard_is_made_of_products_and_folders_that_there_are() -> None:
 def test_names_that_app_and_project_share_are_equal() -> None:
     shared = (ROOT / "ios/Keyboard/App/Shared.swift").read_text()
     (group,) = re.findall(r'group = "(.+)"', shared)
-    (job,) = re.findall(r'job = "(.+)"', shared)
+    jobs = re.findall(r'(?:job|roundsJob) = "(.+)"', shared)
     app, extension = (SPEC["targets"][name] for name in ("PersonalKeyboard", "Extension"))
     for target in (app, extension):
         assert target["entitlements"]["properties"] == {"com.apple.security.application-groups": [group]}
-    assert app["info"]["properties"]["BGTaskSchedulerPermittedIdentifiers"] == [job]
+    assert app["info"]["properties"]["BGTaskSchedulerPermittedIdentifiers"] == jobs
     principal = extension["info"]["properties"]["NSExtension"]["NSExtensionPrincipalClass"].rpartition(".")[2]
     controller = (ROOT / f"ios/Keyboard/Extension/{principal}.swift").read_text()
     assert f"class {principal}: UIInputViewController" in controller

@@ -165,9 +165,9 @@ def test_a_task_of_another_number_of_classes_is_refused() -> None:
         (lambda o, b: F.cross_entropy(F.dropout(o), b["labels"], reduction="none"), "random numbers"),
         (
             lambda o, b: F.cross_entropy(o[:, : b["labels"].numpy().max() + 1], b["labels"]),
-            r"numpy\(\) reads",
+            r"NumPy computes with values of a tensor",
         ),
-        (lambda o, b: o.sum(-1) / max(b["weight"].tolist()), r"tolist\(\) reads"),
+        (lambda o, b: o.sum(-1) / max(b["weight"].tolist()), r"a number of Python is made of a value"),
     ],
 )
 def test_what_a_trace_would_freeze_is_refused(loss: Callable[..., Tensor], words: str) -> None:
