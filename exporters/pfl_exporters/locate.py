@@ -43,6 +43,17 @@ _MOST_BYTES = 1 << 30
 _FEWEST = 4
 
 
+#: Entries beyond it are those that a mask hides, whether by the least number or by infinity.
+_HIDDEN = 1e30
+
+
+def difference(got: np.ndarray, want: np.ndarray) -> float:
+    """As ``relative_error``, but entries that both hide, of one sign, are equal."""
+    one, other = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    hidden = (np.abs(one) > _HIDDEN) & (np.abs(other) > _HIDDEN) & (np.sign(one) == np.sign(other))
+    return relative_error(np.where(hidden, 0, one), np.where(hidden, 0, other))
+
+
 @dataclass(frozen=True)
 class Wrong:
     """The first value that differs.
@@ -127,7 +138,7 @@ class _Search:
             step = len(left) / AT_ONCE
             picked = sorted({int(i * step) for i in range(AT_ONCE)} | {len(left) - 1})
             got = self._given([left[i] for i in picked])
-            errors = {n: relative_error(got[n], self._values[n].numpy()) for n in got}
+            errors = {n: difference(got[n], self._values[n].numpy()) for n in got}
             wrong = next((n for n in left if errors.get(n, 0.0) > self.tolerance), None)
             if wrong is None:
                 return []
@@ -155,7 +166,7 @@ class _Search:
         for node in left:
             if node not in got or any(s not in got for s in _sources(node)):
                 continue
-            errors[node] = relative_error(got[node], self._alone(node, got))
+            errors[node] = difference(got[node], self._alone(node, got))
         for limit in (max(CLEARLY, self.tolerance), self.tolerance):
             for node, error in errors.items():
                 if error > limit:

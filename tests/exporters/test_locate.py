@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 
 from pfl_exporters import locate
-from pfl_exporters.locate import NotFoundError, first_wrong, giving_out
+from pfl_exporters.locate import NotFoundError, difference, first_wrong, giving_out
 from pfl_exporters.lowering.files import Lowered
 from pfl_exporters.targets import Target, resolve
 from pfl_mobile.programs.trace import TracedProgram, trace_function
@@ -114,3 +115,11 @@ def test_a_search_that_finds_nothing_says_why(
     program = chain(6)
     with pytest.raises(NotFoundError, match=words):
         first_wrong(spoiled("torch", spoil), program, program.inputs, "y", 2e-4, lambda _: None, budget)
+
+
+def test_what_a_mask_hides_on_both_sides_is_no_difference() -> None:
+    want = np.array([1.0, -np.inf, 2.0, -3.4e38], np.float32)
+    assert difference(np.array([1.0, -3.4e38, 2.0, -np.inf], np.float32), want) == 0
+    assert difference(np.array([1.0, -np.inf, 2.2, -np.inf], np.float32), want) == pytest.approx(0.1)
+    assert difference(np.array([1.0, np.inf, 2.0, -np.inf], np.float32), want) == np.inf
+    assert difference(np.array([1.0, np.nan, 2.0, -np.inf], np.float32), want) == np.inf
