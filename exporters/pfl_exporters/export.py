@@ -72,11 +72,16 @@ class ExportReport:
 def frozen_bytes(programs: Mapping[str, TracedProgram]) -> int:
     """Bytes of the distinct constants that the programs read: what a file must hold at least."""
     contents: dict[str, int] = {}
+    seen: set[Any] = set()
     for program in programs.values():
         for node in program.graph.graph.nodes:
             if node.op != "get_attr":
                 continue
             tensor = getattr(program.graph, node.target)
+            place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+            if place in seen:  # the programs share their constants, which may be large
+                continue
+            seen.add(place)
             data = (
                 tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             )  # also bfloat16
@@ -188,14 +193,15 @@ def _export(
                 mend="its forward writes to its own parameters or buffers; remove that",
             )
         report("write the bundle")
+        frozen = frozen_bytes(programs)
         manifest = write_bundle(
             out,
-            _parts(deployment, specs, engines, frozen_bytes(programs)),
+            _parts(deployment, specs, engines, frozen),
             {**files, **_data_files(deployment, reference, specs)},
             sign_key=sign_key,
         )
         lap("write")
-    return ExportReport(Path(out), manifest, errors, frozen_bytes(programs), seconds, deployment.vocabulary)
+    return ExportReport(Path(out), manifest, errors, frozen, seconds, deployment.vocabulary)
 
 
 def _runtime(engine: str, at_least: str | None) -> dict[str, str] | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from pfl_exporters import check as checking
-from pfl_exporters import cli as export_cli
 from pfl_exporters.check import check
 from pfl_exporters.targets import TARGETS, resolve
 from pfl_exporters.targets.registry import Target
@@ -40,18 +38,6 @@ def branches():
 def fine():
     return odd.model(torch.tanh)
 """
-
-
-@pytest.fixture
-def pfl_export(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run ``pfl-export`` with arguments (made strings)."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def run(*arguments: object) -> Ran:
-        code = export_cli.main([str(a) for a in arguments])
-        return Ran(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

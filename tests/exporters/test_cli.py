@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pfl_exporters import cli as export_cli
 from pfl_mobile.bundle import Bundle
 from pfl_mobile.cli import user_code
 from tests.cli.conftest import Ran, cache, pfl
@@ -40,18 +39,6 @@ def fails():
 def needs(x):
     pass
 """
-
-
-@pytest.fixture
-def pfl_export(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    """Run ``pfl-export`` with arguments (made strings)."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def run(*arguments: object) -> Ran:
-        code = export_cli.main([str(a) for a in arguments])
-        return Ran(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -19,13 +19,13 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
 from pfl_exporters.hugging_face import Shape, by_leaf, deployment
-from pfl_exporters.targets import resolve
-from pfl_exporters.verify import cases, check_engine, check_traced, open_lowered, program_specs
+from pfl_exporters.verify import cases, check_engine, check_traced
 from pfl_mobile import Head, LoRA
 from pfl_mobile.errors import ConfigError, DataError, PflError, UnknownNameError
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.tasks import ClassificationTask, TokenTask
 from pfl_mobile.programs.trace import gradients, trace_programs, trained_names
+from tests.exporters.conftest import opened
 from tests.exporters.hugging_face import FAMILIES, family
 
 _ALL = bool(os.environ.get("PFL_ALL_ENGINES"))
@@ -54,12 +54,7 @@ def test_loss_and_every_gradient_equal_pytorch(name: str, tmp_path: Path) -> Non
     batch, names = dict(d.batch), trained_names(d.model)
     want = trained(d, lambda values: gradients(d.model, d.task, batch, values, names))
     for target in ["onnx", "android"] if _ALL else _SOME.get(name, []):
-        (found,) = resolve([target])
-        found.load()
-        folder = tmp_path / target
-        folder.mkdir()
-        lowered = found.lower(programs, folder, lambda _: None)
-        with open_lowered(found, lowered, program_specs(programs)) as session:
+        with opened(target, programs, tmp_path) as session:
             assert check_engine(session, reference)["grad_max_rel_err"] < 1e-4
 
             def step(values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from pfl_exporters.export import frozen_bytes
-from pfl_exporters.targets import resolve
-from pfl_exporters.verify import cases, check_engine, check_traced, open_lowered, program_specs
+from pfl_exporters.verify import cases, check_engine, check_traced
 from pfl_mobile import Head, LoRA
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.programs.tasks import ClassificationTask
 from pfl_mobile.programs.trace import trace_programs
+from tests.exporters.conftest import opened
 
 _ALL = bool(os.environ.get("PFL_ALL_ENGINES"))
 #: What is run on ONNX Runtime in every run of the tests.
@@ -182,12 +182,7 @@ def test_engines_agree(name: str, tmp_path: Path) -> None:
     programs = trace_programs(model, task, batch, batch)
     reference = cases(model, task, batch, batch, rounds=2)
     for target in ["onnx", "android"] if _ALL else ["onnx"]:
-        (found,) = resolve([target])
-        found.load()
-        folder = tmp_path / target
-        folder.mkdir()
-        lowered = found.lower(programs, folder, lambda _: None)
-        with open_lowered(found, lowered, program_specs(programs)) as session:
+        with opened(target, programs, tmp_path) as session:
             assert check_engine(session, reference)["grad_max_rel_err"] < 1e-4
 
 

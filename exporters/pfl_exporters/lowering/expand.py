@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from pfl_mobile.programs.closed_forms import decompositions
 from pfl_mobile.programs.forms.recurrences import LOOPS, run
 
+from .graphs import traced_alone
 from .names import TRACED_AS, traced_as
 
 _aten = torch.ops.aten
@@ -55,26 +56,13 @@ def unroll(graph: fx.GraphModule) -> None:
 
 def _replace(graph: fx.GraphModule, node: fx.Node, form: Form, traced: dict[Any, fx.GraphModule]) -> None:
     """Put a form in the place of a node; what was traced for an equal node is used again."""
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx
-
     sources = node.all_input_nodes
-
-    def of_tensors(*tensors: Tensor) -> Any:
-        given = dict(zip(sources, tensors, strict=True))
-        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), given.__getitem__)
-        return form(*args, **kwargs)
-
-    examples = [torch.empty(source.meta["val"].shape, dtype=source.meta["val"].dtype) for source in sources]
+    kinds = [source.meta["val"] for source in sources]
     # the same form for tensors of the same kind with the same other arguments
     others = fx.node.map_arg((node.args, dict(node.kwargs)), sources.index)
-    key = (form, str(others), tuple((tuple(e.shape), e.dtype) for e in examples))
+    key = (form, str(others), tuple((tuple(kind.shape), kind.dtype) for kind in kinds))
     if key not in traced:
-        with tracing(TracingContext(FakeTensorMode())):
-            traced[key] = make_fx(of_tensors, decomposition_table=decompositions(), tracing_mode="fake")(
-                *examples
-            )
+        traced[key] = traced_alone(node, form, decompositions())
     inner = traced[key]
     known: dict[fx.Node, Any] = {}
     of_inputs = iter(sources)

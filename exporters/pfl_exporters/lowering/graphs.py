@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -116,6 +116,35 @@ def decomposed_once(program: torch.export.ExportedProgram) -> torch.export.Expor
 
     program.run_decompositions = run_decompositions
     return program
+
+
+def traced_alone(
+    node: fx.Node, form: Callable[..., Any], table: Mapping[Any, Callable[..., Any]]
+) -> fx.GraphModule:
+    """What a form makes of a node's arguments, as a graph of its own; its inputs are those of the node.
+
+    Args:
+        node: whose inputs say in ``meta["val"]`` what they are.
+        form: takes the node's arguments.
+        table: decompositions.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    sources = node.all_input_nodes
+
+    def of_tensors(*tensors: Tensor) -> Any:
+        given = dict(zip(sources, tensors, strict=True))
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), given.__getitem__)
+        return form(*args, **kwargs)
+
+    examples = [torch.empty(source.meta["val"].shape, dtype=source.meta["val"].dtype) for source in sources]
+    with tracing(TracingContext(FakeTensorMode())):
+        made: fx.GraphModule = make_fx(of_tensors, decomposition_table=dict(table), tracing_mode="fake")(
+            *examples
+        )
+    return made
 
 
 def put_in_order(module: fx.GraphModule) -> fx.GraphModule:

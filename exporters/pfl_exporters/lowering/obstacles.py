@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from pfl_mobile.programs.forms.recurrences import LOOPS
 from pfl_mobile.programs.trace import TracedProgram
 
+from .graphs import traced_alone
 from .names import TRACED_AS
 
 _aten = torch.ops.aten
@@ -113,20 +114,7 @@ def steps(node: fx.Node, target: Any, table: Mapping[Any, Callable[..., Any]]) -
     """
     if target not in table:
         return [target]
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    sources = node.all_input_nodes
-
-    def of_tensors(*tensors: Tensor) -> Any:
-        given = dict(zip(sources, tensors, strict=True))
-        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), given.__getitem__)
-        return target(*args, **kwargs)
-
-    examples = [torch.empty(s.meta["val"].shape, dtype=s.meta["val"].dtype) for s in sources]
-    with tracing(TracingContext(FakeTensorMode())):
-        inner = make_fx(of_tensors, decomposition_table=dict(table), tracing_mode="fake")(*examples)
+    inner = traced_alone(node, target, table)
     return [
         step.target
         for step in inner.graph.nodes
