@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from pfl_mobile.programs.deployment import Deployment
     from pfl_mobile.text.vocabulary import VocabularyRule
 
+#: How a model says that it is one of transformers.
+_TRANSFORMERS = "hf:"
+
 app = typer.Typer(name="pfl-export", add_completion=False, rich_markup_mode="markdown")
 
 
@@ -233,7 +236,7 @@ def _function(model: str, given: dict[str, Any], report: Reporter) -> UserFuncti
     from pfl_mobile.cli.user_code import UserFunction, find_function
 
     report(f"load {model}")
-    if not model.startswith("hf:"):
+    if not model.startswith(_TRANSFORMERS):
         if given:
             name = next(iter(given))
             raise ConfigError(
@@ -241,7 +244,7 @@ def _function(model: str, given: dict[str, Any], report: Reporter) -> UserFuncti
                 mend=f"say in the function of {model} what is personal and how large a batch is",
             )
         return find_function(model)
-    source = model.removeprefix("hf:")
+    source = model.removeprefix(_TRANSFORMERS)
 
     def build() -> Deployment:
         from pfl_exporters.hugging_face import Shape, by_leaf, deployment

@@ -6,7 +6,6 @@ identifier of a model that is in the local cache already.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from pfl_mobile.modules.registry import ModuleConfig
     from pfl_mobile.programs.tasks import Batch, Task
 
-#: How a model on the command line says that it is one of transformers.
-PREFIX = "hf:"
 #: Examples, and tokens of each, where nobody says.
 BATCH, LENGTH = 8, 64
 
@@ -98,7 +95,7 @@ def deployment(
         raise missing_package(error, "a model of transformers") or error from error
     shape = shape or Shape()
     folder = _folder(str(source))
-    settings = _settings(folder)
+    settings = _object(folder / "config.json")
     architecture = _architecture(settings, folder)
     kind = next((k for ends, k in _KINDS.items() if architecture.endswith(ends)), None)
     with quiet():
@@ -159,16 +156,17 @@ def _folder(source: str) -> Path:
         ) from error
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _object(file: Path) -> dict[str, Any]:
+    """A file of a model's folder, which holds a JSON object."""
     try:
-        found = parse_json(read_text(folder / "config.json"))
+        found = parse_json(read_text(file))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"cannot read {folder / 'config.json'}: {error}",
+            f"cannot read {file}: {error}",
             mend="give the folder of a whole model, as save_pretrained writes it",
         ) from error
     if not isinstance(found, dict):
-        raise DataError(f"{folder / 'config.json'} is no object", mend="give the folder of a whole model")
+        raise DataError(f"{file} is no object", mend="give the folder of a whole model")
     return found
 
 
@@ -248,10 +246,10 @@ def _tokenizer(config: Any, folder: Path) -> SubwordTokenizer:
             mend="save the fast tokenizer beside the model: AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)",
         )
     ids = {name: _first(getattr(config, f"{name}_token_id", None)) for name in ("pad", "bos", "eos")}
-    text = read_text(file)
-    known = {token["content"]: token["id"] for token in json.loads(text).get("added_tokens") or []}
     told = folder / "tokenizer_config.json"
-    said = parse_json(read_text(told)) if told.is_file() else {}
+    added = _object(file).get("added_tokens") or []
+    known = {t["content"]: t["id"] for t in added if isinstance(t, dict) and {"content", "id"} <= set(t)}
+    said = _object(told) if told.is_file() else {}
     for name in ("pad", "bos", "eos", "unk"):
         token = said.get(f"{name}_token")
         content = token.get("content") if isinstance(token, dict) else token
@@ -266,7 +264,8 @@ def _tokenizer(config: Any, folder: Path) -> SubwordTokenizer:
     bos = eos if ids["bos"] is None else ids["bos"]
     unk = ids.get("unk")
     tokenizer = SubwordTokenizer(
-        text, SpecialIds(eos if ids["pad"] is None else ids["pad"], bos, eos, -1 if unk is None else unk)
+        read_text(file),
+        SpecialIds(eos if ids["pad"] is None else ids["pad"], bos, eos, -1 if unk is None else unk),
     )
     if tokenizer.size > config.vocab_size:
         raise DataError(

@@ -178,6 +178,11 @@ BAD: dict[str, tuple[Callable[[Path], Path], type[PflError], str]] = {
     ),
     "another tokenizer": (lambda p: llama(p, vocab_size=270), DataError, r"has \d+ ids, the model 270"),
     "no tokenizer": (lambda p: without(llama(p), "tokenizer.json"), DataError, r"no tokenizer\.json"),
+    "a short tokenizer": (
+        lambda p: cut(llama(p), "tokenizer.json"),
+        DataError,
+        r"cannot read .*tokenizer\.json",
+    ),
     "no weights": (lambda p: without(llama(p), "model.safetensors"), DataError, "cannot read the weights"),
     "short weights": (lambda p: cut(llama(p), "model.safetensors"), DataError, "cannot read the weights"),
     "long rows": (llama, ConfigError, "at most 40 tokens, not 64"),
