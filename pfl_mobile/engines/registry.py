@@ -15,6 +15,7 @@ from ..bundle.manifest import ProgramSpec
 from ..errors import EngineUnavailableError
 from ..registry import Registry, import_needed, version_of
 from .base import EngineSession
+from .schedule import scheduled
 
 #: An engine's loader: files by purpose, signatures, number of threads (None: the runtime's choice).
 Loader = Callable[[Mapping[str, str], Sequence[ProgramSpec], int | None], EngineSession]
@@ -107,11 +108,15 @@ def readers(files_of: str) -> list[str]:
 
 
 def load_engine(name: str) -> Loader:
-    """The loader of an engine, its runtime imported.
+    """The loader of an engine, its runtime imported; it runs schedules too.
 
     Raises:
         EngineUnavailableError: there is no such engine, or its package is missing.
     """
     engine = ENGINES.find(name)
     import_needed(engine.runtime, f"engine {name!r}", missing=EngineUnavailableError)
-    return engine.loader
+
+    def load(files: Mapping[str, str], programs: Sequence[ProgramSpec], threads: int | None) -> EngineSession:
+        return scheduled(files, programs, lambda parts, specs: engine.loader(parts, specs, threads))
+
+    return load

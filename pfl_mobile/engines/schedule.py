@@ -1,0 +1,328 @@
+"""Schedules: programs that are run as calls of parts, so that blocks which repeat are in a bundle once.
+
+The blocks of a transformer are one program with other weights. A schedule names the parts (small programs of their
+own, in the engine's files), the constants that are given to them (one file beside, mapped and never read as a whole),
+and for each program of the bundle which part is called with what, in which order. A value is dropped after its last
+reader, so one block's intermediate results are in memory at a time. To all who use it, a session of scheduled programs
+is one like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import override
+
+from ..bundle.consistency import tensor_bytes, unique
+from ..bundle.manifest import Count, DType, ProgramName, ProgramSpec, TensorSpec, describe
+from ..errors import EngineError, InvalidManifestError, SchemaVersionError, near
+from ..files.reading import parse_json, read_bytes
+from .base import Array, EngineSession, file_for
+
+#: Purposes of an engine's files: the schedule, and the constants that it gives to parts.
+SCHEDULE, CONSTANTS = "schedule", "constants"
+#: The newest schema of schedules that this version writes and reads.
+SCHEMA_VERSION = 1
+#: Offsets in the file of constants are multiples of this, so that each is aligned when the file is mapped.
+ALIGNMENT = 64
+
+#: What a call reads: ``input:NAME`` of the program, ``constant:NAME``, or ``value:N`` that an earlier call gave.
+Reference = Annotated[
+    str, Field(pattern=r"^(input:[^\x00-\x1f\x7f]{1,200}|constant:[a-z0-9_]{1,64}|value:[0-9]{1,7})$")
+]
+_ConstantName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ConstantEntry(_Model):
+    """A tensor in the file of constants: row after row, little-endian, from ``offset``."""
+
+    shape: tuple[Count, ...]
+    dtype: DType
+    offset: Count
+
+
+class Call(_Model):
+    """One run of a part: what it reads, in the order of its inputs, and the values that its outputs become."""
+
+    part: ProgramName
+    inputs: tuple[Reference, ...]
+    outputs: tuple[Count, ...] = Field(min_length=1)
+
+
+class Course(_Model):
+    """The calls of one program, in order, and where its outputs are, in the order of the manifest."""
+
+    calls: tuple[Call, ...] = Field(min_length=1)
+    outputs: tuple[Reference, ...] = Field(min_length=1)
+
+
+class Schedule(_Model):
+    """The content of a schedule's file.
+
+    Attributes:
+        parts: signatures of the small programs in the engine's files.
+        constants: what the file of constants holds.
+        programs: the calls of each program of the bundle, by name.
+    """
+
+    schema_version: Literal[1] = 1
+    kind: Literal["pfl-schedule"] = "pfl-schedule"
+    parts: tuple[ProgramSpec, ...] = Field(min_length=1)
+    constants: dict[_ConstantName, ConstantEntry]
+    programs: dict[ProgramName, Course] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _calls_fit(self) -> Schedule:
+        unique("part", (part.name for part in self.parts))
+        parts = {part.name: part for part in self.parts}
+        for name, entry in self.constants.items():
+            if entry.offset % ALIGNMENT:
+                raise ValueError(
+                    f"constant {name!r} begins at {entry.offset}, which is no multiple of {ALIGNMENT}"
+                )
+        for name, course in self.programs.items():
+            given: dict[int, TensorSpec] = {}
+            for number, call in enumerate(course.calls):
+                where = f"call {number} of program {name!r}"
+                if call.part not in parts:
+                    raise ValueError(
+                        f"{where} is of part {call.part!r}, which is not listed; {near(call.part, parts)}"
+                    )
+                part = parts[call.part]
+                if (len(call.inputs), len(call.outputs)) != (len(part.inputs), len(part.outputs)):
+                    raise ValueError(
+                        f"{where} gives {call.part!r} {len(call.inputs)} inputs and takes {len(call.outputs)} outputs; "
+                        f"it has {len(part.inputs)} and {len(part.outputs)}"
+                    )
+                for reference, want in zip(call.inputs, part.inputs, strict=True):
+                    self._check_reference(where, reference, given, want)
+                for value, output in zip(call.outputs, part.outputs, strict=True):
+                    if value in given:
+                        raise ValueError(f"{where} makes value {value}, which is there already")
+                    given[value] = output
+            for reference in course.outputs:
+                self._check_reference(f"an output of program {name!r}", reference, given, None)
+        return self
+
+    def _check_reference(
+        self, where: str, reference: str, given: Mapping[int, TensorSpec], want: TensorSpec | None
+    ) -> None:
+        """What is named is there, and of the form that is wanted; inputs are looked at when the manifest is at hand."""
+        kind, _, name = reference.partition(":")
+        found: TensorSpec | ConstantEntry | None
+        if kind == "input":
+            return
+        found = self.constants.get(name) if kind == "constant" else given.get(int(name))
+        if found is None:
+            raise ValueError(f"{where} reads {reference!r}, which is not there")
+        if want is not None and (found.shape, found.dtype) != (want.shape, want.dtype):
+            raise ValueError(
+                f"{where} reads {reference!r} of {found.dtype} {list(found.shape)}; the part takes {want.dtype} "
+                f"{list(want.shape)}"
+            )
+
+    def constant_bytes(self, name: str) -> int:
+        """Bytes of a constant."""
+        entry = self.constants[name]
+        return tensor_bytes(TensorSpec(name=name, shape=entry.shape, dtype=entry.dtype))
+
+    def to_json(self) -> bytes:
+        """The bytes of the file; the same schedule always gives the same."""
+        return (
+            json.dumps(self.model_dump(mode="json"), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        )
+
+
+def parse_schedule(data: bytes, programs: Sequence[ProgramSpec]) -> Schedule:
+    """Parse and check the bytes of a schedule.
+
+    Args:
+        data: of the file.
+        programs: of the bundle, which it has to be for.
+
+    Raises:
+        SchemaVersionError: it is of a newer schema.
+        InvalidManifestError: it is not JSON, breaks the schema, or is not for these programs.
+    """
+    try:
+        raw = parse_json(data, values=_MOST_VALUES)
+    except ValueError as error:
+        raise InvalidManifestError(f"the schedule is not valid JSON: {error}", mend=_AGAIN) from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if type(version) is int and version > SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"the schedule has schema version {version}; this pfl-mobile reads up to {SCHEMA_VERSION}",
+            mend="upgrade pfl-mobile, or export the bundle with the version in use here",
+        )
+    if type(version) is not int or raw.get("kind") != "pfl-schedule":
+        raise InvalidManifestError(
+            "the schedule needs an integer schema_version and kind 'pfl-schedule'", mend=_AGAIN
+        )
+    try:
+        schedule = Schedule.model_validate_json(data, strict=True)
+    except pydantic.ValidationError as error:
+        raise InvalidManifestError(describe(error, "the schedule"), mend=_AGAIN) from error
+    for fault in _faults(schedule, programs):
+        raise InvalidManifestError(f"the schedule is not of this bundle: {fault}", mend=_AGAIN)
+    return schedule
+
+
+def _faults(schedule: Schedule, programs: Sequence[ProgramSpec]) -> Iterator[str]:
+    """What does not fit between a schedule and the programs of its bundle."""
+    parts = {part.name: part for part in schedule.parts}
+    for program in programs:
+        course = schedule.programs.get(program.name)
+        if course is None:
+            yield f"it has no program {program.name!r}"
+            continue
+        known: dict[str, TensorSpec] = {f"input:{spec.name}": spec for spec in program.inputs}
+        for call in course.calls:
+            part = parts[call.part]
+            for reference, want in zip(call.inputs, part.inputs, strict=True):
+                if reference.startswith("input:"):
+                    spec = known.get(reference)
+                    if spec is None or (spec.shape, spec.dtype) != (want.shape, want.dtype):
+                        yield f"part {call.part!r} does not take {reference!r} of program {program.name!r}"
+            known |= {f"value:{n}": spec for n, spec in zip(call.outputs, part.outputs, strict=True)}
+        known |= {
+            f"constant:{name}": TensorSpec(name=name, shape=entry.shape, dtype=entry.dtype)
+            for name, entry in schedule.constants.items()
+        }
+        given = [known.get(reference) for reference in course.outputs]
+        if [g and (g.shape, g.dtype) for g in given] != [(o.shape, o.dtype) for o in program.outputs]:
+            yield f"the outputs of program {program.name!r} are other ones"
+
+
+class ScheduledSession(EngineSession):
+    """Programs that are calls of parts.
+
+    Args:
+        parts: session of the parts; it is closed with this one.
+        schedule: the calls.
+        constants: path of the file of constants.
+        programs: signatures of the programs.
+
+    Raises:
+        EngineError: the file of constants is shorter than the schedule says.
+    """
+
+    def __init__(
+        self, parts: EngineSession, schedule: Schedule, constants: str, programs: Sequence[ProgramSpec]
+    ) -> None:
+        super().__init__(programs)
+        self.name = parts.name
+        self._parts = parts
+        self._courses = schedule.programs
+        self._specs = {part.name: part for part in schedule.parts}
+        self._constants = _mapped(constants, schedule)
+        self._last = {name: _last_readers(course) for name, course in schedule.programs.items()}
+
+    @override
+    def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
+        course, last = self._courses[program], self._last[program]
+        values: dict[str, Array] = {
+            f"input:{spec.name}": array
+            for spec, array in zip(self.programs[program].inputs, inputs, strict=True)
+        }
+        for number, call in enumerate(course.calls):
+            spec = self._specs[call.part]
+            given = {
+                want.name: values[name] if name in values else self._constants[name]
+                for want, name in zip(spec.inputs, call.inputs, strict=True)
+            }
+            made = self._parts.run(call.part, given)
+            del given
+            for name in last[number]:
+                values.pop(name, None)
+            for value, output in zip(call.outputs, spec.outputs, strict=True):
+                if f"value:{value}" not in last[number]:  # nobody reads it
+                    values[f"value:{value}"] = made[output.name]
+            del made
+        return [values[name] if name in values else self._constants[name] for name in course.outputs]
+
+    @override
+    def close(self) -> None:
+        super().close()
+        self._parts.close()
+        self._constants = {}
+
+
+def _last_readers(course: Course) -> list[frozenset[str]]:
+    """For each call, the values that nobody reads after it, those that it makes itself included."""
+    last: dict[str, int] = {}
+    for number, call in enumerate(course.calls):
+        last |= {f"value:{value}": number for value in call.outputs}
+        last |= dict.fromkeys(call.inputs, number)
+    for name in course.outputs:
+        last.pop(name, None)
+    ends: list[set[str]] = [set() for _ in course.calls]
+    for name, number in last.items():
+        ends[number].add(name)
+    return [frozenset(end) for end in ends]
+
+
+def _mapped(path: str, schedule: Schedule) -> dict[str, Array]:
+    """The constants by reference, as read-only views of the mapped file."""
+    if not schedule.constants:
+        return {}
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        data: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    found: dict[str, Array] = {}
+    for name, entry in schedule.constants.items():
+        count = schedule.constant_bytes(name)
+        if entry.offset + count > size:
+            raise EngineError(
+                f"the file of constants has {size} bytes, and {name!r} ends at {entry.offset + count}",
+                mend=_AGAIN,
+            )
+        flat = np.frombuffer(
+            data,
+            np.dtype(entry.dtype).newbyteorder("<"),
+            count // np.dtype(entry.dtype).itemsize,
+            entry.offset,
+        )
+        found[f"constant:{name}"] = flat.reshape(entry.shape)
+    return found
+
+
+def scheduled(
+    files: Mapping[str, str],
+    programs: Sequence[ProgramSpec],
+    load: Callable[[Mapping[str, str], Sequence[ProgramSpec]], EngineSession],
+) -> EngineSession:
+    """A session of an engine's files, through their schedule where they have one.
+
+    Args:
+        files: of the engine, by purpose.
+        programs: signatures of the bundle's programs.
+        load: opens files that hold programs of these signatures.
+
+    Raises:
+        InvalidManifestError: the schedule is damaged, or not of these programs.
+        EngineError: the engine refuses the files.
+    """
+    if SCHEDULE not in files:
+        return load(files, programs)
+    schedule = parse_schedule(read_bytes(file_for(files, SCHEDULE)), programs)
+    parts = load(files, schedule.parts)
+    try:
+        return ScheduledSession(parts, schedule, file_for(files, CONSTANTS), programs)
+    except BaseException:
+        parts.close()
+        raise
+
+
+_AGAIN = "obtain the bundle again, or export it again"
+#: Values in a schedule; one of sixty blocks has 20,000.
+_MOST_VALUES = 1_000_000
