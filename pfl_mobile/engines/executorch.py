@@ -69,9 +69,8 @@ def _writable(array: Array) -> Array:
         return array
     if not array.size:
         return array.copy()
-    shared: Array = np.frombuffer(
-        (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data), array.dtype
-    ).reshape(array.shape)
+    memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
+    shared: Array = np.ctypeslib.as_array(memory).view(array.dtype).reshape(array.shape)
     return shared
 
 

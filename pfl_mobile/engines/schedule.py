@@ -225,7 +225,7 @@ class ScheduledSession(EngineSession):
         self._courses = schedule.programs
         self._specs = {part.name: part for part in schedule.parts}
         self._constants = _mapped(constants, schedule)
-        self._last = {name: _last_readers(course) for name, course in schedule.programs.items()}
+        self._last = {name: last_readers(course) for name, course in schedule.programs.items()}
 
     @override
     def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
@@ -257,8 +257,8 @@ class ScheduledSession(EngineSession):
         self._constants = {}
 
 
-def _last_readers(course: Course) -> list[frozenset[str]]:
-    """For each call, the values that nobody reads after it, those that it makes itself included."""
+def last_readers(course: Course) -> list[frozenset[str]]:
+    """For each call, what nobody reads after it: values, those that it makes itself included, inputs and constants."""
     last: dict[str, int] = {}
     for number, call in enumerate(course.calls):
         last |= {f"value:{value}": number for value in call.outputs}

@@ -105,7 +105,7 @@ class _LargeToo:
         self.force_non_static_weights_for_f32_linear = given and _large(weight)
         # not the search for linear modules that makes the stock classes quadratic in the size of the graph: our
         # graphs have no source modules to find
-        return GEMMConfig.get_deps(self, node, ep)  # type: ignore[arg-type]
+        return GEMMConfig.get_deps(self, node, ep)
 
 
 class _Linear(_LargeToo, LinearConfig):
