@@ -57,7 +57,7 @@ class ConstantEntry(_Model):
         return TensorSpec(name=name, shape=self.shape, dtype=self.dtype)
 
 
-class Call(_Model):
+class PartCall(_Model):
     """One run of a part: what it reads, in the order of its inputs, and the values that its outputs become."""
 
     part: ProgramName
@@ -68,7 +68,7 @@ class Call(_Model):
 class Course(_Model):
     """The calls of one program, in order, and where its outputs are, in the order of the manifest."""
 
-    calls: tuple[Call, ...] = Field(min_length=1)
+    calls: tuple[PartCall, ...] = Field(min_length=1)
     outputs: tuple[Reference, ...] = Field(min_length=1)
 
 

@@ -77,7 +77,11 @@ internal object ManifestReader {
         where: String,
     ): ProgramSpec =
         fields(element, where) {
-            ProgramSpec(required("name", ::programName), required("inputs", JsonFields.list(::tensor)), required("outputs", filled(JsonFields.list(::tensor))))
+            ProgramSpec(
+                required("name", ::programName),
+                required("inputs", JsonFields.list(::tensor)),
+                required("outputs", filled(JsonFields.list(::tensor))),
+            )
         }.also {
             Rules.unique("input of program '${it.name}'", it.inputs.map(TensorSpec::name))
             Rules.unique("output of program '${it.name}'", it.outputs.map(TensorSpec::name))

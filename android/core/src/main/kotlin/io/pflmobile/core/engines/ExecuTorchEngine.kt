@@ -109,7 +109,13 @@ internal class ExecuTorchPrograms(
             program.inputs.zip(inputs) { spec, value ->
                 (value.room ?: filled(spec, checkNotNull(value.tensor)).also { value.room = it }).value
             }
-        return module.execute(program.name, *values.toTypedArray()).map { it.toTensor() }.map(::copied).map { Value(it.signature, null, it) }
+        return module
+            .execute(
+                program.name,
+                *values.toTypedArray(),
+            ).map { it.toTensor() }
+            .map(::copied)
+            .map { Value(it.signature, null, it) }
     }
 
     override fun signature(value: Value) = value.signature

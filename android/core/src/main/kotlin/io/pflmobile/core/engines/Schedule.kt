@@ -144,7 +144,12 @@ private class ScheduleReader(
         where: String,
     ): ConstantEntry =
         fields(element, where) {
-            val spec = TensorSpec(where.substringAfterLast('.'), required("shape", ManifestReader::shape), required("dtype", ManifestReader::dtype))
+            val spec =
+                TensorSpec(
+                    where.substringAfterLast('.'),
+                    required("shape", ManifestReader::shape),
+                    required("dtype", ManifestReader::dtype),
+                )
             Rules.checkSize("the schedule", spec)
             val offset = required("offset", JsonFields.count)
             if (offset % ALIGNMENT != 0L) fault(where, "it begins at $offset, which is no multiple of $ALIGNMENT")
@@ -167,7 +172,16 @@ private class ScheduleReader(
                 program?.inputs?.forEach { known[Reference.Input(it.name)] = it }
                 val calls = required("calls", filled(JsonFields.list { call, at -> call(call, at, known, program != null) }))
                 val outputs = required("outputs", filled(JsonFields.list(::reference)))
-                val found = outputs.map { known[it] ?: if (it is Reference.Input && program == null) null else unknown("$where.outputs", it) }
+                val found =
+                    outputs.map {
+                        known[it] ?: if (it is Reference.Input &&
+                            program == null
+                        ) {
+                            null
+                        } else {
+                            unknown("$where.outputs", it)
+                        }
+                    }
                 if (program != null && found.map { it?.signature } != program.outputs.map { it.signature }) {
                     fault("$where.outputs", "they are ${found.map { it?.signature }}, and not ${program.outputs.map { it.signature }}")
                 }

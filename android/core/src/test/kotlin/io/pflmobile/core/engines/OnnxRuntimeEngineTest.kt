@@ -63,8 +63,18 @@ class OnnxRuntimeEngineTest {
         val session = openSession(bundle, listOf(OnnxRuntimeEngine))
         for ((program, case) in golden) session.run(program, case.inputs)
         // Options, three programs, and room for the inputs of one program at a time; no outputs.
-        val forms = golden.values.map { case -> case.inputs.values.groupingBy { it.signature }.eachCount() }
-        val rooms = forms.flatMap { it.entries }.groupBy({ it.key }, { it.value }).values.sumOf { it.max() }
+        val forms =
+            golden.values.map { case ->
+                case.inputs.values
+                    .groupingBy { it.signature }
+                    .eachCount()
+            }
+        val rooms =
+            forms
+                .flatMap { it.entries }
+                .groupBy({ it.key }, { it.value })
+                .values
+                .sumOf { it.max() }
         assertEquals(1 + 3 + rooms, OnnxRuntimePrograms.open.get())
         repeat(3) { session.run("gradients", golden.getValue("gradients").inputs) }
         assertEquals(1 + 3 + rooms, OnnxRuntimePrograms.open.get())

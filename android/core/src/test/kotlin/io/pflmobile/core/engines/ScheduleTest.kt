@@ -22,7 +22,11 @@ class ScheduleTest {
     private val vectors = Vectors.read("schedules.json")
     private val programs =
         vectors.getValue("programs").jsonArray.map { it.jsonObject }.map {
-            ProgramSpec(text(it.getValue("name")), it.getValue("inputs").jsonArray.map(::spec), it.getValue("outputs").jsonArray.map(::spec))
+            ProgramSpec(
+                text(it.getValue("name")),
+                it.getValue("inputs").jsonArray.map(::spec),
+                it.getValue("outputs").jsonArray.map(::spec),
+            )
         }
 
     private fun spec(element: JsonElement): TensorSpec {
@@ -40,7 +44,10 @@ class ScheduleTest {
                 if (error != null) {
                     assertEquals(text(error), assertFailsWith<PflException> { Schedule.parse(data, programs) }.code)
                 } else {
-                    val found = Schedule.parse(data, programs).programs.mapValues { (_, course) -> course.drops.map { it.map(Reference::toString).sorted() } }
+                    val found =
+                        Schedule.parse(data, programs).programs.mapValues { (_, course) ->
+                            course.drops.map { it.map(Reference::toString).sorted() }
+                        }
                     val want = case.getValue("drops").jsonObject.mapValues { (_, ends) -> ends.jsonArray.map { it.jsonArray.map(::text) } }
                     assertEquals(want, found)
                 }

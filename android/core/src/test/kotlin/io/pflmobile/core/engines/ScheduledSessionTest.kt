@@ -36,7 +36,15 @@ class ScheduledSessionTest {
     private val bundle =
         Bundle.open(
             Vectors.folder.resolve("bundles/blocks"),
-            VerificationKey.parse(text(Vectors.read("bundles.json").getValue("keys").jsonObject.getValue("right"))),
+            VerificationKey.parse(
+                text(
+                    Vectors
+                        .read("bundles.json")
+                        .getValue("keys")
+                        .jsonObject
+                        .getValue("right"),
+                ),
+            ),
         )
     private val files = bundle.engineFiles("onnxruntime")
     private val programs = bundle.manifest.programs
@@ -101,7 +109,16 @@ class ScheduledSessionTest {
         assertTrue("the schedule" in refusal(SCHEDULE to folder.resolve("gone")).message)
         val without = assertFailsWith<EngineException> { scheduled(OnnxRuntimeEngine, files - CONSTANTS, programs, 1) }
         assertTrue("'constants'" in without.message)
-        val other = written("schedule.json", files.getValue(SCHEDULE).readBytes().decodeToString().replace("pfl-schedule", "pfl").toByteArray())
+        val other =
+            written(
+                "schedule.json",
+                files
+                    .getValue(SCHEDULE)
+                    .readBytes()
+                    .decodeToString()
+                    .replace("pfl-schedule", "pfl")
+                    .toByteArray(),
+            )
         assertFailsWith<InvalidManifestException> { scheduled(OnnxRuntimeEngine, files + (SCHEDULE to other), programs, 1) }
     }
 
@@ -180,6 +197,7 @@ class ScheduledSessionTest {
                 val from = if (it == 0) "input:x" else "value:${2 * it - 2}"
                 """{"part":"$part","inputs":["$from","constant:c"],"outputs":[${2 * it},${2 * it + 1}]}"""
             }
+
         fun spec(name: String) = """{"name":"$name","shape":[2],"dtype":"float32"}"""
         val text =
             """{"schema_version":1,"kind":"pfl-schedule",
@@ -190,7 +208,12 @@ class ScheduledSessionTest {
     }
 
     private fun constants(schedule: Schedule): Map<String, ByteBuffer> {
-        val content = ByteBuffer.allocate(72).order(java.nio.ByteOrder.LITTLE_ENDIAN).putFloat(64, 1f).putFloat(68, 10f)
+        val content =
+            ByteBuffer
+                .allocate(72)
+                .order(java.nio.ByteOrder.LITTLE_ENDIAN)
+                .putFloat(64, 1f)
+                .putFloat(68, 10f)
         return mapped(written("c.bin", content.array()), schedule.constants.values)
     }
 
@@ -230,7 +253,13 @@ class ScheduledSessionTest {
     fun `a file too large for one buffer is mapped in pieces`() {
         val content = ByteArray(1000) { it.toByte() }
         val path = written("large.bin", content)
-        val entries = listOf(0, 128, 64, 512, 128).mapIndexed { at, offset -> ConstantEntry(TensorSpec("c$at", listOf(60 + at), DType.UINT8), offset.toLong()) }
+        val entries =
+            listOf(0, 128, 64, 512, 128).mapIndexed {
+                at,
+                offset,
+                ->
+                ConstantEntry(TensorSpec("c$at", listOf(60 + at), DType.UINT8), offset.toLong())
+            }
         for (most in listOf(64L, 100L, 200L, 1000L)) {
             val found = mapped(path, entries, most)
             for (entry in entries) {
