@@ -29,6 +29,7 @@ from pfl_mobile.text.vocabulary import RECORD, VocabularyReport, record
 from .lowering.files import Report
 from .lowering.quiet import ALONE, aloud, quiet
 from .refusals import Refuser
+from .staging import as_parts
 from .targets import TARGETS, Target, resolve
 from .verify import Case, check_engine, compared_with_pytorch, open_lowered, program_specs
 
@@ -107,6 +108,7 @@ def export_bundle(
     sign_key: PrivateKey | None = None,
     report: Report = lambda _: None,
     seed: int = 0,
+    blocks: bool | None = None,
 ) -> ExportReport:
     """Trace, lower, compare with PyTorch, and only then write a bundle.
 
@@ -117,13 +119,15 @@ def export_bundle(
         sign_key: Ed25519 private key (PEM file, hex, or key object).
         report: told about every step.
         seed: of the random batches of the comparison.
+        blocks: whether blocks that repeat are lowered and stored once, and run one after another, on targets that can;
+            None for where that pays: large models.
 
     Raises:
         ExportError: the model cannot be exported; GradientMismatchError when numbers differ. Nothing is written.
         BundleError: the bundle cannot be written.
     """
     with ALONE:
-        return _export(deployment, resolve(targets), out, sign_key, aloud(report), seed)
+        return _export(deployment, resolve(targets), out, sign_key, aloud(report), seed, blocks)
 
 
 def _export(
@@ -133,6 +137,7 @@ def _export(
     sign_key: PrivateKey | None,
     report: Report,
     seed: int,
+    blocks: bool | None,
 ) -> ExportReport:
     if not chosen:
         raise ExportError("no target was named", mend=f"give at least one of {', '.join(TARGETS.names())}")
@@ -165,9 +170,17 @@ def _export(
     engines: dict[str, Any] = {}
     files: dict[str, bytes | os.PathLike[str]] = {}
     with tempfile.TemporaryDirectory(prefix="pfl-export-") as scratch:
+        frozen = frozen_bytes(programs)
+        parts = None
+        if any(target.parts for target in chosen):
+            parts = as_parts(programs, frozen, Path(scratch), blocks)
+            lap("cut")
         for target in chosen:
             try:
-                lowered = target.lower(programs, Path(scratch), report)
+                if parts is not None and target.parts:
+                    lowered = parts.lower(target, Path(scratch), report)
+                else:
+                    lowered = target.lower(programs, Path(scratch), report)
             except (ExportError, EngineError) as error:
                 raise refuser.of_lowering(target, error) from error
             lap(target.name)
@@ -193,7 +206,6 @@ def _export(
                 mend="its forward writes to its own parameters or buffers; remove that",
             )
         report("write the bundle")
-        frozen = frozen_bytes(programs)
         manifest = write_bundle(
             out,
             _parts(deployment, specs, engines, frozen),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,7 +51,8 @@ class ExecutorchSession(EngineSession):
             if method is None:
                 raise RuntimeError("the method cannot be loaded")
             self._methods[program] = method
-        outputs = self._methods[program].execute([torch.from_numpy(a.copy()) for a in inputs])
+        # the method reads them where they are, and writes to none
+        outputs = self._methods[program].execute([torch.from_numpy(_writable(a)) for a in inputs])
         # the runtime reuses its output memory in the next call
         return [np.array(o.numpy()) for o in outputs]
 
@@ -59,6 +61,17 @@ class ExecutorchSession(EngineSession):
         super().close()
         self._methods = {}
         self._program = None
+
+
+def _writable(array: Array) -> Array:
+    """The array as PyTorch takes it: it warns of memory that it may not write to, which nobody does here."""
+    if array.flags.writeable:
+        return array
+    if not array.size:
+        return array.copy()
+    memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
+    shared: Array = np.ctypeslib.as_array(memory).view(array.dtype).reshape(array.shape)
+    return shared
 
 
 @register("executorch", runtime=("executorch.runtime", "torch"))

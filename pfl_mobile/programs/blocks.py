@@ -9,9 +9,9 @@ schedule (`pfl_mobile.engines.schedule`). No layer is looked up by name, so any 
 from __future__ import annotations
 
 import hashlib
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from itertools import pairwise
 from typing import Any
 
@@ -20,8 +20,12 @@ import torch
 from torch import Tensor, fx
 
 from pfl_mobile.bundle.manifest import ProgramSpec, TensorSpec
-from pfl_mobile.engines.schedule import ALIGNMENT, PartCall, ConstantEntry, Course, Schedule
+from pfl_mobile.engines.schedule import ALIGNMENT, ConstantEntry, Course, PartCall, Schedule
+from pfl_mobile.programs.simplify import copied
+from pfl_mobile.programs.slices import in_slices
 from pfl_mobile.programs.trace import TracedProgram
+
+_aten = torch.ops.aten
 
 #: Blocks of fewer nodes are not worth a call of their own.
 LEAST_NODES = 12
@@ -45,35 +49,67 @@ class Staged:
     courses: dict[str, Course]
     repeats: dict[str, tuple[int, ...]]
 
-    def schedule(self) -> tuple[Schedule, Iterator[bytes]]:
+    def schedule(self) -> tuple[Schedule, Iterator[memoryview]]:
         """The schedule, and the content of the file of constants piece by piece."""
-        entries: dict[str, ConstantEntry] = {}
+        whole = _wholes(self.constants)
+        starts: dict[str, int] = {}
         offset = 0
-        for name, tensor in self.constants.items():
-            offset += -offset % ALIGNMENT
-            entries[name] = ConstantEntry(shape=tuple(tensor.shape), dtype=_dtype(tensor), offset=offset)
-            offset += tensor.numel() * tensor.element_size()
+        for name, (base, _) in whole.items():
+            if name == base:
+                offset += -offset % ALIGNMENT
+                starts[name] = offset
+                offset += _size(self.constants[name])
+        entries = {
+            name: ConstantEntry(
+                shape=tuple(tensor.shape),
+                dtype=_dtype(tensor),
+                offset=starts[whole[name][0]] + whole[name][1],
+            )
+            for name, tensor in self.constants.items()
+        }
         specs = tuple(
             ProgramSpec(
                 name=name,
                 inputs=tuple(_spec(key, value) for key, value in part.inputs.items()),
                 outputs=tuple(
-                    _spec(key, node.meta["val"]) for key, node in zip(part.outputs, _results(part.graph), strict=True)
+                    _spec(key, node.meta["val"])
+                    for key, node in zip(part.outputs, _results(part.graph), strict=True)
                 ),
             )
             for name, part in self.parts.items()
         )
         schedule = Schedule(parts=specs, constants=entries, programs=self.courses)
-        return schedule, self._pieces()
+        return schedule, _pieces([self.constants[name] for name in starts])
 
-    def _pieces(self) -> Iterator[bytes]:
-        offset = 0
-        for tensor in self.constants.values():
-            yield bytes(-offset % ALIGNMENT)
-            offset += -offset % ALIGNMENT
-            data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-            yield memoryview(data)  # type: ignore[misc]  # bytes-like
-            offset += len(data)
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _wholes(constants: Mapping[str, Tensor]) -> dict[str, tuple[str, int]]:
+    """For each constant, the one that it is a stretch of in memory, and where in it; most are only of themselves."""
+    found: dict[str, tuple[str, int]] = {}
+    bases: list[tuple[int, int, str]] = []
+    for name, tensor in sorted(constants.items(), key=lambda item: -_size(item[1])):
+        start = tensor.data_ptr()
+        base = next((b for b in bases if b[0] <= start and start + _size(tensor) <= b[1]), None)
+        if tensor.is_contiguous() and _size(tensor):
+            if base is not None and (start - base[0]) % ALIGNMENT == 0:
+                found[name] = (base[2], start - base[0])
+                continue
+            bases.append((start, start + _size(tensor), name))
+        found[name] = (name, 0)
+    return {name: found[name] for name in constants}
+
+
+def _pieces(tensors: Sequence[Tensor]) -> Iterator[memoryview]:
+    """The bytes of tensors, each from a multiple of ``ALIGNMENT`` on."""
+    offset = 0
+    for tensor in tensors:
+        yield memoryview(bytes(-offset % ALIGNMENT))
+        offset += -offset % ALIGNMENT
+        yield memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+        offset += _size(tensor)
 
 
 def _dtype(tensor: Tensor) -> Any:
@@ -125,7 +161,10 @@ def _label(node: fx.Node) -> str:
     value = node.meta["val"]
     values = value if isinstance(value, tuple | list) else [value]
     made = [(v.dtype, tuple(v.shape)) for v in values if isinstance(v, Tensor)]
-    read = [tuple(s.meta["val"].shape) if isinstance(s.meta.get("val"), Tensor) else () for s in node.all_input_nodes]
+    read = [
+        tuple(s.meta["val"].shape) if isinstance(s.meta.get("val"), Tensor) else ()
+        for s in node.all_input_nodes
+    ]
     return repr((str(node.target), made, read, fx.node.map_aggregate((node.args, dict(node.kwargs)), plain)))
 
 
@@ -194,6 +233,139 @@ def _well_cut(nodes: Sequence[fx.Node], labels: np.ndarray[Any, Any], run: Run, 
     return Run(run.start + best, run.period, count)
 
 
+# -- what is computed again ----------------------------------------------------------------------------------------
+
+
+class Recompute(Enum):
+    """What a backward part computes again in place of keeping it from the forward pass.
+
+    ``NOTHING``: all is kept that the backward pass reads. ``CHEAP``: elementwise operators, norms, views and the like
+    are computed again, results of products kept. ``ALL``: only what passes from block to block is kept (Chen et al.
+    2016, arXiv:1604.06174, with the blocks for segments), for the price of a second forward pass.
+    """
+
+    NOTHING = "nothing"
+    CHEAP = "cheap"
+    ALL = "all"
+
+
+#: Operators that cost more than reading what they made.
+_COSTLY = {
+    _aten.mm.default,
+    _aten.bmm.default,
+    _aten.addmm.default,
+    _aten.baddbmm.default,
+    _aten.linear.default,
+    _aten.convolution.default,
+    _aten.convolution_backward.default,
+}
+
+
+def _is_costly(node: fx.Node) -> bool:
+    own = getattr(node.target, "namespace", "aten") != "aten"  # recurrent layers, as one operator each
+    return node.target in _COSTLY or own
+
+
+def _kept(needed: Sequence[fx.Node], given: Mapping[fx.Node, bool]) -> set[fx.Node]:
+    """The values of fewest bytes from which all that is needed can be computed: a minimal cut; of several, the nearest.
+
+    Args:
+        needed: by the backward pass.
+        given: the values that may be read, and whether each has to be kept to be had (else it is computed again).
+    """
+    import networkx
+
+    flow = networkx.DiGraph()
+    order = {node: number for number, node in enumerate(given)}
+    stack, seen = list(needed), set(needed)
+    while stack:
+        node = stack.pop()
+        number = order[node]
+        whole = isinstance(node.meta["val"], Tensor)
+        # without a capacity an edge is never cut
+        flow.add_edge((number, 0), (number, 1), **({"capacity": _bytes(node)} if whole else {}))
+        if given[node]:
+            flow.add_edge("kept", (number, 0))
+            continue
+        for source in node.all_input_nodes:
+            if source not in order:
+                continue  # inputs and constants are there
+            flow.add_edge((order[source], 1), (number, 0))
+            if source not in seen:
+                seen.add(source)
+                stack.append(source)
+    for node in needed:
+        flow.add_edge((order[node], 1), "needed")
+    if "kept" not in flow:
+        return set()
+    _, (_, near) = networkx.minimum_cut(flow, "kept", "needed")
+    return {node for node in seen if (order[node], 0) not in near and (order[node], 1) in near}
+
+
+def _computed_again(
+    graph: fx.Graph, stretches: Sequence[list[fx.Node]], how: Recompute
+) -> list[list[fx.Node]]:
+    """The stretches, in which those of the backward pass compute anew what they would read from the forward pass.
+
+    Args:
+        graph: to change, in place.
+        stretches: its operators in order.
+        how: what is computed again.
+
+    Returns:
+        The stretches with their new operators.
+    """
+    loss = next(n for n in graph.nodes if n.op == "output").args[0][0]
+    forward: set[fx.Node] = set()
+    stack = [loss]
+    while stack:
+        node = stack.pop()
+        if node not in forward:
+            forward.add(node)
+            stack.extend(node.all_input_nodes)
+    where = {node: number for number, nodes in enumerate(stretches) for node in nodes}
+    # what one stretch of the forward pass gives another is there anyway while the blocks go on
+    passed = {
+        n
+        for n in where
+        if n in forward and any(u in forward and where[u] != where[n] for u in n.users if u in where)
+    }
+    given = {n: n in passed or (how is Recompute.CHEAP and _is_costly(n)) for n in where if n in forward}
+    return [
+        nodes if any(n in forward for n in nodes) else _with_own(graph, nodes, given) for nodes in stretches
+    ]
+
+
+def _with_own(graph: fx.Graph, nodes: list[fx.Node], given: Mapping[fx.Node, bool]) -> list[fx.Node]:
+    """Operators of the backward pass, with copies of those of the forward pass that they need, each before its first
+    reader."""
+    needed = list(
+        dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source in given)
+    )
+    kept = _kept(needed, given) if needed else set()
+    copies: dict[fx.Node, fx.Node] = {}
+    found: list[fx.Node] = []
+
+    def own(node: fx.Node) -> fx.Node:
+        if node not in given or node in kept:
+            return node
+        if node not in copies:
+            for source in node.all_input_nodes:
+                own(source)
+            copies[node] = graph.node_copy(node, own)
+            found.append(copies[node])
+        return copies[node]
+
+    for node in nodes:
+        with graph.inserting_before(node):
+            for source in node.all_input_nodes:
+                own(source)
+        node.args = fx.node.map_arg(node.args, own)
+        node.kwargs = fx.node.map_arg(node.kwargs, own)
+        found.append(node)
+    return found
+
+
 # -- cutting -----------------------------------------------------------------------------------------------------------
 
 
@@ -235,13 +407,16 @@ def _content(graph: fx.GraphModule, node: fx.Node) -> bytes:
     return hashlib.sha256(tensor.numpy().data).digest()
 
 
-def stage(programs: Mapping[str, TracedProgram]) -> Staged:
+def stage(programs: Mapping[str, TracedProgram], again: Recompute = Recompute.NOTHING) -> Staged:
     """Cut programs into parts.
 
     Args:
-        programs: traced programs.
+        programs: traced programs, which stay as they are.
+        again: what the backward pass computes again.
     """
-    graphs = {name: program.graph for name, program in programs.items()}
+    programs = {name: in_slices(program) for name, program in programs.items()}
+    graphs = {name: copied(program.graph) for name, program in programs.items()}
+    programs = {name: replace(program, graph=graphs[name]) for name, program in programs.items()}
     stretches: dict[str, list[_Stretch]] = {}
     repeats: dict[str, tuple[int, ...]] = {}
     for name, graph in graphs.items():
@@ -249,7 +424,10 @@ def stage(programs: Mapping[str, TracedProgram]) -> Staged:
         found = runs(nodes)
         repeats[name] = tuple(run.count for run in found)
         cuts = sorted({0, len(nodes), *(cut for run in found for cut in run.cuts)})
-        stretches[name] = [_formed(_Stretch(name, nodes[a:b])) for a, b in pairwise(cuts)]
+        pieces = [nodes[a:b] for a, b in pairwise(cuts)]
+        if name == "gradients" and again is not Recompute.NOTHING:
+            pieces = _computed_again(graph.graph, pieces, again)
+        stretches[name] = [_formed(_Stretch(name, piece)) for piece in pieces]
     alike: dict[str, list[_Stretch]] = {}
     for each in (s for of in stretches.values() for s in of):
         alike.setdefault(each.form, []).append(each)
@@ -259,9 +437,7 @@ def stage(programs: Mapping[str, TracedProgram]) -> Staged:
     for form, group in alike.items():
         made[form] = part = _part(f"part_{len(parts) + 1}", group, graphs, constants)
         parts[part.program.name] = part.program
-    courses = {
-        name: _course(programs[name], stretches[name], made, constants) for name in programs
-    }
+    courses = {name: _course(programs[name], stretches[name], made, constants) for name in programs}
     return Staged(parts, constants.tensors, courses, repeats)
 
 

@@ -61,6 +61,15 @@ def annotate(graph: fx.GraphModule, examples: Sequence[Tensor]) -> None:
         Annotator(graph).run(*examples)
 
 
+def copied(graph: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a traced graph whose constants are the same tensors."""
+    made = fx.Graph()
+    known: dict[fx.Node, fx.Node] = {}
+    for node in graph.graph.nodes:
+        known[node] = made.node_copy(node, known.__getitem__)
+    return fx.GraphModule(graph, made)
+
+
 def simplify(graph: fx.GraphModule, examples: Sequence[Tensor]) -> None:
     """Simplify in place until nothing changes.
 

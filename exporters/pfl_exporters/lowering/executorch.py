@@ -20,9 +20,15 @@ import torch
 from executorch.backends.xnnpack import xnnpack_preprocess
 from executorch.backends.xnnpack._passes import XNNPACKPassManager
 from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
-from executorch.backends.xnnpack.partition.config.gemm_configs import AddmmConfig, GEMMConfig, MMConfig
+from executorch.backends.xnnpack.partition.config.gemm_configs import (
+    AddmmConfig,
+    GEMMConfig,
+    LinearConfig,
+    MMConfig,
+)
 from executorch.backends.xnnpack.partition.config.node_configs import MaxDimConfig
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.backends.xnnpack.utils.utils import is_param_node
 from executorch.exir import (
     EdgeCompileConfig,
     ExecutorchBackendConfig,
@@ -36,6 +42,7 @@ from executorch.exir.operator.convert import to_out_variant
 from executorch.exir.passes.dim_order_ops_registry import DimOrderOpsMap
 from executorch.exir.passes.legalize_portable_dim_order_pass import LegalizePortableDimOrderPass
 from executorch.exir.passes.memory_format_ops_pass import MemoryFormatOpsPass
+from executorch.exir.passes.memory_planning_pass import MemoryPlanningPass
 from executorch.exir.passes.normalize_transpose_pass import NormalizeTransposePass
 from executorch.exir.passes.remove_mixed_type_operators import RemoveMixedTypeOperators
 from executorch.exir.passes.replace_broken_ops_with_function_ops_pass import (
@@ -78,17 +85,45 @@ _aten = torch.ops.aten
 TIED_BYTES = 1 << 18
 
 
-class _MatMul(MMConfig):
-    """``mm`` with a constant right side, without the search for linear modules that makes the stock class
-    quadratic in the size of the graph (our graphs have no source modules to find)."""
+#: Matrices of fewer entries stay outside the delegate where they are no constants: a call of it costs more.
+DYNAMIC_ENTRIES = 1 << 15
+
+
+class _LargeToo:
+    """A product whose right side is a constant, or a large matrix that the program is given, or computes.
+
+    The delegate packs the latter anew at each call, which for 64 rows costs a quarter of the product; the kernel
+    outside of it takes twice as long.
+    """
+
+    weight_idx: int
+    force_non_static_weights_for_f32_linear: bool
 
     def get_deps(self, node: fx.Node, ep: Any) -> Any:
+        weight = node.args[self.weight_idx]
+        given = isinstance(weight, fx.Node) and not is_param_node(ep, weight)
+        self.force_non_static_weights_for_f32_linear = given and _large(weight)
+        # not the search for linear modules that makes the stock classes quadratic in the size of the graph: our
+        # graphs have no source modules to find
         return GEMMConfig.get_deps(self, node, ep)
 
 
-class _AddMatMul(AddmmConfig):
-    def get_deps(self, node: fx.Node, ep: Any) -> Any:
-        return GEMMConfig.get_deps(self, node, ep)
+class _Linear(_LargeToo, LinearConfig):
+    pass
+
+
+class _MatMul(_LargeToo, MMConfig):
+    pass
+
+
+class _AddMatMul(_LargeToo, AddmmConfig):
+    pass
+
+
+def _large(weight: Any) -> bool:
+    """Whether a matrix that is no constant is worth a call of the delegate."""
+    value = weight.meta["val"]
+    return value.dtype is torch.float32 and value.dim() == 2 and value.numel() >= DYNAMIC_ENTRIES
 
 
 class _Inside:
@@ -126,7 +161,12 @@ class _Maximum(MaxDimConfig):
 
 def partitioner() -> XnnpackPartitioner:
     """The XNNPACK partitioner with our rules for matrix products and maxima."""
-    ours = {MMConfig: _MatMul, AddmmConfig: _AddMatMul, MaxDimConfig: _Maximum}
+    ours = {
+        LinearConfig: _Linear,
+        MMConfig: _MatMul,
+        AddmmConfig: _AddMatMul,
+        MaxDimConfig: _Maximum,
+    }
     return _LoopsToo(configs=[ours.get(config, config) for config in ALL_PARTITIONER_CONFIGS])
 
 
@@ -466,7 +506,7 @@ def _check_kernels(program: Any) -> None:
 
 def _prepare(graph: fx.GraphModule) -> None:
     """The graph in operators that the delegate and the runtime have, in place."""
-    unfuse_dynamic_linear(graph)
+    unfuse_dynamic_linear(graph, keep=_large)
     own_views(graph)
 
 
@@ -496,7 +536,10 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
             report("android: plan memory and write")
-            program = edge.to_executorch(ExecutorchBackendConfig())
+            program = edge.to_executorch(
+                # what a program is given stays where it is
+                ExecutorchBackendConfig(memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False))
+            )
         except Exception as error:
             raise UnsupportedOperatorError(
                 f"ExecuTorch cannot lower the model: {type(error).__name__}: {first_line(error)}",

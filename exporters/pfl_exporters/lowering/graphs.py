@@ -185,13 +185,17 @@ def own_views(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
-def unfuse_dynamic_linear(graph: fx.GraphModule) -> None:
+def unfuse_dynamic_linear(graph: fx.GraphModule, keep: Callable[[fx.Node], bool]) -> None:
     """Write ``linear`` with a weight that is no constant (a LoRA factor) as a product with its transpose, in place.
 
-    Delegates take ``linear`` only with a constant weight and would have it decomposed later, program by program.
+    The delegate does not take it and would have it decomposed later, program by program.
+
+    Args:
+        graph: to change.
+        keep: tells of a weight that is no constant whether the delegate takes it.
     """
     for node in list(graph.graph.nodes):
-        if node.target is not _aten.linear.default or node.args[1].op == "get_attr":
+        if node.target is not _aten.linear.default or node.args[1].op == "get_attr" or keep(node.args[1]):
             continue
         x, weight, *bias = node.args
         with graph.graph.inserting_before(node):

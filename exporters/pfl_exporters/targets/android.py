@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     engine="executorch",
     tools=("executorch.exir", "torch", "pfl_exporters.lowering.executorch"),
     also=("onnxruntime",),
+    parts=True,
     obstacles_in="pfl_exporters.lowering.executorch",
 )
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:

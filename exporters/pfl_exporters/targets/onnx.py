@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     "onnx",
     engine="onnxruntime",
     tools=("onnx", "onnxscript", "torch", "pfl_exporters.lowering.onnx"),
+    parts=True,
     obstacles_in="pfl_exporters.lowering.onnx",
 )
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:

@@ -40,6 +40,7 @@ class Target:
             nobody knows.
         mixed: whether the programs compute in fewer bits, so that their numbers are others.
         on_phones: whether it is for phones, and not for comparing with them only.
+        parts: whether its engine runs programs as calls of parts.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Target:
     obstacles_in: str | None = None
     mixed: bool = False
     on_phones: bool = True
+    parts: bool = False
 
     def missing(self, programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
         """The operators that the target's runtime or toolchain has not, looked up in what it says it has."""
@@ -91,6 +93,7 @@ def register(
     obstacles_in: str | None = None,
     mixed: bool = False,
     on_phones: bool = True,
+    parts: bool = False,
 ) -> Callable[[L], L]:
     """Make a function that writes the files of an engine known as a target.
 
@@ -103,6 +106,7 @@ def register(
         obstacles_in: module that finds what the target does not take (see `Target`).
         mixed: whether the programs compute in fewer bits.
         on_phones: whether it is for phones, and not for comparing with them only.
+        parts: whether its engine runs programs as calls of parts (`pfl_mobile.engines.schedule`).
     """
 
     def known(lower: L) -> L:
@@ -116,6 +120,7 @@ def register(
             obstacles_in,
             mixed,
             on_phones,
+            parts,
         )
         TARGETS.add(name, made, home=lower.__module__)
         return lower

@@ -1,0 +1,121 @@
+"""Exporting models of many equal blocks: each kind of block is lowered once (`pfl_mobile.programs.blocks`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pfl_mobile.bundle.consistency import tensor_bytes
+from pfl_mobile.bundle.manifest import ProgramSpec
+from pfl_mobile.engines.schedule import CONSTANTS, SCHEDULE, Course, Schedule, last_readers
+from pfl_mobile.programs.blocks import Staged, stage
+from pfl_mobile.programs.trace import TracedProgram
+
+from .lowering.files import Lowered, Report
+from .targets import Target
+
+#: From how many equal blocks one after another a model is exported as parts, where nobody says.
+LEAST_BLOCKS = 4
+#: And from how many bytes of frozen tensors: what is smaller is as quick, and needs less at once, as one program.
+LEAST_BYTES = 64 << 20
+
+#: Where the files are in a bundle; all engines read the same.
+_PLACES = {SCHEDULE: "parts/schedule.json", CONSTANTS: "parts/constants.bin"}
+
+
+@dataclass(frozen=True)
+class StagedFiles:
+    """Programs as parts, and the files that say how to run them.
+
+    Attributes:
+        staged: parts and calls.
+        schedule: the calls, as devices read them.
+        paths: path inside the bundle -> the file.
+    """
+
+    staged: Staged
+    schedule: Schedule
+    paths: dict[str, Path]
+
+    def lower(self, target: Target, folder: Path, report: Report) -> Lowered:
+        """The parts for one target.
+
+        Raises:
+            ExportError: a part cannot be lowered.
+        """
+        lowered = target.lower(self.staged.parts, folder, report)
+        measured = dict(lowered.measured)
+        planned = {
+            name: measured.pop(key)
+            for name in self.staged.parts
+            if (key := f"planned_{name}_bytes") in measured
+        }
+        if planned:
+            specs = {part.name: part for part in self.schedule.parts}
+            measured |= {
+                f"planned_{name}_bytes": memory(course, specs, planned)
+                for name, course in self.schedule.programs.items()
+            }
+        measured["model_bytes"] += self.paths[_PLACES[CONSTANTS]].stat().st_size
+        return replace(
+            lowered,
+            files={**lowered.files, **_PLACES},
+            paths={**lowered.paths, **self.paths},
+            measured=measured,
+        )
+
+
+def memory(course: Course, parts: Mapping[str, ProgramSpec], planned: Mapping[str, int]) -> int:
+    """Bytes that a program of parts needs besides its inputs and the mapped constants: the planned memory of its parts,
+    which stays theirs, and the most that values between calls take at once.
+
+    Args:
+        course: the calls.
+        parts: their signatures.
+        planned: bytes of the planned memory of each part.
+    """
+    sizes: dict[str, int] = {}
+    alive: dict[str, int] = {}
+    most = 0
+    for call, ends in zip(course.calls, last_readers(course), strict=True):
+        for value, output in zip(call.outputs, parts[call.part].outputs, strict=True):
+            sizes[f"value:{value}"] = alive[f"value:{value}"] = tensor_bytes(output)
+        most = max(most, sum(alive.values()))
+        for name in ends:
+            alive.pop(name, None)
+    return most + sum(planned[name] for name in {call.part for call in course.calls})
+
+
+def as_parts(
+    programs: Mapping[str, TracedProgram], frozen: int, folder: Path, wanted: bool | None
+) -> StagedFiles | None:
+    """The programs as parts where that pays, and the files that all engines read.
+
+    Args:
+        programs: as they were traced.
+        frozen: bytes of the frozen tensors.
+        folder: for the files.
+        wanted: whether to; None where blocks repeat and the model is large.
+    """
+    if wanted is False or (wanted is None and frozen < LEAST_BYTES):
+        return None
+    import os
+
+    from pfl_mobile.programs.blocks import Recompute
+
+    staged = stage(programs, Recompute(os.environ.get("RE", "nothing")))
+    if wanted is None and max(staged.repeats["gradients"], default=1) < LEAST_BLOCKS:
+        return None
+    schedule, pieces = staged.schedule()
+    paths = {inner: folder / inner for inner in _PLACES.values()}
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    paths[_PLACES[SCHEDULE]].write_bytes(schedule.to_json())
+    _write(paths[_PLACES[CONSTANTS]], pieces)
+    return StagedFiles(staged, schedule, paths)
+
+
+def _write(path: Path, pieces: Iterator[memoryview]) -> None:
+    with open(path, "wb") as file:
+        file.writelines(pieces)

@@ -1,0 +1,215 @@
+"""The loss over a large vocabulary in slices, so that all logits, and their gradient, are never there at once.
+
+For next-word losses the output layer is the largest thing in memory: at 256 tokens and 49,152 words the logits are
+50 MB, their gradient as much again. Here cross entropy behind a frozen linear layer goes through the vocabulary slice
+by slice, with a running maximum and sum (Milakov and Gimelshein 2018, arXiv:1805.02867; the gradient of the layer's
+input is summed up in the same pass, as attention is in Dao et al. 2022, arXiv:2205.14135). The slices are equal blocks,
+which `pfl_mobile.programs.blocks` makes one part of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from pfl_mobile.programs.simplify import copied
+from pfl_mobile.programs.trace import TracedProgram
+
+_aten = torch.ops.aten
+
+#: Logits of fewer bytes are computed at once.
+LEAST_BYTES = 8 << 20
+#: Most bytes of a slice's logits, and of its rows of the layer.
+MOST_BYTES = 4 << 20
+MOST_WEIGHT_BYTES = 12 << 20
+#: Before the first slice: below every logit, and finite.
+_LOWEST = -3.0e38
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """Cross entropy and its gradient in a graph.
+
+    Attributes:
+        x, weight, bias: of the linear layer; x [R, K], weight [V, K].
+        label: [R, 1].
+        normalizer: the node that has the logarithm of the sum of exponentials [R, 1].
+        picked: the node that has the logit of the label [R, 1].
+        scale: gradient of each row's loss [R, 1].
+        gradient: the node that has the gradient of x [R, K].
+    """
+
+    x: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    label: fx.Node
+    normalizer: fx.Node
+    picked: fx.Node
+    scale: fx.Node
+    gradient: fx.Node
+
+
+def _only(nodes: list[fx.Node]) -> fx.Node | None:
+    return nodes[0] if len(nodes) == 1 else None
+
+
+def _users(node: fx.Node, target: Any) -> list[fx.Node]:
+    return [user for user in node.users if user.target is target]
+
+
+def _losses(graph: fx.GraphModule) -> Iterator[_Loss]:
+    """The cross entropies of a graph whose logits nothing else reads."""
+    for softmax in graph.graph.nodes:
+        if softmax.target is _aten._softmax.default and (found := _loss(softmax)) is not None:
+            yield found
+
+
+def _loss(softmax: fx.Node) -> _Loss | None:
+    logits = softmax.args[0]
+    if not isinstance(logits, fx.Node) or logits.target is not _aten.linear.default:
+        return None
+    value = logits.meta["val"]
+    if (
+        value.dim() != 2
+        or value.numel() * value.element_size() < LEAST_BYTES
+        or value.dtype is not torch.float32
+    ):
+        return None
+    x, weight, *rest = logits.args
+    bias = rest[0] if rest else None
+    largest, scaled = _only(_users(softmax, _aten.max.dim)), _only(_users(softmax, _aten.mul.Tensor))
+    picks = _users(logits, _aten.gather.default)
+    if (
+        largest is None
+        or scaled is None
+        or len(softmax.users) != 2
+        or len(logits.users) != 3
+        or len(picks) != 2
+    ):
+        return None
+    if weight.op != "get_attr" or (bias is not None and bias.op != "get_attr"):
+        return None
+    items = {user.args[1]: user for user in largest.users}
+    at_largest = next((pick for pick in picks if pick.args[2] is items.get(1)), None)
+    logarithm = _only(_users(items[0], _aten.log.default)) if 0 in items else None
+    if at_largest is None or logarithm is None or len(items[0].users) != 1:
+        return None
+    picked = next(pick for pick in picks if pick is not at_largest)
+    normalizer = _only(list(logarithm.users))
+    if (
+        normalizer is None
+        or normalizer.target is not _aten.sub.Tensor
+        or normalizer.args != (at_largest, logarithm)
+    ):
+        return None
+    label, scale = picked.args[2], scaled.args[1]
+    scattered = _only(list(scaled.users))
+    if scattered is None or scattered.target is not _aten.scatter_add.default or scale is softmax:
+        return None
+    if scattered.args[:3] != (scaled, 1, label) or scattered.args[3].target is not _aten.neg.default:
+        return None
+    gradient = _only(list(scattered.users))
+    if scattered.args[3].args[0] is not scale or gradient is None or gradient.target is not _aten.mm.default:
+        return None
+    if gradient.args != (scattered, weight):
+        return None
+    return _Loss(x, weight, bias, label, normalizer, picked, scale, gradient)
+
+
+class _Writer:
+    """Adds operators to a graph, with the form of what they make."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self._module = module
+
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        def form(value: Any) -> Any:
+            return torch.empty_like(value.meta["val"], device="meta") if isinstance(value, fx.Node) else value
+
+        node = self._module.graph.call_function(target, args, kwargs)
+        made = target(*fx.node.map_aggregate(args, form), **fx.node.map_aggregate(kwargs, form))
+        node.meta["val"] = made if made.device.type == "meta" else torch.empty_like(made, device="meta")
+        return node
+
+    def rows(self, constant: fx.Node, start: int, end: int) -> fx.Node:
+        """Some rows of a constant, as a constant of its own that lies in the same memory."""
+        whole = getattr(self._module, str(constant.target))
+        name = f"{constant.target}_{start}_{end}"
+        if not hasattr(self._module, name):
+            self._module.register_buffer(name, whole.detach()[start:end])
+        node = self._module.graph.get_attr(name)
+        node.meta["val"] = torch.empty_like(whole[start:end], device="meta")
+        return node
+
+
+def _widths(rows: int, width: int, vocabulary: int) -> list[int]:
+    """Where slices begin and end: as few as fit, of one size where the vocabulary can be divided so."""
+    most = max(1, min(MOST_BYTES // (4 * rows), MOST_WEIGHT_BYTES // (4 * width)))
+    count = -(-vocabulary // most)
+    even = next(
+        (n for n in range(count, 2 * count) if vocabulary % n == 0 and (vocabulary // n) % 16 == 0), None
+    )
+    size = vocabulary // even if even else -(-vocabulary // count + 15) // 16 * 16
+    return [*range(0, vocabulary, size), vocabulary]
+
+
+def _write(module: fx.GraphModule, loss: _Loss) -> None:
+    """The cross entropy in slices, in the place of what is there."""
+    call = _Writer(module)
+    rows, width = loss.x.meta["val"].shape
+    cuts = _widths(rows, width, loss.weight.meta["val"].shape[0])
+    form = {"dtype": torch.float32}
+    with module.graph.inserting_before(loss.normalizer):
+        most = call(_aten.full.default, [rows, 1], _LOWEST, **form)
+        total = call(_aten.full.default, [rows, 1], 0.0, **form)
+        summed = call(_aten.full.default, [rows, width], 0.0, **form)
+        for start, end in zip(cuts, cuts[1:], strict=False):
+            weight = call.rows(loss.weight, start, end)
+            given = (
+                (loss.x, weight) if loss.bias is None else (loss.x, weight, call.rows(loss.bias, start, end))
+            )
+            logits = call(_aten.linear.default, *given)
+            higher = call(_aten.maximum.default, most, call(_aten.amax.default, logits, [1], True))
+            powers = call(_aten.exp.default, call(_aten.sub.Tensor, logits, higher))
+            shrunk = call(_aten.exp.default, call(_aten.sub.Tensor, most, higher))
+            of_slice = call(_aten.sum.dim_IntList, powers, [1], True)
+            total = call(_aten.add.Tensor, call(_aten.mul.Tensor, total, shrunk), of_slice)
+            product = call(_aten.mm.default, powers, weight)
+            summed = call(_aten.add.Tensor, call(_aten.mul.Tensor, summed, shrunk), product)
+            most = higher
+        normalizer = call(_aten.add.Tensor, most, call(_aten.log.default, total))
+        flat = call(_aten.reshape.default, loss.label, [rows])
+        of_label = call(_aten.embedding.default, loss.weight, flat)
+        mean = call(_aten.div.Tensor, summed, total)
+    loss.normalizer.replace_all_uses_with(normalizer)
+    with module.graph.inserting_before(loss.picked):
+        picked = call(_aten.sum.dim_IntList, call(_aten.mul.Tensor, loss.x, of_label), [1], True)
+        if loss.bias is not None:
+            picked = call(_aten.add.Tensor, picked, call(_aten.gather.default, loss.bias, 0, flat))
+    loss.picked.replace_all_uses_with(picked)
+    with module.graph.inserting_before(loss.gradient):
+        gradient = call(_aten.mul.Tensor, call(_aten.sub.Tensor, mean, of_label), loss.scale)
+    loss.gradient.replace_all_uses_with(gradient)
+
+
+def in_slices(program: TracedProgram) -> TracedProgram:
+    """The program with each of its large losses in slices; itself where it has none.
+
+    Args:
+        program: as it was traced, which stays as it is.
+    """
+    if next(_losses(program.graph), None) is None:
+        return program
+    module = copied(program.graph)
+    for loss in list(_losses(module)):
+        _write(module, loss)
+    module.graph.eliminate_dead_code()
+    for node in [n for n in module.graph.nodes if n.op == "get_attr" and not n.users]:
+        module.graph.erase_node(node)
+    module.graph.lint()
+    module.recompile()
+    return replace(program, graph=module)
