@@ -47,6 +47,7 @@ sys.path.insert(0, str(FOLDER))
 from bundle_vectors import bundle_files  # noqa: E402
 from device_vectors import device_files  # noqa: E402
 from protocol_vectors import protocol_files  # noqa: E402
+from schedule_vectors import schedule_files  # noqa: E402
 from state_vectors import state_files  # noqa: E402
 from strategy_vectors import strategy_vectors  # noqa: E402
 from subword_texts import subword_texts_file  # noqa: E402
@@ -742,7 +743,7 @@ def files() -> dict[str, bytes]:
     out = {name: (json.dumps(value, ensure_ascii=False) + "\n").encode() for name, value in content.items()}
     out |= {"text.json": text_file(), "subwords.json": subword_file()}
     out |= {"subword_texts.json": subword_texts_file()}
-    more = {**protocol_files(), **device_files(), **bundle_files(), **state_files()}
+    more = {**protocol_files(), **device_files(), **bundle_files(), **schedule_files(), **state_files()}
     return {**out, "state.safetensors": saved, **more}
 
 

@@ -51,12 +51,13 @@ def _check_sizes(manifest: Manifest) -> None:
     """No tensor is larger than any bundle: said before room is made for one."""
     for program in manifest.programs:
         for spec in (*program.inputs, *program.outputs):
-            _check_size(f"program {program.name!r}", spec)
+            check_size(f"program {program.name!r}", spec)
     for tensor in manifest.tensors:
-        _check_size("the bundle", tensor)
+        check_size("the bundle", tensor)
 
 
-def _check_size(where: str, spec: TensorSpec | DeviceTensor) -> None:
+def check_size(where: str, spec: TensorSpec | DeviceTensor) -> None:
+    """Raise ValueError when no device can hold a tensor, or no runtime has as many dimensions."""
     if len(spec.shape) > _MOST_DIMENSIONS:
         raise ValueError(f"{where} has {spec.name!r} of {len(spec.shape)} dimensions")
     if tensor_bytes(spec) > _MOST_TENSOR_BYTES:

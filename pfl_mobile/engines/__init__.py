@@ -64,7 +64,7 @@ def open_isolated(
     threads: int | None = None,
     arch: str | None = None,
     report: Callable[[str], None] = lambda _: None,
-) -> IsolatedSession:
+) -> EngineSession:
     """As `open_session`, but the programs stay in a child process, whose end is an error here.
 
     Args:

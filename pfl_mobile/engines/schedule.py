@@ -19,10 +19,10 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import override
 
-from ..bundle.consistency import tensor_bytes, unique
+from ..bundle.consistency import check_size, tensor_bytes, unique
 from ..bundle.manifest import Count, DType, ProgramName, ProgramSpec, TensorSpec, describe
-from ..errors import EngineError, InvalidManifestError, SchemaVersionError, near
-from ..files.reading import parse_json, read_bytes
+from ..errors import EngineError, InvalidManifestError, PflError, SchemaVersionError, near
+from ..files.reading import open_bytes, parse_json, read_bytes
 from .base import Array, EngineSession, file_for
 
 #: Purposes of an engine's files: the schedule, and the constants that it gives to parts.
@@ -34,7 +34,9 @@ ALIGNMENT = 64
 
 #: What a call reads: ``input:NAME`` of the program, ``constant:NAME``, or ``value:N`` that an earlier call gave.
 Reference = Annotated[
-    str, Field(pattern=r"^(input:[^\x00-\x1f\x7f]{1,200}|constant:[a-z0-9_]{1,64}|value:[0-9]{1,7})$")
+    str,
+    # one spelling for each value: they are looked up by their names
+    Field(pattern=r"^(input:[^\x00-\x1f\x7f]{1,200}|constant:[a-z0-9_]{1,64}|value:(0|[1-9][0-9]{0,6}))$"),
 ]
 _ConstantName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
 
@@ -50,8 +52,12 @@ class ConstantEntry(_Model):
     dtype: DType
     offset: Count
 
+    def named(self, name: str) -> TensorSpec:
+        """The form of the tensor, under its name."""
+        return TensorSpec(name=name, shape=self.shape, dtype=self.dtype)
 
-class Call(_Model):
+
+class PartCall(_Model):
     """One run of a part: what it reads, in the order of its inputs, and the values that its outputs become."""
 
     part: ProgramName
@@ -62,7 +68,7 @@ class Call(_Model):
 class Course(_Model):
     """The calls of one program, in order, and where its outputs are, in the order of the manifest."""
 
-    calls: tuple[Call, ...] = Field(min_length=1)
+    calls: tuple[PartCall, ...] = Field(min_length=1)
     outputs: tuple[Reference, ...] = Field(min_length=1)
 
 
@@ -85,7 +91,11 @@ class Schedule(_Model):
     def _calls_fit(self) -> Schedule:
         unique("part", (part.name for part in self.parts))
         parts = {part.name: part for part in self.parts}
+        for part in self.parts:
+            for spec in (*part.inputs, *part.outputs):
+                check_size(f"part {part.name!r}", spec)
         for name, entry in self.constants.items():
+            check_size("the schedule", entry.named(name))
             if entry.offset % ALIGNMENT:
                 raise ValueError(
                     f"constant {name!r} begins at {entry.offset}, which is no multiple of {ALIGNMENT}"
@@ -133,8 +143,7 @@ class Schedule(_Model):
 
     def constant_bytes(self, name: str) -> int:
         """Bytes of a constant."""
-        entry = self.constants[name]
-        return tensor_bytes(TensorSpec(name=name, shape=entry.shape, dtype=entry.dtype))
+        return tensor_bytes(self.constants[name].named(name))
 
     def to_json(self) -> bytes:
         """The bytes of the file; the same schedule always gives the same."""
@@ -194,10 +203,7 @@ def _faults(schedule: Schedule, programs: Sequence[ProgramSpec]) -> Iterator[str
                     if spec is None or (spec.shape, spec.dtype) != (want.shape, want.dtype):
                         yield f"part {call.part!r} does not take {reference!r} of program {program.name!r}"
             known |= {f"value:{n}": spec for n, spec in zip(call.outputs, part.outputs, strict=True)}
-        known |= {
-            f"constant:{name}": TensorSpec(name=name, shape=entry.shape, dtype=entry.dtype)
-            for name, entry in schedule.constants.items()
-        }
+        known |= {f"constant:{name}": entry.named(name) for name, entry in schedule.constants.items()}
         given = [known.get(reference) for reference in course.outputs]
         if [g and (g.shape, g.dtype) for g in given] != [(o.shape, o.dtype) for o in program.outputs]:
             yield f"the outputs of program {program.name!r} are other ones"
@@ -209,22 +215,22 @@ class ScheduledSession(EngineSession):
     Args:
         parts: session of the parts; it is closed with this one.
         schedule: the calls.
-        constants: path of the file of constants.
+        constants: path of the file of constants; None where the schedule has none.
         programs: signatures of the programs.
 
     Raises:
-        EngineError: the file of constants is shorter than the schedule says.
+        EngineError: the file of constants cannot be read, or is shorter than the schedule says.
     """
 
     def __init__(
-        self, parts: EngineSession, schedule: Schedule, constants: str, programs: Sequence[ProgramSpec]
+        self, parts: EngineSession, schedule: Schedule, constants: str | None, programs: Sequence[ProgramSpec]
     ) -> None:
         super().__init__(programs)
         self.name = parts.name
         self._parts = parts
         self._courses = schedule.programs
         self._specs = {part.name: part for part in schedule.parts}
-        self._constants = _mapped(constants, schedule)
+        self._constants = {} if constants is None else _mapped(constants, schedule)
         self._last = {name: last_readers(course) for name, course in schedule.programs.items()}
 
     @override
@@ -240,7 +246,13 @@ class ScheduledSession(EngineSession):
                 want.name: values[name] if name in values else self._constants[name]
                 for want, name in zip(spec.inputs, call.inputs, strict=True)
             }
-            made = self._parts.run(call.part, given)
+            try:
+                made = self._parts.run(call.part, given)
+            except PflError as error:
+                # of the same kind, but a part's name alone says nothing to who knows the program
+                error.message = f"call {number} of program {program!r}, part {call.part!r}: {error.message}"
+                error.args = (error.message,)
+                raise
             del given
             for name in last[number]:
                 values.pop(name, None)
@@ -248,7 +260,13 @@ class ScheduledSession(EngineSession):
                 if f"value:{value}" not in last[number]:  # nobody reads it
                     values[f"value:{value}"] = made[output.name]
             del made
-        return [values[name] if name in values else self._constants[name] for name in course.outputs]
+        # what no call made belongs to the caller, or is the mapped file
+        return [
+            values[name]
+            if name.startswith("value:")
+            else (values[name] if name in values else self._constants[name]).copy()
+            for name in course.outputs
+        ]
 
     @override
     def close(self) -> None:
@@ -258,11 +276,14 @@ class ScheduledSession(EngineSession):
 
 
 def last_readers(course: Course) -> list[frozenset[str]]:
-    """For each call, what nobody reads after it: values, those that it makes itself included, inputs and constants."""
+    """For each call, the inputs and values that nobody reads after it; what it makes for nobody is among them.
+
+    Constants are in the mapped file, and never dropped.
+    """
     last: dict[str, int] = {}
     for number, call in enumerate(course.calls):
         last |= {f"value:{value}": number for value in call.outputs}
-        last |= dict.fromkeys(call.inputs, number)
+        last |= {name: number for name in call.inputs if not name.startswith("constant:")}
     for name in course.outputs:
         last.pop(name, None)
     ends: list[set[str]] = [set() for _ in course.calls]
@@ -273,11 +294,12 @@ def last_readers(course: Course) -> list[frozenset[str]]:
 
 def _mapped(path: str, schedule: Schedule) -> dict[str, Array]:
     """The constants by reference, as read-only views of the mapped file."""
-    if not schedule.constants:
-        return {}
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        data: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    try:
+        with open_bytes(path) as file:
+            size = file.seek(0, 2)
+            data: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    except OSError as error:
+        raise EngineError(f"cannot read the file of constants: {error}", mend=_AGAIN) from error
     found: dict[str, Array] = {}
     for name, entry in schedule.constants.items():
         count = schedule.constant_bytes(name)
@@ -286,12 +308,8 @@ def _mapped(path: str, schedule: Schedule) -> dict[str, Array]:
                 f"the file of constants has {size} bytes, and {name!r} ends at {entry.offset + count}",
                 mend=_AGAIN,
             )
-        flat = np.frombuffer(
-            data,
-            np.dtype(entry.dtype).newbyteorder("<"),
-            count // np.dtype(entry.dtype).itemsize,
-            entry.offset,
-        )
+        kind = np.dtype(entry.dtype).newbyteorder("<")
+        flat = np.frombuffer(data, kind, count // kind.itemsize, entry.offset) if count else np.empty(0, kind)
         found[f"constant:{name}"] = flat.reshape(entry.shape)
     return found
 
@@ -314,10 +332,15 @@ def scheduled(
     """
     if SCHEDULE not in files:
         return load(files, programs)
-    schedule = parse_schedule(read_bytes(file_for(files, SCHEDULE)), programs)
+    try:
+        content = read_bytes(files[SCHEDULE])
+    except OSError as error:
+        raise EngineError(f"cannot read the schedule: {error}", mend=_AGAIN) from error
+    schedule = parse_schedule(content, programs)
+    constants = file_for(files, CONSTANTS) if schedule.constants else None
     parts = load(files, schedule.parts)
     try:
-        return ScheduledSession(parts, schedule, file_for(files, CONSTANTS), programs)
+        return ScheduledSession(parts, schedule, constants, programs)
     except BaseException:
         parts.close()
         raise

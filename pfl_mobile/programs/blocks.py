@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from pfl_mobile.bundle.manifest import ProgramSpec, TensorSpec
-from pfl_mobile.engines.schedule import ALIGNMENT, Call, ConstantEntry, Course, Schedule
+from pfl_mobile.engines.schedule import ALIGNMENT, ConstantEntry, Course, PartCall, Schedule
 from pfl_mobile.programs.simplify import copied
 from pfl_mobile.programs.slices import in_slices
 from pfl_mobile.programs.trace import TracedProgram
@@ -567,7 +567,7 @@ def _course(
     """The calls of a program."""
     inputs = [n for n in program.graph.graph.nodes if n.op == "placeholder"]
     known = {node: f"input:{name}" for node, name in zip(inputs, program.inputs, strict=True)}
-    calls: list[Call] = []
+    calls: list[PartCall] = []
     count = 0
 
     def reference(node: fx.Node) -> str:
@@ -581,5 +581,5 @@ def _course(
         count += len(part.outputs)
         read = tuple(reference(stretch.reads[slot]) for slot in part.inputs)
         known |= {stretch.nodes[place]: f"value:{n}" for place, n in zip(part.outputs, numbers, strict=True)}
-        calls.append(Call(part=part.program.name, inputs=read, outputs=numbers))
+        calls.append(PartCall(part=part.program.name, inputs=read, outputs=numbers))
     return Course(calls=tuple(calls), outputs=tuple(reference(node) for node in _results(program.graph)))

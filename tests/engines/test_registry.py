@@ -49,8 +49,11 @@ def test_a_runtime_that_is_there_but_lacks_another_package_is_no_missing_runtime
 
 
 def test_the_loader_of_an_engine_whose_runtime_is_there(monkeypatch):
-    engine = add(monkeypatch, "json")
-    assert load_engine("made") is engine.loader
+    given = []
+    engine = Engine("made", ("json",), loader=lambda *them: given.append(them), only_named=False)
+    monkeypatch.setattr(registry.ENGINES, "find", lambda name: engine)
+    load_engine("made")({"model": "m"}, [], 2)
+    assert given == [({"model": "m"}, [], 2)]
 
 
 def test_the_version_of_a_runtime_is_that_of_its_distribution(monkeypatch):

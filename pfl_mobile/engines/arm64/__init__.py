@@ -1,7 +1,7 @@
 """Programs on a phone's instruction set, without a phone: the ARM64 builds of the runtimes, emulated where need be.
 
 The official ARM64 wheel of a runtime has the library that a small server in this folder is compiled against. It speaks
-what :mod:`pfl_mobile.engines.child` speaks, so the session is an :class:`~pfl_mobile.engines.isolated.IsolatedSession`.
+what :mod:`pfl_mobile.engines.child` speaks, so :class:`~pfl_mobile.engines.isolated.IsolatedSession` runs the programs.
 Kernels and their order of arithmetic are those of a phone's processor (NEON); the operating system is Linux, not
 Android or iOS, and emulation says nothing about speed.
 """
@@ -32,9 +32,11 @@ from ...errors import (
 from ...files.cache_dir import cache_dir
 from ...files.wheel import download_wheel
 from ..isolated import SECONDS, ChildProcess, IsolatedSession, Process, alone, start_child
+from ..schedule import scheduled
 
 if TYPE_CHECKING:
     from ...bundle.manifest import ProgramSpec
+    from ..base import EngineSession
 
 _HERE = Path(__file__).parent
 _NATIVE = platform.machine() in ("aarch64", "arm64") and sys.platform == "linux"
@@ -131,7 +133,7 @@ def open_arm64(
     report: Callable[[str], None] = lambda _: None,
     *,
     child: ChildProcess | None = None,
-) -> IsolatedSession:
+) -> EngineSession:
     """Load programs into the ARM64 build of an engine's runtime.
 
     Args:
@@ -143,12 +145,18 @@ def open_arm64(
 
     Raises:
         EngineUnavailableError: there is no ARM64 build of it, or a tool or the wheel is missing.
+        InvalidManifestError: their schedule is damaged.
         EngineError: the runtime refuses the programs.
         ProgramDiedError: they ended the process, or took too much time.
     """
     start = _starter(engine, report) if child is None else start_child
-    # An emulator reserves address space by itself, so memory is not limited.
-    return IsolatedSession(engine, files, programs, memory=0, seconds=_SECONDS, start=start, child=child)
+
+    def load(parts: Mapping[str, str], specs: Sequence[ProgramSpec]) -> IsolatedSession:
+        # An emulator reserves address space by itself, so memory is not limited.
+        return IsolatedSession(engine, parts, specs, memory=0, seconds=_SECONDS, start=start, child=child)
+
+    # The servers know no schedules: the calls are made here.
+    return scheduled(files, programs, load)
 
 
 def start_arm64(engine: str, report: Callable[[str], None] = lambda _: None) -> ChildProcess:

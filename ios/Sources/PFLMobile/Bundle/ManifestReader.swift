@@ -8,61 +8,26 @@ enum ManifestReader {
 
     // The newest version of the piece rules that this version cuts text by.
     private static let pieceRules = 2
-    private static let again = "obtain the bundle again, or export it again"
+    private static let documents = Documents(
+        what: Paths.manifest, kind: "pfl-bundle", newest: schemaVersion, values: mostValues)
 
     /// Parses and checks a manifest.
     ///
     /// - Throws: `.schemaVersion`: it is of a newer schema, and nothing else of it is looked at; `.unsafePath`: it names a file
     ///   outside the bundle; `.invalidManifest`: it is not JSON, or breaks the schema, and the first fault is named
     static func parse(_ data: [UInt8]) throws -> Manifest {
-        let raw: JSON
-        do {
-            raw = try parseJSON(bytes: data, values: mostValues)
-        } catch let error as Malformed {
-            throw PFLError(.invalidManifest, "\(Paths.manifest) is not valid JSON: \(error)", mend: again, cause: error)
-        }
-        let version = raw.object?["schema_version"]
-        var isNumber = false
-        switch version {
-        case .integer(let number):
-            isNumber = true
-            if number > schemaVersion { throw newer("\(number)") }
-        case .big(let digits):
-            isNumber = true
-            if !digits.hasPrefix("-") { throw newer(digits) }
-        default: break
-        }
-        guard isNumber, let fields = raw.object, fields["kind"]?.string == "pfl-bundle" else {
-            throw PFLError(
-                .invalidManifest,
-                "\(Paths.manifest) is not of a bundle: it needs an integer schema_version and kind 'pfl-bundle'",
-                mend: again)
-        }
-        do {
-            if let first = data.first, first != UInt8(ascii: "{"), ![0x20, 0x09, 0x0d, 0x0a].contains(first) {
-                throw Malformed("it is not plain UTF-8")
-            }
-            if !whole(raw) { throw Malformed("it has a half of a surrogate pair") }
+        try documents.parse(data) { raw, fields in
             // Before other faults: whoever leads out of a bundle is told so.
             for path in paths(fields) { try Paths.check(path) }
             let found = try manifest(raw)
             try Rules.check(found)
             return found
-        } catch let error as Malformed {
-            throw PFLError(.invalidManifest, "\(Paths.manifest) is not valid:\n  \(error)", mend: again, cause: error)
         }
-    }
-
-    private static func newer(_ number: String) -> PFLError {
-        PFLError(
-            .schemaVersion, "\(Paths.manifest) has schema version \(number); this version reads up to \(schemaVersion)",
-            mend: "update the app, or export the bundle with the version in use here")
     }
 
     private static func manifest(_ raw: JSON) throws -> Manifest {
         var fields = try Fields(raw)
-        if try fields.required("schema_version", Fields.whole) != 1 { throw Malformed("schema_version: it is not 1") }
-        _ = try fields.required("kind", Fields.text)
+        try head(&fields)
         let files = Fields.named(file)
         let found = (
             name: try fields.required("name", name), version: try fields.required("version", name),
@@ -90,13 +55,31 @@ enum ManifestReader {
             filePaths: found.files.map(\.name))
     }
 
-    private static func program(_ json: JSON, _ path: String) throws -> ProgramSpec {
-        var fields = try Fields(json, path)
-        let name = try fields.required("name", Fields.text)
+    /// Takes the fields that `Documents` has looked at; the schema is the first.
+    static func head(_ fields: inout Fields) throws {
+        if try fields.required("schema_version", Fields.whole) != 1 { throw Malformed("schema_version: it is not 1") }
+        _ = try fields.required("kind", Fields.text)
+    }
+
+    static func programName(_ json: JSON, _ path: String) throws -> String {
+        let name = try Fields.text(json, path)
+        try checkProgramName(name, path)
+        return name
+    }
+
+    static func checkProgramName(_ name: String, _ path: String) throws {
         let letters = Array(name.utf8)
-        guard let first = letters.first, isLower(first), letters.count <= 64,
-            letters.allSatisfy({ isLower($0) || isDigit($0) || $0 == UInt8(ascii: "_") })
-        else { throw Malformed("\(path): it has no name of a program") }
+        guard let first = letters.first, isLower(first), letters.count <= 64, letters.allSatisfy(isWordOfName) else {
+            throw Malformed("\(path): it is no name of a program")
+        }
+    }
+
+    /// Whether a byte is a small letter, a digit or `_`.
+    static func isWordOfName(_ byte: UInt8) -> Bool { isLower(byte) || isDigit(byte) || byte == UInt8(ascii: "_") }
+
+    static func program(_ json: JSON, _ path: String) throws -> ProgramSpec {
+        var fields = try Fields(json, path)
+        let name = try fields.required("name", programName)
         let inputs = try fields.required("inputs", Fields.list(tensor))
         let outputs = try filled("\(path).outputs", try fields.required("outputs", Fields.list(tensor)))
         try fields.done()
@@ -107,7 +90,7 @@ enum ManifestReader {
 
     private static func isLower(_ byte: UInt8) -> Bool { byte >= UInt8(ascii: "a") && byte <= UInt8(ascii: "z") }
 
-    private static func isDigit(_ byte: UInt8) -> Bool { byte >= UInt8(ascii: "0") && byte <= UInt8(ascii: "9") }
+    static func isDigit(_ byte: UInt8) -> Bool { byte >= UInt8(ascii: "0") && byte <= UInt8(ascii: "9") }
 
     private static func tensor(_ json: JSON, _ path: String) throws -> TensorSpec {
         var fields = try Fields(json, path)
@@ -293,7 +276,7 @@ enum ManifestReader {
         return text
     }
 
-    private static func checkName(_ name: String, _ path: String) throws {
+    static func checkName(_ name: String, _ path: String) throws {
         if !(1...200).contains(name.unicodeScalars.count) { throw Malformed("\(path): it has not 1 to 200 characters") }
         if name.utf8.contains(where: { $0 < 0x20 || $0 == 0x7f }) {
             throw Malformed("\(path): it has a control character")
@@ -308,7 +291,7 @@ enum ManifestReader {
         return value
     }
 
-    private static func count(_ json: JSON, _ path: String) throws -> Int { try whole(json, path, least: 0) }
+    static func count(_ json: JSON, _ path: String) throws -> Int { try whole(json, path, least: 0) }
 
     private static func positive(_ json: JSON, _ path: String) throws -> Int { try whole(json, path, least: 1) }
 
@@ -321,7 +304,7 @@ enum ManifestReader {
         return text
     }
 
-    private static func shape(_ json: JSON, _ path: String) throws -> [Int] {
+    static func shape(_ json: JSON, _ path: String) throws -> [Int] {
         let lengths = try Fields.list(count)(json, path)
         if lengths.contains(where: { $0 > Int(Int32.max) }) {
             throw Malformed("\(path): no array of a device is as long")
@@ -353,7 +336,7 @@ enum ManifestReader {
         }
     }
 
-    private static func filled<Value>(_ path: String, _ items: [Value]) throws -> [Value] {
+    static func filled<Value>(_ path: String, _ items: [Value]) throws -> [Value] {
         if items.isEmpty { throw Malformed("\(path): it is empty") }
         return items
     }
@@ -366,15 +349,5 @@ enum ManifestReader {
         }
         found += ["tokenizer", "plan", "values", "golden"].compactMap { raw[$0]?.string }
         return found + (raw["files"]?.object?.keys ?? [])
-    }
-
-    /// Whether all its text can be written in UTF-8.
-    private static func whole(_ json: JSON) -> Bool {
-        switch json {
-        case .points: false
-        case .array(let items): items.allSatisfy(whole)
-        case .object(let fields): fields.allSatisfy { whole($0.value) }
-        default: true
-        }
     }
 }

@@ -32,7 +32,8 @@ enum Rules {
         }
     }
 
-    private static func checkSize(_ place: String, _ name: String, _ shape: [Int], _ dtype: DType) throws {
+    /// No tensor is larger than any bundle: said before room is made for one.
+    static func checkSize(_ place: String, _ name: String, _ shape: [Int], _ dtype: DType) throws {
         if shape.count > mostDimensions { throw Malformed("\(place) has '\(name)' of \(shape.count) dimensions") }
         if !shape.contains(0), shape.reduce(dtype.bytes, saturatedProduct) > mostTensorBytes {
             throw Malformed("\(place) has '\(name)' of \(dtype.rawValue)\(shape), which no device can hold")

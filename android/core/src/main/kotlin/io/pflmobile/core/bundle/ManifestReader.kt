@@ -1,13 +1,9 @@
 package io.pflmobile.core.bundle
 
 import io.pflmobile.core.bundle.JsonFields.Companion.fault
-import io.pflmobile.core.errors.InvalidManifestException
 import io.pflmobile.core.errors.SchemaVersionException
-import io.pflmobile.core.files.parseJson
 import io.pflmobile.core.tensors.DType
-import kotlinx.serialization.json.JsonArray
 import kotlinx.serialization.json.JsonElement
-import kotlinx.serialization.json.JsonNull
 import kotlinx.serialization.json.JsonObject
 import kotlinx.serialization.json.JsonPrimitive
 
@@ -21,7 +17,7 @@ internal object ManifestReader {
 
     // The newest version of the piece rules that this version cuts text by.
     private const val PIECE_RULES = 2
-    private const val AGAIN = "obtain the bundle again, or export it again"
+    private val DOCUMENTS = Documents(Paths.MANIFEST, "pfl-bundle", SCHEMA_VERSION, MOST_VALUES)
     private val DIGEST = Regex("[0-9a-f]{64}")
     private val PROGRAM = Regex("[a-z][a-z0-9_]{0,63}")
     private val SCRIPT = Regex("[A-Z][a-z]{3}")
@@ -31,55 +27,18 @@ internal object ManifestReader {
      *
      * @throws SchemaVersionException it is of a newer schema; nothing else of it is looked at
      * @throws io.pflmobile.core.errors.UnsafePathException it names a file outside the bundle
-     * @throws InvalidManifestException it is not JSON, or breaks the schema; the first fault is named
+     * @throws io.pflmobile.core.errors.InvalidManifestException it is not JSON, or breaks the schema; the first fault is named
      */
-    fun parse(data: ByteArray): Manifest {
-        val raw =
-            try {
-                parseJson(data, MOST_VALUES)
-            } catch (error: IllegalArgumentException) {
-                throw InvalidManifestException("${Paths.MANIFEST} is not valid JSON: ${error.message}", AGAIN, error)
-            }
-        val version = ((raw as? JsonObject)?.get("schema_version") as? JsonPrimitive)?.takeUnless { it.isString }
-        val number = version?.content?.toBigIntegerOrNull()
-        if (number != null && number > SCHEMA_VERSION.toBigInteger()) {
-            throw SchemaVersionException(
-                "${Paths.MANIFEST} has schema version $number; this version reads up to $SCHEMA_VERSION",
-                "update the app, or export the bundle with the version in use here",
-            )
-        }
-        val kind = (raw as? JsonObject)?.get("kind") as? JsonPrimitive
-        if (number == null || kind?.isString != true || kind.content != "pfl-bundle") {
-            throw InvalidManifestException(
-                "${Paths.MANIFEST} is not of a bundle: it needs an integer schema_version and kind 'pfl-bundle'",
-                AGAIN,
-            )
-        }
-        try {
-            if (data[0] != '{'.code.toByte() && data[0] !in SPACE) fault("", "it is not plain UTF-8")
-            if (!whole(raw)) fault("", "it has a half of a surrogate pair")
+    fun parse(data: ByteArray): Manifest =
+        DOCUMENTS.parse(data) { raw ->
             // Before other faults: whoever leads out of a bundle is told so.
             paths(raw).forEach(Paths::check)
-            return manifest(raw).also(Rules::check)
-        } catch (error: FieldFault) {
-            throw InvalidManifestException("${Paths.MANIFEST} is not valid:\n  ${error.message}", AGAIN, error)
+            manifest(raw).also(Rules::check)
         }
-    }
-
-    private val SPACE = " \t\r\n".map { it.code.toByte() }
 
     private fun manifest(raw: JsonObject): Manifest =
         fields(raw, "") {
-            required("schema_version") { element, where ->
-                if ((element as JsonPrimitive).content !=
-                    "1"
-                ) {
-                    fault(where, "it is not 1")
-                } else {
-                    1
-                }
-            }
-            required("kind", JsonFields::text)
+            head()
             Manifest(
                 name = required("name", JsonFields::name),
                 version = required("version", JsonFields::name),
@@ -101,24 +60,42 @@ internal object ManifestReader {
             )
         }
 
-    private inline fun <T> fields(
+    /** The fields that [Documents] has looked at; the schema is the first. */
+    fun JsonFields.head() {
+        required("schema_version") { element, where -> if ((element as JsonPrimitive).content != "1") fault(where, "it is not 1") }
+        required("kind", JsonFields::text)
+    }
+
+    inline fun <T> fields(
         element: JsonElement,
         where: String,
         take: JsonFields.() -> T,
     ): T = JsonFields(element, where).let { fields -> fields.take().also { fields.done() } }
 
-    private fun program(
+    fun program(
         element: JsonElement,
         where: String,
     ): ProgramSpec =
         fields(element, where) {
-            val name = required("name", JsonFields::text)
-            if (!PROGRAM.matches(name)) fault(where, "it has no name of a program")
-            ProgramSpec(name, required("inputs", JsonFields.list(::tensor)), required("outputs", filled(JsonFields.list(::tensor))))
+            ProgramSpec(
+                required("name", ::programName),
+                required("inputs", JsonFields.list(::tensor)),
+                required("outputs", filled(JsonFields.list(::tensor))),
+            )
         }.also {
             Rules.unique("input of program '${it.name}'", it.inputs.map(TensorSpec::name))
             Rules.unique("output of program '${it.name}'", it.outputs.map(TensorSpec::name))
         }
+
+    fun programName(
+        element: JsonElement,
+        where: String,
+    ): String = checkProgramName(JsonFields.text(element, where), where)
+
+    fun checkProgramName(
+        name: String,
+        where: String,
+    ): String = name.also { if (!PROGRAM.matches(it)) fault(where, "it is no name of a program") }
 
     private fun tensor(
         element: JsonElement,
@@ -365,12 +342,12 @@ internal object ManifestReader {
         where: String,
     ): String = JsonFields.text(element, where).also { if (!DIGEST.matches(it)) fault(where, "it is no sha256 in hex") }
 
-    private fun dtype(
+    fun dtype(
         element: JsonElement,
         where: String,
     ): DType = choice(DType.entries, DType::wireName)(element, where)
 
-    private fun shape(
+    fun shape(
         element: JsonElement,
         where: String,
     ): List<Int> {
@@ -388,10 +365,10 @@ internal object ManifestReader {
             all.find { name(it) == given } ?: fault(where, "it is none of ${all.joinToString { name(it) }}")
         }
 
-    private fun <T> filled(read: (JsonElement, String) -> List<T>): (JsonElement, String) -> List<T> =
+    fun <T> filled(read: (JsonElement, String) -> List<T>): (JsonElement, String) -> List<T> =
         { element, where -> read(element, where).also { if (it.isEmpty()) fault(where, "it is empty") } }
 
-    private fun <T> filledMap(read: (JsonElement, String) -> Map<String, T>): (JsonElement, String) -> Map<String, T> =
+    fun <T> filledMap(read: (JsonElement, String) -> Map<String, T>): (JsonElement, String) -> Map<String, T> =
         { element, where -> read(element, where).also { if (it.isEmpty()) fault(where, "it is empty") } }
 
     /** All texts that stand where a path should. */
@@ -401,15 +378,4 @@ internal object ManifestReader {
         return named.mapNotNull { (it as? JsonPrimitive)?.takeIf { path -> path.isString }?.content } +
             (raw["files"] as? JsonObject)?.keys.orEmpty()
     }
-
-    /** Whether all its text can be written in UTF-8. */
-    private fun whole(element: JsonElement): Boolean =
-        when (element) {
-            is JsonNull -> true
-            is JsonPrimitive -> whole(element.content)
-            is JsonArray -> element.all(::whole)
-            is JsonObject -> element.all { (key, value) -> whole(key) && whole(value) }
-        }
-
-    private fun whole(text: String): Boolean = text.none(Char::isSurrogate) || Charsets.UTF_8.newEncoder().canEncode(text)
 }

@@ -39,7 +39,8 @@ internal object Rules {
         manifest.tensors.forEach { checkSize("the bundle", it) }
     }
 
-    private fun checkSize(
+    /** No tensor is larger than any bundle: said before room is made for one. */
+    fun checkSize(
         where: String,
         spec: TensorForm,
     ) {

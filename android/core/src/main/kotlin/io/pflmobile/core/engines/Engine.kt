@@ -29,7 +29,7 @@ public interface Engine {
     public val version: String? get() = null
 
     /**
-     * Loads programs, at the latest when they are first run.
+     * Loads programs, at the latest when they are first run. What a schedule makes of them ([openSession]) is not its concern.
      *
      * @param files by purpose, as [Bundle.engineFiles] gives them
      * @param programs their signatures
@@ -85,6 +85,7 @@ public interface Session : Closeable {
  * @throws EngineUnavailableException the bundle has programs for none of them, or the runtime is not in the app or older than the
  *   programs need
  * @throws SignatureException nobody vouches for the programs
+ * @throws io.pflmobile.core.errors.InvalidManifestException their schedule is damaged, or not of this bundle
  * @throws EngineException the runtime refuses a program
  */
 public fun openSession(
@@ -102,7 +103,7 @@ public fun openSession(
     }
     val needs = bundle.manifest.engine(engine.name).runtime
     return try {
-        engine.open(bundle.engineFiles(engine.name), bundle.manifest.programs, threads)
+        scheduled(engine, bundle.engineFiles(engine.name), bundle.manifest.programs, threads)
     } catch (error: EngineUnavailableException) {
         throw error
     } catch (error: EngineException) {

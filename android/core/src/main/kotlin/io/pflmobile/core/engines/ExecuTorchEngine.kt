@@ -22,7 +22,7 @@ import org.pytorch.executorch.Tensor as TheirTensor
  * ExecuTorch: one `.pte` with a method for each program, run by the official Android library, which the app brings:
  * `org.pytorch:executorch-android`. All modules of a process share its pool of threads.
  */
-public object ExecuTorchEngine : Engine {
+public object ExecuTorchEngine : RuntimeEngine() {
     override val name: String get() = "executorch"
 
     /** Null, as the runtime does not tell. */
@@ -30,23 +30,25 @@ public object ExecuTorchEngine : Engine {
         // the class alone: loading programs is what loads the natives. A class that nothing is asked of would not be looked for
         brought { Module::class.java.name.let { null } }
 
-    override fun open(
+    override fun runtime(
         files: Map<String, Path>,
         programs: List<ProgramSpec>,
         threads: Int,
-    ): Session = brought { ExecuTorchSession(fileFor(files, "model"), programs, threads) }
+    ): ExecuTorchPrograms = brought { ExecuTorchPrograms(fileFor(files, "model"), programs, threads) }
 
     private inline fun <T> brought(open: () -> T): T = broughtByTheApp("ExecuTorch", "org.pytorch:executorch-android", open)
 }
 
 /** Methods are loaded when first run, so `predict` alone does not pay for `gradients`. */
-internal class ExecuTorchSession(
+internal class ExecuTorchPrograms(
     path: Path,
     programs: List<ProgramSpec>,
     threads: Int,
-) : EngineSession(ExecuTorchEngine.name, programs) {
+) : ProgramRuntime<ExecuTorchPrograms.Value> {
+    override val name get() = ExecuTorchEngine.name
+
     private val module: Module
-    private val inputs = HashMap<String, List<Input>>()
+    private val rooms = Rooms { spec, buffer -> Room(EValue.from(tensor(spec, buffer)), buffer) }
 
     init {
         val file = path.fileName
@@ -57,41 +59,78 @@ internal class ExecuTorchSession(
                 throw EngineException("ExecuTorch cannot load $file: ${error.message}", EXPORT_AGAIN, error)
             }
         val have = module.methods.toSet()
-        val missing = (this.programs.keys - have).minOrNull()
+        val missing = (programs.map { it.name } - have).minOrNull()
         if (missing != null) {
             module.close()
             throw EngineException("$file has no method '$missing'; it has ${have.sorted()}", EXPORT_AGAIN)
         }
     }
 
-    override fun execute(
+    /** Memory that the runtime reads where it lies. */
+    class Room(
+        val value: EValue,
+        val buffer: ByteBuffer,
+    )
+
+    /**
+     * A constant, an input, or an output: that is memory of the method until it is run again, so it is copied.
+     *
+     * @property signature `float32[2, 3]`
+     * @property room where the runtime reads it; none before an output is read
+     * @property tensor of an output
+     */
+    class Value(
+        val signature: String,
+        var room: Room?,
+        val tensor: Tensor?,
+        val isConstant: Boolean = false,
+    )
+
+    override fun mapped(
+        spec: TensorSpec,
+        bytes: ByteBuffer,
+    ) = Value(spec.signature, Room(EValue.from(tensor(spec, bytes)), bytes), null, isConstant = true)
+
+    override fun given(
+        spec: TensorSpec,
+        tensor: Tensor,
+    ) = Value(spec.signature, filled(spec, tensor), null)
+
+    private fun filled(
+        spec: TensorSpec,
+        tensor: Tensor,
+    ): Room = rooms.take(spec).also { tensor.putInto(it.buffer.clear()) }
+
+    override fun run(
         program: ProgramSpec,
-        inputs: List<Tensor>,
-    ): List<Tensor> {
-        val room = this.inputs.getOrPut(program.name) { program.inputs.map(::Input) }
-        room.zip(inputs) { input, value -> input.fill(value) }
-        val values = Array(room.size) { room[it].value }
-        // The outputs are memory of the method until it is run again.
-        return module.execute(program.name, *values).map { copied(it.toTensor()) }
+        inputs: List<Value>,
+    ): List<Value> {
+        val values =
+            program.inputs.zip(inputs) { spec, value ->
+                (value.room ?: filled(spec, checkNotNull(value.tensor)).also { value.room = it }).value
+            }
+        return module
+            .execute(
+                program.name,
+                *values.toTypedArray(),
+            ).map { it.toTensor() }
+            .map(::copied)
+            .map { Value(it.signature, null, it) }
+    }
+
+    override fun signature(value: Value) = value.signature
+
+    override fun taken(value: Value): Tensor = checkNotNull(value.tensor)
+
+    override fun drop(value: Value) {
+        val room = value.room
+        if (room != null && !value.isConstant) rooms.put(value.signature, room)
+        value.room = null
     }
 
     override fun free() {
-        inputs.clear()
+        rooms.empty()
         module.close()
-    }
-
-    /** Room for an input, which the runtime reads where it lies. */
-    private class Input(
-        spec: TensorSpec,
-    ) {
-        private val buffer: ByteBuffer =
-            ByteBuffer.allocateDirect(spec.shape.fold(spec.dtype.bytes, Int::times)).order(ByteOrder.nativeOrder())
-        val value: EValue = EValue.from(tensor(spec, buffer))
-
-        fun fill(value: Tensor) {
-            buffer.clear()
-            value.putInto(buffer)
-        }
     }
 
     companion object {

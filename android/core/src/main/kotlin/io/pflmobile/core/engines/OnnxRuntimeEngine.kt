@@ -24,29 +24,31 @@ import java.util.concurrent.atomic.AtomicInteger
  * ONNX Runtime: one `.onnx` per program beside a shared weight file, run by the stock inference runtime. The app brings it:
  * `com.microsoft.onnxruntime:onnxruntime-android`, or `onnxruntime` on a desktop.
  */
-public object OnnxRuntimeEngine : Engine {
+public object OnnxRuntimeEngine : RuntimeEngine() {
     override val name: String get() = "onnxruntime"
 
     override val version: String get() = brought { OrtEnvironment.getEnvironment().version }
 
-    override fun open(
+    override fun runtime(
         files: Map<String, Path>,
         programs: List<ProgramSpec>,
         threads: Int,
-    ): Session = brought { OnnxRuntimeSession(OrtEnvironment.getEnvironment(), files, programs, threads) }
+    ): OnnxRuntimePrograms = brought { OnnxRuntimePrograms(OrtEnvironment.getEnvironment(), files, threads) }
 
     private inline fun <T> brought(open: () -> T): T =
         broughtByTheApp("ONNX Runtime", "com.microsoft.onnxruntime:onnxruntime-android", open)
 }
 
 /** Programs are loaded when first used. What is the runtime's is counted, so that tests see that all of it is given back. */
-internal class OnnxRuntimeSession(
+internal class OnnxRuntimePrograms(
     private val environment: OrtEnvironment,
     private val files: Map<String, Path>,
-    programs: List<ProgramSpec>,
     threads: Int,
-) : EngineSession(OnnxRuntimeEngine.name, programs) {
-    private val loaded = HashMap<String, Loaded>()
+) : ProgramRuntime<OnnxRuntimePrograms.Value> {
+    override val name get() = OnnxRuntimeEngine.name
+
+    private val loaded = HashMap<String, OrtSession>()
+    private val rooms = Rooms { spec, buffer -> Value(tensor(spec, buffer), spec.signature, buffer) }
 
     private val options =
         counted(OrtSession.SessionOptions()).apply {
@@ -58,71 +60,77 @@ internal class OnnxRuntimeSession(
             setInterOpNumThreads(1)
         }
 
-    override fun execute(
+    /**
+     * A tensor of the runtime.
+     *
+     * @property signature `float32[2, 3]`
+     * @property room where its elements are, if that is memory of ours that is used again
+     */
+    class Value(
+        val tensor: OnnxTensor,
+        val signature: String,
+        val room: ByteBuffer?,
+    )
+
+    override fun mapped(
+        spec: TensorSpec,
+        bytes: ByteBuffer,
+    ) = Value(tensor(spec, bytes), spec.signature, null)
+
+    override fun given(
+        spec: TensorSpec,
+        tensor: Tensor,
+    ): Value = rooms.take(spec).also { tensor.putInto(checkNotNull(it.room).clear()) }
+
+    override fun run(
         program: ProgramSpec,
-        inputs: List<Tensor>,
-    ): List<Tensor> = loaded.getOrPut(program.name) { load(program) }.run(inputs)
+        inputs: List<Value>,
+    ): List<Value> {
+        val session = loaded.getOrPut(program.name) { load(program) }
+        val given = program.inputs.zip(inputs).associate { (spec, value) -> spec.name to value.tensor }
+        val result = session.run(given, program.outputs.mapTo(LinkedHashSet()) { it.name })
+        try {
+            val outputs = program.outputs.map { result.get(it.name).get() as OnnxTensor }
+            // Each is closed by itself, and not with the others.
+            return outputs.map { Value(it, signature(it), null) }.onEach { counted(it.tensor) }
+        } catch (
+            // The outputs are of nobody yet.
+            @Suppress("TooGenericExceptionCaught") error: Exception,
+        ) {
+            result.close()
+            throw error
+        }
+    }
+
+    override fun signature(value: Value) = value.signature
+
+    override fun taken(value: Value) = copied(value.tensor)
+
+    override fun drop(value: Value) = if (value.room == null) release(value.tensor) else rooms.put(value.signature, value)
 
     override fun free() {
-        loaded.values.forEach { it.close() }
+        rooms.empty().forEach { release(it.tensor) }
+        loaded.values.forEach { release(it) }
         loaded.clear()
         release(options)
     }
 
-    private fun load(program: ProgramSpec): Loaded {
+    private fun load(program: ProgramSpec): OrtSession {
         val path = fileFor(files, program.name)
-        val session =
-            try {
-                counted(environment.createSession(path.toString(), options))
-            } catch (error: OrtException) {
-                throw EngineException("ONNX Runtime cannot load ${path.fileName}: ${error.message}", EXPORT_AGAIN, error)
-            }
-        return Loaded(session, program, environment)
-    }
-
-    /** A program with room for its inputs, which the runtime reads where it lies. */
-    private class Loaded(
-        private val session: OrtSession,
-        private val program: ProgramSpec,
-        environment: OrtEnvironment,
-    ) : AutoCloseable {
-        private val inputs = program.inputs.map { Input(it, environment) }
-        private val tensors = inputs.associate { it.name to it.tensor }
-        private val names = program.outputs.mapTo(LinkedHashSet()) { it.name }
-
-        fun run(values: List<Tensor>): List<Tensor> {
-            inputs.zip(values) { input, value -> input.fill(value) }
-            return counted(session.run(tensors, names)).let { result ->
-                try {
-                    program.outputs.map { copied(result.get(it.name).get() as OnnxTensor) }
-                } finally {
-                    release(result)
-                }
-            }
-        }
-
-        override fun close() {
-            inputs.forEach { it.close() }
-            release(session)
+        return try {
+            counted(environment.createSession(path.toString(), options))
+        } catch (error: OrtException) {
+            throw EngineException("ONNX Runtime cannot load ${path.fileName}: ${error.message}", EXPORT_AGAIN, error)
         }
     }
 
-    private class Input(
+    /** A tensor over memory of others, which the runtime reads where it lies. */
+    private fun tensor(
         spec: TensorSpec,
-        environment: OrtEnvironment,
-    ) : AutoCloseable {
-        val name = spec.name
-        private val buffer: ByteBuffer =
-            ByteBuffer.allocateDirect(spec.shape.fold(spec.dtype.bytes, Int::times)).order(ByteOrder.nativeOrder())
-        val tensor: OnnxTensor =
-            counted(OnnxTensor.createTensor(environment, buffer, spec.shape.map { it.toLong() }.toLongArray(), TYPES.getValue(spec.dtype)))
-
-        fun fill(value: Tensor) {
-            buffer.clear()
-            value.putInto(buffer)
-        }
-
-        override fun close() = release(tensor)
+        bytes: ByteBuffer,
+    ): OnnxTensor {
+        val shape = LongArray(spec.shape.size) { spec.shape[it].toLong() }
+        return counted(OnnxTensor.createTensor(environment, bytes, shape, TYPES.getValue(spec.dtype)))
     }
 
     companion object {
@@ -150,10 +158,15 @@ internal class OnnxRuntimeSession(
             resource.close()
         }
 
+        private fun dtype(value: OnnxTensor): DType = checkNotNull(DTYPES[value.info.type]) { "an output of type ${value.info.type}" }
+
+        private fun shape(value: OnnxTensor): List<Int> = value.info.shape.map { Math.toIntExact(it) }
+
+        private fun signature(value: OnnxTensor) = "${dtype(value).wireName}${shape(value)}"
+
         private fun copied(value: OnnxTensor): Tensor {
-            val dtype = checkNotNull(DTYPES[value.info.type]) { "an output of type ${value.info.type}" }
-            val shape = value.info.shape.map { Math.toIntExact(it) }
-            return when (dtype) {
+            val shape = shape(value)
+            return when (val dtype = dtype(value)) {
                 // Each call of a buffer copies all of it.
                 DType.FLOAT32 -> value.floatBuffer.let { from -> FloatTensor(FloatArray(from.remaining()).also { from.get(it) }, shape) }
 

@@ -33,6 +33,14 @@ internal fun tensorOf(
         else -> RawTensor(dtype, ByteArray(source.remaining()).also { source.duplicate().get(it) }, shape)
     }
 
+/** A tensor with values of its own. */
+internal fun Tensor.copied(): Tensor =
+    when (this) {
+        is FloatTensor -> copy()
+        is LongTensor -> LongTensor(values.copyOf(), shape)
+        is RawTensor -> RawTensor(dtype, bytes.copyOf(), shape)
+    }
+
 /** Whether two tensors have the same dtype, shape and bits. */
 internal fun Tensor.sameBits(other: Tensor): Boolean =
     dtype == other.dtype && shape == other.shape && littleEndian().contentEquals(other.littleEndian())

@@ -3,7 +3,7 @@ package io.pflmobile.core.personal
 import io.pflmobile.core.engines.DesktopBridge
 import io.pflmobile.core.engines.ExecuTorchEngine
 import io.pflmobile.core.engines.OnnxRuntimeEngine
-import io.pflmobile.core.engines.OnnxRuntimeSession
+import io.pflmobile.core.engines.OnnxRuntimePrograms
 import kotlinx.coroutines.runBlocking
 import org.junit.jupiter.api.Assumptions.assumeTrue
 import org.junit.jupiter.api.io.TempDir
@@ -35,7 +35,7 @@ class LeaksTest {
         Held(
             FILES.listDirectoryEntries().mapNotNull { runCatching { "${it.readSymbolicLink()}" }.getOrNull() }.filter { "$folder" in it },
             DesktopBridge.modules(),
-            OnnxRuntimeSession.open.get(),
+            OnnxRuntimePrograms.open.get(),
             folder.toFile().walk().count(),
         )
 
