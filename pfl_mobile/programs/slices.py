@@ -154,7 +154,7 @@ def _widths(rows: int, width: int, vocabulary: int) -> list[int]:
     even = next(
         (n for n in range(count, 2 * count) if vocabulary % n == 0 and (vocabulary // n) % 16 == 0), None
     )
-    size = vocabulary // even if even else -(-vocabulary // count + 15) // 16 * 16
+    size = vocabulary // even if even else -(-vocabulary // (16 * count)) * 16
     return [*range(0, vocabulary, size), vocabulary]
 
 
@@ -190,7 +190,8 @@ def _write(module: fx.GraphModule, loss: _Loss) -> None:
     with module.graph.inserting_before(loss.picked):
         picked = call(_aten.sum.dim_IntList, call(_aten.mul.Tensor, loss.x, of_label), [1], True)
         if loss.bias is not None:
-            picked = call(_aten.add.Tensor, picked, call(_aten.gather.default, loss.bias, 0, flat))
+            of_bias = call(_aten.gather.default, loss.bias, 0, flat)
+            picked = call(_aten.add.Tensor, picked, call(_aten.reshape.default, of_bias, [rows, 1]))
     loss.picked.replace_all_uses_with(picked)
     with module.graph.inserting_before(loss.gradient):
         gradient = call(_aten.mul.Tensor, call(_aten.sub.Tensor, mean, of_label), loss.scale)

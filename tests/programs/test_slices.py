@@ -1,0 +1,99 @@
+"""The loss over a vocabulary in slices is the loss, and so is its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pfl_mobile import LoRA
+from pfl_mobile.modules.personalize import personalize
+from pfl_mobile.programs import slices
+from pfl_mobile.programs.blocks import peak, stage
+from pfl_mobile.programs.simplify import shape
+from pfl_mobile.programs.slices import in_slices
+from pfl_mobile.programs.tasks import TokenTask
+from pfl_mobile.programs.trace import TracedProgram, trace_programs
+
+LENGTH, WIDTH = 5, 64
+
+
+class Words(nn.Module):
+    def __init__(self, words: int, bias: bool, cap: float | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.layer = nn.Embedding(words, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, words, bias=bias)
+        self.cap = cap
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits = self.head(torch.tanh(self.layer(self.embed(tokens))))
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+def traced(words: int, bias: bool = False, cap: float | None = None, scale: float = 1.0) -> TracedProgram:
+    model = Words(words, bias, cap)
+    with torch.no_grad():
+        model.head.weight.mul_(scale)
+    tokens = torch.arange(2 * LENGTH).reshape(2, LENGTH) % words
+    weight = torch.tensor([[1.0, 0.5, 0.0, 2.0, 1.0]] * 2)
+    batch = {"tokens": tokens, "labels": tokens.roll(-1, 1), "weight": weight}
+    little = {"tokens": tokens[:1], "position": torch.tensor([LENGTH - 1])}
+    task = TokenTask(words, specials=4)
+    return trace_programs(personalize(model, [LoRA("layer", rank=2)]), task, batch, little)["gradients"]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "LEAST_BYTES", 100)
+    monkeypatch.setattr(slices, "MOST_BYTES", 4 * 10 * 32)
+
+
+def values(program: TracedProgram) -> Mapping[str, Tensor]:
+    torch.manual_seed(3)
+    return {k: v if k in program.batch else torch.randn(v.shape) for k, v in program.inputs.items()}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("words", [96, 100, 161])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_a_loss_in_slices_is_the_loss(words: int, bias: bool, scale: float) -> None:
+    """Also where a vocabulary cannot be divided evenly, and with logits whose exponentials no float holds."""
+    program = traced(words, bias, scale=scale)
+    sliced = in_slices(program)
+    assert sliced is not program
+    wide = [n for n in sliced.graph.graph.nodes if n.op == "call_function" and shape(n)[-1:] == (words,)]
+    assert not wide
+    inputs = values(program)
+    want, got = program.run(inputs), sliced.run(inputs)
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_the_slices_are_blocks_and_take_less() -> None:
+    program = traced(320)
+    staged = stage({"gradients": program})
+    assert 10 in staged.repeats["gradients"]
+    assert max(map(peak, staged.parts.values())) < peak(program) / 3
+
+
+def test_rows_whose_label_is_left_out_count_nothing() -> None:
+    program = traced(96)
+    inputs = dict(values(program))
+    inputs["labels"] = inputs["labels"].clone()
+    inputs["labels"][0, 1] = -100
+    for name, value in program.run(inputs).items():
+        torch.testing.assert_close(in_slices(program).run(inputs)[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_that_something_else_reads_stay_whole() -> None:
+    program = traced(96, cap=30.0)
+    assert in_slices(program) is program
+
+
+def test_a_small_vocabulary_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = traced(96)
+    monkeypatch.setattr(slices, "LEAST_BYTES", 4 * 10 * 96 + 1)
+    assert in_slices(program) is program
