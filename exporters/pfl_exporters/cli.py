@@ -16,6 +16,7 @@ from pfl_mobile.cli.common import (
     OK,
     Json,
     Reporter,
+    bytes_of,
     console,
     print_json,
     run,
@@ -135,6 +136,15 @@ def export(
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, help="Of hf:FOLDER: examples in a batch; default: 8.")
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="Most memory that a step may need on a device besides the mapped weights, for instance 200MB: blocks "
+            "run one after another, and the backward pass computes again what would not fit.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the random batches for the comparison.")] = 0,
     check: Annotated[
         bool,
@@ -189,8 +199,9 @@ def export(
             _show_check(found)
         raise typer.Exit(OK if found.ok else FAILED)
     targets = _targets(target or ["android"], engine or [])
+    most = None if memory is None else bytes_of(memory)
     with everything(verbose), Reporter(terminal()) as report:
-        done = _export(function, targets, out, sign, data, rule, seed, report)
+        done = _export(function, targets, out, sign, data, rule, seed, report, most)
     if as_json:
         print_json(done.to_json())
     else:
@@ -279,6 +290,7 @@ def _export(
     rule: VocabularyRule | None,
     seed: int,
     report: Reporter,
+    memory: int | None,
 ) -> ExportReport:
     """Find out early what would fail late: keys, targets and places are looked at before any model is built."""
     from pfl_mobile.bundle.sign import load_private_key
@@ -298,7 +310,7 @@ def _export(
         wanted.load()
     report(f"build the model of {function.shown}")
     deployment = function.deployment(data, report, rule)
-    return export_bundle(deployment, targets, place, sign_key=key, report=report, seed=seed)
+    return export_bundle(deployment, targets, place, sign_key=key, report=report, seed=seed, memory=memory)
 
 
 def _check(

@@ -19,7 +19,7 @@ from pfl_mobile.bundle.sign import PrivateKey
 from pfl_mobile.bundle.versions import plain
 from pfl_mobile.bundle.write import write_bundle
 from pfl_mobile.engines import ENGINES
-from pfl_mobile.errors import EngineError, ExportError, GradientMismatchError
+from pfl_mobile.errors import ConfigError, EngineError, ExportError, GradientMismatchError
 from pfl_mobile.files.tensors import tensors_to_bytes
 from pfl_mobile.modules.personalize import tensor_digest
 from pfl_mobile.programs.deployment import Deployment
@@ -109,6 +109,7 @@ def export_bundle(
     report: Report = lambda _: None,
     seed: int = 0,
     blocks: bool | None = None,
+    memory: int | None = None,
 ) -> ExportReport:
     """Trace, lower, compare with PyTorch, and only then write a bundle.
 
@@ -120,14 +121,16 @@ def export_bundle(
         report: told about every step.
         seed: of the random batches of the comparison.
         blocks: whether blocks that repeat are lowered and stored once, and run one after another, on targets that can;
-            None for where that pays: large models.
+            None for where that pays: large models, and where ``memory`` says a bound.
+        memory: bytes that a program may need at once on a device, besides the frozen weights, which are mapped from
+            their file; for targets that run blocks one after another.
 
     Raises:
         ExportError: the model cannot be exported; GradientMismatchError when numbers differ. Nothing is written.
         BundleError: the bundle cannot be written.
     """
     with ALONE:
-        return _export(deployment, resolve(targets), out, sign_key, aloud(report), seed, blocks)
+        return _export(deployment, resolve(targets), out, sign_key, aloud(report), seed, blocks, memory)
 
 
 def _export(
@@ -138,6 +141,7 @@ def _export(
     report: Report,
     seed: int,
     blocks: bool | None,
+    memory: int | None,
 ) -> ExportReport:
     if not chosen:
         raise ExportError("no target was named", mend=f"give at least one of {', '.join(TARGETS.names())}")
@@ -152,6 +156,12 @@ def _export(
         seconds[step] = seconds.get(step, 0.0) + now - clock
         clock = now
 
+    if memory is not None and (whole := [t.name for t in chosen if not t.parts]):
+        raise ConfigError(
+            f"target {whole[0]} runs each program as a whole, whatever memory that takes",
+            mend=f"a bound is kept by {', '.join(t.name for t in TARGETS.all().values() if t.parts)}; export for the "
+            "others in a call of their own",
+        )
     model, task = deployment.model, deployment.task
     batch, little = dict(deployment.batch), dict(deployment.inputs_of_predict())
     digest = model.backbone_digest()
@@ -173,7 +183,7 @@ def _export(
         frozen = frozen_bytes(programs)
         parts = None
         if any(target.parts for target in chosen):
-            parts = as_parts(programs, frozen, Path(scratch), blocks)
+            parts = as_parts(programs, frozen, Path(scratch), wanted=blocks, most=memory)
             lap("cut")
         for target in chosen:
             try:

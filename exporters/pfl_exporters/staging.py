@@ -9,7 +9,8 @@ from pathlib import Path
 from pfl_mobile.bundle.consistency import tensor_bytes
 from pfl_mobile.bundle.manifest import ProgramSpec
 from pfl_mobile.engines.schedule import CONSTANTS, SCHEDULE, Course, Schedule, last_readers
-from pfl_mobile.programs.blocks import Staged, stage
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.programs.blocks import Recompute, Staged, peak, stage
 from pfl_mobile.programs.trace import TracedProgram
 
 from .lowering.files import Lowered, Report
@@ -88,7 +89,12 @@ def memory(course: Course, parts: Mapping[str, ProgramSpec], planned: Mapping[st
 
 
 def as_parts(
-    programs: Mapping[str, TracedProgram], frozen: int, folder: Path, wanted: bool | None
+    programs: Mapping[str, TracedProgram],
+    frozen: int,
+    folder: Path,
+    *,
+    wanted: bool | None = None,
+    most: int | None = None,
 ) -> StagedFiles | None:
     """The programs as parts where that pays, and the files that all engines read.
 
@@ -96,16 +102,17 @@ def as_parts(
         programs: as they were traced.
         frozen: bytes of the frozen tensors.
         folder: for the files.
-        wanted: whether to; None where blocks repeat and the model is large.
+        wanted: whether to; None where blocks repeat and the model is large, or where there is a bound.
+        most: bytes of memory that a program may need besides what is mapped; the backward pass computes as much again
+            as that takes.
+
+    Raises:
+        ConfigError: no program fits into the memory.
     """
-    if wanted is False or (wanted is None and frozen < LEAST_BYTES):
+    if wanted is False or (wanted is None and most is None and frozen < LEAST_BYTES):
         return None
-    import os
-
-    from pfl_mobile.programs.blocks import Recompute
-
-    staged = stage(programs, Recompute(os.environ.get("RE", "nothing")))
-    if wanted is None and max(staged.repeats["gradients"], default=1) < LEAST_BLOCKS:
+    staged = _fitting(programs, most)
+    if wanted is None and most is None and max(staged.repeats["gradients"], default=1) < LEAST_BLOCKS:
         return None
     schedule, pieces = staged.schedule()
     paths = {inner: folder / inner for inner in _PLACES.values()}
@@ -114,6 +121,30 @@ def as_parts(
     paths[_PLACES[SCHEDULE]].write_bytes(schedule.to_json())
     _write(paths[_PLACES[CONSTANTS]], pieces)
     return StagedFiles(staged, schedule, paths)
+
+
+def _fitting(programs: Mapping[str, TracedProgram], most: int | None) -> Staged:
+    """The programs as parts that fit into memory, with as little as possible computed twice.
+
+    Raises:
+        ConfigError: none does.
+    """
+    if most is None:
+        return stage(programs, Recompute.CHEAP)
+    needs: dict[str, int] = {}
+    for again in Recompute:
+        staged = stage(programs, again)
+        specs = {part.name: part for part in staged.signatures()}
+        inside = {name: peak(part) for name, part in staged.parts.items()}
+        needs = {name: memory(course, specs, inside) for name, course in staged.courses.items()}
+        if max(needs.values()) <= most:
+            return staged
+    worst = max(needs, key=needs.__getitem__)
+    raise ConfigError(
+        f"program {worst!r} needs {needs[worst]:,} bytes of memory besides the mapped weights, with all computed again "
+        f"that can be; allowed are {most:,}",
+        mend="fewer tokens (--length) or examples (--batch) at once, or --memory with more",
+    )
 
 
 def _write(path: Path, pieces: Iterator[memoryview]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pfl_mobile.errors import PflError, UserCodeError, shown
+from pfl_mobile.errors import ConfigError, PflError, UserCodeError, shown
 from pfl_mobile.files.plain_json import json_text
 
 if TYPE_CHECKING:
@@ -201,6 +202,19 @@ def table(
     for row in rows:
         found.add_row(*(escape("-" if cell is None else str(cell)) for cell in row))
     return found
+
+
+def bytes_of(text: str) -> int:
+    """Bytes of a size as people write it: ``200MB``, ``1.5 GB``, ``64MiB``, or a number of bytes.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(?:([kMG])(i?))?B?", text.strip(), re.IGNORECASE)
+    if found is None or not float(found[1]):
+        raise ConfigError(f"{text!r} is no size", mend="write it like 200MB, 1.5GB or 64MiB")
+    base = 1024 if found[3] else 1000
+    return int(float(found[1]) * base ** (1 + "kmg".index(found[2].lower()) if found[2] else 0))
 
 
 def size(count: float | None) -> str:

@@ -9,6 +9,7 @@ schedule (`pfl_mobile.engines.schedule`). No layer is looked up by name, so any 
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -26,6 +27,9 @@ from pfl_mobile.programs.slices import in_slices
 from pfl_mobile.programs.trace import TracedProgram
 
 _aten = torch.ops.aten
+
+#: Operators whose result lies where their argument does.
+_ALIASES = {operator.getitem, _aten.reshape.default}
 
 #: Blocks of fewer nodes are not worth a call of their own.
 LEAST_NODES = 12
@@ -49,6 +53,20 @@ class Staged:
     courses: dict[str, Course]
     repeats: dict[str, tuple[int, ...]]
 
+    def signatures(self) -> tuple[ProgramSpec, ...]:
+        """Of the parts."""
+        return tuple(
+            ProgramSpec(
+                name=name,
+                inputs=tuple(_spec(key, value) for key, value in part.inputs.items()),
+                outputs=tuple(
+                    _spec(key, node.meta["val"])
+                    for key, node in zip(part.outputs, _results(part.graph), strict=True)
+                ),
+            )
+            for name, part in self.parts.items()
+        )
+
     def schedule(self) -> tuple[Schedule, Iterator[memoryview]]:
         """The schedule, and the content of the file of constants piece by piece."""
         whole = _wholes(self.constants)
@@ -67,18 +85,7 @@ class Staged:
             )
             for name, tensor in self.constants.items()
         }
-        specs = tuple(
-            ProgramSpec(
-                name=name,
-                inputs=tuple(_spec(key, value) for key, value in part.inputs.items()),
-                outputs=tuple(
-                    _spec(key, node.meta["val"])
-                    for key, node in zip(part.outputs, _results(part.graph), strict=True)
-                ),
-            )
-            for name, part in self.parts.items()
-        )
-        schedule = Schedule(parts=specs, constants=entries, programs=self.courses)
+        schedule = Schedule(parts=self.signatures(), constants=entries, programs=self.courses)
         return schedule, _pieces([self.constants[name] for name in starts])
 
 
@@ -127,7 +134,32 @@ def _results(graph: fx.GraphModule) -> Sequence[fx.Node]:
 def _bytes(node: fx.Node) -> int:
     value = node.meta["val"]
     values = value if isinstance(value, tuple | list) else [value]
-    return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
+    return sum(_size(v) for v in values if isinstance(v, Tensor))
+
+
+def peak(part: TracedProgram) -> int:
+    """Bytes that the values inside a part take at most at once, without its inputs and constants."""
+    last: dict[fx.Node, int] = {}
+    nodes = list(part.graph.graph.nodes)
+
+    def holder(node: fx.Node) -> fx.Node:
+        """Whose memory a node's value lies in."""
+        while node.target in _ALIASES:
+            node = node.all_input_nodes[0]
+        return node
+
+    for number, node in enumerate(nodes):
+        last |= {holder(source): number for source in (*node.all_input_nodes, node)}
+    ends: dict[int, list[fx.Node]] = {}
+    for node, number in last.items():
+        ends.setdefault(number, []).append(node)
+    alive = most = 0
+    for number, node in enumerate(nodes):
+        own = node.op == "call_function" and node.target not in _ALIASES
+        alive += _bytes(node) if own else 0
+        most = max(most, alive)
+        alive -= sum(_bytes(n) for n in ends.get(number, []) if n.op == "call_function")
+    return most
 
 
 # -- where blocks repeat ---------------------------------------------------------------------------------------------
@@ -273,7 +305,7 @@ def _kept(needed: Sequence[fx.Node], given: Mapping[fx.Node, bool]) -> set[fx.No
         needed: by the backward pass.
         given: the values that may be read, and whether each has to be kept to be had (else it is computed again).
     """
-    import networkx
+    import networkx  # type: ignore[import-untyped]
 
     flow = networkx.DiGraph()
     order = {node: number for number, node in enumerate(given)}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -167,7 +168,7 @@ def _write(module: fx.GraphModule, loss: _Loss) -> None:
         most = call(_aten.full.default, [rows, 1], _LOWEST, **form)
         total = call(_aten.full.default, [rows, 1], 0.0, **form)
         summed = call(_aten.full.default, [rows, width], 0.0, **form)
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             weight = call.rows(loss.weight, start, end)
             given = (
                 (loss.x, weight) if loss.bias is None else (loss.x, weight, call.rows(loss.bias, start, end))
