@@ -175,6 +175,7 @@ def bundles() -> None:
         "talk": tiny.talk,
         "keyboard": recipes.keyboard,
         "activity": recipes.activity,
+        "blocks": tiny.blocks,
     }
     for name, deployment in made.items():
         out = TARGET / "bundles" / f"{name}.pflb"
@@ -183,7 +184,7 @@ def bundles() -> None:
         print(f"export the bundle {name}", flush=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.unlink(missing_ok=True)
-        export_bundle(deployment(), ["android", "onnx"], out)
+        export_bundle(deployment(), ["android", "onnx"], out, blocks=name == "blocks" or None)
 
 
 def states() -> None:

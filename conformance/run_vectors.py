@@ -1,9 +1,9 @@
-"""A whole personalization of bundles/arrays through ONNX Runtime: runs.json.
+"""Whole personalizations through ONNX Runtime: of bundles/arrays (runs.json) and bundles/blocks (block_runs.json).
 
 python conformance/run_vectors.py    write
 
 Engines differ in the order of float32 sums, so a reader compares within a
-tolerance, and generate.py leaves this file alone.
+tolerance, and generate.py leaves these files alone.
 """
 
 from __future__ import annotations
@@ -34,17 +34,22 @@ def rows(seed: int, count: int) -> dict[str, np.ndarray]:
     return {"x": (centre + spread).astype(np.float32), "labels": labels, "weight": weight.astype(np.float32)}
 
 
-def run() -> dict[str, Any]:
+#: Bundle and examples of each file.
+RUNS = {"runs.json": ("arrays", 14), "block_runs.json": ("blocks", 12)}
+
+
+def run(file: str) -> dict[str, Any]:
     """The run as JSON."""
-    train, holdout = rows(1, 14), rows(2, 6)
-    with Bundle.open(FOLDER / "bundles" / "arrays") as bundle:
+    name, count = RUNS[file]
+    train, holdout = rows(1, count), rows(2, 6)
+    with Bundle.open(FOLDER / "bundles" / name) as bundle:
         plan = Plan.load(bundle.plan_json())
         with open_session(bundle, "onnxruntime", threads=1, trusted=True) as session:
             trainer = LocalTrainer(session, plan, bundle.manifest.tensors, bundle.values())
             report = trainer.personalize(train, holdout)
     assert report.state is not None
     return {
-        "bundle": "bundles/arrays",
+        "bundle": f"bundles/{name}",
         "train": arrays(train),
         "holdout": arrays(holdout),
         "status": report.status,
@@ -57,4 +62,5 @@ def run() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    (FOLDER / "runs.json").write_text(json.dumps(run(), ensure_ascii=False) + "\n")
+    for file in RUNS:
+        (FOLDER / file).write_text(json.dumps(run(file), ensure_ascii=False) + "\n")

@@ -220,3 +220,21 @@ def schedule_files() -> dict[str, bytes]:
     assert [case["name"] for case in cases if "drops" in case] == [name for name, _ in good()]
     lines = ",\n".join(json.dumps(case) for case in cases)
     return {"schedules.json": f'{{"programs": {json.dumps(PROGRAMS)},\n"cases": [\n{lines}\n]}}\n'.encode()}
+
+
+def main() -> None:
+    """Export a classifier of four equal blocks for ONNX Runtime, each kind of block once."""
+    import sys
+
+    from bundle_vectors import SECRET
+
+    from pfl_exporters.export import export_bundle
+
+    sys.path.insert(0, str(FOLDER.parents[1]))
+    from tests import tiny
+
+    export_bundle(tiny.blocks(), ["onnx"], FOLDER / "blocks", sign_key=SECRET, blocks=True)
+
+
+if __name__ == "__main__":
+    main()

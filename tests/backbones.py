@@ -30,6 +30,31 @@ class MLP(nn.Module):
         return self.head(self.hidden(x))
 
 
+class ResidualBlock(nn.Module):
+    """A norm and a hidden layer, beside which the input goes on; [B, width]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+class ResidualMLP(nn.Module):
+    """Blocks that are equal but for their weights; logits [B, classes] from features [B, features]."""
+
+    def __init__(self, features: int = 6, classes: int = 4, blocks: int = 4) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(ResidualBlock(features) for _ in range(blocks)))
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(x))
+
+
 class CNN(nn.Module):
     """Convolutions (one strided, one depthwise) with frozen BatchNorm; images [B, 3, 8, 8]."""
 

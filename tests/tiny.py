@@ -16,7 +16,7 @@ from pfl_mobile.plan.schema import Guard, Plan
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.tasks import ClassificationTask, TokenTask
 from pfl_mobile.text.encoder import TextEncoder, WordTokenizer
-from tests.backbones import MLP, Decoder
+from tests.backbones import MLP, Decoder, ResidualMLP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -96,6 +96,20 @@ def arrays() -> Deployment:
         task=ClassificationTask(4),
         batch=batch,
         plan=Plan(phases=(TrainPhase(group=("*",), epochs=20, optimizer=AdamW(lr=0.05)),)),
+    )
+
+
+def blocks() -> Deployment:
+    """A classifier on arrays of four equal blocks, whose plan makes few steps."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    batch = {"x": torch.randn(4, 6), "labels": torch.tensor([0, 1, 2, 3]), "weight": torch.ones(4)}
+    return Deployment(
+        name="tiny-blocks",
+        model=personalize(ResidualMLP().eval(), [LoRA("blocks.*.up", rank=2)], example=(batch["x"],)),
+        task=ClassificationTask(4),
+        batch=batch,
+        plan=Plan(phases=(TrainPhase(group=("*",), epochs=1, optimizer=Sgd(lr=0.5)),)),
     )
 
 

@@ -10,6 +10,7 @@ The format in a page::
     tokenizer.json         for text models, in the Hugging Face format
     vocabulary.json        how the tokenizer's words were chosen from users' text; a device does not need it
     model.pte, *.onnx ...  the programs, as the entry of each engine in the manifest says
+    parts/                 where blocks repeat: how the programs are run as calls of smaller ones
 
 **Manifest.** ``schema_version`` (1), ``kind`` ("pfl-bundle"), ``name``, ``version``; ``programs`` with the
 name, shape and dtype of each input and output, the same for every engine; ``engines`` with the files of
@@ -28,6 +29,18 @@ file alone says how a text is cut, and which ids its special tokens have.
 **Agreement.** An input of a program that has the name of a device tensor has its shape and dtype; an output
 ``grad.<tensor>`` is the gradient of a tensor with update "gradient"; all files named are in ``files``;
 names are unique. `pfl_mobile.bundle.consistency` has these rules.
+
+**Scheduled programs.** An engine whose files have the purpose ``schedule`` holds parts (small programs) and not the
+programs of the bundle: blocks that repeat are in it once. The schedule is JSON: ``schema_version`` (1),
+``kind`` ("pfl-schedule"); ``parts``, signatures as in ``programs`` of the manifest; ``constants``
+by name, each with shape, dtype and its ``offset`` (a multiple of 64) in the one file of the purpose ``constants``,
+little-endian, which is mapped and given to the runtime where it lies; ``programs``, for each program of the bundle
+``calls`` of parts in order and ``outputs`` in the order of the manifest. A call has its ``part``, ``inputs`` in the
+order of the part's, and ``outputs``, the numbers that its results get. What is read is written ``input:NAME``,
+``constant:NAME`` or ``value:NUMBER`` (without zeros in front); a number is given once in a program, before it is read,
+and every shape and dtype agrees. A value is dropped after its last reader, so one block's results are in memory at a
+time. `pfl_mobile.engines.schedule` reads and runs schedules, for every engine alike, as do Kotlin and Swift
+(``ScheduledSession``); ``conformance/schedules.json`` has what is read and what is refused.
 
 **Paths** are relative, with ``/``, of ASCII letters, digits and ``_ . + -``; no part begins with a dot, and
 no two differ only in case. The bundle has no links and no file that is not listed.

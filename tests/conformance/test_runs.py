@@ -23,9 +23,10 @@ def vectors(monkeypatch):
     return module
 
 
-def test_a_run_is_what_is_written_down(vectors):
-    want, found = json.loads((FOLDER / "runs.json").read_text()), vectors.run()
-    assert (found["status"], found["steps"]) == (want["status"], want["steps"]) == ("adopted", 80)
+@pytest.mark.parametrize(("file", "steps"), [("runs.json", 80), ("block_runs.json", 3)])
+def test_a_run_is_what_is_written_down(vectors, file, steps):
+    want, found = json.loads((FOLDER / file).read_text()), vectors.run(file)
+    assert (found["status"], found["steps"]) == (want["status"], want["steps"]) == ("adopted", steps)
     assert found["train"] == want["train"]
     assert found["tensors"].keys() == want["tensors"].keys()
     for name, tensor in want["tensors"].items():

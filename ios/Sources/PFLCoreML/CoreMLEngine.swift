@@ -10,7 +10,7 @@
     /// from a task of your own, never on the main thread.
     ///
     /// In mixed precision the loss is scaled inside the program, and what comes out is not: there is nothing to undo here.
-    public struct CoreMLEngine: Engine {
+    public struct CoreMLEngine: RuntimeEngine {
         /// Which processors Core ML may use.
         public enum ComputeUnits: String, Sendable, CaseIterable {
             /// The processor. It computes in the program's own precision, and may be used in the background.
@@ -44,10 +44,16 @@
         ///
         /// - Throws: `.engineUnavailable`: the programs are functions of one package, which this system does not know
         public func open(files: [String: String], programs: [ProgramSpec], threads: Int) throws -> any EngineSession {
+            try session(files: files, programs: programs, threads: threads)
+        }
+
+        package func runtime(
+            files: [String: String], programs: [ProgramSpec], threads: Int
+        ) throws -> any ProgramRuntime {
             let together = files["package"] != nil
             if together { try requireFunctions() }
-            return CoreMLSession(
-                files: files, programs: programs, together: together, units: computeUnits,
+            return CoreMLPrograms(
+                files: files, together: together, units: computeUnits,
                 compiled: CompiledModels(cache ?? CompiledModels.usual))
         }
     }
@@ -60,47 +66,83 @@
             mend: "export the model with --target ios17 for older systems, or for another engine too")
     }
 
-    /// Programs are loaded when first used. A lock keeps calls apart, so it may be shared.
-    final class CoreMLSession: EngineSession, @unchecked Sendable {
+    /// Programs are loaded when first used.
+    final class CoreMLPrograms: ProgramRuntime {
         let name = "coreml"
-        let programs: [String: ProgramSpec]
+        let mend = "run `pfl verify --engine coreml` on a Mac; if it fails too, export the bundle again"
         private let files: [String: String]
         private let together: Bool
         private let units: CoreMLEngine.ComputeUnits
         private let compiled: CompiledModels
-        private let lock = NSLock()
-        private var loaded: [String: Loaded] = [:]
+        private var loaded: [String: MLModel] = [:]
+        private let rooms = Rooms(Room.init)
 
         init(
-            files: [String: String], programs: [ProgramSpec], together: Bool, units: CoreMLEngine.ComputeUnits,
-            compiled: CompiledModels
+            files: [String: String], together: Bool, units: CoreMLEngine.ComputeUnits, compiled: CompiledModels
         ) {
             self.files = files
-            self.programs = Dictionary(programs.map { ($0.name, $0) }) { first, _ in first }
             self.together = together
             self.units = units
             self.compiled = compiled
         }
 
-        func run(_ program: String, _ inputs: TensorSet) throws -> TensorSet {
-            try lock.withLock {
-                try runChecked(programs, program, inputs) { spec, values in
-                    let ready = try load(spec)
-                    do {
-                        return try ready.run(values)
-                    } catch let error as PFLError {
-                        throw error
-                    } catch {
-                        throw PFLError(
-                            .engine, "engine '\(name)' failed in program '\(program)': \(error)",
-                            mend: "run `pfl verify --engine coreml` on a Mac; if it fails too, export the bundle again",
-                            cause: error)
+        /// A value that Core ML reads where it is.
+        struct Value {
+            fileprivate let room: Room
+            fileprivate var taken: TakenRoom<Room>?
+
+            fileprivate init(_ taken: TakenRoom<Room>) {
+                room = taken.room
+                self.taken = taken
+            }
+
+            fileprivate init(_ room: Room) { self.room = room }
+        }
+
+        func mapped(_ spec: TensorSpec, _ bytes: UnsafeRawBufferPointer) throws -> Value {
+            // Core ML has no whole numbers of 64 bits, and a tensor without elements has a place too.
+            guard spec.dtype != .int64, let start = bytes.baseAddress else {
+                return try given(spec, Tensor(spec.dtype, spec.shape, copying: bytes))
+            }
+            // It reads its inputs only.
+            return Value(try Room(spec, over: UnsafeMutableRawPointer(mutating: start)))
+        }
+
+        func given(_ spec: TensorSpec, _ tensor: Tensor) throws -> Value {
+            let taken = try rooms.take(spec)
+            try taken.room.fill(tensor)
+            return Value(taken)
+        }
+
+        /// Core ML numbers what goes in and out.
+        func run(_ program: ProgramSpec, _ inputs: [Value]) throws -> [Value] {
+            let model = try load(program)
+            let given = try MLDictionaryFeatureProvider(
+                dictionary: Dictionary(
+                    uniqueKeysWithValues: inputs.enumerated().map {
+                        ("in_\($0)", MLFeatureValue(multiArray: $1.room.array))
+                    }))
+            let outputs = try program.outputs.map { try rooms.take($0) }
+            let options = MLPredictionOptions()
+            options.outputBackings = Dictionary(
+                uniqueKeysWithValues: outputs.enumerated().map { ("out_\($0)", $1.room.array as Any) })
+            return try pooled {
+                let got = try model.prediction(from: given, options: options)
+                return try zip(0..., outputs).map { number, taken in
+                    guard let array = got.featureValue(for: "out_\(number)")?.multiArrayValue else {
+                        throw taken.room.spoiled("Core ML gives no 'out_\(number)'")
                     }
+                    try taken.room.take(array)
+                    return Value(taken)
                 }
             }
         }
 
-        private func load(_ spec: ProgramSpec) throws -> Loaded {
+        func signature(_ value: Value) -> String { value.room.signature }
+
+        func taken(_ value: Value) -> Tensor { value.room.copied() }
+
+        private func load(_ spec: ProgramSpec) throws -> MLModel {
             if let found = loaded[spec.name] { return found }
             let manifest = try engineFile(files, together ? "package" : "package.\(spec.name)")
             let package = URL(fileURLWithPath: manifest).deletingLastPathComponent()
@@ -111,9 +153,8 @@
             }
             do {
                 let model = try compiled.load(package) { try MLModel(contentsOf: $0, configuration: configuration) }
-                let made = try Loaded(model, spec)
-                loaded[spec.name] = made
-                return made
+                loaded[spec.name] = model
+                return model
             } catch let error as PFLError {
                 throw error
             } catch {
@@ -135,42 +176,6 @@
         }
     }
 
-    /// A program with room for its inputs and outputs, which Core ML uses where it lies. Core ML numbers what goes in and out.
-    private final class Loaded {
-        private let model: MLModel
-        private let spec: ProgramSpec
-        private let inputs: [Room]
-        private let outputs: [Room]
-        private let given: MLDictionaryFeatureProvider
-        private let options = MLPredictionOptions()
-
-        init(_ model: MLModel, _ spec: ProgramSpec) throws {
-            self.model = model
-            self.spec = spec
-            inputs = try spec.inputs.map { try Room($0) }
-            outputs = try spec.outputs.map { try Room($0) }
-            given = try MLDictionaryFeatureProvider(
-                dictionary: Dictionary(
-                    uniqueKeysWithValues: inputs.enumerated().map { ("in_\($0)", MLFeatureValue(multiArray: $1.array)) }
-                ))
-            options.outputBackings = Dictionary(
-                uniqueKeysWithValues: outputs.enumerated().map { ("out_\($0)", $1.array as Any) })
-        }
-
-        func run(_ values: [Tensor]) throws -> [Tensor] {
-            for (room, value) in zip(inputs, values) { try room.fill(value) }
-            return try pooled {
-                let got = try model.prediction(from: given, options: options)
-                return try zip(0..., outputs).map { number, room in
-                    guard let array = got.featureValue(for: "out_\(number)")?.multiArrayValue else {
-                        throw room.spoiled("Core ML gives no 'out_\(number)'")
-                    }
-                    return try room.copied(array)
-                }
-            }
-        }
-    }
-
     /// What `step` gives, without what Core ML leaves behind on the way: training is thousands of calls in one task.
     private func pooled<Result>(_ step: () throws -> Result) rethrows -> Result {
         #if canImport(ObjectiveC)
@@ -183,29 +188,36 @@
     /// Room for an input or an output: contiguous, and the same in each call.
     private final class Room {
         let array: MLMultiArray
+        var signature: String { spec.signature }
         private let spec: TensorSpec
         private let type: MLMultiArrayDataType
         private let bytes: UnsafeMutableRawBufferPointer
 
-        init(_ spec: TensorSpec) throws {
-            guard let type = dataTypes[spec.dtype], !spec.shape.isEmpty else {
-                throw PFLError(
-                    .engine, "'\(spec.name)' is \(spec.dtype.rawValue)\(spec.shape), which Core ML does not take",
-                    mend:
-                        "let the model take and give float32 or int64 of shape [1] or more, or export it for another engine"
-                )
-            }
-            self.spec = spec
-            self.type = type
-            let width = spec.dtype == .int64 ? 4 : spec.dtype.bytes
-            let count = max(spec.shape.reduce(width, *), 1)
+        /// Room for values.
+        convenience init(_ spec: TensorSpec) throws {
+            _ = try dataType(spec)
+            let count = max(Room.bytes(spec), 1)
             let start = UnsafeMutableRawPointer.allocate(byteCount: count, alignment: 64)
             start.initializeMemory(as: UInt8.self, repeating: 0, count: count)
-            bytes = UnsafeMutableRawBufferPointer(start: start, count: count)
             // Where it is refused, nobody says whether the memory was given back; so it is not given back twice.
+            try self.init(spec, over: start) { $0.deallocate() }
+        }
+
+        /// Room over memory that outlives it, unless it is given back.
+        init(
+            _ spec: TensorSpec, over start: UnsafeMutableRawPointer,
+            _ deallocator: ((UnsafeMutableRawPointer) -> Void)? = nil
+        ) throws {
+            type = try dataType(spec)
+            self.spec = spec
+            bytes = UnsafeMutableRawBufferPointer(start: start, count: Room.bytes(spec))
             array = try MLMultiArray(
                 dataPointer: start, shape: spec.shape.map { NSNumber(value: $0) }, dataType: type,
-                strides: contiguous(spec.shape).map { NSNumber(value: $0) }, deallocator: { $0.deallocate() })
+                strides: contiguous(spec.shape).map { NSNumber(value: $0) }, deallocator: deallocator)
+        }
+
+        private static func bytes(_ spec: TensorSpec) -> Int {
+            spec.shape.reduce(spec.dtype == .int64 ? 4 : spec.dtype.bytes, *)
         }
 
         /// Puts a value in. Core ML has no whole numbers of 64 bits.
@@ -225,29 +237,50 @@
             }
         }
 
-        /// A tensor of what Core ML gave: this room, or an array of its own, with gaps perhaps.
-        func copied(_ given: MLMultiArray) throws -> Tensor {
+        /// Takes over what Core ML gave: this room, or an array of its own, with gaps perhaps.
+        func take(_ given: MLMultiArray) throws {
             let shape = given.shape.map(\.intValue)
             guard given.dataType == type else {
                 throw spoiled(
                     "Core ML gives '\(spec.name)' as type \(given.dataType.rawValue), the manifest says \(spec.dtype.rawValue)"
                 )
             }
+            if shape != spec.shape {
+                throw spoiled("Core ML gives '\(spec.name)' of shape \(shape), the manifest says \(spec.signature)")
+            }
+            if given === array { return }
             let width = spec.dtype == .int64 ? 4 : spec.dtype.bytes
             let strides = given.strides.map(\.intValue)
-            let packed: [UInt8] = given.withUnsafeBytes { source in
-                guard strides != contiguous(shape) else { return Array(source.prefix(shape.reduce(width, *))) }
-                return gathered(source, shape, strides, width)
+            given.withUnsafeBytes { source in
+                if strides == contiguous(shape) {
+                    bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: source.prefix(bytes.count)))
+                } else {
+                    gathered(source, shape, strides, width).withUnsafeBytes(bytes.copyMemory)
+                }
             }
-            return packed.withUnsafeBytes { raw in
-                guard spec.dtype == .int64 else { return Tensor(spec.dtype, shape, copying: raw) }
-                return .long(LongTensor(raw.bindMemory(to: Int32.self).map(Int64.init), shape))
-            }
+        }
+
+        /// A tensor of what is in it.
+        func copied() -> Tensor {
+            let raw = UnsafeRawBufferPointer(bytes)
+            guard spec.dtype == .int64 else { return Tensor(spec.dtype, spec.shape, copying: raw) }
+            return .long(LongTensor(raw.bindMemory(to: Int32.self).map(Int64.init), spec.shape))
         }
 
         func spoiled(_ what: String) -> PFLError {
             PFLError(.tensorMismatch, what, mend: "export the bundle again")
         }
+    }
+
+    private func dataType(_ spec: TensorSpec) throws -> MLMultiArrayDataType {
+        guard let type = dataTypes[spec.dtype], !spec.shape.isEmpty else {
+            throw PFLError(
+                .engine, "'\(spec.name)' is \(spec.dtype.rawValue)\(spec.shape), which Core ML does not take",
+                mend:
+                    "let the model take and give float32 or int64 of shape [1] or more, or export it for another engine"
+            )
+        }
+        return type
     }
 
     private let dataTypes: [DType: MLMultiArrayDataType] = [

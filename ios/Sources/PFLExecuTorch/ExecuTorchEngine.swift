@@ -7,7 +7,7 @@
     /// with `backend_xnnpack` and `kernels_optimized`. It computes with threads of its own.
     ///
     /// Opening and running block: call them from a task of your own, never on the main thread.
-    public struct ExecuTorchEngine: Engine {
+    public struct ExecuTorchEngine: RuntimeEngine {
         /// The engine.
         public init() {}
 
@@ -18,23 +18,25 @@
         ///
         /// - Throws: `.engine`: ExecuTorch refuses the file, or it has no method for a program
         public func open(files: [String: String], programs: [ProgramSpec], threads: Int) throws -> any EngineSession {
-            try ExecuTorchSession(engineFile(files, "model"), programs)
+            try session(files: files, programs: programs, threads: threads)
+        }
+
+        package func runtime(
+            files: [String: String], programs: [ProgramSpec], threads: Int
+        ) throws -> any ProgramRuntime {
+            try ExecuTorchPrograms(engineFile(files, "model"), programs)
         }
     }
 
     private let exportAgain =
         "export the bundle again, or put the version of ExecuTorch into the app that it was exported with"
 
-    /// A lock keeps calls apart, so it may be shared.
-    private final class ExecuTorchSession: EngineSession, @unchecked Sendable {
+    private final class ExecuTorchPrograms: ProgramRuntime {
         let name = "executorch"
-        let programs: [String: ProgramSpec]
         private let module: ExecuTorch.Module
-        private let lock = NSLock()
-        private var rooms: [String: [Room]] = [:]
+        private let rooms = Rooms(Room.init)
 
         init(_ path: String, _ programs: [ProgramSpec]) throws {
-            self.programs = Dictionary(programs.map { ($0.name, $0) }) { first, _ in first }
             let file = URL(fileURLWithPath: path).lastPathComponent
             module = ExecuTorch.Module(filePath: path, loadMode: .mmap)
             let have: Set<String>
@@ -44,30 +46,78 @@
             } catch {
                 throw PFLError(.engine, "ExecuTorch cannot load \(file): \(error)", mend: exportAgain, cause: error)
             }
-            if let missing = Set(self.programs.keys).subtracting(have).min() {
+            if let missing = Set(programs.map(\.name)).subtracting(have).min() {
                 throw PFLError(
                     .engine, "\(file) has no method '\(missing)'; it has \(have.sorted())", mend: exportAgain)
             }
         }
 
-        func run(_ program: String, _ inputs: TensorSet) throws -> TensorSet {
-            try lock.withLock {
-                try runChecked(programs, program, inputs) { spec, values in
-                    let rooms = try rooms[program] ?? spec.inputs.map(Room.init)
-                    self.rooms[program] = rooms
-                    for (room, value) in zip(rooms, values) { room.fill(value) }
-                    do {
-                        // What comes out is memory of the method until it is run again.
-                        return try module.execute(program, rooms.map(\.tensor)).map(copied)
-                    } catch let error as PFLError {
-                        throw error
-                    } catch {
-                        throw PFLError(
-                            .engine, "engine '\(name)' failed in program '\(program)': \(error)",
-                            mend: "run `pfl verify` on the bundle; if it fails too, export it again", cause: error)
-                    }
-                }
+        /// A constant, an input, or an output: that is memory of the method until it is run again, so it is copied.
+        final class Value {
+            let signature: String
+            /// Where ExecuTorch reads it; nil before an output is read.
+            var read: AnyTensor?
+            /// The room that this is in, if it is used again.
+            var room: TakenRoom<Room>?
+            /// An output.
+            let tensor: PFLMobile.Tensor?
+
+            init(_ signature: String, _ tensor: PFLMobile.Tensor?) {
+                self.signature = signature
+                self.tensor = tensor
             }
+
+            func fill(_ taken: TakenRoom<Room>, _ tensor: PFLMobile.Tensor) {
+                taken.room.fill(tensor)
+                room = taken
+                read = taken.room.tensor
+            }
+        }
+
+        func mapped(_ spec: TensorSpec, _ bytes: UnsafeRawBufferPointer) throws -> Value {
+            let type = try dataType(spec)
+            let value = Value(spec.signature, nil)
+            guard let start = bytes.baseAddress else {
+                value.fill(try rooms.take(spec), PFLMobile.Tensor(spec.dtype, spec.shape, copying: bytes))
+                return value
+            }
+            // It reads its inputs only.
+            value.read = AnyTensor(
+                bytesNoCopy: UnsafeMutableRawPointer(mutating: start), shape: spec.shape, dataType: type,
+                shapeDynamism: .static)
+            return value
+        }
+
+        func given(_ spec: TensorSpec, _ tensor: PFLMobile.Tensor) throws -> Value {
+            let value = Value(spec.signature, nil)
+            value.fill(try rooms.take(spec), tensor)
+            return value
+        }
+
+        func run(_ program: ProgramSpec, _ inputs: [Value]) throws -> [Value] {
+            let given = try zip(program.inputs, inputs).map { spec, value in
+                if let tensor = value.tensor, value.read == nil { value.fill(try rooms.take(spec), tensor) }
+                guard let read = value.read else { throw missing(spec) }
+                return read
+            }
+            // What comes out is memory of the method until it is run again.
+            return try module.execute(program.name, given).map { found in
+                let tensor = try copied(found)
+                return Value(tensor.signature, tensor)
+            }
+        }
+
+        func signature(_ value: Value) -> String { value.signature }
+
+        func taken(_ value: Value) throws -> PFLMobile.Tensor {
+            guard let tensor = value.tensor else {
+                throw PFLError(.engine, "what was given is no output", mend: exportAgain)
+            }
+            return tensor
+        }
+
+        private func missing(_ spec: TensorSpec) -> PFLError {
+            PFLError(.engine, "input '\(spec.name)' is not there", mend: exportAgain)
         }
 
         private func copied(_ value: ExecuTorch.Value) throws -> PFLMobile.Tensor {
@@ -99,11 +149,7 @@
         private let bytes: UnsafeMutableRawBufferPointer
 
         init(_ spec: TensorSpec) throws {
-            guard let type = dataTypes[spec.dtype] else {
-                throw PFLError(
-                    .engine, "input '\(spec.name)' is \(spec.dtype.rawValue), which ExecuTorch cannot be given",
-                    mend: "let the model take float32 or int64")
-            }
+            let type = try dataType(spec)
             let count = max(spec.shape.reduce(spec.dtype.bytes, *), 1)
             let start = UnsafeMutableRawPointer.allocate(byteCount: count, alignment: 64)
             bytes = UnsafeMutableRawBufferPointer(start: start, count: count)
@@ -120,6 +166,15 @@
             case .raw(let tensor): tensor.bytes.withUnsafeBytes(bytes.copyMemory)
             }
         }
+    }
+
+    private func dataType(_ spec: TensorSpec) throws -> DataType {
+        guard let type = dataTypes[spec.dtype] else {
+            throw PFLError(
+                .engine, "input '\(spec.name)' is \(spec.dtype.rawValue), which ExecuTorch cannot be given",
+                mend: "let the model take float32 or int64")
+        }
+        return type
     }
 
     private let dataTypes: [DType: DataType] = [

@@ -3,7 +3,7 @@ import Foundation
 import PFLMobile
 
 /// ONNX Runtime: one `.onnx` per program beside a shared weight file, run by the stock inference runtime through its C API.
-public struct OnnxRuntimeEngine: Engine {
+public struct OnnxRuntimeEngine: RuntimeEngine {
     /// The engine.
     public init() {}
 
@@ -15,12 +15,16 @@ public struct OnnxRuntimeEngine: Engine {
 
     /// Loads programs when they are first run.
     public func open(files: [String: String], programs: [ProgramSpec], threads: Int) throws -> any EngineSession {
+        try session(files: files, programs: programs, threads: threads)
+    }
+
+    package func runtime(files: [String: String], programs: [ProgramSpec], threads: Int) throws -> any ProgramRuntime {
         if !pfl_ort_available() {
             throw PFLError(
                 .engineUnavailable, "ONNX Runtime \(version ?? "") is older than the headers it was built with",
                 mend: "put the library of the same version into the app")
         }
-        return try OnnxRuntimeSession(files, programs, threads)
+        return try OnnxRuntimePrograms(files, threads)
     }
 }
 
@@ -87,18 +91,16 @@ private final class Environment: @unchecked Sendable {
     }
 }
 
-/// Programs are loaded when first used. A lock keeps calls apart, so it may be shared.
-private final class OnnxRuntimeSession: EngineSession, @unchecked Sendable {
+/// Programs are loaded when first used.
+private final class OnnxRuntimePrograms: ProgramRuntime {
     let name = "onnxruntime"
-    let programs: [String: ProgramSpec]
     private let files: [String: String]
     private let options: Owned
-    private let lock = NSLock()
     private var loaded: [String: Loaded] = [:]
+    private let rooms = Rooms(Room.init)
 
-    init(_ files: [String: String], _ programs: [ProgramSpec], _ threads: Int) throws {
+    init(_ files: [String: String], _ threads: Int) throws {
         self.files = files
-        self.programs = Dictionary(programs.map { ($0.name, $0) }) { first, _ in first }
         do {
             options = try Owned("options", pfl_ort_release_options) {
                 try check(pfl_ort_create_options(Int32(clamping: threads), &$0))
@@ -108,20 +110,33 @@ private final class OnnxRuntimeSession: EngineSession, @unchecked Sendable {
         }
     }
 
-    func run(_ program: String, _ inputs: TensorSet) throws -> TensorSet {
-        try lock.withLock {
-            try runChecked(programs, program, inputs) { spec, values in
-                let ready = try load(spec)
-                do {
-                    return try ready.run(values)
-                } catch let error as OnnxRuntimeError {
-                    throw PFLError(
-                        .engine, "engine '\(name)' failed in program '\(program)': \(error)",
-                        mend: "run `pfl verify` on the bundle; if it fails too, export it again", cause: error)
-                }
-            }
-        }
+    /// A tensor of the runtime, and the room that its elements are in, if that is used again.
+    struct Value {
+        let tensor: Owned
+        var room: TakenRoom<Room>?
     }
+
+    func mapped(_ spec: TensorSpec, _ bytes: UnsafeRawBufferPointer) throws -> Value {
+        // It reads its inputs only.
+        Value(tensor: try tensor(spec, UnsafeMutableRawBufferPointer(mutating: bytes)))
+    }
+
+    func given(_ spec: TensorSpec, _ tensor: Tensor) throws -> Value {
+        let taken = try rooms.take(spec)
+        taken.room.fill(tensor)
+        return Value(tensor: taken.room.value, room: taken)
+    }
+
+    func run(_ program: ProgramSpec, _ inputs: [Value]) throws -> [Value] {
+        try load(program).run(inputs.map(\.tensor)).map { Value(tensor: $0) }
+    }
+
+    func signature(_ value: Value) throws -> String {
+        let (dtype, shape) = try described(value.tensor.pointer)
+        return "\(dtype.rawValue)\(shape)"
+    }
+
+    func taken(_ value: Value) throws -> Tensor { try copied(value.tensor.pointer) }
 
     private func load(_ spec: ProgramSpec) throws -> Loaded {
         if let found = loaded[spec.name] { return found }
@@ -130,7 +145,7 @@ private final class OnnxRuntimeSession: EngineSession, @unchecked Sendable {
             let session = try Owned("session", pfl_ort_release_session) {
                 try check(pfl_ort_create_session(try Environment.shared.get().pointer, path, options.pointer, &$0))
             }
-            let made = try Loaded(session, spec)
+            let made = Loaded(session, spec)
             loaded[spec.name] = made
             return made
         } catch let error as OnnxRuntimeError {
@@ -141,34 +156,29 @@ private final class OnnxRuntimeSession: EngineSession, @unchecked Sendable {
     }
 }
 
-/// A program with room for its inputs, which the runtime reads where it lies.
+/// A program and the names of what it takes and gives.
 private final class Loaded {
     private let session: Owned
-    private let spec: ProgramSpec
-    private let inputs: [Input]
     private let inputNames: Names
     private let outputNames: Names
 
-    init(_ session: Owned, _ spec: ProgramSpec) throws {
+    init(_ session: Owned, _ spec: ProgramSpec) {
         self.session = session
-        self.spec = spec
-        inputs = try spec.inputs.map(Input.init)
         inputNames = Names(spec.inputs.map(\.name))
         outputNames = Names(spec.outputs.map(\.name))
     }
 
-    func run(_ values: [Tensor]) throws -> [Tensor] {
-        for (input, value) in zip(inputs, values) { input.fill(value) }
-        let given: [OpaquePointer?] = inputs.map(\.value.pointer)
-        var outputs = [OpaquePointer?](repeating: nil, count: spec.outputs.count)
+    func run(_ inputs: [Owned]) throws -> [Owned] {
+        let given: [OpaquePointer?] = inputs.map(\.pointer)
+        var outputs = [OpaquePointer?](repeating: nil, count: outputNames.pointers.count)
+        // Those that nobody has taken over when something fails.
         defer { for output in outputs.compactMap({ $0 }) { pfl_ort_release_value(output) } }
         try check(
             pfl_ort_run(
                 session.pointer, inputNames.pointers, given, given.count, outputNames.pointers, outputs.count, &outputs)
         )
-        return try outputs.map { output in
-            guard let output else { throw OnnxRuntimeError(description: "an output is missing") }
-            return try copied(output)
+        return try outputs.indices.map { at in
+            try Owned("output", pfl_ort_release_value) { made in swap(&made, &outputs[at]) }
         }
     }
 }
@@ -186,35 +196,40 @@ private final class Names {
     }
 }
 
-private final class Input {
-    private let room: UnsafeMutableRawBufferPointer
+/// Room for an input, which the runtime reads where it lies.
+private final class Room {
+    private let bytes: UnsafeMutableRawBufferPointer
     let value: Owned
 
     init(_ spec: TensorSpec) throws {
-        let bytes = spec.shape.reduce(spec.dtype.bytes, *)
+        let count = spec.shape.reduce(spec.dtype.bytes, *)
         // A tensor without elements has a place too.
-        let room = UnsafeMutableRawBufferPointer.allocate(byteCount: max(bytes, 1), alignment: 64)
-        self.room = room
+        let start = UnsafeMutableRawPointer.allocate(byteCount: max(count, 1), alignment: 64)
+        bytes = UnsafeMutableRawBufferPointer(start: start, count: count)
         do {
-            value = try Owned("tensor", pfl_ort_release_value) { made in
-                let shape = spec.shape.map { Int64($0) }
-                let type = elementTypes[spec.dtype] ?? 0
-                try check(
-                    pfl_ort_create_tensor(room.baseAddress, bytes, shape, shape.count, type, &made))
-            }
+            value = try tensor(spec, bytes)
         } catch {
-            room.deallocate()
+            start.deallocate()
             throw error
         }
     }
 
     deinit {
         // The tensor, which has no bytes of its own, is released after this; it does not look at them.
-        room.deallocate()
+        bytes.baseAddress?.deallocate()
     }
 
     func fill(_ tensor: Tensor) {
-        tensor.withBytes { UnsafeMutableRawBufferPointer(rebasing: room[..<$0.count]).copyMemory(from: $0) }
+        tensor.withBytes { bytes.copyMemory(from: $0) }
+    }
+}
+
+/// A tensor over bytes that outlive it.
+private func tensor(_ spec: TensorSpec, _ bytes: UnsafeMutableRawBufferPointer) throws -> Owned {
+    try Owned("tensor", pfl_ort_release_value) { made in
+        let shape = spec.shape.map { Int64($0) }
+        let type = elementTypes[spec.dtype] ?? 0
+        try check(pfl_ort_create_tensor(bytes.baseAddress, bytes.count, shape, shape.count, type, &made))
     }
 }
 
@@ -223,7 +238,7 @@ private let elementTypes: [DType: Int32] = [
     .float32: 1, .uint8: 2, .int8: 3, .int16: 5, .int32: 6, .int64: 7, .bool: 9, .float16: 10, .float64: 11,
 ]
 
-private func copied(_ value: OpaquePointer) throws -> Tensor {
+private func described(_ value: OpaquePointer) throws -> (DType, [Int]) {
     var type: Int32 = 0
     var dimensions = 0
     var shape = [Int64](repeating: 0, count: 32)
@@ -231,9 +246,13 @@ private func copied(_ value: OpaquePointer) throws -> Tensor {
     guard dimensions <= shape.count, let dtype = elementTypes.first(where: { $0.value == type })?.key else {
         throw OnnxRuntimeError(description: "an output has \(dimensions) dimensions of the type \(type)")
     }
-    let lengths = shape.prefix(dimensions).map { Int($0) }
+    return (dtype, shape.prefix(dimensions).map { Int($0) })
+}
+
+private func copied(_ value: OpaquePointer) throws -> Tensor {
+    let (dtype, shape) = try described(value)
     var data: UnsafeMutableRawPointer?
     try check(pfl_ort_data(value, &data))
-    let bytes = lengths.reduce(dtype.bytes, *)
-    return Tensor(dtype, lengths, copying: UnsafeRawBufferPointer(start: data, count: bytes))
+    let bytes = shape.reduce(dtype.bytes, *)
+    return Tensor(dtype, shape, copying: UnsafeRawBufferPointer(start: data, count: bytes))
 }

@@ -57,6 +57,47 @@ import Testing
         #expect(seen.count == 4 && seen[0] == seen[2] && seen[1] == seen[3])
     }
 
+    @Test("a schedule's constants are read where they are, and values go from call to call")
+    func scheduled() throws {
+        nonisolated(unsafe) var seen: [[Float]] = []
+        StubExecuTorch.shared.has([
+            "add": { given in
+                let numbers = given.map { tensor in
+                    var found: [Float] = []
+                    tensor.bytes { start, count, _ in
+                        found = Array(UnsafeRawBufferPointer(start: start, count: 4 * count).bindMemory(to: Float.self))
+                    }
+                    return found[0]
+                }
+                seen.append(numbers)
+                let room = UnsafeMutableRawPointer.allocate(byteCount: 4, alignment: 64)
+                room.storeBytes(of: numbers.reduce(0, +), as: Float.self)
+                return [Value(AnyTensor(bytesNoCopy: room, shape: [1], dataType: .float))]
+            }
+        ])
+        func one(_ name: String) -> TensorSpec { TensorSpec(name: name, shape: [1], dtype: .float32) }
+        let spec = #"{"name":"a","shape":[1],"dtype":"float32"}"#
+        let schedule = """
+            {"schema_version":1,"kind":"pfl-schedule",
+            "parts":[{"name":"add","inputs":[\(spec),\(spec.replacingOccurrences(of: "\"a\"", with: "\"b\""))],"outputs":[\(spec)]}],
+            "constants":{"c":{"shape":[1],"dtype":"float32","offset":0}},
+            "programs":{"predict":{"calls":[{"part":"add","inputs":["input:x","constant:c"],"outputs":[0]},
+            {"part":"add","inputs":["value:0","value:0"],"outputs":[1]}],"outputs":["value:1"]}}}
+            """
+        let place = file.appendingPathExtension("json")
+        let constants = file.appendingPathExtension("bin")
+        defer { for made in [place, constants] { try? FileManager.default.removeItem(at: made) } }
+        try Data(schedule.utf8).write(to: place)
+        try withUnsafeBytes(of: Float(10)) { Data($0) }.write(to: constants)
+        let files = ["model": file.path, "schedule": place.path, "constants": constants.path]
+        let program = ProgramSpec(name: "predict", inputs: [one("x")], outputs: [one("y")])
+        let session = try openScheduled(ExecuTorchEngine(), files, [program], 1)
+        for _ in 0..<2 {
+            #expect(try session.run("predict", ["x": .float(FloatTensor([1], [1]))])["y"]?.float?.values == [22])
+        }
+        #expect(seen == [[1, 10], [11, 11], [1, 10], [11, 11]])
+    }
+
     @Test("what does not fit is an error that names it")
     func refusals() throws {
         StubExecuTorch.shared.has(["evaluate": { _ in [] }])

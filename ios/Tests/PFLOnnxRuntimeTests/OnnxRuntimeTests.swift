@@ -4,14 +4,17 @@ import Testing
 @testable import PFLMobile
 @testable import PFLOnnxRuntime
 
+/// A signed bundle of the vectors.
+private func openVector(_ path: String) throws -> ModelBundle {
+    let key = try Vectors.read("bundles.json")["keys"]["right"].text
+    return try ModelBundle.open(
+        URL(fileURLWithPath: "\(Vectors.folder)/\(path)"), publicKey: try VerificationKey(key))
+}
+
 @Suite struct OnnxRuntimeTests {
     let bundle: ModelBundle
 
-    init() throws {
-        let key = try Vectors.read("bundles.json")["keys"]["right"].text
-        bundle = try ModelBundle.open(
-            URL(fileURLWithPath: "\(Vectors.folder)/bundles/arrays"), publicKey: try VerificationKey(key))
-    }
+    init() throws { bundle = try openVector("bundles/arrays") }
 
     private func session() throws -> any EngineSession { try openSession(bundle, engines: [OnnxRuntimeEngine()]) }
 
@@ -30,8 +33,14 @@ import Testing
         try OpenObjects.$ofTask.withValue(open) {
             let session = try session()
             for _ in 0..<3 { for (program, call) in golden { _ = try session.run(program, call.inputs) } }
-            // Options, three programs, and each of their inputs; no outputs.
-            #expect(open.count == 1 + 3 + golden.values.reduce(0) { $0 + $1.inputs.count })
+            // Options, three programs, and room for the inputs of one program at a time; no outputs.
+            var rooms: [String: Int] = [:]
+            for call in golden.values {
+                for (form, inputs) in Dictionary(grouping: call.inputs.values, by: \.signature) {
+                    rooms[form] = max(rooms[form] ?? 0, inputs.count)
+                }
+            }
+            #expect(open.count == 1 + 3 + rooms.values.reduce(0, +))
         }
         #expect(open.count == 0)
     }
@@ -108,13 +117,14 @@ import Testing
         #expect(result.before != result.after)
     }
 
-    @Test("a real bundle ends where Python ends, and its state is kept")
-    func wholeRun() throws {
-        let vectors = try Vectors.read("runs.json")
-        let close = 1e-4  // two builds of one engine, 80 steps of AdamW in float32
+    @Test("a real bundle ends where Python ends, and its state is kept", arguments: ["runs.json", "block_runs.json"])
+    func wholeRun(_ file: String) throws {
+        let vectors = try Vectors.read(file)
+        let bundle = try openVector(try vectors["bundle"].text)
+        let close = 1e-4  // two builds of one engine, up to 80 steps of AdamW in float32
         let temporary = try TemporaryFolder()
         let folder = temporary.url("state")
-        let session = try session()
+        let session = try openSession(bundle, engines: [OnnxRuntimeEngine()])
         let store = try PersonalStateStore(folder, model: ModelId(bundle.manifest))
         let trainer = try LocalTrainer(
             session, plan: Plan(json: bundle.planJSON()), tensors: bundle.manifest.tensors, initial: bundle.values())
@@ -136,5 +146,78 @@ import Testing
         let kept = try PersonalStateStore(folder, model: ModelId(bundle.manifest)).load()
         #expect(kept.version == report.version)
         for (name, value) in state.tensors { #expect(kept.state?.tensors[name]?.sameBits(value) == true, "\(name)") }
+    }
+}
+
+/// A bundle whose blocks repeat, and so are in it once.
+@Suite struct ScheduledBundleTests {
+    let bundle: ModelBundle
+
+    init() throws { bundle = try openVector("bundles/blocks") }
+
+    private func session(_ engine: any Engine = OnnxRuntimeEngine()) throws -> any EngineSession {
+        try openSession(bundle, engines: [engine])
+    }
+
+    @Test("blocks that repeat are one part, and the golden calls give what PyTorch gave")
+    func golden() throws {
+        let path = try #require(try bundle.engineFiles("onnxruntime")[PartSchedule.purpose])
+        let schedule = try PartSchedule.parse(try readBytes(path), bundle.manifest.programs)
+        let calls = try #require(schedule.programs["gradients"]).calls
+        #expect(Set(calls.map(\.part.name)).count < calls.count)
+        let report = try goldenCheck(bundle, try session())
+        try report.require()
+        #expect(report.worstRelErr < 1e-5, "\(report)")
+    }
+
+    @Test("no call leaves more behind than the one before, and all is given back")
+    func givenBack() throws {
+        let inputs = try #require(try bundle.golden()["gradients"]).inputs
+        let open = OpenObjects()
+        try OpenObjects.$ofTask.withValue(open) {
+            let session = try session()
+            let first = try session.run("gradients", inputs)
+            let held = open.count
+            for _ in 0..<3 {
+                for (name, value) in try session.run("gradients", inputs) {
+                    #expect(first[name]?.sameBits(value) == true, "\(name)")
+                }
+            }
+            #expect(open.count == held)
+        }
+        #expect(open.count == 0)
+    }
+
+    @Test("any other engine runs schedules too")
+    func otherEngine() throws {
+        /// It is not known by this package.
+        struct Other: Engine {
+            let name = "onnxruntime"
+
+            func open(files: [String: String], programs: [ProgramSpec], threads: Int) throws -> any EngineSession {
+                try OnnxRuntimeEngine().open(files: files, programs: programs, threads: threads)
+            }
+        }
+        let inputs = try #require(try bundle.golden()["gradients"]).inputs
+        let ours = try session().run("gradients", inputs)
+        let theirs = try session(Other()).run("gradients", inputs)
+        for (name, value) in ours { #expect(theirs[name]?.sameBits(value) == true, "\(name)") }
+    }
+
+    @Test("a part that cannot be loaded is named with its call and program")
+    func damagedPart() async throws {
+        let folder = try TemporaryFolder()
+        var files = try bundle.engineFiles("onnxruntime")
+        let damaged = folder.url("damaged.onnx")
+        try Data(count: 9).write(to: damaged)
+        let schedule = try PartSchedule.parse(
+            try readBytes(try engineFile(files, PartSchedule.purpose)), bundle.manifest.programs)
+        let part = try #require(schedule.programs["gradients"]).calls[1].part.name
+        files[part] = damaged.path
+        let session = try openScheduled(OnnxRuntimeEngine(), files, bundle.manifest.programs, 1)
+        let inputs = try #require(try bundle.golden()["gradients"]).inputs
+        await expectRefused(.engine, "call 1 of program 'gradients', part '\(part)'") {
+            _ = try session.run("gradients", inputs)
+        }
     }
 }

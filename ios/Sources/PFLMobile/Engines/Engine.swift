@@ -6,7 +6,7 @@ public protocol Engine: Sendable {
     /// Version of the runtime that the app brings; nil where the runtime does not tell.
     var version: String? { get }
 
-    /// Loads programs, at the latest when they are first run.
+    /// Loads programs, at the latest when they are first run. What a schedule makes of them (`openSession`) is not its concern.
     ///
     /// - Parameters:
     ///   - files: by purpose, as `ModelBundle.engineFiles` gives them
@@ -51,7 +51,8 @@ public protocol EngineSession: AnyObject, Sendable {
 ///   - trusted: you know who made the bundle, for instance because it came with the app
 ///   - threads: threads of the runtime, where it can be told
 /// - Throws: `.engineUnavailable`: the bundle has programs for none of them, or the runtime is not in the app or older than the
-///   programs need; `.signature`: nobody vouches for the programs; `.engine`: the runtime refuses a program
+///   programs need; `.signature`: nobody vouches for the programs; `.invalidManifest`: their schedule is damaged, or not of
+///   this bundle; `.engine`: the runtime refuses a program
 public func openSession(
     _ bundle: ModelBundle, engines: [any Engine], trusted: Bool = false, threads: Int = 1
 ) throws -> any EngineSession {
@@ -94,8 +95,7 @@ private func open(_ bundle: ModelBundle, _ engine: any Engine, _ threads: Int) t
             mend: wayOut(engine, needs))
     }
     do {
-        return try engine.open(
-            files: try bundle.engineFiles(engine.name), programs: manifest.programs, threads: threads)
+        return try openScheduled(engine, try bundle.engineFiles(engine.name), manifest.programs, threads)
     } catch let error as PFLError where error.code == .engine && version == nil {
         // A runtime that does not tell its version may be too old.
         guard let needs = runtime else { throw error }

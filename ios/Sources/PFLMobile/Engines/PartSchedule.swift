@@ -59,7 +59,7 @@ struct ConstantEntry: Sendable {
 
 /// Programs that are run as calls of parts, so that blocks which repeat are in a bundle once;
 /// `pfl_mobile/engines/schedule.py` says more.
-struct Schedule: Sendable {
+struct PartSchedule: Sendable {
     /// Purposes of an engine's files: the schedule, and the constants that it gives to parts.
     static let purpose = "schedule"
     static let constantsPurpose = "constants"
@@ -80,14 +80,14 @@ struct Schedule: Sendable {
     /// - Parameter programs: of the bundle, which it has to be for
     /// - Throws: `.schemaVersion`: it is of a newer schema; `.invalidManifest`: it is not JSON, breaks the schema, or is not for
     ///   these programs
-    static func parse(_ data: [UInt8], _ programs: [ProgramSpec]) throws -> Schedule {
+    static func parse(_ data: [UInt8], _ programs: [ProgramSpec]) throws -> PartSchedule {
         try documents.parse(data) { raw, _ in try ScheduleReader(programs, raw).schedule }
     }
 }
 
 /// Reads a schedule; every fault is `Malformed`.
 private struct ScheduleReader {
-    let schedule: Schedule
+    let schedule: PartSchedule
 
     init(_ programs: [ProgramSpec], _ json: JSON) throws {
         let bundle = Dictionary(programs.map { ($0.name, $0) }) { first, _ in first }
@@ -101,24 +101,27 @@ private struct ScheduleReader {
             }
         }
         var constants: [String: ConstantEntry] = [:]
-        for (name, value) in try fields.required("constants", Fields.named { json, path in (json, path) }) {
-            try ScheduleReader.checkConstantName(name, "constants")
-            constants[name] = try ScheduleReader.constant(name, value.0, value.1)
+        for entry in try fields.required("constants", Fields.named(ScheduleReader.part)) {
+            try ScheduleReader.checkConstantName(entry.name, "constants")
+            constants[entry.name] = try ScheduleReader.constant(entry.name, entry.value.json, entry.value.path)
         }
         let byName = Dictionary(parts.map { ($0.name, $0) }) { first, _ in first }
         var courses: [String: Course] = [:]
-        for (name, value) in try fields.required("programs", Fields.named { json, path in (json, path) }) {
-            try ManifestReader.checkProgramName(name, "programs")
-            var reader = CourseReader(bundle[name], byName, constants)
-            courses[name] = try reader.course(value.0, value.1)
+        for entry in try fields.required("programs", Fields.named(ScheduleReader.part)) {
+            try ManifestReader.checkProgramName(entry.name, "programs")
+            var reader = CourseReader(bundle[entry.name], byName, constants)
+            courses[entry.name] = try reader.course(entry.value.json, entry.value.path)
         }
         try fields.done()
         if courses.isEmpty { throw Malformed("programs: it is empty") }
         for program in programs where courses[program.name] == nil {
             throw Malformed("programs: it has no program '\(program.name)'")
         }
-        schedule = Schedule(parts: parts, constants: constants, programs: courses)
+        schedule = PartSchedule(parts: parts, constants: constants, programs: courses)
     }
+
+    /// A value that is read when its name is known.
+    private static func part(_ json: JSON, _ path: String) -> (json: JSON, path: String) { (json, path) }
 
     // Each constant is aligned when the file is mapped.
     private static let alignment = 64

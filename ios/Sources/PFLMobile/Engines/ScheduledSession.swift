@@ -1,7 +1,5 @@
 import Foundation
 
-private let obtainAgain = "obtain the bundle again, or export it again"
-
 /// A session of an engine's files, through their schedule where they have one.
 ///
 /// - Throws: `.schemaVersion`: the schedule is of a newer schema; `.invalidManifest`: it is damaged, or not of these programs;
@@ -9,16 +7,16 @@ private let obtainAgain = "obtain the bundle again, or export it again"
 func openScheduled(
     _ engine: any Engine, _ files: [String: String], _ programs: [ProgramSpec], _ threads: Int
 ) throws -> any EngineSession {
-    guard let path = files[Schedule.purpose] else {
+    guard let path = files[PartSchedule.purpose] else {
         return try engine.open(files: files, programs: programs, threads: threads)
     }
-    let schedule = try Schedule.parse(try readOrRefuse("the schedule") { try readBytes(path) }, programs)
+    let schedule = try PartSchedule.parse(try readOrRefuse("the schedule") { try readBytes(path) }, programs)
     var constants: MappedFile?
     if !schedule.constants.isEmpty {
-        let file = try engineFile(files, Schedule.constantsPurpose)
+        let file = try engineFile(files, PartSchedule.constantsPurpose)
         constants = try readOrRefuse("the file of constants") { try MappedFile(file) }
     }
-    let own = files.filter { $0.key != Schedule.purpose && $0.key != Schedule.constantsPurpose }
+    let own = files.filter { $0.key != PartSchedule.purpose && $0.key != PartSchedule.constantsPurpose }
     func session<Runtime: ProgramRuntime>(_ runtime: Runtime) throws -> any EngineSession {
         try ScheduledSession(runtime, schedule, constants, programs)
     }
@@ -46,11 +44,11 @@ final class ScheduledSession<Runtime: ProgramRuntime>: EngineSession, @unchecked
     let programs: [String: ProgramSpec]
     private let file: MappedFile?
     private let runtime: Runtime
-    private let schedule: Schedule
+    private let schedule: PartSchedule
     private var constants: [Reference: Runtime.Value] = [:]
     private let lock = NSLock()
 
-    init(_ runtime: Runtime, _ schedule: Schedule, _ file: MappedFile?, _ programs: [ProgramSpec]) throws {
+    init(_ runtime: Runtime, _ schedule: PartSchedule, _ file: MappedFile?, _ programs: [ProgramSpec]) throws {
         name = runtime.name
         self.programs = Dictionary(programs.map { ($0.name, $0) }) { first, _ in first }
         self.file = file

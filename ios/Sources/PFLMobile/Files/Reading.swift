@@ -15,13 +15,36 @@ func openRegular(_ path: String, links: Bool = true) throws -> OpenFile {
 ///
 /// - Throws: as `openRegular`; `Malformed`: it is larger than `most` bytes
 func map(_ path: String, most: Int = .max) throws -> Data {
-    let file = try openRegular(path)
-    let size = Int(try file.status().st_size)
-    if size > most { throw Malformed("it has more than \(most) bytes") }
-    if size == 0 { return Data() }
-    let start = mmap(nil, size, PROT_READ, MAP_PRIVATE, file.descriptor, 0)
-    guard let start, start != MAP_FAILED else { throw SystemError.last(path) }
-    return Data(bytesNoCopy: start, count: size, deallocator: .unmap)
+    let file = try MappedFile(path, most: most)
+    guard let start = file.bytes.baseAddress else { return Data() }
+    return Data(
+        bytesNoCopy: UnsafeMutableRawPointer(mutating: start), count: file.bytes.count,
+        deallocator: .custom { _, _ in withExtendedLifetime(file) {} })
+}
+
+/// The content of a regular file, as `map`; its bytes stay where they are as long as it lives.
+final class MappedFile: @unchecked Sendable {
+    let bytes: UnsafeRawBufferPointer
+
+    /// Maps a file.
+    ///
+    /// - Throws: as `map`
+    init(_ path: String, most: Int = .max) throws {
+        let file = try openRegular(path)
+        let size = Int(try file.status().st_size)
+        if size > most { throw Malformed("it has more than \(most) bytes") }
+        if size == 0 {
+            bytes = UnsafeRawBufferPointer(start: nil, count: 0)
+            return
+        }
+        let start = mmap(nil, size, PROT_READ, MAP_PRIVATE, file.descriptor, 0)
+        guard let start, start != MAP_FAILED else { throw SystemError.last(path) }
+        bytes = UnsafeRawBufferPointer(start: start, count: size)
+    }
+
+    deinit {
+        if let start = bytes.baseAddress { munmap(UnsafeMutableRawPointer(mutating: start), bytes.count) }
+    }
 }
 
 /// The content of a regular file.

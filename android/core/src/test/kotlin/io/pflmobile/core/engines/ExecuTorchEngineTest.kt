@@ -60,7 +60,7 @@ class ExecuTorchEngineTest {
 
     @Test
     fun `the golden calls give what PyTorch gave`() {
-        for (name in listOf("tiny", "arrays")) {
+        for (name in listOf("tiny", "arrays", "blocks")) {
             val report = bundle(name) { bundle -> bundle.session().use { goldenCheck(bundle, it) } }
             report.require()
             assertTrue(report.worstRelErr < 1e-5, "$report")
@@ -70,7 +70,10 @@ class ExecuTorchEngineTest {
 
     @Test
     fun `both engines agree`() =
-        bundle("tiny") { bundle ->
+        listOf("tiny", "blocks").forEach { name -> bundle(name, ::agree) }
+
+    private fun agree(bundle: Bundle) =
+        bundle.let {
             bundle.session().use { executorch ->
                 bundle.session(OnnxRuntimeEngine).use { onnxruntime ->
                     val inputs = bundle.golden().getValue("gradients").inputs

@@ -18,8 +18,9 @@ import kotlinx.serialization.json.jsonObject
 import kotlinx.serialization.json.jsonPrimitive
 import kotlinx.serialization.json.long
 import org.junit.jupiter.api.io.TempDir
+import org.junit.jupiter.params.ParameterizedTest
+import org.junit.jupiter.params.provider.ValueSource
 import java.nio.file.Path
-import kotlin.test.Test
 import kotlin.test.assertEquals
 import kotlin.test.assertTrue
 
@@ -27,11 +28,13 @@ class OnnxRuntimeRunTest {
     @TempDir
     lateinit var folder: Path
 
-    private val vectors = Vectors.read("runs.json")
-
-    @Test
-    fun `a real bundle ends where Python ends, and its state is kept`() =
+    @ParameterizedTest
+    @ValueSource(strings = ["runs.json", "block_runs.json"])
+    fun `a real bundle ends where Python ends, and its state is kept`(file: String) =
         runTest {
+            val vectors = Vectors.read(file)
+
+            fun examples(name: String) = Examples.Arrays(tensors(vectors.getValue(name)))
             Bundle.open(Vectors.folder.resolve(text(vectors.getValue("bundle")))).use { bundle ->
                 openSession(bundle, listOf(OnnxRuntimeEngine), trusted = true).use { session ->
                     goldenCheck(bundle, session).require()
@@ -65,10 +68,8 @@ class OnnxRuntimeRunTest {
             }
         }
 
-    private fun examples(name: String) = Examples.Arrays(tensors(vectors.getValue(name)))
-
     private companion object {
-        // Two builds of one engine, 80 steps of AdamW in float32.
+        // Two builds of one engine, up to 80 steps of AdamW in float32.
         const val CLOSE = 1e-4
     }
 }
