@@ -1,0 +1,109 @@
+"""Models whose blocks repeat, exported as parts: the numbers are those of whole programs, and memory is bounded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pfl_exporters.export import export_bundle
+from pfl_exporters.staging import as_parts, memory
+from pfl_mobile import Bundle, LoRA
+from pfl_mobile.bundle.manifest import ProgramSpec, TensorSpec
+from pfl_mobile.engines import open_session
+from pfl_mobile.engines.schedule import CONSTANTS, SCHEDULE, Course, PartCall
+from pfl_mobile.errors import ConfigError
+from pfl_mobile.modules.personalize import personalize
+from pfl_mobile.plan.optimizers import Sgd
+from pfl_mobile.plan.phases import TrainPhase
+from pfl_mobile.plan.schema import Plan
+from pfl_mobile.programs.deployment import Deployment
+from pfl_mobile.programs.tasks import TokenTask
+from tests.programs.test_blocks import LENGTH, WORDS, Model
+
+
+def deployment(blocks: int = 4) -> Deployment:
+    tokens = torch.arange(2 * LENGTH).reshape(2, LENGTH) % WORDS
+    return Deployment(
+        name="blocks",
+        model=personalize(Model(blocks), [LoRA("*.q", rank=2)]),
+        task=TokenTask(WORDS, specials=4),
+        batch={"tokens": tokens, "labels": tokens.roll(-1, 1), "weight": torch.ones(2, LENGTH)},
+        predict_batch={"tokens": tokens[:1], "position": torch.tensor([LENGTH - 1])},
+        plan=Plan(phases=(TrainPhase(epochs=1, optimizer=Sgd(lr=0.1)),)),
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("staged") / "bundle"
+    done = export_bundle(deployment(), ["android", "onnx"], out, blocks=True)
+    assert max(error["grad_max_rel_err"] for error in done.errors.values()) < 1e-5
+    return Bundle.open(out)
+
+
+def test_engines_share_the_schedule_and_the_constants(bundle: Bundle) -> None:
+    files = [entry.files for entry in bundle.manifest.engines.values()]
+    assert files[0][SCHEDULE] == files[1][SCHEDULE]
+    assert files[0][CONSTANTS] == files[1][CONSTANTS]
+    weights = sum(p.numel() * 4 for p in Model(4).parameters())
+    # a second time only what is too small for a product to read it both ways
+    assert bundle.manifest.files[files[0][CONSTANTS]].bytes < 1.6 * weights
+
+
+@pytest.mark.parametrize("engine", ["executorch", "onnxruntime"])
+def test_the_golden_calls_come_out(bundle: Bundle, engine: str) -> None:
+    from pfl_mobile.engines.compare import golden_check
+
+    with open_session(bundle, engine, trusted=True) as session:
+        assert golden_check(bundle, session).grad_max_rel_err < 1e-5
+
+
+def test_a_small_model_stays_whole_unless_it_is_asked_for(bundle: Bundle, tmp_path: Path) -> None:
+    from pfl_mobile.programs.trace import trace_programs
+
+    d = deployment()
+    programs = trace_programs(d.model, d.task, dict(d.batch), dict(d.inputs_of_predict()))
+    assert as_parts(programs, 1000, tmp_path) is None
+    assert as_parts(programs, 1 << 30, tmp_path, wanted=False) is None
+    whole = as_parts(programs, 1 << 30, tmp_path)
+    assert whole is None, "the run of three blocks in gradients is too short to pay"
+    tight = as_parts(programs, 1000, tmp_path / "tight", most=38_500)
+    loose = as_parts(programs, 1000, tmp_path / "loose", most=1 << 30)
+    assert tight is not None
+    assert loose is not None
+    nodes = [sum(len(p.graph.graph.nodes) for p in s.staged.parts.values()) for s in (tight, loose)]
+    assert nodes[0] > nodes[1], "what does not fit is computed again"
+
+
+def test_a_bound_that_cannot_be_kept_is_named_before_anything_is_lowered(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(
+        ConfigError, match=r"needs [0-9,]+ bytes of memory besides the mapped weights"
+    ) as refused:
+        export_bundle(deployment(), ["android"], tmp_path / "b", memory=1000, report=said.append)
+    assert "--length" in refused.value.mend
+    assert not any("lower" in line for line in said)
+    with pytest.raises(ConfigError, match="target ios runs each program as a whole") as refused:
+        export_bundle(deployment(), ["ios"], tmp_path / "b", memory=1 << 30)
+    assert "android, onnx" in refused.value.mend
+
+
+def test_memory_is_that_of_the_parts_and_of_what_waits_between_calls() -> None:
+    def spec(name: str, size: int) -> TensorSpec:
+        return TensorSpec(name=name, shape=(size,), dtype="float32")
+
+    part = ProgramSpec(name="part", inputs=(spec("x", 4),), outputs=(spec("y", 4),))
+    other = ProgramSpec(name="other", inputs=(spec("x", 4), spec("z", 4)), outputs=(spec("y", 2),))
+    course = Course(
+        calls=(
+            PartCall(part="part", inputs=("input:a",), outputs=(0,)),
+            PartCall(part="part", inputs=("value:0",), outputs=(1,)),
+            PartCall(part="part", inputs=("value:1",), outputs=(2,)),
+            PartCall(part="other", inputs=("value:0", "value:2"), outputs=(3,)),
+        ),
+        outputs=("value:3",),
+    )
+    # at the third call values 0, 1 and 2 are there
+    assert memory(course, {"part": part, "other": other}, {"part": 100, "other": 10}) == 3 * 16 + 110
