@@ -90,7 +90,7 @@ class Staged:
 
 
 def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return int(tensor.nbytes)
 
 
 def _wholes(constants: Mapping[str, Tensor]) -> dict[str, tuple[str, int]]:
@@ -134,7 +134,7 @@ def _results(graph: fx.GraphModule) -> Sequence[fx.Node]:
 def _bytes(node: fx.Node) -> int:
     value = node.meta["val"]
     values = value if isinstance(value, tuple | list) else [value]
-    return sum(_size(v) for v in values if isinstance(v, Tensor))
+    return sum([_size(v) for v in values if isinstance(v, Tensor)])
 
 
 def peak(part: TracedProgram) -> int:
