@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -84,6 +84,13 @@ def _check_labels(task: str, labels: Tensor, axes: str, classes: int) -> None:
     )
 
 
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each label, float32 of the labels' shape: [B] or [B, T]."""
+    if labels.dim() == 1:
+        return F.cross_entropy(logits, labels, reduction="none")
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").reshape(labels.shape)
+
+
 def _hits(scores: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, Tensor]:
     """Top-k hits from the label's rank. Ties count for the label, so equal scores never lose a hit.
 
@@ -133,8 +140,7 @@ class TokenTask(Task):
         labels = batch["labels"]
         _check_logits(self.kind, output, "BT", self.vocabulary)
         _check_labels(self.kind, labels, "BT", self.vocabulary)
-        flat = F.cross_entropy(output.flatten(0, 1), labels.flatten(), reduction="none")
-        return flat.reshape(labels.shape)
+        return _cross_entropy(output, labels)
 
     def _suggestable(self, logits: Tensor) -> Tensor:
         mask = torch.zeros(self.vocabulary)
@@ -164,11 +170,16 @@ class TokenTask(Task):
 
 @dataclass(frozen=True)
 class ClassificationTask(Task):
-    """One class for each example: logits [B, C], ``labels`` int64 [B], ``weight`` float32 [B]."""
+    """One class for each example: logits [B, C], ``labels`` int64 [B], ``weight`` float32 [B].
+
+    With ``per_token`` one for each token of each example: logits [B, T, C], labels and weight [B, T]; ``predict``
+    gives [B, T, K].
+    """
 
     classes: int
     top_k: int = 1
     inputs: tuple[str, ...] = ("x",)
+    per_token: bool = field(default=False, kw_only=True)
     kind: ClassVar[str] = "classification"
 
     def __post_init__(self) -> None:
@@ -180,14 +191,15 @@ class ClassificationTask(Task):
 
     @override
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy of each example, float32 [B]."""
-        _check_logits(self.kind, output, "B", self.classes)
-        _check_labels(self.kind, batch["labels"], "B", self.classes)
-        return F.cross_entropy(output, batch["labels"], reduction="none")
+        """Cross-entropy of each example, float32 [B], or of each token, [B, T]."""
+        labels, axes = batch["labels"], "BT" if self.per_token else "B"
+        _check_logits(self.kind, output, axes, self.classes)
+        _check_labels(self.kind, labels, axes, self.classes)
+        return _cross_entropy(output, labels)
 
     @override
     def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """``top1`` hits, float32 [B]."""
+        """``top1`` hits, float32, of the shape of the labels."""
         return _hits(output, batch["labels"], (1,))
 
     @override

@@ -251,7 +251,8 @@ def test_other_methods_are_refused_by_name_with_a_way_that_there_is(
     known = {kind.value for kind in PeftType}
     assert (peft_config._OURS.keys() | peft_config._UNMERGEABLE) <= known
     tuners = peft.PEFT_TYPE_TO_TUNER_MAPPING
-    for kind in sorted(known - {"LORA"}):
+    assert set(peft_config._READ_TOO) <= known
+    for kind in sorted(known - {"LORA", *peft_config._READ_TOO}):
         with pytest.raises(ConfigError, match=f"the adapter is '{kind}', not LORA") as error:
             import_model(personalize(net(), Q_V), adapter({"peft_type": kind}))
         merged = "merge_and_unload" in error.value.mend
@@ -259,8 +260,8 @@ def test_other_methods_are_refused_by_name_with_a_way_that_there_is(
         if merged:
             assert issubclass(tuners[PeftType(kind)], BaseTuner), kind
     with pytest.raises(ConfigError) as error:
-        import_model(personalize(net(), Q_V), adapter({"peft_type": "IA3"}))
-    assert "train Gate" in error.value.mend
+        import_model(personalize(net(), Q_V), adapter({"peft_type": "LN_TUNING"}))
+    assert "train Head on the normalization layers" in error.value.mend
 
 
 @pytest.mark.parametrize(
