@@ -87,7 +87,7 @@ def deployment(
     report(f"put {', '.join(dict.fromkeys(module.kind for module in own))} into {folder.architecture}")
     model = personalize(backbone, own, example=example)
     if given is None:
-        _check_ranks(model)
+        _check_ranks(model, answers=getattr(folder.config, "num_labels", 0))
     elif given.trained:
         report(f"start from the adapter in {given.folder}")
         import_model(model, given.folder)
@@ -114,21 +114,22 @@ def by_leaf(targets: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _check_ranks(model: PersonalizedModel) -> None:
-    """Low-rank parts are smaller than their layers.
+def _check_ranks(model: PersonalizedModel, answers: int) -> None:
+    """Low-rank parts are smaller than their layers, but for the layer of the answers, which ``all-linear`` takes too.
 
     Raises:
         ConfigError: naming a layer whose rank is larger than both sides allow.
     """
     values = model.values()
-    for name, a in values.items():
-        path, _, leaf = name.rpartition(".")
+    for info in model.device_tensors():
+        path, _, leaf = info.name.rpartition(".")
         if leaf != "lora_A":
             continue
-        b = values[f"{path}.lora_B"]
+        a, b = values[info.name], values[f"{path}.lora_B"]
         rank = b.shape[1]
         most = min(a.numel() // rank, b.shape[0])
-        if rank > most:
+        chosen = getattr(model.configs[info.module], "targets", ())
+        if rank > most and not (ALL_LINEAR in chosen and b.shape[0] == answers):
             raise ConfigError(
                 f"the rank {rank} of LoRA is larger than layer {path!r}, whose weight has a rank of at most {most}",
                 mend=f"--rank {most} or less; or leave that layer out, or train it as a whole: --head {path}",

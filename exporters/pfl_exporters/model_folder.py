@@ -32,8 +32,10 @@ _SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
 _WEIGHTS = (_SAFE, f"{_SAFE}.index.json", _PICKLED, f"{_PICKLED}.index.json")
 #: Bytes up to which the header of a safetensors file is read; those of the largest models are a few hundred KiB.
 _MOST_HEADER = 64 << 20
-#: Real numbers in fewer bits than float32, which holds each of them exactly.
-_HALVES = {"BF16": "bfloat16", "F16": "float16"}
+#: Dtypes that become float32, which holds each number of the first two exactly.
+_CONVERTED = {"BF16": "bfloat16 converted", "F16": "float16 converted", "F64": "float64 rounded"}
+#: Dtypes that only mean something together with scales.
+_QUANTIZED = re.compile("I8|F8.*|F4.*|F6_.*")
 _WHOLE_MODEL = "give the folder of a whole model, as save_pretrained writes it"
 
 
@@ -74,9 +76,9 @@ class ModelFolder:
             file.stat().st_size for file in self.path.glob("*") if file.suffix in (".safetensors", ".bin")
         )
         kinds = Counter(self.headers.values())
-        converted = [name for kind, name in _HALVES.items() if kinds[kind]]
-        as_floats = f", {' and '.join(converted)} converted to float32" if converted else ""
-        report(f"read the weights of {self.name} ({size / 1e6:.0f} MB{as_floats})")
+        converted = [said for kind, said in _CONVERTED.items() if kinds[kind]]
+        as_floats = f", {' and '.join(converted)} to float32" if converted else ""
+        report(f"read the weights of {self.name} ({size / 1e6:.1f} MB{as_floats})")
         try:
             with quiet():
                 model, found = call(self.made).from_pretrained(
@@ -92,7 +94,7 @@ class ModelFolder:
             raise
         except Exception as error:  # whatever transformers, safetensors and pickle raise
             raise DataError(
-                f"cannot read the weights of {self.name}: {_first_line(error)}",
+                f"cannot read the weights of {self.name}: {_said(error)}",
                 mend="give the folder of a whole model: config.json and *.safetensors that fit it",
             ) from error
         self._check_found(model, found)
@@ -158,7 +160,7 @@ def open_folder(source: str, ends: Sequence[str]) -> ModelFolder:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever the library raises for values of a wrong kind
         raise DataError(
-            f"transformers does not take the config.json of {folder.name}: {_first_line(error)}",
+            f"transformers does not take the config.json of {folder.name}: {_said(error)}",
             mend=_WHOLE_MODEL,
         ) from error
     if not isinstance(config, made.config_class):
@@ -191,7 +193,7 @@ def check_new(folder: ModelFolder, missing: Sequence[str], modules: Sequence[Mod
             f"{folder.name} has no weights for {', '.join(new[:4])}{' and more' if len(new) > 4 else ''}: they "
             "would be random",
             mend=f"train the layer as a whole, --head {new[0].rpartition('.')[0]}, or give a model that was trained "
-            "for this task",
+            "for this task, with the config.json that was saved with it",
         )
 
 
@@ -210,9 +212,11 @@ def read_object(file: Path) -> dict[str, Any]:
     return found
 
 
-def _first_line(error: Exception) -> str:
-    said = str(error).strip().splitlines()
-    return said[0] if said else type(error).__name__
+def _said(error: Exception) -> str:
+    """What a library says, without what it goes on to say."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return said or type(error).__name__
 
 
 def _folder(source: str) -> Path:
@@ -302,7 +306,7 @@ def _headers(folder: Path) -> dict[str, str]:
         if name.endswith(".safetensors"):
             found |= _header(folder / name)
     for tensor, kind in found.items():
-        if kind == "I8" or kind.startswith(("F8", "F4", "F6")):
+        if _QUANTIZED.fullmatch(kind):
             raise ConfigError(
                 f"{tensor} of {folder.name} is in {kind}: quantized weights, whose gradients no engine here has",
                 mend="give the model before it was quantized, or dequantize it: model.dequantize().float()",

@@ -93,7 +93,7 @@ class Adapter:
         if self.layers is not None:
             strange = sorted(self.layers - set(layers))
             if strange:
-                origin = f", which was trained for {config.base}" if config.base else ""
+                origin = f", which was trained for {config.base}," if config.base else ""
                 raise TensorMismatchError(
                     f"the adapter in {self.folder}{origin} has tensors for {strange[0]!r} ({len(strange)} such "
                     f"layers), and {type(backbone).__name__} has no layer of that name",

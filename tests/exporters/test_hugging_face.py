@@ -12,16 +12,17 @@ import pytest
 import torch
 import transformers as hf
 from torch import Tensor
+from typing_extensions import override
 
 from pfl_exporters.hugging_face import Shape, by_leaf, deployment
 from pfl_exporters.verify import cases, check_engine, check_traced
 from pfl_mobile import Head, LoRA
 from pfl_mobile.errors import ConfigError, DataError, PflError, UnknownNameError
 from pfl_mobile.programs.deployment import Deployment
-from pfl_mobile.programs.tasks import ClassificationTask, TokenTask
+from pfl_mobile.programs.tasks import ClassificationTask, RegressionTask, TokenTask
 from pfl_mobile.programs.trace import gradients, trace_programs, trained_names
 from tests.exporters.conftest import opened
-from tests.exporters.hugging_face import FAMILIES, family, saved
+from tests.exporters.hugging_face import FAMILIES, family, net, saved
 
 _ALL = bool(os.environ.get("PFL_ALL_ENGINES"))
 #: The engines that each is run on in every run of the tests.
@@ -133,47 +134,278 @@ def cut(folder: Path, name: str) -> Path:
     return folder
 
 
-BAD: dict[str, tuple[Callable[[Path], Path], type[PflError], str]] = {
-    "no folder": (lambda p: p / "none", UnknownNameError, "is no folder"),
-    "no config": (lambda p: p, DataError, r"config\.json"),
+def sharded(folder: Path) -> Path:
+    """The weights in several files."""
+    model = net("Llama")
+    without(saved(folder, model), "model.safetensors")
+    model.save_pretrained(folder, max_shard_size="40KB")
+    return folder
+
+
+def pickled(folder: Path, weights: Any) -> Path:
+    """The weights as PyTorch wrote them before there were safetensors."""
+    without(saved(folder, net("Llama")), "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    return folder
+
+
+class Runs:
+    """What runs a command where it is unpickled."""
+
+    @override
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return Path.touch, (Path("was-run"),)
+
+
+def of_dtype(folder: Path, dtype: torch.dtype) -> Path:
+    """The weights in another precision."""
+    return saved(folder, net("Llama").to(dtype))
+
+
+_BERT: dict[str, Any] = {
+    "vocab_size": 40, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+}  # fmt: skip
+BAD: dict[str, tuple[Callable[[Path], Path], type[PflError], str, str]] = {
+    "no folder": (lambda p: p / "none", UnknownNameError, "is no folder", "hf download"),
+    "a file": (lambda p: llama(p) / "config.json", UnknownNameError, "is a file", "give the folder"),
+    "no config": (lambda p: p, DataError, r"config\.json", "whole model"),
+    "an adapter": (
+        lambda p: (p, (p / "adapter_config.json").write_text("{}"))[0],
+        DataError,
+        "is an adapter of peft and no model",
+        "--adapter",
+    ),
     "code of its own": (
         lambda p: llama(p, auto_map={"AutoModelForCausalLM": "modeling.Mine"}),
         ConfigError,
         "code of its own",
+        "or take auto_map out of its config.json",
     ),
-    "quantized": (lambda p: llama(p, quantization_config={"bits": 4}), ConfigError, "quantized weights"),
-    "no architecture": (lambda p: llama(p, architectures=[]), DataError, "names no architecture"),
+    "quantized": (
+        lambda p: llama(p, quantization_config={"bits": 4}),
+        ConfigError,
+        "quantized weights",
+        "dequantize",
+    ),
+    "of 8 bits": (
+        lambda p: of_dtype(p, torch.float8_e4m3fn),
+        ConfigError,
+        "lm_head.weight of .* is in F8_E4M3",
+        "dequantize",
+    ),
+    "no architecture": (lambda p: llama(p, architectures=[]), DataError, "names no architecture", "save"),
     "an unknown one": (
         lambda p: llama(p, architectures=["MineForCausalLM"]),
         ConfigError,
         "MineForCausalLM is not in this version",
+        "a function that returns a Deployment",
     ),
     "one without a task": (
         lambda p: llama(p, architectures=["LlamaForQuestionAnswering"]),
         ConfigError,
         "has no task here",
+        "ForCausalLM, LMHeadModel, ForSequenceClassification, ForTokenClassification",
     ),
-    "another tokenizer": (lambda p: llama(p, vocab_size=270), DataError, r"has \d+ ids, the model 270"),
-    "no tokenizer": (lambda p: without(llama(p), "tokenizer.json"), DataError, r"no tokenizer\.json"),
+    "another type": (
+        lambda p: llama(p, model_type="gpt2"),
+        DataError,
+        "model_type 'gpt2', which is not that of LlamaForCausalLM",
+        "whole model",
+    ),
+    "an unknown type": (
+        lambda p: llama(p, model_type="mine"),
+        DataError,
+        "does not take the config.json of .*`mine`",
+        "whole model",
+    ),
+    "a wrong setting": (
+        lambda p: llama(p, hidden_size="large"),
+        DataError,
+        "does not take the config.json of .*hidden_size",
+        "whole model",
+    ),
+    "another tokenizer": (
+        lambda p: llama(p, vocab_size=270),
+        DataError,
+        r"has \d+ ids, the model 270",
+        "the tokenizer that the model was trained with",
+    ),
+    "no tokenizer": (
+        lambda p: without(llama(p), "tokenizer.json"),
+        DataError,
+        r"no tokenizer\.json",
+        "AutoTokenizer",
+    ),
+    "no end of a text": (
+        lambda p: without(llama(p, bos_token_id=None, eos_token_id=None), "tokenizer_config.json"),
+        DataError,
+        "does not say which token ends a text",
+        "set eos_token_id",
+    ),
     "a short tokenizer": (
         lambda p: cut(llama(p), "tokenizer.json"),
         DataError,
         r"cannot read .*tokenizer\.json",
+        "whole model",
     ),
     "no weights": (
         lambda p: without(llama(p), "model.safetensors"),
         DataError,
         "has no weights: there is no model",
+        "save the model",
     ),
-    "short weights": (lambda p: cut(llama(p), "model.safetensors"), DataError, "cannot read the weights"),
-    "long rows": (llama, ConfigError, "at most 40 tokens, not 64"),
+    "short weights": (
+        lambda p: cut(llama(p), "model.safetensors"),
+        DataError,
+        "cannot read the weights",
+        "again",
+    ),
+    "a shard less": (
+        lambda p: without(sharded(p), "model-00002-of-00004.safetensors"),
+        DataError,
+        "lacks 1 of 4 files of weights: model-00002-of-00004",
+        "download the model whole",
+    ),
+    "a list of no shards": (
+        lambda p: (p, (sharded(p) / "model.safetensors.index.json").write_text('{"weight_map": 3}'))[0],
+        DataError,
+        "lists no files of weights",
+        "whole model",
+    ),
+    "pickled code": (
+        lambda p: pickled(p, {"lm_head.weight": Runs()}),
+        DataError,
+        "cannot read the weights of .*Weights only load failed",
+        "safetensors",
+    ),
+    "other sizes": (
+        lambda p: llama(p, intermediate_size=96),
+        DataError,
+        r"down_proj.weight of .* is \[32, 64\] in its weights and \[32, 96\] by its config.json",
+        "config.json that was saved with the weights",
+    ),
+    "layers that nobody asks for": (
+        lambda p: saved(p, net("Llama"), num_hidden_layers=1),
+        DataError,
+        "have model.layers.1, its config.json has only 1 of model.layers",
+        "config.json that was saved with the weights",
+    ),
+    "layers that are not there": (
+        lambda p: llama(p, num_hidden_layers=2),
+        ConfigError,
+        "has no weights for model.layers.1.* and more: they would be random",
+        "config.json that was saved with it",
+    ),
+    "a model that sees what is next": (
+        lambda p: saved(p, hf.BertLMHeadModel(hf.BertConfig(**_BERT | {"vocab_size": 300}, eos_token_id=1))),
+        ConfigError,
+        "sees the tokens behind each place",
+        "is_decoder",
+    ),
+    "long rows": (
+        lambda p: llama(p, max_position_embeddings=6),
+        ConfigError,
+        "at most 6 tokens, not 8",
+        "--length 6",
+    ),
+    "positions behind the padding": (
+        lambda p: saved(
+            p,
+            hf.RobertaForSequenceClassification(
+                hf.RobertaConfig(**_BERT, max_position_embeddings=9, pad_token_id=1)
+            ),
+        ),
+        ConfigError,
+        "at most 7 tokens, not 8",
+        "--length 7",
+    ),
+    "no padding": (
+        lambda p: saved(p, hf.LlamaForSequenceClassification(hf.LlamaConfig(**_BERT))),
+        ConfigError,
+        "which token fills rows",
+        "set pad_token_id",
+    ),
+    "pictures of any size": (
+        lambda p: saved(
+            p,
+            hf.ResNetForImageClassification(hf.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])),
+        ),
+        ConfigError,
+        "pictures of any size",
+        "image_size",
+    ),
+    "short sounds": (lambda p: saved(p, net("wav2vec 2")), ConfigError, "a frame has 20", "--length 20"),
+    "pictures and texts": (
+        lambda p: llama(p, architectures=["LlavaForConditionalGeneration"], model_type="llava"),
+        ConfigError,
+        "no encoder with a decoder",
+        "a function that returns a Deployment",
+    ),
+    "a large rank": (llama, ConfigError, "rank 33 of LoRA is larger than layer .*at most 32", "--head"),
 }
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_a_folder_that_cannot_be_used_is_named(what: str, tmp_path: Path) -> None:
-    make, kind, says = BAD[what]
-    shape = Shape() if what == "long rows" else Shape(2, 8)
+def test_a_folder_that_cannot_be_used_is_named(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make, kind, says, mend = BAD[what]
+    rank = 33 if what == "a large rank" else 2
+    (tmp_path / "model").mkdir()
     with pytest.raises(kind, match=says) as caught:
-        deployment(make(tmp_path), [LoRA("all-linear", rank=2)], shape=shape)
-    assert caught.value.mend
+        deployment(make(tmp_path / "model"), [LoRA("all-linear", rank=rank)], shape=Shape(2, 8))
+    assert mend in caught.value.mend
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (sharded, "MB)"),
+        (lambda p: pickled(p, net("Llama").state_dict()), "MB)"),
+        (lambda p: of_dtype(p, torch.bfloat16), "MB, bfloat16 converted to float32)"),
+        (lambda p: of_dtype(p, torch.float64), "MB, float64 rounded to float32)"),
+    ],
+    ids=["sharded", "pickled", "bfloat16", "float64"],
+)
+def test_weights_in_other_forms_are_the_same_model(
+    make: Callable[[Path], Path], said: str, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    (tmp_path / "model").mkdir()
+    folder = make(tmp_path / "model")
+    made = deployment(folder, [LoRA("*.q_proj", rank=2)], shape=Shape(2, 8), report=told.append)
+    assert told[0].startswith("read the weights of model")
+    assert told[0].endswith(said)
+    tokens = made.batch["tokens"]
+    wanted = net("Llama")
+    if "bfloat16" in said:
+        wanted = wanted.to(torch.bfloat16).float()
+    with torch.no_grad():
+        torch.testing.assert_close(made.model(tokens), wanted(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    ("settings", "task"),
+    [
+        ({"num_labels": 1}, RegressionTask(("input_ids", "attention_mask"))),
+        ({"num_labels": 3, "problem_type": "regression"}, RegressionTask(("input_ids", "attention_mask"))),
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, None),
+    ],
+    ids=["a number", "numbers", "several yes and no"],
+)
+def test_what_the_answers_are_is_what_the_config_says(
+    settings: dict[str, Any], task: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = hf.BertForSequenceClassification(hf.BertConfig(**_BERT, **settings)).eval()
+    made = deployment(saved(tmp_path, model), [LoRA("*.query", rank=2)], shape=Shape(3, 8))
+    batch = dict(made.batch)
+    assert task is None or made.task == task
+    theirs = model(batch["input_ids"], batch["attention_mask"], labels=batch["labels"]).loss
+    torch.testing.assert_close(
+        made.task.losses(made.model(*[batch[n] for n in made.task.inputs]), batch).mean(), theirs
+    )
+    programs = trace_programs(made.model, made.task, made.batch, made.inputs_of_predict())
+    check_traced(programs, cases(made.model, made.task, made.batch, made.inputs_of_predict(), rounds=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pfl_exporters.hugging_face import deployment
 from pfl_mobile.bundle.peft import export_model
+from pfl_mobile.errors import ConfigError, DataError, PflError, TensorMismatchError
 from pfl_mobile.programs.deployment import Deployment
-from tests.exporters.hugging_face import family, net
+from tests.exporters.hugging_face import FAMILIES, family, net, saved
 
 pytestmark = pytest.mark.slow  # imports peft
 
@@ -74,7 +77,7 @@ ADAPTERS: dict[str, tuple[str, Callable[[], peft.PeftConfig], set[str]]] = {
         {"lora", "lora_2", "lora_3", "lora_4"},
     ),
     "DoRA of GPT-2": ("GPT-2", lambda: lora("c_attn", "wte", use_dora=True, fan_in_fan_out=True), {"lora"}),
-    "LoRA of Gemma": ("Gemma 2", lambda: lora("q_proj", "embed_tokens"), {"lora"}),
+    "LoRA of Gemma": ("Gemma 2", lambda: lora("q_proj", "o_proj"), {"lora"}),
     "LoRA of T5": ("T5", lambda: lora("q", "v", task_type="SEQ_2_SEQ_LM"), {"lora"}),
     "a classifier's head": (
         "BERT",
@@ -84,11 +87,7 @@ ADAPTERS: dict[str, tuple[str, Callable[[], peft.PeftConfig], set[str]]] = {
     "tags": ("BERT for tokens", lambda: lora("query", task_type="TOKEN_CLS"), {"lora", "head"}),
     "a head of several layers": ("RoBERTa", lambda: lora("query", task_type="SEQ_CLS"), {"lora", "head"}),
     "biases": ("DistilBERT", lambda: lora("q_lin", bias="lora_only"), {"lora", "head"}),
-    "all biases": (
-        "ViT",
-        lambda: lora("query", bias="all", modules_to_save=["classifier"]),
-        {"lora", "head", "head_2"},
-    ),
+    "all biases": ("ViT", lambda: lora("q_proj", bias="all"), {"lora", "head"}),
     "LoRA of wav2vec 2": ("wav2vec 2", lambda: lora("q_proj", "projector"), {"lora"}),
     "LoRA of Whisper": ("Whisper that writes", lambda: lora("q_proj", "v_proj"), {"lora"}),
     "convolutions": ("ConvNeXt", lambda: lora("pwconv1", "patch_embeddings"), {"lora"}),
@@ -139,3 +138,131 @@ def test_a_device_starts_where_peft_ended_and_peft_opens_what_it_learned(what: s
     ours, wanted = outputs(made, opened(name, tmp_path / "learned"))
     assert not torch.allclose(ours, before, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_settings_alone_say_what_is_personal(tmp_path: Path) -> None:
+    lora("q_proj", "v_proj", rank_pattern={"v_proj": 3}).save_pretrained(tmp_path / "settings")
+    told: list[str] = []
+    folder = saved(tmp_path / "model", net("Llama"))
+    made = deployment(
+        folder, adapter=tmp_path / "settings", shape=FAMILIES["Llama"].shape, report=told.append
+    )
+    shapes = {name: list(value.shape) for name, value in made.model.values().items()}
+    assert shapes["model.layers.1.self_attn.q_proj.lora_A"] == [2, 32]
+    assert shapes["model.layers.1.self_attn.v_proj.lora_B"] == [16, 3]
+    assert not any("start from the adapter" in line for line in told)
+    with torch.no_grad():
+        torch.testing.assert_close(*outputs(made, net("Llama")))  # nothing is trained yet
+
+
+def changed(folder: Path, **settings: Any) -> Path:
+    """An adapter's folder with other settings."""
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return folder
+
+
+def of_llama(folder: Path, *targets: str, **more: Any) -> Path:
+    """An adapter of a small Llama."""
+    adapted("Llama", lora(*targets or ("q_proj",), **more), folder)
+    return folder
+
+
+def settings_only(folder: Path, **settings: Any) -> Path:
+    """The settings of an adapter."""
+    lora("q_proj").save_pretrained(folder)
+    return changed(folder, **settings)
+
+
+BAD: dict[str, tuple[str, Callable[[Path], Path], type[PflError], str, str]] = {
+    "no adapter": (
+        "Llama",
+        lambda p: p,
+        DataError,
+        r"has no adapter_config\.json",
+        "folder of a peft adapter",
+    ),
+    "another model's names": (
+        "BERT",
+        lambda p: changed(of_llama(p), base_model_name_or_path="somebody/llama"),
+        TensorMismatchError,
+        r"trained for somebody/llama, has tensors for 'model\.layers\.0\.self_attn\.q_proj' \(2 such .*, and Bert",
+        "trained for this model",
+    ),
+    "another model's sizes": (
+        "Qwen 2",
+        of_llama,
+        TensorMismatchError,
+        r"q_proj\.lora_A' is \[2, 32\] in the adapter and \[2, 48\] in the model",
+        "same backbone",
+    ),
+    "another method": (
+        "Llama",
+        lambda p: settings_only(p, peft_type="LOHA"),
+        ConfigError,
+        "'LOHA'",
+        "merge_and_unload",
+    ),
+    "no layers": (
+        "Llama",
+        lambda p: settings_only(p, target_modules=None),
+        ConfigError,
+        "names no layers",
+        "all-linear",
+    ),
+    "no such layers": (
+        "Llama",
+        lambda p: settings_only(p, target_modules=["query"]),
+        ConfigError,
+        "target_modules .* matches no layer of LlamaForCausalLM",
+        "name layers of this model",
+    ),
+    "embeddings that are scaled": (
+        "Gemma 2",
+        lambda p: (adapted("Gemma 2", lora("embed_tokens"), p), p)[1],
+        ConfigError,
+        "'model.embed_tokens' scales its embeddings",
+        "leave the layer out",
+    ),
+    "a prompt of a classifier": (
+        "BERT",
+        lambda p: settings_only(p, peft_type="PROMPT_TUNING", num_virtual_tokens=3, task_type="SEQ_CLS"),
+        ConfigError,
+        "a prompt for the task 'SEQ_CLS'",
+        "give LoRA",
+    ),
+    "a prompt of an encoder and a decoder": (
+        "T5",
+        lambda p: settings_only(p, peft_type="PROMPT_TUNING", num_virtual_tokens=3, task_type="SEQ_2_SEQ_LM"),
+        ConfigError,
+        "a prompt for the task 'SEQ_2_SEQ_LM'",
+        "give LoRA",
+    ),
+    "a prompt of no tokens": (
+        "Llama",
+        lambda p: settings_only(p, peft_type="PROMPT_TUNING", task_type="CAUSAL_LM"),
+        DataError,
+        "num_virtual_tokens .* is 0",
+        "1 or more",
+    ),
+    "(IA)^3 without its sides": (
+        "Llama",
+        lambda p: settings_only(p, peft_type="IA3"),
+        ConfigError,
+        "feedforward_modules",
+        "name them",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_an_adapter_that_cannot_be_used_is_named(what: str, tmp_path: Path) -> None:
+    name, make, kind, says, mend = BAD[what]
+    model = net(name)
+    if what == "another model's sizes":
+        model = type(model)(type(model.config)(**{**model.config.to_dict(), "hidden_size": 48}))
+    (tmp_path / "adapter").mkdir()
+    adapter = make(tmp_path / "adapter")
+    with pytest.raises(kind, match=says) as caught:
+        deployment(saved(tmp_path / "model", model), adapter=adapter, shape=FAMILIES[name].shape)
+    assert mend in caught.value.mend
