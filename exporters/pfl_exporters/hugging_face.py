@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from pfl_exporters.families import KINDS, Shape, called, check_causal, family
 from pfl_exporters.model_folder import Report, check_new, open_folder
+from pfl_exporters.peft_adapter import PeftAdapter
 from pfl_mobile.bundle.peft import import_model
-from pfl_mobile.bundle.peft_modules import Adapter
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules.insertion import ALL_LINEAR
 from pfl_mobile.modules.lora import LoRA
@@ -74,7 +74,7 @@ def deployment(
     """
     shape = shape or Shape()
     folder = open_folder(str(source), tuple(KINDS))
-    given = None if adapter is None else Adapter.read(adapter)
+    given = None if adapter is None else PeftAdapter.read(adapter)
     found = family(folder, shape)
     own = list(modules) if modules is not None else [] if given else [LoRA(ALL_LINEAR, rank=8)]
     backbone, missing = folder.weights(lambda made: called(made, found.arguments), report)

@@ -114,7 +114,7 @@ class ModelFolder:
                 if isinstance(layers.get(items), nn.ModuleList) and block not in layers:
                     raise DataError(
                         f"the weights of {self.name} have {block}, its config.json has only "
-                        f"{len(layers[items])} of {items}: the rest would be left out",  # type: ignore[arg-type]
+                        f"{len(layers[items])} of {items}: the rest would be left out",
                         mend="give the config.json that was saved with the weights",
                     )
 

@@ -204,7 +204,7 @@ def export_adapter(
     whole = {} if kind == "prompt" else _whole(values, owners, modules)
     saved = sorted({name.rpartition(".")[0] for name in whole})
     tensors = {f"{_PREFIX}{name}": np.ascontiguousarray(value) for name, value in whole.items()}
-    config = {
+    config: dict[str, Any] = {
         "peft_type": _METHODS[kind],
         "task_type": None,
         "base_model_name_or_path": base_model,

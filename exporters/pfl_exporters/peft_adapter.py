@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class PeftAdapter:
     """An adapter's folder.
 
     Attributes:
@@ -44,7 +44,7 @@ class Adapter:
         return self.layers is not None
 
     @classmethod
-    def read(cls, folder: str | os.PathLike[str]) -> Adapter:
+    def read(cls, folder: str | os.PathLike[str]) -> PeftAdapter:
         """Read the settings, and which layers have tensors where there are some.
 
         Raises:
