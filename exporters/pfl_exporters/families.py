@@ -143,7 +143,8 @@ def _language(folder: ModelFolder, shape: Shape) -> Family:
     tokenizer = _tokenizer(folder)
     vocabulary = folder.config.vocab_size
     parts = text_parts(TextEncoder(tokenizer, length, vocabulary), shape.batch)
-    task = TokenTask(vocabulary, specials=_leading_specials(tokenizer))
+    specials, never = _never_suggested(tokenizer, vocabulary)
+    task = TokenTask(vocabulary, specials=specials, never=never)
     return Family(task, ("input_ids",), parts.pop("batch"), parts, causal=True)
 
 
@@ -191,12 +192,16 @@ def _first(given: Any) -> int | None:
     return found if isinstance(found, int) and found >= 0 else None
 
 
-def _leading_specials(tokenizer: SubwordTokenizer) -> int:
-    """How many of the first ids are special tokens, which are no suggestions."""
-    count = 0
-    while count in tokenizer.left_out:
-        count += 1
-    return count
+def _never_suggested(tokenizer: SubwordTokenizer, vocabulary: int) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """How many of the first ids are no suggestions, and ranges of the others: special tokens, and ids without one."""
+    special = tokenizer.left_out | {tokenizer.specials.unk}
+    none = [i in special or not tokenizer.has(i) for i in range(vocabulary)]
+    edges = [
+        i for i in range(vocabulary + 1) if (none[i] if i < vocabulary else False) != (i > 0 and none[i - 1])
+    ]
+    ranges = [*zip(edges[::2], edges[1::2], strict=True)]
+    leading = ranges.pop(0)[1] if ranges and ranges[0][0] == 0 else 0
+    return leading, tuple(ranges)
 
 
 def _draw() -> torch.Generator:

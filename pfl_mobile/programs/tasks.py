@@ -114,6 +114,8 @@ class TokenTask(Task):
         specials: the first ids that are never suggested (padding, start, unknown, end). A label among them counts
             as a miss: no keyboard can suggest a word that it does not know.
         top_k: number of suggestions that ``predict`` returns.
+        never: further ids that are never suggested, as ranges ``(first, behind the last)``: those of a tokenizer whose
+            special tokens stand elsewhere, or that has fewer ids than the model.
     """
 
     vocabulary: int
@@ -122,17 +124,26 @@ class TokenTask(Task):
     kind: ClassVar[str] = "tokens"
     inputs: tuple[str, ...] = ("tokens",)
     predict_extra: tuple[str, ...] = ("position",)
+    never: tuple[tuple[int, int], ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
+        for first, behind in self.never:
+            if not self.specials <= first < behind <= self.vocabulary:
+                raise ConfigError(
+                    f"the ids from {first} to {behind} are no range of a vocabulary of {self.vocabulary} behind "
+                    f"{self.specials} specials",
+                    mend="give ranges (first, behind the last) of ids that are not suggested",
+                )
         if not 0 <= self.specials < self.vocabulary:
             raise ConfigError(
                 f"{self.specials} special ids do not fit a vocabulary of {self.vocabulary}",
                 mend="choose 0 <= specials < vocabulary",
             )
-        if not 1 <= self.top_k <= self.vocabulary - self.specials:
-            raise ConfigError(
-                f"top_k={self.top_k} is not in 1..{self.vocabulary - self.specials}", mend="lower top_k"
-            )
+        most = self.vocabulary - self.specials - sum(behind - first for first, behind in self.never)
+        if not 1 <= self.top_k <= most:
+            raise ConfigError(f"top_k={self.top_k} is not in 1..{most}", mend="lower top_k")
+        if self.never and most < 3:  # a label among them would be one of the best three
+            raise ConfigError(f"only {most} ids can be suggested", mend="leave 3 or more out of never")
 
     @override
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
@@ -145,6 +156,8 @@ class TokenTask(Task):
     def _suggestable(self, logits: Tensor) -> Tensor:
         mask = torch.zeros(self.vocabulary)
         mask[: self.specials] = NEVER
+        for first, behind in self.never:
+            mask[first:behind] = NEVER
         return logits + mask
 
     @override

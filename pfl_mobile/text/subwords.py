@@ -102,6 +102,10 @@ class SubwordTokenizer:
         """The id of a subword; that of the unknown token where it has none."""
         return self._ids.get(word, self.specials.unk)
 
+    def has(self, index: int) -> bool:
+        """Whether a subword has this id."""
+        return index in self._tokens
+
     def word(self, index: int) -> str:
         """The subword of an id, as the file spells it; ``<unk>`` where the ids have a gap."""
         if not 0 <= index < self.size:

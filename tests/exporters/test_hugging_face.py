@@ -11,9 +11,14 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
 from typing_extensions import override
 
+from pfl_exporters.families import _never_suggested
 from pfl_exporters.hugging_face import Shape, by_leaf, deployment
 from pfl_exporters.verify import cases, check_engine, check_traced
 from pfl_mobile import Head, LoRA
@@ -21,6 +26,8 @@ from pfl_mobile.errors import ConfigError, DataError, PflError, UnknownNameError
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.tasks import ClassificationTask, RegressionTask, TokenTask
 from pfl_mobile.programs.trace import gradients, trace_programs, trained_names
+from pfl_mobile.text.specials import SpecialIds
+from pfl_mobile.text.subwords import SubwordTokenizer
 from tests.exporters.conftest import opened
 from tests.exporters.hugging_face import FAMILIES, family, net, saved
 
@@ -90,12 +97,24 @@ def test_a_language_model_is_read_with_its_tokenizer(tmp_path: Path) -> None:
     assert next(iter(made.model.values())) == "model.layers.0.self_attn.q_proj.lora_A"
     assert made.encoder is not None
     assert made.encoder["subwords"] == {"pad": 1, "bos": 0, "eos": 1, "unk": None}  # those of its config
-    assert made.task == TokenTask(300, specials=2)
+    assert made.task == TokenTask(300, specials=2, never=((276, 300),))  # as many as it has subwords
     plain = hf.LlamaForCausalLM.from_pretrained(folder)
     tokens = made.batch["tokens"]
     torch.testing.assert_close(made.model(tokens), plain(tokens).logits)
     programs = trace_programs(made.model, made.task, made.batch, made.inputs_of_predict())
     check_traced(programs, cases(made.model, made.task, made.batch, made.inputs_of_predict(), rounds=1))
+
+
+@given(st.sets(st.integers(0, 11)))
+def test_special_tokens_and_ids_without_one_are_no_suggestions(special: set[int]) -> None:
+    names = [f"[{i}]" if i in special else chr(97 + i) for i in range(12)]
+    words = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, "[?]"))
+    words.add_special_tokens([name for name in names if name.startswith("[")])
+    tokenizer = SubwordTokenizer(words.to_str(), SpecialIds(*[min(special, default=0)] * 3))
+    leading, ranges = _never_suggested(tokenizer, 15)
+    found = {i for first, behind in ((0, leading), *ranges) for i in range(first, behind)}
+    assert found == special | {min(special, default=0), 12, 13, 14}
+    assert all(first > leading for first, _ in ranges)
 
 
 def test_classifiers_of_texts_and_pictures_are_read(tmp_path: Path) -> None:
