@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ class Shape:
         batch: examples.
         length: of each: tokens of a text (64 where it is None), samples of a sound (16000). Pictures and spectrograms
             have the size that their model says.
-        target: tokens that a model with encoder and decoder writes; None: as many as it reads, or 64.
+        target: tokens that a model with encoder and decoder writes, None: as many as it reads, or 64; of a model that
+            writes down speech, None: half as many as it hears frames.
     """
 
     batch: int = 8
@@ -335,6 +337,56 @@ def _sounds(folder: ModelFolder, shape: Shape) -> Family:
     return _answers(folder, {"input_values": _samples(folder, shape)})
 
 
+def _speech(folder: ModelFolder, shape: Shape) -> Family:
+    """What is said, without when: labels are token ids in rows that are filled with the blank, which is the padding."""
+    _reads(folder, "input_values")
+    samples = _samples(folder, shape)
+    frames = _frames(folder, samples.shape[1])
+    target = shape.target or max(frames // 2, 2)
+    blank = _first(folder.config.pad_token_id)
+    if blank is None:
+        raise ConfigError(
+            f"{folder.name} does not say which token is the blank", mend="set pad_token_id in its config.json"
+        )
+    if frames < 2 * target - 1:  # the same letter twice needs a blank between
+        raise ConfigError(
+            f"{folder.name} hears {frames} frames in {samples.shape[1]} samples, in which not each text of {target} "
+            "tokens can be said",
+            mend=f"--target-length {(frames + 1) // 2} or less, or a larger --length",
+        )
+    labels = torch.randint(0, folder.config.vocab_size, (shape.batch, target), generator=_draw())
+    weight = torch.ones(shape.batch)
+    task = CustomTask(partial(_alignments, blank=blank), ("input_values",))
+    return Family(task, ("input_values",), {"input_values": samples, "labels": labels, "weight": weight})
+
+
+def _alignments(output: Tensor, batch: Batch, blank: int) -> Tensor:
+    """Minus the logarithm of the probability of each row's labels, over all ways to say them (Graves et al. 2006).
+
+    Args:
+        output: scores of tokens [B, frames, V].
+        batch: ``labels`` int64 [B, T]; blanks among them are left out.
+        blank: id of the token that is no label.
+    """
+    labels = batch["labels"]
+    told = labels != blank
+    # labels first and blanks behind them, in their order
+    place = torch.where(told, torch.cumsum(told.to(torch.int64), 1) - 1, labels.shape[1])
+    rows = torch.full((labels.shape[0], labels.shape[1] + 1), blank).scatter(1, place, labels)[:, :-1]
+    frames = torch.full((output.shape[0],), output.shape[1])
+    scores = torch.log_softmax(output, -1).transpose(0, 1)
+    return F.ctc_loss(
+        scores, rows, frames, told.to(torch.int64).sum(1), blank=blank, reduction="none", zero_infinity=True
+    )
+
+
+def _frames(folder: ModelFolder, samples: int) -> int:
+    """How many outputs a sound gives."""
+    for kernel, stride in zip(folder.config.conv_kernel, folder.config.conv_stride, strict=True):
+        samples = (samples - kernel) // stride + 1
+    return samples
+
+
 def _samples(folder: ModelFolder, shape: Shape) -> Tensor:
     """Random sounds float32 [batch, length], long enough to give a frame."""
     length, least = shape.length or SAMPLES, 1
@@ -377,4 +429,5 @@ KINDS: dict[str, Callable[[ModelFolder, Shape], Family]] = {
     "ForConditionalGeneration": _written,
     "ForImageClassification": _pictures,
     "ForAudioClassification": _sounds,
+    "ForCTC": _speech,
 }

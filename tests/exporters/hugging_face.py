@@ -145,6 +145,11 @@ FAMILIES: dict[str, Tiny] = {
         ("q_proj",),
         shape=Shape(3, 200),
     ),
+    "wav2vec 2 that writes": Tiny(
+        lambda: hf.Wav2Vec2ForCTC(hf.Wav2Vec2Config(**_SPEECH, vocab_size=12, pad_token_id=0)),
+        ("q_proj",),
+        shape=Shape(3, 120, 3),
+    ),
     "ConvNeXt": Tiny(
         lambda: hf.ConvNextForImageClassification(
             hf.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32)

@@ -353,6 +353,12 @@ BAD: dict[str, tuple[Callable[[Path], Path], type[PflError], str, str]] = {
         "pictures of any size",
         "image_size",
     ),
+    "a text that cannot be said": (
+        lambda p: saved(p, net("wav2vec 2 that writes")),
+        ConfigError,
+        "hears 3 frames in 40 samples, .* each text of 8 tokens",
+        "--target-length 2 or less",
+    ),
     "short sounds": (lambda p: saved(p, net("wav2vec 2")), ConfigError, "a frame has 20", "--length 20"),
     "pictures and texts": (
         lambda p: llama(p, architectures=["LlavaForConditionalGeneration"], model_type="llava"),
@@ -371,9 +377,10 @@ def test_a_folder_that_cannot_be_used_is_named(
     monkeypatch.chdir(tmp_path)
     make, kind, says, mend = BAD[what]
     rank = 33 if what == "a large rank" else 2
+    shape = Shape(2, 40, 8) if what == "a text that cannot be said" else Shape(2, 8)
     (tmp_path / "model").mkdir()
     with pytest.raises(kind, match=says) as caught:
-        deployment(make(tmp_path / "model"), [LoRA("all-linear", rank=rank)], shape=Shape(2, 8))
+        deployment(make(tmp_path / "model"), [LoRA("all-linear", rank=rank)], shape=shape)
     assert mend in caught.value.mend
     assert not (tmp_path / "was-run").exists()
 
@@ -428,3 +435,18 @@ def test_what_the_answers_are_is_what_the_config_says(
     )
     programs = trace_programs(made.model, made.task, made.batch, made.inputs_of_predict())
     check_traced(programs, cases(made.model, made.task, made.batch, made.inputs_of_predict(), rounds=1))
+
+
+def test_speech_is_learned_as_transformers_learns_it(tmp_path: Path) -> None:
+    made = family("wav2vec 2 that writes", tmp_path)
+    batch = dict(made.batch)
+    batch["labels"] = torch.tensor([[3, 0, 3], [5, 7, 2], [0, 0, 9]])  # the blank, 0, fills rows
+    theirs = net("wav2vec 2 that writes")
+    theirs.config.ctc_loss_reduction = "sum"
+    for row in range(3):
+        labels = batch["labels"][row : row + 1]
+        wanted = theirs(
+            batch["input_values"][row : row + 1], labels=torch.where(labels == 0, -100, labels)
+        ).loss
+        mine = made.task.losses(made.model(batch["input_values"]), batch)[row]
+        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4)
