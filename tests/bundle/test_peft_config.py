@@ -304,13 +304,18 @@ def test_every_setting_of_the_installed_peft_is_known() -> None:
     known = peft_config._HARMLESS | peft_config._READ | peft_config._REFUSED.keys()
     fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     assert fields - known == set()
+    for method, made in (("IA3", peft.IA3Config), ("PROMPT_TUNING", peft.PromptTuningConfig)):
+        fields = {field.name for field in dataclasses.fields(made)}
+        more = peft_config._HARMLESS_TOO[method] | peft_config._READ_TOO[method]
+        assert fields - known == more, method
 
 
 def test_the_page_about_adapters_names_every_setting_that_changes_what_is_computed() -> None:
     page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
     plain = {"peft_type", "r", "lora_alpha", "target_modules"}
     starts = {*peft_config._PLAIN_STARTS, *peft_config._CHANGED_BACKBONE}
-    for name in (peft_config._READ | peft_config._REFUSED.keys() | starts) - plain:
+    more = set().union(*peft_config._READ_TOO.values()) - {"num_virtual_tokens", "num_transformer_submodules"}
+    for name in (more | peft_config._READ | peft_config._REFUSED.keys() | starts) - plain:
         assert name in page, name
 
 

@@ -56,7 +56,7 @@ def test_loss_and_every_gradient_equal_pytorch(name: str, tmp_path: Path) -> Non
     assert check_traced(programs, reference)["grad_max_rel_err"] < 1e-4
     batch, names = dict(d.batch), trained_names(d.model)
     want = trained(d, lambda values: gradients(d.model, d.task, batch, values, names))
-    for target in ["onnx", "android"] if _ALL else _SOME.get(name, []):
+    for target in ["onnx", "android", "ios"] if _ALL else _SOME.get(name, []):
         with opened(target, programs, tmp_path) as session:
             assert check_engine(session, reference)["grad_max_rel_err"] < 1e-4
 
