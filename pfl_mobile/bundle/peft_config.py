@@ -234,9 +234,12 @@ class AdapterConfig:
         return _named(self.targets, path) and (not self.layers or self._index(path) in self.layers)
 
     def trains(self, path: str) -> bool:
-        """Whether peft trains the layer itself, ``modules_to_save``, with those that it adds for some tasks."""
+        """Whether peft trains the layer itself: ``modules_to_save``, with those that it adds for some tasks.
+
+        peft's rule: ends of names, too, so that ``classifier`` is also ``pre_classifier``.
+        """
         more = _CLASSIFIERS if self.task in ("SEQ_CLS", "TOKEN_CLS") else ()
-        return any(_ends(path, name) for name in (*self.saved, *more))
+        return path.endswith((*self.saved, *more))
 
     def scales_input(self, path: str) -> bool:
         """Whether (IA)^3 scales the layer's input and not its output. peft's rule: ends of names, too."""

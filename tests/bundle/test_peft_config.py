@@ -527,3 +527,17 @@ def test_what_peft_would_compute_otherwise_is_refused_both_ways(tmp_path: Path) 
     with pytest.raises(ConfigError, match="trained as a whole"):
         export_model(clash, tmp_path / "clash")
     assert not (tmp_path / "clash").exists()
+
+
+@pytest.mark.slow  # imports peft
+@settings(max_examples=100, deadline=None)
+@given(path=PATHS.map(".".join), feedforward=ENDINGS | st.sampled_from([".*q", "layers.0.*"]))
+def test_inputs_are_scaled_where_peft_scales_them(path: str, feedforward: Any) -> None:
+    import peft
+    from peft.tuners.ia3.model import IA3Model
+
+    theirs = peft.IA3Config(target_modules="all-linear", feedforward_modules=feedforward)
+    ours = AdapterConfig(
+        method="IA3", feedforward=feedforward if isinstance(feedforward, str) else tuple(feedforward)
+    )
+    assert ours.scales_input(path) == IA3Model._check_target_module_feedforward(theirs, path)

@@ -85,6 +85,11 @@ ADAPTERS: dict[str, tuple[str, Callable[[], peft.PeftConfig], set[str]]] = {
         {"lora", "head"},
     ),
     "tags": ("BERT for tokens", lambda: lora("query", task_type="TOKEN_CLS"), {"lora", "head"}),
+    "heads whose names end alike": (
+        "DistilBERT",
+        lambda: lora("q_lin", "v_lin", task_type="SEQ_CLS"),
+        {"lora", "head"},
+    ),
     "a head of several layers": ("RoBERTa", lambda: lora("query", task_type="SEQ_CLS"), {"lora", "head"}),
     "biases": ("DistilBERT", lambda: lora("q_lin", bias="lora_only"), {"lora", "head"}),
     "all biases": ("ViT", lambda: lora("q_proj", bias="all"), {"lora", "head"}),
