@@ -28,7 +28,7 @@ from pfl_mobile.programs.tasks import (
 )
 from pfl_mobile.text.encoder import TextEncoder
 from pfl_mobile.text.specials import SpecialIds
-from pfl_mobile.text.subwords import SubwordTokenizer
+from pfl_mobile.text.subwords import MOST_TOKENIZER_VALUES, SubwordTokenizer
 
 #: Tokens, and samples of a sound (a second at the 16 kHz that such models hear), where nobody says.
 TOKENS, SAMPLES = 64, 16_000
@@ -159,7 +159,7 @@ def _tokenizer(folder: ModelFolder) -> SubwordTokenizer:
         )
     ids = {name: _first(getattr(folder.config, f"{name}_token_id", None)) for name in ("pad", "bos", "eos")}
     told = folder.path / "tokenizer_config.json"
-    added = read_object(file).get("added_tokens") or []
+    added = read_object(file, MOST_TOKENIZER_VALUES).get("added_tokens") or []
     known = {t["content"]: t["id"] for t in added if isinstance(t, dict) and {"content", "id"} <= set(t)}
     said = read_object(told) if told.is_file() else {}
     for name in ("pad", "bos", "eos", "unk"):

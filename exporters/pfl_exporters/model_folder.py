@@ -19,7 +19,7 @@ from torch import nn
 
 from pfl_exporters.lowering.quiet import quiet
 from pfl_mobile.errors import ConfigError, DataError, UnknownNameError, missing_package
-from pfl_mobile.files.reading import open_bytes, parse_json, read_text
+from pfl_mobile.files.reading import MOST_VALUES, open_bytes, parse_json, read_text
 from pfl_mobile.modules.insertion import matches
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class ModelFolder:
 
     Attributes:
         path: of the folder.
+        name: of the folder, or of the model in the cache.
         architecture: name of the class.
         made: the class of transformers.
         config: of transformers.
@@ -52,15 +53,11 @@ class ModelFolder:
     """
 
     path: Path
+    name: str
     architecture: str
     made: Any
     config: Any
     headers: Mapping[str, str]
-
-    @property
-    def name(self) -> str:
-        """Of the folder."""
-        return self.path.name
 
     def weights(self, call: Callable[[Any], Any], report: Report) -> tuple[nn.Module, list[str]]:
         """The model with the folder's weights in float32, and the names of those that the folder lacks.
@@ -136,22 +133,22 @@ def open_folder(source: str, ends: Sequence[str]) -> ModelFolder:
         import transformers
     except ModuleNotFoundError as error:
         raise missing_package(error, "a model of transformers") or error from error
-    folder = _folder(source)
+    folder, name = _folder(source)
     if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
         raise DataError(
-            f"{folder.name} is an adapter of peft and no model",
+            f"{name} is an adapter of peft and no model",
             mend=f"give the model it was trained for: hf:MODEL --adapter {folder}",
         )
     settings = read_object(folder / "config.json")
     with quiet():
-        made = getattr(transformers, _named(settings, folder), None)
-    _check_plain(settings, folder, made)
-    architecture = _named(settings, folder)
+        made = getattr(transformers, _named(settings, name), None)
+    _check_plain(settings, name, made)
+    architecture = _named(settings, name)
     taken = architecture.endswith(tuple(ends))
     if not taken or made is None:
         why = "is not in this version of transformers" if made is None else "has no task here"
         raise ConfigError(
-            f"{folder.name}: the architecture {architecture} {why}",
+            f"{name}: the architecture {architecture} {why}",
             mend=f"architectures that end in {', '.join(ends)} are taken as they are; for another write a function "
             "that returns a Deployment around the model: pfl-export my_model.py:build",
         )
@@ -160,19 +157,19 @@ def open_folder(source: str, ends: Sequence[str]) -> ModelFolder:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever the library raises for values of a wrong kind
         raise DataError(
-            f"transformers does not take the config.json of {folder.name}: {_said(error)}",
+            f"transformers does not take the config.json of {name}: {_said(error)}",
             mend=_WHOLE_MODEL,
         ) from error
     if not isinstance(config, made.config_class):
         raise DataError(
-            f"config.json of {folder.name} has the model_type {settings.get('model_type')!r}, which is not that of "
+            f"config.json of {name} has the model_type {settings.get('model_type')!r}, which is not that of "
             f"{architecture}",
             mend=_WHOLE_MODEL,
         )
     if hasattr(config, "use_cache"):
         config.use_cache = False
     config.return_dict = True
-    return ModelFolder(folder, architecture, made, config, _headers(folder))
+    return ModelFolder(folder, name, architecture, made, config, _headers(folder, name))
 
 
 def check_new(folder: ModelFolder, missing: Sequence[str], modules: Sequence[ModuleConfig]) -> None:
@@ -197,14 +194,14 @@ def check_new(folder: ModelFolder, missing: Sequence[str], modules: Sequence[Mod
         )
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """A file of a model's folder, which holds a JSON object.
+def read_object(file: Path, values: int = MOST_VALUES) -> dict[str, Any]:
+    """A file of a model's folder, which holds a JSON object of at most so many values.
 
     Raises:
         DataError: it cannot be read, or holds something else.
     """
     try:
-        found = parse_json(read_text(file))
+        found = parse_json(read_text(file), values=values)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {file}: {error}", mend=_WHOLE_MODEL) from error
     if not isinstance(found, dict):
@@ -219,10 +216,11 @@ def _said(error: Exception) -> str:
     return said or type(error).__name__
 
 
-def _folder(source: str) -> Path:
+def _folder(source: str) -> tuple[Path, str]:
+    """Where a model is, and what it is called."""
     path = Path(source).expanduser()
     if path.is_dir():
-        return path.resolve()
+        return path.resolve(), path.resolve().name
     if path.is_file():
         raise UnknownNameError(
             f"{source} is a file",
@@ -232,7 +230,7 @@ def _folder(source: str) -> Path:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(source, local_files_only=True))
+        return Path(snapshot_download(source, local_files_only=True)), source.rpartition("/")[2]
     except (LocalEntryNotFoundError, HFValidationError) as error:
         raise UnknownNameError(
             f"{source} is no folder, and no model of that name is in the local cache",
@@ -240,16 +238,16 @@ def _folder(source: str) -> Path:
         ) from error
 
 
-def _named(settings: Mapping[str, Any], folder: Path) -> str:
+def _named(settings: Mapping[str, Any], name: str) -> str:
     named = settings.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         raise DataError(
-            f"{folder.name}: config.json names no architecture", mend="save the model with save_pretrained"
+            f"{name}: config.json names no architecture", mend="save the model with save_pretrained"
         )
     return named[0]
 
 
-def _check_plain(settings: Mapping[str, Any], folder: Path, made: Any) -> None:
+def _check_plain(settings: Mapping[str, Any], name: str, made: Any) -> None:
     if settings.get("auto_map"):
         known = (
             ""
@@ -260,24 +258,24 @@ def _check_plain(settings: Mapping[str, Any], folder: Path, made: Any) -> None:
             )
         )
         raise ConfigError(
-            f"{folder.name} brings code of its own ({', '.join(sorted(settings['auto_map']))}), which is not run",
+            f"{name} brings code of its own ({', '.join(sorted(settings['auto_map']))}), which is not run",
             mend=f"load it yourself where you trust it, in a function that returns a Deployment{known}",
         )
     if settings.get("quantization_config"):
         raise ConfigError(
-            f"{folder.name} has quantized weights, whose gradients no engine here has",
+            f"{name} has quantized weights, whose gradients no engine here has",
             mend="give the model before it was quantized, or dequantize it: model.dequantize().float()",
         )
 
 
-def _headers(folder: Path) -> dict[str, str]:
+def _headers(folder: Path, name: str) -> dict[str, str]:
     """Dtype of each tensor of the safetensors files, which are all there.
 
     Raises:
         DataError: there are no weights, one of several files is missing, or a header is damaged.
         ConfigError: weights are in a format that no engine trains through.
     """
-    first = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
+    first = next((file for file in _WEIGHTS if (folder / file).is_file()), None)
     if first is None:
         others = sorted(
             p.name
@@ -285,30 +283,30 @@ def _headers(folder: Path) -> dict[str, str]:
             if p.suffix in (".h5", ".msgpack", ".gguf", ".bin", ".safetensors")
         )
         raise DataError(
-            f"{folder.name} has no weights: there is no {_SAFE}, and no {_PICKLED}"
+            f"{name} has no weights: there is no {_SAFE}, and no {_PICKLED}"
             + (f", only {', '.join(others[:3])}" if others else ""),
             mend="save the model with save_pretrained in the form of PyTorch, and give that folder",
         )
     files = [first]
     if first.endswith(".json"):
         table = read_object(folder / first).get("weight_map")
-        if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
             raise DataError(f"{folder / first} lists no files of weights", mend=_WHOLE_MODEL)
         files = sorted(set(table.values()))
-        missing = [name for name in files if not (folder / name).is_file()]
+        missing = [file for file in files if not (folder / file).is_file()]
         if missing:
             raise DataError(
-                f"{folder.name} lacks {len(missing)} of {len(files)} files of weights: {', '.join(missing[:4])}",
+                f"{name} lacks {len(missing)} of {len(files)} files of weights: {', '.join(missing[:4])}",
                 mend="download the model whole: hf download NAME",
             )
     found: dict[str, str] = {}
-    for name in files:
-        if name.endswith(".safetensors"):
-            found |= _header(folder / name)
+    for file in files:
+        if file.endswith(".safetensors"):
+            found |= _header(folder / file)
     for tensor, kind in found.items():
         if _QUANTIZED.fullmatch(kind):
             raise ConfigError(
-                f"{tensor} of {folder.name} is in {kind}: quantized weights, whose gradients no engine here has",
+                f"{tensor} of {name} is in {kind}: quantized weights, whose gradients no engine here has",
                 mend="give the model before it was quantized, or dequantize it: model.dequantize().float()",
             )
     return found

@@ -117,6 +117,21 @@ def test_special_tokens_and_ids_without_one_are_no_suggestions(special: set[int]
     assert all(first > leading for first, _ in ranges)
 
 
+def test_a_model_of_the_local_cache_is_read_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "models--somebody--small" / "refs").mkdir(parents=True)
+    (tmp_path / "models--somebody--small" / "refs" / "main").write_text("c0ffee")
+    llama(tmp_path / "models--somebody--small" / "snapshots" / "c0ffee")
+    assert deployment("somebody/small", [LoRA("*.q_proj", rank=2)], shape=Shape(2, 8)).name == "small"
+    with pytest.raises(
+        UnknownNameError, match="somebody/large is no folder, and no model of that name"
+    ) as caught:
+        deployment("somebody/large", [LoRA("*.q_proj", rank=2)], shape=Shape(2, 8))
+    assert "hf download" in caught.value.mend
+
+
 def test_classifiers_of_texts_and_pictures_are_read(tmp_path: Path) -> None:
     made = deployment(bert(tmp_path / "texts"), [Head(by_leaf(["classifier"]))], shape=Shape(3, 6))
     assert made.task == ClassificationTask(3, inputs=("input_ids", "attention_mask"))

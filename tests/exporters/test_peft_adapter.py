@@ -160,6 +160,14 @@ def test_settings_alone_say_what_is_personal(tmp_path: Path) -> None:
         torch.testing.assert_close(*outputs(made, net("Llama")))  # nothing is trained yet
 
 
+def test_an_adapter_brings_the_head_that_its_backbone_lacks(tmp_path: Path) -> None:
+    theirs = adapted("BERT", lora("query", task_type="SEQ_CLS"), tmp_path / "adapter")
+    encoder = net("BERT").bert
+    folder = saved(tmp_path / "model", encoder, architectures=["BertForSequenceClassification"])
+    made = deployment(folder, adapter=tmp_path / "adapter", shape=FAMILIES["BERT"].shape)
+    torch.testing.assert_close(*outputs(made, theirs), rtol=1e-4, atol=1e-5)
+
+
 def changed(folder: Path, **settings: Any) -> Path:
     """An adapter's folder with other settings."""
     file = folder / "adapter_config.json"
