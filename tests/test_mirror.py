@@ -45,6 +45,10 @@ ELSEWHERE = {
     "tests/device/test_real_server.py": ["pfl_mobile/cli/device.py"],
     "tests/device/test_transfer.py": ["pfl_mobile/device/client.py"],
     "tests/exporters/test_cli.py": ["exporters/pfl_exporters/verify.py"],
+    "tests/exporters/test_hugging_face.py": [
+        "exporters/pfl_exporters/families.py",
+        "exporters/pfl_exporters/model_folder.py",
+    ],
     "tests/exporters/test_targets.py": [
         "exporters/pfl_exporters/export.py",
         "exporters/pfl_exporters/lowering/onnx.py",

@@ -130,8 +130,30 @@ def export(
         str | None,
         typer.Option("--head", metavar="LAYERS", help="Of hf:FOLDER: layers that are trained as a whole."),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter",
+            metavar="DIR",
+            help="Of hf:FOLDER: an adapter of peft, which says what is personal in place of --lora; devices start from "
+            "its weights where it has some.",
+        ),
+    ] = None,
     length: Annotated[
-        int | None, typer.Option("--length", min=2, help="Of hf:FOLDER: tokens of an example; default: 64.")
+        int | None,
+        typer.Option(
+            "--length",
+            min=2,
+            help="Of hf:FOLDER: tokens of an example (default: 64), or samples of a sound (16000).",
+        ),
+    ] = None,
+    target_length: Annotated[
+        int | None,
+        typer.Option(
+            "--target-length",
+            min=2,
+            help="Of hf:FOLDER with encoder and decoder: tokens that it writes; default: --length.",
+        ),
     ] = None,
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, help="Of hf:FOLDER: examples in a batch; default: 8.")
@@ -185,7 +207,10 @@ def export(
     from pfl_exporters.lowering.quiet import verbose as everything
 
     rule = _rule(min_users, vocabulary_epsilon, vocabulary_delta, block)
-    own = {"lora": lora, "rank": rank, "alpha": alpha, "head": head, "length": length, "batch": batch}
+    own = {
+        "lora": lora, "rank": rank, "alpha": alpha, "head": head, "adapter": adapter, "length": length,
+        "target-length": target_length, "batch": batch,
+    }  # fmt: skip
     function = partial(_function, model, {name: value for name, value in own.items() if value is not None})
     if check:
         if out is not None or sign is not None:
@@ -257,26 +282,33 @@ def _function(model: str, given: dict[str, Any], report: Reporter) -> UserFuncti
         return find_function(model)
     source = model.removeprefix(_TRANSFORMERS)
 
-    def build() -> Deployment:
+    heads = _names([given.get("head", "")])
+    # a head alone is a wish, too, and an adapter says what is personal
+    layers = _names([given.get("lora", "" if heads or "adapter" in given else "all-linear")])
+    if "adapter" in given and {"lora", "rank", "alpha"} & set(given):
+        raise ConfigError(
+            "--lora, --rank and --alpha do not go with --adapter, whose settings say which layers have which rank",
+            mend="give one: --adapter DIR, or --lora with --rank and --alpha",
+        )
+    if not layers and {"rank", "alpha"} & set(given):
+        raise ConfigError(
+            "--rank and --alpha go with --lora", mend="name the layers that get LoRA: --lora all-linear"
+        )
+
+    def build(report: Callable[[str], None]) -> Deployment:
         from pfl_exporters.hugging_face import Shape, by_leaf, deployment
         from pfl_mobile.modules.head import Head
         from pfl_mobile.modules.lora import LoRA
 
-        heads = _names([given.get("head", "")])
-        # a head alone is a wish, too
-        layers = _names([given.get("lora", "" if heads else "all-linear")])
-        if not layers and {"rank", "alpha"} & set(given):
-            raise ConfigError(
-                "--rank and --alpha go with --lora", mend="name the layers that get LoRA: --lora all-linear"
-            )
         modules: list[ModuleConfig] = []
         if layers:
             targets = "all-linear" if layers == ["all-linear"] else by_leaf(layers)
             modules.append(LoRA(targets, rank=given.get("rank", 8), alpha=given.get("alpha")))
         if heads:
             modules.append(Head(by_leaf(heads)))
-        shape = {name: given[name] for name in ("batch", "length") if name in given}
-        return deployment(source, modules, shape=Shape(**shape))
+        sizes = {"batch": "batch", "length": "length", "target-length": "target"}
+        shape = Shape(**{name: given[option] for option, name in sizes.items() if option in given})
+        return deployment(source, modules, adapter=given.get("adapter"), shape=shape, report=report)
 
     return UserFunction(Path(source).name, model, build, None)
 

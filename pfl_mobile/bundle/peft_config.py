@@ -42,6 +42,21 @@ _READ = frozenset(
     }
 )  # fmt: skip
 
+#: The same of the other methods that are read: how (IA)^3's vectors and a prompt start, and the model's own sizes.
+_HARMLESS_TOO = {
+    "IA3": frozenset({"init_ia3_weights"}),
+    "PROMPT_TUNING": frozenset(
+        {
+            "num_attention_heads", "num_layers", "token_dim", "prompt_tuning_init", "prompt_tuning_init_text",
+            "tokenizer_name_or_path", "tokenizer_kwargs",
+        }
+    ),
+}  # fmt: skip
+_READ_TOO = {
+    "IA3": frozenset({"feedforward_modules"}),
+    "PROMPT_TUNING": frozenset({"num_virtual_tokens", "num_transformer_submodules"}),
+}
+
 #: Keys that change what is computed in a way that our LoRA cannot follow, and how.
 _REFUSED = {
     "lora_bias": "the low-rank part has a bias",
@@ -62,16 +77,12 @@ _REFUSED = {
 _NOT_MERGED = frozenset({"alora_invocation_tokens", "arrow_config", "monteclora_config"})
 
 #: Other methods of peft with a module of ours that does the same, which can be trained here and not read from a file.
-_OURS = {
-    "IA3": "Gate",
-    "PROMPT_TUNING": "SoftPrompt",
-    "LN_TUNING": "Head on the normalization layers",
-}
+_OURS = {"LN_TUNING": "Head on the normalization layers"}
 
 #: Methods of peft that add inputs, keys or layers to the model, or choose by the input, and so cannot be merged.
 _UNMERGEABLE = frozenset(
     {
-        "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT",
+        "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT",
         "XLORA", "POLY", "LILY", "SHADOW",
     }
 )  # fmt: skip
@@ -83,15 +94,19 @@ _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
 _CHANGED_BACKBONE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
+#: Layers that peft trains whole besides, where they are there, for a classifier of texts or of tokens.
+_CLASSIFIERS = ("classifier", "score")
+
 #: The last release of peft known to add the low-rank part of an attention's output layer twice (peft#3774).
 _TWICE_UP_TO = (0, 21, 2)
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The settings of a plain LoRA adapter. Paths are module paths in the backbone.
+    """The settings of an adapter that has modules here. Paths are module paths in the backbone.
 
     Attributes:
+        method: ``LORA``, ``IA3`` or ``PROMPT_TUNING``.
         rank, alpha: where no pattern says otherwise.
         rank_stabilized: the scale is alpha over the root of the rank.
         dora: the lengths of the weights' rows are trained too.
@@ -101,10 +116,17 @@ class AdapterConfig:
         layers, layers_pattern: indexes of the adapted layers, and what their list may be called.
         saved: endings of the paths of layers that are kept whole.
         version: of the peft that saved it, empty where that is not said.
+        linear: no layers are named but all linear ones, ``all-linear``.
+        bias: ``none``, ``lora_only`` (biases of the layers with LoRA are trained) or ``all``.
+        feedforward: of (IA)^3, the layers whose input is scaled; a regex for whole paths or endings of paths.
+        virtual_tokens: vectors of a prompt.
+        task: for which peft wrapped the model, empty where that is not said.
+        base: what it was trained for, as it says itself.
     """
 
-    rank: int
-    alpha: float
+    rank: int = 8
+    alpha: float = 8.0
+    method: str = "LORA"
     rank_stabilized: bool = False
     dora: bool = False
     ranks: dict[str, float] = field(default_factory=dict)
@@ -116,6 +138,12 @@ class AdapterConfig:
     layers_pattern: tuple[str, ...] = ()
     saved: tuple[str, ...] = ()
     version: str = ""
+    linear: bool = False
+    bias: str = "none"
+    feedforward: str | tuple[str, ...] = ()
+    virtual_tokens: int = 0
+    task: str = ""
+    base: str = ""
 
     @classmethod
     def read(cls, path: Path) -> AdapterConfig:
@@ -123,7 +151,7 @@ class AdapterConfig:
 
         Raises:
             DataError: it cannot be read, or a value is of a wrong kind.
-            ConfigError: a setting makes it something else than LoRA on the backbone as it is.
+            ConfigError: a setting makes it something that has no module here.
         """
         try:
             config = read_json(path)
@@ -131,10 +159,20 @@ class AdapterConfig:
             raise DataError(f"{path} is damaged: {error}", mend="save the adapter again") from error
         if not isinstance(config, dict):
             raise DataError(f"{path} holds no settings", mend="save the adapter again")
-        _check_plain(config)
+        method = _method(config)
         get = _Getter(path, config)
         targets = config.get("target_modules")
+        if method == "PROMPT_TUNING":
+            _check_prompt(config)
+        feedforward = get.names("feedforward_modules") if method == "IA3" else ()
         return cls(
+            method=method,
+            linear=targets == "all-linear",
+            bias=config.get("bias") or "none",
+            feedforward=feedforward,
+            virtual_tokens=get.whole("num_virtual_tokens", 0) if method == "PROMPT_TUNING" else 0,
+            task=str(config.get("task_type") or ""),
+            base=str(config.get("base_model_name_or_path") or ""),
             rank=get.whole("r", 8),
             alpha=get.number("lora_alpha", 8.0),
             rank_stabilized=get.flag("use_rslora"),
@@ -195,6 +233,20 @@ class AdapterConfig:
             return isinstance(self.targets, tuple) or _named(self.targets, path)
         return _named(self.targets, path) and (not self.layers or self._index(path) in self.layers)
 
+    def trains(self, path: str) -> bool:
+        """Whether peft trains the layer itself: ``modules_to_save``, with those that it adds for some tasks.
+
+        peft's rule: ends of names, too, so that ``classifier`` is also ``pre_classifier``.
+        """
+        more = _CLASSIFIERS if self.task in ("SEQ_CLS", "TOKEN_CLS") else ()
+        return path.endswith((*self.saved, *more))
+
+    def scales_input(self, path: str) -> bool:
+        """Whether (IA)^3 scales the layer's input and not its output. peft's rule: ends of names, too."""
+        if isinstance(self.feedforward, str):
+            return bool(self.feedforward) and re.fullmatch(self.feedforward, path) is not None
+        return path.endswith(self.feedforward)
+
     def _by_parameter(self, path: str) -> bool:
         return any(_ends(f"{path}.weight", parameter) for parameter in self.parameters)
 
@@ -207,17 +259,50 @@ class AdapterConfig:
         return None if found is None else int(found.group(1))
 
 
+def _method(config: dict[str, Any]) -> str:
+    """The method of the adapter, all of whose settings are known.
+
+    Raises:
+        ConfigError: it has no module here, or is not on the backbone as it is.
+    """
+    kind = config.get("peft_type")
+    if kind == "LORA":
+        _check_plain(config)
+        return "LORA"
+    if isinstance(kind, str) and kind in _READ_TOO:
+        if kind == "IA3" and config.get("feedforward_modules") is None:
+            raise ConfigError(
+                "the adapter does not say which layers have their input scaled, feedforward_modules",
+                mend="name them in adapter_config.json, [] where it is none",
+            )
+        _check_keys(config, _HARMLESS | _HARMLESS_TOO[kind], _READ | _READ_TOO[kind])
+        return kind
+    known = kind if isinstance(kind, str) else ""
+    ways = ["give an adapter of LoRA, (IA)^3 or prompt tuning"]
+    if known in _OURS:
+        ways.append(f"train {_OURS[known]}, the same method, on the devices")
+    if known and known not in _UNMERGEABLE:
+        ways.append(MERGE)
+    raise ConfigError(f"the adapter is {kind!r}, not LORA, IA3 or PROMPT_TUNING", mend="; or ".join(ways))
+
+
+def _check_prompt(config: dict[str, Any]) -> None:
+    """Raises ConfigError for a prompt that does not stand before the tokens of a language model."""
+    if config.get("task_type") != "CAUSAL_LM" or config.get("num_transformer_submodules") not in (None, 1):
+        raise ConfigError(
+            f"the adapter is a prompt for the task {config.get('task_type')!r}, and here prompts stand before the "
+            "tokens of a causal language model only",
+            mend="give LoRA or (IA)^3 for this model",
+        )
+    if config.get("modules_to_save"):
+        raise ConfigError(
+            "the adapter is a prompt with modules_to_save, which is not known here",
+            mend="train it without modules_to_save",
+        )
+
+
 def _check_plain(config: dict[str, Any]) -> None:
     """Raises ConfigError for what is not LoRA on the backbone as it is."""
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        known = kind if isinstance(kind, str) else ""
-        ways = ["give a LoRA adapter"]
-        if known in _OURS:
-            ways.append(f"train {_OURS[known]}, the same method, on the devices")
-        if known and known not in _UNMERGEABLE:
-            ways.append(MERGE)
-        raise ConfigError(f"the adapter is {kind!r}, not LORA", mend="; or ".join(ways))
     start = config.get("init_lora_weights", True)
     name = str(start).lower()
     if name.startswith(_CHANGED_BACKBONE):
@@ -237,8 +322,13 @@ def _check_plain(config: dict[str, Any]) -> None:
             f"the adapter has bias={config['bias']!r}, which is not known here",
             mend=f"train it with bias='none'; or {MERGE}",
         )
+    _check_keys(config, _HARMLESS, _READ)
+
+
+def _check_keys(config: dict[str, Any], harmless: frozenset[str], read: frozenset[str]) -> None:
+    """Raises ConfigError for a setting that is not known, or that changes what is computed."""
     for key, value in config.items():
-        if key in _HARMLESS or key in _READ or value is None or value is False or value == []:
+        if key in harmless or key in read or value is None or value is False or value == []:
             continue
         if key in _REFUSED:
             way = "" if key in _NOT_MERGED else f"; or {MERGE}"

@@ -222,8 +222,10 @@ def peft(
     public_key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Export LoRA, and layers trained as a whole, of a personal state as a Hugging Face peft adapter."""
-    from pfl_mobile.bundle.peft import export_adapter, expressible
+    """Export a personal state as a Hugging Face peft adapter: LoRA or else gates, with layers trained as a whole, or a
+    prompt.
+    """
+    from pfl_mobile.bundle.peft import export_adapter, left_out
 
     with open_bundle(bundle, public_key) as opened:
         loaded = _store(state, opened).load()
@@ -233,17 +235,18 @@ def peft(
                 mend="personalize first, or go back to a saved version: pfl state revert DIR --to VERSION",
             )
         manifest = opened.manifest
+        modules = [m.model_dump(mode="json") for m in manifest.modules]
         export_adapter(
             out,
             loaded.state.tensors,
             {t.name: t.module for t in manifest.tensors if t.module is not None},
-            [m.model_dump(mode="json") for m in manifest.modules],
+            modules,
             base_model=base_model,
         )
-        others = sorted({m.kind for m in manifest.modules if not expressible(m.kind, m.config)})
+        others = left_out(modules)
     if as_json:
         print_json({"out": str(out), "version": loaded.version, "left_out": others})
         return
     console().print(f"{out}: peft adapter of version {loaded.version}", markup=False)
     if others:
-        console().print(f"left out, as peft has no such modules: {', '.join(others)}", markup=False)
+        console().print(f"left out, as the adapter has no such modules: {', '.join(others)}", markup=False)

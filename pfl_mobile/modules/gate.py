@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from pfl_mobile.modules.insertion import TransposedLinear
 from pfl_mobile.modules.registry import ModuleConfig, choice, patterns, positive, register
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pfl_mobile.modules.insertion import Insertion
+
+
+_WITH_INPUT = (nn.Linear, TransposedLinear, nn.Conv1d, nn.Conv2d)
 
 
 @register("gate")
@@ -29,7 +33,8 @@ class Gate(ModuleConfig):
 
     Attributes:
         targets: patterns over layer paths.
-        on: ``output``, for any layer with one tensor as output, or ``input``, for Linear, Conv1d and Conv2d.
+        on: ``output``, for any layer with one tensor as output, or ``input``, for Linear, Conv1d, Conv2d and
+            transformers' ``Conv1D``.
         width: number of features; needed only for a layer of an unknown type without an example input.
     """
 
@@ -47,12 +52,14 @@ class Gate(ModuleConfig):
     @override
     def insert(self, site: Insertion) -> None:
         """Add the vector to every matched layer."""
-        supported = (nn.Linear, nn.Conv1d, nn.Conv2d) if self.on == "input" else None
+        supported = _WITH_INPUT if self.on == "input" else None
         for path, layer in site.find(self.targets, supported):
             if self.on == "output":
                 width, dim = site.features(path, layer, self.width)
             elif isinstance(layer, nn.Linear):
                 width, dim = layer.in_features, -1
+            elif isinstance(layer, TransposedLinear):
+                width, dim = layer.weight.shape[0], -1
             else:
                 width, dim = layer.in_channels, 1
             site.add(path, "gate_scale", torch.ones(width))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -84,6 +84,13 @@ def _check_labels(task: str, labels: Tensor, axes: str, classes: int) -> None:
     )
 
 
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each label, float32 of the labels' shape: [B] or [B, T]."""
+    if labels.dim() == 1:
+        return F.cross_entropy(logits, labels, reduction="none")
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").reshape(labels.shape)
+
+
 def _hits(scores: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, Tensor]:
     """Top-k hits from the label's rank. Ties count for the label, so equal scores never lose a hit.
 
@@ -107,6 +114,8 @@ class TokenTask(Task):
         specials: the first ids that are never suggested (padding, start, unknown, end). A label among them counts
             as a miss: no keyboard can suggest a word that it does not know.
         top_k: number of suggestions that ``predict`` returns.
+        never: further ids that are never suggested, as ranges ``(first, behind the last)``: those of a tokenizer whose
+            special tokens stand elsewhere, or that has fewer ids than the model.
     """
 
     vocabulary: int
@@ -115,17 +124,26 @@ class TokenTask(Task):
     kind: ClassVar[str] = "tokens"
     inputs: tuple[str, ...] = ("tokens",)
     predict_extra: tuple[str, ...] = ("position",)
+    never: tuple[tuple[int, int], ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
+        for first, behind in self.never:
+            if not self.specials <= first < behind <= self.vocabulary:
+                raise ConfigError(
+                    f"the ids from {first} to {behind} are no range of a vocabulary of {self.vocabulary} behind "
+                    f"{self.specials} specials",
+                    mend="give ranges (first, behind the last) of ids that are not suggested",
+                )
         if not 0 <= self.specials < self.vocabulary:
             raise ConfigError(
                 f"{self.specials} special ids do not fit a vocabulary of {self.vocabulary}",
                 mend="choose 0 <= specials < vocabulary",
             )
-        if not 1 <= self.top_k <= self.vocabulary - self.specials:
-            raise ConfigError(
-                f"top_k={self.top_k} is not in 1..{self.vocabulary - self.specials}", mend="lower top_k"
-            )
+        most = self.vocabulary - self.specials - sum(behind - first for first, behind in self.never)
+        if not 1 <= self.top_k <= most:
+            raise ConfigError(f"top_k={self.top_k} is not in 1..{most}", mend="lower top_k")
+        if self.never and most < 3:  # a label among them would be one of the best three
+            raise ConfigError(f"only {most} ids can be suggested", mend="leave 3 or more out of never")
 
     @override
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
@@ -133,12 +151,13 @@ class TokenTask(Task):
         labels = batch["labels"]
         _check_logits(self.kind, output, "BT", self.vocabulary)
         _check_labels(self.kind, labels, "BT", self.vocabulary)
-        flat = F.cross_entropy(output.flatten(0, 1), labels.flatten(), reduction="none")
-        return flat.reshape(labels.shape)
+        return _cross_entropy(output, labels)
 
     def _suggestable(self, logits: Tensor) -> Tensor:
         mask = torch.zeros(self.vocabulary)
         mask[: self.specials] = NEVER
+        for first, behind in self.never:
+            mask[first:behind] = NEVER
         return logits + mask
 
     @override
@@ -164,11 +183,16 @@ class TokenTask(Task):
 
 @dataclass(frozen=True)
 class ClassificationTask(Task):
-    """One class for each example: logits [B, C], ``labels`` int64 [B], ``weight`` float32 [B]."""
+    """One class for each example: logits [B, C], ``labels`` int64 [B], ``weight`` float32 [B].
+
+    With ``per_token`` one for each token of each example: logits [B, T, C], labels and weight [B, T]; ``predict``
+    gives [B, T, K].
+    """
 
     classes: int
     top_k: int = 1
     inputs: tuple[str, ...] = ("x",)
+    per_token: bool = field(default=False, kw_only=True)
     kind: ClassVar[str] = "classification"
 
     def __post_init__(self) -> None:
@@ -180,14 +204,15 @@ class ClassificationTask(Task):
 
     @override
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy of each example, float32 [B]."""
-        _check_logits(self.kind, output, "B", self.classes)
-        _check_labels(self.kind, batch["labels"], "B", self.classes)
-        return F.cross_entropy(output, batch["labels"], reduction="none")
+        """Cross-entropy of each example, float32 [B], or of each token, [B, T]."""
+        labels, axes = batch["labels"], "BT" if self.per_token else "B"
+        _check_logits(self.kind, output, axes, self.classes)
+        _check_labels(self.kind, labels, axes, self.classes)
+        return _cross_entropy(output, labels)
 
     @override
     def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """``top1`` hits, float32 [B]."""
+        """``top1`` hits, float32, of the shape of the labels."""
         return _hits(output, batch["labels"], (1,))
 
     @override

@@ -24,6 +24,8 @@ from pfl_mobile.text.specials import SPECIALS, UNK, SpecialIds
 
 #: The library makes room for every id up to the largest; no vocabulary in use is larger.
 MOST_IDS = 1 << 21
+#: Values in a ``tokenizer.json``; the largest in use, of 262,144 tokens with 514,906 merges, has 2.1 million.
+MOST_TOKENIZER_VALUES = 8_000_000
 
 
 class SubwordTokenizer:
@@ -44,7 +46,7 @@ class SubwordTokenizer:
             DataError: it is no tokenizer, or has no tokens of these ids.
         """
         try:
-            _check_ids(parse_json(json))
+            _check_ids(parse_json(json, values=MOST_TOKENIZER_VALUES))
             tokenizer = Tokenizer.from_str(json)
         except Exception as error:  # the tokenizers library raises bare Exception
             raise DataError(
@@ -101,6 +103,10 @@ class SubwordTokenizer:
     def id(self, word: str) -> int:
         """The id of a subword; that of the unknown token where it has none."""
         return self._ids.get(word, self.specials.unk)
+
+    def has(self, index: int) -> bool:
+        """Whether a subword has this id."""
+        return index in self._tokens
 
     def word(self, index: int) -> str:
         """The subword of an id, as the file spells it; ``<unk>`` where the ids have a gap."""

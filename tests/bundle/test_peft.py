@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from pfl_mobile import Gate, LoRA
+from pfl_mobile import Gate, Head, LoRA
 from pfl_mobile.bundle.peft import export_adapter, export_model, import_adapter, import_model
 from pfl_mobile.errors import ConfigError, DataError, TensorMismatchError
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
@@ -217,8 +217,10 @@ def test_what_peft_cannot_say_is_refused(tmp_path: Path) -> None:
     owners = {i.name: i.module for i in dilated.device_tensors()}
     with pytest.raises(ConfigError, match="whether the convolution 'second'"):
         export_adapter(tmp_path, values, owners, dilated.modules_table)
-    with pytest.raises(ConfigError, match="no LoRA tensors"):
+    with pytest.raises(ConfigError, match="the gate on 'first' is on a Conv1d"):
         export_model(personalize(backbone, [Gate("first")]), tmp_path)
+    with pytest.raises(ConfigError, match="no LoRA tensors, no gates and no prompt"):
+        export_model(personalize(backbone, [Head("head")]), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

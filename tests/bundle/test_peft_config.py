@@ -251,7 +251,8 @@ def test_other_methods_are_refused_by_name_with_a_way_that_there_is(
     known = {kind.value for kind in PeftType}
     assert (peft_config._OURS.keys() | peft_config._UNMERGEABLE) <= known
     tuners = peft.PEFT_TYPE_TO_TUNER_MAPPING
-    for kind in sorted(known - {"LORA"}):
+    assert set(peft_config._READ_TOO) <= known
+    for kind in sorted(known - {"LORA", *peft_config._READ_TOO}):
         with pytest.raises(ConfigError, match=f"the adapter is '{kind}', not LORA") as error:
             import_model(personalize(net(), Q_V), adapter({"peft_type": kind}))
         merged = "merge_and_unload" in error.value.mend
@@ -259,8 +260,8 @@ def test_other_methods_are_refused_by_name_with_a_way_that_there_is(
         if merged:
             assert issubclass(tuners[PeftType(kind)], BaseTuner), kind
     with pytest.raises(ConfigError) as error:
-        import_model(personalize(net(), Q_V), adapter({"peft_type": "IA3"}))
-    assert "train Gate" in error.value.mend
+        import_model(personalize(net(), Q_V), adapter({"peft_type": "LN_TUNING"}))
+    assert "train Head on the normalization layers" in error.value.mend
 
 
 @pytest.mark.parametrize(
@@ -303,13 +304,18 @@ def test_every_setting_of_the_installed_peft_is_known() -> None:
     known = peft_config._HARMLESS | peft_config._READ | peft_config._REFUSED.keys()
     fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     assert fields - known == set()
+    for method, made in (("IA3", peft.IA3Config), ("PROMPT_TUNING", peft.PromptTuningConfig)):
+        fields = {field.name for field in dataclasses.fields(made)}
+        more = peft_config._HARMLESS_TOO[method] | peft_config._READ_TOO[method]
+        assert fields - known == more, method
 
 
 def test_the_page_about_adapters_names_every_setting_that_changes_what_is_computed() -> None:
     page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
     plain = {"peft_type", "r", "lora_alpha", "target_modules"}
     starts = {*peft_config._PLAIN_STARTS, *peft_config._CHANGED_BACKBONE}
-    for name in (peft_config._READ | peft_config._REFUSED.keys() | starts) - plain:
+    more = set().union(*peft_config._READ_TOO.values()) - {"num_virtual_tokens", "num_transformer_submodules"}
+    for name in (more | peft_config._READ | peft_config._REFUSED.keys() | starts) - plain:
         assert name in page, name
 
 
@@ -521,3 +527,17 @@ def test_what_peft_would_compute_otherwise_is_refused_both_ways(tmp_path: Path) 
     with pytest.raises(ConfigError, match="trained as a whole"):
         export_model(clash, tmp_path / "clash")
     assert not (tmp_path / "clash").exists()
+
+
+@pytest.mark.slow  # imports peft
+@settings(max_examples=100, deadline=None)
+@given(path=PATHS.map(".".join), feedforward=ENDINGS | st.sampled_from([".*q", "layers.0.*"]))
+def test_inputs_are_scaled_where_peft_scales_them(path: str, feedforward: Any) -> None:
+    import peft
+    from peft.tuners.ia3.model import IA3Model
+
+    theirs = peft.IA3Config(target_modules="all-linear", feedforward_modules=feedforward)
+    ours = AdapterConfig(
+        method="IA3", feedforward=feedforward if isinstance(feedforward, str) else tuple(feedforward)
+    )
+    assert ours.scales_input(path) == IA3Model._check_target_module_feedforward(theirs, path)

@@ -1,28 +1,36 @@
-"""Small random models of the families of transformers, as their library makes them."""
+"""Small random models of the families of transformers, in folders as their library saves them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as hf
-from torch import Tensor, nn
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 
-from pfl_mobile import AdamW, ClassificationTask, Head, LoRA, Plan, TokenTask, TrainPhase, personalize
+from pfl_exporters.hugging_face import Shape, by_leaf, deployment
+from pfl_mobile import Head, LoRA
 from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.programs.deployment import Deployment
 
-PLAN = Plan(phases=(TrainPhase(epochs=1, optimizer=AdamW(lr=1e-3)),))
-_WORDS = 60
+WORDS = 300
 _SMALL: dict[str, Any] = {
-    "vocab_size": _WORDS,
+    "vocab_size": WORDS,
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
-_GROUPED: dict[str, Any] = {**_SMALL, "num_key_value_heads": 2, "max_position_embeddings": 32}
+_IDS: dict[str, Any] = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 1}
+_ENCODER: dict[str, Any] = {**_SMALL, "max_position_embeddings": 32}
+_DECODER: dict[str, Any] = {**_ENCODER, **_IDS, "num_key_value_heads": 2}
 _SPEECH: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -36,172 +44,154 @@ _SPEECH: dict[str, Any] = {
     "num_conv_pos_embedding_groups": 4,
     "classifier_proj_size": 16,
 }
+_WHISPER: dict[str, Any] = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 64,
+    "num_mel_bins": 8,
+    "max_source_positions": 10,
+    "max_target_positions": 12,
+    "vocab_size": WORDS,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+    "classifier_proj_size": 16,
+}
+_VIT: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16,
+    "patch_size": 8,
+}  # fmt: skip
+_T5: dict[str, Any] = {
+    "vocab_size": WORDS, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
+    "decoder_start_token_id": 0,
+}  # fmt: skip
 
 
-class Called(nn.Module):
-    """A model of transformers whose call gives its logits."""
+@dataclass(frozen=True)
+class Tiny:
+    """A small model and what of it is personal.
 
-    def __init__(self, net: nn.Module, *names: str, **options: Any) -> None:
-        super().__init__()
-        self.net, self.names, self.options = net, names, options
+    Attributes:
+        make: with random weights.
+        targets: ends of the names of the layers that get LoRA of rank 2.
+        heads: of those that are trained as a whole.
+        shape: batch and lengths.
+    """
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        out: Tensor = self.net(**dict(zip(self.names, inputs, strict=True)), **self.options).logits
-        return out
+    make: Callable[[], Any]
+    targets: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    shape: Shape = field(default_factory=lambda: Shape(3, 7))
 
-
-class Translated(nn.Module):
-    """An encoder and a decoder that read the same words."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        out: Tensor = self.net(
-            input_ids=tokens, attention_mask=mask, decoder_input_ids=tokens, use_cache=False
-        ).logits
-        return out
+    @property
+    def modules(self) -> list[ModuleConfig]:
+        found: list[ModuleConfig] = [LoRA(by_leaf(self.targets), rank=2)] if self.targets else []
+        return [*found, *([Head(by_leaf(self.heads))] if self.heads else [])]
 
 
-def _words() -> tuple[Tensor, Tensor]:
-    """Rows [3, 7] that end early, and their masks."""
-    ids = torch.randint(5, _WORDS, (3, 7), generator=torch.Generator().manual_seed(0))
-    mask = (torch.arange(7) < torch.tensor([[7], [6], [5]])).to(torch.int64)
-    return ids * mask, mask
-
-
-def _classes(net: nn.Module, modules: list[ModuleConfig], **inputs: Tensor) -> Deployment:
-    count = len(next(iter(inputs.values())))
-    batch = {**inputs, "labels": torch.arange(count) % 2, "weight": torch.ones(count)}
-    model = personalize(Called(net, *inputs).eval(), modules)
-    return Deployment("classes", model, ClassificationTask(2, inputs=tuple(inputs)), batch, PLAN)
-
-
-def _sentences(net: nn.Module, *modules: ModuleConfig) -> Deployment:
-    ids, mask = _words()
-    return _classes(net, list(modules), input_ids=ids, attention_mask=mask)
-
-
-def _tokens(net: nn.Module, *modules: ModuleConfig) -> Deployment:
-    ids, mask = _words()
-    batch = {"tokens": ids, "mask": mask, "labels": ids.roll(-1, 1), "weight": mask.float()}
-    short = {"tokens": ids[:1], "mask": mask[:1], "position": torch.tensor([3])}
-    task = TokenTask(_WORDS, inputs=("tokens", "mask"))
-    return Deployment(
-        "tokens", personalize(net.eval(), list(modules)), task, batch, PLAN, predict_batch=short
-    )
-
-
-def _language(net: nn.Module, *modules: ModuleConfig) -> Deployment:
-    return _tokens(Called(net, "input_ids", "attention_mask", use_cache=False), *modules)
-
-
-def _pictures(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
-
-_Q = LoRA("*.query", rank=2)
-_QV = LoRA("*.[qv]_proj", rank=2)
-FAMILIES: dict[str, Callable[[], Deployment]] = {
-    "DistilBERT": lambda: _sentences(
-        hf.DistilBertForSequenceClassification(
-            hf.DistilBertConfig(vocab_size=_WORDS, dim=32, hidden_dim=64, n_layers=2, n_heads=4)
+FAMILIES: dict[str, Tiny] = {
+    "DistilBERT": Tiny(
+        lambda: hf.DistilBertForSequenceClassification(
+            hf.DistilBertConfig(vocab_size=WORDS, dim=32, hidden_dim=64, n_layers=2, n_heads=4)
         ),
-        LoRA("*.q_lin", rank=2),
-        Head("net.classifier"),
+        ("q_lin",),
+        ("classifier",),
     ),
-    "BERT": lambda: _sentences(hf.BertForSequenceClassification(hf.BertConfig(**_SMALL)), _Q),
-    "RoBERTa": lambda: _sentences(hf.RobertaForSequenceClassification(hf.RobertaConfig(**_SMALL)), _Q),
-    "ViT": lambda: _classes(
-        hf.ViTForImageClassification(
-            hf.ViTConfig(
-                **{k: v for k, v in _SMALL.items() if k != "vocab_size"}, image_size=16, patch_size=8
-            )
+    "BERT": Tiny(lambda: hf.BertForSequenceClassification(hf.BertConfig(**_ENCODER)), ("query",)),
+    "BERT for tokens": Tiny(
+        lambda: hf.BertForTokenClassification(hf.BertConfig(**_ENCODER, num_labels=5)), ("query", "value")
+    ),
+    "RoBERTa": Tiny(
+        lambda: hf.RobertaForSequenceClassification(hf.RobertaConfig(**_ENCODER, pad_token_id=1)),
+        ("query",),
+        ("classifier",),
+    ),
+    "ViT": Tiny(lambda: hf.ViTForImageClassification(hf.ViTConfig(**_VIT)), ("all-linear",)),
+    "GPT-2": Tiny(
+        lambda: hf.GPT2LMHeadModel(
+            hf.GPT2Config(vocab_size=WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=32, **_IDS)
         ),
-        [LoRA("all-linear", rank=2)],
-        pixel_values=_pictures(3, 3, 16, 16),
+        ("c_attn",),
     ),
-    "GPT-2": lambda: _language(
-        hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=_WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=32)),
-        LoRA("*.c_attn", rank=2),
+    "Llama": Tiny(lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_DECODER)), ("q_proj", "v_proj")),
+    "Llama for classes": Tiny(
+        lambda: hf.LlamaForSequenceClassification(hf.LlamaConfig(**_DECODER)), ("q_proj",), ("score",)
     ),
-    "Llama": lambda: _language(hf.LlamaForCausalLM(hf.LlamaConfig(**_GROUPED)), _QV),
-    "Gemma 2": lambda: _language(
-        hf.Gemma2ForCausalLM(hf.Gemma2Config(**_GROUPED, head_dim=8, sliding_window=4)), _QV
+    "Gemma 2": Tiny(
+        lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**_DECODER, head_dim=8, sliding_window=4)),
+        ("q_proj", "v_proj"),
     ),
-    "Qwen 2": lambda: _language(hf.Qwen2ForCausalLM(hf.Qwen2Config(**_GROUPED)), _QV),
-    "T5": lambda: _tokens(
-        Translated(
-            hf.T5ForConditionalGeneration(
-                hf.T5Config(
-                    vocab_size=_WORDS,
-                    d_model=32,
-                    d_kv=8,
-                    d_ff=64,
-                    num_layers=2,
-                    num_heads=4,
-                    decoder_start_token_id=0,
-                )
-            )
+    "Qwen 2": Tiny(lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**_DECODER)), ("q_proj", "v_proj")),
+    "Mamba": Tiny(
+        lambda: hf.MambaForCausalLM(
+            hf.MambaConfig(vocab_size=WORDS, hidden_size=32, state_size=4, num_hidden_layers=2, **_IDS)
         ),
-        LoRA("*.[qv]", rank=2),
+        ("in_proj",),
     ),
-    "Whisper": lambda: _classes(
-        hf.WhisperForAudioClassification(
-            hf.WhisperConfig(
-                d_model=32,
-                encoder_layers=2,
-                encoder_attention_heads=4,
-                encoder_ffn_dim=64,
-                decoder_layers=1,
-                decoder_attention_heads=4,
-                decoder_ffn_dim=64,
-                num_mel_bins=8,
-                max_source_positions=10,
-                vocab_size=_WORDS,
-                pad_token_id=0,
-                bos_token_id=1,
-                eos_token_id=2,
-                classifier_proj_size=16,
-            )
-        ),
-        [LoRA("*.q_proj", rank=2)],
-        input_features=_pictures(3, 8, 20),
+    "T5": Tiny(lambda: hf.T5ForConditionalGeneration(hf.T5Config(**_T5)), ("q", "v"), shape=Shape(3, 7, 5)),
+    "Whisper": Tiny(lambda: hf.WhisperForAudioClassification(hf.WhisperConfig(**_WHISPER)), ("q_proj",)),
+    "Whisper that writes": Tiny(
+        lambda: hf.WhisperForConditionalGeneration(hf.WhisperConfig(**_WHISPER)),
+        ("q_proj",),
+        shape=Shape(3, target=6),
     ),
-    "wav2vec 2": lambda: _classes(
-        hf.Wav2Vec2ForSequenceClassification(hf.Wav2Vec2Config(**_SPEECH)),
-        [LoRA("*.q_proj", rank=2)],
-        input_values=_pictures(3, 200),
+    "wav2vec 2": Tiny(
+        lambda: hf.Wav2Vec2ForSequenceClassification(hf.Wav2Vec2Config(**_SPEECH)),
+        ("q_proj",),
+        shape=Shape(3, 200),
     ),
-    "ConvNeXt": lambda: _classes(
-        hf.ConvNextForImageClassification(
+    "wav2vec 2 that writes": Tiny(
+        lambda: hf.Wav2Vec2ForCTC(hf.Wav2Vec2Config(**_SPEECH, vocab_size=12, pad_token_id=0)),
+        ("q_proj",),
+        shape=Shape(3, 120, 3),
+    ),
+    "ConvNeXt": Tiny(
+        lambda: hf.ConvNextForImageClassification(
             hf.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32)
         ),
-        [LoRA("*.pwconv1", rank=2)],
-        pixel_values=_pictures(3, 3, 32, 32),
+        ("pwconv1",),
     ),
-    "MobileNetV2": lambda: _classes(
-        hf.MobileNetV2ForImageClassification(hf.MobileNetV2Config(depth_multiplier=0.35, image_size=32)),
-        [Head("net.classifier")],
-        pixel_values=_pictures(3, 3, 32, 32),
-    ),
-    "Mamba": lambda: _tokens(
-        Called(
-            hf.MambaForCausalLM(
-                hf.MambaConfig(vocab_size=_WORDS, hidden_size=32, state_size=4, num_hidden_layers=2)
-            ),
-            "input_ids",
-            "attention_mask",
-            use_cache=False,
+    "MobileNetV2": Tiny(
+        lambda: hf.MobileNetV2ForImageClassification(
+            hf.MobileNetV2Config(depth_multiplier=0.35, image_size=32)
         ),
-        LoRA("*.in_proj", rank=2),
+        heads=("classifier",),
     ),
 }
 
 
-def family(name: str) -> Deployment:
-    """A deployment with the same weights each time."""
+def net(name: str) -> Any:
+    """A model of a family, with the same weights each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return FAMILIES[name]()
+        return FAMILIES[name].make().eval()
+
+
+def saved(folder: Path, model: Any, **changes: Any) -> Path:
+    """A model's folder, with changes of its config, and a tokenizer where it learns texts."""
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    if type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
+        words = Tokenizer(BPE())
+        words.pre_tokenizer = ByteLevel()
+        trainer = BpeTrainer(
+            vocab_size=280, special_tokens=["<s>", "</s>"], initial_alphabet=ByteLevel.alphabet()
+        )
+        words.train_from_iterator(["see you at the gym", "see you later"], trainer)
+        words.save(str(folder / "tokenizer.json"))
+        told = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
+        (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    return folder
+
+
+def family(name: str, folder: Path, **options: Any) -> Deployment:
+    """A family's deployment by its folder; options in place of its own modules."""
+    tiny = FAMILIES[name]
+    given = options or {"modules": tiny.modules}
+    return deployment(saved(folder, net(name)), **given, shape=tiny.shape)

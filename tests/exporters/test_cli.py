@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pfl_exporters.hugging_face import Shape, deployment
 from pfl_mobile.bundle import Bundle
 from pfl_mobile.cli import user_code
+from pfl_mobile.local.evaluation import personal_store
+from pfl_mobile.local.state import PersonalState
 from tests.cli.conftest import Ran, cache, pfl
 from tests.exporters.test_hugging_face import llama
 
@@ -60,6 +64,62 @@ def test_a_model_of_transformers_is_exported_from_its_folder(pfl_export: Run, tm
             "model.layers.0.self_attn.v_proj",
         }
         assert bundle.manifest.tokenizer is not None
+    checked = pfl_export(*given, "--target", "onnx", "--check", "--json").json
+    assert (checked["ok"], checked["compared_with_pytorch"]) == (True, True)
+    assert checked["trained"]["tensors"] == 4
+
+
+@pytest.mark.slow  # imports peft
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "peft_type": "LORA",
+            "r": 2,
+            "target_modules": ["q_proj", "mlp.down_proj"],
+            "rank_pattern": {"q_proj": 3},
+        },
+        {"peft_type": "IA3", "target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
+        {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3, "task_type": "CAUSAL_LM"},
+    ],
+    ids=lambda settings: settings["peft_type"],
+)
+def test_what_a_device_learned_opens_in_peft(
+    settings: dict[str, object], pfl_export: Run, pfl: Run, tmp_path: Path
+) -> None:
+    import peft
+    import torch
+    import transformers
+
+    folder, adapter, bundle, state = (tmp_path / name for name in ("small", "adapter", "b", "state"))
+    llama(folder)
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    given = [f"hf:{folder}", "--adapter", adapter, "--length", 8, "--batch", 2, "--target", "torch"]
+    ran = pfl_export(*given, "--out", bundle, "--json")
+    assert ran.code == 0, ran.err
+    assert "read the weights of small" in ran.err
+    with Bundle.open(bundle) as opened:
+        values = {name: 3 * value + 0.3 for name, value in opened.values().items()}
+        personal_store(opened, state).save(PersonalState(values))
+    ran = pfl("peft", bundle, "--state", state, "--out", tmp_path / "learned", "--json")
+    assert ran.json["left_out"] == []
+    theirs = transformers.LlamaForCausalLM.from_pretrained(folder)
+    tokens = torch.arange(2, 16).reshape(2, 7)
+    plain = theirs(tokens).logits
+    theirs = peft.PeftModel.from_pretrained(theirs, str(tmp_path / "learned")).eval()
+    ours = deployment(folder, adapter=adapter, shape=Shape(2, 7)).model
+    ours.load_values({name: torch.from_numpy(value) for name, value in values.items()})
+    with torch.no_grad():
+        wanted = theirs(input_ids=tokens).logits[:, -7:]
+        torch.testing.assert_close(ours(tokens), wanted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(wanted, plain, rtol=1e-2, atol=1e-2)
+
+
+def test_an_adapter_says_all_that_lora_does(pfl_export: Run) -> None:
+    ran = pfl_export("hf:folder", "--adapter", "mine", "--rank", 2, "--check", "--json")
+    assert ran.code == 2
+    assert "--lora, --rank and --alpha do not go with --adapter" in ran.error["message"]
 
 
 def test_what_is_for_models_of_transformers_is_refused_for_others(pfl_export: Run, model: Path) -> None:

@@ -61,6 +61,10 @@ def test_outputs_and_labels_that_do_not_fit_are_refused(output: object, labels: 
         lambda: TokenTask(4),
         lambda: TokenTask(10, specials=-1),
         lambda: TokenTask(6, top_k=3),
+        lambda: TokenTask(9, top_k=2, never=((6, 9),)),  # two could be suggested
+        lambda: TokenTask(9, never=((3, 5),)),  # among the specials
+        lambda: TokenTask(9, never=((5, 5),)),
+        lambda: TokenTask(9, never=((5, 10),)),
         lambda: tilted_task(CLASSES, math.inf),
     ],
 )
@@ -80,6 +84,29 @@ def test_special_tokens_are_never_suggested_and_a_label_among_them_is_a_miss() -
     hits = task.metrics(logits, {"labels": torch.tensor([[1, 5]])})
     assert hits["top1"].tolist() == [[0, 1]]
     assert hits["top3"].tolist() == [[0, 1]]
+
+
+def test_ids_elsewhere_are_never_suggested_either() -> None:
+    task = TokenTask(9, specials=1, top_k=3, never=((2, 4), (8, 9)))
+    logits = torch.arange(9.0).repeat(1, 2, 1)
+    logits[..., 2] = 20
+    found = task.predict(logits, {"position": torch.tensor([1])})
+    assert found["top_ids"].tolist() == [[7, 6, 5]]
+    hits = task.metrics(logits, {"labels": torch.tensor([[8, 7]])})
+    assert hits["top1"].tolist() == [[0, 1]]
+    assert hits["top3"].tolist() == [[0, 1]]
+
+
+def test_each_token_has_a_class() -> None:
+    task = ClassificationTask(3, top_k=2, per_token=True)
+    logits = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 3, (2, 4), generator=torch.Generator().manual_seed(1))
+    wanted = [[float(-row[i].log_softmax(0)[labels[b, i]]) for i in range(4)] for b, row in enumerate(logits)]
+    torch.testing.assert_close(task.losses(logits, {"labels": labels}), torch.tensor(wanted))
+    assert task.metrics(logits, {"labels": labels})["top1"].equal((logits.argmax(-1) == labels).float())
+    assert task.predict(logits, {})["top_ids"][..., 0].equal(logits.argmax(-1))
+    with pytest.raises(ConfigError, match=r"needs \[B, T, 3\]"):
+        task.losses(logits[:, 0], {"labels": labels[:, 0]})
 
 
 def test_predictions_are_those_at_the_position() -> None:

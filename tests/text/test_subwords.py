@@ -162,3 +162,14 @@ def test_bad_files_are_errors(tmp_path: Path) -> None:
     lame = Tokenizer(models.WordPiece({"a": 0}, unk_token="[UNK]"))
     with pytest.raises(DataError, match="unknown token"):
         SubwordTokenizer(lame.to_str(), SpecialIds(0, 0, 0)).words("b")
+
+
+def test_the_largest_files_in_use_are_read() -> None:
+    """Gemma's has 2.1 million values, more than other files may; what stands in a string counts as values, too."""
+    file = json.loads(bpe().to_str())
+    size = len(file["model"]["vocab"])
+    file["model"]["vocab"]["," * 2_100_000] = size
+    assert SubwordTokenizer(json.dumps(file), SpecialIds(0, 1, 2)).size == size + 1
+    file["model"]["vocab"]["," * 8_100_000] = size + 1
+    with pytest.raises(DataError, match="more than 8000000 values"):
+        SubwordTokenizer(json.dumps(file), SpecialIds(0, 1, 2))

@@ -132,8 +132,13 @@ def _filled(node: fx.Node) -> Form:
 
 
 def _logical(form: Form) -> Choice:
-    """Of flags, a bitwise operator is a logical one, which Core ML has."""
+    """Of flags only: a bitwise operator is a logical one, which Core ML has."""
     return lambda node: form if node.meta["val"].dtype == torch.bool else None
+
+
+def _gathered_flags(x: Tensor, dim: int, index: Tensor, **_: Any) -> Tensor:
+    """Core ML gathers numbers only."""
+    return torch.gather(x.to(torch.int32), dim, index) != 0
 
 
 def _with_alpha(node: fx.Node) -> Form | None:
@@ -184,6 +189,7 @@ FORMS: Mapping[Any, Choice] = {
     _aten.bitwise_or.Tensor: _logical(torch.logical_or),
     _aten.bitwise_xor.Tensor: _logical(torch.logical_xor),
     _aten.bitwise_not.default: _logical(torch.logical_not),
+    _aten.gather.default: _logical(_gathered_flags),
 }
 
 

@@ -65,6 +65,10 @@ def gradient(function):
 
 OPERATORS = {
     "zeros of a number's type": (lambda x: torch.scatter_add(torch.full_like(x, 0), 2, (x > 0).long(), x), X),
+    "flags that are gathered": (
+        lambda x: torch.gather(x > 0, 2, torch.full((*x.shape[:2], 1), 3)).float(),
+        X,
+    ),
     "full of whole numbers": (lambda i: torch.full_like(i, 3) + i, IDS),
     "flags and, or, not, xor": (lambda x: ((x > 0) & (x < 1) | ~(x > -1) ^ (x > 2)).float(), X),
     "layer norm, all its results": (

@@ -25,12 +25,16 @@ public struct SubwordTokenizer: Tokenizer {
     /// No vocabulary in use is larger.
     private static let mostIds = 1 << 21
 
+    /// Values in a `tokenizer.json`; the largest in use has 2.1 million.
+    private static let mostValues = 8_000_000
+
     /// Reads a `tokenizer.json`.
     ///
     /// - Throws: `.data`: it is no tokenizer, has a step that is not understood, or no tokens of these ids
     public init(json: some Collection<UInt8>, specials: SpecialIds) throws {
         do {
-            guard let file = try parseJSON(bytes: json).object else { throw Malformed("it is no object") }
+            let whole = try parseJSON(bytes: json, values: SubwordTokenizer.mostValues)
+            guard let file = whole.object else { throw Malformed("it is no object") }
             try self.init(file, specials)
         } catch let error as Malformed {
             throw PFLError(

@@ -82,6 +82,9 @@ public class SubwordTokenizer private constructor(
     public companion object {
         /** The library makes room for every id up to the largest; no vocabulary in use is larger. */
         private const val MOST_IDS = 1 shl 21
+
+        /** Values in a `tokenizer.json`; the largest in use has 2.1 million. */
+        private const val MOST_TOKENIZER_VALUES = 8_000_000
         private val OPTIONS = mapOf("addSpecialTokens" to "false", "truncation" to "do_not_truncate", "padding" to "false")
 
         /**
@@ -96,7 +99,7 @@ public class SubwordTokenizer private constructor(
             val ids = HashMap<String, Int>()
             val marked = HashSet<Int>()
             try {
-                val file = requireNotNull(parseJson(json) as? JsonObject) { "it is no object" }
+                val file = requireNotNull(parseJson(json, MOST_TOKENIZER_VALUES) as? JsonObject) { "it is no object" }
                 val vocabulary = requireNotNull((file["model"] as? JsonObject)?.get("vocab")) { "it has no vocabulary" }
                 if (vocabulary is JsonArray) {
                     vocabulary.forEachIndexed { id, entry -> ids[text((entry as? JsonArray)?.firstOrNull())] = id }
