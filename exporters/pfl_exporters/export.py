@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from pfl_mobile.bundle.manifest import Manifest, ProgramSpec
 from pfl_mobile.bundle.sign import PrivateKey
 from pfl_mobile.bundle.versions import plain
-from pfl_mobile.bundle.write import write_bundle
+from pfl_mobile.bundle.write import scratch_beside, write_bundle
 from pfl_mobile.engines import ENGINES
 from pfl_mobile.errors import EngineError, ExportError, GradientMismatchError
 from pfl_mobile.files.tensors import tensors_to_bytes
@@ -164,10 +163,10 @@ def _export(
     errors: dict[str, dict[str, float]] = {}
     engines: dict[str, Any] = {}
     files: dict[str, bytes | os.PathLike[str]] = {}
-    with tempfile.TemporaryDirectory(prefix="pfl-export-") as scratch:
+    with scratch_beside(out) as scratch:
         for target in chosen:
             try:
-                lowered = target.lower(programs, Path(scratch), report)
+                lowered = target.lower(programs, scratch, report)
             except (ExportError, EngineError) as error:
                 raise refuser.of_lowering(target, error) from error
             lap(target.name)
@@ -199,6 +198,7 @@ def _export(
             _parts(deployment, specs, engines, frozen),
             {**files, **_data_files(deployment, reference, specs)},
             sign_key=sign_key,
+            take_from=scratch,
         )
         lap("write")
     return ExportReport(Path(out), manifest, errors, frozen, seconds, deployment.vocabulary)
