@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
 from pfl_mobile.text.vocabulary import RECORD, VocabularyReport, record
 
+from .lowering import collecting
 from .lowering.files import Report
+from .lowering.graphs import hints_read_once
 from .lowering.quiet import ALONE, aloud, quiet
 from .refusals import Refuser
 from .targets import TARGETS, Target, resolve
@@ -121,7 +124,7 @@ def export_bundle(
         ExportError: the model cannot be exported; GradientMismatchError when numbers differ. Nothing is written.
         BundleError: the bundle cannot be written.
     """
-    with ALONE:
+    with ALONE, collecting.when_told():
         return _export(deployment, resolve(targets), out, sign_key, aloud(report), seed)
 
 
@@ -172,12 +175,13 @@ def _export(
             lap(target.name)
             report(f"compare {target.compared_by} with PyTorch: loss and every gradient")
             try:
-                with quiet(), open_lowered(target, lowered, specs) as session:
+                with quiet(), hints_read_once(typing), open_lowered(target, lowered, specs) as session:
                     errors[target.compared_by] = check_engine(session, reference, lowered.tolerance)
             except GradientMismatchError as error:
                 raise refuser.of_numbers(target, error, lowered.tolerance) from error
             except (ExportError, EngineError) as error:
                 raise refuser.of_lowering(target, error) from error
+            collecting.among_new()
             lap("compare")
             engines[target.engine] = {
                 "files": lowered.files,

@@ -102,6 +102,31 @@ def operators_listed_once() -> Iterator[None]:
         decomp_utils._collect_all_valid_cia_ops = collect
 
 
+@contextmanager
+def hints_read_once(module: Any) -> Iterator[None]:
+    """Keep toolchains from reading the types of a class's fields anew for each object that they write or read.
+
+    Args:
+        module: whose ``get_type_hints`` they call: ``typing``, or one of theirs that imported it by name.
+    """
+    read = module.get_type_hints
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+    def read_once(of: Any, globalns: Any = None, localns: Any = None, include_extras: bool = False) -> Any:
+        if not isinstance(of, type):  # functions come and go
+            return read(of, globalns, localns, include_extras)
+        key = of, id(globalns), id(localns), include_extras
+        if key not in known:
+            known[key] = read(of, globalns, localns, include_extras)
+        return dict(known[key])
+
+    module.get_type_hints = read_once
+    try:
+        yield
+    finally:
+        module.get_type_hints = read
+
+
 def decomposed_once(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program, for which decomposing is free where nothing is left to decompose; changed in place.
 
