@@ -84,10 +84,8 @@ def frozen_bytes(programs: Mapping[str, TracedProgram]) -> int:
             if place in seen:  # the programs share their constants, which may be large
                 continue
             seen.add(place)
-            data = (
-                tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )  # also bfloat16
-            contents[hashlib.sha256(data).hexdigest()] = len(data)
+            data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()  # also bfloat16
+            contents[hashlib.sha256(data).hexdigest()] = data.nbytes
     return sum(contents.values())
 
 
@@ -151,6 +149,7 @@ def _export(
 
     model, task = deployment.model, deployment.task
     batch, little = dict(deployment.batch), dict(deployment.inputs_of_predict())
+    held = sum(tensor.nbytes for tensor in model.frozen_tensors().values())
     digest = model.backbone_digest()
     report("trace")
     programs = trace_programs(model, task, batch, little)
@@ -181,7 +180,7 @@ def _export(
                 raise refuser.of_numbers(target, error, lowered.tolerance) from error
             except (ExportError, EngineError) as error:
                 raise refuser.of_lowering(target, error) from error
-            collecting.among_new()
+            collecting.among_new(held)
             lap("compare")
             engines[target.engine] = {
                 "files": lowered.files,

@@ -10,6 +10,9 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+#: Bytes of weights from which on `among_new` looks.
+LARGE = 1 << 26
+
 
 @contextmanager
 def never() -> Iterator[None]:
@@ -37,6 +40,11 @@ def when_told() -> Iterator[None]:
                 gc.unfreeze()
 
 
-def among_new() -> None:
-    """Give back what a step of the export left: programs hold themselves, and with them their weights."""
-    gc.collect()
+def among_new(held: int) -> None:
+    """Give back what a step of the export left: programs hold themselves, and with them their weights.
+
+    Args:
+        held: bytes of the weights; few are not worth the search.
+    """
+    if held >= LARGE:
+        gc.collect()

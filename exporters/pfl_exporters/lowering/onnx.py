@@ -12,13 +12,14 @@ from typing import Any
 import onnx
 import torch
 from onnx import TensorProto, numpy_helper
+from torch.onnx._internal.exporter import _constants
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.trace import TracedProgram
 
 from .files import Lowered, Report
-from .graphs import code_when_called, decomposed_once
+from .graphs import code_when_called, decomposed_once, operators_listed_once
 from .loops import export_with_loops
 from .names import traced_as
 from .obstacles import Obstacle, Use, first_line, refused, steps, uses, without
@@ -78,7 +79,11 @@ _read_operators = ONNXRegistry.from_torchlib
 @contextmanager
 def _operators_read_once() -> Iterator[None]:
     """The exporter reads its whole library of operators anew for each program: as long as all the rest takes."""
-    ONNXRegistry.from_torchlib = staticmethod(_operators)
+    ONNXRegistry.from_torchlib = staticmethod(
+        lambda opset_version=_constants.TORCHLIB_OPSET: _operators(
+            opset_version
+        )  # by name or not: one answer
+    )
     try:
         yield
     finally:
@@ -88,7 +93,7 @@ def _operators_read_once() -> Iterator[None]:
 def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
     exported = decomposed_once(export_with_loops(program))
     try:
-        with quiet(), code_when_called(), _operators_read_once():
+        with quiet(), code_when_called(), operators_listed_once(), _operators_read_once():
             result: Any = torch.onnx.export(
                 exported,
                 args=(),

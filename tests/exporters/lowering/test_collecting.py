@@ -36,10 +36,12 @@ def test_only_what_is_new_is_given_back_when_told() -> None:
         [[] for _ in range(100_000)]
         assert new() is not None
         assert not gc.isenabled()
-        collecting.among_new()
+        collecting.among_new(collecting.LARGE - 1)
+        assert new() is not None
+        collecting.among_new(collecting.LARGE)
         assert new() is None
         assert old() is not None
-    collecting.among_new()
+    gc.collect()
     assert old() is None
 
 
