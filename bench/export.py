@@ -85,7 +85,7 @@ def spent(command: list[str], folder: Path) -> tuple[dict[str, float], bytes]:
 
 def measure(name: str, file: Path, targets: str, folder: Path) -> dict[str, Any]:
     """One export."""
-    code = "import sys; from pfl_exporters.cli import main; sys.exit(main())"
+    code = "from pfl_exporters.cli import command; command()"
     place = folder / f"{name}-{targets.replace(',', '-')}"
     options = [f"{file}:build", "--target", targets, "--out", str(place), "--json"]
     cost, out = spent([sys.executable, "-c", code, *options], folder)
@@ -102,8 +102,9 @@ def measure(name: str, file: Path, targets: str, folder: Path) -> dict[str, Any]
 def imports(targets: str, folder: Path) -> dict[str, float]:
     """What importing the tools costs, which every export does."""
     code = (
-        "import sys; from pfl_exporters.targets import resolve; import pfl_exporters.export; "
-        f"[t.load() for t in resolve({targets.split(',')!r})]"
+        "import os; from pfl_exporters.lowering.collecting import never; never().__enter__(); "
+        "from pfl_exporters.targets import resolve; import pfl_exporters.export; "
+        f"[t.load() for t in resolve({targets.split(',')!r})]; os._exit(0)"
     )
     return spent([sys.executable, "-c", code], folder)[0]
 

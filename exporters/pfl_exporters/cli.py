@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from pfl_exporters.lowering.collecting import never
 from pfl_exporters.targets import TARGETS, Target, resolve, with_engines
 from pfl_mobile.cli.common import (
     EXIT_CODES,
@@ -335,7 +338,8 @@ def _export(
     _check_place(place)
     report(f"load the tools for {', '.join(targets)}")
     try:
-        from pfl_exporters.export import export_bundle
+        with never():
+            from pfl_exporters.export import export_bundle
     except ModuleNotFoundError as error:
         raise missing_package(error, "pfl-export") or error from error
     for wanted in resolve(targets):
@@ -356,7 +360,8 @@ def _check(
     function = make(report)
     chosen, missing = [], {}
     try:
-        from pfl_exporters.check import check
+        with never():
+            from pfl_exporters.check import check
     except ModuleNotFoundError as error:
         raise missing_package(error, "pfl-export") or error from error
     for target in _phones() if wanted is None else resolve(wanted):
@@ -465,3 +470,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: by default those of the process.
     """
     return run(app, "pfl-export", arguments)
+
+
+def command() -> NoReturn:
+    """Run ``pfl-export`` and end the process as soon as its exit functions have run.
+
+    To take apart all that the toolchains imported, as Python does at its end, takes as long as a small export.
+    """
+    code = main()
+    atexit._run_exitfuncs()
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+    ):  # nobody reads any more, or they are closed: Python knows what to do
+        sys.exit(code)
+    os._exit(code)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from pfl_mobile.bundle.manifest import Manifest, ProgramSpec
 from pfl_mobile.bundle.sign import PrivateKey
 from pfl_mobile.bundle.versions import plain
-from pfl_mobile.bundle.write import write_bundle
+from pfl_mobile.bundle.write import scratch_beside, write_bundle
 from pfl_mobile.engines import ENGINES
 from pfl_mobile.errors import ConfigError, EngineError, ExportError, GradientMismatchError
 from pfl_mobile.files.tensors import tensors_to_bytes
@@ -26,7 +26,9 @@ from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
 from pfl_mobile.text.vocabulary import RECORD, VocabularyReport, record
 
+from .lowering import collecting
 from .lowering.files import Report
+from .lowering.graphs import hints_read_once
 from .lowering.quiet import ALONE, aloud, quiet
 from .refusals import Refuser
 from .staging import as_parts
@@ -83,10 +85,8 @@ def frozen_bytes(programs: Mapping[str, TracedProgram]) -> int:
             if place in seen:  # the programs share their constants, which may be large
                 continue
             seen.add(place)
-            data = (
-                tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )  # also bfloat16
-            contents[hashlib.sha256(data).hexdigest()] = len(data)
+            data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()  # also bfloat16
+            contents[hashlib.sha256(data).hexdigest()] = data.nbytes
     return sum(contents.values())
 
 
@@ -129,7 +129,7 @@ def export_bundle(
         ExportError: the model cannot be exported; GradientMismatchError when numbers differ. Nothing is written.
         BundleError: the bundle cannot be written.
     """
-    with ALONE:
+    with ALONE, collecting.when_told():
         return _export(deployment, resolve(targets), out, sign_key, aloud(report), seed, blocks, memory)
 
 
@@ -164,6 +164,7 @@ def _export(
         )
     model, task = deployment.model, deployment.task
     batch, little = dict(deployment.batch), dict(deployment.inputs_of_predict())
+    held = sum(tensor.nbytes for tensor in model.frozen_tensors().values())
     digest = model.backbone_digest()
     report("trace")
     programs = trace_programs(model, task, batch, little)
@@ -179,29 +180,30 @@ def _export(
     errors: dict[str, dict[str, float]] = {}
     engines: dict[str, Any] = {}
     files: dict[str, bytes | os.PathLike[str]] = {}
-    with tempfile.TemporaryDirectory(prefix="pfl-export-") as scratch:
+    with scratch_beside(out) as scratch:
         frozen = frozen_bytes(programs)
         parts = None
         if any(target.parts for target in chosen):
-            parts = as_parts(programs, frozen, Path(scratch), wanted=blocks, most=memory)
+            parts = as_parts(programs, frozen, scratch, wanted=blocks, most=memory)
             lap("cut")
         for target in chosen:
             try:
                 if parts is not None and target.parts:
-                    lowered = parts.lower(target, Path(scratch), report)
+                    lowered = parts.lower(target, scratch, report)
                 else:
-                    lowered = target.lower(programs, Path(scratch), report)
+                    lowered = target.lower(programs, scratch, report)
             except (ExportError, EngineError) as error:
                 raise refuser.of_lowering(target, error) from error
             lap(target.name)
             report(f"compare {target.compared_by} with PyTorch: loss and every gradient")
             try:
-                with quiet(), open_lowered(target, lowered, specs) as session:
+                with quiet(), hints_read_once(typing), open_lowered(target, lowered, specs) as session:
                     errors[target.compared_by] = check_engine(session, reference, lowered.tolerance)
             except GradientMismatchError as error:
                 raise refuser.of_numbers(target, error, lowered.tolerance) from error
             except (ExportError, EngineError) as error:
                 raise refuser.of_lowering(target, error) from error
+            collecting.among_new(held)
             lap("compare")
             engines[target.engine] = {
                 "files": lowered.files,
@@ -221,6 +223,7 @@ def _export(
             _parts(deployment, specs, engines, frozen),
             {**files, **_data_files(deployment, reference, specs)},
             sign_key=sign_key,
+            take_from=scratch,
         )
         lap("write")
     return ExportReport(Path(out), manifest, errors, frozen, seconds, deployment.vocabulary)

@@ -272,11 +272,15 @@ def program_specs(programs: Mapping[str, TracedProgram]) -> tuple[ProgramSpec, .
         dtype = str(tensor.dtype).removeprefix("torch.")
         return TensorSpec.model_validate({"name": name, "shape": tuple(tensor.shape), "dtype": dtype})
 
+    def results(program: TracedProgram) -> list[Tensor]:
+        output = next(node for node in program.graph.graph.nodes if node.op == "output")
+        return [node.meta["val"] for node in output.args[0]]
+
     return tuple(
         ProgramSpec(
             name=name,
             inputs=tuple(spec(k, v) for k, v in program.inputs.items()),
-            outputs=tuple(spec(k, v) for k, v in program.run(program.inputs).items()),
+            outputs=tuple(spec(k, v) for k, v in zip(program.outputs, results(program), strict=True)),
         )
         for name, program in programs.items()
     )

@@ -58,6 +58,7 @@ def write_bundle(
     sign_key: PrivateKey | None = None,
     as_zip: bool | None = None,
     progress: Progress | None = None,
+    take_from: str | os.PathLike[str] | None = None,
 ) -> Manifest:
     """Write a bundle to ``out``; an older one there is replaced in one step, after the new one is complete.
 
@@ -69,6 +70,8 @@ def write_bundle(
         sign_key: an Ed25519 key (in memory, hex, or PEM file) to sign the manifest with.
         as_zip: write a zip; by default when ``out`` ends in ``.pflb``.
         progress: called with (file, bytes done, bytes in all) while files are written.
+        take_from: a folder whose files are nobody else's: they are moved into the bundle and not copied, where it is a
+            folder on the same disk.
 
     Returns:
         The manifest as written.
@@ -96,7 +99,13 @@ def write_bundle(
     with _sink(Path(out), as_zip) as sink:
         entries, done = {}, 0
         for path in sorted(read):
-            entries[path] = sink.add(path, chunks_of(path, read[path], progress, done, sizes))
+            source = read[path]
+            mine = take_from is not None and not isinstance(source, bytes) and _is_below(source, take_from)
+            if mine and (moved := sink.take(path, source)) is not None:
+                source = moved
+                entries[path] = copy(chunks_of(path, source, progress, done, sizes, links=False), None)
+            else:
+                entries[path] = sink.add(path, chunks_of(path, source, progress, done, sizes))
             done += entries[path].bytes
         manifest = _manifest(parts, entries)
         _check_content(manifest, read)
@@ -131,8 +140,37 @@ def copy_bundle(
             sink.add(SIGNATURE, [bundle.signature_bytes])
 
 
+@contextlib.contextmanager
+def scratch_beside(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder for the files of a bundle to come, from which `write_bundle` can move them (``take_from``).
+
+    It is on the disk of ``out`` and gone at the end; what a killed process leaves, the next that writes there removes.
+
+    Args:
+        out: of the bundle, a folder or a zip.
+
+    Raises:
+        StorageFullError: the disk is full.
+        UnwritableError: nothing may be written beside ``out``.
+    """
+    out = Path(os.path.realpath(out))
+    with contextlib.ExitStack() as held:
+        with disk_errors(out):
+            held.enter_context(_parents(out))
+            remove_stale(out)
+            folder = held.enter_context(temporary_folder(out))
+        yield folder
+
+
+def _is_below(path: os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 class _Sink(Protocol):
     def add(self, path: str, chunks: Iterator[bytes] | list[bytes]) -> FileEntry: ...
+
+    def take(self, path: str, source: os.PathLike[str]) -> Path | None:
+        """Move a file into the bundle and say where it is now; None where it has to be copied."""
 
 
 class _FolderSink:
@@ -140,13 +178,29 @@ class _FolderSink:
         self.folder = folder
 
     def add(self, path: str, chunks: Iterator[bytes] | list[bytes]) -> FileEntry:
-        target = self.folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target, "xb") as file:
+        with open(self._place(path), "xb") as file:
             entry = copy(chunks, file)
             file.flush()
             os.fsync(file.fileno())
         return entry
+
+    def take(self, path: str, source: os.PathLike[str]) -> Path | None:
+        target = self._place(path)
+        try:
+            found = os.lstat(source)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or target.exists():
+                return None
+            os.rename(source, target)
+        except OSError:  # another disk, for one; why it cannot be read either, copying tells
+            return None
+        with open(target, "rb+") as file:
+            os.fsync(file.fileno())
+        return target
+
+    def _place(self, path: str) -> Path:
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
 
     def finish(self) -> None:
         for folder, _, _ in os.walk(self.folder):
@@ -173,6 +227,9 @@ class _ZipSink:
                     f"{path} is too large for a zip that every phone reads",
                     mend="write the bundle as a folder",
                 ) from error
+
+    def take(self, path: str, source: os.PathLike[str]) -> Path | None:
+        return None
 
     def _align(self, info: zipfile.ZipInfo) -> None:
         assert self.archive.fp is not None

@@ -44,7 +44,10 @@ def shape(node: fx.Node) -> tuple[int, ...]:
 
 
 def annotate(graph: fx.GraphModule, examples: Sequence[Tensor]) -> None:
-    """Run the graph once and note each node's shape and dtype as a meta tensor in ``meta["val"]``."""
+    """Note each node's shape and dtype as a meta tensor in ``meta["val"]``.
+
+    A trace notes them, and what changes a graph does so too, or leaves the new nodes without: then it is run once.
+    """
 
     def meta(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -57,6 +60,14 @@ def annotate(graph: fx.GraphModule, examples: Sequence[Tensor]) -> None:
             n.meta["val"] = meta(result)
             return result
 
+    nodes = graph.graph.nodes
+    if all("val" in node.meta for node in nodes if node.op == "call_function"):
+        for node, example in zip([n for n in nodes if n.op == "placeholder"], examples, strict=True):
+            node.meta["val"] = meta(example)
+        for node in nodes:
+            if node.op == "get_attr":
+                node.meta["val"] = meta(getattr(graph, node.target))
+        return
     with torch.no_grad():
         Annotator(graph).run(*examples)
 

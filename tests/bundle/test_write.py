@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from pfl_mobile import errors
 from pfl_mobile.bundle import Bundle, copy_bundle, save_tensors, tensors_to_bytes, write_bundle
+from pfl_mobile.bundle.write import scratch_beside
 from pfl_mobile.files import atomic
 from pfl_mobile.files.atomic import atomic_write
 
@@ -53,6 +55,70 @@ def test_files_are_copied_from_paths(tmp_path: Path) -> None:
     assert (tmp_path / "b" / "model.pte").read_bytes() == source.read_bytes()
     assert calls[-1][1:] == (manifest.measured.total_bytes,) * 2
     assert version_at(tmp_path / "b") == "1"
+
+
+@FORMS
+def test_files_of_a_scratch_folder_are_moved_where_that_can_be(tmp_path: Path, name: str) -> None:
+    out, data = tmp_path / name, os.urandom(3_000_000)
+    with scratch_beside(out) as scratch:
+        source = scratch / "large"
+        source.write_bytes(data)
+        inode = source.stat().st_ino
+        manifest = write_bundle(out, make_parts(), {**make_files(), "model.pte": source}, take_from=scratch)
+        assert source.exists() == (name == "bundle.pflb")
+    plain = write_bundle(tmp_path / "plain", make_parts(), {**make_files(), "model.pte": data})
+    assert manifest == plain
+    with Bundle.open(out) as bundle:
+        assert bundle.path("model.pte").read_bytes() == data
+        assert (bundle.path("model.pte").stat().st_ino == inode) == (name == "bundle")
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "plain"])
+
+
+def test_a_file_of_others_is_copied_and_stays(tmp_path: Path) -> None:
+    with scratch_beside(tmp_path / "b") as scratch:
+        places = {name: scratch / name for name in ("twice", "link", "outside")}
+        places["twice"].write_bytes(b"twice")
+        os.link(places["twice"], scratch / "its other name")
+        places["outside"] = tmp_path / "outside"
+        places["outside"].write_bytes(b"outside")
+        places["link"].symlink_to(places["outside"])
+        write_bundle(tmp_path / "b", make_parts(), {**make_files(), **places}, take_from=scratch)
+        assert all(place.exists() for place in places.values())
+    for name, content in {"twice": b"twice", "link": b"outside", "outside": b"outside"}.items():
+        assert (tmp_path / "b" / name).read_bytes() == content
+        assert not (tmp_path / "b" / name).is_symlink()
+
+
+def test_on_another_disk_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "scratch" / "large"
+    source.parent.mkdir()
+    source.write_bytes(b"large")
+    rename = os.rename
+
+    def on_two_disks(old: str, new: str) -> None:
+        if old == source:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", on_two_disks)
+    write_bundle(tmp_path / "b", make_parts(), {**make_files(), "model.pte": source}, take_from=source.parent)
+    assert (tmp_path / "b" / "model.pte").read_bytes() == source.read_bytes() == b"large"
+
+
+def test_scratch_beside_a_bundle_leaves_nothing_after_a_failure(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "er" / "b"
+
+    def fails() -> None:
+        with scratch_beside(out) as scratch:
+            assert scratch.stat().st_dev == tmp_path.stat().st_dev
+            (scratch / "half").write_bytes(b"half")
+            raise RuntimeError("lowering")
+
+    with pytest.raises(RuntimeError, match="lowering"):
+        fails()
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(errors.UnwritableError), scratch_beside(Path("/dev/null/b")):
+        pass
 
 
 def test_a_phone_can_map_the_programs_in_a_zip(zipped: Path) -> None:

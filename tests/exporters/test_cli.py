@@ -267,6 +267,21 @@ def test_rules_for_a_vocabulary_are_handed_on_or_refused(
     assert pfl_export("ruled.py:build", "--block", "none.txt", "--json").error["type"] == "DataError"
 
 
+def test_the_command_ends_at_once_with_its_code_after_all_is_said() -> None:
+    program = (
+        "import atexit, weakref; from pfl_exporters.cli import command; atexit.register(print, 'the last word')\n"
+        "class Left:\n    def __del__(self): print('taken apart')\n"
+        "left = Left(); command()"
+    )
+    for option, code, said in (("--help", 0, "Usage"), ("--no-such-option", 2, "")):
+        ran = subprocess.run(
+            [sys.executable, "-c", program, option], capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == code, ran.stderr
+        assert said in ran.stdout
+        assert ran.stdout.endswith("the last word\n")
+
+
 @pytest.mark.slow
 def test_nothing_but_our_own_lines_is_shown(tmp_path: Path) -> None:
     """Neither in success nor in refusal, of toolchains in Python and in C++. All in one process, as the tools take long

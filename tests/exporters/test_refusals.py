@@ -81,8 +81,8 @@ def test_wrong_numbers_name_the_operator(tmp_path: Path, monkeypatch: pytest.Mon
 
     stock = onnx._to_onnx
 
-    def spoiled(program: TracedProgram):
-        model = stock(program)
+    def spoiled(program: TracedProgram, *more: object):
+        model = stock(program, *more)
         for node in model.graph.node:
             if node.op_type == "Tanh":
                 node.op_type = "Sin"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -100,6 +101,36 @@ def test_onnx_programs_share_one_weight_file(tmp_path: Path) -> None:
     big = sum(v.numel() * 4 for v in d.model.frozen_tensors().values() if v.numel() * 4 >= 1024)
     stored = lowered.paths["onnx/weights.bin"].stat().st_size
     assert big <= stored < big + 4096 * 40  # offsets are page-aligned
+
+
+def test_weights_of_one_place_and_equal_ones_of_others_are_written_once(tmp_path: Path) -> None:
+    from onnxscript import ir
+    from torch.onnx._internal.exporter._core import TorchTensor
+
+    from pfl_exporters.lowering.onnx import ALIGNMENT, _WeightFile
+
+    weights = _WeightFile(tmp_path / "weights.bin")
+    x = torch.randn(300, 2)
+    given = [x, x, x.clone(), x.t(), x[:, :1], x.bfloat16(), torch.arange(600)]
+    moved = []
+    for number, tensor in enumerate(given):
+        # as the exporter makes them: gone, and their memory free for others, as soon as they are written
+        moved.append(
+            weights.move(f"w{number}", TorchTensor(tensor.contiguous() + 0 if number > 3 else tensor))
+        )
+    weights.finish()
+    assert [m.offset // ALIGNMENT for m in moved] == [0, 0, 0, 1, 2, 3, 4]
+    for entry, tensor in zip(moved, given, strict=True):
+        found = ir.ExternalTensor(
+            entry.location,
+            entry.offset,
+            entry.length,
+            entry.dtype,
+            shape=entry.shape,
+            name="w",
+            base_dir=tmp_path,
+        )
+        assert np.array_equal(found.numpy(), TorchTensor(tensor).numpy())
 
 
 @pytest.mark.slow

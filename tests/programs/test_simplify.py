@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
 
-from pfl_mobile.programs.simplify import FOLD_LIMIT, simplify
+from pfl_mobile.programs.simplify import FOLD_LIMIT, annotate, simplify
 
 aten = torch.ops.aten
 X = torch.arange(12, dtype=torch.float32).reshape(3, 4)
@@ -17,7 +19,32 @@ def simplified(function, *examples):
     expected = graph(*examples)
     simplify(graph, examples)
     torch.testing.assert_close(graph(*examples), expected)
+    Described(graph).run(*examples)
     return graph
+
+
+class Described(fx.Interpreter):
+    """Sees that what is noted of each value is so."""
+
+    def run_node(self, n):
+        result = super().run_node(n)
+        if n.op != "output":
+            values, notes = tree_leaves(result), tree_leaves(n.meta["val"])
+            assert [(v.shape, v.dtype) for v in notes] == [(v.shape, v.dtype) for v in values], n
+        return result
+
+
+def test_a_graph_whose_trace_noted_its_values_is_not_run_again():
+    graph = make_fx(lambda x: torch.topk(x @ x.t(), 2)[0].neg())(X)
+    asked = next(n for n in graph.graph.nodes if n.target is aten.neg.default)
+    asked.target = lambda _: pytest.fail("it was run")
+    annotate(graph, [X])
+    del asked.meta["val"]
+    with pytest.raises(pytest.fail.Exception, match="it was run"):
+        annotate(graph, [X])
+    asked.target = torch.exp
+    annotate(graph, [X])
+    Described(graph).run(X)
 
 
 def called(graph):

@@ -35,6 +35,7 @@ from executorch.exir import (
     lowered_backend_module,
     to_edge_transform_and_lower,
 )
+from executorch.exir._serialize import _dataclass
 from executorch.exir.backend.canonical_partitioners.group_partitioner import GroupBasedPartitioner
 from executorch.exir.backend.partitioner import PartitionResult
 from executorch.exir.graph_module import get_control_flow_submodules
@@ -69,6 +70,7 @@ from .graphs import (
     code_when_called,
     decomposed_once,
     export_graph,
+    hints_read_once,
     operators_listed_once,
     own_views,
     put_in_order,
@@ -409,7 +411,14 @@ def _toolchain() -> Iterator[None]:
     stock = xnnpack_preprocess.XNNPACKPassManager
     xnnpack_preprocess.XNNPACKPassManager = _LeanPassManager
     try:
-        with quiet(), code_when_called(), operators_listed_once(), _where_needed(), _quick_partitions():
+        with (
+            quiet(),
+            code_when_called(),
+            operators_listed_once(),
+            hints_read_once(_dataclass),
+            _where_needed(),
+            _quick_partitions(),
+        ):
             yield
     finally:
         xnnpack_preprocess.XNNPACKPassManager = stock

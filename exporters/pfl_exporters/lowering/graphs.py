@@ -78,28 +78,55 @@ def code_when_called() -> Iterator[None]:
         fx.GraphModule.recompile = _write_code
 
 
+_collect = decomp_utils._collect_all_valid_cia_ops
+#: What `_collect` found, by the operators that were registered then.
+_collected: tuple[Any, Any] = (None, None)
+
+
+def _collect_once() -> Any:
+    global _collected
+    registered = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
+    if registered != _collected[0]:
+        _collected = registered, _collect()
+    return _collected[1]
+
+
 @contextmanager
 def operators_listed_once() -> Iterator[None]:
     """Keep PyTorch from going through all operators that there are, each time that a program may be decomposed.
 
     They are gone through again where more were registered since.
     """
-    collect = decomp_utils._collect_all_valid_cia_ops
-    before: Any = None
-    found: Any = None
-
-    def collect_once() -> Any:
-        nonlocal before, found
-        registered = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
-        if registered != before:
-            before, found = registered, collect()
-        return found
-
-    decomp_utils._collect_all_valid_cia_ops = collect_once
+    decomp_utils._collect_all_valid_cia_ops = _collect_once
     try:
         yield
     finally:
-        decomp_utils._collect_all_valid_cia_ops = collect
+        decomp_utils._collect_all_valid_cia_ops = _collect
+
+
+@contextmanager
+def hints_read_once(module: Any) -> Iterator[None]:
+    """Keep toolchains from reading the types of a class's fields anew for each object that they write or read.
+
+    Args:
+        module: whose ``get_type_hints`` they call: ``typing``, or one of theirs that imported it by name.
+    """
+    read = module.get_type_hints
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+    def read_once(of: Any, globalns: Any = None, localns: Any = None, include_extras: bool = False) -> Any:
+        if not isinstance(of, type):  # functions come and go
+            return read(of, globalns, localns, include_extras)
+        key = of, id(globalns), id(localns), include_extras
+        if key not in known:
+            known[key] = read(of, globalns, localns, include_extras)
+        return dict(known[key])
+
+    module.get_type_hints = read_once
+    try:
+        yield
+    finally:
+        module.get_type_hints = read
 
 
 def decomposed_once(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

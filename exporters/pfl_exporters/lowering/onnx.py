@@ -9,16 +9,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
+from onnxscript import ir
+from torch.onnx._internal.exporter import _constants
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.trace import TracedProgram
 
 from .files import Lowered, Report
-from .graphs import code_when_called, decomposed_once
+from .graphs import code_when_called, decomposed_once, operators_listed_once
 from .loops import export_with_loops
 from .names import traced_as
 from .obstacles import Obstacle, Use, first_line, refused, steps, uses, without
@@ -43,24 +46,32 @@ class _WeightFile:
         self.path = path
         self._file = open(path, "wb")  # noqa: SIM115  (closed in finish)
         self._offsets: dict[str, int] = {}
+        #: The same for tensors that programs share, which are kept so that none takes another's place in memory.
+        self._known: dict[tuple[Any, ...], tuple[int, Any]] = {}
 
-    def move(self, tensor: TensorProto) -> None:
-        """Replace the tensor's bytes by a reference into the file."""
-        data = numpy_helper.to_array(tensor).tobytes()
+    def move(self, name: str, tensor: Any) -> ir.ExternalTensor:
+        """Write a constant of a model, and give the reference into the file that takes its place."""
+        raw = tensor.raw
+        shared = isinstance(raw, torch.Tensor)
+        key = (raw.data_ptr(), tuple(raw.shape), raw.stride(), raw.dtype) if shared else (id(raw),)
+        if key not in self._known:
+            self._known[key] = self._append(np.ascontiguousarray(tensor.numpy()).view(np.uint8)), raw
+        return ir.ExternalTensor(
+            self.path.name,
+            self._known[key][0],
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape),
+            name=name,
+        )
+
+    def _append(self, data: np.ndarray) -> int:
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self._offsets:
             self._file.write(bytes(-self._file.tell() % ALIGNMENT))
             self._offsets[digest] = self._file.tell()
             self._file.write(data)
-        tensor.ClearField("raw_data")
-        tensor.ClearField("float_data")
-        tensor.ClearField("int64_data")
-        tensor.ClearField("int32_data")
-        del tensor.external_data[:]
-        tensor.data_location = TensorProto.EXTERNAL
-        entries = {"location": self.path.name, "offset": self._offsets[digest], "length": len(data)}
-        for key, value in entries.items():
-            tensor.external_data.add(key=key, value=str(value))
+        return self._offsets[digest]
 
     def finish(self) -> None:
         self._file.close()
@@ -78,17 +89,22 @@ _read_operators = ONNXRegistry.from_torchlib
 @contextmanager
 def _operators_read_once() -> Iterator[None]:
     """The exporter reads its whole library of operators anew for each program: as long as all the rest takes."""
-    ONNXRegistry.from_torchlib = staticmethod(_operators)
+    ONNXRegistry.from_torchlib = staticmethod(
+        lambda opset_version=_constants.TORCHLIB_OPSET: _operators(
+            opset_version
+        )  # by name or not: one answer
+    )
     try:
         yield
     finally:
         ONNXRegistry.from_torchlib = _read_operators
 
 
-def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
+def _to_onnx(program: TracedProgram, weights: _WeightFile | None = None) -> onnx.ModelProto:
+    """The program as a model, its large constants in ``weights`` where there is such a file."""
     exported = decomposed_once(export_with_loops(program))
     try:
-        with quiet(), code_when_called(), _operators_read_once():
+        with quiet(), code_when_called(), operators_listed_once(), _operators_read_once():
             result: Any = torch.onnx.export(
                 exported,
                 args=(),
@@ -104,6 +120,9 @@ def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
             f"ONNX cannot express program {program.name!r}: {first_line(error)}",
             mend="express the operator in other PyTorch operators, or use another target",
         ) from error
+    for name, value in result.model.graph.initializers.items() if weights is not None else ():
+        if value.const_value.nbytes >= EXTERNAL_BYTES:
+            value.const_value = weights.move(name, value.const_value)
     model: onnx.ModelProto = result.model_proto
     names = {node.name: traced_as(node) for node in exported.graph.nodes if node.op == "call_function"}
     without = without_kernel(model, names)
@@ -256,12 +275,9 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     try:
         for name, program in programs.items():
             report(f"onnx: {name}")
-            model = _to_onnx(program)
+            model = _to_onnx(program, weights)
             _strip(model)
             model.ir_version = IR_VERSION
-            for tensor in model.graph.initializer:
-                if numpy_helper.to_array(tensor).nbytes >= EXTERNAL_BYTES:
-                    weights.move(tensor)
             path = place / f"{name}.onnx"
             path.write_bytes(model.SerializeToString(deterministic=True))
             files[name], paths[f"onnx/{name}.onnx"] = f"onnx/{name}.onnx", path

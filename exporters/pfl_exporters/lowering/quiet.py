@@ -7,6 +7,7 @@ they say is kept while it may explain a failure, and shown only where the user a
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import RLock
+from types import ModuleType
 from typing import IO, Any, TextIO
 
 #: Toolchains, and what is changed around them, are the process's: one export at a time.
@@ -80,20 +82,46 @@ _taken: _Streams | None = None
 _CONVERTED_TOO = ("sklearn", "libsvm", "xgboost", "tensorflow", "torchvision", "torchaudio", "transformers")
 
 
+#: A pass of PyTorch's that ExecuTorch imports, and with it the whole compiler behind ``torch.compile``.
+_OF_THE_COMPILER = "torch.export._remove_auto_functionalized_pass"
+
+
+def _imported_when_needed() -> ModuleType:
+    """A module in the place of ``_OF_THE_COMPILER``, which imports it for a program that the pass changes."""
+    module = ModuleType(_OF_THE_COMPILER)
+
+    def unsafe_remove_auto_functionalized_pass(program: Any) -> Any:
+        import torch
+        from torch._higher_order_ops.auto_functionalize import auto_functionalized, auto_functionalized_v2
+
+        changed = {auto_functionalized, auto_functionalized_v2, torch.ops.aten.copy_.default}
+        if any(node.target in changed for node in program.graph.nodes):
+            stock = importlib.import_module(_OF_THE_COMPILER)
+            return stock.unsafe_remove_auto_functionalized_pass(program)
+        program.graph.eliminate_dead_code()  # what it does to every program
+        return program
+
+    vars(module)["unsafe_remove_auto_functionalized_pass"] = unsafe_remove_auto_functionalized_pass
+    return module
+
+
 @contextmanager
 def lean() -> Iterator[None]:
-    """Hide from toolchains that are imported now the libraries whose models they could convert besides PyTorch's.
+    """Hide from toolchains that are imported now the libraries whose models they could convert besides PyTorch's, and
+    the compiler that they need for few programs.
 
     Who converts those models in the same process imports coremltools before.
     """
     with ALONE:
-        hidden = [name for name in _CONVERTED_TOO if name not in sys.modules]
-        sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None means: not installed
+        stands: dict[str, Any] = dict.fromkeys(_CONVERTED_TOO)  # None means: not installed
+        stands[_OF_THE_COMPILER] = _imported_when_needed()
+        hidden = {name: stand for name, stand in stands.items() if name not in sys.modules}
+        sys.modules.update(hidden)
         try:
             yield
         finally:
-            for name in hidden:
-                if sys.modules.get(name) is None:
+            for name, stand in hidden.items():
+                if sys.modules.get(name) is stand:
                     sys.modules.pop(name, None)
 
 

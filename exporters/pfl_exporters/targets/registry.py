@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from pfl_exporters.lowering.collecting import never
 from pfl_exporters.lowering.quiet import lean, quiet
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.registry import Registry, import_needed
@@ -75,7 +76,7 @@ class Target:
         Raises:
             MissingDependencyError: a package is not installed.
         """
-        with quiet(), lean():
+        with quiet(), lean(), never():
             import_needed(self.tools, f"target {self.name!r}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -50,8 +51,33 @@ def _binary(name: str, function: Callable[[Array, Array], Any]) -> None:
     KERNELS[name] = lambda a: function(a["x"], a["y"])
 
 
+#: Steps for each unit in the table of the error function, and where it is 1 in 64 bits too.
+_STEPS, _END = 128, 6
+
+
+@cache
+def _erf_table(dtype: np.dtype[Any]) -> Array:
+    """For each step of the error function from 0, the cubic that meets value and slope at both of its ends: [4, steps].
+
+    Its error is at most 2e-10 of the value, which is nothing beside the rounding to 32 bits.
+    """
+    ends = np.arange(_STEPS * _END + 1) / _STEPS
+    values = np.array([math.erf(end) for end in ends.tolist()])
+    slopes = 2 / math.sqrt(math.pi) * np.exp(-(ends**2)) / _STEPS
+    rise = values[1:] - values[:-1]
+    first, last = slopes[:-1], slopes[1:]
+    found = np.array([values[:-1], first, 3 * rise - 2 * first - last, first + last - 2 * rise])
+    return np.concatenate([found, [[1], [0], [0], [0]]], 1).astype(dtype)  # and from the end on
+
+
 def _erf(x: Array) -> Array:
-    return np.array([math.erf(v) for v in x.ravel().tolist()], x.dtype).reshape(x.shape)
+    x = np.asarray(x)
+    c0, c1, c2, c3 = _erf_table(x.dtype)
+    far = x.dtype.type(_STEPS * _END)
+    place = np.minimum(np.abs(x) * x.dtype.type(_STEPS), far)
+    step = np.fmin(place, far).astype(np.intp)  # a NaN has no step, and stays one by its place in it
+    t = place - step.astype(x.dtype)
+    return np.copysign(c0[step] + t * (c1[step] + t * (c2[step] + t * c3[step])), x)
 
 
 def _sigmoid(x: Array) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -216,6 +218,20 @@ def test_every_operator_is_tested():
 def test_the_other_gelus(mode):
     want = F.gelu(T, approximate="tanh") if mode.startswith("TANH") else T * (1.702 * T).sigmoid()
     np.testing.assert_allclose(run("gelu", x=X, mode=mode), want, rtol=2e-6, atol=2e-6)
+
+
+@given(
+    st.lists(st.floats(width=32), min_size=1, max_size=20),
+    st.sampled_from([(np.float32, 2e-7), (float, 3e-10)]),
+)
+def test_the_error_function_is_that_of_the_mathematics_everywhere(values, kind):
+    dtype, rtol = kind
+    x = np.array(values, dtype)
+    got = run("erf", x=x)
+    assert got.dtype == dtype
+    want = np.array([math.erf(v) for v in x.tolist()])
+    np.testing.assert_allclose(got, want, rtol=rtol, atol=np.finfo(np.float32).smallest_subnormal)
+    assert np.array_equal(np.signbit(got[x == 0]), np.signbit(x[x == 0]))
 
 
 @pytest.mark.parametrize("what", [{"interleave": True, "axis": 0, "values": [X]}])

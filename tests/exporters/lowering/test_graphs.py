@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import typing
 from typing import Any
 
 import pytest
@@ -54,6 +55,31 @@ def test_linear_with_a_weight_that_is_an_input_is_written_out(bias):
     assert aten.linear.default not in targets(graph)
     assert (aten.addmm.default if bias else aten.mm.default) in targets(graph)
     torch.testing.assert_close(graph(*examples), expected)
+
+
+class TestHintsReadOnce:
+    def test_a_class_is_read_once_and_gives_the_same_each_time(self, monkeypatch):
+        read = []
+        stock = typing.get_type_hints
+        monkeypatch.setattr(typing, "get_type_hints", lambda *a: read.append(a[0]) or stock(*a))
+        given = typing.get_type_hints
+        one, other = ({"Other": kind} for kind in (int, str))
+        with graphs.hints_read_once(typing):
+            for _ in range(3):
+                found = typing.get_type_hints(Hinted, globalns=one)
+                assert found == {"value": int}
+                found.clear()
+            assert typing.get_type_hints(Hinted, globalns=other) == {"value": str}
+            assert typing.get_type_hints(hinted) == typing.get_type_hints(hinted) == {"x": int}
+        assert read == [Hinted, Hinted, hinted, hinted]
+        assert typing.get_type_hints is given
+
+
+class Hinted:
+    value: Other  # noqa: F821  (known by the names that are given)
+
+
+def hinted(x: int): ...
 
 
 class TestCodeWhenCalled:

@@ -7,8 +7,10 @@ import logging
 import os
 import sys
 import warnings
+from types import ModuleType
 
 import pytest
+import torch
 
 from pfl_exporters.lowering import quiet as tools
 from pfl_exporters.lowering.quiet import aloud, heard, lean, quiet, verbose
@@ -93,3 +95,29 @@ def test_what_was_imported_all_the_same_stays(monkeypatch: pytest.MonkeyPatch) -
         del sys.modules["wave"]
         found = importlib.import_module("wave")
     assert sys.modules["wave"] is found
+
+
+def test_the_compiler_is_imported_for_the_programs_that_need_it_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = ModuleType(tools._OF_THE_COMPILER)
+    vars(stock)["unsafe_remove_auto_functionalized_pass"] = lambda program: ("stock", program)
+    monkeypatch.delitem(sys.modules, tools._OF_THE_COMPILER, raising=False)
+    with lean():
+        stand = importlib.import_module(tools._OF_THE_COMPILER)
+    assert tools._OF_THE_COMPILER not in sys.modules
+    monkeypatch.setitem(sys.modules, tools._OF_THE_COMPILER, stock)
+    with lean():
+        assert importlib.import_module(tools._OF_THE_COMPILER) is stock
+    plain = torch.export.export(Plain(), (torch.ones(2), torch.zeros(2)))
+    unused = plain.graph.call_function(torch.ops.aten.neg.default, (next(iter(plain.graph.nodes)),))
+    assert stand.unsafe_remove_auto_functionalized_pass(plain) is plain
+    assert unused not in plain.graph.nodes
+    writes = plain.run_decompositions({})
+    x, y = list(writes.graph.nodes)[:2]
+    with writes.graph.inserting_after(y):
+        writes.graph.call_function(torch.ops.aten.copy_.default, (x, y))
+    assert stand.unsafe_remove_auto_functionalized_pass(writes) == ("stock", writes)
+
+
+class Plain(torch.nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
