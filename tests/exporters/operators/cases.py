@@ -59,7 +59,9 @@ def _layer(make: Callable[[], nn.Module]) -> nn.Module:
 
 def _packed(layer: nn.Module, x: Tensor) -> Tensor:
     """What a recurrent layer gives for rows of two lengths, packed and unpacked again."""
-    given = rnn.pack_padded_sequence(x, torch.tensor([x.shape[1] - 1, x.shape[1]]), batch_first=True, enforce_sorted=False)
+    given = rnn.pack_padded_sequence(
+        x, torch.tensor([x.shape[1] - 1, x.shape[1]]), batch_first=True, enforce_sorted=False
+    )
     return rnn.pad_packed_sequence(layer(given)[0], batch_first=True)[0]
 
 
