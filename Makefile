@@ -29,6 +29,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 # small operators are slower on many threads than on one
 export OMP_NUM_THREADS ?= 1
+# hundreds of processes of the tests would compile the same modules again
+export PYTHONDONTWRITEBYTECODE :=
+# three on two cores, as tests wait for processes, sockets and deadlines; each takes up to 2 GB
+WORKERS ?= -n 3
 
 .PHONY: setup demo test quick fuzz times arm64 lint format android apk android-where-possible android-format android-api \
 	android-bench android-scenarios android-docs apk-e2e emulator-e2e operators bench clean
@@ -46,21 +50,21 @@ demo: setup
 
 # neighbours in one process, as they share what is costly to make
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest $(WORKERS) --dist worksteal
 	@$(MAKE) --no-print-directory android-where-possible
 	@$(MAKE) --no-print-directory ios-where-possible
 
 quick: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) --dist worksteal -m "not slow"
 
 fuzz: setup
-	PFL_FUZZ_SEEDS=3 PFL_EXAMPLES=1000 $(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz
+	PFL_FUZZ_SEEDS=3 PFL_EXAMPLES=1000 $(BIN)/python -m pytest $(WORKERS) --dist worksteal tests/fuzz
 
 times: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal -p tests.times
+	$(BIN)/python -m pytest $(WORKERS) --dist worksteal -p tests.times
 
 arm64: setup
-	PFL_REQUIRE_SERVICES=1 PFL_ARM64_STEPS=20 $(BIN)/python -m pytest -n 2 --dist worksteal \
+	PFL_REQUIRE_SERVICES=1 PFL_ARM64_STEPS=20 $(BIN)/python -m pytest $(WORKERS) --dist worksteal \
 		tests/engines/test_arm64.py tests/exporters/test_targets.py tests/cli/test_bundles.py -k "arm64 or pytorch"
 	@if command -v mvn >/dev/null; then $(BIN)/python android/arm64.py; \
 	else echo "SKIPPED a scenario of the SDK on a JVM for ARM64: it needs Maven and a JDK"; fi

@@ -204,7 +204,7 @@ def _enrolments(server: Process) -> tuple[list[str], str]:
 
 @pytest.mark.slow
 def test_workers_on_sqlite_answer_for_all_of_them(start: Start) -> None:
-    server = start(*OPEN, "--processes", 3, "--metrics", "public")
+    server = start(*OPEN, "--processes", 2, "--metrics", "public")
     for _ in range(12):  # a connection each, so that several workers get some
         with server.client() as client:
             _enrol(client)

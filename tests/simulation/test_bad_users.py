@@ -28,13 +28,23 @@ KINDS = {
 }
 
 
+#: One kind for each error: between processes an error is carried the same way whatever it was made of.
+CARRIED = {error: kind for kind, error in KINDS.items()}
+#: All kinds in this process, one for each error in another and in several.
+each_kind = pytest.mark.parametrize(
+    ("backend", "kind"),
+    [(0, kind) for kind in KINDS] + [(n, kind) for n in (1, 2) for kind in CARRIED.values()],
+    indirect=["backend"],
+)
+
+
 @pytest.fixture(scope="module", params=[0, 1, 2], ids=lambda n: f"{n} processes")
 def backend(request):
     with LocalBackend(request.param) as found:
         yield found
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_a_cohort_of_bad_users_alone_is_recorded_and_the_run_goes_on(backend, kind):
     def cohort(number):
         return [1, 2] if number == 1 else [0, 3, 5]
@@ -52,7 +62,7 @@ def test_a_cohort_of_bad_users_alone_is_recorded_and_the_run_goes_on(backend, ki
         assert same(study.server.values, values)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_every_bad_user_is_named_with_the_rounds_it_failed_in(backend, kind):
     with rounds(create("scaffold"), setup(trouble={7: kind}), backend, cohort_size=20) as study:
         study.run()
@@ -99,7 +109,7 @@ def test_a_run_with_bad_cohorts_is_resumed_to_the_same_bits(backend, tmp_path):
     assert found[1:] == whole[1:]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_what_hits_everybody_is_an_error_that_says_why(backend, kind):
     everybody = dict.fromkeys(range(20), kind)
     with (

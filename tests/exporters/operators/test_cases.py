@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from pfl_exporters.targets import resolve
 from tests.exporters.operators.cases import CASES, Case
-from tests.exporters.operators.check import TOLERANCE, checked
+from tests.exporters.operators.check import TOLERANCE, Checked, checked
 from tests.exporters.operators.table import PAGE
 
 #: One of each form, together in a program: its own numbers, not which engine has which kernel, are in question here.
@@ -55,14 +56,20 @@ def test_loss_and_gradients_of_the_traced_program_equal_autograd(case: Case) -> 
     assert made.error_of(made.program.run(made.program.inputs)) <= TOLERANCE
 
 
+@cache
+def together() -> Checked:
+    """The forms in one program, traced once for all engines."""
+    cases = [case for case in CASES if case.name in TOGETHER]
+    assert len(cases) == len(TOGETHER)
+    return checked(*cases)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["android", "onnx", "ios"])
 def test_forms_equal_pytorch_on_the_engines(name: str, tmp_path: Path) -> None:
     (target,) = resolve([name])
     target.load()
-    cases = [case for case in CASES if case.name in TOGETHER]
-    assert len(cases) == len(TOGETHER)
-    assert checked(*cases).run(target, tmp_path) <= TOLERANCE
+    assert together().run(target, tmp_path) <= TOLERANCE
 
 
 def test_the_page_names_every_case() -> None:
