@@ -51,7 +51,7 @@ def test_linear_with_a_weight_that_is_an_input_is_written_out(bias):
     graph = traced(lambda *a: torch.nn.functional.linear(*a), *examples)
     assert aten.linear.default in targets(graph)
     expected = graph(*examples)
-    graphs.unfuse_dynamic_linear(graph)
+    graphs.unfuse_dynamic_linear(graph, keep=lambda weight: weight.op != "placeholder")
     assert aten.linear.default not in targets(graph)
     assert (aten.addmm.default if bias else aten.mm.default) in targets(graph)
     torch.testing.assert_close(graph(*examples), expected)
@@ -148,7 +148,14 @@ def test_linear_with_a_constant_weight_stays():
     graph = traced(lambda x: torch.nn.functional.linear(x, weight), x)
     before = targets(graph)
     assert aten.linear.default in before
-    graphs.unfuse_dynamic_linear(graph)
+    graphs.unfuse_dynamic_linear(graph, keep=lambda _: False)
+    assert targets(graph) == before
+
+
+def test_linear_with_a_weight_that_the_delegate_takes_stays():
+    graph = traced(torch.nn.functional.linear, torch.randn(5, 3), torch.randn(2, 3))
+    before = targets(graph)
+    graphs.unfuse_dynamic_linear(graph, keep=lambda weight: weight.op == "placeholder")
     assert targets(graph) == before
 
 
