@@ -12,6 +12,7 @@ from ..bundle.manifest import ProgramSpec
 from ..errors import EngineError
 from .base import Array, EngineSession, file_for
 from .registry import register
+from .schedule import SCHEDULE
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -33,6 +34,10 @@ class OnnxRuntimeSession(EngineSession):
         self._options.log_severity_level = 3
         # A thread that waits for work would keep a core busy: battery on a phone, and with other work beside it time.
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if SCHEDULE in files:
+            # Each part would keep the most that it ever took; blocks are run one after another to take little.
+            self._options.enable_cpu_mem_arena = False
+            self._options.enable_mem_pattern = False
         if threads:
             self._options.intra_op_num_threads = threads
             self._options.inter_op_num_threads = 1
