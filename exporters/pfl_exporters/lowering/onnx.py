@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,28 +14,40 @@ from typing import Any
 import onnx
 import torch
 from onnx import TensorProto, numpy_helper
+from torch import Tensor
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from pfl_mobile.errors import UnsupportedOperatorError
+from pfl_mobile.programs.simplify import annotate
 from pfl_mobile.programs.trace import TracedProgram
+from pfl_mobile.programs.weights import DEQUANTIZE, dequantize
 
+from .expand import expand
 from .files import Lowered, Report
-from .graphs import code_when_called, decomposed_once
+from .graphs import code_when_called, decomposed_once, shared_copy
 from .loops import export_with_loops
 from .names import traced_as
 from .obstacles import Obstacle, Use, first_line, refused, steps, uses, without
 from .quiet import quiet
+from .stored import has_stored, one_for_each_use, rows_first
 
 #: Newest operator set that all supported runtimes read, mobile builds of the last two years included.
 OPSET = 18
 #: Oldest ONNX Runtime that reads ``OPSET`` in a file of ``IR_VERSION``.
 OLDEST_RUNTIME = "1.18"
+#: Operator set and oldest runtime of weights whose numbers have a scale for each block of them.
+OPSET_OF_BLOCKS, OLDEST_RUNTIME_OF_BLOCKS = 21, "1.20"
 #: Of the files; ``OLDEST_RUNTIME`` has to change with it.
 IR_VERSION = 10
 #: Smaller constants stay in the graph.
 EXTERNAL_BYTES = 1024
 #: Offsets in the weight file are multiples of this, so that it can be mapped.
 ALIGNMENT = 4096
+
+
+def _bytes_of(tensor: TensorProto) -> bytes:
+    """As the file stores them: packed, where numbers have 4 bits."""
+    return tensor.raw_data if tensor.HasField("raw_data") else bytes(numpy_helper.to_array(tensor).tobytes())
 
 
 class _WeightFile:
@@ -46,7 +60,7 @@ class _WeightFile:
 
     def move(self, tensor: TensorProto) -> None:
         """Replace the tensor's bytes by a reference into the file."""
-        data = numpy_helper.to_array(tensor).tobytes()
+        data = _bytes_of(tensor)
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self._offsets:
             self._file.write(bytes(-self._file.tell() % ALIGNMENT))
@@ -85,7 +99,88 @@ def _operators_read_once() -> Iterator[None]:
         ONNXRegistry.from_torchlib = _read_operators
 
 
+def _dequantize(numbers: Any, scales: Any, bits: int) -> Any:  # noqa: ARG001  (_store writes them)
+    from onnxscript import opset18
+
+    return opset18.DequantizeLinear(numbers, scales, axis=0)
+
+
+def _unpacked(packed: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """Rows of a table, of which a byte of a row holds two numbers, the first of them in its lower half."""
+    if bits == 8:
+        return dequantize(packed, scales)
+    byte = packed.to(torch.float32)
+    high = torch.floor(byte * (1 / 16))
+    halves = torch.stack((byte - high * 16.0, high), -1).flatten(-2)
+    return dequantize(halves - torch.floor(halves * (1 / 8)) * 16.0, scales)
+
+
+def _pack(numbers: Tensor) -> Tensor:
+    """Two numbers of 4 bits in a byte, as ONNX stores them."""
+    halves = numbers.to(torch.uint8) & 15  # of two's complement
+    return halves[..., ::2] | (halves[..., 1::2] << 4)
+
+
+def _with_stored(program: TracedProgram) -> TracedProgram:
+    """The program in which a weight of few bits is read anew for each use, and of a table only the rows."""
+    if not has_stored(program.graph):
+        return program
+    graph = shared_copy(program.graph)
+    rows_first(graph)
+    one_for_each_use(graph)
+    for node in list(graph.graph.nodes):
+        looked_up = node.target is DEQUANTIZE and node.args[0].target is torch.ops.aten.embedding.default
+        if looked_up and node.args[2] == 4:
+            rows = node.args[0]
+            name = f"{rows.args[0].target}_packed"
+            graph.register_buffer(name, _pack(getattr(graph, rows.args[0].target)))
+            with graph.graph.inserting_before(rows):
+                rows.replace_input_with(rows.args[0], graph.graph.get_attr(name))
+    graph.graph.eliminate_dead_code()
+    annotate(graph, list(program.inputs.values()))
+    expand(graph, {DEQUANTIZE: lambda node: None if node.args[0].op == "get_attr" else _unpacked})
+    return replace(program, graph=graph)
+
+
+def _store(model: onnx.ModelProto, bits: Mapping[str, int]) -> None:
+    """Say how weights of few bits are stored, in place: the exporter knows no blocks, and no numbers of 4 bits.
+
+    Every second reading of a weight spells its axis from the end. Else the runtime would take the two for one, and keep
+    the weight as float32 from the forward pass to the backward pass.
+
+    Args:
+        model: as the exporter wrote it.
+        bits: of the numbers that are a constant, by name.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    uses: Counter[str] = Counter()
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear":
+            continue
+        numbers, scales = (tensors[name] for name in node.input)
+        uses[numbers.name] += 1
+        rank, blocks = len(numbers.dims), bits[numbers.name] == 4
+        axis = int(blocks) if uses[numbers.name] % 2 else int(blocks) - rank
+        del node.attribute[:]
+        node.attribute.append(onnx.helper.make_attribute("axis", axis))
+        if blocks:
+            size = numbers.dims[1] // scales.dims[1]
+            node.attribute.append(onnx.helper.make_attribute("block_size", size))
+    for name in uses:
+        if bits[name] == 4:
+            tensor = tensors[name]
+            whole = torch.from_numpy(numpy_helper.to_array(tensor).reshape(-1).copy())
+            dims = list(tensor.dims)
+            packed = _pack(whole).numpy().tobytes()
+            tensor.CopyFrom(onnx.helper.make_tensor(name, TensorProto.INT4, dims, packed, raw=True))
+    for name in {n.input[1] for n in model.graph.node if n.op_type == "DequantizeLinear" and bits[n.input[0]] == 8}:
+        del tensors[name].dims[1:]  # a scale for each row
+
+
 def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
+    program = _with_stored(program)
+    nodes = program.graph.graph.nodes
+    bits = {node.args[0].target: node.args[2] for node in nodes if node.target is DEQUANTIZE}
     exported = decomposed_once(export_with_loops(program))
     try:
         with quiet(), code_when_called(), _operators_read_once():
@@ -94,7 +189,8 @@ def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
                 args=(),
                 dynamo=True,
                 optimize=False,
-                opset_version=OPSET,
+                opset_version=OPSET_OF_BLOCKS if 4 in bits.values() else OPSET,
+                custom_translation_table={DEQUANTIZE: _dequantize},
                 verbose=False,
                 input_names=list(program.inputs),
                 output_names=list(program.outputs),
@@ -109,6 +205,7 @@ def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
     without = without_kernel(model, names)
     if without:
         raise _NoKernelError(without)
+    _store(model, bits)
     return model
 
 
@@ -214,6 +311,8 @@ def _translated(use: Use) -> bool:
     except Exception:  # the exporter will say what it cannot decompose
         return True
     known = _operators(OPSET)
+    if DEQUANTIZE in becomes:  # which is written by us
+        return True
     return all(any(not each.is_complex for each in known.get_decomps(step)) for step in becomes)
 
 
@@ -253,14 +352,17 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     place.mkdir(parents=True, exist_ok=True)
     weights = _WeightFile(place / "weights.bin")
     files, paths = {"weights": "onnx/weights.bin"}, {"onnx/weights.bin": weights.path}
+    oldest = OLDEST_RUNTIME
     try:
         for name, program in programs.items():
             report(f"onnx: {name}")
             model = _to_onnx(program)
             _strip(model)
+            if any(entry.version == OPSET_OF_BLOCKS and not entry.domain for entry in model.opset_import):
+                oldest = OLDEST_RUNTIME_OF_BLOCKS
             model.ir_version = IR_VERSION
             for tensor in model.graph.initializer:
-                if numpy_helper.to_array(tensor).nbytes >= EXTERNAL_BYTES:
+                if len(_bytes_of(tensor)) >= EXTERNAL_BYTES:
                     weights.move(tensor)
             path = place / f"{name}.onnx"
             path.write_bytes(model.SerializeToString(deterministic=True))
@@ -268,4 +370,4 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     finally:
         weights.finish()
     measured = {"model_bytes": sum(p.stat().st_size for p in paths.values())}
-    return Lowered(files, paths, measured, OLDEST_RUNTIME)
+    return Lowered(files, paths, measured, oldest)
