@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from pfl_mobile.errors import UnsupportedOperatorError
-from pfl_mobile.programs.simplify import annotate
 from pfl_mobile.programs.trace import TracedProgram
 from pfl_mobile.programs.weights import DEQUANTIZE, dequantize
 
@@ -29,7 +28,7 @@ from .loops import export_with_loops
 from .names import traced_as
 from .obstacles import Obstacle, Use, first_line, refused, steps, uses, without
 from .quiet import quiet
-from .stored import has_stored, one_for_each_use, rows_first
+from .stored import has_stored, one_for_each_use, packed_table, rows_first
 
 #: Newest operator set that all supported runtimes read, mobile builds of the last two years included.
 OPSET = 18
@@ -129,15 +128,8 @@ def _with_stored(program: TracedProgram) -> TracedProgram:
     rows_first(graph)
     one_for_each_use(graph)
     for node in list(graph.graph.nodes):
-        looked_up = node.target is DEQUANTIZE and node.args[0].target is torch.ops.aten.embedding.default
-        if looked_up and node.args[2] == 4:
-            rows = node.args[0]
-            name = f"{rows.args[0].target}_packed"
-            graph.register_buffer(name, _pack(getattr(graph, rows.args[0].target)))
-            with graph.graph.inserting_before(rows):
-                rows.replace_input_with(rows.args[0], graph.graph.get_attr(name))
-    graph.graph.eliminate_dead_code()
-    annotate(graph, list(program.inputs.values()))
+        if node.target is DEQUANTIZE and node.args[2] == 4 and node.args[0].op != "get_attr":
+            packed_table(graph, node, _pack)
     expand(graph, {DEQUANTIZE: lambda node: None if node.args[0].op == "get_attr" else _unpacked})
     return replace(program, graph=graph)
 
@@ -311,8 +303,6 @@ def _translated(use: Use) -> bool:
     except Exception:  # the exporter will say what it cannot decompose
         return True
     known = _operators(OPSET)
-    if DEQUANTIZE in becomes:  # which is written by us
-        return True
     return all(any(not each.is_complex for each in known.get_decomps(step)) for step in becomes)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from pfl_mobile.programs.simplify import shape
 from pfl_mobile.programs.trace import TracedProgram
 from pfl_mobile.programs.weights import DEQUANTIZE, dequantize
 
@@ -54,13 +56,47 @@ def rows_first(graph: fx.GraphModule) -> None:
         if node.target is not _aten.embedding.default or node.args[0].target is not DEQUANTIZE:
             continue
         numbers, scales, bits = node.args[0].args
-        ids: Any = node.args[1]
         with graph.graph.inserting_before(node):
-            rows = graph.graph.call_function(_aten.embedding.default, (numbers, ids))
-            sizes = graph.graph.call_function(_aten.embedding.default, (scales, ids))
+            rows = graph.graph.call_function(_aten.embedding.default, (numbers, node.args[1]))
+            sizes = graph.graph.call_function(_aten.embedding.default, (scales, node.args[1]))
             read = graph.graph.call_function(DEQUANTIZE, (rows, sizes, bits))
+        read.meta = dict(node.meta)
+        rows.meta["val"] = node.meta["val"].new_empty(shape(node), dtype=torch.int8)
+        sizes.meta["val"] = node.meta["val"].new_empty((*shape(node)[:-1], shape(scales)[-1]))
         node.replace_all_uses_with(read)
         graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()
+
+
+def other_constant(graph: fx.GraphModule, node: fx.Node, source: fx.Node, value: Tensor, kind: str) -> None:
+    """Have a node read another constant in the place of one, in place.
+
+    Args:
+        graph: of the node.
+        node: reads a constant, or rows of one that it keeps looking up.
+        source: the constant as it is, among the node's inputs.
+        value: the other one, made of it.
+        kind: of the other one: for its name.
+    """
+    name = f"{source.target}_{kind}"
+    graph.register_buffer(name, value)
+    with graph.graph.inserting_before(node):
+        other = graph.graph.get_attr(name)
+    other.meta["val"] = torch.empty_like(value, device="meta")
+    node.replace_input_with(source, other)
+
+
+def packed_table(graph: fx.GraphModule, node: fx.Node, pack: Callable[[Tensor], Tensor]) -> None:
+    """Look rows of numbers of 4 bits up in a packed table, in place (see `rows_first`).
+
+    Args:
+        graph: of the node.
+        node: reads the rows.
+        pack: numbers [rows, columns] to fewer columns.
+    """
+    rows: Any = node.args[0]
+    packed = pack(getattr(graph, rows.args[0].target))
+    other_constant(graph, rows, rows.args[0], packed, "rows")
+    rows.meta["val"] = packed.new_empty((*shape(rows)[:-1], packed.shape[-1]), device="meta")
