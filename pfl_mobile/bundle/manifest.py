@@ -133,10 +133,10 @@ class WeightsEntry(_Model):
 
     kind: Literal["int8", "int4"]
     group: PositiveCount | None = None
-    tensors: dict[Name, Annotated[float, Field(ge=0)]] = Field(min_length=1)
-    loss: float
-    loss_float32: float
-    output_rel_err: Annotated[float, Field(ge=0)] | None = None
+    tensors: dict[Name, Annotated[float, Field(ge=0, strict=True)]] = Field(min_length=1)
+    loss: Annotated[float, Field(strict=True)]
+    loss_float32: Annotated[float, Field(strict=True)]
+    output_rel_err: Annotated[float, Field(ge=0, strict=True)] | None = None
 
     @model_validator(mode="after")
     def _a_group_goes_with_int4(self) -> WeightsEntry:

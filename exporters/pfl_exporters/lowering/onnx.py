@@ -165,8 +165,19 @@ def _store(model: onnx.ModelProto, bits: Mapping[str, int]) -> None:
             dims = list(tensor.dims)
             packed = _pack(whole).numpy().tobytes()
             tensor.CopyFrom(onnx.helper.make_tensor(name, TensorProto.INT4, dims, packed, raw=True))
-    for name in {n.input[1] for n in model.graph.node if n.op_type == "DequantizeLinear" and bits[n.input[0]] == 8}:
-        del tensors[name].dims[1:]  # a scale for each row
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and bits[node.input[0]] == 8:
+            scales = tensors[node.input[1]]
+            flat = f"{scales.name}_flat"  # rows of a table are looked up in the scales as they are
+            if flat not in tensors:
+                tensors[flat] = model.graph.initializer.add()
+                tensors[flat].CopyFrom(scales)
+                tensors[flat].name = flat
+                del tensors[flat].dims[1:]
+            node.input[1] = flat
+    read = {name for node in model.graph.node for name in node.input}
+    for name in [name for name in tensors if f"{name}_flat" in tensors and name not in read]:
+        model.graph.initializer.remove(tensors[name])
 
 
 def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
