@@ -194,7 +194,8 @@ def test_a_model_computes_with_what_is_stored_and_then_with_its_own_again() -> N
         # a layer whose weight is [in, out] has its scales along the outputs, too
         turned = quantize(stored.originals["turned.weight"].t(), 8).weight().t()
         assert torch.equal(d.model.backbone.turned.weight, turned)
-    assert 0 < float((within - plain).abs().max()) < 0.1 * float(plain.abs().max())
+    apart = (within - plain).detach().abs().max() / plain.detach().abs().max()
+    assert 0 < float(apart) < 0.1
     assert d.model.backbone_digest() == before
     assert {name: id(value) for name, value in d.model.named_parameters()} == users
     assert torch.equal(d.model(tokens), plain)
@@ -213,7 +214,7 @@ def test_traced_programs_read_numbers_and_no_weight_besides(weights: str) -> Non
     d = mixed(weights)
     with d.stored():
         programs = trace_programs(d.model, d.task, d.batch, d.inputs_of_predict())
-        want = d.model(d.batch["tokens"])
+        logits = d.model(d.batch["tokens"])[0, 3]
     for program in programs.values():
         nodes = list(program.graph.graph.nodes)
         constants = [getattr(program.graph, n.target) for n in nodes if n.op == "get_attr"]
@@ -221,8 +222,8 @@ def test_traced_programs_read_numbers_and_no_weight_besides(weights: str) -> Non
         assert sum(c.dtype == torch.int8 for c in constants) == 4
         assert max(c.numel() for c in constants if c.dtype == torch.float32) < WIDTH * WIDTH
     predicted = programs["predict"].run({**d.inputs_of_predict(), **d.model.values()})
-    best = torch.topk(want[0, 3], predicted["ids"].numel()) if "ids" in predicted else None
-    assert best is None or torch.equal(predicted["ids"].flatten(), best.indices)
+    ids = next(value for value in predicted.values() if value.dtype == torch.int64).flatten()
+    assert torch.equal(ids, logits[d.task.specials :].topk(len(ids)).indices + d.task.specials)
 
 
 def test_groups_that_do_not_divide_are_refused_by_the_name_of_the_weight() -> None:

@@ -39,8 +39,10 @@ def in_plain_operators(program: TracedProgram) -> TracedProgram:
 
 def one_for_each_use(graph: fx.GraphModule) -> None:
     """Read a weight anew just before each of its uses, in place: as float32 it is then needed for that time only, and
-    not from the forward pass to the backward pass."""
+    not from the forward pass to the backward pass. Rows of a table (see `rows_first`) are read once."""
     for node in [n for n in graph.graph.nodes if n.target is DEQUANTIZE]:
+        if node.args[0].target is _aten.embedding.default:
+            continue
         for user in list(node.users):
             with graph.graph.inserting_before(user):
                 own = graph.graph.node_copy(node)

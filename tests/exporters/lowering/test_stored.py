@@ -53,7 +53,8 @@ def test_files_are_small_with_one_copy_of_the_numbers(exported: Exported) -> Non
     whole = 4 * (WORDS * WIDTH + 5 * WIDTH * WIDTH)
     most = {"int8": 0.30, "int4": 0.18}[exported.weights]
     for name, entry in exported.report.manifest.engines.items():
-        left = 4 * 3 * WIDTH * WIDTH if name == "executorch" else 0  # the convolution, which XNNPACK has in float32
+        # XNNPACK has the convolution in float32, once for forward and once for backward
+        left = 2 * 4 * 3 * WIDTH * WIDTH if name == "executorch" else 0
         assert entry.measured["model_bytes"] < most * whole + left + GRAPHS, name
 
 
