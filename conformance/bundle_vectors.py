@@ -527,9 +527,7 @@ def manifest_cases() -> Iterator[dict[str, Any]]:
         ("note", 1),
     ):
         yield field(f"weights with {name} {wrong!r}", "weights", value={**small, name: wrong})
-    yield field(
-        "weights without a loss", "weights", value={k: v for k, v in small.items() if k != "loss"}
-    )
+    yield field("weights without a loss", "weights", value={k: v for k, v in small.items() if k != "loss"})
     yield field("another total", "measured", "total_bytes", value=5)
     yield field("another length in files", "files", "plan.json", "bytes", value=5)
     yield field("a digest in capitals", "files", "plan.json", "sha256", value="AB" * 32)

@@ -186,7 +186,6 @@ def export(
     """
     from pfl_exporters.lowering.quiet import terminal
     from pfl_exporters.lowering.quiet import verbose as everything
-
     from pfl_mobile.programs.weights import WeightFormat
 
     how = None if weights is None else WeightFormat.of(weights)

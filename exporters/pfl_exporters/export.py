@@ -104,7 +104,9 @@ def _distance(deployment: Deployment, stored: StoredModel) -> dict[str, Any]:
         for own in ({}, stored.originals):
             values = {**model.values(), **own}
             sums = evaluate(model, task, batch, values)
-            found.append((float(sums["loss_sum"] / sums["weight_sum"]), model_output(model, task, batch, values)))
+            found.append(
+                (float(sums["loss_sum"] / sums["weight_sum"]), model_output(model, task, batch, values))
+            )
     (loss, output), (before, wanted) = found
     apart = None
     if isinstance(output, torch.Tensor):

@@ -124,8 +124,8 @@ class PrecisionEntry(_Model):
 class WeightsEntry(_Model):
     """How frozen weights are stored that have fewer than 32 bits, with which the programs compute in float32.
 
-    ``group`` is how many numbers of ``int4`` share a scale. ``tensors`` are the weights that are stored so; the value is
-    the length of the difference from the model's own weight, relative to the length of that. What it does on the
+    ``group`` is how many numbers of ``int4`` share a scale. ``tensors`` are the weights that are stored so; the value
+    is the length of the difference from the model's own weight, relative to the length of that. What it does on the
     example batch: ``loss`` and ``loss_float32``, the mean loss with them and with the model's own weights, and
     ``output_rel_err``, the length of the difference of the outputs, relative to the length of the output (null where a
     model gives no single tensor).

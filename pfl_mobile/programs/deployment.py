@@ -69,7 +69,7 @@ class Deployment:
     host_sets: tuple[str, ...] = ()
     strategy: StrategyEntry | None = None
     vocabulary: VocabularyReport | None = None
-    weights: str | WeightFormat = WeightFormat()
+    weights: str | WeightFormat = "float32"
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything is traced (ConfigError)."""

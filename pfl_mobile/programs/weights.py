@@ -10,10 +10,10 @@ is stored in fewer bits; what its inputs are (constants here) is nothing to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,9 +24,8 @@ from pfl_mobile.modules.insertion import TransposedLinear
 if TYPE_CHECKING:
     from pfl_mobile.modules.model import PersonalizedModel
 
-Kind = Literal["float32", "int8", "int4"]
-#: Bits of a stored number.
-BITS: Mapping[str, int] = {"float32": 32, "int8": 8, "int4": 4}
+#: Kinds of stored weights.
+KINDS = ("float32", "int8", "int4")
 #: Numbers in a row of a weight that share a scale, where nobody says.
 GROUP = 32
 #: Weights of fewer numbers stay as they are: little is saved, and some are read by what is no product.
@@ -57,14 +56,14 @@ class WeightFormat:
         group: of ``int4``, how many numbers share a scale; a multiple of 2, and of 16 at least.
     """
 
-    kind: Kind = "float32"
+    kind: str = "float32"
     group: int = GROUP
 
     def __post_init__(self) -> None:
         """Check the values (ConfigError, UnknownNameError)."""
-        if self.kind not in BITS:
+        if self.kind not in KINDS:
             raise UnknownNameError(
-                f"weights of {str(self.kind)!r} are not known", mend=near(str(self.kind), BITS)
+                f"weights of {str(self.kind)!r} are not known", mend=near(str(self.kind), KINDS)
             )
         if type(self.group) is not int or self.group < 16 or self.group % 2:
             raise ConfigError(
@@ -83,21 +82,17 @@ class WeightFormat:
             return given
         if not isinstance(given, str):
             raise ConfigError(
-                f"weights are {type(given).__name__}", mend=f"give one of {', '.join(BITS)}, or a WeightFormat"
+                f"weights are {type(given).__name__}",
+                mend=f"give one of {', '.join(KINDS)}, or a WeightFormat",
             )
         kind, colon, group = given.partition(":")
         if not colon:
-            return cls(kind)  # type: ignore[arg-type]  (checked there)
+            return cls(kind)
         if kind != "int4" or not group.isascii() or not group.isdigit():
             raise ConfigError(
                 f"{given!r} is no format of weights", mend="give a group to int4 only, as in int4:128"
             )
         return cls(kind, int(group))
-
-    @property
-    def bits(self) -> int:
-        """Of a number of a linear layer or a table."""
-        return BITS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -124,7 +119,7 @@ class StoredWeight:
     @property
     def stored_bytes(self) -> int:
         """Bytes of numbers and scales."""
-        return self.numbers.numel() * self.bits // 8 + self.scales.numel() * 4
+        return int(self.numbers.numel() * self.bits // 8 + self.scales.numel() * 4)
 
 
 def dequantize(numbers: Tensor, scales: Tensor) -> Tensor:

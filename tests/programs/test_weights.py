@@ -98,7 +98,8 @@ def test_four_bits_err_no_more_than_without_cutting_off(values: np.ndarray, grou
     read = dequantize(stored.numbers, stored.scales).reshape(parts.shape).double()
     rounded = 1e-12 * parts.square().sum(-1) + 1e-60  # by float32
     assert bool(((read - parts).square().sum(-1) <= plain * (1 + 1e-4) + rounded).all())
-    assert -8 <= int(stored.numbers.min()) and int(stored.numbers.max()) <= 7
+    assert int(stored.numbers.min()) >= -8
+    assert int(stored.numbers.max()) <= 7
 
 
 @given(arrays(np.int8, (4, 32), elements=st.integers(-127, 127)))
@@ -228,7 +229,10 @@ def test_traced_programs_read_numbers_and_no_weight_besides(weights: str) -> Non
 
 def test_groups_that_do_not_divide_are_refused_by_the_name_of_the_weight() -> None:
     d = mixed("int4:24")
-    with pytest.raises(ConfigError, match=r"embed.weight: groups of 24 do not divide rows of 32") as refused, d.stored():
+    with (
+        pytest.raises(ConfigError, match=r"embed.weight: groups of 24 do not divide rows of 32") as refused,
+        d.stored(),
+    ):
         pass
     assert "int8" in refused.value.mend
 
@@ -237,5 +241,8 @@ def test_a_model_with_nothing_to_store_is_refused() -> None:
     d = replace(mixed(), weights="int8")
     small = personalize(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), [LoRA("0", rank=2)])
     assert d.weights == WeightFormat("int8")
-    with pytest.raises(ConfigError, match="no frozen weight of 1024 numbers"), weights_stored(small, WeightFormat("int8")):
+    with (
+        pytest.raises(ConfigError, match="no frozen weight of 1024 numbers"),
+        weights_stored(small, WeightFormat("int8")),
+    ):
         pass

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,12 @@ import torch
 from executorch.backends.xnnpack import xnnpack_preprocess
 from executorch.backends.xnnpack._passes import XNNPACKPassManager
 from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
-from executorch.backends.xnnpack.partition.config.gemm_configs import AddmmConfig, GEMMConfig, LinearConfig, MMConfig
+from executorch.backends.xnnpack.partition.config.gemm_configs import (
+    AddmmConfig,
+    GEMMConfig,
+    LinearConfig,
+    MMConfig,
+)
 from executorch.backends.xnnpack.partition.config.node_configs import MaxDimConfig
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import (
@@ -561,6 +566,10 @@ def _pack(numbers: Tensor, groups: int) -> Tensor:
     return (high * 16 + (low + 8)).to(torch.int8)
 
 
+def _pack_rows(numbers: Tensor, groups: int) -> Tensor:
+    return _pack(numbers, groups).flatten(1)
+
+
 def _expand_stored(graph: fx.GraphModule) -> None:
     """Read weights of few bits in operators that the delegate has, in place.
 
@@ -584,8 +593,7 @@ def _expand_stored(graph: fx.GraphModule) -> None:
             packed = _pack(getattr(graph, numbers.target), shape(scales)[-1])
             other_constant(graph, node, numbers, packed, "packed")
         elif bits == 4:
-            groups = shape(scales)[-1]
-            packed_table(graph, node, lambda table, groups=groups: _pack(table, groups).flatten(1))
+            packed_table(graph, node, partial(_pack_rows, groups=shape(scales)[-1]))
     expand(graph, {DEQUANTIZE: lambda node: _of_8 if node.args[2] == 8 else _of_4})
 
 

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from pfl_mobile.programs.trace import TracedProgram
 
 
-@register(
-    "torch", engine="torch", tools=("torch",), on_phones=False, weights=("float32", "int8", "int4")
-)
+@register("torch", engine="torch", tools=("torch",), on_phones=False, weights=("float32", "int8", "int4"))
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """Write ``torch/<program>.pt2`` for every program."""
     import torch
