@@ -259,7 +259,10 @@ def _immediate(tensor: memoryview, kind: TensorType) -> Array:
         if number in (2, 3, 5):
             return np.array([n for part in _numbers(content) for n in part], np.int64)
         if number == 7:
-            return np.frombuffer(b"".join(bytes(p) for p in _all(content, 1)), np.dtype(kind.dtype))
+            raw = b"".join(bytes(part) for part in _all(content, 1))
+            if kind.dtype == "int4":
+                return _halves(memoryview(raw))[: math.prod(kind.shape)]
+            return np.frombuffer(raw, np.dtype(kind.dtype))
     return np.zeros(0, kind.dtype)
 
 
