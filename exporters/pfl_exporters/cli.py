@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pfl_exporters.targets import TARGETS, Target, resolve, with_engines
+from pfl_exporters.targets import TARGETS, Target, check_weights, resolve, with_engines
 from pfl_mobile.cli.common import (
     EXIT_CODES,
     FAILED,
@@ -300,6 +300,8 @@ def _export(
     from pfl_mobile.bundle.sign import load_private_key
 
     key = None if sign is None else load_private_key(sign)
+    if how is not None:
+        check_weights(resolve(targets), how)
     if out is not None:
         _check_place(out)
     function = make(report)
