@@ -104,7 +104,9 @@ def test_a_function_in_a_file_is_exported(pfl_export: Run, pfl: Run, model: Path
 def test_weights_are_stored_in_fewer_bits_and_the_distance_is_told(pfl_export: Run, tmp_path: Path) -> None:
     path = tmp_path / "table.py"
     path.write_text(WITH_TABLE)
-    ran = pfl_export(f"{path}:build", "--target", "torch", "--weights", "int8", "--out", tmp_path / "b", "--json")
+    ran = pfl_export(
+        f"{path}:build", "--target", "torch", "--weights", "int8", "--out", tmp_path / "b", "--json"
+    )
     assert ran.code == 0, ran.err
     told = ran.json["weights"]
     assert (told["kind"], told["group"]) == ("int8", None)
