@@ -104,9 +104,9 @@ def _distance(deployment: Deployment, stored: StoredModel) -> dict[str, Any]:
         for own in ({}, stored.originals):
             values = {**model.values(), **own}
             sums = evaluate(model, task, batch, values)
-            found.append(
-                (float(sums["loss_sum"] / sums["weight_sum"]), model_output(model, task, batch, values))
-            )
+            # a batch of padding alone has no loss
+            loss_of_batch = float(sums["loss_sum"]) / (float(sums["weight_sum"]) or 1.0)
+            found.append((loss_of_batch, model_output(model, task, batch, values)))
     (loss, output), (before, wanted) = found
     apart = None
     if isinstance(output, torch.Tensor):

@@ -101,7 +101,9 @@ def test_a_function_in_a_file_is_exported(pfl_export: Run, pfl: Run, model: Path
     assert checked.json["ok"]
 
 
-def test_weights_are_stored_in_fewer_bits_and_the_distance_is_told(pfl_export: Run, tmp_path: Path) -> None:
+def test_weights_are_stored_in_fewer_bits_and_the_distance_is_told(
+    pfl_export: Run, pfl: Run, tmp_path: Path
+) -> None:
     path = tmp_path / "table.py"
     path.write_text(WITH_TABLE)
     ran = pfl_export(
@@ -116,6 +118,9 @@ def test_weights_are_stored_in_fewer_bits_and_the_distance_is_told(pfl_export: R
     with Bundle.open(tmp_path / "b") as bundle:
         assert bundle.manifest.weights is not None
         assert bundle.manifest.weights.loss == told["loss"]
+    shown = pfl("inspect", tmp_path / "b")
+    assert "4 weights stored as int8: loss on the example batch" in " ".join(shown.out.split())
+    assert pfl("inspect", tmp_path / "b", "--json").json["weights"]["kind"] == "int8"
 
 
 @pytest.mark.parametrize(
