@@ -25,6 +25,7 @@ from pfl_mobile.engines.schedule import ALIGNMENT, ConstantEntry, Course, PartCa
 from pfl_mobile.programs.simplify import copied
 from pfl_mobile.programs.slices import in_slices
 from pfl_mobile.programs.trace import TracedProgram
+from pfl_mobile.programs.weights import DEQUANTIZE, DEQUANTIZE_PACKED, for_parts
 
 _aten = torch.ops.aten
 
@@ -294,6 +295,8 @@ _COSTLY = {
 
 
 def _is_costly(node: fx.Node) -> bool:
+    if node.target in (DEQUANTIZE, DEQUANTIZE_PACKED):
+        return False
     own = getattr(node.target, "namespace", "aten") != "aten"  # recurrent layers, as one operator each
     return node.target in _COSTLY or own
 
@@ -448,6 +451,8 @@ def stage(programs: Mapping[str, TracedProgram], again: Recompute = Recompute.NO
     """
     programs = {name: in_slices(program) for name, program in programs.items()}
     graphs = {name: copied(program.graph) for name, program in programs.items()}
+    for graph in graphs.values():
+        for_parts(graph)
     programs = {name: replace(program, graph=graphs[name]) for name, program in programs.items()}
     stretches: dict[str, list[_Stretch]] = {}
     repeats: dict[str, tuple[int, ...]] = {}

@@ -19,6 +19,7 @@ from torch import fx
 
 from pfl_mobile.programs.simplify import copied
 from pfl_mobile.programs.trace import TracedProgram
+from pfl_mobile.programs.weights import DEQUANTIZE
 
 _aten = torch.ops.aten
 
@@ -92,7 +93,9 @@ def _loss(softmax: fx.Node) -> _Loss | None:
         or len(picks) != 2
     ):
         return None
-    if weight.op != "get_attr" or (bias is not None and bias.op != "get_attr"):
+    if (weight.op != "get_attr" and weight.target is not DEQUANTIZE) or (
+        bias is not None and bias.op != "get_attr"
+    ):
         return None
     items = {user.args[1]: user for user in largest.users}
     at_largest = next((pick for pick in picks if pick.args[2] is items.get(1)), None)
@@ -138,6 +141,9 @@ class _Writer:
 
     def rows(self, constant: fx.Node, start: int, end: int) -> fx.Node:
         """Some rows of a constant, as a constant of its own that lies in the same memory."""
+        if constant.target is DEQUANTIZE:
+            numbers, scales, bits = constant.args
+            return self(DEQUANTIZE, self.rows(numbers, start, end), self.rows(scales, start, end), bits)
         whole = getattr(self._module, str(constant.target))
         name = f"{constant.target}_{start}_{end}"
         if not hasattr(self._module, name):

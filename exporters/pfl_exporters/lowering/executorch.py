@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ from executorch.exir.passes.replace_broken_ops_with_function_ops_pass import (
 )
 from executorch.exir.passes.sym_to_tensor_pass import SymToTensorPass
 from executorch.exir.tracer import _default_decomposition_table
-from torch import fx
+from torch import Tensor, fx
 from torch._export.passes import ReplaceViewOpsWithViewCopyOpsPass
 from torch._export.passes.replace_view_ops_with_view_copy_ops_pass import (
     get_view_copy_of_view_op,
@@ -62,12 +62,23 @@ from torch.fx.passes.utils.fuser_utils import validate_partition
 
 from pfl_mobile.bundle.versions import release
 from pfl_mobile.errors import UnsupportedOperatorError
+from pfl_mobile.programs.simplify import shape
 from pfl_mobile.programs.trace import TracedProgram
+from pfl_mobile.programs.weights import (
+    DEQUANTIZE,
+    DEQUANTIZE_PACKED,
+    one_for_each_use,
+    pack,
+    packed_numbers,
+    rows_first,
+)
 
+from .expand import expand
 from .files import Lowered, Report
 from .graphs import (
     OWNING,
     code_when_called,
+    constant_value,
     decomposed_once,
     export_graph,
     hints_read_once,
@@ -78,8 +89,10 @@ from .graphs import (
     unfuse_dynamic_linear,
 )
 from .loops import as_scans
+from .names import TRACED_AS, traced_as
 from .obstacles import Obstacle, first_line, steps, uses
 from .quiet import quiet
+from .stored import has_stored, other_constant, packed_table
 
 _aten = torch.ops.aten
 
@@ -104,7 +117,7 @@ class _LargeToo:
     def get_deps(self, node: fx.Node, ep: Any) -> Any:
         weight = node.args[self.weight_idx]
         given = isinstance(weight, fx.Node) and not is_param_node(ep, weight)
-        self.force_non_static_weights_for_f32_linear = given and _large(weight)
+        self.force_non_static_weights_for_f32_linear = given and (_large(weight) or _of_numbers(weight))
         # not the search for linear modules that makes the stock classes quadratic in the size of the graph: our
         # graphs have no source modules to find
         return GEMMConfig.get_deps(self, node, ep)
@@ -128,6 +141,16 @@ def _large(weight: Any) -> bool:
     return value.dtype is torch.float32 and value.dim() == 2 and value.numel() >= DYNAMIC_ENTRIES
 
 
+def _of_numbers(node: Any) -> bool:
+    """Whether a value is made of stored numbers (``_of_8``, ``_of_4``)."""
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        if "dequantize_per_tensor" in str(node.target):
+            return True
+        first = node.args[0] if node.args else None
+        node = first[0] if isinstance(first, list | tuple) and first else first
+    return False
+
+
 class _Inside:
     """A program as the partitioner sees it, with the graph of a loop's step in the place of its own."""
 
@@ -144,6 +167,10 @@ class _LoopsToo(XnnpackPartitioner):
 
     def partition(self, exported_program: Any) -> PartitionResult:
         result = super().partition(exported_program)
+        for node in exported_program.graph.nodes:
+            # numbers of weights go into each delegate from outside: all read the same bytes, lookups in tables too
+            if node.op == "placeholder" and getattr(node.meta.get("val"), "dtype", None) == torch.int8:
+                node.meta.pop("delegation_tag", None)
         for name, step, _ in get_control_flow_submodules(exported_program.graph_module):
             for part in self.generate_partitions(_Inside(exported_program, step)):
                 tag = f"{name}_{part.id}"
@@ -377,6 +404,35 @@ def _route_tied(graph: fx.GraphModule, tied: set[int]) -> None:
 _BIASED = {_aten.linear.default: 2, _aten.addmm.default: 0, _aten.convolution.default: 2}
 
 
+def _separate_biases(graph: fx.GraphModule) -> None:
+    """Add the bias of a product after it where the delegate takes a weight that is no constant, in place.
+
+    XNNPACK drops a bias once it is packed into the product, also where the weight is computed and the product packs
+    both at every call: a crash of the process (ExecuTorch 1.5.1).
+    """
+    for node in list(graph.graph.nodes):
+        if node.target is _aten.linear.default and len(node.args) == 3:
+            x, weight, bias = node.args
+            product = _aten.linear.default
+        elif node.target is _aten.addmm.default and not node.kwargs:
+            bias, x, weight = node.args
+            product = _aten.mm.default
+        else:
+            continue
+        if bias is None or weight.op == "get_attr" or not (weight.target is DEQUANTIZE or _large(weight)):
+            continue
+        with graph.graph.inserting_before(node):
+            made = graph.graph.call_function(product, (x, weight))
+            added = graph.graph.call_function(_aten.add.Tensor, (made, bias))
+        for step in (made, added):
+            step.meta = dict(node.meta)
+            step.meta[TRACED_AS] = traced_as(node)
+        node.replace_all_uses_with(added)
+        graph.graph.erase_node(node)
+    graph.graph.lint()
+    graph.recompile()
+
+
 def _own_biases(graph: fx.GraphModule) -> None:
     """Give each product a bias of its own where something that is no product reads the constant too, in place.
 
@@ -513,9 +569,55 @@ def _check_kernels(program: Any) -> None:
         )
 
 
+def _numbers(stored: Tensor) -> Tensor:
+    """Bytes as float32, by the delegate."""
+    return torch.ops.quantized_decomposed.dequantize_per_tensor.default(stored, 1.0, 0, -128, 127, torch.int8)
+
+
+def _of_8(numbers: Tensor, scales: Tensor, bits: int) -> Tensor:  # noqa: ARG001  (the operator's signature)
+    return _numbers(numbers) * scales
+
+
+def _of_4(packed: Tensor, scales: Tensor, *_bits: int) -> Tensor:
+    """Numbers of 4 bits as `pack` has them, in operators that the delegate has."""
+    return packed_numbers(_numbers(packed), scales)
+
+
+def _expand_stored(graph: fx.GraphModule) -> None:
+    """Read weights of few bits in operators that the delegate has, in place.
+
+    XNNPACK has no convolution with weights of another type than its input: that of a convolution stays in float32.
+    """
+    rows_first(graph)
+    one_for_each_use(graph)
+    for node in list(graph.graph.nodes):
+        if node.target is not DEQUANTIZE:
+            continue
+        numbers, scales, bits = node.args
+        if any(user.target is _aten.convolution.default for user in node.users):
+            name = f"{numbers.target}_float32"
+            graph.register_buffer(name, constant_value(node))
+            with graph.graph.inserting_before(node):
+                whole = graph.graph.get_attr(name)
+            whole.meta = dict(node.meta)
+            node.replace_all_uses_with(whole)
+            graph.graph.erase_node(node)
+        elif bits == 4 and numbers.op == "get_attr":
+            packed = pack(getattr(graph, numbers.target), shape(scales)[-1])
+            other_constant(graph, node, numbers, packed, "packed")
+        elif bits == 4:
+            packed_table(graph, node, partial(pack, groups=shape(scales)[-1]))
+    expand(
+        graph,
+        {DEQUANTIZE: lambda node: _of_8 if node.args[2] == 8 else _of_4, DEQUANTIZE_PACKED: lambda _: _of_4},
+    )
+
+
 def _prepare(graph: fx.GraphModule) -> None:
     """The graph in operators that the delegate and the runtime have, in place."""
     unfuse_dynamic_linear(graph, keep=_large)
+    if has_stored(graph):
+        _expand_stored(graph)
     own_views(graph)
 
 
@@ -533,6 +635,7 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
         for name, program in programs.items():
             report(f"android: export {name}")
             _route_tied(graphs[name], tied)
+            _separate_biases(graphs[name])
             _own_biases(graphs[name])
             as_scans(graphs[name], prepare=_prepare, delegated=True)
             _prepare(graphs[name])

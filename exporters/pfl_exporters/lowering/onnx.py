@@ -3,40 +3,63 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from onnxscript import ir
+from torch import Tensor
 from torch.onnx._internal.exporter import _constants
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.trace import TracedProgram
+from pfl_mobile.programs.weights import (
+    DEQUANTIZE,
+    DEQUANTIZE_PACKED,
+    dequantize,
+    one_for_each_use,
+    packed_numbers,
+    rows_first,
+)
 
+from .expand import expand
 from .files import Lowered, Report
-from .graphs import code_when_called, decomposed_once, operators_listed_once
+from .graphs import code_when_called, decomposed_once, operators_listed_once, shared_copy
 from .loops import export_with_loops
 from .names import traced_as
 from .obstacles import Obstacle, Use, first_line, refused, steps, uses, without
 from .quiet import quiet
+from .stored import has_stored, packed_table
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 #: Newest operator set that all supported runtimes read, mobile builds of the last two years included.
 OPSET = 18
 #: Oldest ONNX Runtime that reads ``OPSET`` in a file of ``IR_VERSION``.
 OLDEST_RUNTIME = "1.18"
+#: Operator set and oldest runtime of weights whose numbers have a scale for each block of them.
+OPSET_OF_BLOCKS, OLDEST_RUNTIME_OF_BLOCKS = 21, "1.20"
 #: Of the files; ``OLDEST_RUNTIME`` has to change with it.
 IR_VERSION = 10
 #: Smaller constants stay in the graph.
 EXTERNAL_BYTES = 1024
 #: Offsets in the weight file are multiples of this, so that it can be mapped.
 ALIGNMENT = 4096
+
+
+def _bytes_of(tensor: TensorProto) -> bytes:
+    """As the file stores them: packed, where numbers have 4 bits."""
+    return tensor.raw_data if tensor.HasField("raw_data") else bytes(numpy_helper.to_array(tensor).tobytes())
 
 
 class _WeightFile:
@@ -55,7 +78,7 @@ class _WeightFile:
         shared = isinstance(raw, torch.Tensor)
         key = (raw.data_ptr(), tuple(raw.shape), raw.stride(), raw.dtype) if shared else (id(raw),)
         if key not in self._known:
-            self._known[key] = self._append(np.ascontiguousarray(tensor.numpy()).view(np.uint8)), raw
+            self._known[key] = self._append(np.ascontiguousarray(tensor.numpy()).view(np.uint8).data), raw
         return ir.ExternalTensor(
             self.path.name,
             self._known[key][0],
@@ -65,7 +88,18 @@ class _WeightFile:
             name=name,
         )
 
-    def _append(self, data: np.ndarray) -> int:
+    def move_written(self, tensor: TensorProto) -> None:
+        """Replace the bytes of a tensor that is written already by a reference into the file."""
+        data = _bytes_of(tensor)
+        offset = self._append(data)
+        for name in ("raw_data", "float_data", "int64_data", "int32_data"):
+            tensor.ClearField(name)
+        del tensor.external_data[:]
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": self.path.name, "offset": offset, "length": len(data)}.items():
+            tensor.external_data.add(key=key, value=str(value))
+
+    def _append(self, data: Buffer) -> int:
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self._offsets:
             self._file.write(bytes(-self._file.tell() % ALIGNMENT))
@@ -100,8 +134,102 @@ def _operators_read_once() -> Iterator[None]:
         ONNXRegistry.from_torchlib = _read_operators
 
 
+def _dequantize(numbers: Any, scales: Any, bits: int) -> Any:  # noqa: ARG001  (_store writes them)
+    from onnxscript import opset18
+
+    return opset18.DequantizeLinear(numbers, scales, axis=0)
+
+
+def _unpacked(packed: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """Rows of a table, of which a byte of a row holds two numbers, the first of them in its lower half."""
+    if bits == 8:
+        return dequantize(packed, scales)
+    byte = packed.to(torch.float32)
+    high = torch.floor(byte * (1 / 16))
+    halves = torch.stack((byte - high * 16.0, high), -1).flatten(-2)
+    return dequantize(halves - torch.floor(halves * (1 / 8)) * 16.0, scales)
+
+
+def _pack(numbers: Tensor) -> Tensor:
+    """Two numbers of 4 bits in a byte, as ONNX stores them."""
+    halves = numbers.to(torch.uint8) & 15  # of two's complement
+    return halves[..., ::2] | (halves[..., 1::2] << 4)
+
+
+def _with_stored(program: TracedProgram) -> TracedProgram:
+    """The program in which a weight of few bits is read anew for each use, and of a table only the rows."""
+    if not has_stored(program.graph):
+        return program
+    graph = shared_copy(program.graph)
+    rows_first(graph)
+    one_for_each_use(graph)
+    for node in list(graph.graph.nodes):
+        if node.target is DEQUANTIZE and node.args[2] == 4 and node.args[0].op == "call_function":
+            packed_table(graph, node, _pack)
+    expand(
+        graph,
+        {
+            DEQUANTIZE: lambda node: None if node.args[0].op == "get_attr" else _unpacked,
+            DEQUANTIZE_PACKED: lambda _: (
+                lambda packed, scales: packed_numbers(packed.to(torch.float32), scales)
+            ),
+        },
+    )
+    return replace(program, graph=graph)
+
+
+def _store(model: onnx.ModelProto, bits: Mapping[str, int]) -> None:
+    """Say how weights of few bits are stored, in place: the exporter knows no blocks, and no numbers of 4 bits.
+
+    Every second reading of a weight spells its axis from the end. Else the runtime would take the two for one, and keep
+    the weight as float32 from the forward pass to the backward pass.
+
+    Args:
+        model: as the exporter wrote it.
+        bits: of the numbers that are a constant, by name.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    uses: Counter[str] = Counter()
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear":
+            continue
+        numbers, scales = (tensors[name] for name in node.input)
+        uses[numbers.name] += 1
+        rank, blocks = len(numbers.dims), bits[numbers.name] == 4
+        axis = int(blocks) if uses[numbers.name] % 2 else int(blocks) - rank
+        del node.attribute[:]
+        node.attribute.append(onnx.helper.make_attribute("axis", axis))
+        if blocks:
+            size = numbers.dims[1] // scales.dims[1]
+            node.attribute.append(onnx.helper.make_attribute("block_size", size))
+    for name in uses:
+        if bits[name] == 4:
+            tensor = tensors[name]
+            whole = torch.from_numpy(numpy_helper.to_array(tensor).reshape(-1).copy())
+            dims = list(tensor.dims)
+            packed = _pack(whole).numpy().tobytes()
+            tensor.CopyFrom(onnx.helper.make_tensor(name, TensorProto.INT4, dims, packed, raw=True))
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and bits[node.input[0]] == 8:
+            scales = tensors[node.input[1]]
+            flat = f"{scales.name}_flat"  # rows of a table are looked up in the scales as they are
+            if flat not in tensors:
+                tensors[flat] = model.graph.initializer.add()
+                tensors[flat].CopyFrom(scales)
+                tensors[flat].name = flat
+                del tensors[flat].dims[1:]
+            node.input[1] = flat
+    read = {name for node in model.graph.node for name in node.input}
+    for name in [name for name in tensors if f"{name}_flat" in tensors and name not in read]:
+        model.graph.initializer.remove(tensors[name])
+
+
 def _to_onnx(program: TracedProgram, weights: _WeightFile | None = None) -> onnx.ModelProto:
     """The program as a model, its large constants in ``weights`` where there is such a file."""
+    program = _with_stored(program)
+    stored = [node for node in program.graph.graph.nodes if node.target is DEQUANTIZE]
+    bits = {str(node.args[0].target): int(node.args[2]) for node in stored}
+    rewritten = {str(source.target) for node in stored for source in node.all_input_nodes}
     exported = decomposed_once(export_with_loops(program))
     try:
         with quiet(), code_when_called(), operators_listed_once(), _operators_read_once():
@@ -110,7 +238,8 @@ def _to_onnx(program: TracedProgram, weights: _WeightFile | None = None) -> onnx
                 args=(),
                 dynamo=True,
                 optimize=False,
-                opset_version=OPSET,
+                opset_version=OPSET_OF_BLOCKS if 4 in bits.values() else OPSET,
+                custom_translation_table={DEQUANTIZE: _dequantize},
                 verbose=False,
                 input_names=list(program.inputs),
                 output_names=list(program.outputs),
@@ -120,14 +249,20 @@ def _to_onnx(program: TracedProgram, weights: _WeightFile | None = None) -> onnx
             f"ONNX cannot express program {program.name!r}: {first_line(error)}",
             mend="express the operator in other PyTorch operators, or use another target",
         ) from error
-    for name, value in result.model.graph.initializers.items() if weights is not None else ():
-        if value.const_value.nbytes >= EXTERNAL_BYTES:
-            value.const_value = weights.move(name, value.const_value)
+    if weights is not None:
+        for name, value in result.model.graph.initializers.items():
+            if value.const_value.nbytes >= EXTERNAL_BYTES and name not in rewritten:
+                value.const_value = weights.move(name, value.const_value)
     model: onnx.ModelProto = result.model_proto
     names = {node.name: traced_as(node) for node in exported.graph.nodes if node.op == "call_function"}
     without = without_kernel(model, names)
     if without:
         raise _NoKernelError(without)
+    _store(model, bits)
+    if weights is not None:
+        for tensor in model.graph.initializer:
+            if tensor.data_location != TensorProto.EXTERNAL and len(_bytes_of(tensor)) >= EXTERNAL_BYTES:
+                weights.move_written(tensor)
     return model
 
 
@@ -272,11 +407,14 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     place.mkdir(parents=True, exist_ok=True)
     weights = _WeightFile(place / "weights.bin")
     files, paths = {"weights": "onnx/weights.bin"}, {"onnx/weights.bin": weights.path}
+    oldest = OLDEST_RUNTIME
     try:
         for name, program in programs.items():
             report(f"onnx: {name}")
             model = _to_onnx(program, weights)
             _strip(model)
+            if any(entry.version == OPSET_OF_BLOCKS and not entry.domain for entry in model.opset_import):
+                oldest = OLDEST_RUNTIME_OF_BLOCKS
             model.ir_version = IR_VERSION
             path = place / f"{name}.onnx"
             path.write_bytes(model.SerializeToString(deterministic=True))
@@ -284,4 +422,4 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     finally:
         weights.finish()
     measured = {"model_bytes": sum(p.stat().st_size for p in paths.values())}
-    return Lowered(files, paths, measured, OLDEST_RUNTIME)
+    return Lowered(files, paths, measured, oldest)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pfl_exporters.lowering.files import Lower
     from pfl_exporters.lowering.obstacles import Obstacle
     from pfl_mobile.programs.trace import TracedProgram
+    from pfl_mobile.programs.weights import WeightFormat
 
 L = TypeVar("L", bound="Lower")
 
@@ -42,6 +43,7 @@ class Target:
         mixed: whether the programs compute in fewer bits, so that their numbers are others.
         on_phones: whether it is for phones, and not for comparing with them only.
         parts: whether its engine runs programs as calls of parts.
+        weights: the kinds of stored weights that it takes (`pfl_mobile.programs.weights`).
     """
 
     name: str
@@ -54,6 +56,7 @@ class Target:
     mixed: bool = False
     on_phones: bool = True
     parts: bool = False
+    weights: tuple[str, ...] = ("float32",)
 
     def missing(self, programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
         """The operators that the target's runtime or toolchain has not, looked up in what it says it has."""
@@ -95,6 +98,7 @@ def register(
     mixed: bool = False,
     on_phones: bool = True,
     parts: bool = False,
+    weights: Sequence[str] = ("float32",),
 ) -> Callable[[L], L]:
     """Make a function that writes the files of an engine known as a target.
 
@@ -108,6 +112,7 @@ def register(
         mixed: whether the programs compute in fewer bits.
         on_phones: whether it is for phones, and not for comparing with them only.
         parts: whether its engine runs programs as calls of parts (`pfl_mobile.engines.schedule`).
+        weights: the kinds of stored weights that it takes.
     """
 
     def known(lower: L) -> L:
@@ -122,6 +127,7 @@ def register(
             mixed,
             on_phones,
             parts,
+            tuple(weights),
         )
         TARGETS.add(name, made, home=lower.__module__)
         return lower
@@ -148,6 +154,21 @@ def resolve(names: Iterable[str]) -> list[Target]:
                     mend="choose one for each bundle",
                 )
     return wanted
+
+
+def check_weights(targets: Iterable[Target], weights: WeightFormat) -> None:
+    """Each of the targets takes weights that are stored so.
+
+    Raises:
+        ConfigError: one does not; the message names those that do.
+    """
+    for target in targets:
+        if weights.kind not in target.weights:
+            others = [t.name for t in TARGETS.all().values() if weights.kind in t.weights]
+            raise ConfigError(
+                f"target {target.name!r} takes no weights of {weights.kind}",
+                mend=f"store them as {' or '.join(target.weights)}, or export to {', '.join(others)}",
+            )
 
 
 def with_engines(targets: Sequence[Target], engines: Iterable[str]) -> list[Target]:
