@@ -497,6 +497,37 @@ def manifest_cases() -> Iterator[dict[str, Any]]:
         )
     value = {name: entry for name, entry in mixed.items() if name != "steps"}
     yield field("mixed precision without steps", "engines", "onnxruntime", "precision", value=value)
+    small = {
+        "kind": "int4",
+        "group": 32,
+        "tensors": {"a.weight": 0.08, "é": 0},
+        "loss": 2.5,
+        "loss_float32": 2,
+        "output_rel_err": 0.1,
+    }
+    yield field("weights of 4 bits", "weights", value=small)
+    yield field("weights of 8 bits", "weights", value={**small, "kind": "int8", "group": None})
+    yield field("weights null", "weights", value=None)
+    yield field("weights of another type", "weights", value="int8")
+    for name, wrong in (
+        ("kind", "int5"),
+        ("kind", "int8"),
+        ("group", None),
+        ("group", 0),
+        ("group", 32.5),
+        ("tensors", {}),
+        ("tensors", ["a.weight"]),
+        ("tensors", {"a.weight": -1e-9}),
+        ("tensors", {"a.weight": "0.1"}),
+        ("tensors", {"": 0.1}),
+        ("loss", None),
+        ("loss_float32", True),
+        ("output_rel_err", -1),
+        ("output_rel_err", None),
+        ("note", 1),
+    ):
+        yield field(f"weights with {name} {wrong!r}", "weights", value={**small, name: wrong})
+    yield field("weights without a loss", "weights", value={k: v for k, v in small.items() if k != "loss"})
     yield field("another total", "measured", "total_bytes", value=5)
     yield field("another length in files", "files", "plan.json", "bytes", value=5)
     yield field("a digest in capitals", "files", "plan.json", "sha256", value="AB" * 32)

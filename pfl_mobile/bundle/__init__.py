@@ -73,6 +73,7 @@ from pfl_mobile.bundle.manifest import (
     TaskEntry,
     TensorSpec,
     TextEncoderEntry,
+    WeightsEntry,
     json_schema,
     parse_manifest,
 )
@@ -109,6 +110,7 @@ __all__ = [
     "TaskEntry",
     "TensorSpec",
     "TextEncoderEntry",
+    "WeightsEntry",
     "check_finite",
     "copy_bundle",
     "generate_key",

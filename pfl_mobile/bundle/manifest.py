@@ -121,6 +121,30 @@ class PrecisionEntry(_Model):
     trained_rel_err: Annotated[float, Field(ge=0, strict=True)]
 
 
+class WeightsEntry(_Model):
+    """How frozen weights are stored that have fewer than 32 bits, with which the programs compute in float32.
+
+    ``group`` is how many numbers of ``int4`` share a scale. ``tensors`` are the weights that are stored so; the value
+    is the length of the difference from the model's own weight, relative to the length of that. What it does on the
+    example batch: ``loss`` and ``loss_float32``, the mean loss with them and with the model's own weights, and
+    ``output_rel_err``, the length of the difference of the outputs, relative to the length of the output (null where a
+    model gives no single tensor).
+    """
+
+    kind: Literal["int8", "int4"]
+    group: PositiveCount | None = None
+    tensors: dict[Name, Annotated[float, Field(ge=0, strict=True)]] = Field(min_length=1)
+    loss: Annotated[float, Field(strict=True)]
+    loss_float32: Annotated[float, Field(strict=True)]
+    output_rel_err: Annotated[float, Field(ge=0, strict=True)] | None = None
+
+    @model_validator(mode="after")
+    def _a_group_goes_with_int4(self) -> WeightsEntry:
+        if (self.kind == "int4") != (self.group is not None):
+            raise ValueError(f"weights are {self.kind!r} with group {self.group!r}; a group goes with 'int4'")
+        return self
+
+
 class EngineEntry(_Model):
     """The files that one engine loads, by purpose (``model``, ``weights``), what was measured, which versions of
     the runtime load them (null where that is not known), and in what precision they compute (null: float32)."""
@@ -241,7 +265,7 @@ class StrategyEntry(_Model):
 
 class BundleSizes(_Model):
     """Sizes in bytes: of all files listed, of the memory that the programs plan, and of the frozen tensors
-    that the programs need, as float32."""
+    that the programs need, as they are stored."""
 
     total_bytes: Count
     planned_memory_bytes: Count | None = None
@@ -268,6 +292,7 @@ class Manifest(_Model):
     values: FilePath = "tensors.safetensors"
     golden: FilePath = "golden.safetensors"
     limits: Limits = Limits()
+    weights: WeightsEntry | None = None
     measured: BundleSizes
     files: dict[FilePath, FileEntry]
 
@@ -300,7 +325,10 @@ class Manifest(_Model):
 
     def to_json(self) -> bytes:
         """The bytes of ``manifest.json``: the same manifest always gives the same bytes."""
-        text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+        values = self.model_dump(mode="json")
+        if self.weights is None:
+            del values["weights"]  # so that readers from before there were any take it
+        text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
         return text.encode() + b"\n"
 
 

@@ -116,6 +116,7 @@ def describe(bundle: Bundle, *, pinned: bool) -> dict[str, Any]:
         "vocabulary": _vocabulary(bundle),
         "strategy": None if manifest.strategy is None else manifest.strategy.model_dump(mode="json"),
         "limits": manifest.limits.model_dump(mode="json"),
+        "weights": None if manifest.weights is None else manifest.weights.model_dump(mode="json"),
         "measured": manifest.measured.model_dump(mode="json"),
         "signature": {"signed_by": bundle.signed_by, "pinned": pinned},
     }
@@ -150,8 +151,15 @@ def _show(found: dict[str, Any]) -> None:
         out.print(f"signed by {signer}: {who}")
     out.print(
         f"{size(measured['total_bytes'])} in all, planned memory {size(measured['planned_memory_bytes'])}, "
-        f"frozen weights {size(measured['frozen_bytes'])}\n"
+        f"frozen weights {size(measured['frozen_bytes'])}"
     )
+    if (weights := found["weights"]) is not None:
+        group = "" if weights["group"] is None else f" in groups of {weights['group']}"
+        out.print(
+            f"{len(weights['tensors'])} weights stored as {weights['kind']}{group}: loss on the example batch "
+            f"{weights['loss']:.4g}, with the model's own {weights['loss_float32']:.4g}"
+        )
+    out.print("")
     rows: list[tuple[object, ...]] = [
         (
             name,

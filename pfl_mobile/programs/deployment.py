@@ -14,13 +14,17 @@ from pfl_mobile.plan.schema import Plan
 from pfl_mobile.programs.made_up import text_batch, text_context
 from pfl_mobile.programs.on_device import check_deployment
 from pfl_mobile.programs.tasks import Batch, Task
+from pfl_mobile.programs.weights import WeightFormat, weights_stored
 from pfl_mobile.text.rules import NEWEST
 from pfl_mobile.text.scripts import scripts_not_served
 from pfl_mobile.text.subwords import SubwordTokenizer
 from pfl_mobile.text.tokenizer import WordTokenizer
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from pfl_mobile.bundle.manifest import StrategyEntry
+    from pfl_mobile.programs.weights import StoredModel
     from pfl_mobile.text.encoder import TextEncoder
     from pfl_mobile.text.vocabulary import VocabularyReport
 
@@ -48,6 +52,8 @@ class Deployment:
         strategy: of the rounds that ``pfl serve`` runs with the bundle; None: unless told another one, it averages
             what the plan uploads.
         vocabulary: how the words of the tokenizer were chosen; None where nobody says.
+        weights: how frozen weights are stored, `float32`, `int8` or `int4` (or `int4:128` with the size of a group);
+            the programs compute in float32 with what is stored.
     """
 
     name: str
@@ -63,6 +69,7 @@ class Deployment:
     host_sets: tuple[str, ...] = ()
     strategy: StrategyEntry | None = None
     vocabulary: VocabularyReport | None = None
+    weights: str | WeightFormat = "float32"
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything is traced (ConfigError)."""
@@ -75,6 +82,7 @@ class Deployment:
                 f"the model of deployment {self.name!r} is a {type(self.model).__name__}",
                 mend="put modules into it first: personalize(backbone, [LoRA(...)])",
             )
+        object.__setattr__(self, "weights", WeightFormat.of(self.weights))
         sets: dict[str, dict[str, Any]] = {name: {} for name in ("initial", "global", *self.host_sets)}
         check_plan(self.plan, self.model.device_tensors(), sets, ())
         self._say_of_text()
@@ -100,6 +108,10 @@ class Deployment:
         object.__setattr__(self, "batch", {name: rows[name] for name in self.batch})
         context = text_context(length, vocabulary)
         object.__setattr__(self, "predict_batch", context)
+
+    def stored(self) -> AbstractContextManager[StoredModel | None]:
+        """Have the model compute with its weights as they are stored (`pfl_mobile.programs.weights`)."""
+        return weights_stored(self.model, WeightFormat.of(self.weights))
 
     def inputs_of_predict(self) -> Batch:
         """The example inputs of ``predict``."""

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pfl_mobile.programs.weights import DEQUANTIZE
+
 _aten = torch.ops.aten
 
 _COPIES = {
@@ -198,8 +200,8 @@ def _folded(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     if not isinstance(value, Tensor) or value.numel() > FOLD_LIMIT or node.target is operator.getitem:
         return None
     sources = node.all_input_nodes
-    if any(s.op != "get_attr" for s in sources):
-        return None
+    if node.target is DEQUANTIZE or any(s.op != "get_attr" for s in sources):
+        return None  # a weight of few bits would be stored in 32
     big = max((s.meta["val"].numel() for s in sources), default=0)
     if node.target in (_LAYOUT | _VIEWS) and big > 4096:
         return None  # a second layout of a weight would be stored twice

@@ -38,6 +38,7 @@ from pfl_mobile.programs.refusals import (
 from pfl_mobile.programs.simplify import simplify
 from pfl_mobile.programs.states import check_stateless, refuse_chance
 from pfl_mobile.programs.tasks import Batch, Task
+from pfl_mobile.programs.weights import place_stored
 from pfl_mobile.rows import outside_classes
 
 
@@ -459,6 +460,7 @@ def _traced(
             pairs: Any = AsPairs(graph)
             rerun = noting(lambda *given: pairs.run(*given))
             graph = make_fx(rerun, decomposition_table=of_values(), tracing_mode="real")(*examples)
+    place_stored(graph)
     simplify(graph, examples)
     if pick_early(graph):
         simplify(graph, examples)

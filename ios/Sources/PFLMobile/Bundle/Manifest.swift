@@ -111,6 +111,23 @@ public struct PrecisionEntry: Sendable, Equatable {
     public let trainedRelErr: Double
 }
 
+/// How frozen weights are stored that have fewer than 32 bits; the programs compute in float32 with them.
+public struct WeightsEntry: Sendable, Equatable {
+    /// `int8` or `int4`.
+    public let kind: String
+    /// How many numbers of `int4` share a scale; nil for `int8`.
+    public let group: Int?
+    /// The weights that are stored so, and how far each is from the model's own, relative to its length.
+    public let tensors: [String: Double]
+    /// On the example batch.
+    public let loss: Double
+    /// On it with the model's own weights.
+    public let lossFloat32: Double
+    /// How far the output on it is from that of the model's own weights, relative to its length; nil where a model gives
+    /// no single tensor.
+    public let outputRelErr: Double?
+}
+
 /// Versions of an engine's runtime.
 public struct RuntimeEntry: Sendable, Equatable {
     /// The oldest that loads the programs.
@@ -235,6 +252,8 @@ public struct Manifest: Sendable, Equatable {
     public let golden: String
     /// What a device must not exceed.
     public let limits: BundleLimits
+    /// How frozen weights are stored; nil for float32.
+    public let weights: WeightsEntry?
     /// Sizes in bytes.
     public let measured: BundleSizes
     /// Length and digest of every other file.

@@ -78,6 +78,7 @@ enum ManifestReader {
             values: try fields.field("values", Fields.text, default: "tensors.safetensors"),
             golden: try fields.field("golden", Fields.text, default: "golden.safetensors"),
             limits: try fields.field("limits", limits, default: BundleLimits()),
+            weights: try fields.maybe("weights", weights),
             measured: try fields.required("measured", measured), files: try fields.required("files", files)
         )
         try fields.done()
@@ -85,7 +86,8 @@ enum ManifestReader {
             name: found.name, version: found.version, programs: found.programs, engines: found.engines,
             tensors: found.tensors, frozenSha256: found.frozen, modules: found.modules, task: found.task,
             encoder: found.encoder, tokenizer: found.tokenizer, plan: found.plan, strategy: found.strategy,
-            values: found.values, golden: found.golden, limits: found.limits, measured: found.measured,
+            values: found.values, golden: found.golden, limits: found.limits, weights: found.weights,
+            measured: found.measured,
             files: Dictionary(found.files.map { ($0.name, $0.value) }) { first, _ in first },
             filePaths: found.files.map(\.name))
     }
@@ -166,6 +168,24 @@ enum ManifestReader {
         try Check.positive("\(path).tolerance", found.tolerance)
         try Check.notNegative("\(path).trained_rel_err", found.trainedRelErr)
         if found.tolerance > 0.1 { throw Malformed("\(path).tolerance: it is above 0.1") }
+        return found
+    }
+
+    private static func weights(_ json: JSON, _ path: String) throws -> WeightsEntry {
+        var fields = try Fields(json, path)
+        let found = WeightsEntry(
+            kind: try fields.required("kind", Fields.text), group: try fields.maybe("group", positive),
+            tensors: try fields.required("tensors", filledMap(Fields.finite)),
+            loss: try fields.required("loss", Fields.finite),
+            lossFloat32: try fields.required("loss_float32", Fields.finite),
+            outputRelErr: try fields.maybe("output_rel_err", Fields.finite))
+        try fields.done()
+        if found.kind != "int8" && found.kind != "int4" {
+            throw Malformed("\(path).kind: it is no format of weights")
+        }
+        if (found.kind == "int4") != (found.group != nil) { throw Malformed("\(path): a group goes with 'int4'") }
+        for (name, error) in found.tensors { try Check.notNegative("\(path).tensors.\(name)", error) }
+        if let error = found.outputRelErr { try Check.notNegative("\(path).output_rel_err", error) }
         return found
     }
 

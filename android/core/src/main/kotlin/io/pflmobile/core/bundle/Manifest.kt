@@ -144,6 +144,26 @@ public data class PrecisionEntry(
 )
 
 /**
+ * How frozen weights are stored that have fewer than 32 bits; the programs compute in float32 with them.
+ *
+ * @property kind `int8` or `int4`
+ * @property group how many numbers of `int4` share a scale; null for `int8`
+ * @property tensors the weights that are stored so, and how far each is from the model's own, relative to its length
+ * @property loss on the example batch
+ * @property lossFloat32 on it with the model's own weights
+ * @property outputRelErr how far the output on it is from that of the model's own weights, relative to its length; null
+ *   where a model gives no single tensor
+ */
+public data class WeightsEntry(
+    val kind: String,
+    val group: Long?,
+    val tensors: Map<String, Double>,
+    val loss: Double,
+    val lossFloat32: Double,
+    val outputRelErr: Double?,
+)
+
+/**
  * Versions of an engine's runtime.
  *
  * @property atLeast the oldest that loads the programs
@@ -270,6 +290,7 @@ public data class BundleSizes(
  * @property limits what a device must not exceed
  * @property measured sizes
  * @property files every other file by its path
+ * @property weights how frozen weights are stored; null for float32
  */
 public data class Manifest(
     val name: String,
@@ -289,6 +310,7 @@ public data class Manifest(
     val limits: Limits,
     val measured: BundleSizes,
     val files: Map<String, FileEntry>,
+    val weights: WeightsEntry? = null,
 ) {
     /**
      * The program called [name].

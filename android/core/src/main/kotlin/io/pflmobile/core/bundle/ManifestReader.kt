@@ -98,6 +98,7 @@ internal object ManifestReader {
                 limits = or("limits", Limits(), ::limits),
                 measured = required("measured", ::measured),
                 files = required("files", JsonFields.map({ path, _ -> path }, ::file)),
+                weights = nullable("weights", ::weights),
             )
         }
 
@@ -187,6 +188,24 @@ internal object ManifestReader {
                 required("steps", JsonFields.positive),
                 required("trained_rel_err", atLeastZero),
             )
+        }
+
+    private fun weights(
+        element: JsonElement,
+        where: String,
+    ): WeightsEntry =
+        fields(element, where) {
+            WeightsEntry(
+                kind = required("kind", JsonFields::text),
+                group = nullable("group", JsonFields.positive),
+                tensors = required("tensors", filledMap(JsonFields.map(JsonFields::checkName, atLeastZero))),
+                loss = required("loss", JsonFields::number),
+                lossFloat32 = required("loss_float32", JsonFields::number),
+                outputRelErr = nullable("output_rel_err", atLeastZero),
+            )
+        }.also {
+            if (it.kind != "int8" && it.kind != "int4") fault("$where.kind", "it is no format of weights")
+            if ((it.kind == "int4") != (it.group != null)) fault(where, "a group goes with 'int4'")
         }
 
     private fun runtime(
