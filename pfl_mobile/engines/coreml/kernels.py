@@ -644,3 +644,35 @@ def _topk(a: Arguments) -> list[Array]:
 def _argsort(a: Arguments) -> Array:
     axis = int(_scalar(a.get("axis", -1)))
     return np.argsort(a["x"] if _flag(a.get("ascending", False)) else -a["x"], axis, kind="stable")
+
+
+@_kernel("constexpr_blockwise_shift_scale")
+def _blockwise(a: Arguments) -> Any:
+    """``scale * (data - offset)``, each of the two repeated along every axis to the length of the data."""
+    data = a["data"].astype(np.float32)
+
+    def whole(of_blocks: Array) -> Array:
+        for axis, size in enumerate(data.shape):
+            blocks = of_blocks.shape[axis]
+            if size % blocks:
+                raise ValueError(f"{blocks} blocks of {size} entries")
+            of_blocks = np.repeat(of_blocks, size // blocks, axis)
+        return of_blocks
+
+    if a.get("offset") is not None:
+        data = data - whole(a["offset"].astype(np.float32))
+    return whole(a["scale"]) * data
+
+
+@_kernel("constexpr_affine_dequantize")
+def _affine(a: Arguments) -> Any:
+    """``scale * (data - zero_point)`` with one scale and zero point, or one for each entry along an axis."""
+    data = a["quantized_data"].astype(np.float32)
+
+    def along(value: Any) -> Array:
+        value = np.asarray(value, np.float32)
+        shape = [1] * data.ndim
+        shape[_scalar(a["axis"])] = -1
+        return value.reshape(shape) if value.ndim else value
+
+    return along(a["scale"]) * (data - along(a["zero_point"]))

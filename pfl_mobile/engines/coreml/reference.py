@@ -172,7 +172,7 @@ def _as_declared(value: Any, declared: TensorType | None, what: str) -> Any:
             f"{what} has shape {list(array.shape)}, the program declares {list(declared.shape)}",
             mend="export the bundle again",
         )
-    return array.astype(declared.dtype, copy=False)
+    return array.astype(declared.in_memory, copy=False)
 
 
 @register("coreml-reference", runtime=("numpy",), files_of="coreml", only_named=True)

@@ -26,6 +26,7 @@ _DTYPES = {
     21: "int8",
     22: "int16",
     23: "int32",
+    25: "int4",
 }
 _DTYPES |= {24: "int64", 31: "uint8", 32: "uint16", 33: "uint32", 34: "uint64"}
 #: Types of the weight file, numbered in a way of its own.
@@ -36,10 +37,13 @@ _STORED = {
     4: "int8",
     6: "int16",
     7: "uint16",
+    8: "int4",
     14: "int32",
     15: "uint32",
 }
 _SENTINEL = 0xDEADBEEF
+#: The operator whose arguments are attributes, as it was made for iOS 16.
+_OF_ATTRIBUTES = "constexpr_affine_dequantize"
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class TensorType:
 
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def in_memory(self) -> str:
+        """The dtype of an array of it: NumPy has no numbers of 4 bits."""
+        return "int8" if self.dtype == "int4" else self.dtype
 
 
 @dataclass(frozen=True)
@@ -208,6 +217,8 @@ def _operation(data: memoryview, stored: memoryview) -> Operation:
         name: [_binding(entry, stored) for entry in _all(argument, 1)] for name, argument in _map(data, 2)
     }
     attributes = dict(_map(data, 5))
+    if _text(_last(data, 1)) == _OF_ATTRIBUTES:
+        inputs |= {name: [_value(entry, stored)] for name, entry in attributes.items() if name != "name"}
     value = _value(attributes["val"], stored) if "val" in attributes else None
     return Operation(_text(_last(data, 1)), inputs, [_named(entry) for entry in _all(data, 3)], value)
 
@@ -235,7 +246,7 @@ def _value(data: memoryview, stored: memoryview) -> Array | str:
         flat = np.full(size, flat[0])
     if flat.size != size:
         raise ValueError(f"a constant has {flat.size} entries, its type {list(kind.shape)}")
-    return flat.astype(kind.dtype, copy=False).reshape(kind.shape)
+    return flat.astype(kind.in_memory, copy=False).reshape(kind.shape)
 
 
 def _immediate(tensor: memoryview, kind: TensorType) -> Array:
@@ -248,7 +259,10 @@ def _immediate(tensor: memoryview, kind: TensorType) -> Array:
         if number in (2, 3, 5):
             return np.array([n for part in _numbers(content) for n in part], np.int64)
         if number == 7:
-            return np.frombuffer(b"".join(bytes(p) for p in _all(content, 1)), np.dtype(kind.dtype))
+            raw = b"".join(bytes(part) for part in _all(content, 1))
+            if kind.dtype == "int4":
+                return _halves(memoryview(raw))[: math.prod(kind.shape)]
+            return np.frombuffer(raw, np.dtype(kind.dtype))
     return np.zeros(0, kind.dtype)
 
 
@@ -278,7 +292,18 @@ def _from_file(stored: memoryview, offset: int, kind: TensorType) -> Array:
     sentinel, number, size, start = struct.unpack_from("<IIQQ", stored, offset)
     if sentinel != _SENTINEL or _STORED.get(number) != kind.dtype:
         raise ValueError("the weight file does not fit the program")
-    wanted = math.prod(kind.shape) * np.dtype(kind.dtype).itemsize
+    count = math.prod(kind.shape)
+    wanted = (count + 1) // 2 if kind.dtype == "int4" else count * np.dtype(kind.dtype).itemsize
     if size != wanted or start + size > len(stored):
         raise ValueError(f"a constant of the weight file has {size} bytes, its type {wanted}")
-    return np.frombuffer(stored[start : start + size], np.dtype(kind.dtype)).reshape(kind.shape)
+    content = stored[start : start + size]
+    if kind.dtype == "int4":
+        return _halves(content)[:count].reshape(kind.shape)
+    return np.frombuffer(content, np.dtype(kind.dtype)).reshape(kind.shape)
+
+
+def _halves(content: memoryview) -> Array:
+    """Numbers of 4 bits, two in a byte, the first of them in its lower half; as int8."""
+    whole = np.frombuffer(content, np.uint8)
+    halves = np.stack([whole & 15, whole >> 4], -1).reshape(-1).astype(np.int8)
+    return (halves ^ 8) - 8  # of two's complement

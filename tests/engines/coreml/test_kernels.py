@@ -27,6 +27,9 @@ def i32(*values):
 
 
 #: Operator, arguments, and what comes out.
+NUMBERS = np.array([[-8, 7, 0, 1, 2, 127], [3, -128, 5, -6, 7, -1]], np.int8)
+SCALES = np.array([[0.5, 0.25], [2.0, 0.125]], np.float32)
+
 CASES = {
     "abs": ({"x": X}, T.abs()),
     "acos": ({"x": X / 4}, (T / 4).acos()),
@@ -106,6 +109,14 @@ CASES = {
     "mul": ({"x": X, "y": X[0]}, T * T[0]),
     "not_equal": ({"x": IDS, "y": 1}, torch.from_numpy(IDS) != 1),
     "one_hot": ({"indices": IDS, "one_hot_vector_size": 3}, F.one_hot(torch.from_numpy(IDS), 3)),
+    "constexpr_blockwise_shift_scale": (
+        {"data": NUMBERS, "scale": SCALES, "offset": np.ones((2, 2), np.int8)},
+        (torch.from_numpy(NUMBERS).float() - 1) * torch.from_numpy(SCALES).repeat_interleave(3, 1),
+    ),
+    "constexpr_affine_dequantize": (
+        {"quantized_data": NUMBERS, "scale": SCALES[:, 0], "zero_point": np.int8(-3), "axis": i32(0)[0]},
+        (torch.from_numpy(NUMBERS).float() + 3) * torch.from_numpy(SCALES[:, :1]),
+    ),
     "pad": (
         {"x": X, "pad": [0, 1, 2, 0], "mode": "constant", "constant_val": 5.0},
         F.pad(T, (2, 0, 0, 1), value=5),
@@ -210,6 +221,11 @@ def test_an_operator_is_pytorchs(kind):
 
 def test_every_operator_is_tested():
     assert set(CASES) | {"conv", "conv_transpose"} == set(KERNELS)
+
+
+def test_blocks_that_do_not_divide_are_an_error():
+    with pytest.raises(ValueError, match="4 blocks of 6"):
+        run("constexpr_blockwise_shift_scale", data=NUMBERS, scale=np.ones((2, 4), np.float32))
 
 
 @pytest.mark.parametrize("mode", ["TANH_APPROXIMATION", "SIGMOID_APPROXIMATION"])

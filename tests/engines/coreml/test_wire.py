@@ -63,6 +63,25 @@ def stored(array, *, number=2, size=None, sentinel=0xDEADBEEF, start=64):
     return memoryview(head.ljust(64, b"\0") + array.tobytes())
 
 
+@pytest.mark.parametrize("count", [6, 7])
+def test_numbers_of_four_bits_are_unpacked(count):
+    numbers = np.array([-8, 7, -1, 0, 3, -5, 2], np.int8)[:count]
+    halves = np.append(numbers, 0)[: count + count % 2] & 15
+    packed = (halves[::2] | halves[1::2] << 4).astype(np.uint8)
+    kind = wire.TensorType("int4", (count, 1))
+    got = wire._from_file(stored(packed, number=8), 0, kind)
+    assert (got.dtype, kind.in_memory) == (np.int8, "int8")
+    np.testing.assert_array_equal(got, numbers.reshape(count, 1))
+    with pytest.raises(ValueError, match="has 3 bytes, its type 10"):
+        wire._from_file(stored(packed[:3], number=8), 0, wire.TensorType("int4", (20,)))
+    made = MIL_pb2.Value()
+    made.immediateValue.tensor.bytes.values = packed.tobytes()
+    made.type.tensorType.dataType = MIL_pb2.INT4
+    made.type.tensorType.rank = 1
+    made.type.tensorType.dimensions.add().constant.size = count
+    np.testing.assert_array_equal(wire._value(memoryview(made.SerializeToString()), memoryview(b"")), numbers)
+
+
 def test_a_constant_of_the_weight_file():
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     kind = wire.TensorType("float32", (2, 3))
