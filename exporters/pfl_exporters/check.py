@@ -15,13 +15,14 @@ from typing import Any
 from pfl_mobile.errors import ConfigError, ExportError, PflError, UnsupportedOperatorError
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.trace import TracedProgram, trace_programs, trained_names
+from pfl_mobile.programs.weights import WeightFormat
 
 from .export import frozen_bytes
 from .lowering.files import Report
 from .lowering.obstacles import Obstacle
 from .lowering.quiet import ALONE, aloud, quiet
 from .refusals import Places, grouped
-from .targets import Target
+from .targets import Target, check_weights
 from .verify import compared_with_pytorch
 
 #: Numbers of a model up to which its traced graphs are compared with PyTorch.
@@ -124,7 +125,8 @@ def check(
     Raises:
         ConfigError: the batches do not fit the task, or nothing is trained.
     """
-    with ALONE:
+    check_weights(targets, WeightFormat.of(deployment.weights))
+    with ALONE, deployment.stored():
         return _check(deployment, targets, seed, aloud(report), missing or {})
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pfl_exporters.targets import TARGETS, Target, resolve, with_engines
+from pfl_exporters.targets import TARGETS, Target, check_weights, resolve, with_engines
 from pfl_mobile.cli.common import (
     EXIT_CODES,
     FAILED,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pfl_mobile.cli.user_code import UserFunction
     from pfl_mobile.modules.registry import ModuleConfig
     from pfl_mobile.programs.deployment import Deployment
+    from pfl_mobile.programs.weights import WeightFormat
     from pfl_mobile.text.vocabulary import VocabularyRule
 
 #: How a model says that it is one of transformers.
@@ -135,6 +137,15 @@ def export(
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, help="Of hf:FOLDER: examples in a batch; default: 8.")
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            metavar="W",
+            help="How frozen weights are stored: float32, int8, or int4 (int4:128 for groups of 128; default: 32). "
+            "Programs compute in float32 with what is stored; default: what the function says, else float32.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the random batches for the comparison.")] = 0,
     check: Annotated[
         bool,
@@ -166,6 +177,8 @@ def export(
 
     JSON: bundle, name, version, engines, total_bytes, planned_memory_bytes, frozen_bytes, verified (by engine:
     loss_rel_err, grad_max_rel_err), vocabulary (rule, users, kept, left_out by each rule), seconds (by step).
+    weights (kind, group, tensors by name with bits and rel_err, bytes, float32_bytes, left_bytes, loss, loss_float32,
+    output_rel_err; null for float32).
     With --check: name, ok, verified (false), refused (why no target takes it, or null), targets (by name: takes,
     obstacles with operator, program, layer, file, line and why, note), parameters, trained (tensors, numbers),
     frozen_bytes, operators (by program), compared_with_pytorch, seconds; the exit code is 1 where a target will not
@@ -173,7 +186,9 @@ def export(
     """
     from pfl_exporters.lowering.quiet import terminal
     from pfl_exporters.lowering.quiet import verbose as everything
+    from pfl_mobile.programs.weights import WeightFormat
 
+    how = None if weights is None else WeightFormat.of(weights)
     rule = _rule(min_users, vocabulary_epsilon, vocabulary_delta, block)
     own = {"lora": lora, "rank": rank, "alpha": alpha, "head": head, "length": length, "batch": batch}
     function = partial(_function, model, {name: value for name, value in own.items() if value is not None})
@@ -182,7 +197,7 @@ def export(
             raise ConfigError("--check writes nothing", mend="leave --out and --sign out, or --check")
         wanted = None if target is None and not engine else _targets(target or ["android"], engine or [])
         with everything(verbose), Reporter(terminal()) as report:
-            found = _check(function, wanted, data, rule, seed, report)
+            found = _check(function, wanted, data, rule, how, seed, report)
         if as_json:
             print_json(found.to_json())
         else:
@@ -190,7 +205,7 @@ def export(
         raise typer.Exit(OK if found.ok else FAILED)
     targets = _targets(target or ["android"], engine or [])
     with everything(verbose), Reporter(terminal()) as report:
-        done = _export(function, targets, out, sign, data, rule, seed, report)
+        done = _export(function, targets, out, sign, data, rule, how, seed, report)
     if as_json:
         print_json(done.to_json())
     else:
@@ -277,6 +292,7 @@ def _export(
     sign: str | None,
     data: str | None,
     rule: VocabularyRule | None,
+    how: WeightFormat | None,
     seed: int,
     report: Reporter,
 ) -> ExportReport:
@@ -284,6 +300,8 @@ def _export(
     from pfl_mobile.bundle.sign import load_private_key
 
     key = None if sign is None else load_private_key(sign)
+    if how is not None:
+        check_weights(resolve(targets), how)
     if out is not None:
         _check_place(out)
     function = make(report)
@@ -297,7 +315,7 @@ def _export(
     for wanted in resolve(targets):
         wanted.load()
     report(f"build the model of {function.shown}")
-    deployment = function.deployment(data, report, rule)
+    deployment = _with_weights(function.deployment(data, report, rule), how)
     return export_bundle(deployment, targets, place, sign_key=key, report=report, seed=seed)
 
 
@@ -306,6 +324,7 @@ def _check(
     wanted: Sequence[str] | None,
     data: str | None,
     rule: VocabularyRule | None,
+    how: WeightFormat | None,
     seed: int,
     report: Reporter,
 ) -> CheckReport:
@@ -326,8 +345,12 @@ def _check(
         else:
             chosen.append(target)
     report(f"build the model of {function.shown}")
-    deployment = function.deployment(data, report, rule, trained=False)
+    deployment = _with_weights(function.deployment(data, report, rule, trained=False), how)
     return check(deployment, chosen, seed=seed, report=report, missing=missing)
+
+
+def _with_weights(deployment: Deployment, how: WeightFormat | None) -> Deployment:
+    return deployment if how is None else replace(deployment, weights=how)
 
 
 def _phones() -> list[Target]:
@@ -402,11 +425,24 @@ def _show(done: ExportReport) -> None:
         f"planned memory {size(measured.planned_memory_bytes)}, {sum(done.seconds.values()):.0f} s",
         markup=False,
     )
+    if done.weights is not None:
+        out.print(_of_weights(done.weights), markup=False)
     if done.vocabulary is not None:
         out.print(f"vocabulary: {done.vocabulary.sentence()}", markup=False)
     elif manifest.tokenizer is not None and not _of_subwords(manifest):
         out.print("vocabulary: nobody said how its words were chosen; make sure that none is a single user's")
     out.print(f"look into it: pfl inspect {done.out}", markup=False)
+
+
+def _of_weights(found: dict[str, Any]) -> str:
+    name, worst = max(found["tensors"].items(), key=lambda item: float(item[1]["rel_err"]))
+    group = "" if found["group"] is None else f" in groups of {found['group']}"
+    output = "" if found["output_rel_err"] is None else f", output off by {found['output_rel_err']:.2g}"
+    return (
+        f"weights: {len(found['tensors'])} stored as {found['kind']}{group}, {size(found['bytes'])} for "
+        f"{size(found['float32_bytes'])} in float32; off by {worst['rel_err']:.2g} at most ({name}); on the example "
+        f"batch loss {found['loss']:.4g}, was {found['loss_float32']:.4g}{output}"
+    )
 
 
 def _of_subwords(manifest: Manifest) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pfl_mobile.bundle.manifest import Manifest, ProgramSpec
+from pfl_mobile.bundle.manifest import Manifest, ProgramSpec, WeightsEntry
 from pfl_mobile.bundle.sign import PrivateKey
 from pfl_mobile.bundle.versions import plain
 from pfl_mobile.bundle.write import write_bundle
@@ -23,13 +23,14 @@ from pfl_mobile.errors import EngineError, ExportError, GradientMismatchError
 from pfl_mobile.files.tensors import tensors_to_bytes
 from pfl_mobile.modules.personalize import tensor_digest
 from pfl_mobile.programs.deployment import Deployment
-from pfl_mobile.programs.trace import TracedProgram, trace_programs
+from pfl_mobile.programs.trace import TracedProgram, evaluate, model_output, plain_attention, trace_programs
+from pfl_mobile.programs.weights import DEQUANTIZE, StoredModel, WeightFormat
 from pfl_mobile.text.vocabulary import RECORD, VocabularyReport, record
 
 from .lowering.files import Report
 from .lowering.quiet import ALONE, aloud, quiet
 from .refusals import Refuser
-from .targets import TARGETS, Target, resolve
+from .targets import TARGETS, Target, check_weights, resolve
 from .verify import Case, check_engine, compared_with_pytorch, open_lowered, program_specs
 
 
@@ -44,6 +45,8 @@ class ExportReport:
         frozen_bytes: bytes of the frozen tensors that the programs need.
         seconds: by step.
         vocabulary: how the words of the tokenizer were chosen; None where nobody says, or there are none.
+        weights: how weights are stored, each with its distance from the model's own, and what that does to loss and
+            output on the example batch; None for float32.
     """
 
     out: Path
@@ -52,6 +55,7 @@ class ExportReport:
     frozen_bytes: int
     seconds: dict[str, float]
     vocabulary: VocabularyReport | None = None
+    weights: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
@@ -64,6 +68,7 @@ class ExportReport:
             "planned_memory_bytes": self.manifest.measured.planned_memory_bytes,
             "frozen_bytes": self.frozen_bytes,
             "verified": self.errors,
+            "weights": self.weights,
             "vocabulary": None if self.vocabulary is None else self.vocabulary.to_json(),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
         }
@@ -85,8 +90,28 @@ def frozen_bytes(programs: Mapping[str, TracedProgram]) -> int:
             data = (
                 tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             )  # also bfloat16
-            contents[hashlib.sha256(data).hexdigest()] = len(data)
+            bits = min((user.args[2] for user in node.users if user.target is DEQUANTIZE), default=8)
+            packed = len(data) * bits // 8 if tensor.dtype == torch.int8 else len(data)
+            contents[hashlib.sha256(data).hexdigest()] = packed
     return sum(contents.values())
+
+
+def _distance(deployment: Deployment, stored: StoredModel) -> dict[str, Any]:
+    """What stored weights do to loss and output on the example batch: fields of `WeightsEntry`."""
+    model, task, batch = deployment.model, deployment.task, dict(deployment.batch)
+    found = []
+    with torch.no_grad(), plain_attention():
+        for own in ({}, stored.originals):
+            values = {**model.values(), **own}
+            sums = evaluate(model, task, batch, values)
+            # a batch of padding alone has no loss
+            loss_of_batch = float(sums["loss_sum"]) / (float(sums["weight_sum"]) or 1.0)
+            found.append((loss_of_batch, model_output(model, task, batch, values)))
+    (loss, output), (before, wanted) = found
+    apart = None
+    if isinstance(output, torch.Tensor):
+        apart = float((output - wanted).double().norm()) / (float(wanted.double().norm()) or 1.0)
+    return {"loss": loss, "loss_float32": before, "output_rel_err": apart}
 
 
 def _golden(reference: Sequence[Case], specs: Sequence[ProgramSpec]) -> dict[str, np.ndarray]:
@@ -123,7 +148,10 @@ def export_bundle(
         BundleError: the bundle cannot be written.
     """
     with ALONE:
-        return _export(deployment, resolve(targets), out, sign_key, aloud(report), seed)
+        chosen = resolve(targets)
+        check_weights(chosen, WeightFormat.of(deployment.weights))
+        with deployment.stored() as stored:
+            return _export(deployment, chosen, out, sign_key, aloud(report), seed, stored)
 
 
 def _export(
@@ -133,6 +161,7 @@ def _export(
     sign_key: PrivateKey | None,
     report: Report,
     seed: int,
+    stored: StoredModel | None,
 ) -> ExportReport:
     if not chosen:
         raise ExportError("no target was named", mend=f"give at least one of {', '.join(TARGETS.names())}")
@@ -156,6 +185,7 @@ def _export(
     lap("trace")
     report("compare the traced graphs with PyTorch")
     reference = compared_with_pytorch(deployment, programs, seed)
+    weights = None if stored is None else {**stored.to_json(), **_distance(deployment, stored)}
     lap("compare")
     refuser = Refuser(deployment, programs, reference, report)
     report("look up the operators")
@@ -196,12 +226,20 @@ def _export(
         frozen = frozen_bytes(programs)
         manifest = write_bundle(
             out,
-            _parts(deployment, specs, engines, frozen),
+            {**_parts(deployment, specs, engines, frozen), "weights": _weights(weights)},
             {**files, **_data_files(deployment, reference, specs)},
             sign_key=sign_key,
         )
         lap("write")
-    return ExportReport(Path(out), manifest, errors, frozen, seconds, deployment.vocabulary)
+    return ExportReport(Path(out), manifest, errors, frozen, seconds, deployment.vocabulary, weights)
+
+
+def _weights(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The manifest's entry of what is reported."""
+    if found is None:
+        return None
+    kept = {name: found[name] for name in WeightsEntry.model_fields}
+    return kept | {"tensors": {name: tensor["rel_err"] for name, tensor in found["tensors"].items()}}
 
 
 def _runtime(engine: str, at_least: str | None) -> dict[str, str] | None:

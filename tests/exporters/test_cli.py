@@ -41,6 +41,14 @@ def needs(x):
 """
 
 
+WITH_TABLE = """
+from tests.programs.test_weights import mixed
+
+def build():
+    return mixed(words=512)
+"""
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     path = tmp_path / "my_model.py"
@@ -91,6 +99,48 @@ def test_a_function_in_a_file_is_exported(pfl_export: Run, pfl: Run, model: Path
     assert "data is D" in ran.err
     checked = pfl("verify", out, "--public-key", tmp_path / "k.pem.pub", "--engine", "torch", "--json")
     assert checked.json["ok"]
+
+
+def test_weights_are_stored_in_fewer_bits_and_the_distance_is_told(
+    pfl_export: Run, pfl: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.py"
+    path.write_text(WITH_TABLE)
+    ran = pfl_export(
+        f"{path}:build", "--target", "torch", "--weights", "int8", "--out", tmp_path / "b", "--json"
+    )
+    assert ran.code == 0, ran.err
+    told = ran.json["weights"]
+    assert (told["kind"], told["group"]) == ("int8", None)
+    assert told["tensors"]["embed.weight"]["bits"] == 8
+    assert 0 < told["output_rel_err"] < 0.05
+    assert told["bytes"] < 0.3 * told["float32_bytes"]
+    with Bundle.open(tmp_path / "b") as bundle:
+        assert bundle.manifest.weights is not None
+        assert bundle.manifest.weights.loss == told["loss"]
+    shown = pfl("inspect", tmp_path / "b")
+    assert "4 weights stored as int8: loss on the example batch" in " ".join(shown.out.split())
+    assert pfl("inspect", tmp_path / "b", "--json").json["weights"]["kind"] == "int8"
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--weights", "int5"], "'int5'"),
+        (["--weights", "int4:24", "--target", "torch"], "embed.weight: groups of 24"),
+        (["--weights", "int4", "--target", "ios17"], "target 'ios17' takes no weights of int4"),
+        (["--weights", "int4", "--target", "ios17", "--check"], "target 'ios17' takes no weights of int4"),
+    ],
+)
+def test_weights_that_cannot_be_stored_so_are_refused(
+    pfl_export: Run, tmp_path: Path, more: list[str], says: str
+) -> None:
+    path = tmp_path / "table.py"
+    path.write_text(WITH_TABLE)
+    ran = pfl_export(f"{path}:build", *more, "--json")
+    assert ran.code != 0
+    assert says in ran.error["message"]
+    assert ran.error["mend"]
 
 
 def test_the_default_place_is_named_after_the_function(

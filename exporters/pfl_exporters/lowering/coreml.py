@@ -21,12 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import coremltools as ct
+import numpy as np
 import torch
 from coremltools.converters.mil import converter, mil
 from coremltools.converters.mil.backend.mil import load as backend
 from coremltools.converters.mil.frontend.torch import ops as frontend
-from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
+from coremltools.converters.mil.frontend.torch.torch_op_registry import (
+    _TORCH_OPS_REGISTRY,
+    register_torch_op,
+)
 from coremltools.converters.mil.frontend.torch.utils import sanitize_op_kind
+from coremltools.converters.mil.mil import Builder as mb
+from coremltools.converters.mil.mil import types
+from coremltools.converters.mil.mil.block import is_current_opset_version_compatible_with
 from coremltools.converters.mil.mil.passes import pass_pipeline
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 from torch import Tensor, fx
@@ -37,6 +44,7 @@ from pfl_mobile.errors import ExportError, UnsupportedOperatorError
 from pfl_mobile.programs.forms.recurrences import LAYERS, loop_of
 from pfl_mobile.programs.simplify import annotate, shape
 from pfl_mobile.programs.trace import TracedProgram
+from pfl_mobile.programs.weights import DEQUANTIZE
 
 from . import mixed
 from .expand import (
@@ -212,6 +220,26 @@ def _prepared(program: TracedProgram, scale: float) -> fx.GraphModule:
         node.target = node.name = f"in_{number}"
     graph.recompile()
     return graph
+
+
+def _read_stored(context: Any, node: Any) -> None:
+    """A weight of few bits, as coremltools calls it: a constant that the system makes of numbers and scales."""
+    numbers, scales, bits = frontend._get_inputs(context, node)
+    kind = types.np_int4_dtype if bits.val == 4 else np.int8
+    data, scale = numbers.val.astype(kind), scales.val.astype(np.float32)
+    if is_current_opset_version_compatible_with(ct.target.iOS18):
+        shape = (*scale.shape, *(1,) * (data.ndim - scale.ndim))
+        weight = mb.constexpr_blockwise_shift_scale(data=data, scale=scale.reshape(shape), name=node.name)
+    elif bits.val == 4:
+        raise ValueError("systems before iOS 18 have no weights of 4 bits")
+    else:
+        weight = mb.constexpr_affine_dequantize(
+            quantized_data=data, zero_point=np.int8(0), scale=scale.reshape(-1), axis=0, name=node.name
+        )
+    context.add(weight)
+
+
+register_torch_op(_read_stored, torch_alias=[sanitize_op_kind(DEQUANTIZE.name())], override=True)
 
 
 #: Options that coremltools reads, or that do not change a number.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,12 @@ import torch
 from executorch.backends.xnnpack import xnnpack_preprocess
 from executorch.backends.xnnpack._passes import XNNPACKPassManager
 from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
-from executorch.backends.xnnpack.partition.config.gemm_configs import AddmmConfig, GEMMConfig, MMConfig
+from executorch.backends.xnnpack.partition.config.gemm_configs import (
+    AddmmConfig,
+    GEMMConfig,
+    LinearConfig,
+    MMConfig,
+)
 from executorch.backends.xnnpack.partition.config.node_configs import MaxDimConfig
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import (
@@ -43,7 +48,7 @@ from executorch.exir.passes.replace_broken_ops_with_function_ops_pass import (
 )
 from executorch.exir.passes.sym_to_tensor_pass import SymToTensorPass
 from executorch.exir.tracer import _default_decomposition_table
-from torch import fx
+from torch import Tensor, fx
 from torch._export.passes import ReplaceViewOpsWithViewCopyOpsPass
 from torch._export.passes.replace_view_ops_with_view_copy_ops_pass import (
     get_view_copy_of_view_op,
@@ -54,12 +59,16 @@ from torch.fx.passes.utils.fuser_utils import validate_partition
 
 from pfl_mobile.bundle.versions import release
 from pfl_mobile.errors import UnsupportedOperatorError
+from pfl_mobile.programs.simplify import shape
 from pfl_mobile.programs.trace import TracedProgram
+from pfl_mobile.programs.weights import DEQUANTIZE
 
+from .expand import expand
 from .files import Lowered, Report
 from .graphs import (
     OWNING,
     code_when_called,
+    constant_value,
     decomposed_once,
     export_graph,
     operators_listed_once,
@@ -69,8 +78,10 @@ from .graphs import (
     unfuse_dynamic_linear,
 )
 from .loops import as_scans
+from .names import TRACED_AS, traced_as
 from .obstacles import Obstacle, first_line, steps, uses
 from .quiet import quiet
+from .stored import has_stored, one_for_each_use, other_constant, packed_table, rows_first
 
 _aten = torch.ops.aten
 
@@ -78,17 +89,42 @@ _aten = torch.ops.aten
 TIED_BYTES = 1 << 18
 
 
-class _MatMul(MMConfig):
-    """``mm`` with a constant right side, without the search for linear modules that makes the stock class
-    quadratic in the size of the graph (our graphs have no source modules to find)."""
+class _StoredToo(GEMMConfig):
+    """A product whose weight may be one that is stored in fewer bits and read just before it.
+
+    Without the search for linear modules that makes the stock classes quadratic in the size of the graph (our graphs
+    have no source modules to find).
+    """
 
     def get_deps(self, node: fx.Node, ep: Any) -> Any:
         return GEMMConfig.get_deps(self, node, ep)
 
+    def _get_weight_deps(self, node: fx.Node, ep: Any, precision: Any) -> Any:
+        if _of_numbers(node.args[self.weight_idx]):
+            return True, []
+        return super()._get_weight_deps(node, ep, precision)
 
-class _AddMatMul(AddmmConfig):
-    def get_deps(self, node: fx.Node, ep: Any) -> Any:
-        return GEMMConfig.get_deps(self, node, ep)
+
+class _MatMul(_StoredToo, MMConfig):
+    """``mm`` with a constant right side."""
+
+
+class _AddMatMul(_StoredToo, AddmmConfig):
+    pass
+
+
+class _Linear(_StoredToo, LinearConfig):
+    pass
+
+
+def _of_numbers(node: Any) -> bool:
+    """Whether a value is made of stored numbers (``_of_8``, ``_of_4``)."""
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        if "dequantize_per_tensor" in str(node.target):
+            return True
+        first = node.args[0] if node.args else None
+        node = first[0] if isinstance(first, list | tuple) and first else first
+    return False
 
 
 class _Inside:
@@ -107,6 +143,10 @@ class _LoopsToo(XnnpackPartitioner):
 
     def partition(self, exported_program: Any) -> PartitionResult:
         result = super().partition(exported_program)
+        for node in exported_program.graph.nodes:
+            # numbers of weights go into each delegate from outside: all read the same bytes, lookups in tables too
+            if node.op == "placeholder" and getattr(node.meta.get("val"), "dtype", None) == torch.int8:
+                node.meta.pop("delegation_tag", None)
         for name, step, _ in get_control_flow_submodules(exported_program.graph_module):
             for part in self.generate_partitions(_Inside(exported_program, step)):
                 tag = f"{name}_{part.id}"
@@ -126,7 +166,7 @@ class _Maximum(MaxDimConfig):
 
 def partitioner() -> XnnpackPartitioner:
     """The XNNPACK partitioner with our rules for matrix products and maxima."""
-    ours = {MMConfig: _MatMul, AddmmConfig: _AddMatMul, MaxDimConfig: _Maximum}
+    ours = {MMConfig: _MatMul, AddmmConfig: _AddMatMul, LinearConfig: _Linear, MaxDimConfig: _Maximum}
     return _LoopsToo(configs=[ours.get(config, config) for config in ALL_PARTITIONER_CONFIGS])
 
 
@@ -335,6 +375,35 @@ def _route_tied(graph: fx.GraphModule, tied: set[int]) -> None:
 _BIASED = {_aten.linear.default: 2, _aten.addmm.default: 0, _aten.convolution.default: 2}
 
 
+def _separate_biases(graph: fx.GraphModule) -> None:
+    """Add the bias of a product after it where the weight is stored in fewer bits, in place.
+
+    XNNPACK drops a bias once it is packed into the product, also where the weight is computed and the product packs
+    both at every call: a crash of the process (ExecuTorch 1.5.1).
+    """
+    for node in list(graph.graph.nodes):
+        if node.target is _aten.linear.default and len(node.args) == 3:
+            x, weight, bias = node.args
+            product = _aten.linear.default
+        elif node.target is _aten.addmm.default and not node.kwargs:
+            bias, x, weight = node.args
+            product = _aten.mm.default
+        else:
+            continue
+        if weight.target is not DEQUANTIZE or bias is None:
+            continue
+        with graph.graph.inserting_before(node):
+            made = graph.graph.call_function(product, (x, weight))
+            added = graph.graph.call_function(_aten.add.Tensor, (made, bias))
+        for step in (made, added):
+            step.meta = dict(node.meta)
+            step.meta[TRACED_AS] = traced_as(node)
+        node.replace_all_uses_with(added)
+        graph.graph.erase_node(node)
+    graph.graph.lint()
+    graph.recompile()
+
+
 def _own_biases(graph: fx.GraphModule) -> None:
     """Give each product a bias of its own where something that is no product reads the constant too, in place.
 
@@ -464,9 +533,75 @@ def _check_kernels(program: Any) -> None:
         )
 
 
+def _numbers(stored: Tensor) -> Tensor:
+    """Bytes as float32, by the delegate."""
+    return torch.ops.quantized_decomposed.dequantize_per_tensor.default(stored, 1.0, 0, -128, 127, torch.int8)
+
+
+def _of_8(numbers: Tensor, scales: Tensor, bits: int) -> Tensor:  # noqa: ARG001  (the operator's signature)
+    return _numbers(numbers) * scales
+
+
+def _of_4(packed: Tensor, scales: Tensor, bits: int) -> Tensor:  # noqa: ARG001  (the operator's signature)
+    """Numbers of 4 bits as ``_pack`` has them, whole groups at once, in operators that the delegate has."""
+    if packed.dim() == scales.dim():
+        packed = packed.reshape(*scales.shape, -1)
+    byte = _numbers(packed)
+    high = torch.floor(byte * 0.0625)
+    low = byte - high * 16.0 - 8.0
+    return (torch.cat((low, high), -1) * scales.unsqueeze(-1)).flatten(-2)
+
+
+def _pack(numbers: Tensor, groups: int) -> Tensor:
+    """Two numbers of 4 bits in a byte: of each group, one of its first half below one of its second half.
+
+    Args:
+        numbers: int8 [rows, columns], between -8 and 7.
+        groups: of a row.
+
+    Returns:
+        int8 [rows, groups, columns / groups / 2].
+    """
+    low, high = numbers.reshape(numbers.shape[0], groups, 2, -1).unbind(2)
+    return (high * 16 + (low + 8)).to(torch.int8)
+
+
+def _pack_rows(numbers: Tensor, groups: int) -> Tensor:
+    return _pack(numbers, groups).flatten(1)
+
+
+def _expand_stored(graph: fx.GraphModule) -> None:
+    """Read weights of few bits in operators that the delegate has, in place.
+
+    XNNPACK has no convolution with weights of another type than its input: that of a convolution stays in float32.
+    """
+    rows_first(graph)
+    one_for_each_use(graph)
+    for node in list(graph.graph.nodes):
+        if node.target is not DEQUANTIZE:
+            continue
+        numbers, scales, bits = node.args
+        if any(user.target is _aten.convolution.default for user in node.users):
+            name = f"{numbers.target}_float32"
+            graph.register_buffer(name, constant_value(node))
+            with graph.graph.inserting_before(node):
+                whole = graph.graph.get_attr(name)
+            whole.meta = dict(node.meta)
+            node.replace_all_uses_with(whole)
+            graph.graph.erase_node(node)
+        elif bits == 4 and numbers.op == "get_attr":
+            packed = _pack(getattr(graph, numbers.target), shape(scales)[-1])
+            other_constant(graph, node, numbers, packed, "packed")
+        elif bits == 4:
+            packed_table(graph, node, partial(_pack_rows, groups=shape(scales)[-1]))
+    expand(graph, {DEQUANTIZE: lambda node: _of_8 if node.args[2] == 8 else _of_4})
+
+
 def _prepare(graph: fx.GraphModule) -> None:
     """The graph in operators that the delegate and the runtime have, in place."""
     unfuse_dynamic_linear(graph)
+    if has_stored(graph):
+        _expand_stored(graph)
     own_views(graph)
 
 
@@ -484,6 +619,7 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
         for name, program in programs.items():
             report(f"android: export {name}")
             _route_tied(graphs[name], tied)
+            _separate_biases(graphs[name])
             _own_biases(graphs[name])
             as_scans(graphs[name], prepare=_prepare, delegated=True)
             _prepare(graphs[name])

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from pfl_mobile.programs.closed_forms import decompositions
 from pfl_mobile.programs.forms.recurrences import LOOPS, run
 
-from .graphs import traced_alone
+from .graphs import constant_weight, traced_alone
 from .names import TRACED_AS, traced_as
 
 _aten = torch.ops.aten
@@ -330,4 +330,4 @@ def _window(
 
 def with_constant_weight(node: fx.Node) -> bool:
     """Whether the weight of a product or convolution is a constant of the graph."""
-    return bool(node.args[1].op == "get_attr")
+    return constant_weight(node.args[1])

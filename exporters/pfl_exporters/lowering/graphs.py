@@ -14,6 +14,7 @@ from torch.export import decomp_utils
 
 from pfl_mobile.errors import ExportError
 from pfl_mobile.programs.trace import TracedProgram
+from pfl_mobile.programs.weights import DEQUANTIZE, dequantize
 
 from .names import TRACED_AS, traced_as
 
@@ -185,13 +186,27 @@ def own_views(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
+def constant_weight(node: fx.Node) -> bool:
+    """Whether a value is a constant of the graph, or one that is stored in fewer bits."""
+    return node.op == "get_attr" or (node.target is DEQUANTIZE and node.args[0].op == "get_attr")
+
+
+def constant_value(node: fx.Node) -> Tensor:
+    """What a constant is (see `constant_weight`), in float32 if it is stored in fewer bits."""
+    if node.target is DEQUANTIZE:
+        numbers, scales = (constant_value(each) for each in node.all_input_nodes)
+        return dequantize(numbers, scales)
+    value: Tensor = getattr(node.graph.owning_module, str(node.target))
+    return value
+
+
 def unfuse_dynamic_linear(graph: fx.GraphModule) -> None:
     """Write ``linear`` with a weight that is no constant (a LoRA factor) as a product with its transpose, in place.
 
     Delegates take ``linear`` only with a constant weight and would have it decomposed later, program by program.
     """
     for node in list(graph.graph.nodes):
-        if node.target is not _aten.linear.default or node.args[1].op == "get_attr":
+        if node.target is not _aten.linear.default or constant_weight(node.args[1]):
             continue
         x, weight, *bias = node.args
         with graph.graph.inserting_before(node):

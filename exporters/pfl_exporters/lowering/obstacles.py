@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 
 from pfl_mobile.programs.forms.recurrences import LOOPS
 from pfl_mobile.programs.trace import TracedProgram
+from pfl_mobile.programs.weights import DEQUANTIZE
 
-from .graphs import traced_alone
+from .graphs import constant_value, constant_weight, traced_alone
 from .names import TRACED_AS
 
 _aten = torch.ops.aten
@@ -78,7 +79,7 @@ def operator_name(target: Any) -> str:
 def uses(programs: Mapping[str, TracedProgram]) -> list[Use]:
     """One use of each operator with each kind of arguments, in the order of the programs.
 
-    Recurrent operators are none: each target writes them as loops of what it has.
+    Recurrent operators are none, nor is reading a weight of few bits: each target writes those in what it has.
     """
     found: dict[Any, Use] = {}
     for name, program in programs.items():
@@ -87,6 +88,7 @@ def uses(programs: Mapping[str, TracedProgram]) -> list[Use]:
                 node.op == "call_function"
                 and node.target is not operator.getitem
                 and node.target not in LOOPS
+                and node.target is not DEQUANTIZE
             ):
                 found.setdefault(_kind(node), Use(name, node))
     return list(found.values())
@@ -97,7 +99,7 @@ def _kind(node: fx.Node) -> Any:
         value = source.meta["val"]
         if not isinstance(value, Tensor):
             return "several"
-        return str(value.dtype), tuple(value.shape), source.op == "get_attr"
+        return str(value.dtype), tuple(value.shape), constant_weight(source)
 
     picked = sorted(user.args[1] for user in node.users if user.target is operator.getitem)
     args = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: f"<{described(n)}>")
@@ -129,20 +131,18 @@ def sample(chosen: Sequence[Use], name: str = SAMPLE) -> TracedProgram:
     """
     graph, root = fx.Graph(), nn.Module()
     inputs: dict[str, Tensor] = {}
-    constants: dict[int, fx.Node] = {}
+    constants: dict[fx.Node, fx.Node] = {}
     generator = torch.Generator().manual_seed(0)
     calls: list[tuple[Use, Any]] = []
     for use in chosen:
         given: dict[fx.Node, Any] = {}
         for source in use.node.all_input_nodes:
-            if source.op == "get_attr":
-                module: Any = use.node.graph.owning_module
-                tensor = getattr(module, source.target)
-                if id(tensor) not in constants:
+            if constant_weight(source):
+                if source not in constants:
                     label = f"constant_{len(constants)}"
-                    root.register_buffer(label, tensor)
-                    constants[id(tensor)] = graph.get_attr(label)
-                given[source] = constants[id(tensor)]
+                    root.register_buffer(label, constant_value(source))
+                    constants[source] = graph.get_attr(label)
+                given[source] = constants[source]
             else:
                 value = source.meta["val"]
                 whole = value.shape or (1,)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,28 +14,39 @@ from typing import Any
 import onnx
 import torch
 from onnx import TensorProto, numpy_helper
+from torch import Tensor
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from pfl_mobile.errors import UnsupportedOperatorError
 from pfl_mobile.programs.trace import TracedProgram
+from pfl_mobile.programs.weights import DEQUANTIZE, dequantize
 
+from .expand import expand
 from .files import Lowered, Report
-from .graphs import code_when_called, decomposed_once
+from .graphs import code_when_called, decomposed_once, shared_copy
 from .loops import export_with_loops
 from .names import traced_as
 from .obstacles import Obstacle, Use, first_line, refused, steps, uses, without
 from .quiet import quiet
+from .stored import has_stored, one_for_each_use, packed_table, rows_first
 
 #: Newest operator set that all supported runtimes read, mobile builds of the last two years included.
 OPSET = 18
 #: Oldest ONNX Runtime that reads ``OPSET`` in a file of ``IR_VERSION``.
 OLDEST_RUNTIME = "1.18"
+#: Operator set and oldest runtime of weights whose numbers have a scale for each block of them.
+OPSET_OF_BLOCKS, OLDEST_RUNTIME_OF_BLOCKS = 21, "1.20"
 #: Of the files; ``OLDEST_RUNTIME`` has to change with it.
 IR_VERSION = 10
 #: Smaller constants stay in the graph.
 EXTERNAL_BYTES = 1024
 #: Offsets in the weight file are multiples of this, so that it can be mapped.
 ALIGNMENT = 4096
+
+
+def _bytes_of(tensor: TensorProto) -> bytes:
+    """As the file stores them: packed, where numbers have 4 bits."""
+    return tensor.raw_data if tensor.HasField("raw_data") else bytes(numpy_helper.to_array(tensor).tobytes())
 
 
 class _WeightFile:
@@ -46,7 +59,7 @@ class _WeightFile:
 
     def move(self, tensor: TensorProto) -> None:
         """Replace the tensor's bytes by a reference into the file."""
-        data = numpy_helper.to_array(tensor).tobytes()
+        data = _bytes_of(tensor)
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self._offsets:
             self._file.write(bytes(-self._file.tell() % ALIGNMENT))
@@ -85,7 +98,92 @@ def _operators_read_once() -> Iterator[None]:
         ONNXRegistry.from_torchlib = _read_operators
 
 
+def _dequantize(numbers: Any, scales: Any, bits: int) -> Any:  # noqa: ARG001  (_store writes them)
+    from onnxscript import opset18
+
+    return opset18.DequantizeLinear(numbers, scales, axis=0)
+
+
+def _unpacked(packed: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """Rows of a table, of which a byte of a row holds two numbers, the first of them in its lower half."""
+    if bits == 8:
+        return dequantize(packed, scales)
+    byte = packed.to(torch.float32)
+    high = torch.floor(byte * (1 / 16))
+    halves = torch.stack((byte - high * 16.0, high), -1).flatten(-2)
+    return dequantize(halves - torch.floor(halves * (1 / 8)) * 16.0, scales)
+
+
+def _pack(numbers: Tensor) -> Tensor:
+    """Two numbers of 4 bits in a byte, as ONNX stores them."""
+    halves = numbers.to(torch.uint8) & 15  # of two's complement
+    return halves[..., ::2] | (halves[..., 1::2] << 4)
+
+
+def _with_stored(program: TracedProgram) -> TracedProgram:
+    """The program in which a weight of few bits is read anew for each use, and of a table only the rows."""
+    if not has_stored(program.graph):
+        return program
+    graph = shared_copy(program.graph)
+    rows_first(graph)
+    one_for_each_use(graph)
+    for node in list(graph.graph.nodes):
+        if node.target is DEQUANTIZE and node.args[2] == 4 and node.args[0].op != "get_attr":
+            packed_table(graph, node, _pack)
+    expand(graph, {DEQUANTIZE: lambda node: None if node.args[0].op == "get_attr" else _unpacked})
+    return replace(program, graph=graph)
+
+
+def _store(model: onnx.ModelProto, bits: Mapping[str, int]) -> None:
+    """Say how weights of few bits are stored, in place: the exporter knows no blocks, and no numbers of 4 bits.
+
+    Every second reading of a weight spells its axis from the end. Else the runtime would take the two for one, and keep
+    the weight as float32 from the forward pass to the backward pass.
+
+    Args:
+        model: as the exporter wrote it.
+        bits: of the numbers that are a constant, by name.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    uses: Counter[str] = Counter()
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear":
+            continue
+        numbers, scales = (tensors[name] for name in node.input)
+        uses[numbers.name] += 1
+        rank, blocks = len(numbers.dims), bits[numbers.name] == 4
+        axis = int(blocks) if uses[numbers.name] % 2 else int(blocks) - rank
+        del node.attribute[:]
+        node.attribute.append(onnx.helper.make_attribute("axis", axis))
+        if blocks:
+            size = numbers.dims[1] // scales.dims[1]
+            node.attribute.append(onnx.helper.make_attribute("block_size", size))
+    for name in uses:
+        if bits[name] == 4:
+            tensor = tensors[name]
+            whole = torch.from_numpy(numpy_helper.to_array(tensor).reshape(-1).copy())
+            dims = list(tensor.dims)
+            packed = _pack(whole).numpy().tobytes()
+            tensor.CopyFrom(onnx.helper.make_tensor(name, TensorProto.INT4, dims, packed, raw=True))
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and bits[node.input[0]] == 8:
+            scales = tensors[node.input[1]]
+            flat = f"{scales.name}_flat"  # rows of a table are looked up in the scales as they are
+            if flat not in tensors:
+                tensors[flat] = model.graph.initializer.add()
+                tensors[flat].CopyFrom(scales)
+                tensors[flat].name = flat
+                del tensors[flat].dims[1:]
+            node.input[1] = flat
+    read = {name for node in model.graph.node for name in node.input}
+    for name in [name for name in tensors if f"{name}_flat" in tensors and name not in read]:
+        model.graph.initializer.remove(tensors[name])
+
+
 def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
+    program = _with_stored(program)
+    nodes = program.graph.graph.nodes
+    bits = {node.args[0].target: node.args[2] for node in nodes if node.target is DEQUANTIZE}
     exported = decomposed_once(export_with_loops(program))
     try:
         with quiet(), code_when_called(), _operators_read_once():
@@ -94,7 +192,8 @@ def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
                 args=(),
                 dynamo=True,
                 optimize=False,
-                opset_version=OPSET,
+                opset_version=OPSET_OF_BLOCKS if 4 in bits.values() else OPSET,
+                custom_translation_table={DEQUANTIZE: _dequantize},
                 verbose=False,
                 input_names=list(program.inputs),
                 output_names=list(program.outputs),
@@ -109,6 +208,7 @@ def _to_onnx(program: TracedProgram) -> onnx.ModelProto:
     without = without_kernel(model, names)
     if without:
         raise _NoKernelError(without)
+    _store(model, bits)
     return model
 
 
@@ -253,14 +353,17 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     place.mkdir(parents=True, exist_ok=True)
     weights = _WeightFile(place / "weights.bin")
     files, paths = {"weights": "onnx/weights.bin"}, {"onnx/weights.bin": weights.path}
+    oldest = OLDEST_RUNTIME
     try:
         for name, program in programs.items():
             report(f"onnx: {name}")
             model = _to_onnx(program)
             _strip(model)
+            if any(entry.version == OPSET_OF_BLOCKS and not entry.domain for entry in model.opset_import):
+                oldest = OLDEST_RUNTIME_OF_BLOCKS
             model.ir_version = IR_VERSION
             for tensor in model.graph.initializer:
-                if numpy_helper.to_array(tensor).nbytes >= EXTERNAL_BYTES:
+                if len(_bytes_of(tensor)) >= EXTERNAL_BYTES:
                     weights.move(tensor)
             path = place / f"{name}.onnx"
             path.write_bytes(model.SerializeToString(deterministic=True))
@@ -268,4 +371,4 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     finally:
         weights.finish()
     measured = {"model_bytes": sum(p.stat().st_size for p in paths.values())}
-    return Lowered(files, paths, measured, OLDEST_RUNTIME)
+    return Lowered(files, paths, measured, oldest)

@@ -3,6 +3,6 @@
 Nothing is written to the bundle before the files have been loaded by that engine and compared with PyTorch.
 """
 
-from .registry import TARGETS, Target, register, resolve, target_of, with_engines
+from .registry import TARGETS, Target, check_weights, register, resolve, target_of, with_engines
 
-__all__ = ["TARGETS", "Target", "register", "resolve", "target_of", "with_engines"]
+__all__ = ["TARGETS", "Target", "check_weights", "register", "resolve", "target_of", "with_engines"]

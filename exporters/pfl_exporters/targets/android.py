@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     tools=("executorch.exir", "torch", "pfl_exporters.lowering.executorch"),
     also=("onnxruntime",),
     obstacles_in="pfl_exporters.lowering.executorch",
+    weights=("float32", "int8", "int4"),
 )
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """One ``.pte`` with all programs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pfl_mobile.programs.trace import TracedProgram
 
 
-def _of_core_ml(name: str, *, mixed: bool = False) -> Callable[[L], L]:
+def _of_core_ml(name: str, weights: Sequence[str], *, mixed: bool = False) -> Callable[[L], L]:
     """A target of the engine Core ML; the interpreter stands for it on the machine that exports."""
     return register(
         name,
@@ -23,10 +23,11 @@ def _of_core_ml(name: str, *, mixed: bool = False) -> Callable[[L], L]:
         tools=("coremltools", "torch", "pfl_exporters.lowering.coreml"),
         obstacles_in="pfl_exporters.lowering.coreml",
         mixed=mixed,
+        weights=weights,
     )
 
 
-@_of_core_ml("ios")
+@_of_core_ml("ios", ("float32", "int8", "int4"))
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """One ML Program with all programs as functions."""
     from pfl_exporters.lowering import coreml
@@ -34,7 +35,7 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     return coreml.lower(programs, folder, report)
 
 
-@_of_core_ml("ios17")
+@_of_core_ml("ios17", ("float32", "int8"))
 def lower_apart(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """An ML Program for each program, as systems before iOS 18 take one function only; weights are stored in each."""
     from pfl_exporters.lowering import coreml
@@ -42,7 +43,7 @@ def lower_apart(programs: Mapping[str, TracedProgram], folder: Path, report: Rep
     return coreml.lower(programs, folder, report, together=False)
 
 
-@_of_core_ml("ios-mixed", mixed=True)
+@_of_core_ml("ios-mixed", ("float32",), mixed=True)
 def lower_mixed(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """As ``ios``, with products in 16 bits where that is safe: half the weights, and the way to the neural engine."""
     from pfl_exporters.lowering import coreml

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     engine="onnxruntime",
     tools=("onnx", "onnxscript", "torch", "pfl_exporters.lowering.onnx"),
     obstacles_in="pfl_exporters.lowering.onnx",
+    weights=("float32", "int8", "int4"),
 )
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """One graph for each program, all reading one weight file."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pfl_exporters.lowering.files import Lower
     from pfl_exporters.lowering.obstacles import Obstacle
     from pfl_mobile.programs.trace import TracedProgram
+    from pfl_mobile.programs.weights import WeightFormat
 
 L = TypeVar("L", bound="Lower")
 
@@ -40,6 +41,7 @@ class Target:
             nobody knows.
         mixed: whether the programs compute in fewer bits, so that their numbers are others.
         on_phones: whether it is for phones, and not for comparing with them only.
+        weights: the kinds of stored weights that it takes (`pfl_mobile.programs.weights`).
     """
 
     name: str
@@ -51,6 +53,7 @@ class Target:
     obstacles_in: str | None = None
     mixed: bool = False
     on_phones: bool = True
+    weights: tuple[str, ...] = ("float32",)
 
     def missing(self, programs: Mapping[str, TracedProgram]) -> list[Obstacle]:
         """The operators that the target's runtime or toolchain has not, looked up in what it says it has."""
@@ -91,6 +94,7 @@ def register(
     obstacles_in: str | None = None,
     mixed: bool = False,
     on_phones: bool = True,
+    weights: Sequence[str] = ("float32",),
 ) -> Callable[[L], L]:
     """Make a function that writes the files of an engine known as a target.
 
@@ -103,6 +107,7 @@ def register(
         obstacles_in: module that finds what the target does not take (see `Target`).
         mixed: whether the programs compute in fewer bits.
         on_phones: whether it is for phones, and not for comparing with them only.
+        weights: the kinds of stored weights that it takes.
     """
 
     def known(lower: L) -> L:
@@ -116,6 +121,7 @@ def register(
             obstacles_in,
             mixed,
             on_phones,
+            tuple(weights),
         )
         TARGETS.add(name, made, home=lower.__module__)
         return lower
@@ -142,6 +148,21 @@ def resolve(names: Iterable[str]) -> list[Target]:
                     mend="choose one for each bundle",
                 )
     return wanted
+
+
+def check_weights(targets: Iterable[Target], weights: WeightFormat) -> None:
+    """Each of the targets takes weights that are stored so.
+
+    Raises:
+        ConfigError: one does not; the message names those that do.
+    """
+    for target in targets:
+        if weights.kind not in target.weights:
+            others = [t.name for t in TARGETS.all().values() if weights.kind in t.weights]
+            raise ConfigError(
+                f"target {target.name!r} takes no weights of {weights.kind}",
+                mend=f"store them as {' or '.join(target.weights)}, or export to {', '.join(others)}",
+            )
 
 
 def with_engines(targets: Sequence[Target], engines: Iterable[str]) -> list[Target]:

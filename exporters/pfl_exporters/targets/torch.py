@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from pfl_mobile.programs.trace import TracedProgram
 
 
-@register("torch", engine="torch", tools=("torch",), on_phones=False)
+@register("torch", engine="torch", tools=("torch",), on_phones=False, weights=("float32", "int8", "int4"))
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """Write ``torch/<program>.pt2`` for every program."""
     import torch
 
     from pfl_exporters.lowering.loops import export_with_loops
+    from pfl_exporters.lowering.stored import in_plain_operators
     from pfl_mobile.bundle.versions import release
 
     files, paths = {}, {}
@@ -27,6 +28,6 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
         inner = f"torch/{name}.pt2"
         path = folder / inner
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.export.save(export_with_loops(program), path)
+        torch.export.save(export_with_loops(in_plain_operators(program)), path)
         files[name], paths[inner] = inner, path
     return Lowered(files, paths, at_least=release(torch.__version__))
