@@ -31,7 +31,7 @@ class MLP(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """A norm and a hidden layer, beside which the input goes on; [B, width]."""
+    """A norm and a hidden layer, beside which the input goes on, where flags say so; [B, width]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -39,20 +39,24 @@ class ResidualBlock(nn.Module):
         self.up = nn.Linear(width, 2 * width)
         self.down = nn.Linear(2 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(F.gelu(self.up(self.norm(x))))
+    def forward(self, x: Tensor, flags: Tensor) -> Tensor:
+        return torch.where(flags, x + self.down(F.gelu(self.up(self.norm(x)))), x)
 
 
 class ResidualMLP(nn.Module):
-    """Blocks that are equal but for their weights; logits [B, classes] from features [B, features]."""
+    """Blocks that are equal but for their weights, and read the same flags; logits [B, classes] from features
+    [B, features]."""
 
     def __init__(self, features: int = 6, classes: int = 4, blocks: int = 4) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(ResidualBlock(features) for _ in range(blocks)))
+        self.blocks = nn.ModuleList(ResidualBlock(features) for _ in range(blocks))
         self.head = nn.Linear(features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(x))
+        flags = x < 2
+        for block in self.blocks:
+            x = block(x, flags)
+        return self.head(x)
 
 
 class CNN(nn.Module):

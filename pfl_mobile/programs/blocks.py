@@ -511,9 +511,23 @@ class _Constants:
         """The name of a constant that a call gives to a part."""
         key = self.digest(program, node)
         if key not in self._names:
+            tensor = self.tensor(program, node)
             self._names[key] = f"c{len(self._names)}"
-            self.tensors[self._names[key]] = self.tensor(program, node)
+            self.tensors[self._names[key]] = tensor.to(_CARRIED.get(tensor.dtype, tensor.dtype))
         return self._names[key]
+
+
+#: How tensors go from part to part that some runtimes for phones cannot be given: as the same numbers.
+_CARRIED = {torch.bool: torch.uint8, torch.int16: torch.int32}
+
+
+def _converted(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+    """The node as another type, or the node itself where it is of that type."""
+    if node.meta["val"].dtype == dtype:
+        return node
+    found = graph.call_function(_aten._to_copy.default, (node,), {"dtype": dtype})
+    found.meta["val"] = node.meta["val"].to(dtype)
+    return found
 
 
 @dataclass(frozen=True)
@@ -544,14 +558,15 @@ def _part(
     examples: dict[str, Tensor] = {}
     for slot in kept:
         node = first.reads[slot]
-        known[node] = graph.placeholder(f"x{slot}")
-        known[node].meta["val"] = node.meta["val"]
         value = node.meta["val"]
-        examples[f"x{slot}"] = (
-            constants.tensor(first.program, node)
-            if node.op == "get_attr"
-            else torch.zeros(value.shape, dtype=value.dtype)
-        )
+        # what the program itself is given comes as it is
+        given = any(stretch.reads[slot].op == "placeholder" for stretch in group)
+        carried = value.dtype if given else _CARRIED.get(value.dtype, value.dtype)
+        place = graph.placeholder(f"x{slot}")
+        place.meta["val"] = value.to(carried)
+        known[node] = _converted(graph, place, value.dtype)
+        example = constants.tensor(first.program, node) if node.op == "get_attr" else torch.zeros(value.shape)
+        examples[f"x{slot}"] = example.to(carried)
     tensors: dict[str, Any] = {}
     for node in first.reads:
         if node not in known:
@@ -560,7 +575,11 @@ def _part(
             known[node].meta["val"] = node.meta["val"]
     for node in first.nodes:
         known[node] = graph.node_copy(node, known.__getitem__)
-    graph.output(tuple(known[first.nodes[number]] for number in outputs))
+    results = [known[first.nodes[number]] for number in outputs]
+    kinds = [node.meta["val"].dtype for node in results]
+    graph.output(
+        tuple(_converted(graph, n, _CARRIED.get(kind, kind)) for n, kind in zip(results, kinds, strict=True))
+    )
     module = fx.GraphModule(tensors, graph)
     program = TracedProgram(name, module, examples, tuple(f"y{n}" for n in range(len(outputs))), ())
     return _Part(program, tuple(kept), tuple(outputs))

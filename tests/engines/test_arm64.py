@@ -13,6 +13,7 @@ import torch
 
 from pfl_mobile.bundle import Bundle
 from pfl_mobile.engines import arm64, open_isolated, open_session
+from pfl_mobile.engines.compare import golden_check
 from pfl_mobile.errors import EngineError, EngineUnavailableError, ProgramDiedError, UnknownNameError
 from pfl_mobile.local.evaluation import text_encoder
 from pfl_mobile.local.trainer import LocalTrainer
@@ -30,6 +31,10 @@ from tests import tiny
 if TYPE_CHECKING:
     from pfl_mobile.engines.base import EngineSession
     from tests.conftest import Export
+
+
+#: Its blocks are one part.
+BLOCKS = Path(__file__).parents[2] / "conformance" / "bundles" / "blocks"
 
 
 @pytest.fixture
@@ -60,6 +65,11 @@ def test_a_damaged_program_is_an_error(tiny_bundle: Path, tmp_path: Path) -> Non
             found = session.run("predict", golden["predict"].inputs)
         for name, want in golden["predict"].outputs.items():
             np.testing.assert_allclose(found[name], want, rtol=1e-5, atol=1e-6)
+    # and with parts, whose calls are made here
+    with Bundle.open(BLOCKS) as bundle:
+        names = {use: str(path) for use, path in bundle.engine_files("onnxruntime").items()}
+        with arm64.open_arm64("onnxruntime", names, bundle.manifest.programs, child=child) as session:
+            assert golden_check(bundle, session).ok
         assert child.process is not None
         child.close()
         assert child.process is None

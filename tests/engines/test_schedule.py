@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfl_mobile import errors
+from pfl_mobile.bundle import Bundle
 from pfl_mobile.bundle.manifest import ProgramSpec
+from pfl_mobile.engines import open_session
 from pfl_mobile.engines.base import EngineSession
+from pfl_mobile.engines.compare import golden_check
 from pfl_mobile.engines.schedule import (
     ALIGNMENT,
     CONSTANTS,
@@ -251,3 +254,20 @@ def test_no_file_of_constants_is_asked_for_where_there_are_none(tmp_path):
     session = scheduled({SCHEDULE: str(place)}, [ALL], Parts)
     assert isinstance(session, ScheduledSession)
     assert session.run("all", X)["c"].tolist() == [11, 22]
+
+
+def test_a_bundle_whose_blocks_are_one_part_gives_what_pytorch_gave():
+    pytest.importorskip("onnxruntime")
+    folder = Path(__file__).parents[2] / "conformance" / "bundles" / "blocks"
+    with (
+        Bundle.open(folder) as bundle,
+        open_session(bundle, "onnxruntime", threads=1, trusted=True) as session,
+    ):
+        assert isinstance(session, ScheduledSession)
+        calls = parse_schedule(
+            (folder / "parts" / "schedule.json").read_bytes(), bundle.manifest.programs
+        ).programs["gradients"]
+        assert len({call.part for call in calls.calls}) < len(calls.calls)
+        report = golden_check(bundle, session)
+    assert report.ok
+    assert report.worst_rel_err < 1e-5

@@ -26,12 +26,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfl_mobile.bundle import Bundle, generate_key, parse_manifest, tensors_to_bytes, verify, write_bundle
+from pfl_mobile.bundle import (
+    Bundle,
+    ProgramSpec,
+    generate_key,
+    parse_manifest,
+    tensors_to_bytes,
+    verify,
+    write_bundle,
+)
 from pfl_mobile.bundle.sign import load_private_key, load_public_key, sign
 from pfl_mobile.cli.bundles import _show, describe
 from pfl_mobile.device.client import parse
 from pfl_mobile.device.sent import SentNoise
 from pfl_mobile.device.store import DeviceFolder, Pending
+from pfl_mobile.engines.base import EngineSession
+from pfl_mobile.engines.schedule import scheduled
 from pfl_mobile.errors import DataError, PflError
 from pfl_mobile.files import sealed
 from pfl_mobile.files.tensors import load_metadata, load_tensors
@@ -447,12 +457,56 @@ def _read_update(folder: Path) -> None:
     parse_prefix(data, UpdateLayout({"a": (2, 2)}), len(data))
 
 
+def _constants(folder: Path) -> Path:
+    (folder / "s.json").write_bytes(json_text(SCHEDULE))
+    return _file("c.bin", bytes(72))(folder)
+
+
+def _open_scheduled(folder: Path) -> None:
+    """The parts are not looked at: an engine's own files are tried in a child, see test_programs."""
+
+    class Nothing(EngineSession):
+        name = "nothing"
+
+        def _execute(self, program: str, inputs: list[Any]) -> list[Any]:
+            return []
+
+    constants = folder / "c.bin"
+    if not os.path.lexists(constants):
+        constants.write_bytes(bytes(72))
+    files = {"schedule": str(folder / "s.json"), "constants": str(constants)}
+    scheduled(files, [SCHEDULED], lambda _, parts: Nothing(parts)).close()
+
+
+_TWO = {"shape": [2], "dtype": "float32"}
+SCHEDULED = ProgramSpec.model_validate(
+    {"name": "evaluate", "inputs": [{"name": "x", **_TWO}], "outputs": [{"name": "y", **_TWO}]}
+)
+SCHEDULE = {
+    "schema_version": 1,
+    "kind": "pfl-schedule",
+    "parts": [
+        {"name": "add", "inputs": [{"name": n, **_TWO} for n in "ab"], "outputs": [{"name": "s", **_TWO}]}
+    ],
+    "constants": {"c": {**_TWO, "offset": 64}},
+    "programs": {
+        "evaluate": {
+            "calls": [
+                {"part": "add", "inputs": ["input:x", "constant:c"], "outputs": [0]},
+                {"part": "add", "inputs": ["value:0", "value:0"], "outputs": [1]},
+            ],
+            "outputs": ["value:1"],
+        }
+    },
+}
 READERS: dict[str, Reader] = {
     "manifest": Reader(_bundle("manifest.json"), _all_of_a_bundle, head=PLAIN),
     "plan of a bundle": Reader(_bundle("plan.json"), _all_of_a_bundle, _with_digest, PLAIN),
     "tokenizer of a bundle": Reader(_bundle("tokenizer.json"), _all_of_a_bundle, _with_digest, PLAIN),
     "values of a bundle": Reader(_bundle("tensors.safetensors"), _all_of_a_bundle, _with_digest),
     "golden calls": Reader(_bundle("golden.safetensors"), _all_of_a_bundle, _with_digest),
+    "schedule": Reader(_file("s.json", json_text(SCHEDULE)), _open_scheduled, head=PLAIN),
+    "constants of a schedule": Reader(_constants, _open_scheduled),
     "signature": Reader(
         _bundle("manifest.json.sig"),
         lambda f: verify(

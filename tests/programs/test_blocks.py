@@ -168,6 +168,46 @@ def test_other_models_too(model: Any, targets: str, again: Recompute, tmp_path: 
     check(stage(found, again), found, tmp_path)
 
 
+class Flagged(Model):
+    """A model whose blocks all read flags: as a constant, and as a value that is computed once."""
+
+    class Hidden(nn.Module):
+        """What a block does, where flags say."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.q = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor, flags: Tensor, known: Tensor) -> Tensor:
+            y = torch.where(flags, self.q(self.norm(x)), x).softmax(-1)
+            return x + nn.functional.gelu(y.masked_fill(known, 0.5)) * y.tanh()
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.blocks = nn.ModuleList(self.Hidden() for _ in range(4))
+        self.register_buffer("flags", torch.rand(300, LENGTH, WIDTH) > 0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        known = (tokens > 3).unsqueeze(-1)
+        for block in self.blocks:
+            x = block(x, self.flags[: len(x)], known)
+        return self.head(x)
+
+
+def test_flags_go_from_part_to_part_as_numbers_that_every_phone_takes(tmp_path: Path) -> None:
+    found = programs(Flagged())
+    for again in Recompute:
+        staged = stage(found, again)
+        assert len(staged.courses["evaluate"].calls) > len({c.part for c in staged.courses["evaluate"].calls})
+        carried = {spec.dtype for part in staged.signatures() for spec in (*part.inputs, *part.outputs)} | {
+            str(value.dtype).removeprefix("torch.") for value in staged.constants.values()
+        }
+        assert "uint8" in carried
+        assert "bool" not in carried
+        check(staged, found, tmp_path)
+
+
 def _shared(model: Model) -> Model:
     model.blocks[2] = model.blocks[0]
     return model

@@ -191,6 +191,7 @@ internal class ExecuTorchPrograms(
                 DType.INT32 -> bytes.asIntBuffer().put(value.dataAsIntArray)
                 DType.FLOAT64 -> bytes.asDoubleBuffer().put(value.dataAsDoubleArray)
                 DType.FLOAT16 -> bytes.asShortBuffer().put(value.dataAsShortArray)
+                DType.UINT8 -> bytes.put(value.dataAsUnsignedByteArray)
                 else -> bytes.put(value.dataAsByteArray)
             }
             return bytes.array()

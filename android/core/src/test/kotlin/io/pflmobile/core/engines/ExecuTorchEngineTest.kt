@@ -69,23 +69,23 @@ class ExecuTorchEngineTest {
     }
 
     @Test
-    fun `both engines agree`() =
-        listOf("tiny", "blocks").forEach { name -> bundle(name, ::agree) }
+    fun `both engines agree`() {
+        for (name in listOf("tiny", "blocks")) bundle(name, ::agree)
+    }
 
-    private fun agree(bundle: Bundle) =
-        bundle.let {
-            bundle.session().use { executorch ->
-                bundle.session(OnnxRuntimeEngine).use { onnxruntime ->
-                    val inputs = bundle.golden().getValue("gradients").inputs
-                    val (ours, theirs) = listOf(executorch, onnxruntime).map { it.run("gradients", inputs) }
-                    assertEquals(ours.keys, theirs.keys)
-                    for ((name, value) in ours) {
-                        val scale = theirs.getValue(name).toDoubles().maxOf(::abs)
-                        value.toDoubles().zip(theirs.getValue(name).toDoubles()) { a, b -> assertEquals(b, a, 1e-5 * scale + 1e-9, name) }
-                    }
+    private fun agree(bundle: Bundle) {
+        bundle.session().use { executorch ->
+            bundle.session(OnnxRuntimeEngine).use { onnxruntime ->
+                val inputs = bundle.golden().getValue("gradients").inputs
+                val (ours, theirs) = listOf(executorch, onnxruntime).map { it.run("gradients", inputs) }
+                assertEquals(ours.keys, theirs.keys)
+                for ((name, value) in ours) {
+                    val scale = theirs.getValue(name).toDoubles().maxOf(::abs)
+                    value.toDoubles().zip(theirs.getValue(name).toDoubles()) { a, b -> assertEquals(b, a, 1e-5 * scale + 1e-9, name) }
                 }
             }
         }
+    }
 
     @Test
     fun `outputs are the caller's, and a call does not see the one before`() =
