@@ -55,7 +55,7 @@ class _WeightFile:
         shared = isinstance(raw, torch.Tensor)
         key = (raw.data_ptr(), tuple(raw.shape), raw.stride(), raw.dtype) if shared else (id(raw),)
         if key not in self._known:
-            self._known[key] = self._append(np.ascontiguousarray(tensor.numpy()).view(np.uint8)), raw
+            self._known[key] = self._append(np.ascontiguousarray(tensor.numpy()).view(np.uint8).data), raw
         return ir.ExternalTensor(
             self.path.name,
             self._known[key][0],
@@ -65,7 +65,7 @@ class _WeightFile:
             name=name,
         )
 
-    def _append(self, data: np.ndarray) -> int:
+    def _append(self, data: memoryview) -> int:
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self._offsets:
             self._file.write(bytes(-self._file.tell() % ALIGNMENT))
@@ -120,9 +120,10 @@ def _to_onnx(program: TracedProgram, weights: _WeightFile | None = None) -> onnx
             f"ONNX cannot express program {program.name!r}: {first_line(error)}",
             mend="express the operator in other PyTorch operators, or use another target",
         ) from error
-    for name, value in result.model.graph.initializers.items() if weights is not None else ():
-        if value.const_value.nbytes >= EXTERNAL_BYTES:
-            value.const_value = weights.move(name, value.const_value)
+    if weights is not None:
+        for name, value in result.model.graph.initializers.items():
+            if value.const_value.nbytes >= EXTERNAL_BYTES:
+                value.const_value = weights.move(name, value.const_value)
     model: onnx.ModelProto = result.model_proto
     names = {node.name: traced_as(node) for node in exported.graph.nodes if node.op == "call_function"}
     without = without_kernel(model, names)
