@@ -99,13 +99,11 @@ def write_bundle(
     with _sink(Path(out), as_zip) as sink:
         entries, done = {}, 0
         for path in sorted(read):
-            source = read[path]
-            mine = take_from is not None and not isinstance(source, bytes) and _is_below(source, take_from)
-            if mine and (moved := sink.take(path, source)) is not None:
-                source = moved
-                entries[path] = copy(chunks_of(path, source, progress, done, sizes, links=False), None)
-            else:
-                entries[path] = sink.add(path, chunks_of(path, source, progress, done, sizes))
+            source, moved = read[path], None
+            if take_from is not None and not isinstance(source, bytes) and _is_below(source, take_from):
+                moved = sink.take(path, source)
+            chunks = chunks_of(path, moved or source, progress, done, sizes, links=moved is None)
+            entries[path] = sink.add(path, chunks) if moved is None else copy(chunks, None)
             done += entries[path].bytes
         manifest = _manifest(parts, entries)
         _check_content(manifest, read)

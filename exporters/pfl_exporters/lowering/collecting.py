@@ -16,12 +16,15 @@ LARGE = 1 << 26
 
 @contextmanager
 def never() -> Iterator[None]:
-    """Look for no garbage, as while modules are imported, which all stay."""
+    """Look for no garbage, as while modules are imported, which all stay, nor soon after among what is new."""
     before = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if gc.get_freeze_count() == 0:  # else whoever froze objects wants them to stay so
+            gc.freeze()
+            gc.unfreeze()  # everything is old now
         if before:
             gc.enable()
 
@@ -29,7 +32,7 @@ def never() -> Iterator[None]:
 @contextmanager
 def when_told() -> Iterator[None]:
     """Look for garbage when `among_new` is called only, and not among what was there before."""
-    frozen = gc.get_freeze_count() == 0  # else whoever froze objects wants them to stay so
+    frozen = gc.get_freeze_count() == 0
     with never():
         if frozen:
             gc.freeze()

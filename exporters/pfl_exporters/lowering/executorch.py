@@ -9,6 +9,8 @@ twice.
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 from executorch.backends.xnnpack import xnnpack_preprocess
 from executorch.backends.xnnpack._passes import XNNPACKPassManager
+from executorch.backends.xnnpack.operators.node_visitor import NodeVisitor
 from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
 from executorch.backends.xnnpack.partition.config.gemm_configs import (
     AddmmConfig,
@@ -28,7 +31,11 @@ from executorch.backends.xnnpack.partition.config.gemm_configs import (
 )
 from executorch.backends.xnnpack.partition.config.node_configs import MaxDimConfig
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.backends.xnnpack.utils.utils import is_param_node
+from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import ConstantDataOffset
+from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import CONSTANT_TENSOR_ALIGNMENT
+from executorch.backends.xnnpack.utils.utils import get_param_tensor, is_param_node
+from executorch.backends.xnnpack.utils.xnnpack_constants import UINT64_MAX
+from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
 from executorch.exir import (
     EdgeCompileConfig,
     ExecutorchBackendConfig,
@@ -36,6 +43,7 @@ from executorch.exir import (
     to_edge_transform_and_lower,
 )
 from executorch.exir._serialize import _dataclass
+from executorch.exir._serialize._named_data_store import NamedDataStore
 from executorch.exir.backend.canonical_partitioners.group_partitioner import GroupBasedPartitioner
 from executorch.exir.backend.partitioner import PartitionResult
 from executorch.exir.graph_module import get_control_flow_submodules
@@ -57,6 +65,7 @@ from torch._export.passes.replace_view_ops_with_view_copy_ops_pass import (
     get_view_copy_of_view_op,
     is_view_op,
 )
+from torch.export import ExportedProgram
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.fx.passes.utils.fuser_utils import validate_partition
 
@@ -461,6 +470,69 @@ def _own_biases(graph: fx.GraphModule) -> None:
 
 
 @contextmanager
+def _weights_read_once() -> Iterator[None]:
+    """Turn a weight into bytes and take its digest once for all programs.
+
+    The toolchain copies all weights for each partition that it hands to XNNPACK, as that might change them, which no
+    pass of it does; and then copies, twice, and digests each weight for each operator that reads it.
+    """
+    read, digest = NodeVisitor.get_serialized_buffer_index, NamedDataStore._sha256
+    known: dict[tuple[Any, ...], tuple[torch.Tensor, bytes, str]] = {}
+    digests: dict[int, bytes] = {}
+
+    def copied(program: ExportedProgram, _: Any) -> ExportedProgram:
+        constants = (*program.state_dict.values(), *program.constants.values())
+        return copy.deepcopy(program, {id(c): c for c in constants if isinstance(c, torch.Tensor)})
+
+    def place(self: Any, node: fx.Node, graph: Any, *others: Any, **options: Any) -> int:
+        value = _as_it_is(self.exported_program, node, *others[1:4], **options)
+        if value is None:
+            return int(read(self, node, graph, *others, **options))
+        key = value.data_ptr(), tuple(value.shape)
+        if key not in known:
+            data = value.numpy().tobytes()
+            own = hashlib.sha256(data)
+            known[key] = (
+                value,
+                data,
+                own.hexdigest(),
+            )  # the tensor, so that no other takes its place in memory
+            digests[id(data)] = own.digest()
+        _, data, name = known[key]
+        graph.constant_data.append(ConstantDataOffset(offset=UINT64_MAX, size=len(data), named_key=name))
+        self._named_data_store.add_named_data(name, data, alignment=CONSTANT_TENSOR_ALIGNMENT)
+        return len(graph.constant_data) - 1
+
+    XnnpackBackend.copy_exported_program_for_preprocess = staticmethod(copied)
+    NodeVisitor.get_serialized_buffer_index = place
+    NamedDataStore._sha256 = staticmethod(lambda data: digests.get(id(data)) or digest(data))
+    try:
+        yield
+    finally:
+        del XnnpackBackend.copy_exported_program_for_preprocess  # what it inherits
+        NodeVisitor.get_serialized_buffer_index = read
+        NamedDataStore._sha256 = staticmethod(digest)
+
+
+def _as_it_is(
+    program: ExportedProgram,
+    node: fx.Node,
+    channels_last: bool,
+    swapped: bool,
+    quantized: Any,
+    *_: Any,
+    **__: Any,
+) -> torch.Tensor | None:
+    """The constant behind a node whose bytes XNNPACK gets as they lie; None where it is none, or is changed before."""
+    if channels_last or swapped or quantized is not None or node.meta.get("custom"):
+        return None
+    value = get_param_tensor(program, node) if is_param_node(program, node) else None
+    if value is None or value.dtype is not torch.float32 or not value.is_contiguous():
+        return None
+    return value.detach() if value.untyped_storage().nbytes() == value.nbytes > 0 else None
+
+
+@contextmanager
 def _toolchain() -> Iterator[None]:
     """Use our pass manager, write no code that nobody calls, and keep the toolchain's own warnings, which name its
     internals, from the user."""
@@ -474,6 +546,7 @@ def _toolchain() -> Iterator[None]:
             hints_read_once(_dataclass),
             _where_needed(),
             _quick_partitions(),
+            _weights_read_once(),
         ):
             yield
     finally:
