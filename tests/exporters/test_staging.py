@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from pfl_exporters.export import export_bundle
 from pfl_exporters.staging import as_parts, memory
 from pfl_mobile import Bundle, LoRA
 from pfl_mobile.bundle.manifest import ProgramSpec, TensorSpec
 from pfl_mobile.engines import open_session
-from pfl_mobile.engines.schedule import CONSTANTS, SCHEDULE, Course, PartCall
+from pfl_mobile.engines.schedule import CONSTANTS, SCHEDULE, Course, PartCall, parse_schedule
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.plan.optimizers import Sgd
@@ -60,6 +63,29 @@ def test_the_golden_calls_come_out(bundle: Bundle, engine: str) -> None:
         assert golden_check(bundle, session).grad_max_rel_err < 1e-5
 
 
+@pytest.mark.parametrize("weights", ["int8", "int4:16"])
+def test_weights_of_few_bits_are_given_to_parts_as_they_are_stored(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers and scales lie in the file of constants, packed, for forward and backward pass of all blocks."""
+    monkeypatch.setattr("pfl_mobile.programs.weights.SMALLEST", 100)
+    # small ones lie in the parts
+    monkeypatch.setattr("pfl_mobile.programs.blocks.LARGE_BYTES", 0)
+    done = export_bundle(
+        replace(deployment(), weights=weights),
+        ["android", "onnx"],
+        tmp_path / "b",
+        blocks=True,
+        memory=1 << 20,
+    )
+    assert max(error["grad_max_rel_err"] for error in done.errors.values()) < 1e-5
+    bundle = Bundle.open(tmp_path / "b")
+    schedule = parse_schedule((tmp_path / "b/parts/schedule.json").read_bytes(), bundle.manifest.programs)
+    stored = [e for e in schedule.constants.values() if e.dtype == "int8"]
+    held = sum(m.weight.numel() for m in Model(4).modules() if isinstance(m, nn.Linear | nn.Embedding))
+    assert sum(math.prod(e.shape) for e in stored) == held // (2 if weights.startswith("int4") else 1)
+
+
 def test_a_small_model_stays_whole_unless_it_is_asked_for(bundle: Bundle, tmp_path: Path) -> None:
     from pfl_mobile.programs.trace import trace_programs
 
@@ -69,7 +95,7 @@ def test_a_small_model_stays_whole_unless_it_is_asked_for(bundle: Bundle, tmp_pa
     assert as_parts(programs, 1 << 30, tmp_path, wanted=False) is None
     whole = as_parts(programs, 1 << 30, tmp_path)
     assert whole is None, "the run of three blocks in gradients is too short to pay"
-    tight = as_parts(programs, 1000, tmp_path / "tight", most=38_500)
+    tight = as_parts(programs, 1000, tmp_path / "tight", most=42_000)
     loose = as_parts(programs, 1000, tmp_path / "loose", most=1 << 30)
     assert tight is not None
     assert loose is not None

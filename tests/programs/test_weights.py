@@ -23,7 +23,15 @@ from pfl_mobile.plan.schema import Plan
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.tasks import TokenTask
 from pfl_mobile.programs.trace import trace_programs
-from pfl_mobile.programs.weights import DEQUANTIZE, WeightFormat, dequantize, quantize, weights_stored
+from pfl_mobile.programs.weights import (
+    DEQUANTIZE,
+    DEQUANTIZE_PACKED,
+    WeightFormat,
+    dequantize,
+    pack,
+    quantize,
+    weights_stored,
+)
 
 WIDTH, WORDS = 32, 48
 NUMBERS = st.floats(-1e6, 1e6, width=32)
@@ -246,3 +254,16 @@ def test_a_model_with_nothing_to_store_is_refused() -> None:
         weights_stored(small, WeightFormat("int8")),
     ):
         pass
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.data())
+def test_packed_numbers_are_the_numbers(rows: int, groups: int, half: int, data: st.DataObject) -> None:
+    columns = 2 * half * groups
+    numbers = torch.from_numpy(data.draw(arrays(np.int8, (rows, columns), elements=st.integers(-8, 7))))
+    scales = torch.arange(1.0, rows * groups + 1).reshape(rows, groups)
+    packed = pack(numbers, groups)
+    assert packed.dtype == torch.int8
+    assert packed.shape == (rows, columns // 2)
+    assert torch.equal(DEQUANTIZE_PACKED(packed, scales), dequantize(numbers, scales))
+    meta = DEQUANTIZE_PACKED(packed.to("meta"), scales.to("meta"))
+    assert meta.shape == (rows, columns)

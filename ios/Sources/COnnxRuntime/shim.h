@@ -24,7 +24,8 @@ static inline OrtStatus *pfl_ort_create_env(OrtEnv **env) {
     return pfl_ort()->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "pfl-mobile", env);
 }
 
-static inline OrtStatus *pfl_ort_create_options(int threads, OrtSessionOptions **options) {
+// Programs that are `frugal` give their memory back after each call.
+static inline OrtStatus *pfl_ort_create_options(int threads, int frugal, OrtSessionOptions **options) {
     const OrtApi *ort = pfl_ort();
     OrtStatus *status = ort->CreateSessionOptions(options);
     if (!status) status = ort->SetSessionLogSeverityLevel(*options, ORT_LOGGING_LEVEL_FATAL);
@@ -32,6 +33,8 @@ static inline OrtStatus *pfl_ort_create_options(int threads, OrtSessionOptions *
     if (!status) status = ort->AddSessionConfigEntry(*options, "session.intra_op.allow_spinning", "0");
     if (!status) status = ort->SetIntraOpNumThreads(*options, threads);
     if (!status) status = ort->SetInterOpNumThreads(*options, 1);
+    if (!status && frugal) status = ort->DisableCpuMemArena(*options);
+    if (!status && frugal) status = ort->DisableMemPattern(*options);
     return status;
 }
 

@@ -101,9 +101,11 @@ private final class OnnxRuntimePrograms: ProgramRuntime {
 
     init(_ files: [String: String], _ threads: Int) throws {
         self.files = files
+        // Each part would keep the most that it ever took; blocks are run one after another to take little.
+        let frugal: Int32 = files[scheduleFilePurpose] == nil ? 0 : 1
         do {
             options = try Owned("options", pfl_ort_release_options) {
-                try check(pfl_ort_create_options(Int32(clamping: threads), &$0))
+                try check(pfl_ort_create_options(Int32(clamping: threads), frugal, &$0))
             }
         } catch let error as OnnxRuntimeError {
             throw PFLError(.engine, "ONNX Runtime cannot start: \(error)", mend: "report it", cause: error)

@@ -57,11 +57,14 @@ struct ConstantEntry: Sendable {
     var bytes: Int { spec.shape.reduce(spec.dtype.bytes, *) }
 }
 
+/// The purpose of the file that says how programs are run as calls of parts, among an engine's files.
+package let scheduleFilePurpose = "schedule"
+
 /// Programs that are run as calls of parts, so that blocks which repeat are in a bundle once;
 /// `pfl_mobile/engines/schedule.py` says more.
 struct PartSchedule: Sendable {
     /// Purposes of an engine's files: the schedule, and the constants that it gives to parts.
-    static let purpose = "schedule"
+    static let purpose = scheduleFilePurpose
     static let constantsPurpose = "constants"
 
     /// Signatures of the small programs in the engine's files.

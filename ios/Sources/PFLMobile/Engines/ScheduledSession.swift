@@ -16,13 +16,13 @@ func openScheduled(
         let file = try engineFile(files, PartSchedule.constantsPurpose)
         constants = try readOrRefuse("the file of constants") { try MappedFile(file) }
     }
-    let own = files.filter { $0.key != PartSchedule.purpose && $0.key != PartSchedule.constantsPurpose }
     func session<Runtime: ProgramRuntime>(_ runtime: Runtime) throws -> any EngineSession {
         try ScheduledSession(runtime, schedule, constants, programs)
     }
     if let engine = engine as? any RuntimeEngine {
-        return try session(try engine.runtime(files: own, programs: schedule.parts, threads: threads))
+        return try session(try engine.runtime(files: files, programs: schedule.parts, threads: threads))
     }
+    let own = files.filter { $0.key != PartSchedule.purpose && $0.key != PartSchedule.constantsPurpose }
     return try session(
         SessionRuntime(try engine.open(files: own, programs: schedule.parts, threads: threads)))
 }

@@ -58,6 +58,11 @@ internal class OnnxRuntimePrograms(
             addConfigEntry("session.intra_op.allow_spinning", "0")
             setIntraOpNumThreads(threads)
             setInterOpNumThreads(1)
+            if (Schedule.SCHEDULE in files) {
+                // Each part would keep the most that it ever took; blocks are run one after another to take little.
+                setCPUArenaAllocator(false)
+                setMemoryPatternOptimization(false)
+            }
         }
 
     /**

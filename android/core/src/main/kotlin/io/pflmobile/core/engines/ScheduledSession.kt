@@ -39,10 +39,10 @@ internal fun scheduled(
         } else {
             readOrRefuse("the file of constants") { mapped(fileFor(files, CONSTANTS), schedule.constants.values) }
         }
-    val own = files - SCHEDULE - CONSTANTS
     return if (engine is RuntimeEngine) {
-        session(engine.runtime(own, schedule.parts, threads), schedule, constants, programs)
+        session(engine.runtime(files, schedule.parts, threads), schedule, constants, programs)
     } else {
+        val own = files - SCHEDULE - CONSTANTS
         session(SessionRuntime(engine.open(own, schedule.parts, threads)), schedule, constants, programs)
     }
 }
