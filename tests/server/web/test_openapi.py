@@ -76,7 +76,7 @@ def _credential(url: str, case: schemathesis.Case) -> str:
 )
 def test_every_answer_is_one_that_the_document_names(case: schemathesis.Case, url: str) -> None:
     headers = {"Authorization": f"Bearer {_credential(url, case)}"}
-    response = case.call(base_url=url, headers=headers)
+    response = case.call(base_url=url, headers=headers, timeout=60)
     excluded = _unreasonable(case)
     if response.status_code == 413:  # a refusal like others, which the check does not know
         excluded.append(checks.negative_data_rejection)
