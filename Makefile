@@ -31,8 +31,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 export OMP_NUM_THREADS ?= 1
 # hundreds of processes of the tests would compile the same modules again
 export PYTHONDONTWRITEBYTECODE :=
-# three on two cores, as tests wait for processes, sockets and deadlines; each takes up to 2 GB
-WORKERS ?= -n 3
+# three took up to 7.7 GB with what they start
+WORKERS ?= -n 2
 
 .PHONY: setup demo test quick fuzz times arm64 lint format android apk android-where-possible android-format android-api \
 	android-bench android-scenarios android-docs apk-e2e emulator-e2e operators bench clean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from typing import TYPE_CHECKING
@@ -41,6 +42,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     tests = re.findall(r"^ *(?:async )?def (test_\w+)", collection_path.read_text(), re.MULTILINE)
     slow = {name.rsplit("::", 1)[1] for name in _SLOW if name.startswith(f"{file}::")}
     return True if slow.issuperset(tests) else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection() -> None:
+    """Look for no garbage while modules are imported and tests collected: they stay."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays to the end, and is not looked through again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -95,7 +95,7 @@ def test_what_arrived_before_the_connection_broke_is_kept(live_server, federated
     manifest = federated_bundle.manifest
     model = ModelId.of(manifest.name, manifest.version, manifest.tensors, manifest.frozen_sha256)
     bundle = {"name": model.name, "version": model.version, "fingerprint": model.fingerprint}
-    with httpx.Client(base_url=live_server) as client:
+    with httpx.Client(base_url=live_server, timeout=60) as client:  # a busy machine is slow
         made = client.post("/v1/devices", json={"bundle": bundle}).json()
         device = {"Authorization": f"Bearer {made['credential']}"}
         for _ in range(100):

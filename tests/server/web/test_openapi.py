@@ -62,7 +62,9 @@ def _credential(url: str, case: schemathesis.Case) -> str:
     """The admin's where it is needed, else that of a new device, as some cases make a device leave."""
     if "/admin/" in case.path or case.path == "/metrics":
         return ADMIN_TOKEN
-    with httpx2.Client(base_url=url, verify=False) as client:  # plain HTTP: no authorities need to be read
+    with httpx2.Client(
+        base_url=url, verify=False, timeout=60
+    ) as client:  # plain HTTP: no authorities need to be read
         bundle = client.get("/v1/federation").json()["bundle"]
         return str(client.post("/v1/devices", json={"bundle": bundle}).json()["credential"])
 
@@ -74,7 +76,7 @@ def _credential(url: str, case: schemathesis.Case) -> str:
 )
 def test_every_answer_is_one_that_the_document_names(case: schemathesis.Case, url: str) -> None:
     headers = {"Authorization": f"Bearer {_credential(url, case)}"}
-    response = case.call(base_url=url, headers=headers)
+    response = case.call(base_url=url, headers=headers, timeout=60)
     excluded = _unreasonable(case)
     if response.status_code == 413:  # a refusal like others, which the check does not know
         excluded.append(checks.negative_data_rejection)
@@ -83,4 +85,4 @@ def test_every_answer_is_one_that_the_document_names(case: schemathesis.Case, ur
 
 
 def test_the_running_server_has_this_document(url: str) -> None:
-    assert httpx2.get(f"{url}/openapi.json").json() == openapi_document()
+    assert httpx2.get(f"{url}/openapi.json", timeout=60).json() == openapi_document()
