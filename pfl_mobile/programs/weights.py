@@ -289,15 +289,17 @@ def for_parts(graph: fx.GraphModule) -> None:
     """
     rows_first(graph)
     one_for_each_use(graph)
-    packed: dict[int, tuple[Tensor, Tensor]] = {}
-    for node in [n for n in graph.graph.nodes if n.target is DEQUANTIZE]:
+    packed: list[tuple[Tensor, Tensor]] = []
+    read = [node for node in graph.graph.nodes if node.target is DEQUANTIZE]
+    # whole tables before some of their rows
+    for node in sorted(read, key=lambda node: -getattr(graph, _table(node).target).numel()):
         numbers, scales, bits = node.args
         if any(user.target is torch.ops.aten.convolution.default for user in node.users):
             value = dequantize(getattr(graph, numbers.target), getattr(graph, scales.target))
             _constant(graph, node, f"{numbers.target}_float32", value)
         elif bits == 4:
-            table = numbers if numbers.op == "get_attr" else numbers.args[0]
-            value = _packed(getattr(graph, table.target), node, packed)
+            table = _table(node)
+            value = _packed(getattr(graph, table.target), scales.meta["val"].shape[-1], packed)
             if table is numbers:
                 with graph.graph.inserting_before(node):
                     given = _placed(graph, f"{table.target}_packed", value)
@@ -323,14 +325,20 @@ def for_parts(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
-def _packed(numbers: Tensor, node: fx.Node, known: dict[int, tuple[Tensor, Tensor]]) -> Tensor:
-    """The packed numbers; those of some rows of a table lie in the packed table."""
-    groups = node.args[1].meta["val"].shape[-1]
-    whole = numbers if numbers._base is None else numbers._base
-    if id(whole) not in known:
-        known[id(whole)] = (whole, pack(whole, groups))
-    start = (numbers.data_ptr() - whole.data_ptr()) // whole.shape[1]
-    return known[id(whole)][1][start : start + numbers.shape[0]]
+def _table(node: fx.Node) -> Any:
+    """The constant that a weight's numbers are in, or that rows of it are looked up in."""
+    numbers: Any = node.args[0]
+    return numbers if numbers.op == "get_attr" else numbers.args[0]
+
+
+def _packed(numbers: Tensor, groups: int, known: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The packed numbers; those of some rows of a table that was packed before lie in the packed table."""
+    for whole, packed in known:
+        start, rest = divmod(numbers.data_ptr() - whole.data_ptr(), whole.shape[1])
+        if 0 <= start <= len(whole) - len(numbers) and not rest and whole.shape[1:] == numbers.shape[1:]:
+            return packed[start : start + len(numbers)]
+    known.append((numbers, pack(numbers, groups)))
+    return known[-1][1]
 
 
 def _placed(graph: fx.GraphModule, name: str, value: Tensor) -> fx.Node:

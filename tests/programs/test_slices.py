@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from pfl_mobile import LoRA
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.programs import slices
-from pfl_mobile.programs.blocks import peak, stage
+from pfl_mobile.programs.blocks import Recompute, peak, stage
 from pfl_mobile.programs.simplify import shape
 from pfl_mobile.programs.slices import in_slices
 from pfl_mobile.programs.tasks import TokenTask
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
+from pfl_mobile.programs.weights import WeightFormat, weights_stored
 
 LENGTH, WIDTH = 5, 64
 
@@ -97,3 +98,23 @@ def test_a_small_vocabulary_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None
     program = traced(96)
     monkeypatch.setattr(slices, "LEAST_BYTES", 4 * 10 * 96 + 1)
     assert in_slices(program) is program
+
+
+def test_slices_of_a_tied_table_of_few_bits_lie_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packed numbers are stored once, for looking up tokens and for the slices of the loss."""
+    monkeypatch.setattr("pfl_mobile.programs.blocks.LARGE_BYTES", 0)
+    model = Words(320, bias=False)
+    model.head.weight = model.embed.weight
+    tokens = torch.arange(2 * LENGTH).reshape(2, LENGTH)
+    batch = {"tokens": tokens, "labels": tokens.roll(-1, 1), "weight": torch.ones(2, LENGTH)}
+    little = {"tokens": tokens[:1], "position": torch.tensor([LENGTH - 1])}
+    found = personalize(model, [LoRA("layer", rank=2)])
+    with weights_stored(found, WeightFormat("int4")):
+        programs = trace_programs(found, TokenTask(320, specials=4), batch, little)
+        staged = stage(programs, Recompute.ALL)
+    schedule, pieces = staged.schedule()
+    assert 10 in staged.repeats["gradients"]
+    numbers = 320 * WIDTH // 2
+    scales = 320 * WIDTH // 32 * 4
+    assert sum(map(len, pieces)) < 1.1 * (numbers + scales)
+    assert sum(map(schedule.constant_bytes, schedule.constants)) > 1.9 * (numbers + scales)
