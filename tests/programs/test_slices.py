@@ -114,7 +114,7 @@ def test_slices_of_a_tied_table_of_few_bits_lie_in_the_table(monkeypatch: pytest
         staged = stage(programs, Recompute.ALL)
     schedule, pieces = staged.schedule()
     assert 10 in staged.repeats["gradients"]
-    numbers = 320 * WIDTH // 2
-    scales = 320 * WIDTH // 32 * 4
-    assert sum(map(len, pieces)) < 1.1 * (numbers + scales)
-    assert sum(map(schedule.constant_bytes, schedule.constants)) > 1.9 * (numbers + scales)
+    table = 320 * WIDTH // 2 + 320 * WIDTH // 32 * 4
+    rest = WIDTH * WIDTH // 2 + WIDTH * WIDTH // 32 * 4 + 2000  # the other layer, and what is small
+    assert sum(map(len, pieces)) < table + rest
+    assert sum(map(schedule.constant_bytes, schedule.constants)) > 2 * table
