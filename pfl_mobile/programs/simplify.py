@@ -74,6 +74,36 @@ def annotate(graph: fx.GraphModule, examples: Sequence[Tensor]) -> None:
         Annotator(graph).run(*examples)
 
 
+def put_in_order(module: fx.GraphModule) -> fx.GraphModule:
+    """Move nodes that stand before what they read, in place; all others keep their places.
+
+    What is moved comes just before its first reader, so that values live as short as in the order of the trace.
+
+    Raises:
+        RuntimeError: nodes read each other in a circle.
+    """
+    nodes = list(module.graph.nodes)
+    most = len(nodes) + sum(len(node.all_input_nodes) for node in nodes)
+    done: set[fx.Node] = set()
+    for node in nodes:
+        path = [node]
+        while path:
+            top = path[-1]
+            missing = [source for source in top.all_input_nodes if source not in done]
+            if top not in done and missing:
+                path.extend(reversed(missing))
+                if len(path) > most:
+                    raise RuntimeError(
+                        f"the nodes of the graph read each other in a circle, {top} among them"
+                    )
+                continue
+            path.pop()
+            if top not in done and top is not node:
+                node.prepend(top)
+            done.add(top)
+    return module
+
+
 def copied(graph: fx.GraphModule) -> fx.GraphModule:
     """A copy of a traced graph whose constants are the same tensors."""
     made = fx.Graph()

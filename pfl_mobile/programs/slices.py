@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pfl_mobile.programs.simplify import copied
+from pfl_mobile.programs.simplify import copied, put_in_order
 from pfl_mobile.programs.trace import TracedProgram
 from pfl_mobile.programs.weights import DEQUANTIZE
 
@@ -30,19 +30,49 @@ MOST_BYTES = 4 << 20
 MOST_WEIGHT_BYTES = 12 << 20
 #: Before the first slice: below every logit, and finite.
 _LOWEST = -3.0e38
+#: By which tasks make a difference of logits one word, or none.
+_STEEP = 1e30
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    """Of the layer's input.
+
+    Attributes:
+        scale: gradient of each row's loss [R, 1].
+        node: has the gradient of x [R, K].
+    """
+
+    scale: fx.Node
+    node: fx.Node
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """How many words are better than the label's, in each row.
+
+    Attributes:
+        mask: what is added to each word's logit [V].
+        label: R entries of any shape.
+        node: has the counts, of the label's shape.
+    """
+
+    mask: fx.Node
+    label: fx.Node
+    node: fx.Node
 
 
 @dataclass(frozen=True)
 class _Loss:
-    """Cross entropy and its gradient in a graph.
+    """Cross entropy in a graph, and what else is computed of its logits.
 
     Attributes:
         x, weight, bias: of the linear layer; x [R, K], weight [V, K].
         label: [R, 1].
         normalizer: the node that has the logarithm of the sum of exponentials [R, 1].
         picked: the node that has the logit of the label [R, 1].
-        scale: gradient of each row's loss [R, 1].
-        gradient: the node that has the gradient of x [R, K].
+        gradient: None in a program without a backward pass.
+        ranks: None where nobody counts hits.
     """
 
     x: fx.Node
@@ -51,8 +81,8 @@ class _Loss:
     label: fx.Node
     normalizer: fx.Node
     picked: fx.Node
-    scale: fx.Node
-    gradient: fx.Node
+    gradient: _Gradient | None
+    ranks: _Ranks | None
 
 
 def _only(nodes: list[fx.Node]) -> fx.Node | None:
@@ -83,19 +113,12 @@ def _loss(softmax: fx.Node) -> _Loss | None:
         return None
     x, weight, *rest = logits.args
     bias = rest[0] if rest else None
-    largest, scaled = _only(_users(softmax, _aten.max.dim)), _only(_users(softmax, _aten.mul.Tensor))
-    picks = _users(logits, _aten.gather.default)
-    if (
-        largest is None
-        or scaled is None
-        or len(softmax.users) != 2
-        or len(logits.users) != 3
-        or len(picks) != 2
-    ):
-        return None
     if (weight.op != "get_attr" and weight.target is not DEQUANTIZE) or (
         bias is not None and bias.op != "get_attr"
     ):
+        return None
+    largest, picks = _only(_users(softmax, _aten.max.dim)), _users(logits, _aten.gather.default)
+    if largest is None or len(picks) != 2:
         return None
     items = {user.args[1]: user for user in largest.users}
     at_largest = next((pick for pick in picks if pick.args[2] is items.get(1)), None)
@@ -110,18 +133,60 @@ def _loss(softmax: fx.Node) -> _Loss | None:
         or normalizer.args != (at_largest, logarithm)
     ):
         return None
-    label, scale = picked.args[2], scaled.args[1]
+    label = picked.args[2]
+    gradient, ranks = None, None
+    others = set(softmax.users) - {largest}
+    if others and (gradient := _gradient(softmax, others, label, weight)) is None:
+        return None
+    others = set(logits.users) - {softmax, *picks}
+    if others and (ranks := _ranks(others)) is None:
+        return None
+    return _Loss(x, weight, bias, label, normalizer, picked, gradient, ranks)
+
+
+def _gradient(softmax: fx.Node, readers: set[fx.Node], label: fx.Node, weight: fx.Node) -> _Gradient | None:
+    scaled = _only(list(readers))
+    if scaled is None or scaled.target is not _aten.mul.Tensor:
+        return None
+    scale = scaled.args[1]
     scattered = _only(list(scaled.users))
     if scattered is None or scattered.target is not _aten.scatter_add.default or scale is softmax:
         return None
     if scattered.args[:3] != (scaled, 1, label) or scattered.args[3].target is not _aten.neg.default:
         return None
-    gradient = _only(list(scattered.users))
-    if scattered.args[3].args[0] is not scale or gradient is None or gradient.target is not _aten.mm.default:
+    node = _only(list(scattered.users))
+    if scattered.args[3].args[0] is not scale or node is None or node.target is not _aten.mm.default:
         return None
-    if gradient.args != (scattered, weight):
+    return _Gradient(scale, node) if node.args == (scattered, weight) else None
+
+
+def _ranks(readers: set[fx.Node]) -> _Ranks | None:
+    """As `pfl_mobile.programs.tasks` counts: ``clamp((masked - masked[label]) * 1e30, 0, 1).sum(-1)``."""
+    node = _only(list(readers))
+    if node is not None and node.target is _aten.reshape.default:
+        node = _only(list(node.users))
+    if (
+        node is None
+        or node.target is not _aten.add.Tensor
+        or node.args[1].op != "get_attr"
+        or len(node.users) != 2
+    ):
         return None
-    return _Loss(x, weight, bias, label, normalizer, picked, scale, gradient)
+    mask = node.args[1]
+    own, apart = _only(_users(node, _aten.gather.default)), _only(_users(node, _aten.sub.Tensor))
+    if own is None or apart is None or apart.args != (node, own) or len(own.users) != 1:
+        return None
+    if (
+        tuple(mask.meta["val"].shape) != node.meta["val"].shape[-1:]
+        or mask.meta["val"].dtype is not torch.float32
+    ):
+        return None
+    steep = _only(list(apart.users))
+    ends = _only(list(steep.users)) if steep is not None and steep.args == (apart, _STEEP) else None
+    count = _only(list(ends.users)) if ends is not None and ends.args[1:] == (0.0, 1.0) else None
+    if count is None or count.target is not _aten.sum.dim_IntList or list(count.args[1]) != [-1]:
+        return None
+    return _Ranks(mask, own.args[2], count)
 
 
 class _Writer:
@@ -137,6 +202,15 @@ class _Writer:
         node = self._module.graph.call_function(target, args, kwargs)
         made = target(*fx.node.map_aggregate(args, form), **fx.node.map_aggregate(kwargs, form))
         node.meta["val"] = made if made.device.type == "meta" else torch.empty_like(made, device="meta")
+        return node
+
+    def number(self, value: int) -> fx.Node:
+        """A whole number as a constant, which may be another one in each slice."""
+        name = f"_slice_at_{value}"
+        if not hasattr(self._module, name):
+            self._module.register_buffer(name, torch.tensor([value]))
+        node = self._module.graph.get_attr(name)
+        node.meta["val"] = torch.empty(1, dtype=torch.int64, device="meta")
         return node
 
     def rows(self, constant: fx.Node, start: int, end: int) -> fx.Node:
@@ -170,28 +244,52 @@ def _write(module: fx.GraphModule, loss: _Loss) -> None:
     rows, width = loss.x.meta["val"].shape
     cuts = _widths(rows, width, loss.weight.meta["val"].shape[0])
     form = {"dtype": torch.float32}
+
+    def logits(start: int, end: int) -> tuple[fx.Node, fx.Node]:
+        """Of a slice, and the slice's rows of the layer."""
+        weight = call.rows(loss.weight, start, end)
+        given = (loss.x, weight) if loss.bias is None else (loss.x, weight, call.rows(loss.bias, start, end))
+        return call(_aten.linear.default, *given), weight
+
+    of_label = own = None
     with module.graph.inserting_before(loss.normalizer):
         most = call(_aten.full.default, [rows, 1], _LOWEST, **form)
         total = call(_aten.full.default, [rows, 1], 0.0, **form)
-        summed = call(_aten.full.default, [rows, width], 0.0, **form)
+        summed = call(_aten.full.default, [rows, width], 0.0, **form) if loss.gradient is not None else None
+        if loss.ranks is not None:
+            own = call(_aten.full.default, [rows, 1], _LOWEST, **form)
+            ranked = call(_aten.reshape.default, loss.ranks.label, [rows, 1])
         for start, end in pairwise(cuts):
-            weight = call.rows(loss.weight, start, end)
-            given = (
-                (loss.x, weight) if loss.bias is None else (loss.x, weight, call.rows(loss.bias, start, end))
-            )
-            logits = call(_aten.linear.default, *given)
-            higher = call(_aten.maximum.default, most, call(_aten.amax.default, logits, [1], True))
-            powers = call(_aten.exp.default, call(_aten.sub.Tensor, logits, higher))
+            found, weight = logits(start, end)
+            higher = call(_aten.maximum.default, most, call(_aten.amax.default, found, [1], True))
+            powers = call(_aten.exp.default, call(_aten.sub.Tensor, found, higher))
             shrunk = call(_aten.exp.default, call(_aten.sub.Tensor, most, higher))
             of_slice = call(_aten.sum.dim_IntList, powers, [1], True)
             total = call(_aten.add.Tensor, call(_aten.mul.Tensor, total, shrunk), of_slice)
-            product = call(_aten.mm.default, powers, weight)
-            summed = call(_aten.add.Tensor, call(_aten.mul.Tensor, summed, shrunk), product)
+            if summed is not None:
+                product = call(_aten.mm.default, powers, weight)
+                summed = call(_aten.add.Tensor, call(_aten.mul.Tensor, summed, shrunk), product)
+            if loss.ranks is not None:
+                masked = call(_aten.add.Tensor, found, call.rows(loss.ranks.mask, start, end))
+                place = call(_aten.sub.Tensor, ranked, call.number(start))
+                within = call(_aten.clamp.default, place, 0, end - start - 1)
+                inside = call(_aten.eq.Tensor, place, within)
+                here = call(_aten.gather.default, masked, 1, within)
+                own = call(_aten.where.self, inside, here, own)
             most = higher
         normalizer = call(_aten.add.Tensor, most, call(_aten.log.default, total))
         flat = call(_aten.reshape.default, loss.label, [rows])
         of_label = call(_aten.embedding.default, loss.weight, flat)
-        mean = call(_aten.div.Tensor, summed, total)
+        if loss.ranks is not None:
+            count = call(_aten.full.default, [rows], 0.0, **form)
+            for start, end in pairwise(cuts):
+                # again, as all logits would not fit: the same operators give the same bits
+                masked = call(_aten.add.Tensor, logits(start, end)[0], call.rows(loss.ranks.mask, start, end))
+                apart = call(_aten.mul.Tensor, call(_aten.sub.Tensor, masked, own), _STEEP)
+                better = call(_aten.clamp.default, apart, 0.0, 1.0)
+                count = call(_aten.add.Tensor, count, call(_aten.sum.dim_IntList, better, [-1]))
+            shaped = call(_aten.reshape.default, count, list(loss.ranks.node.meta["val"].shape))
+            loss.ranks.node.replace_all_uses_with(shaped)
     loss.normalizer.replace_all_uses_with(normalizer)
     with module.graph.inserting_before(loss.picked):
         picked = call(_aten.sum.dim_IntList, call(_aten.mul.Tensor, loss.x, of_label), [1], True)
@@ -199,9 +297,12 @@ def _write(module: fx.GraphModule, loss: _Loss) -> None:
             of_bias = call(_aten.gather.default, loss.bias, 0, flat)
             picked = call(_aten.add.Tensor, picked, call(_aten.reshape.default, of_bias, [rows, 1]))
     loss.picked.replace_all_uses_with(picked)
-    with module.graph.inserting_before(loss.gradient):
-        gradient = call(_aten.mul.Tensor, call(_aten.sub.Tensor, mean, of_label), loss.scale)
-    loss.gradient.replace_all_uses_with(gradient)
+    if loss.gradient is not None:
+        with module.graph.inserting_before(loss.gradient.node):
+            mean = call(_aten.div.Tensor, summed, total)
+            apart = call(_aten.sub.Tensor, mean, of_label)
+            gradient = call(_aten.mul.Tensor, apart, loss.gradient.scale)
+        loss.gradient.node.replace_all_uses_with(gradient)
 
 
 def in_slices(program: TracedProgram) -> TracedProgram:
@@ -215,6 +316,7 @@ def in_slices(program: TracedProgram) -> TracedProgram:
     module = copied(program.graph)
     for loss in list(_losses(module)):
         _write(module, loss)
+    put_in_order(module)  # what slices read may have come after them
     module.graph.eliminate_dead_code()
     for node in [n for n in module.graph.nodes if n.op == "get_attr" and not n.users]:
         module.graph.erase_node(node)

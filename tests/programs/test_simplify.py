@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
-from pfl_mobile.programs.simplify import FOLD_LIMIT, annotate, simplify
+from pfl_mobile.programs.simplify import FOLD_LIMIT, annotate, put_in_order, simplify
 
 aten = torch.ops.aten
 X = torch.arange(12, dtype=torch.float32).reshape(3, 4)
@@ -113,3 +117,33 @@ def test_large_constants_are_not_stored_a_second_time():
     table = torch.zeros(FOLD_LIMIT + 1)
     x = torch.zeros(FOLD_LIMIT + 1)
     assert called(simplified(lambda x: x + table * 2, x)) == [aten.mul.Tensor, aten.add.Tensor]
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 12))
+def test_nodes_are_put_before_their_readers_and_the_others_stay(seed: int, size: int) -> None:
+    draw = random.Random(seed)
+    graph = fx.Graph()
+    nodes = [graph.placeholder("x")]
+    for _ in range(size):
+        nodes.append(graph.call_function(torch.add, tuple(draw.choices(nodes, k=2))))
+    graph.output(nodes[-1])
+    module = fx.GraphModule({}, graph)
+    before = list(module.graph.nodes)
+    assert list(put_in_order(module).graph.nodes) == before  # nothing to do
+    for node in draw.sample(before[1:-1], size // 2):
+        draw.choice(before[:-1]).append(node)
+    put_in_order(module).graph.lint()
+    assert set(module.graph.nodes) == set(before)
+    x = torch.tensor(1.0)
+    assert module(x) == fx.Interpreter(module).run(x)
+
+
+def test_nodes_in_a_circle_are_an_error() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    one = graph.call_function(torch.add, (x, x))
+    other = graph.call_function(torch.add, (one, x))
+    one.args = (x, other)
+    with pytest.raises(RuntimeError, match="in a circle, add"):
+        put_in_order(fx.GraphModule({}, graph))

@@ -71,7 +71,7 @@ from torch.fx.passes.utils.fuser_utils import validate_partition
 
 from pfl_mobile.bundle.versions import release
 from pfl_mobile.errors import UnsupportedOperatorError
-from pfl_mobile.programs.simplify import shape
+from pfl_mobile.programs.simplify import put_in_order, shape
 from pfl_mobile.programs.trace import TracedProgram
 from pfl_mobile.programs.weights import (
     DEQUANTIZE,
@@ -93,7 +93,6 @@ from .graphs import (
     hints_read_once,
     operators_listed_once,
     own_views,
-    put_in_order,
     shared_copy,
     unfuse_dynamic_linear,
 )

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-import random
 import typing
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pfl_exporters.lowering import graphs
-from pfl_exporters.lowering.graphs import put_in_order
 from pfl_mobile.errors import ExportError
 from pfl_mobile.programs.simplify import simplify
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
@@ -245,33 +241,3 @@ def test_a_program_is_decomposed_where_something_is_left_to_do_only():
     left = program.run_decompositions()
     assert aten.hardswish.default in targets(program.graph_module)
     assert aten.hardswish.default not in targets(left.graph_module)
-
-
-@settings(max_examples=30)
-@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 12))
-def test_nodes_are_put_before_their_readers_and_the_others_stay(seed: int, size: int) -> None:
-    draw = random.Random(seed)
-    graph = fx.Graph()
-    nodes = [graph.placeholder("x")]
-    for _ in range(size):
-        nodes.append(graph.call_function(torch.add, tuple(draw.choices(nodes, k=2))))
-    graph.output(nodes[-1])
-    module = fx.GraphModule({}, graph)
-    before = list(module.graph.nodes)
-    assert list(put_in_order(module).graph.nodes) == before  # nothing to do
-    for node in draw.sample(before[1:-1], size // 2):
-        draw.choice(before[:-1]).append(node)
-    put_in_order(module).graph.lint()
-    assert set(module.graph.nodes) == set(before)
-    x = torch.tensor(1.0)
-    assert module(x) == fx.Interpreter(module).run(x)
-
-
-def test_nodes_in_a_circle_are_an_error() -> None:
-    graph = fx.Graph()
-    x = graph.placeholder("x")
-    one = graph.call_function(torch.add, (x, x))
-    other = graph.call_function(torch.add, (one, x))
-    one.args = (x, other)
-    with pytest.raises(RuntimeError, match="in a circle, add"):
-        put_in_order(fx.GraphModule({}, graph))
