@@ -227,11 +227,13 @@ def main() -> None:
     )
     for name in Size.__dataclass_fields__:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)
-    parser.add_argument("--memory", help="as pfl-export takes it")
+    for name in ("memory", "weights"):
+        parser.add_argument(f"--{name}", help="as pfl-export takes it")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    options = [] if given.memory is None else ["--memory", given.memory]
+    told = {f"--{name}": getattr(given, name) for name in ("memory", "weights")}
+    options = [word for name, value in told.items() if value is not None for word in (name, value)]
     rows = []
     for size in _sizes(given):
         print(f"measuring {size}", file=sys.stderr)
