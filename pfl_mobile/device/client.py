@@ -120,6 +120,11 @@ class Client:
         except httpx2.InvalidURL as error:
             raise _no_address(self.server) from error
         try:
+            if verify is True:
+                verify = httpx2.create_ssl_context(trust_env=not local)
+            if isinstance(verify, ssl.SSLContext):
+                # not every system's OpenSSL is set up to refuse what came before
+                verify.minimum_version = ssl.TLSVersion.TLSv1_2
             self._http = httpx2.Client(
                 base_url=self.server,
                 timeout=httpx2.Timeout(self.timeout_s, connect=min(self.timeout_s, 15.0)),

@@ -22,6 +22,7 @@ def dropped() -> weakref.ref[Circle]:
 
 @pytest.fixture(autouse=True)
 def as_found() -> Iterator[None]:
+    gc.unfreeze()  # what was there before any test (see tests/conftest.py)
     yield
     assert gc.isenabled()
     assert not gc.get_freeze_count()
