@@ -27,7 +27,7 @@ _aten = torch.ops.aten
 LEAST_BYTES = 8 << 20
 #: Most bytes of a slice's logits, and of its rows of the layer.
 MOST_BYTES = 4 << 20
-MOST_WEIGHT_BYTES = 12 << 20
+MOST_WEIGHT_BYTES = 4 << 20
 #: Before the first slice: below every logit, and finite.
 _LOWEST = -3.0e38
 #: By which tasks make a difference of logits one word, or none.
