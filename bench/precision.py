@@ -67,10 +67,9 @@ def export(folder: Path, weights: str, tied: bool) -> dict[str, Any]:
 def measure(folder: str, engine: str) -> dict[str, Any]:
     """Seconds and bytes of the programs of a bundle, in this process."""
     from pfl_mobile.bundle.read import Bundle
-    from pfl_mobile.engines import ENGINES as KNOWN
-    from pfl_mobile.engines import open_session
+    from pfl_mobile.engines import load_engine, open_session
 
-    KNOWN.find(engine)
+    load_engine(engine)  # imported before memory is measured
     bundle = Bundle.open(folder)
     golden, values = bundle.golden(), bundle.values()
     before = resident("VmRSS")
