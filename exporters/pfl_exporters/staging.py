@@ -21,6 +21,8 @@ LEAST_BLOCKS = 4
 #: And from how many bytes of frozen tensors: what is smaller is as quick, and needs less at once, as one program.
 LEAST_BYTES = 64 << 20
 
+_LESS = "fewer tokens (--length) or examples (--batch) at once, or --memory with more"
+
 #: Where the files are in a bundle; all engines read the same.
 _PLACES = {SCHEDULE: "parts/schedule.json", CONSTANTS: "parts/constants.bin"}
 
@@ -33,17 +35,20 @@ class StagedFiles:
         staged: parts and calls.
         schedule: the calls, as devices read them.
         paths: path inside the bundle -> the file.
+        most: bytes of memory that a program may need; None for no bound.
     """
 
     staged: Staged
     schedule: Schedule
     paths: dict[str, Path]
+    most: int | None = None
 
     def lower(self, target: Target, folder: Path, report: Report) -> Lowered:
         """The parts for one target.
 
         Raises:
             ExportError: a part cannot be lowered.
+            ConfigError: a program needs more memory as the target's toolchain plans it.
         """
         lowered = target.lower(self.staged.parts, folder, report)
         measured = dict(lowered.measured)
@@ -54,10 +59,15 @@ class StagedFiles:
         }
         if planned:
             specs = {part.name: part for part in self.schedule.parts}
-            measured |= {
-                f"planned_{name}_bytes": memory(course, specs, planned)
-                for name, course in self.schedule.programs.items()
-            }
+            needs = {name: memory(course, specs, planned) for name, course in self.schedule.programs.items()}
+            worst = max(needs, key=needs.__getitem__)
+            if self.most is not None and needs[worst] > self.most:
+                raise ConfigError(
+                    f"program {worst!r} plans {needs[worst]:,} bytes of memory on target {target.name}; allowed are "
+                    f"{self.most:,}",
+                    mend=_LESS,
+                )
+            measured |= {f"planned_{name}_bytes": value for name, value in needs.items()}
         measured["model_bytes"] += self.paths[_PLACES[CONSTANTS]].stat().st_size
         return replace(
             lowered,
@@ -120,7 +130,7 @@ def as_parts(
         path.parent.mkdir(parents=True, exist_ok=True)
     paths[_PLACES[SCHEDULE]].write_bytes(schedule.to_json())
     _write(paths[_PLACES[CONSTANTS]], pieces)
-    return StagedFiles(staged, schedule, paths)
+    return StagedFiles(staged, schedule, paths, most)
 
 
 def _fitting(programs: Mapping[str, TracedProgram], most: int | None) -> Staged:
@@ -143,7 +153,7 @@ def _fitting(programs: Mapping[str, TracedProgram], most: int | None) -> Staged:
     raise ConfigError(
         f"program {worst!r} needs {needs[worst]:,} bytes of memory besides the mapped weights, with all computed again "
         f"that can be; allowed are {most:,}",
-        mend="fewer tokens (--length) or examples (--batch) at once, or --memory with more",
+        mend=_LESS,
     )
 
 

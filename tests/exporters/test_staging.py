@@ -116,6 +116,17 @@ def test_a_bound_that_cannot_be_kept_is_named_before_anything_is_lowered(tmp_pat
     assert "android, onnx" in refused.value.mend
 
 
+def test_a_bound_that_the_toolchain_does_not_keep_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pfl_exporters.staging.peak", lambda _: 0)
+    with pytest.raises(
+        ConfigError, match=r"plans [0-9,]+ bytes of memory on target android; allowed are 30,000"
+    ):
+        export_bundle(deployment(), ["android"], tmp_path / "b", memory=30_000)
+    assert not (tmp_path / "b").exists()
+
+
 def test_memory_is_that_of_the_parts_and_of_what_waits_between_calls() -> None:
     def spec(name: str, size: int) -> TensorSpec:
         return TensorSpec(name=name, shape=(size,), dtype="float32")
