@@ -10,7 +10,7 @@ from pfl_mobile.bundle.consistency import tensor_bytes
 from pfl_mobile.bundle.manifest import ProgramSpec
 from pfl_mobile.engines.schedule import CONSTANTS, SCHEDULE, Course, Schedule, last_readers
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.programs.blocks import Recompute, Staged, peak, stage
+from pfl_mobile.programs.blocks import Recompute, Staged, peak, prepare, stage
 from pfl_mobile.programs.trace import TracedProgram
 
 from .lowering.files import Lowered, Report
@@ -139,11 +139,12 @@ def _fitting(programs: Mapping[str, TracedProgram], most: int | None) -> Staged:
     Raises:
         ConfigError: none does.
     """
+    prepared = prepare(programs)
     if most is None:
-        return stage(programs, Recompute.CHEAP)
+        return stage(prepared, Recompute.CHEAP)
     needs: dict[str, int] = {}
     for again in Recompute:
-        staged = stage(programs, again)
+        staged = stage(prepared, again)
         specs = {part.name: part for part in staged.signatures()}
         inside = {name: peak(part) for name, part in staged.parts.items()}
         needs = {name: memory(course, specs, inside) for name, course in staged.courses.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -340,26 +340,55 @@ def parse_manifest(data: bytes) -> Manifest:
         UnsafePathError: it names a file outside the bundle.
         InvalidManifestError: it is not JSON, or breaks the schema; the first faults are named.
     """
+    return parse_document(
+        data,
+        Manifest,
+        what=MANIFEST,
+        not_one=f"{MANIFEST} is not of a bundle: it needs",
+        kind="pfl-bundle",
+        newest=SCHEMA_VERSION,
+        values=_MOST_VALUES,
+    )
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse_document(
+    data: bytes, model: type[M], *, what: str, not_one: str, kind: str, newest: int, values: int
+) -> M:
+    """Parse and check the bytes of a JSON document of a bundle that says its kind and schema.
+
+    Args:
+        data: of the file.
+        model: the schema.
+        what: it is, for messages.
+        not_one: the beginning of the message for something else.
+        kind: that it has to say.
+        newest: the newest schema version that is read.
+        values: that it has at most.
+
+    Raises:
+        SchemaVersionError: it is of a newer schema; nothing else of it is looked at.
+        InvalidManifestError: it is not JSON, or breaks the schema; the first faults are named.
+    """
     try:
-        raw = parse_json(data, values=_MOST_VALUES)
+        raw = parse_json(data, values=values)
     except ValueError as error:
-        raise InvalidManifestError(f"{MANIFEST} is not valid JSON: {error}", mend=_AGAIN) from error
+        raise InvalidManifestError(f"{what} is not valid JSON: {error}", mend=_AGAIN) from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if type(version) is int and version > SCHEMA_VERSION:
+    if type(version) is int and version > newest:
         raise SchemaVersionError(
-            f"{MANIFEST} has schema version {version}; this pfl-mobile reads up to {SCHEMA_VERSION}",
+            f"{what} has schema version {version}; this pfl-mobile reads up to {newest}",
             mend="upgrade pfl-mobile, or export the bundle with the version in use here",
         )
-    if type(version) is not int or raw.get("kind") != "pfl-bundle":  # `true` is an int, and equal to 1
-        raise InvalidManifestError(
-            f"{MANIFEST} is not of a bundle: it needs an integer schema_version and kind 'pfl-bundle'",
-            mend=_AGAIN,
-        )
+    if type(version) is not int or raw.get("kind") != kind:  # `true` is an int, and equal to 1
+        raise InvalidManifestError(f"{not_one} an integer schema_version and kind {kind!r}", mend=_AGAIN)
     try:
         # From the bytes and not from `raw`: in strict mode only JSON input lets an array be a tuple.
-        return Manifest.model_validate_json(data, strict=True)
+        return model.model_validate_json(data, strict=True)
     except pydantic.ValidationError as error:
-        raise InvalidManifestError(describe(error, MANIFEST), mend=_AGAIN) from error
+        raise InvalidManifestError(describe(error, what), mend=_AGAIN) from error
 
 
 def describe(error: pydantic.ValidationError, what: str, limit: int = 5) -> str:

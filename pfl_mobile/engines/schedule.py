@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
-import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import override
 
 from ..bundle.consistency import check_size, tensor_bytes, unique
-from ..bundle.manifest import Count, DType, ProgramName, ProgramSpec, TensorSpec, describe
-from ..errors import EngineError, InvalidManifestError, PflError, SchemaVersionError, near
-from ..files.reading import open_bytes, parse_json, read_bytes
+from ..bundle.manifest import Count, DType, ProgramName, ProgramSpec, TensorSpec, parse_document
+from ..errors import EngineError, InvalidManifestError, PflError, near
+from ..files.reading import open_bytes, read_bytes
 from .base import Array, EngineSession, file_for
 
 #: Purposes of an engine's files: the schedule, and the constants that it gives to parts.
@@ -163,24 +162,15 @@ def parse_schedule(data: bytes, programs: Sequence[ProgramSpec]) -> Schedule:
         SchemaVersionError: it is of a newer schema.
         InvalidManifestError: it is not JSON, breaks the schema, or is not for these programs.
     """
-    try:
-        raw = parse_json(data, values=_MOST_VALUES)
-    except ValueError as error:
-        raise InvalidManifestError(f"the schedule is not valid JSON: {error}", mend=_AGAIN) from error
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if type(version) is int and version > SCHEMA_VERSION:
-        raise SchemaVersionError(
-            f"the schedule has schema version {version}; this pfl-mobile reads up to {SCHEMA_VERSION}",
-            mend="upgrade pfl-mobile, or export the bundle with the version in use here",
-        )
-    if type(version) is not int or raw.get("kind") != "pfl-schedule":
-        raise InvalidManifestError(
-            "the schedule needs an integer schema_version and kind 'pfl-schedule'", mend=_AGAIN
-        )
-    try:
-        schedule = Schedule.model_validate_json(data, strict=True)
-    except pydantic.ValidationError as error:
-        raise InvalidManifestError(describe(error, "the schedule"), mend=_AGAIN) from error
+    schedule = parse_document(
+        data,
+        Schedule,
+        what="the schedule",
+        not_one="the schedule needs",
+        kind="pfl-schedule",
+        newest=SCHEMA_VERSION,
+        values=_MOST_VALUES,
+    )
     for fault in _faults(schedule, programs):
         raise InvalidManifestError(f"the schedule is not of this bundle: {fault}", mend=_AGAIN)
     return schedule

@@ -442,18 +442,45 @@ def _content(graph: fx.GraphModule, node: fx.Node) -> bytes:
     return hashlib.sha256(tensor.numpy().data).digest()
 
 
-def stage(programs: Mapping[str, TracedProgram], again: Recompute = Recompute.NOTHING) -> Staged:
-    """Cut programs into parts.
+@dataclass(frozen=True)
+class Cuttable:
+    """Programs as they are cut, whatever is computed again.
+
+    Attributes:
+        programs: with large losses in slices, and weights of few bits as constants that parts can be given.
+        digests: of the content of their constants, by place in memory; filled while they are cut.
+    """
+
+    programs: dict[str, TracedProgram]
+    digests: dict[tuple[Any, ...], bytes] = field(default_factory=dict)
+
+
+def prepare(programs: Mapping[str, TracedProgram]) -> Cuttable:
+    """Do once what `stage` needs for each choice of what is computed again.
 
     Args:
         programs: traced programs, which stay as they are.
+    """
+    found = {}
+    for name, program in programs.items():
+        sliced = in_slices(program)
+        graph = copied(sliced.graph)
+        for_parts(graph)
+        found[name] = replace(sliced, graph=graph)
+    return Cuttable(found)
+
+
+def stage(prepared: Cuttable, again: Recompute = Recompute.NOTHING) -> Staged:
+    """Cut programs into parts.
+
+    Args:
+        prepared: the programs, which stay as they are.
         again: what the backward pass computes again.
     """
-    programs = {name: in_slices(program) for name, program in programs.items()}
-    graphs = {name: copied(program.graph) for name, program in programs.items()}
-    for graph in graphs.values():
-        for_parts(graph)
-    programs = {name: replace(program, graph=graphs[name]) for name, program in programs.items()}
+    programs = {
+        name: replace(program, graph=copied(program.graph)) for name, program in prepared.programs.items()
+    }
+    graphs = {name: program.graph for name, program in programs.items()}
     stretches: dict[str, list[_Stretch]] = {}
     repeats: dict[str, tuple[int, ...]] = {}
     for name, graph in graphs.items():
@@ -468,7 +495,7 @@ def stage(programs: Mapping[str, TracedProgram], again: Recompute = Recompute.NO
     alike: dict[str, list[_Stretch]] = {}
     for each in (s for of in stretches.values() for s in of):
         alike.setdefault(each.form, []).append(each)
-    constants = _Constants(graphs)
+    constants = _Constants(graphs, prepared.digests)
     parts: dict[str, TracedProgram] = {}
     made: dict[str, _Part] = {}
     for form, group in alike.items():
@@ -481,9 +508,9 @@ def stage(programs: Mapping[str, TracedProgram], again: Recompute = Recompute.NO
 class _Constants:
     """The constants that calls give to parts, equal ones once, whatever program reads them."""
 
-    def __init__(self, graphs: Mapping[str, fx.GraphModule]) -> None:
+    def __init__(self, graphs: Mapping[str, fx.GraphModule], digests: dict[tuple[Any, ...], bytes]) -> None:
         self._graphs = graphs
-        self._digests: dict[tuple[Any, ...], bytes] = {}
+        self._digests = digests
         self._names: dict[tuple[Any, ...], str] = {}
         self.tensors: dict[str, Tensor] = {}
 

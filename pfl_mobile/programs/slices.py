@@ -251,7 +251,7 @@ def _write(module: fx.GraphModule, loss: _Loss) -> None:
         given = (loss.x, weight) if loss.bias is None else (loss.x, weight, call.rows(loss.bias, start, end))
         return call(_aten.linear.default, *given), weight
 
-    of_label = own = None
+    own = None
     with module.graph.inserting_before(loss.normalizer):
         most = call(_aten.full.default, [rows, 1], _LOWEST, **form)
         total = call(_aten.full.default, [rows, 1], 0.0, **form)

@@ -20,7 +20,16 @@ from pfl_mobile.bundle.manifest import ProgramSpec, TensorSpec
 from pfl_mobile.engines.base import Array, EngineSession
 from pfl_mobile.engines.schedule import ALIGNMENT, ScheduledSession, parse_schedule
 from pfl_mobile.modules.personalize import personalize
-from pfl_mobile.programs.blocks import LEAST_NODES, Recompute, Staged, _kept, longest_run, peak, stage
+from pfl_mobile.programs.blocks import (
+    LEAST_NODES,
+    Recompute,
+    Staged,
+    _kept,
+    longest_run,
+    peak,
+    prepare,
+    stage,
+)
 from pfl_mobile.programs.tasks import TokenTask
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
 
@@ -137,7 +146,7 @@ def test_parts_give_what_the_programs_give(
     traced: dict[str, TracedProgram], again: Recompute, tmp_path: Path
 ) -> None:
     before = {name: str(program.graph.graph) for name, program in traced.items()}
-    staged = stage(traced, again)
+    staged = stage(prepare(traced), again)
     # nothing before the first block is trained, so that its norm keeps nothing for the backward pass
     assert staged.repeats["gradients"] == (3, 3)
     assert staged.repeats["evaluate"] == (4,)
@@ -146,7 +155,7 @@ def test_parts_give_what_the_programs_give(
 
 
 def test_there_are_as_many_parts_for_many_blocks_as_for_few(traced: dict[str, TracedProgram]) -> None:
-    few, many = stage(traced, Recompute.ALL), stage(programs(Model(7)), Recompute.ALL)
+    few, many = stage(prepare(traced), Recompute.ALL), stage(prepare(programs(Model(7))), Recompute.ALL)
     assert len(few.parts) == len(many.parts)
     assert len(many.courses["gradients"].calls) - len(few.courses["gradients"].calls) == 6
     forms = [sorted(len(p.graph.graph.nodes) for p in s.parts.values()) for s in (few, many)]
@@ -165,7 +174,7 @@ def test_there_are_as_many_parts_for_many_blocks_as_for_few(traced: dict[str, Tr
 @pytest.mark.parametrize("again", [Recompute.CHEAP, Recompute.ALL])
 def test_other_models_too(model: Any, targets: str, again: Recompute, tmp_path: Path) -> None:
     found = programs(model(), targets)
-    check(stage(found, again), found, tmp_path)
+    check(stage(prepare(found), again), found, tmp_path)
 
 
 class Flagged(Model):
@@ -198,7 +207,7 @@ class Flagged(Model):
 def test_flags_go_from_part_to_part_as_numbers_that_every_phone_takes(tmp_path: Path) -> None:
     found = programs(Flagged())
     for again in Recompute:
-        staged = stage(found, again)
+        staged = stage(prepare(found), again)
         assert len(staged.courses["evaluate"].calls) > len({c.part for c in staged.courses["evaluate"].calls})
         carried = {spec.dtype for part in staged.signatures() for spec in (*part.inputs, *part.outputs)} | {
             str(value.dtype).removeprefix("torch.") for value in staged.constants.values()
@@ -217,7 +226,7 @@ def test_what_is_computed_again_is_not_kept(traced: dict[str, TracedProgram]) ->
     """Between the blocks of the forward pass and those of the backward pass fewer bytes wait."""
 
     def waiting(again: Recompute) -> int:
-        staged = stage(traced, again)
+        staged = stage(prepare(traced), again)
         parts = {part.name: part for part in staged.signatures()}
         calls = [call.part for call in staged.courses["gradients"].calls]
         block = next(name for name in calls if calls.count(name) == 3)
@@ -230,7 +239,7 @@ def test_what_is_computed_again_is_not_kept(traced: dict[str, TracedProgram]) ->
 
 
 def test_constants_are_stored_once_and_aligned(traced: dict[str, TracedProgram]) -> None:
-    schedule, pieces = stage(traced).schedule()
+    schedule, pieces = stage(prepare(traced)).schedule()
     content = b"".join(pieces)
     ends = {e.offset + schedule.constant_bytes(n) for n, e in schedule.constants.items()}
     assert len(content) == max(ends)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pfl_mobile import LoRA
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.programs import slices
-from pfl_mobile.programs.blocks import Recompute, peak, stage
+from pfl_mobile.programs.blocks import Recompute, peak, prepare, stage
 from pfl_mobile.programs.simplify import shape
 from pfl_mobile.programs.slices import in_slices
 from pfl_mobile.programs.tasks import TokenTask
@@ -125,7 +125,7 @@ def test_the_best_word_of_each_row_is_a_hit() -> None:
 
 def test_the_slices_are_blocks_and_take_less() -> None:
     program = traced(320)
-    staged = stage({"gradients": program})
+    staged = stage(prepare({"gradients": program}))
     assert 10 in staged.repeats["gradients"]
     assert max(map(peak, staged.parts.values())) < peak(program) / 3
 
@@ -161,7 +161,7 @@ def test_slices_of_a_tied_table_of_few_bits_lie_in_the_table(monkeypatch: pytest
     found = personalize(model, [LoRA("layer", rank=2)])
     with weights_stored(found, WeightFormat("int4")):
         programs = trace_programs(found, TokenTask(320, specials=4), batch, little)
-        staged = stage(programs, Recompute.ALL)
+        staged = stage(prepare(programs), Recompute.ALL)
     schedule, pieces = staged.schedule()
     assert 10 in staged.repeats["gradients"]
     table = 320 * WIDTH // 2 + 320 * WIDTH // 32 * 4
