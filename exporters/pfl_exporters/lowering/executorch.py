@@ -71,7 +71,7 @@ from torch.fx.passes.utils.fuser_utils import validate_partition
 
 from pfl_mobile.bundle.versions import release
 from pfl_mobile.errors import UnsupportedOperatorError
-from pfl_mobile.programs.simplify import put_in_order, shape
+from pfl_mobile.programs.simplify import copied, put_in_order, shape
 from pfl_mobile.programs.trace import TracedProgram
 from pfl_mobile.programs.weights import (
     DEQUANTIZE,
@@ -93,7 +93,6 @@ from .graphs import (
     hints_read_once,
     operators_listed_once,
     own_views,
-    shared_copy,
     unfuse_dynamic_linear,
 )
 from .loops import as_scans
@@ -479,7 +478,7 @@ def _weights_read_once() -> Iterator[None]:
     known: dict[tuple[Any, ...], tuple[torch.Tensor, bytes, str]] = {}
     digests: dict[int, bytes] = {}
 
-    def copied(program: ExportedProgram, _: Any) -> ExportedProgram:
+    def with_same_constants(program: ExportedProgram, _: Any) -> ExportedProgram:
         constants = (*program.state_dict.values(), *program.constants.values())
         return copy.deepcopy(program, {id(c): c for c in constants if isinstance(c, torch.Tensor)})
 
@@ -502,7 +501,7 @@ def _weights_read_once() -> Iterator[None]:
         self._named_data_store.add_named_data(name, data, alignment=CONSTANT_TENSOR_ALIGNMENT)
         return len(graph.constant_data) - 1
 
-    XnnpackBackend.copy_exported_program_for_preprocess = staticmethod(copied)
+    XnnpackBackend.copy_exported_program_for_preprocess = staticmethod(with_same_constants)
     NodeVisitor.get_serialized_buffer_index = place
     NamedDataStore._sha256 = staticmethod(lambda data: digests.get(id(data)) or digest(data))
     try:
@@ -700,7 +699,7 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
         ExportError: a program cannot be exported.
         UnsupportedOperatorError: ExecuTorch has no kernel for an operator.
     """
-    graphs = {name: shared_copy(program.graph) for name, program in programs.items()}
+    graphs = {name: copied(program.graph) for name, program in programs.items()}
     tied = _tied(graphs)
     exported = {}
     with _toolchain():

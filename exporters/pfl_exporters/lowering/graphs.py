@@ -32,16 +32,6 @@ OWNING: dict[Any, Any] = {
 }
 
 
-def shared_copy(graph: fx.GraphModule) -> fx.GraphModule:
-    """A copy of the graph whose constants are the same tensors."""
-    memo = {id(v): v for v in (*graph.parameters(), *graph.buffers())}
-    for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            value = getattr(graph, node.target)
-            memo[id(value)] = value
-    return copy.deepcopy(graph, memo)
-
-
 class _WrittenWhenAsked:
     """The ``forward`` of a graph module whose code is not written yet: a descriptor that writes it."""
 

@@ -11,10 +11,10 @@ from torch import Tensor, fx
 
 from pfl_mobile.programs.closed_forms import decompositions
 from pfl_mobile.programs.forms.recurrences import Loop, loop_of
-from pfl_mobile.programs.simplify import simplify
+from pfl_mobile.programs.simplify import copied, simplify
 from pfl_mobile.programs.trace import TracedProgram
 
-from .graphs import export_graph, export_traced, shared_copy
+from .graphs import export_graph, export_traced
 
 _aten = torch.ops.aten
 
@@ -52,7 +52,7 @@ def export_with_loops(program: TracedProgram) -> torch.export.ExportedProgram:
     """
     if not has_loops(program.graph):
         return export_traced(program)
-    graph = shared_copy(program.graph)
+    graph = copied(program.graph)
     as_scans(graph)
     return export_graph(program, graph)
 

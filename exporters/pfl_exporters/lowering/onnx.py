@@ -21,6 +21,7 @@ from torch.onnx._internal.exporter import _constants
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from pfl_mobile.errors import UnsupportedOperatorError
+from pfl_mobile.programs.simplify import copied
 from pfl_mobile.programs.trace import TracedProgram
 from pfl_mobile.programs.weights import (
     DEQUANTIZE,
@@ -33,7 +34,7 @@ from pfl_mobile.programs.weights import (
 
 from .expand import expand
 from .files import Lowered, Report
-from .graphs import code_when_called, decomposed_once, operators_listed_once, shared_copy
+from .graphs import code_when_called, decomposed_once, operators_listed_once
 from .loops import export_with_loops
 from .names import traced_as
 from .obstacles import Obstacle, Use, first_line, refused, steps, uses, without
@@ -160,7 +161,7 @@ def _with_stored(program: TracedProgram) -> TracedProgram:
     """The program in which a weight of few bits is read anew for each use, and of a table only the rows."""
     if not has_stored(program.graph):
         return program
-    graph = shared_copy(program.graph)
+    graph = copied(program.graph)
     rows_first(graph)
     one_for_each_use(graph)
     for node in list(graph.graph.nodes):
