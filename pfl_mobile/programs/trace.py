@@ -157,7 +157,9 @@ def described(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [mode.from_tensor(tensor, static_shapes=True) for tensor in tensors]
 
 
-def _made(function: Callable[..., Any], examples: Sequence[Tensor], table: Mapping[Any, Any]) -> fx.GraphModule:
+def _made(
+    function: Callable[..., Any], examples: Sequence[Tensor], table: Mapping[Any, Any]
+) -> fx.GraphModule:
     """Trace a function with example tensors or descriptions of them, and note the form of each value.
 
     Raises:
@@ -173,7 +175,8 @@ def _made(function: Callable[..., Any], examples: Sequence[Tensor], table: Mappi
     for node in graph.graph.nodes:
         if node.op == "get_attr" and is_fake(getattr(graph, node.target)):
             raise ExportError(
-                f"the value of constant {node.target!r} is not known", mend="trace with values in place of descriptions"
+                f"the value of constant {node.target!r} is not known",
+                mend="trace with values in place of descriptions",
             )
         if "val" in node.meta:
             node.meta["val"] = form(node.meta["val"])
