@@ -44,7 +44,6 @@ ELSEWHERE = {
     "tests/device/test_privacy.py": ["pfl_mobile/privacy/local.py"],
     "tests/device/test_real_server.py": ["pfl_mobile/cli/device.py"],
     "tests/device/test_transfer.py": ["pfl_mobile/device/client.py"],
-    "tests/exporters/test_cli.py": ["exporters/pfl_exporters/verify.py"],
     "tests/exporters/test_hugging_face.py": [
         "exporters/pfl_exporters/families.py",
         "exporters/pfl_exporters/model_folder.py",

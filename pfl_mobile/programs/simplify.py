@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, is_fake, unset_fake_temporarily
 
 from pfl_mobile.programs.weights import DEQUANTIZE
 
@@ -45,33 +46,51 @@ def shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape)
 
 
+def form(value: Any) -> Any:
+    """Shape and type of a value as a meta tensor; of several, of each."""
+    if is_fake(value):  # to which operators answer with such again
+        with unset_fake_temporarily():
+            value = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="meta")
+    return tuple(form(v) for v in value) if isinstance(value, (tuple, list)) else value
+
+
+def fake_mode(tensors: Sequence[Tensor]) -> FakeTensorMode | None:
+    """Of descriptions of tensors, what they are made by; None of tensors."""
+    return next((tensor.fake_mode for tensor in tensors if isinstance(tensor, FakeTensor)), None)
+
+
 def annotate(graph: fx.GraphModule, examples: Sequence[Tensor]) -> None:
     """Note each node's shape and dtype as a meta tensor in ``meta["val"]``.
 
     A trace notes them, and what changes a graph does so too, or leaves the new nodes without: then it is run once.
     """
 
-    def meta(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return torch.empty_like(value, device="meta")
-        return tuple(meta(v) for v in value) if isinstance(value, (tuple, list)) else value
-
     class Annotator(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            n.meta["val"] = meta(result)
+            n.meta["val"] = form(result)
             return result
 
     nodes = graph.graph.nodes
-    if all("val" in node.meta for node in nodes if node.op == "call_function"):
-        for node, example in zip([n for n in nodes if n.op == "placeholder"], examples, strict=True):
-            node.meta["val"] = meta(example)
-        for node in nodes:
-            if node.op == "get_attr":
-                node.meta["val"] = meta(getattr(graph, node.target))
+    missing = [node for node in nodes if node.op == "call_function" and "val" not in node.meta]
+    if missing and fake_mode(examples) is None:
+        with torch.no_grad():
+            Annotator(graph).run(*examples)
         return
-    with torch.no_grad():
-        Annotator(graph).run(*examples)
+    for node, example in zip([n for n in nodes if n.op == "placeholder"], examples, strict=True):
+        node.meta["val"] = form(example)
+    for node in nodes:
+        if node.op == "get_attr":
+            node.meta["val"] = form(getattr(graph, node.target))
+    other = set(missing)  # than what was noted, or new
+    for node in nodes if missing else ():
+        if node.op == "call_function" and not other.isdisjoint((node, *node.all_input_nodes)):
+            args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
+            before, node.meta["val"] = node.meta.get("val"), form(node.target(*args, **kwargs))
+            if before is not None and repr(before) != repr(node.meta["val"]):
+                other.add(node)
 
 
 def put_in_order(module: fx.GraphModule) -> fx.GraphModule:
