@@ -140,9 +140,10 @@ def _cases(
                 garbage = _some_right(model, task, drawn, values)
                 full = {k: _padded(v, index % 2) for k, v in garbage.items()}
             trained_on = gradients(model, task, full, values, trained)
-            _check_finite(Case("gradients", what, {}, trained_on))
-            if halvings == _HALVINGS or _is_steady(
-                trained_on, gradients(model, task, full, _neighbours(values, trained), trained)
+            if (
+                halvings == _HALVINGS
+                or _not_finite(trained_on) is not None  # which is said below, with what it comes from
+                or _is_steady(trained_on, gradients(model, task, full, _neighbours(values, trained), trained))
             ):
                 break
             values = _halfway(model, values, trained)
@@ -236,15 +237,22 @@ def _check_padding(
             )
 
 
+def _not_finite(outputs: Mapping[str, Tensor]) -> str | None:
+    """The name of the first output that has a value that is none."""
+    return next(
+        (n for n, v in outputs.items() if v.is_floating_point() and not bool(v.isfinite().all())), None
+    )
+
+
 def _check_finite(case: Case) -> None:
-    for name, value in case.outputs.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise ExportError(
-                f"PyTorch itself gives values that are not finite: output {name!r} of program {case.program!r} "
-                f"on {case.what}",
-                mend="check the example batch and the model for NaN, and the loss for a logarithm or a division "
-                "that some values of the batch's range break",
-            )
+    name = _not_finite(case.outputs)
+    if name is not None:
+        raise ExportError(
+            f"PyTorch itself gives values that are not finite: output {name!r} of program {case.program!r} "
+            f"on {case.what}",
+            mend="check the example batch and the model for NaN, and the loss for a logarithm or a division "
+            "that some values of the batch's range break",
+        )
 
 
 Runner = Callable[[str, Mapping[str, Tensor]], Mapping[str, np.ndarray]]
