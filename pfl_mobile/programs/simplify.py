@@ -132,6 +132,28 @@ def copied(graph: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(graph, made)
 
 
+class GraphWriter:
+    """Adds operators to a graph, where it is told to insert, and notes the form of what they make.
+
+    Attributes:
+        module: whose graph is written to.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """An operator; nodes among its arguments say in ``meta["val"]`` what they are."""
+
+        def form(value: Any) -> Any:
+            return torch.empty_like(value.meta["val"], device="meta") if isinstance(value, fx.Node) else value
+
+        node = self.module.graph.call_function(target, args, kwargs)
+        made = target(*fx.node.map_aggregate(args, form), **fx.node.map_aggregate(kwargs, form))
+        node.meta["val"] = made if made.device.type == "meta" else torch.empty_like(made, device="meta")
+        return node
+
+
 def simplify(graph: fx.GraphModule, examples: Sequence[Tensor]) -> None:
     """Simplify in place until nothing changes.
 
@@ -269,6 +291,9 @@ def _folded(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     if not isinstance(value, Tensor) or value.numel() > FOLD_LIMIT or node.target is operator.getitem:
         return None
     sources = node.all_input_nodes
+    if node.target is _aten.full_like.default and value.numel() == 1:
+        # where a backward pass begins: it would wait for the loss, of which only the shape is read
+        return _constant(graph, node, torch.full(value.shape, node.args[1], dtype=value.dtype))
     if node.target is DEQUANTIZE or any(s.op != "get_attr" for s in sources):
         return None  # a weight of few bits would be stored in 32
     big = max((s.meta["val"].numel() for s in sources), default=0)
@@ -282,9 +307,14 @@ def _folded(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         result = node.target(
             *fx.node.map_aggregate(node.args, constant), **fx.node.map_aggregate(node.kwargs, constant)
         )
+    return _constant(graph, node, result.detach().contiguous().clone())
+
+
+def _constant(graph: fx.GraphModule, node: fx.Node, value: Tensor) -> fx.Node:
+    """A constant, to take the place of a node."""
     name = f"_folded_{len(graph._buffers)}"
-    graph.register_buffer(name, result.detach().contiguous().clone())
+    graph.register_buffer(name, value)
     with graph.graph.inserting_before(node):
         folded = graph.graph.get_attr(name)
-    folded.meta["val"] = torch.empty_like(result, device="meta")
+    folded.meta["val"] = torch.empty_like(value, device="meta")
     return folded

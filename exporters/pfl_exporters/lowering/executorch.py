@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ from .graphs import (
     own_views,
     unfuse_dynamic_linear,
 )
+from .in_rows import in_rows
 from .loops import as_scans
 from .names import TRACED_AS, traced_as
 from .obstacles import Obstacle, first_line, steps, uses
@@ -169,12 +171,24 @@ class _Inside:
         return getattr(self._program, name)
 
 
+def _only_delegate(node: fx.Node, program: Any) -> str | None:
+    """The delegate that alone reads a large weight. It may keep the bytes also where it does not multiply by them (see
+    `_route_tied`), so that they are those of the delegates that do."""
+    value = node.meta.get("val")
+    if not is_param_node(program, node) or value.dtype is not torch.float32 or value.nbytes < TIED_BYTES:
+        return None
+    tags = {user.meta.get("delegation_tag") for user in node.users}
+    return tags.pop() if len(tags) == 1 else None
+
+
 class _LoopsToo(XnnpackPartitioner):
     """The partitioner, which by itself does not look into the steps of loops."""
 
     def partition(self, exported_program: Any) -> PartitionResult:
         result = super().partition(exported_program)
         for node in exported_program.graph.nodes:
+            if node.op == "placeholder" and (tag := _only_delegate(node, exported_program)) is not None:
+                node.meta["delegation_tag"] = tag
             # numbers of weights go into each delegate from outside: all read the same bytes, lookups in tables too
             if node.op == "placeholder" and getattr(node.meta.get("val"), "dtype", None) == torch.int8:
                 node.meta.pop("delegation_tag", None)
@@ -383,7 +397,8 @@ def _route_tied(graph: fx.GraphModule, tied: set[int]) -> None:
     A constant 0 would be folded, and the bytes stored twice again.
     """
     for node in list(graph.graph.nodes):
-        if node.op != "get_attr" or getattr(graph, node.target).data_ptr() not in tied:
+        value = getattr(graph, node.target) if node.op == "get_attr" else None
+        if not isinstance(value, Tensor) or value.data_ptr() not in tied:
             continue
         users = [u for u in node.users if u.target is _aten.embedding.default and u.args[0] is node]
         source = next(
@@ -692,6 +707,23 @@ def _prepare(graph: fx.GraphModule) -> None:
     own_views(graph)
 
 
+def _prepare_part(graph: fx.GraphModule) -> None:
+    """The same for the step of a loop over rows, which was part of a program until now."""
+    _separate_biases(graph)
+    _own_biases(graph)
+    _prepare(graph)
+
+
+def _own_expansions(graph: fx.GraphModule) -> None:
+    """Say the copies that expanding makes in the steps of loops, in place; the toolchain overlooks them."""
+    for _, step in graph.named_children():
+        if isinstance(step, fx.GraphModule):
+            for node in step.graph.nodes:
+                if node.target is _aten.expand.default:
+                    node.target = _aten.expand_copy.default
+            step.recompile()
+
+
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """Write ``model.pte`` with one method for each program.
 
@@ -705,11 +737,14 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     with _toolchain():
         for name, program in programs.items():
             report(f"android: export {name}")
+            whole = replace(program, graph=graphs[name])
+            graphs[name] = in_rows(whole, prepare=_prepare_part, delegated=True).graph
             _route_tied(graphs[name], tied)
             _separate_biases(graphs[name])
             _own_biases(graphs[name])
             as_scans(graphs[name], prepare=_prepare, delegated=True)
             _prepare(graphs[name])
+            _own_expansions(graphs[name])
             exported[name] = decomposed_once(export_graph(program, graphs[name]))
         report("android: lower for XNNPACK")
         try:

@@ -262,7 +262,8 @@ def _describe_step(scan: fx.Node, mode: Any) -> None:
     body = getattr(scan.graph.owning_module, parts[0].target)
     state, steps, fixed = ([node.meta["val"] for node in part] for part in parts[1:])
     with mode:
-        given = [*state, *(x[0] for x in steps), *fixed]
+        # engines hand over copies, also of what is a view here
+        given = [value.contiguous() for value in (*state, *(x[0] for x in steps), *fixed)]
     FakeTensorProp(body, mode).propagate_dont_convert_inputs(*given)
 
 
