@@ -107,7 +107,9 @@ class Workload:
         """The batch, float32 and int64."""
         rng = np.random.default_rng(8)
         return {
-            name: rng.standard_normal(shape, dtype=np.float32) if among is None else rng.integers(0, among, shape)
+            name: rng.standard_normal(shape, dtype=np.float32)
+            if among is None
+            else rng.integers(0, among, shape)
             for name, (shape, among) in self.batch.items()
         }
 
@@ -191,7 +193,9 @@ def decoder(
         logits = _linear(o, w, "output", _norm(o, w, "norm", x))
         return _tokens_loss(o, logits, batch["labels"], (rows * length, words))
 
-    label = f"decoder (vocabulary {words}, width {width}, {layers} layers), {rows} x {length} tokens, LoRA r=4"
+    label = (
+        f"decoder (vocabulary {words}, width {width}, {layers} layers), {rows} x {length} tokens, LoRA r=4"
+    )
     batch = dict.fromkeys(("tokens", "labels"), ((rows, length), words))
     sizes = {"vocabulary": words, "width": width, "layers": layers, "heads": heads, "length": length}
     return Workload("decoder", label, shapes, _lora(shapes), batch, loss, sizes)
@@ -209,7 +213,9 @@ def llama(size: Size = SMOLLM2_135M) -> Workload:
         for name in ("gate", "up"):
             shapes |= _linear_shapes(f"{block}.mlp.{name}_proj", size.width, size.inner, bias=False)
         shapes |= _linear_shapes(f"{block}.mlp.down_proj", size.inner, size.width, bias=False)
-        shapes |= {f"{block}.{n}.weight": (size.width,) for n in ("input_layernorm", "post_attention_layernorm")}
+        shapes |= {
+            f"{block}.{n}.weight": (size.width,) for n in ("input_layernorm", "post_attention_layernorm")
+        }
     shapes["model.norm.weight"] = (size.width,)
 
     def loss(o: Ops, w: Values, batch: Values) -> Array:

@@ -42,11 +42,15 @@ def prepare(workload: Workload, folder: Path) -> None:
             verbose=False,
         )
     model = onnx.load(path)
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {known.name: known.type.tensor_type.elem_type for known in [*graph.value_info, *graph.input]}
+    types |= {known.name: known.data_type for known in graph.initializer}
     for node in model.graph.node:
         if node.op_type == "CastLike":
-            node.op_type = "Cast"  # all that these models cast are numbers of 32 bits
+            like = types[node.input[1]]
+            node.op_type = "Cast"
             del node.input[1:]
-            node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
+            node.attribute.append(onnx.helper.make_attribute("to", like))
         if node.op_type == "LayerNormalization":
             outputs = [f"{node.output[0]}.{name}" for name in ("mean", "deviation")]
             node.output.extend(outputs[len(node.output) - 1 :])

@@ -82,7 +82,8 @@ def load(workload: Workload, folder: Path) -> Running:
         optimizer.step()
         # its loss is a mean
         return {
-            name: state.parameters[_path(name)].data * np.float32(-labels.size / _RATE) for name in workload.trained
+            name: state.parameters[_path(name)].data * np.float32(-labels.size / _RATE)
+            for name in workload.trained
         }
 
     return Running(step, gradients)

@@ -33,7 +33,9 @@ def _language_model(workload: Workload, frozen: dict[str, Tensor]) -> Deployment
     rows, length = workload.batch["tokens"][0]
     with tempfile.TemporaryDirectory(prefix="pfl-bench-") as folder:
         write_folder(torch_models.build(workload, frozen), Path(folder))  # type: ignore[arg-type]
-        return deployment(folder, [LoRA(by_leaf(targets), rank=rank)], shape=Shape(rows, length), name=workload.name)
+        return deployment(
+            folder, [LoRA(by_leaf(targets), rank=rank)], shape=Shape(rows, length), name=workload.name
+        )
 
 
 def _plain(workload: Workload, values: dict[str, Tensor], batch: dict[str, Tensor]) -> Deployment:
@@ -41,7 +43,17 @@ def _plain(workload: Workload, values: dict[str, Tensor], batch: dict[str, Tenso
     import torch
 
     from peer_systems import torch_models
-    from pfl_mobile import ClassificationTask, Deployment, Head, LoRA, Plan, Sgd, TokenTask, TrainPhase, personalize
+    from pfl_mobile import (
+        ClassificationTask,
+        Deployment,
+        Head,
+        LoRA,
+        Plan,
+        Sgd,
+        TokenTask,
+        TrainPhase,
+        personalize,
+    )
 
     net = torch_models.build(workload, values)
     batch = {**batch, "weight": torch.ones(batch["labels"].shape)}
@@ -77,7 +89,8 @@ def prepare(workload: Workload, folder: Path) -> None:
     from pfl_exporters.export import export_bundle
 
     trained, frozen = (
-        {name: torch.from_numpy(value) for name, value in part.items()} for part in given.values(folder, workload)
+        {name: torch.from_numpy(value) for name, value in part.items()}
+        for part in given.values(folder, workload)
     )
     if workload.name == "smollm2":
         made = _language_model(workload, frozen)
@@ -107,7 +120,7 @@ class Engine:
         from pfl_mobile.bundle.read import Bundle
 
         with Bundle.open(folder / _BUNDLE) as bundle:
-            return [*bundle.engine_files(self.name).values(), folder / _BUNDLE / VALUES]
+            return [*bundle.engine_files(self.name).values(), folder / _BUNDLE / bundle.manifest.values]
 
     def load(self, workload: Workload, folder: Path) -> Running:
         """The bundle on one thread."""

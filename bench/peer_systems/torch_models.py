@@ -82,7 +82,9 @@ def build(workload: Workload, values: dict[str, Tensor]) -> nn.Module:
             _with_lora(net, *LORA[workload.name])
     wanted = {name: tuple(parameter.shape) for name, parameter in net.named_parameters()}
     if wanted != {name: tuple(value.shape) for name, value in values.items()}:
-        raise RuntimeError(f"{workload.name}: other parameters than the module's: {sorted(set(wanted) ^ set(values))}")
+        raise RuntimeError(
+            f"{workload.name}: other parameters than the module's: {sorted(set(wanted) ^ set(values))}"
+        )
     for name, value in values.items():
         path, _, leaf = name.rpartition(".")
         setattr(net.get_submodule(path), leaf, nn.Parameter(value, requires_grad=name in workload.trained))
@@ -111,7 +113,7 @@ def from_file(workload: Workload, folder: Path) -> Logits:
     """The module with the given values; they stay in the mapped file."""
     from safetensors.torch import load_file
 
-    return Logits(build(workload, load_file(given.values_file(folder))))
+    return Logits(build(workload, load_file(given.values_file(folder)))).eval()
 
 
 def loss(net: Logits, x: Tensor, labels: Tensor) -> Tensor:

@@ -32,8 +32,8 @@ import numpy as np
 from peer_systems.models import WORKLOADS
 from peer_systems.running import Running
 
-#: Steps in which memory is looked at; the first one warms up.
-WATCHED = 2
+#: Seconds of a first step after which memory is not looked at in a second one.
+LONG = 5.0
 
 
 class Worker:
@@ -54,7 +54,8 @@ class Worker:
 
         def work() -> tuple[Running, list[float]]:
             running = self.module.load(WORKLOADS[workload], Path(folder))
-            return running, measure.timed(running.step, WATCHED)
+            first = measure.timed(running.step, 1)
+            return running, first + (measure.timed(running.step, 1) if first[0] < LONG else [])
 
         (self.running, seconds), added = measure.watched(work)
         files = self.module.files(WORKLOADS[workload], Path(folder))
@@ -103,7 +104,10 @@ def main() -> None:
             module: Any = importlib.import_module(f"peer_systems.{sys.argv[1]}")
             module.runtime()
             worker = Worker(module)
-            print(json.dumps({"versions": {name: version(name) for name in getattr(module, "PACKAGES", ())}}), file=out)
+            print(
+                json.dumps({"versions": {name: version(name) for name in getattr(module, "PACKAGES", ())}}),
+                file=out,
+            )
             for line in sys.stdin:
                 print(json.dumps(worker.answer(line)), file=out)
         except Exception as error:

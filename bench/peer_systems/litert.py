@@ -1,0 +1,158 @@
+"""LiteRT: a signature that trains, written with TensorFlow's converter, on LiteRT's interpreter."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peer_systems import given
+from peer_systems.models import Workload
+from peer_systems.running import Running
+
+PACKAGES = ("ai-edge-litert", "tensorflow-cpu")
+#: In the run's folder.
+_FILE = "litert.tflite"
+_SIGNATURE = "gradients"
+
+
+def runtime() -> None:
+    """The interpreter."""
+    import ai_edge_litert.interpreter
+
+    assert ai_edge_litert.interpreter
+
+
+class TensorFlowOps:
+    """``Ops`` in TensorFlow's functions."""
+
+    def __init__(self) -> None:
+        """Import TensorFlow."""
+        import tensorflow as tf
+
+        self.tf = tf
+        self.relu, self.silu, self.reshape = tf.nn.relu, tf.nn.silu, tf.reshape
+
+    def linear(self, x: Any, weight: Any, bias: Any = None) -> Any:
+        rows = x if len(x.shape) == 2 else self.tf.reshape(x, (-1, x.shape[-1]))
+        y = self.tf.matmul(rows, weight, transpose_b=True)
+        if bias is not None:
+            y = y + bias
+        return y if len(x.shape) == 2 else self.tf.reshape(y, (*x.shape[:-1], weight.shape[0]))
+
+    def embedding(self, table: Any, ids: Any) -> Any:
+        return self.tf.gather(table, ids)
+
+    def gelu(self, x: Any) -> Any:
+        return self.tf.nn.gelu(x, approximate=False)
+
+    def layer_norm(self, x: Any, weight: Any, bias: Any) -> Any:
+        mean = self.tf.reduce_mean(x, -1, keepdims=True)
+        around = x - mean
+        variance = self.tf.reduce_mean(self.tf.square(around), -1, keepdims=True)
+        return around * self.tf.math.rsqrt(variance + 1e-5) * weight + bias
+
+    def rms_norm(self, x: Any, weight: Any) -> Any:
+        return x * self.tf.math.rsqrt(self.tf.reduce_mean(self.tf.square(x), -1, keepdims=True) + 1e-6) * weight
+
+    def rotary(self, x: Any) -> Any:
+        length, width = x.shape[2:]
+        angles = np.outer(np.arange(length), 10000.0 ** (-np.arange(0, width, 2) / width)).astype(np.float32)
+        cosine, sine = np.cos(angles), np.sin(angles)
+        left, right = self.tf.split(x, 2, axis=-1)
+        return self.tf.concat([left * cosine - right * sine, right * cosine + left * sine], -1)
+
+    def attention(self, q: Any, k: Any, v: Any) -> Any:
+        tf, (b, heads, length, width), shared = self.tf, q.shape, k.shape[1]
+        mask = np.triu(np.full((length, length), -1e9, np.float32), 1)
+        q = tf.reshape(q, (b, shared, heads // shared * length, width))
+        scores = tf.reshape(tf.matmul(q, k, transpose_b=True), (b, heads, length, length))
+        weights = tf.nn.softmax(scores * width**-0.5 + mask)
+        weights = tf.reshape(weights, (b, shared, heads // shared * length, length))
+        return tf.reshape(tf.matmul(weights, v), (b, heads, length, width))
+
+    def split(self, x: Any, heads: int) -> Any:
+        b, length, width = x.shape
+        return self.tf.transpose(self.tf.reshape(x, (b, length, heads, width // heads)), (0, 2, 1, 3))
+
+    def merge(self, x: Any) -> Any:
+        b, heads, length, width = x.shape
+        return self.tf.reshape(self.tf.transpose(x, (0, 2, 1, 3)), (b, length, heads * width))
+
+    def conv3(self, x: Any, weight: Any, bias: Any) -> Any:
+        rows, kernel = self.tf.transpose(x, (0, 2, 3, 1)), self.tf.transpose(weight, (2, 3, 1, 0))
+        return self.tf.transpose(self.tf.nn.conv2d(rows, kernel, 1, "VALID") + bias, (0, 3, 1, 2))
+
+    def pool2(self, x: Any) -> Any:
+        rows = self.tf.nn.max_pool2d(self.tf.transpose(x, (0, 2, 3, 1)), 2, 2, "VALID")
+        return self.tf.transpose(rows, (0, 3, 1, 2))
+
+    def cross_entropy(self, logits: Any, labels: Any) -> Any:
+        losses = self.tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        return self.tf.reduce_sum(losses)
+
+
+def _key(number: int) -> str:
+    """Name of an output: those of parameters have dots."""
+    return f"gradient_{number}"
+
+
+def prepare(workload: Workload, folder: Path) -> None:
+    """Write a model whose trained parameters are variables, the others constants."""
+    import tensorflow as tf
+
+    ops = TensorFlowOps()
+    trained, frozen = given.values(folder, workload)
+    batch = {
+        name: tf.TensorSpec(value.shape, tf.int32 if value.dtype == np.int64 else tf.float32, name)
+        for name, value in given.batch(folder).items()
+    }
+
+    class Model(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = [tf.Variable(trained[name]) for name in workload.trained]
+
+        @tf.function(input_signature=[batch])
+        def gradients(self, rows: dict[str, Any]) -> dict[str, Any]:
+            with tf.GradientTape() as tape:
+                own = dict(zip(workload.trained, self.own, strict=True))
+                loss = workload.loss(ops, {**frozen, **own}, rows)
+            found = tape.gradient(loss, self.own)
+            return {"loss": loss, **{_key(i): value for i, value in enumerate(found)}}
+
+    model = Model()
+    with tempfile.TemporaryDirectory(prefix="pfl-bench-") as saved:
+        tf.saved_model.save(model, saved, signatures={_SIGNATURE: model.gradients.get_concrete_function()})
+        converter = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=[_SIGNATURE])
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        converter.experimental_enable_resource_variables = True
+        (folder / _FILE).write_bytes(converter.convert())
+
+
+def files(_: Workload, folder: Path) -> list[Path]:
+    """One file of program and values."""
+    return [folder / _FILE]
+
+
+def load(workload: Workload, folder: Path) -> Running:
+    """The signature on one thread."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(folder / _FILE), num_threads=1)
+    run = interpreter.get_signature_runner(_SIGNATURE)
+    inputs = {
+        name: value.astype(np.int32) if value.dtype == np.int64 else value for name, value in given.batch(folder).items()
+    }
+
+    def step() -> dict[str, np.ndarray]:
+        out: dict[str, np.ndarray] = run(**inputs)
+        return out
+
+    def gradients() -> dict[str, np.ndarray]:
+        out = step()
+        return {name: out[_key(i)] for i, name in enumerate(workload.trained)}
+
+    return Running(step, gradients)
