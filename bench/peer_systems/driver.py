@@ -276,7 +276,8 @@ def compare(options: Options, say: Say) -> dict[str, Any]:
     absent: dict[str, str] = {}
     for name in options.systems:
         try:
-            pythons[name] = python_of(name, SYSTEMS[name].wanted, say)
+            system = SYSTEMS[name]
+            pythons[name] = python_of(system.environment or name, system.wanted, say)
         except EnvironmentFailed as error:
             absent[name] = f"not installed: {str(error).splitlines()[-1]}"
     result: dict[str, Any] = {"machine": machine(), "workloads": {}, "versions": {}}

@@ -15,14 +15,17 @@ class System:
         wanted: what pip installs into an environment of its own; nothing for those that run in ours.
         prepared: files in this folder that write what it loads, in this order; one of its own name runs in its
             environment, others in ours, once for all systems.
+        environment: name of its environment where that is not its own.
     """
 
     name: str
     label: str
     wanted: tuple[str, ...] = ()
     prepared: tuple[str, ...] = ()
+    environment: str | None = None
 
 
+_LITERT = ("tensorflow-cpu>=2.21,<2.22", "ai-edge-litert>=2.3,<2.4", "numpy>=1.26,<3", "safetensors>=0.5,<1")
 #: What all others are compared with.
 EAGER = "eager"
 SYSTEMS = {
@@ -43,11 +46,7 @@ SYSTEMS = {
             "MLX on the processor",
             ("mlx[cpu]>=0.32,<0.33", "numpy>=1.26,<3", "safetensors>=0.5,<1"),
         ),
-        System(
-            "litert",
-            "LiteRT training signature",
-            ("tensorflow-cpu>=2.21,<2.22", "ai-edge-litert>=2.3,<2.4", "numpy>=1.26,<3", "safetensors>=0.5,<1"),
-            ("litert",),
-        ),
+        System("litert_builtins", "LiteRT, its own operators", _LITERT, ("litert_builtins",), "litert"),
+        System("litert_select", "LiteRT with TensorFlow's operators", _LITERT, ("litert_select",), "litert"),
     )
 }
