@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -52,7 +53,7 @@ class Process:
     """A system's process, which answers one request at a time (``worker``)."""
 
     def __init__(self, python: Path, module: str, log: Path, core: int) -> None:
-        """Start it.
+        """Start it, on one core and with at most three quarters of the machine's memory.
 
         Raises:
             SystemFailed: its runtime cannot be imported.
@@ -74,7 +75,7 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 env=environment,
-                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+                preexec_fn=lambda: _held(core),
                 text=True,
             )
         self.versions: dict[str, str] = self._answer()["versions"]
@@ -117,6 +118,12 @@ class Process:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
         self.child.wait()
+
+
+def _held(core: int) -> None:
+    os.sched_setaffinity(0, {core})
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 @contextlib.contextmanager
@@ -276,8 +283,7 @@ def compare(options: Options, say: Say) -> dict[str, Any]:
     absent: dict[str, str] = {}
     for name in options.systems:
         try:
-            system = SYSTEMS[name]
-            pythons[name] = python_of(system.environment or name, system.wanted, say)
+            pythons[name] = python_of(name, SYSTEMS[name].wanted, say)
         except EnvironmentFailed as error:
             absent[name] = f"not installed: {str(error).splitlines()[-1]}"
     result: dict[str, Any] = {"machine": machine(), "workloads": {}, "versions": {}}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from peer_systems import given
-from peer_systems.models import Workload
+from peer_systems.models import WORKLOADS, Workload
 from peer_systems.running import Running
 
 PACKAGES = ("torch",)
@@ -16,10 +16,13 @@ PACKAGES = ("torch",)
 def runtime() -> None:
     """PyTorch, and what the models are made of."""
     import torch
-    import transformers.models.llama.modeling_llama
 
-    from peer_systems import torch_models  # noqa: F401
+    from peer_systems import torch_models
 
+    # everything that models are made of is imported with the first one, of whatever size
+    with torch.device("meta"):
+        for name, sizes in ((w.name, w.sizes) for w in WORKLOADS.values()):
+            torch_models.BUILT[name](**sizes)
     torch.set_num_threads(1)
 
 

@@ -1,8 +1,7 @@
-"""LiteRT: a signature that trains, written with TensorFlow's converter.
+"""LiteRT: a signature that trains, written with TensorFlow's converter, of LiteRT's own operators alone.
 
-In two ways: of LiteRT's own operators alone, which its package runs, and where functions have no gradient in those,
-written around; and with operators of TensorFlow, as its guide to training on devices has it, for which the runtime must
-hold TensorFlow's kernels (its interpreter in Python is that of the TensorFlow package).
+Its guide to training on devices puts operators of TensorFlow into the file (``SELECT_TF_OPS``); that was tried with
+the CNN: neither LiteRT's package nor the interpreter of TensorFlow's (2.19 and 2.21) runs them in Python.
 """
 
 from __future__ import annotations
@@ -18,18 +17,21 @@ from peer_systems import given
 from peer_systems.models import Workload
 from peer_systems.running import Running
 
+PACKAGES = ("ai-edge-litert", "tensorflow-cpu")
+#: In the run's folder.
+_FILE = "litert.tflite"
 _SIGNATURE = "gradients"
 
 
 class TensorFlowOps:
-    """``Ops`` in TensorFlow's functions."""
+    """``Ops`` in TensorFlow's functions; those whose gradient LiteRT has no operator for (ReLU, GELU, pooling) in others."""
 
     def __init__(self) -> None:
         """Import TensorFlow."""
         import tensorflow as tf
 
         self.tf = tf
-        self.relu, self.silu, self.reshape, self.embedding = tf.nn.relu, tf.nn.silu, tf.reshape, tf.gather
+        self.silu, self.reshape, self.embedding = tf.nn.silu, tf.reshape, tf.gather
 
     def linear(self, x: Any, weight: Any, bias: Any = None) -> Any:
         rows = x if len(x.shape) == 2 else self.tf.reshape(x, (-1, x.shape[-1]))
@@ -38,8 +40,25 @@ class TensorFlowOps:
             y = y + bias
         return y if len(x.shape) == 2 else self.tf.reshape(y, (*x.shape[:-1], weight.shape[0]))
 
+    def relu(self, x: Any) -> Any:
+        return self.tf.maximum(x, 0.0)
+
     def gelu(self, x: Any) -> Any:
-        return self.tf.nn.gelu(x, approximate=False)
+        """In the form that the converter makes one operator of, and a gradient without the error function."""
+        tf = self.tf
+
+        def whole(x: Any) -> Any:
+            return 0.5 * x * (1.0 + tf.math.erf(x * 0.5**0.5))
+
+        @tf.custom_gradient
+        def gelu(x: Any) -> Any:
+            def gradient(upstream: Any) -> Any:
+                away = tf.where(tf.abs(x) < 1e-6, 1e-6, x)
+                return upstream * (whole(away) / away + x * tf.exp(-0.5 * x * x) * (2 * np.pi) ** -0.5)
+
+            return whole(x), gradient
+
+        return gelu(x)
 
     def layer_norm(self, x: Any, weight: Any, bias: Any) -> Any:
         mean = self.tf.reduce_mean(x, -1, keepdims=True)
@@ -48,7 +67,9 @@ class TensorFlowOps:
         return around * self.tf.math.rsqrt(variance + 1e-5) * weight + bias
 
     def rms_norm(self, x: Any, weight: Any) -> Any:
-        return x * self.tf.math.rsqrt(self.tf.reduce_mean(self.tf.square(x), -1, keepdims=True) + 1e-6) * weight
+        return (
+            x * self.tf.math.rsqrt(self.tf.reduce_mean(self.tf.square(x), -1, keepdims=True) + 1e-6) * weight
+        )
 
     def rotary(self, x: Any) -> Any:
         length, width = x.shape[2:]
@@ -79,42 +100,12 @@ class TensorFlowOps:
         return self.tf.transpose(self.tf.nn.conv2d(rows, kernel, 1, "VALID") + bias, (0, 3, 1, 2))
 
     def pool2(self, x: Any) -> Any:
-        rows = self.tf.nn.max_pool2d(self.tf.transpose(x, (0, 2, 3, 1)), 2, 2, "VALID")
-        return self.tf.transpose(rows, (0, 3, 1, 2))
+        b, c, h, w = x.shape
+        return self.tf.reduce_max(self.tf.reshape(x, (b, c, h // 2, 2, w // 2, 2)), (3, 5))
 
     def cross_entropy(self, logits: Any, labels: Any) -> Any:
         losses = self.tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         return self.tf.reduce_sum(losses)
-
-
-class BuiltinOps(TensorFlowOps):
-    """Those whose own gradient LiteRT has no operator for, in others."""
-
-    def __init__(self) -> None:
-        """Import TensorFlow."""
-        super().__init__()
-        self.relu = lambda x: self.tf.maximum(x, 0.0)
-
-    def gelu(self, x: Any) -> Any:
-        """In the form that the converter makes one operator of, and a gradient without the error function."""
-        tf = self.tf
-
-        def whole(x: Any) -> Any:
-            return 0.5 * x * (1.0 + tf.math.erf(x * 0.5**0.5))
-
-        @tf.custom_gradient
-        def gelu(x: Any) -> Any:
-            def gradient(upstream: Any) -> Any:
-                away = tf.where(tf.abs(x) < 1e-6, 1e-6, x)
-                return upstream * (whole(away) / away + x * tf.exp(-0.5 * x * x) * (2 * np.pi) ** -0.5)
-
-            return whole(x), gradient
-
-        return gelu(x)
-
-    def pool2(self, x: Any) -> Any:
-        b, c, h, w = x.shape
-        return self.tf.reduce_max(self.tf.reshape(x, (b, c, h // 2, 2, w // 2, 2)), (3, 5))
 
 
 class NoOperatorError(Exception):
@@ -126,94 +117,87 @@ def _key(number: int) -> str:
     return f"gradient_{number}"
 
 
-class Signature:
-    """Functions of a system's file, for one set of operators."""
+def runtime() -> None:
+    """The interpreter."""
+    import ai_edge_litert.interpreter
 
-    def __init__(self, *, select: bool) -> None:
-        """With operators of TensorFlow, or without."""
-        self.select = select
+    assert ai_edge_litert.interpreter
 
-    def _interpreter(self) -> Any:
-        if self.select:
-            import tensorflow as tf
 
-            return tf.lite.Interpreter
-        from ai_edge_litert.interpreter import Interpreter
+def prepare(workload: Workload, folder: Path) -> None:
+    """Write a model whose parameters are variables; the converter makes constants of those that are not trained.
 
-        return Interpreter
+    (Given as constants at once, they take it three times the memory and four times the time, for the same file.)
 
-    def runtime(self) -> None:
-        """The package with the interpreter."""
-        self._interpreter()
+    Raises:
+        NoOperatorError: naming TensorFlow's operator.
+    """
+    import tensorflow as tf
 
-    def _file(self, folder: Path) -> Path:
-        return folder / ("litert_select.tflite" if self.select else "litert.tflite")
+    ops = TensorFlowOps()
+    trained, frozen = given.values(folder, workload)
+    batch = {
+        name: tf.TensorSpec(value.shape, tf.dtypes.as_dtype(value.dtype), name)
+        for name, value in _inputs(folder).items()
+    }
 
-    def files(self, _: Workload, folder: Path) -> list[Path]:
-        """One file of program and values."""
-        return [self._file(folder)]
+    class Model(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = [tf.Variable(trained[name]) for name in workload.trained]
+            self.kept = [tf.Variable(value, trainable=False) for value in frozen.values()]
 
-    def prepare(self, workload: Workload, folder: Path) -> None:
-        """Write a model whose trained parameters are variables, the others constants.
+        @tf.function(input_signature=[batch])
+        def gradients(self, rows: dict[str, Any]) -> dict[str, Any]:
+            with tf.GradientTape() as tape:
+                own = dict(zip(workload.trained, self.own, strict=True))
+                kept = dict(zip(frozen, self.kept, strict=True))
+                loss = workload.loss(ops, {**kept, **own}, rows)
+            found = tape.gradient(loss, self.own)
+            return {"loss": loss, **{_key(i): value for i, value in enumerate(found)}}
 
-        Raises:
-            NoOperatorError: naming TensorFlow's operator.
-        """
-        import tensorflow as tf
+    model = Model()
+    with tempfile.TemporaryDirectory(prefix="pfl-bench-") as saved:
+        tf.saved_model.save(model, saved, signatures={_SIGNATURE: model.gradients.get_concrete_function()})
+        converter = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=[_SIGNATURE])
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        converter.experimental_enable_resource_variables = True
+        try:
+            (folder / _FILE).write_bytes(converter.convert())
+        except Exception as error:  # its type is internal
+            missing = re.search(r"'tf\.(\w+)' op is neither", str(error))
+            if missing is None:
+                raise
+            raise NoOperatorError(f"LiteRT has no operator for TensorFlow's {missing[1]}") from error
 
-        ops = TensorFlowOps() if self.select else BuiltinOps()
-        trained, frozen = given.values(folder, workload)
-        batch = {
-            name: tf.TensorSpec(value.shape, tf.dtypes.as_dtype(value.dtype), name)
-            for name, value in _inputs(folder).items()
-        }
 
-        class Model(tf.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.own = [tf.Variable(trained[name]) for name in workload.trained]
+def files(_: Workload, folder: Path) -> list[Path]:
+    """One file of program and values."""
+    return [folder / _FILE]
 
-            @tf.function(input_signature=[batch])
-            def gradients(self, rows: dict[str, Any]) -> dict[str, Any]:
-                with tf.GradientTape() as tape:
-                    own = dict(zip(workload.trained, self.own, strict=True))
-                    loss = workload.loss(ops, {**frozen, **own}, rows)
-                found = tape.gradient(loss, self.own)
-                return {"loss": loss, **{_key(i): value for i, value in enumerate(found)}}
 
-        model = Model()
-        with tempfile.TemporaryDirectory(prefix="pfl-bench-") as saved:
-            tf.saved_model.save(model, saved, signatures={_SIGNATURE: model.gradients.get_concrete_function()})
-            converter = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=[_SIGNATURE])
-            own = [tf.lite.OpsSet.TFLITE_BUILTINS]
-            converter.target_spec.supported_ops = [*own, tf.lite.OpsSet.SELECT_TF_OPS] if self.select else own
-            converter.experimental_enable_resource_variables = True
-            try:
-                self._file(folder).write_bytes(converter.convert())
-            except Exception as error:  # its type is internal
-                missing = re.search(r"'tf\.(\w+)' op is neither", str(error))
-                if missing is None:
-                    raise
-                raise NoOperatorError(f"LiteRT has no operator for TensorFlow's {missing[1]}") from error
+def load(workload: Workload, folder: Path) -> Running:
+    """The signature on one thread."""
+    from ai_edge_litert.interpreter import Interpreter
 
-    def load(self, workload: Workload, folder: Path) -> Running:
-        """The signature on one thread."""
-        interpreter = self._interpreter()(str(self._file(folder)), num_threads=1)
-        run = interpreter.get_signature_runner(_SIGNATURE)
-        inputs = _inputs(folder)
+    interpreter = Interpreter(str(folder / _FILE), num_threads=1)
+    run = interpreter.get_signature_runner(_SIGNATURE)
+    inputs = _inputs(folder)
 
-        def step() -> dict[str, np.ndarray]:
-            out: dict[str, np.ndarray] = run(**inputs)
-            return out
+    def step() -> dict[str, np.ndarray]:
+        out: dict[str, np.ndarray] = run(**inputs)
+        return out
 
-        def gradients() -> dict[str, np.ndarray]:
-            out = step()
-            return {name: out[_key(i)] for i, name in enumerate(workload.trained)}
+    def gradients() -> dict[str, np.ndarray]:
+        out = step()
+        return {name: out[_key(i)] for i, name in enumerate(workload.trained)}
 
-        return Running(step, gradients)
+    return Running(step, gradients)
 
 
 def _inputs(folder: Path) -> dict[str, np.ndarray]:
     """The batch, with ids of 32 bits."""
     found = given.batch(folder)
-    return {name: value.astype(np.int32) if value.dtype == np.int64 else value for name, value in found.items()}
+    return {
+        name: value.astype(np.int32) if value.dtype == np.int64 else value for name, value in found.items()
+    }

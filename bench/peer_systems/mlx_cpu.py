@@ -91,7 +91,7 @@ def load(workload: Workload, folder: Path) -> Running:
         return workload.loss(ops, {**frozen, **own}, rows)
 
     # the frozen values are an argument: those that a compiled function closes over are copied into it
-    step_of = mx.value_and_grad(loss) if os.environ.get("NOC") else mx.compile(mx.value_and_grad(loss))
+    step_of = mx.compile(mx.value_and_grad(loss))
 
     def step() -> tuple[Any, dict[str, Any]]:
         out = step_of(trained, values, batch)

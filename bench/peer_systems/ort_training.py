@@ -19,13 +19,13 @@ _RATE = 2.0**40
 
 
 def runtime() -> None:
-    """The package's ``training`` imports PyTorch for optimizers that nothing here uses, so its ``__init__`` is left out."""
+    """Without the ``__init__`` of ``training``, which imports PyTorch for optimizers that nothing here uses."""
     import onnxruntime
 
     package = types.ModuleType("onnxruntime.training")
     package.__path__ = [str(Path(onnxruntime.__file__).parent / "training")]
     sys.modules[package.__name__] = package
-    import onnxruntime.training.api  # noqa: F401
+    import onnxruntime.training.api
 
 
 def _path(name: str) -> str:

@@ -76,8 +76,9 @@ def runtime() -> None:
     """The exporter."""
     import torch
 
-    import pfl_exporters.export  # noqa: F401
+    import pfl_exporters.export
 
+    assert pfl_exporters.export
     torch.set_num_threads(1)
 
 
@@ -113,6 +114,7 @@ class Engine:
         import pfl_mobile.bundle.read
         from pfl_mobile.engines import load_engine
 
+        assert pfl_mobile.bundle.read
         load_engine(self.name)
 
     def files(self, _: Workload, folder: Path) -> list[Path]:

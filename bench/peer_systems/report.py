@@ -47,7 +47,11 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """One workload: a line for each system."""
     head = "| system | step | of eager | memory | mapped | file | gradient error |"
     return "\n".join(
-        [head, "| --- | ---: | ---: | ---: | ---: | ---: | ---: |", *(_line(n, row) for n, row in rows.items())]
+        [
+            head,
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+            *(_line(n, row) for n, row in rows.items()),
+        ]
     )
 
 
@@ -87,6 +91,7 @@ How each is written:
 - ONNX Runtime training: the last release (2024), `generate_artifacts` from an ONNX file, its `Module`.
 - MLX: fused functions of `mx.fast`, a compiled `value_and_grad`; its wheel for Linux has a plain BLAS, and MLX is made
   for the GPUs of Apple's devices: of its speed there this says nothing.
-- LiteRT: a signature with variables for what is trained, written with TensorFlow's converter. Once with LiteRT's own
-  operators, where ReLU, GELU and pooling had to be written around, as their gradients are none; once as its guide has
-  it, with TensorFlow's operators in the file."""
+- LiteRT: a signature with variables for what is trained, written with TensorFlow's converter, in LiteRT's own
+  operators; ReLU, GELU and pooling had to be written around, as their gradients are none of these. TensorFlow's
+  operators in the file (`SELECT_TF_OPS`, as LiteRT's guide has it) were tried with the CNN: neither LiteRT's package nor the
+  interpreter in TensorFlow's (2.19 and 2.21) runs them in Python."""

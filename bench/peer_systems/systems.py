@@ -15,17 +15,14 @@ class System:
         wanted: what pip installs into an environment of its own; nothing for those that run in ours.
         prepared: files in this folder that write what it loads, in this order; one of its own name runs in its
             environment, others in ours, once for all systems.
-        environment: name of its environment where that is not its own.
     """
 
     name: str
     label: str
     wanted: tuple[str, ...] = ()
     prepared: tuple[str, ...] = ()
-    environment: str | None = None
 
 
-_LITERT = ("tensorflow-cpu>=2.21,<2.22", "ai-edge-litert>=2.3,<2.4", "numpy>=1.26,<3", "safetensors>=0.5,<1")
 #: What all others are compared with.
 EAGER = "eager"
 SYSTEMS = {
@@ -38,7 +35,12 @@ SYSTEMS = {
         System(
             "ort_training",
             "ONNX Runtime training (discontinued)",
-            ("onnxruntime-training-cpu>=1.19,<1.20", "onnx>=1.17,<1.18", "numpy>=1.26,<2", "safetensors>=0.5,<1"),
+            (
+                "onnxruntime-training-cpu>=1.19,<1.20",
+                "onnx>=1.17,<1.18",
+                "numpy>=1.26,<2",
+                "safetensors>=0.5,<1",
+            ),
             ("onnx_file", "ort_training"),
         ),
         System(
@@ -46,7 +48,16 @@ SYSTEMS = {
             "MLX on the processor",
             ("mlx[cpu]>=0.32,<0.33", "numpy>=1.26,<3", "safetensors>=0.5,<1"),
         ),
-        System("litert_builtins", "LiteRT, its own operators", _LITERT, ("litert_builtins",), "litert"),
-        System("litert_select", "LiteRT with TensorFlow's operators", _LITERT, ("litert_select",), "litert"),
+        System(
+            "litert",
+            "LiteRT training signature",
+            (
+                "tensorflow-cpu>=2.21,<2.22",
+                "ai-edge-litert>=2.3,<2.4",
+                "numpy>=1.26,<3",
+                "safetensors>=0.5,<1",
+            ),
+            ("litert",),
+        ),
     )
 }

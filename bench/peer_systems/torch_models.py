@@ -58,7 +58,8 @@ def _smollm2(size: Size) -> nn.Module:
 
 #: Layers with LoRA, by the last part of their name, and its rank.
 LORA = {"decoder": (("q", "v"), 4), "smollm2": (("q_proj", "v_proj"), 8)}
-_BUILT: dict[str, Callable[..., nn.Module]] = {
+#: Makes the module of a workload, by its name.
+BUILT: dict[str, Callable[..., nn.Module]] = {
     "mlp": _mlp,
     "cnn": _cnn,
     "decoder": _decoder,
@@ -77,7 +78,7 @@ def build(workload: Workload, values: dict[str, Tensor]) -> nn.Module:
         RuntimeError: the values have other names or shapes than the module's parameters.
     """
     with torch.device("meta"):
-        net = _BUILT[workload.name](**workload.sizes)
+        net = BUILT[workload.name](**workload.sizes)
         if any(name.endswith("lora_A") for name in values):
             _with_lora(net, *LORA[workload.name])
     wanted = {name: tuple(parameter.shape) for name, parameter in net.named_parameters()}
