@@ -1,4 +1,4 @@
-"""ExecuTorch's own training: ``_export_forward_backward``, lowered as it comes, and ``executorch.extension.training``."""
+"""ExecuTorch's own training: ``_export_forward_backward`` as it comes, and ``executorch.extension.training``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """LiteRT: a signature that trains, written with TensorFlow's converter, of LiteRT's own operators alone.
 
 Its guide to training on devices puts operators of TensorFlow into the file (``SELECT_TF_OPS``); that was tried with
-the CNN: neither LiteRT's package nor the interpreter of TensorFlow's (2.19 and 2.21) runs them in Python.
+the CNN: TensorFlow's interpreters of 2.19 and 2.21 do not run them in Python.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SIGNATURE = "gradients"
 
 
 class TensorFlowOps:
-    """``Ops`` in TensorFlow's functions; those whose gradient LiteRT has no operator for (ReLU, GELU, pooling) in others."""
+    """``Ops`` in TensorFlow's functions, but for those whose gradient LiteRT has no operator for."""
 
     def __init__(self) -> None:
         """Import TensorFlow."""

@@ -93,5 +93,5 @@ How each is written:
   for the GPUs of Apple's devices: of its speed there this says nothing.
 - LiteRT: a signature with variables for what is trained, written with TensorFlow's converter, in LiteRT's own
   operators; ReLU, GELU and pooling had to be written around, as their gradients are none of these. TensorFlow's
-  operators in the file (`SELECT_TF_OPS`, as LiteRT's guide has it) were tried with the CNN: neither LiteRT's package nor the
-  interpreter in TensorFlow's (2.19 and 2.21) runs them in Python."""
+  operators in the file (`SELECT_TF_OPS`, as LiteRT's guide has it) were tried with the CNN: the
+  interpreters of TensorFlow 2.19 and 2.21 do not run them in Python."""
