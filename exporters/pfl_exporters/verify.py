@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pfl_mobile.bundle.manifest import ProgramSpec, TensorSpec
 from pfl_mobile.engines import EngineSession, load_engine
-from pfl_mobile.engines.compare import TOLERANCE, output_errors, relative_error
+from pfl_mobile.engines.compare import GRADIENT, TOLERANCE, output_errors, relative_error
 from pfl_mobile.errors import ExportError, GradientMismatchError, PflError
 from pfl_mobile.modules.personalize import PersonalizedModel
 from pfl_mobile.programs.deployment import Deployment
@@ -356,7 +356,8 @@ def compared_with_pytorch(
         rounds: how many others.
 
     Raises:
-        ExportError: the model fails on another batch; GradientMismatchError when numbers differ.
+        ExportError: the model fails on another batch, or its gradients are all zero; GradientMismatchError when
+            numbers differ.
     """
     model, task = deployment.model, deployment.task
     try:
@@ -369,5 +370,17 @@ def compared_with_pytorch(
             "the model fails on another batch of the example's shape, which it has to take, also with padding"
         )
         raise explained(error, model, subject=subject) from error
+    _check_moving(reference)
     check_traced(programs, reference)
     return reference
+
+
+def _check_moving(reference: Sequence[Case]) -> None:
+    """Raises ExportError where no gradient is other than zero: programs that give zeros would pass as right."""
+    gradient = [v for case in reference for k, v in case.outputs.items() if k.startswith(GRADIENT)]
+    if all(float(v.abs().max()) < torch.finfo(v.dtype).tiny for v in gradient if v.numel()):
+        raise ExportError(
+            "every gradient is zero on every batch: training would change nothing, and there is nothing to compare",
+            mend="let the loss depend on what is trained, through operators that have a derivative, and give a "
+            "backbone whose outputs are not all the same: with its trained weights",
+        )
