@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ class Options:
     systems: tuple[str, ...] = tuple(SYSTEMS)
     rounds: int = 12
     seconds: float = 0.25
-    patience: float = 15.0
+    patience: float = 10.0
 
 
 class Process:
@@ -168,7 +170,6 @@ class Comparison:
         self.rows = {name: Row() for name in pythons}
         self._say = say
         self._core = min(os.sched_getaffinity(0))
-        self._done: dict[tuple[Path, str], str | None] = {}
 
     def say(self, text: str) -> None:
         """Tell the progress."""
@@ -177,16 +178,7 @@ class Comparison:
     def run(self) -> dict[str, Row]:
         """Measure; a system that fails says why in its row, and the others go on."""
         given.write(self.workload, self.folder)
-        here = Path(sys.executable)
-        self.say("expected gradients, in float64")
-        if (failure := self._written(here, "reference")) is not None:
-            raise SystemFailed(failure)
-        for system in self._left():
-            for module in system.prepared:
-                python = self.pythons[system.name] if module == system.name else here
-                if (failure := self._written(python, module)) is not None:
-                    self._fail(system.name, failure)
-                    break
+        self._prepare()
         with contextlib.ExitStack() as stack:
             processes: dict[str, Process] = {}
             for system in self._left():
@@ -223,17 +215,41 @@ class Comparison:
         except SystemFailed as error:
             self._fail(name, str(error))
 
-    def _written(self, python: Path, module: str) -> str | None:
-        """Let a file prepare what systems load, once; why it cannot."""
-        if (python, module) not in self._done:
+    def _prepare(self) -> None:
+        """Write what the systems load, each file once, first what is common; on as many cores as there are."""
+        here = Path(sys.executable)
+        common = dict.fromkeys(m for s in self._left() for m in s.prepared if m != s.name)
+        said = self._written([(here, "reference"), *((here, module) for module in common)])
+        if (failure := said["reference"]) is not None:
+            raise SystemFailed(failure)
+        for system in self._left():
+            if (failure := next(filter(None, map(said.get, system.prepared)), None)) is not None:
+                self._fail(system.name, failure)
+        own = [s.name for s in self._left() if s.name in s.prepared]
+        for name, failure in self._written([(self.pythons[name], name) for name in own]).items():
+            if failure is not None:
+                self._fail(name, failure)
+
+    def _written(self, wanted: Sequence[tuple[Path, str]]) -> dict[str, str | None]:
+        """Let files prepare something, each in its Python; by name of the file why it cannot."""
+        cores = queue.SimpleQueue[int]()
+        for core in os.sched_getaffinity(0):
+            cores.put(core)
+
+        def one(python: Path, module: str) -> str | None:
+            core = cores.get()
             self.say(f"prepare {module}")
             try:
-                with started(python, module, self._log(f"prepare-{module}"), self._core) as process:
+                with started(python, module, self._log(f"prepare-{module}"), core) as process:
                     process.ask("prepare", workload=self.workload.name, folder=str(self.folder))
-                self._done[python, module] = None
             except SystemFailed as error:
-                self._done[python, module] = str(error)
-        return self._done[python, module]
+                return str(error)
+            finally:
+                cores.put(core)
+            return None
+
+        with ThreadPoolExecutor(cores.qsize()) as pool:
+            return dict(zip((m for _, m in wanted), pool.map(lambda pair: one(*pair), wanted), strict=True))
 
     def _take_turns(self, processes: Mapping[str, Process]) -> None:
         for number in range(self.options.rounds):

@@ -87,7 +87,8 @@ How each is written:
 
 - PyTorch eager: plain modules, `autograd.grad`, values mapped from the file.
 - pfl-mobile: `export_bundle`, the language model from a folder of transformers; nothing chosen by hand.
-- ExecuTorch's own training: `_export_forward_backward`, lowered as it comes.
+- ExecuTorch's own training: `_export_forward_backward`, lowered as it comes. In 1.5.1 its max pooling passes wrong
+  gradients back, also alone: the kernel adds to memory that it has not cleared (pytorch/executorch issue 21686).
 - ONNX Runtime training: the last release (2024), `generate_artifacts` from an ONNX file, its `Module`.
 - MLX: fused functions of `mx.fast`, a compiled `value_and_grad`; its wheel for Linux has a plain BLAS, and MLX is made
   for the GPUs of Apple's devices: of its speed there this says nothing.
