@@ -15,7 +15,8 @@ _METHOD = """\
 One step is forward, loss and the gradient of every trained parameter, up to where a caller can use them; float32, one
 thread, one core, each system in a process of its own. All are given the same values and the same batch as files.
 Systems take turns of about a quarter of a second, so that noise of the machine meets all of them; `step` is the median,
-`of eager` its ratio to PyTorch eager's. A system with slow steps takes fewer turns.
+`of eager` its ratio to PyTorch eager's. A system with slow steps takes fewer turns, or
+is timed in one step only (`--json` says in how many).
 
 - `memory`: the most anonymous memory that loading and the first steps add to a process in which the runtime is
   imported already, in MB of 10^6 bytes; `mapped`: pages of files (program, weights and the runtime's own libraries),
