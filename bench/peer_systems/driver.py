@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,8 @@ class Options:
     Attributes:
         rounds: turns of each system.
         seconds: length of a turn; of a system whose step takes longer, one step.
-        patience: seconds of steps after which a system takes no more turns on a workload.
+        patience: seconds of steps after which a system takes no more turns on a workload, the first step included; of
+            one that takes longer for that step alone, the step that gives the gradients is timed.
     """
 
     workloads: tuple[str, ...] = tuple(WORKLOADS)
@@ -168,7 +171,6 @@ class Comparison:
         self.rows = {name: Row() for name in pythons}
         self._say = say
         self._core = min(os.sched_getaffinity(0))
-        self._done: dict[tuple[Path, str], str | None] = {}
 
     def say(self, text: str) -> None:
         """Tell the progress."""
@@ -177,16 +179,7 @@ class Comparison:
     def run(self) -> dict[str, Row]:
         """Measure; a system that fails says why in its row, and the others go on."""
         given.write(self.workload, self.folder)
-        here = Path(sys.executable)
-        self.say("expected gradients, in float64")
-        if (failure := self._written(here, "reference")) is not None:
-            raise SystemFailed(failure)
-        for system in self._left():
-            for module in system.prepared:
-                python = self.pythons[system.name] if module == system.name else here
-                if (failure := self._written(python, module)) is not None:
-                    self._fail(system.name, failure)
-                    break
+        self._prepare()
         with contextlib.ExitStack() as stack:
             processes: dict[str, Process] = {}
             for system in self._left():
@@ -223,17 +216,41 @@ class Comparison:
         except SystemFailed as error:
             self._fail(name, str(error))
 
-    def _written(self, python: Path, module: str) -> str | None:
-        """Let a file prepare what systems load, once; why it cannot."""
-        if (python, module) not in self._done:
+    def _prepare(self) -> None:
+        """Write what the systems load, each file once, first what is common; on as many cores as there are."""
+        here = Path(sys.executable)
+        common = dict.fromkeys(m for s in self._left() for m in s.prepared if m != s.name)
+        said = self._written([(here, "reference"), *((here, module) for module in common)])
+        if (failure := said["reference"]) is not None:
+            raise SystemFailed(failure)
+        for system in self._left():
+            if (failure := next(filter(None, map(said.get, system.prepared)), None)) is not None:
+                self._fail(system.name, failure)
+        own = [s.name for s in self._left() if s.name in s.prepared]
+        for name, failure in self._written([(self.pythons[name], name) for name in own]).items():
+            if failure is not None:
+                self._fail(name, failure)
+
+    def _written(self, wanted: Sequence[tuple[Path, str]]) -> dict[str, str | None]:
+        """Let files prepare something, each in its Python; by name of the file why it cannot."""
+        cores = queue.SimpleQueue[int]()
+        for core in os.sched_getaffinity(0):
+            cores.put(core)
+
+        def one(python: Path, module: str) -> str | None:
+            core = cores.get()
             self.say(f"prepare {module}")
             try:
-                with started(python, module, self._log(f"prepare-{module}"), self._core) as process:
+                with started(python, module, self._log(f"prepare-{module}"), core) as process:
                     process.ask("prepare", workload=self.workload.name, folder=str(self.folder))
-                self._done[python, module] = None
             except SystemFailed as error:
-                self._done[python, module] = str(error)
-        return self._done[python, module]
+                return str(error)
+            finally:
+                cores.put(core)
+            return None
+
+        with ThreadPoolExecutor(cores.qsize()) as pool:
+            return dict(zip((m for _, m in wanted), pool.map(lambda pair: one(*pair), wanted), strict=True))
 
     def _take_turns(self, processes: Mapping[str, Process]) -> None:
         for number in range(self.options.rounds):
@@ -242,7 +259,8 @@ class Comparison:
             turn = number % max(len(names), 1)
             for name in names[turn:] + names[:turn]:
                 row = self.rows[name]
-                if row.failure is not None or sum(row.times) > 1000 * self.options.patience:
+                spent = sum(row.times) + row.loaded["ms"][0]
+                if row.failure is not None or spent > 1000 * self.options.patience:
                     continue
                 last = (row.times or row.loaded["ms"])[-1]
                 with self._noted(name):
@@ -254,7 +272,8 @@ class Comparison:
         if row.failure is not None:
             return
         out = self.folder / f"{name}.npz"
-        process.ask("gradients", out=str(out))
+        said = process.ask("gradients", out=str(out))
+        row.times = row.times or said["ms"]  # of slow systems there is no other
         with np.load(out) as got, np.load(self.folder / reference.FILE) as want:
             row.error, row.worst = gradient_error(got, want)
 

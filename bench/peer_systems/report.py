@@ -15,7 +15,8 @@ _METHOD = """\
 One step is forward, loss and the gradient of every trained parameter, up to where a caller can use them; float32, one
 thread, one core, each system in a process of its own. All are given the same values and the same batch as files.
 Systems take turns of about a quarter of a second, so that noise of the machine meets all of them; `step` is the median,
-`of eager` its ratio to PyTorch eager's. A system with slow steps takes fewer turns.
+`of eager` its ratio to PyTorch eager's. A system with slow steps takes fewer turns, or
+is timed in one step only (`--json` says in how many).
 
 - `memory`: the most anonymous memory that loading and the first steps add to a process in which the runtime is
   imported already, in MB of 10^6 bytes; `mapped`: pages of files (program, weights and the runtime's own libraries),
@@ -87,7 +88,8 @@ How each is written:
 
 - PyTorch eager: plain modules, `autograd.grad`, values mapped from the file.
 - pfl-mobile: `export_bundle`, the language model from a folder of transformers; nothing chosen by hand.
-- ExecuTorch's own training: `_export_forward_backward`, lowered as it comes.
+- ExecuTorch's own training: `_export_forward_backward`, lowered as it comes. In 1.5.1 its max pooling passes wrong
+  gradients back, also alone: the kernel adds to memory that it has not cleared (pytorch/executorch issue 21686).
 - ONNX Runtime training: the last release (2024), `generate_artifacts` from an ONNX file, its `Module`.
 - MLX: fused functions of `mx.fast`, a compiled `value_and_grad`; its wheel for Linux has a plain BLAS, and MLX is made
   for the GPUs of Apple's devices: of its speed there this says nothing.
