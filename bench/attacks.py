@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from arguments import names
 from attack.report import collect, page, table
 from attack.run import RULES, Settings, cases, run_all
 from attack.threats import ATTACKS
@@ -26,21 +27,13 @@ PAGE = Path(__file__).with_suffix(".md")
 COMMAND = "python bench/attacks.py --write"
 
 
-def some(known: list[str], text: str) -> list[str]:
-    chosen = text.split(",")
-    unknown = [name for name in chosen if name not in known]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
-    return chosen
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     attacks, rules = list(ATTACKS), list(RULES)
-    parser.add_argument("--attacks", type=lambda t: some(attacks, t), default=attacks, metavar="A,B")
-    parser.add_argument("--rules", type=lambda t: some(rules, t), default=rules, metavar="A,B")
+    parser.add_argument("--attacks", type=names(attacks), default=attacks, metavar="A,B")
+    parser.add_argument("--rules", type=names(rules), default=rules, metavar="A,B")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each (default 3)")
     parser.add_argument("--rounds", type=int, default=Settings.rounds)
     parser.add_argument("--alpha", type=float, default=Settings.alpha, help="how alike users are")

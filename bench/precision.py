@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measure import memory
+
 WEIGHTS = ("float32", "int8", "int4")
 ENGINES = {"onnxruntime": "onnx", "executorch": "android"}
 CALLS = 7
@@ -72,7 +74,7 @@ def measure(folder: str, engine: str) -> dict[str, Any]:
     load_engine(engine)  # imported before memory is measured
     bundle = Bundle.open(folder)
     golden, values = bundle.golden(), bundle.values()
-    before = resident("VmRSS")
+    before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
     session = open_session(bundle, engine, threads=1, trusted=True)
     found: dict[str, Any] = {}
@@ -85,13 +87,7 @@ def measure(folder: str, engine: str) -> dict[str, Any]:
             session.run(program, inputs)
             times.append(time.process_time() - begun)
         found[f"{program}_ms"] = round(min(times) * 1000, 2)
-    return {**found, "memory_mb": round((resident("VmHWM") - before) / 1024, 1)}
-
-
-def resident(kind: str) -> int:
-    """Memory of this process in KiB: as it is (``VmRSS``), or at its peak (``VmHWM``)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:"))
+    return {**found, "memory_mb": round((memory("VmHWM") - before) / 2**20, 1)}
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sim.report import machine
+from measure import machine
 from torch import Tensor, nn
 
 from pfl_exporters.export import open_lowered, program_specs

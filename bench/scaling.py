@@ -19,93 +19,33 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from export import spent
+from llama import Size, config, write_folder
+from measure import machine, timed, watched
 
 ENGINES = {"executorch": "android", "onnxruntime": "onnx"}
 
 
-@dataclass(frozen=True)
-class Size:
-    """Of a model and its step."""
-
-    layers: int = 8
-    width: int = 256
-    inner: int = 704
-    heads: int = 4
-    key_heads: int = 2
-    words: int = 8192
-    length: int = 64
-
-
 def _model(size: Size, folder: Path) -> None:
-    """Write a model of this size with a tokenizer of bytes."""
+    """Write a model of this size."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=size.words,
-        hidden_size=size.width,
-        intermediate_size=size.inner,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.key_heads,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
-    special = ["<s>", "</s>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator([], trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    write_folder(LlamaForCausalLM(config(size)), folder)
 
 
-def _anonymous() -> int:
-    """Bytes of the process's memory that no file backs."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
-
-
-def _watched(steps: Callable[[], list[float]]) -> dict[str, Any]:
-    """The most that steps add to the process's anonymous memory, and the shortest of them in milliseconds."""
-    before = most = _anonymous()
-    ended = threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not ended.wait(0.002):
-            most = max(most, _anonymous())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        seconds = steps()
-    finally:
-        ended.set()
-        thread.join()
-    return {"peak_mb": round((most - before) / 1e6, 1), "step_ms": round(min(seconds) * 1e3, 1)}
-
-
-def _timed(step: Callable[[], object], count: int) -> list[float]:
-    found = []
-    for _ in range(count + 1):
-        began = time.perf_counter()
-        step()
-        found.append(time.perf_counter() - began)
-    return found[1:]
+def _measured(step: Callable[[], object], count: int) -> dict[str, Any]:
+    """The most that steps add to the process's anonymous memory, and the shortest of them but the first."""
+    seconds, added = watched(lambda: timed(step, count + 1))
+    return {"peak_mb": round(added.anonymous / 1e6, 1), "step_ms": round(min(seconds[1:]) * 1e3, 1)}
 
 
 def _of_bundle(folder: str, engine: str, count: int) -> dict[str, Any]:
@@ -124,7 +64,7 @@ def _of_bundle(folder: str, engine: str, count: int) -> dict[str, Any]:
     with open_session(
         bundle, engine, threads=1, trusted=True
     ) as session:  # loads the runtime, and no program yet
-        found = _watched(lambda: _timed(lambda: session.run("gradients", inputs), count))
+        found = _measured(lambda: session.run("gradients", inputs), count)
     return found | {"planned_mb": None if planned is None else round(planned / 1e6, 1)}
 
 
@@ -142,7 +82,7 @@ def _of_eager(folder: str, length: int, count: int) -> dict[str, Any]:
         model(ids, labels=ids, use_cache=False).loss.backward()
         model.zero_grad()
 
-    return _watched(lambda: _timed(step, count))
+    return _measured(step, count)
 
 
 def _alone(*arguments: object) -> dict[str, Any]:
@@ -241,14 +181,7 @@ def main() -> None:
         if not given.json:
             print(json.dumps(rows[-1]))
     if given.json:
-        print(json.dumps({"processor": _processor(), "runs": rows}, indent=1))
-
-
-def _processor() -> str:
-    with open("/proc/cpuinfo") as file:
-        return next(
-            (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown"
-        )
+        print(json.dumps({"processor": machine()["processor"], "runs": rows}, indent=1))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from environments import python_of
 from serve import load
-from sim.environments import python_of
+from sim.requirements import wanted
 
 HERE = Path(__file__).resolve().parent
 
@@ -176,7 +177,7 @@ def merge(repeats: int) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {"ours": [], "flower": [], "flower_arrays": []}
     with tempfile.TemporaryDirectory(prefix="pfl-bench-") as name:
         _write_updates(Path(name), MERGE_COUNT, MERGE_MB)
-        flower = python_of("flower", say)
+        flower = python_of("flower", wanted("flower"), say)
         for repeat in range(repeats):
             say(f"merge {MERGE_COUNT} updates of {MERGE_MB:g} MB ({repeat + 1}/{repeats})")
             for system, runs in found.items():

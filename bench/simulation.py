@@ -22,20 +22,10 @@ import argparse
 import json
 import sys
 
+from arguments import names
 from sim.driver import SYSTEMS, Options, compare, populations
 from sim.report import population_table, table
 from sim.workloads import WORKLOADS
-
-
-def names(known: tuple[str, ...]):  # type: ignore[no-untyped-def]
-    def parse(text: str) -> tuple[str, ...]:
-        chosen = tuple(text.split(","))
-        unknown = [name for name in chosen if name not in known]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
-        return chosen
-
-    return parse
 
 
 def main() -> None:

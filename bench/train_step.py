@@ -17,10 +17,11 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import measure
 
 SYSTEMS = ("torch_eager", "executorch_stock", "pfl_executorch", "pfl_onnxruntime")
 BATCH, LENGTH, VOCABULARY = 16, 20, 8000
@@ -75,16 +76,11 @@ def torch_eager(_: str, threads: int) -> tuple[Callable[[], Any], Callable[[Any]
 
 
 def executorch_stock(_: str, __: int) -> tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]:
-    """``_export_forward_backward`` of the same model, lowered as it comes, run by ``executorch.extension.training``.
-
-    Attention is exported in its MATH form: the fused one has a backward that ExecuTorch cannot lower.
-    """
+    """``_export_forward_backward`` of the same model, lowered as it comes, run by ``executorch.extension.training``."""
     import torch
     import torch.nn.functional as F
-    from executorch.exir import to_edge
     from executorch.extension.training import _load_for_executorch_for_training_from_buffer
-    from torch.export.experimental import _export_forward_backward
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from peer_systems.executorch_stock import training_program
 
     d = deployment()
     for p in d.model.train_parameters():
@@ -99,10 +95,7 @@ def executorch_stock(_: str, __: int) -> tuple[Callable[[], Any], Callable[[Any]
             return F.cross_entropy(self.model(tokens).flatten(0, 1), labels.flatten())
 
     inputs = (d.batch["tokens"], d.batch["labels"])
-    with sdpa_kernel(SDPBackend.MATH):
-        exported = torch.export.export(WithLoss(), inputs, strict=False)
-        program = to_edge(_export_forward_backward(exported)).to_executorch()
-    buffer = program.buffer
+    buffer = training_program(WithLoss(), inputs)
     module = _load_for_executorch_for_training_from_buffer(buffer)
     paths = {f"model.{d.model.path(name)}": name for name in d.model.values()}
 
@@ -144,14 +137,12 @@ def pfl_onnxruntime(bundle: str, threads: int) -> tuple[Callable[[], Any], Calla
 
 
 def _peak_mb() -> float:
-    """Largest resident memory of this program. (``getrusage`` also counts the parent that started it.)"""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return measure.memory("VmHWM") / 2**20
 
 
 def worker(pipe: Any, system: str, bundle: str, threads: int) -> None:
     """Serve one system: build it, then run as many steps as asked and send the milliseconds."""
-    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:threads]))
+    measure.stay_on(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)  # the runtimes' own chatter
@@ -161,12 +152,7 @@ def worker(pipe: Any, system: str, bundle: str, threads: int) -> None:
         out = step()
         pipe.send(("ready", grads(out), before))
         while (steps := pipe.recv()) is not None:
-            times = []
-            for _ in range(steps):
-                start = time.perf_counter()
-                step()
-                times.append((time.perf_counter() - start) * 1000)
-            pipe.send(times)
+            pipe.send([1000 * seconds for seconds in measure.timed(step, steps)])
         pipe.send(_peak_mb())
     except Exception as error:
         pipe.send(("failed", f"{type(error).__name__}: {error}", 0))
@@ -217,10 +203,7 @@ def matmul_peak(threads: int) -> float:
     best = 0.0
     for n in (512, 1024, 1536, 512, 1024):
         a, b = torch.randn(n, n), torch.randn(n, n)
-        for _ in range(20):
-            start = time.perf_counter()
-            torch.mm(a, b)
-            best = max(best, 2 * n**3 / (time.perf_counter() - start) / 1e9)
+        best = max(best, 2 * n**3 / min(measure.timed(lambda a=a, b=b: torch.mm(a, b), 20)) / 1e9)  # type: ignore[misc]
     return best
 
 
@@ -251,7 +234,7 @@ def run(threads: int, rounds: int, steps: int, say: Callable[[str], None]) -> di
     from pfl_exporters.export import export_bundle
 
     torch.set_num_threads(threads)
-    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:threads]))
+    measure.stay_on(threads)
     d = deployment()
     with tempfile.TemporaryDirectory() as folder:
         bundle = str(Path(folder) / "bundle")

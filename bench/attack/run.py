@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -179,7 +179,7 @@ def run(settings: Settings, case: Case, population: Population | None = None) ->
     )
 
 
-def cases(attacks: list[str], rules: list[str], seeds: int) -> list[Case]:
+def cases(attacks: Sequence[str], rules: Sequence[str], seeds: int) -> list[Case]:
     """All runs: every rule without attack, and under every attack by every part of the users."""
     clean = [Case(CLEAN, 0.0, rule, seed) for rule in rules for seed in range(seeds)]
     return clean + [

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from environments import EnvironmentFailed, python_of
+from measure import machine
 
-from sim.environments import EnvironmentFailed, python_of
 from sim.job import Job
-from sim.report import machine
+from sim.requirements import wanted
 from sim.watch import MARK, Watch, end_all
 from sim.workloads import WORKLOADS, Prepared, prepare
 
@@ -128,7 +129,7 @@ def compare(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     pythons: dict[str, Path] = {}
     for system in options.systems:
         try:
-            pythons[system] = python_of(system, say)
+            pythons[system] = python_of(system, wanted(system), say)
         except EnvironmentFailed as error:
             errors.append({"system": system, "workload": "*", "error": f"no environment: {error}"})
     result: dict[str, Any] = {

@@ -1,31 +1,9 @@
-"""What machine it was, and results as text."""
+"""Results as text."""
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores that may be used, memory, load before the first run."""
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    return {
-        "processor": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": f"{platform.system()} {platform.release()}",
-        "load": [round(x, 2) for x in os.getloadavg()],
-    }
 
 
 def table(result: dict[str, Any], systems: Sequence[str]) -> str:

@@ -65,11 +65,11 @@ class Cnn(nn.Module):
 class LoRALinear(nn.Linear):
     """A frozen linear layer plus ``B(A(x))``, as anyone would write it."""
 
-    def __init__(self, base: nn.Linear) -> None:
+    def __init__(self, base: nn.Linear, rank: int = RANK) -> None:
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None)
         self.weight, self.bias = base.weight, base.bias
-        self.lora_A = nn.Parameter(torch.empty(RANK, base.in_features))
-        self.lora_B = nn.Parameter(torch.empty(base.out_features, RANK))
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features))
+        self.lora_B = nn.Parameter(torch.empty(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., out] from [..., in]."""

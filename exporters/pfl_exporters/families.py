@@ -427,6 +427,7 @@ KINDS: dict[str, Callable[[ModelFolder, Shape], Family]] = {
     "ForSequenceClassification": _sentences,
     "ForTokenClassification": _tags,
     "ForConditionalGeneration": _written,
+    "MTModel": _written,
     "ForImageClassification": _pictures,
     "ForAudioClassification": _sounds,
     "ForCTC": _speech,

@@ -87,7 +87,7 @@ def deployment(
     report(f"put {', '.join(dict.fromkeys(module.kind for module in own))} into {folder.architecture}")
     model = personalize(backbone, own, example=example)
     if given is None:
-        _check_ranks(model, answers=getattr(folder.config, "num_labels", 0))
+        _check_ranks(model)
     elif given.trained:
         report(f"start from the adapter in {given.folder}")
         import_model(model, given.folder)
@@ -114,22 +114,28 @@ def by_leaf(targets: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _check_ranks(model: PersonalizedModel, answers: int) -> None:
-    """Low-rank parts are smaller than their layers, but for the layer of the answers, which ``all-linear`` takes too.
+def _check_ranks(model: PersonalizedModel) -> None:
+    """Low-rank parts are smaller than their layers.
+
+    ``all-linear`` takes small ones too, that of few answers or of one gate, where some layer has that rank.
 
     Raises:
         ConfigError: naming a layer whose rank is larger than both sides allow.
     """
     values = model.values()
+    fits: dict[str, list[tuple[bool, str, int, int]]] = {}
     for info in model.device_tensors():
         path, _, leaf = info.name.rpartition(".")
-        if leaf != "lora_A":
-            continue
-        a, b = values[info.name], values[f"{path}.lora_B"]
-        rank = b.shape[1]
-        most = min(a.numel() // rank, b.shape[0])
-        chosen = getattr(model.configs[info.module], "targets", ())
-        if rank > most and not (ALL_LINEAR in chosen and b.shape[0] == answers):
+        if leaf == "lora_A":
+            a, b = values[info.name], values[f"{path}.lora_B"]
+            rank = b.shape[1]
+            most = min(a.numel() // rank, b.shape[0])
+            fits.setdefault(info.module, []).append((rank <= most, path, rank, most))
+    for module, layers in fits.items():
+        everywhere = ALL_LINEAR in getattr(model.configs[module], "targets", ())
+        for fit, path, rank, most in layers:
+            if fit or (everywhere and any(other for other, *_ in layers)):
+                continue
             raise ConfigError(
                 f"the rank {rank} of LoRA is larger than layer {path!r}, whose weight has a rank of at most {most}",
                 mend=f"--rank {most} or less; or leave that layer out, or train it as a whole: --head {path}",

@@ -22,10 +22,10 @@ from torch import Tensor, fx
 from typing_extensions import override
 
 from pfl_mobile.engines.compare import relative_error
+from pfl_mobile.programs.simplify import copied
 from pfl_mobile.programs.trace import TracedProgram
 
 from .lowering.files import Report
-from .lowering.graphs import shared_copy
 from .lowering.obstacles import operator_name
 from .targets import Target
 from .verify import open_lowered, program_specs
@@ -253,7 +253,7 @@ class _Search:
 
 def giving_out(program: TracedProgram, nodes: Sequence[fx.Node]) -> TracedProgram:
     """The program with these values as its outputs; flags go out as 0 and 1, single numbers with shape [1]."""
-    graph = shared_copy(program.graph)
+    graph = copied(program.graph)
     same = dict(zip(program.graph.graph.nodes, graph.graph.nodes, strict=True))
     end = next(n for n in graph.graph.nodes if n.op == "output")
     results = []

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pfl_exporters.experts import one_by_one, use_every_expert
 from pfl_exporters.lowering.quiet import quiet
 from pfl_mobile.errors import ConfigError, DataError, UnknownNameError, missing_package
 from pfl_mobile.files.reading import MOST_VALUES, open_bytes, parse_json, read_text
@@ -95,6 +96,7 @@ class ModelFolder:
                 mend="give the folder of a whole model: config.json and *.safetensors that fit it",
             ) from error
         self._check_found(model, found)
+        one_by_one(model)
         return model.eval(), sorted(found["missing_keys"])
 
     def _check_found(self, model: nn.Module, found: Mapping[str, Any]) -> None:
@@ -169,6 +171,7 @@ def open_folder(source: str, ends: Sequence[str]) -> ModelFolder:
     if hasattr(config, "use_cache"):
         config.use_cache = False
     config.return_dict = True
+    use_every_expert(config)
     return ModelFolder(folder, name, architecture, made, config, _headers(folder, name))
 
 

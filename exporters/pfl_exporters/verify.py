@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pfl_mobile.bundle.manifest import ProgramSpec, TensorSpec
 from pfl_mobile.engines import EngineSession, load_engine
-from pfl_mobile.engines.compare import TOLERANCE, output_errors, relative_error
+from pfl_mobile.engines.compare import GRADIENT, TOLERANCE, output_errors, relative_error
 from pfl_mobile.errors import ExportError, GradientMismatchError, PflError
 from pfl_mobile.modules.personalize import PersonalizedModel
 from pfl_mobile.programs.deployment import Deployment
@@ -142,8 +142,12 @@ def _cases(
                 garbage = _some_right(model, task, drawn, values)
                 full = {k: _padded(v, index % 2) for k, v in garbage.items()}
             trained_on = gradients(model, task, full, values, trained)
-            _check_finite(Case("gradients", what, {}, trained_on))
-            noise = _noise(trained_on, gradients(model, task, full, _neighbours(values, trained), trained))
+            finite = _not_finite(trained_on) is None  # else it is said below, with what it comes from
+            noise = (
+                _noise(trained_on, gradients(model, task, full, _neighbours(values, trained), trained))
+                if finite
+                else 0.0
+            )
             if noise < least or math.isinf(least):
                 least, taken = noise, (values, full, garbage, trained_on)
             if noise <= _STEADY * TOLERANCE:
@@ -240,15 +244,22 @@ def _check_padding(
             )
 
 
+def _not_finite(outputs: Mapping[str, Tensor]) -> str | None:
+    """The name of the first output that has a value that is none."""
+    return next(
+        (n for n, v in outputs.items() if v.is_floating_point() and not bool(v.isfinite().all())), None
+    )
+
+
 def _check_finite(case: Case) -> None:
-    for name, value in case.outputs.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise ExportError(
-                f"PyTorch itself gives values that are not finite: output {name!r} of program {case.program!r} "
-                f"on {case.what}",
-                mend="check the example batch and the model for NaN, and the loss for a logarithm or a division "
-                "that some values of the batch's range break",
-            )
+    name = _not_finite(case.outputs)
+    if name is not None:
+        raise ExportError(
+            f"PyTorch itself gives values that are not finite: output {name!r} of program {case.program!r} "
+            f"on {case.what}",
+            mend="check the example batch and the model for NaN, and the loss for a logarithm or a division "
+            "that some values of the batch's range break",
+        )
 
 
 Runner = Callable[[str, Mapping[str, Tensor]], Mapping[str, np.ndarray]]
@@ -352,7 +363,8 @@ def compared_with_pytorch(
         rounds: how many others.
 
     Raises:
-        ExportError: the model fails on another batch; GradientMismatchError when numbers differ.
+        ExportError: the model fails on another batch, or its gradients are all zero; GradientMismatchError when
+            numbers differ.
     """
     model, task = deployment.model, deployment.task
     try:
@@ -365,5 +377,17 @@ def compared_with_pytorch(
             "the model fails on another batch of the example's shape, which it has to take, also with padding"
         )
         raise explained(error, model, subject=subject) from error
+    _check_moving(reference)
     check_traced(programs, reference)
     return reference
+
+
+def _check_moving(reference: Sequence[Case]) -> None:
+    """Raises ExportError where no gradient is other than zero: programs that give zeros would pass as right."""
+    gradient = [v for case in reference for k, v in case.outputs.items() if k.startswith(GRADIENT)]
+    if all(float(v.abs().max()) < torch.finfo(v.dtype).tiny for v in gradient if v.numel()):
+        raise ExportError(
+            "every gradient is zero on every batch: training would change nothing, and there is nothing to compare",
+            mend="let the loss depend on what is trained, through operators that have a derivative, and give a "
+            "backbone whose outputs are not all the same: with its trained weights",
+        )

@@ -53,8 +53,8 @@ class ExecutorchSession(EngineSession):
             self._methods[program] = method
         # the method reads them where they are, and writes to none
         outputs = self._methods[program].execute([torch.from_numpy(_writable(a)) for a in inputs])
-        # the runtime reuses its output memory in the next call
-        return [np.array(o.numpy()) for o in outputs]
+        # they are copies: the runtime reuses its own output memory in the next call
+        return [o.numpy() for o in outputs]
 
     @override
     def close(self) -> None:

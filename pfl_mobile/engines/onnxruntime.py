@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
@@ -35,9 +36,12 @@ class OnnxRuntimeSession(EngineSession):
         # A thread that waits for work would keep a core busy: battery on a phone, and with other work beside it time.
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if SCHEDULE in files:
-            # Each part would keep the most that it ever took; blocks are run one after another to take little.
-            self._options.enable_cpu_mem_arena = False
+            # Blocks are run one after another to take little. Each would keep the most that it ever took, so all take
+            # from one arena; and each would keep what one value leaves for another of that size until then.
+            _shared_arena()
+            self._options.add_session_config_entry("session.use_env_allocators", "1")
             self._options.enable_mem_pattern = False
+            self._options.enable_mem_reuse = False
         if threads:
             self._options.intra_op_num_threads = threads
             self._options.inter_op_num_threads = 1
@@ -72,6 +76,21 @@ class OnnxRuntimeSession(EngineSession):
     def close(self) -> None:
         super().close()
         self._sessions = {}
+
+
+@cache
+def _shared_arena() -> None:
+    """Memory that parts take from in turns, once for the process: it grows by what is asked for, and stays."""
+    import onnxruntime
+
+    place = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    exact, rest = 1, 1 << 18  # bytes that may be left over in a piece before it is divided
+    growth = {"max_mem": 0, "arena_extend_strategy": exact, "max_dead_bytes_per_chunk": rest}
+    onnxruntime.create_and_register_allocator(
+        place, onnxruntime.OrtArenaCfg({**growth, "initial_chunk_size_bytes": rest})
+    )
 
 
 @register("onnxruntime", runtime=("onnxruntime",))

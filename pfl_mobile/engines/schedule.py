@@ -9,9 +9,12 @@ is one like any other.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -216,6 +219,7 @@ class ScheduledSession(EngineSession):
         self, parts: EngineSession, schedule: Schedule, constants: str | None, programs: Sequence[ProgramSpec]
     ) -> None:
         super().__init__(programs)
+        _large_values_apart()
         self.name = parts.name
         self._parts = parts
         self._courses = schedule.programs
@@ -280,6 +284,23 @@ def last_readers(course: Course) -> list[frozenset[str]]:
     for name, number in last.items():
         ends[number].add(name)
     return [frozenset(end) for end in ends]
+
+
+@cache
+def _large_values_apart() -> None:
+    """Have glibc take memory of its own for each large value, in the whole process, and give it back with the value.
+
+    By itself it soon puts values of up to 32 MB into its heap, where aligned ones leave holes between those that wait
+    for the backward pass: a step then takes up to twice what its values do. Phones' allocators take large values apart.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _APART_BYTES)
+
+
+#: Number of the option in ``malloc.h``.
+_M_MMAP_THRESHOLD = -3
+#: Bytes of values that get memory of their own: where glibc begins, and does not stay.
+_APART_BYTES = 1 << 17
 
 
 def _mapped(path: str, schedule: Schedule) -> dict[str, Array]:

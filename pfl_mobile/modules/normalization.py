@@ -233,7 +233,8 @@ def _state(model: nn.Module) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]
         values = parameter.detach()
         small = not parameter.requires_grad and parameter.numel() <= _SMALL
         version = 0 if parameter.is_inference() else parameter._version
-        return version, values.data_ptr(), values.double().sum() if small else None
+        # as a number of Python's: a tensor kept behind each copy would keep the heap from taking the copy's place again
+        return version, values.data_ptr(), float(values.double().sum()) if small else None
 
     return {
         path: (

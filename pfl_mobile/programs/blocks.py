@@ -273,12 +273,15 @@ class Recompute(Enum):
     """What a backward part computes again in place of keeping it from the forward pass.
 
     ``NOTHING``: all is kept that the backward pass reads. ``CHEAP``: elementwise operators, norms, views and the like
-    are computed again, results of products kept. ``ALL``: only what passes from block to block is kept (Chen et al.
-    2016, arXiv:1604.06174, with the blocks for segments), for the price of a second forward pass.
+    are computed again, results of products kept. ``ATTENTION``: also products of two results, as attention has them,
+    whose size grows with the square of the length; what weights are multiplied with is kept (Korthikanti et al. 2022,
+    arXiv:2205.05198). ``ALL``: only what passes from block to block is kept (Chen et al. 2016, arXiv:1604.06174, with
+    the blocks for segments), for the price of a second forward pass.
     """
 
     NOTHING = "nothing"
     CHEAP = "cheap"
+    ATTENTION = "attention"
     ALL = "all"
 
 
@@ -299,6 +302,22 @@ def _is_costly(node: fx.Node) -> bool:
         return False
     own = getattr(node.target, "namespace", "aten") != "aten"  # recurrent layers, as one operator each
     return node.target in _COSTLY or own
+
+
+def _is_kept(node: fx.Node, how: Recompute) -> bool:
+    """Whether the result of an operator is not to be computed again, but to be kept where it is needed."""
+    if how is Recompute.ALL or not _is_costly(node):
+        return False
+    return how is not Recompute.ATTENTION or any(map(_is_weight, node.all_input_nodes))
+
+
+def _is_weight(node: fx.Node) -> bool:
+    """Whether a tensor is what the program has or is given, in whatever form, and nothing computed of several."""
+    while node.op == "call_function" and node.all_input_nodes:
+        if node.target not in (DEQUANTIZE, DEQUANTIZE_PACKED) and len(node.all_input_nodes) > 1:
+            return False
+        node = node.all_input_nodes[0]
+    return node.op in ("get_attr", "placeholder")
 
 
 def _kept(needed: Sequence[fx.Node], given: Mapping[fx.Node, bool]) -> set[fx.Node]:
@@ -365,7 +384,7 @@ def _computed_again(
         for n in where
         if n in forward and any(u in forward and where[u] != where[n] for u in n.users if u in where)
     }
-    given = {n: n in passed or (how is Recompute.CHEAP and _is_costly(n)) for n in where if n in forward}
+    given = {n: n in passed or _is_kept(n, how) for n in where if n in forward}
     return [
         nodes if any(n in forward for n in nodes) else _with_own(graph, nodes, given) for nodes in stretches
     ]

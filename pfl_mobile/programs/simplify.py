@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, is_fake, unset_fake_temporarily
 
 from pfl_mobile.programs.weights import DEQUANTIZE
 
@@ -45,33 +46,51 @@ def shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape)
 
 
+def form(value: Any) -> Any:
+    """Shape and type of a value as a meta tensor; of several, of each."""
+    if is_fake(value):  # to which operators answer with such again
+        with unset_fake_temporarily():
+            value = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="meta")
+    return tuple(form(v) for v in value) if isinstance(value, (tuple, list)) else value
+
+
+def fake_mode(tensors: Sequence[Tensor]) -> FakeTensorMode | None:
+    """Of descriptions of tensors, what they are made by; None of tensors."""
+    return next((tensor.fake_mode for tensor in tensors if isinstance(tensor, FakeTensor)), None)
+
+
 def annotate(graph: fx.GraphModule, examples: Sequence[Tensor]) -> None:
     """Note each node's shape and dtype as a meta tensor in ``meta["val"]``.
 
     A trace notes them, and what changes a graph does so too, or leaves the new nodes without: then it is run once.
     """
 
-    def meta(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return torch.empty_like(value, device="meta")
-        return tuple(meta(v) for v in value) if isinstance(value, (tuple, list)) else value
-
     class Annotator(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            n.meta["val"] = meta(result)
+            n.meta["val"] = form(result)
             return result
 
     nodes = graph.graph.nodes
-    if all("val" in node.meta for node in nodes if node.op == "call_function"):
-        for node, example in zip([n for n in nodes if n.op == "placeholder"], examples, strict=True):
-            node.meta["val"] = meta(example)
-        for node in nodes:
-            if node.op == "get_attr":
-                node.meta["val"] = meta(getattr(graph, node.target))
+    missing = [node for node in nodes if node.op == "call_function" and "val" not in node.meta]
+    if missing and fake_mode(examples) is None:
+        with torch.no_grad():
+            Annotator(graph).run(*examples)
         return
-    with torch.no_grad():
-        Annotator(graph).run(*examples)
+    for node, example in zip([n for n in nodes if n.op == "placeholder"], examples, strict=True):
+        node.meta["val"] = form(example)
+    for node in nodes:
+        if node.op == "get_attr":
+            node.meta["val"] = form(getattr(graph, node.target))
+    other = set(missing)  # than what was noted, or new
+    for node in nodes if missing else ():
+        if node.op == "call_function" and not other.isdisjoint((node, *node.all_input_nodes)):
+            args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
+            before, node.meta["val"] = node.meta.get("val"), form(node.target(*args, **kwargs))
+            if before is not None and repr(before) != repr(node.meta["val"]):
+                other.add(node)
 
 
 def put_in_order(module: fx.GraphModule) -> fx.GraphModule:
@@ -111,6 +130,28 @@ def copied(graph: fx.GraphModule) -> fx.GraphModule:
     for node in graph.graph.nodes:
         known[node] = made.node_copy(node, known.__getitem__)
     return fx.GraphModule(graph, made)
+
+
+class GraphWriter:
+    """Adds operators to a graph, where it is told to insert, and notes the form of what they make.
+
+    Attributes:
+        module: whose graph is written to.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """An operator; nodes among its arguments say in ``meta["val"]`` what they are."""
+
+        def form(value: Any) -> Any:
+            return torch.empty_like(value.meta["val"], device="meta") if isinstance(value, fx.Node) else value
+
+        node = self.module.graph.call_function(target, args, kwargs)
+        made = target(*fx.node.map_aggregate(args, form), **fx.node.map_aggregate(kwargs, form))
+        node.meta["val"] = made if made.device.type == "meta" else torch.empty_like(made, device="meta")
+        return node
 
 
 def simplify(graph: fx.GraphModule, examples: Sequence[Tensor]) -> None:
@@ -250,6 +291,9 @@ def _folded(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     if not isinstance(value, Tensor) or value.numel() > FOLD_LIMIT or node.target is operator.getitem:
         return None
     sources = node.all_input_nodes
+    if node.target is _aten.full_like.default and value.numel() == 1:
+        # where a backward pass begins: it would wait for the loss, of which only the shape is read
+        return _constant(graph, node, torch.full(value.shape, node.args[1], dtype=value.dtype))
     if node.target is DEQUANTIZE or any(s.op != "get_attr" for s in sources):
         return None  # a weight of few bits would be stored in 32
     big = max((s.meta["val"].numel() for s in sources), default=0)
@@ -263,9 +307,14 @@ def _folded(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         result = node.target(
             *fx.node.map_aggregate(node.args, constant), **fx.node.map_aggregate(node.kwargs, constant)
         )
+    return _constant(graph, node, result.detach().contiguous().clone())
+
+
+def _constant(graph: fx.GraphModule, node: fx.Node, value: Tensor) -> fx.Node:
+    """A constant, to take the place of a node."""
     name = f"_folded_{len(graph._buffers)}"
-    graph.register_buffer(name, result.detach().contiguous().clone())
+    graph.register_buffer(name, value)
     with graph.graph.inserting_before(node):
         folded = graph.graph.get_attr(name)
-    folded.meta["val"] = torch.empty_like(result, device="meta")
+    folded.meta["val"] = torch.empty_like(value, device="meta")
     return folded

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pfl_mobile.programs.simplify import copied, put_in_order
+from pfl_mobile.programs.simplify import GraphWriter, copied, put_in_order
 from pfl_mobile.programs.trace import TracedProgram
 from pfl_mobile.programs.weights import DEQUANTIZE
 
@@ -189,27 +189,15 @@ def _ranks(readers: set[fx.Node]) -> _Ranks | None:
     return _Ranks(mask, own.args[2], count)
 
 
-class _Writer:
-    """Adds operators to a graph, with the form of what they make."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        self._module = module
-
-    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        def form(value: Any) -> Any:
-            return torch.empty_like(value.meta["val"], device="meta") if isinstance(value, fx.Node) else value
-
-        node = self._module.graph.call_function(target, args, kwargs)
-        made = target(*fx.node.map_aggregate(args, form), **fx.node.map_aggregate(kwargs, form))
-        node.meta["val"] = made if made.device.type == "meta" else torch.empty_like(made, device="meta")
-        return node
+class _Writer(GraphWriter):
+    """Adds operators to a graph, on slices of its constants too."""
 
     def number(self, value: int) -> fx.Node:
         """A whole number as a constant, which may be another one in each slice."""
         name = f"_slice_at_{value}"
-        if not hasattr(self._module, name):
-            self._module.register_buffer(name, torch.tensor([value]))
-        node = self._module.graph.get_attr(name)
+        if not hasattr(self.module, name):
+            self.module.register_buffer(name, torch.tensor([value]))
+        node = self.module.graph.get_attr(name)
         node.meta["val"] = torch.empty(1, dtype=torch.int64, device="meta")
         return node
 
@@ -218,11 +206,11 @@ class _Writer:
         if constant.target is DEQUANTIZE:
             numbers, scales, bits = constant.args
             return self(DEQUANTIZE, self.rows(numbers, start, end), self.rows(scales, start, end), bits)
-        whole = getattr(self._module, str(constant.target))
+        whole = getattr(self.module, str(constant.target))
         name = f"{constant.target}_{start}_{end}"
-        if not hasattr(self._module, name):
-            self._module.register_buffer(name, whole.detach()[start:end])
-        node = self._module.graph.get_attr(name)
+        if not hasattr(self.module, name):
+            self.module.register_buffer(name, whole.detach()[start:end])
+        node = self.module.graph.get_attr(name)
         node.meta["val"] = torch.empty_like(whole[start:end], device="meta")
         return node
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.distributions import Distribution
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -35,11 +36,14 @@ from pfl_mobile.programs.refusals import (
     check_values,
     explained,
 )
-from pfl_mobile.programs.simplify import simplify
+from pfl_mobile.programs.simplify import fake_mode, form, simplify
 from pfl_mobile.programs.states import check_stateless, refuse_chance
 from pfl_mobile.programs.tasks import Batch, Task
 from pfl_mobile.programs.weights import place_stored
 from pfl_mobile.rows import outside_classes
+
+#: Bytes of frozen tensors from which on a model is traced without computing values.
+LARGE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,43 @@ def described_on_meta() -> Iterator[None]:
     mode: Any = _OnMeta()
     with tracing(TracingContext(mode)):
         yield
+
+
+def described(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Descriptions of tensors, with which a model is traced without computing: fake tensors of one mode.
+
+    Tensors of the model's own become such where they are computed with, and stay constants of the graph.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode(allow_fallback_kernels=False, allow_non_fake_inputs=True)
+    return [mode.from_tensor(tensor, static_shapes=True) for tensor in tensors]
+
+
+def _made(
+    function: Callable[..., Any], examples: Sequence[Tensor], table: Mapping[Any, Any]
+) -> fx.GraphModule:
+    """Trace a function with example tensors or descriptions of them, and note the form of each value.
+
+    Raises:
+        ExportError: a value that a description stands for became a constant.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    if fake_mode(examples) is None:
+        return make_fx(function, decomposition_table=dict(table), tracing_mode="real")(*examples)
+    graph = make_fx(
+        function, decomposition_table=dict(table), tracing_mode="fake", _allow_non_fake_inputs=True
+    )(*examples)
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" and is_fake(getattr(graph, node.target)):
+            raise ExportError(
+                f"the value of constant {node.target!r} is not known",
+                mend="trace with values in place of descriptions",
+            )
+        if "val" in node.meta:
+            node.meta["val"] = form(node.meta["val"])
+    return graph
 
 
 def _sums(task: Task, output: Tensor, batch: Batch, metrics: bool) -> tuple[dict[str, Tensor], Tensor]:
@@ -329,8 +370,6 @@ def without_mutations(
         examples: its inputs.
         table: decompositions.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx
-
     # constants become inputs, as a constant that is written to has to be wrapped like everything else
     lifted = fx.Graph()
     known: dict[fx.Node, fx.Node] = {}
@@ -350,8 +389,10 @@ def without_mutations(
     module = fx.GraphModule({}, lifted)
     rerun: Any = module if recorder() is None else Replay(module).run
     pure = torch.func.functionalize(rerun, remove="mutations")
-    copies = [v.detach().clone() for v in values]  # a write to one is not a write to the model's own
-    made = make_fx(noting(pure), decomposition_table=table, tracing_mode="real")(*examples, *copies)
+    mode = fake_mode(examples)
+    # a write to one is not a write to the model's own
+    copies = [v.detach().clone() if mode is None else mode.from_tensor(v.detach()) for v in values]
+    made = _made(noting(pure), [*examples, *copies], table or {})
     places = [n for n in made.graph.nodes if n.op == "placeholder"][len(examples) :]
     for place, name, value in zip(places, constants, values, strict=True):
         if isinstance(value, nn.Parameter):
@@ -375,6 +416,7 @@ def trace_function(
     *,
     model: nn.Module | None = None,
     example: int = 0,
+    light: bool = False,
 ) -> TracedProgram:
     """Trace a function of a batch and of tensors by name.
 
@@ -386,6 +428,8 @@ def trace_function(
         keep: inputs that stay inputs where nothing reads them.
         model: whose layers a refusal names.
         example: rows of a batch that the same model was traced with before; 0 for none.
+        light: whether to compute no values where none is asked for, which takes less memory, and for small models
+            more time.
 
     Raises:
         ExportError: it cannot be traced, draws random numbers, or writes to an input; names layer and line.
@@ -393,6 +437,11 @@ def trace_function(
 
     def traced() -> TracedProgram:
         return _traced(name, function, batch, values, keep)
+
+    if light:
+        # what asks for values is traced with them; so is what cannot be traced, which then is explained
+        with contextlib.suppress(Exception):
+            return _traced(name, function, batch, values, keep, light=True)
 
     def plain() -> None:
         entries = {key: value.clone() for key, value in batch.items()}
@@ -431,9 +480,9 @@ def _traced(
     batch: Batch,
     values: Mapping[str, Tensor],
     keep: tuple[str, ...],
+    *,
+    light: bool = False,
 ) -> TracedProgram:
-    from torch.fx.experimental.proxy_tensor import make_fx
-
     names: list[str] = []
     if (found := recorder()) is not None:
         found.begin()
@@ -450,20 +499,20 @@ def _traced(
     examples = [
         t.detach().clone(memory_format=torch.contiguous_format) for t in (*batch.values(), *values.values())
     ]
-    with plain_kernels(), described_on_meta(), exporting():
-        graph = make_fx(noting(flat), decomposition_table=decompositions(), tracing_mode="real")(*examples)
+    given = described(examples) if light else examples
+    with plain_kernels(), contextlib.nullcontext() if light else described_on_meta(), exporting():
+        graph = _made(noting(flat), given, decompositions())
         check_operators(graph)
         if any(_mutates(node) or node.target in OF_VALUES for node in graph.graph.nodes):
             # x[...] = y writes through a view; simplification reads every node as a value
-            graph = without_mutations(graph, examples, of_values())
+            graph = without_mutations(graph, given, of_values())
         if has_complex(graph):
             pairs: Any = AsPairs(graph)
-            rerun = noting(lambda *given: pairs.run(*given))
-            graph = make_fx(rerun, decomposition_table=of_values(), tracing_mode="real")(*examples)
+            graph = _made(noting(lambda *values: pairs.run(*values)), given, of_values())
     place_stored(graph)
-    simplify(graph, examples)
+    simplify(graph, given)
     if pick_early(graph):
-        simplify(graph, examples)
+        simplify(graph, given)
     check_values(graph)
     inputs = dict(zip((*batch, *values), examples, strict=True))
     used: dict[str, Tensor] = {}
@@ -505,6 +554,7 @@ def trace_programs(
     trained = trained_names(model)
     if not trained:
         raise ConfigError("the model has nothing to train", mend="add a module with gradient-trained tensors")
+    light = sum(tensor.nbytes for tensor in model.frozen_tensors().values()) >= LARGE_BYTES
     rows, others = len(batch["weight"]), next((len(v) for v in short.values() if v.dim()), 0)
     with shapes_noted(model) as shapes:
         programs = {
@@ -515,6 +565,7 @@ def trace_programs(
                 values,
                 (*full, *trained),
                 model=model,
+                light=light,
             ),
             "evaluate": trace_function(
                 "evaluate",
@@ -523,6 +574,7 @@ def trace_programs(
                 values,
                 tuple(full),
                 model=model,
+                light=light,
             ),
         }
         whole = shapes[-1]
@@ -534,6 +586,7 @@ def trace_programs(
             tuple(short),
             model=model,
             example=rows,
+            light=light,
         )
     if not steady:  # the trace names random operators itself
         refuse_chance(model, given)

@@ -17,7 +17,8 @@ from pfl_mobile.rows import epoch_order
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
-from sim import driver, environments, report
+import environments
+from sim import driver, report
 from sim.job import Job, Meter
 from sim.watch import MARK, Watch, end_all, marked
 from sim.workloads import WORKLOADS, LazyImages, Prepared, loss, prepare

@@ -127,6 +127,20 @@ FAMILIES: dict[str, Tiny] = {
         ("q_proj", "v_proj"),
     ),
     "Qwen 2": Tiny(lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**_DECODER)), ("q_proj", "v_proj")),
+    "Mixtral": Tiny(
+        lambda: hf.MixtralForCausalLM(
+            hf.MixtralConfig(**_DECODER, num_local_experts=4, num_experts_per_tok=2)
+        ),
+        ("q_proj", "v_proj"),
+    ),
+    "gpt-oss": Tiny(  # experts with biases, whose weights are [in, out]
+        lambda: hf.GptOssForCausalLM(
+            hf.GptOssConfig(
+                **_DECODER, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=4
+            )
+        ),
+        ("q_proj", "v_proj"),
+    ),
     "Mamba": Tiny(
         lambda: hf.MambaForCausalLM(
             hf.MambaConfig(vocab_size=WORDS, hidden_size=32, state_size=4, num_hidden_layers=2, **_IDS)

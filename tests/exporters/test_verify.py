@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from pfl_exporters import verify
-from pfl_exporters.verify import cases
-from pfl_mobile import Head
+from pfl_exporters.verify import cases, compared_with_pytorch
+from pfl_mobile import Deployment, Head, Plan, Sgd, TrainPhase
 from pfl_mobile.engines.compare import TOLERANCE, output_errors
+from pfl_mobile.errors import ExportError
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
 from pfl_mobile.programs.tasks import RegressionTask
-from pfl_mobile.programs.trace import gradients, trained_names
+from pfl_mobile.programs.trace import gradients, trace_programs, trained_names
 
 
 class Rolling(nn.Module):
@@ -80,3 +83,24 @@ def test_values_come_nearer_where_rounding_says_what_the_gradients_are(
     assert max(right) < TOLERANCE < max(wrong)
     for a, b, error in zip(near, far, wrong, strict=True):
         assert a <= b / 4 if error > TOLERANCE else a <= b
+
+
+@pytest.mark.parametrize("function", [torch.sign, lambda y: 1e-42 * y], ids=["sign", "of denormal size"])
+def test_a_model_whose_gradients_are_all_zero_is_refused(function: Callable[[Tensor], Tensor]) -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 1)
+
+        @override
+        def forward(self, x: Tensor) -> Tensor:
+            return function(self.head(x))
+
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    model = personalize(Flat(), [Head("head")], example=[x[:2]])
+    batch = {"x": x, "labels": torch.zeros(6, 1), "weight": torch.ones(6)}
+    plan = Plan(phases=(TrainPhase(steps=1, optimizer=Sgd(lr=0.1)),))
+    d = Deployment("flat", model, RegressionTask(), batch, plan)
+    programs = trace_programs(d.model, d.task, d.batch, d.inputs_of_predict())
+    with pytest.raises(ExportError, match="every gradient is zero on every batch"):
+        compared_with_pytorch(d, programs)

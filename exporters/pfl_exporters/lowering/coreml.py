@@ -42,7 +42,7 @@ from torch._export.verifier import Verifier
 from pfl_mobile.engines.coreml.wire import Function
 from pfl_mobile.errors import ExportError, UnsupportedOperatorError
 from pfl_mobile.programs.forms.recurrences import LAYERS, loop_of
-from pfl_mobile.programs.simplify import annotate, shape
+from pfl_mobile.programs.simplify import annotate, copied, shape
 from pfl_mobile.programs.trace import TracedProgram
 from pfl_mobile.programs.weights import DEQUANTIZE
 
@@ -68,7 +68,7 @@ from .expand import (
     with_constant_weight,
 )
 from .files import Lowered, Report
-from .graphs import code_when_called, export_graph, shared_copy
+from .graphs import code_when_called, export_graph
 from .obstacles import Obstacle, first_line, refused, uses, without
 from .quiet import quiet
 
@@ -208,7 +208,7 @@ def _prepared(program: TracedProgram, scale: float) -> fx.GraphModule:
             f"Core ML does not take {obstacle.operator} in program {program.name!r}: {obstacle.why}",
             mend=f"give the layer fewer steps, {ELSEWHERE}",
         )
-    graph = shared_copy(program.graph)
+    graph = copied(program.graph)
     annotate(graph, list(program.inputs.values()))
     for name, value in program.inputs.items():
         if not value.dim():

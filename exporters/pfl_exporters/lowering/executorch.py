@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ from torch.fx.passes.utils.fuser_utils import validate_partition
 
 from pfl_mobile.bundle.versions import release
 from pfl_mobile.errors import UnsupportedOperatorError
-from pfl_mobile.programs.simplify import put_in_order, shape
+from pfl_mobile.programs.simplify import copied, put_in_order, shape
 from pfl_mobile.programs.trace import TracedProgram
 from pfl_mobile.programs.weights import (
     DEQUANTIZE,
@@ -93,9 +94,9 @@ from .graphs import (
     hints_read_once,
     operators_listed_once,
     own_views,
-    shared_copy,
     unfuse_dynamic_linear,
 )
+from .in_rows import in_rows
 from .loops import as_scans
 from .names import TRACED_AS, traced_as
 from .obstacles import Obstacle, first_line, steps, uses
@@ -170,12 +171,24 @@ class _Inside:
         return getattr(self._program, name)
 
 
+def _only_delegate(node: fx.Node, program: Any) -> str | None:
+    """The delegate that alone reads a large weight. It may keep the bytes also where it does not multiply by them (see
+    `_route_tied`), so that they are those of the delegates that do."""
+    value = node.meta.get("val")
+    if not is_param_node(program, node) or value.dtype is not torch.float32 or value.nbytes < TIED_BYTES:
+        return None
+    tags = {user.meta.get("delegation_tag") for user in node.users}
+    return tags.pop() if len(tags) == 1 else None
+
+
 class _LoopsToo(XnnpackPartitioner):
     """The partitioner, which by itself does not look into the steps of loops."""
 
     def partition(self, exported_program: Any) -> PartitionResult:
         result = super().partition(exported_program)
         for node in exported_program.graph.nodes:
+            if node.op == "placeholder" and (tag := _only_delegate(node, exported_program)) is not None:
+                node.meta["delegation_tag"] = tag
             # numbers of weights go into each delegate from outside: all read the same bytes, lookups in tables too
             if node.op == "placeholder" and getattr(node.meta.get("val"), "dtype", None) == torch.int8:
                 node.meta.pop("delegation_tag", None)
@@ -384,7 +397,8 @@ def _route_tied(graph: fx.GraphModule, tied: set[int]) -> None:
     A constant 0 would be folded, and the bytes stored twice again.
     """
     for node in list(graph.graph.nodes):
-        if node.op != "get_attr" or getattr(graph, node.target).data_ptr() not in tied:
+        value = getattr(graph, node.target) if node.op == "get_attr" else None
+        if not isinstance(value, Tensor) or value.data_ptr() not in tied:
             continue
         users = [u for u in node.users if u.target is _aten.embedding.default and u.args[0] is node]
         source = next(
@@ -479,7 +493,7 @@ def _weights_read_once() -> Iterator[None]:
     known: dict[tuple[Any, ...], tuple[torch.Tensor, bytes, str]] = {}
     digests: dict[int, bytes] = {}
 
-    def copied(program: ExportedProgram, _: Any) -> ExportedProgram:
+    def with_same_constants(program: ExportedProgram, _: Any) -> ExportedProgram:
         constants = (*program.state_dict.values(), *program.constants.values())
         return copy.deepcopy(program, {id(c): c for c in constants if isinstance(c, torch.Tensor)})
 
@@ -502,7 +516,7 @@ def _weights_read_once() -> Iterator[None]:
         self._named_data_store.add_named_data(name, data, alignment=CONSTANT_TENSOR_ALIGNMENT)
         return len(graph.constant_data) - 1
 
-    XnnpackBackend.copy_exported_program_for_preprocess = staticmethod(copied)
+    XnnpackBackend.copy_exported_program_for_preprocess = staticmethod(with_same_constants)
     NodeVisitor.get_serialized_buffer_index = place
     NamedDataStore._sha256 = staticmethod(lambda data: digests.get(id(data)) or digest(data))
     try:
@@ -693,6 +707,23 @@ def _prepare(graph: fx.GraphModule) -> None:
     own_views(graph)
 
 
+def _prepare_part(graph: fx.GraphModule) -> None:
+    """The same for the step of a loop over rows, which was part of a program until now."""
+    _separate_biases(graph)
+    _own_biases(graph)
+    _prepare(graph)
+
+
+def _own_expansions(graph: fx.GraphModule) -> None:
+    """Say the copies that expanding makes in the steps of loops, in place; the toolchain overlooks them."""
+    for _, step in graph.named_children():
+        if isinstance(step, fx.GraphModule):
+            for node in step.graph.nodes:
+                if node.target is _aten.expand.default:
+                    node.target = _aten.expand_copy.default
+            step.recompile()
+
+
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:
     """Write ``model.pte`` with one method for each program.
 
@@ -700,17 +731,20 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
         ExportError: a program cannot be exported.
         UnsupportedOperatorError: ExecuTorch has no kernel for an operator.
     """
-    graphs = {name: shared_copy(program.graph) for name, program in programs.items()}
+    graphs = {name: copied(program.graph) for name, program in programs.items()}
     tied = _tied(graphs)
     exported = {}
     with _toolchain():
         for name, program in programs.items():
             report(f"android: export {name}")
+            whole = replace(program, graph=graphs[name])
+            graphs[name] = in_rows(whole, prepare=_prepare_part, delegated=True).graph
             _route_tied(graphs[name], tied)
             _separate_biases(graphs[name])
             _own_biases(graphs[name])
             as_scans(graphs[name], prepare=_prepare, delegated=True)
             _prepare(graphs[name])
+            _own_expansions(graphs[name])
             exported[name] = decomposed_once(export_graph(program, graphs[name]))
         report("android: lower for XNNPACK")
         try:

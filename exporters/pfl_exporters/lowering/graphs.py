@@ -32,16 +32,6 @@ OWNING: dict[Any, Any] = {
 }
 
 
-def shared_copy(graph: fx.GraphModule) -> fx.GraphModule:
-    """A copy of the graph whose constants are the same tensors."""
-    memo = {id(v): v for v in (*graph.parameters(), *graph.buffers())}
-    for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            value = getattr(graph, node.target)
-            memo[id(value)] = value
-    return copy.deepcopy(graph, memo)
-
-
 class _WrittenWhenAsked:
     """The ``forward`` of a graph module whose code is not written yet: a descriptor that writes it."""
 
@@ -272,7 +262,8 @@ def _describe_step(scan: fx.Node, mode: Any) -> None:
     body = getattr(scan.graph.owning_module, parts[0].target)
     state, steps, fixed = ([node.meta["val"] for node in part] for part in parts[1:])
     with mode:
-        given = [*state, *(x[0] for x in steps), *fixed]
+        # engines hand over copies, also of what is a view here
+        given = [value.contiguous() for value in (*state, *(x[0] for x in steps), *fixed)]
     FakeTensorProp(body, mode).propagate_dont_convert_inputs(*given)
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, fx
 
 from pfl_mobile.programs.closed_forms import decompositions
 from pfl_mobile.programs.forms.recurrences import Loop, loop_of
-from pfl_mobile.programs.simplify import simplify
+from pfl_mobile.programs.simplify import copied, simplify
 from pfl_mobile.programs.trace import TracedProgram
 
-from .graphs import export_graph, export_traced, shared_copy
+from .graphs import export_graph, export_traced
 
 _aten = torch.ops.aten
 
@@ -44,6 +44,44 @@ def as_scans(
     graph.recompile()
 
 
+def add_scan(
+    graph: fx.GraphModule,
+    body: fx.GraphModule,
+    state: list[fx.Node],
+    steps: list[fx.Node],
+    fixed: list[fx.Node],
+    values: tuple[Tensor, ...],
+    prepare: Callable[[fx.GraphModule], None] | None,
+    delegated: bool,
+) -> fx.Node:
+    """A scan, where the graph is told to insert.
+
+    Args:
+        graph: to add it to, in place.
+        body: the step: state, inputs of the step and what is fixed, to the new state and the results.
+        state: before the first step.
+        steps: inputs with a first axis of steps.
+        fixed: inputs that are the same in every step.
+        values: what the scan gives, as ``meta["val"]``.
+        prepare: see `as_scans`.
+        delegated: see `as_scans`.
+    """
+    if delegated:
+        fixed = _own_constants(graph, body, fixed)
+    else:
+        _give_each_once(body)
+    if prepare is not None:
+        prepare(body)
+        fixed = _hoist(graph, body, fixed)
+    name = f"step_{sum(1 for _ in graph.children())}"
+    graph.add_submodule(name, body)
+    scan = graph.graph.call_function(
+        torch.ops.higher_order.scan, (graph.graph.get_attr(name), state, steps, tuple(fixed))
+    )
+    scan.meta["val"] = values
+    return scan
+
+
 def export_with_loops(program: TracedProgram) -> torch.export.ExportedProgram:
     """As :func:`export_traced`, with recurrent operators as scans, which toolchains know.
 
@@ -52,7 +90,7 @@ def export_with_loops(program: TracedProgram) -> torch.export.ExportedProgram:
     """
     if not has_loops(program.graph):
         return export_traced(program)
-    graph = shared_copy(program.graph)
+    graph = copied(program.graph)
     as_scans(graph)
     return export_graph(program, graph)
 
@@ -68,17 +106,6 @@ def _replace(
     users: list[Any] = list(node.users)
     taken = sorted({user.args[1] for user in users if user.args[1] >= states})
     body = _body(loop, [place - states for place in taken])
-    fixed: list[fx.Node] = list(loop.fixed)
-    if delegated:
-        fixed = _own_constants(graph, body, fixed)
-    else:
-        _give_each_once(body)
-    if prepare is not None:
-        prepare(body)
-        with graph.graph.inserting_before(node):
-            fixed = _hoist(graph, body, fixed)
-    name = f"step_{sum(1 for _ in graph.children())}"
-    graph.add_submodule(name, body)
 
     def backwards(source: fx.Node) -> fx.Node:
         """Along time, by whole steps: engines copy them at once."""
@@ -96,10 +123,8 @@ def _replace(
 
     with graph.graph.inserting_before(node):
         steps = [backwards(x) for x in loop.steps]
-        scan = graph.graph.call_function(
-            torch.ops.higher_order.scan, (graph.graph.get_attr(name), loop.state, steps, tuple(fixed))
-        )
-        scan.meta["val"] = tuple(node.meta["val"][place] for place in (*range(states), *taken))
+        values = tuple(node.meta["val"][place] for place in (*range(states), *taken))
+        scan = add_scan(graph, body, loop.state, steps, loop.fixed, values, prepare, delegated)
         for user in users:
             place = user.args[1]
             of_step = place >= states

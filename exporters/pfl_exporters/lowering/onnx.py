@@ -21,6 +21,7 @@ from torch.onnx._internal.exporter import _constants
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from pfl_mobile.errors import UnsupportedOperatorError
+from pfl_mobile.programs.simplify import copied
 from pfl_mobile.programs.trace import TracedProgram
 from pfl_mobile.programs.weights import (
     DEQUANTIZE,
@@ -33,7 +34,8 @@ from pfl_mobile.programs.weights import (
 
 from .expand import expand
 from .files import Lowered, Report
-from .graphs import code_when_called, decomposed_once, operators_listed_once, shared_copy
+from .graphs import code_when_called, decomposed_once, operators_listed_once
+from .in_rows import in_rows
 from .loops import export_with_loops
 from .names import traced_as
 from .obstacles import Obstacle, Use, first_line, refused, steps, uses, without
@@ -160,7 +162,7 @@ def _with_stored(program: TracedProgram) -> TracedProgram:
     """The program in which a weight of few bits is read anew for each use, and of a table only the rows."""
     if not has_stored(program.graph):
         return program
-    graph = shared_copy(program.graph)
+    graph = copied(program.graph)
     rows_first(graph)
     one_for_each_use(graph)
     for node in list(graph.graph.nodes):
@@ -226,7 +228,7 @@ def _store(model: onnx.ModelProto, bits: Mapping[str, int]) -> None:
 
 def _to_onnx(program: TracedProgram, weights: _WeightFile | None = None) -> onnx.ModelProto:
     """The program as a model, its large constants in ``weights`` where there is such a file."""
-    program = _with_stored(program)
+    program = in_rows(_with_stored(program))
     stored = [node for node in program.graph.graph.nodes if node.target is DEQUANTIZE]
     bits = {str(node.args[0].target): int(node.args[2]) for node in stored}
     rewritten = {str(source.target) for node in stored for source in node.all_input_nodes}
@@ -293,6 +295,15 @@ def _kernels() -> Mapping[tuple[str, str], list[Any]]:
     return found
 
 
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and those of the steps of its loops."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
+
+
 def without_kernel(model: onnx.ModelProto, names: Mapping[str, str]) -> dict[str, str]:
     """The steps that ONNX Runtime has no kernel for with these types, and that are no function of others.
 
@@ -303,16 +314,17 @@ def without_kernel(model: onnx.ModelProto, names: Mapping[str, str]) -> dict[str
     Returns:
         operator and types, by node of the traced graph.
     """
-    graph = model.graph
+    graphs = list(_graphs(model.graph))
     types = {
         value.name: value.type.tensor_type.elem_type
+        for graph in graphs
         for value in (*graph.input, *graph.output, *graph.value_info)
         if value.type.HasField("tensor_type")
     }
-    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    types |= {tensor.name: tensor.data_type for graph in graphs for tensor in graph.initializer}
     versions = {entry.domain: entry.version for entry in model.opset_import}
     found: dict[str, str] = {}
-    for node in graph.node:
+    for node in (node for graph in graphs for node in graph.node):
         if node.op_type == "Constant":
             continue
         try:
@@ -386,15 +398,18 @@ def _strip(model: onnx.ModelProto) -> None:
     """Drop what only names the exporter's internals and the machine it ran on."""
     del model.metadata_props[:]
     model.ClearField("doc_string")
-    for part in (model.graph, *model.functions):
+    graphs = list(_graphs(model.graph))
+    for part in (*graphs, *model.functions):
+        part.ClearField("doc_string")
+        del part.metadata_props[:]
         for node in part.node:
             node.ClearField("doc_string")
             del node.metadata_props[:]
     for function in model.functions:
-        function.ClearField("doc_string")
-        del function.metadata_props[:], function.value_info[:]
-    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
-        del value.metadata_props[:]
+        del function.value_info[:]
+    for graph in graphs:
+        for value in (*graph.value_info, *graph.input, *graph.output, *graph.initializer):
+            del value.metadata_props[:]
 
 
 def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -> Lowered:

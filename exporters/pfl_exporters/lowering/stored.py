@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pfl_mobile.programs.simplify import shape
+from pfl_mobile.programs.simplify import copied, shape
 from pfl_mobile.programs.trace import TracedProgram
 from pfl_mobile.programs.weights import DEQUANTIZE, DEQUANTIZE_PACKED, dequantize
 
 from .expand import expand
-from .graphs import shared_copy
 
 _aten = torch.ops.aten
 
@@ -32,7 +31,7 @@ def in_plain_operators(program: TracedProgram) -> TracedProgram:
     """The program with numbers of one byte each, multiplied by their scales in operators of PyTorch."""
     if not has_stored(program.graph):
         return program
-    graph = shared_copy(program.graph)
+    graph = copied(program.graph)
     expand(graph, {DEQUANTIZE: lambda _: _plain})
     return replace(program, graph=graph)
 

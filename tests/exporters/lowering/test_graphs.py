@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pfl_exporters.lowering import graphs
 from pfl_mobile.errors import ExportError
-from pfl_mobile.programs.simplify import simplify
+from pfl_mobile.programs.simplify import copied, simplify
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
 from tests.exporters.models import stock_encoder
 
@@ -159,7 +159,7 @@ def test_a_copy_shares_its_constants_and_nothing_else():
     table = torch.randn(3)
     x = torch.randn(3)
     graph = traced(lambda x: (x + table).reshape(3, 1), x)
-    other = graphs.shared_copy(graph)
+    other = copied(graph)
     names = [n.target for n in graph.graph.nodes if n.op == "get_attr"]
     assert names
     for name in names:

@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 
 from pfl_exporters.lowering.executorch import _prepare
 from pfl_exporters.lowering.expand import unroll
-from pfl_exporters.lowering.graphs import shared_copy
 from pfl_exporters.lowering.loops import as_scans, export_with_loops, has_loops
+from pfl_mobile.programs.simplify import copied
 from pfl_mobile.programs.trace import TracedProgram, trace_function
 from tests.programs.forms.test_recurrences import KINDS, program
 
@@ -30,7 +30,7 @@ def trained(request: pytest.FixtureRequest) -> TracedProgram:
 
 @pytest.mark.parametrize("form", ["plain", "delegated", "unrolled"])
 def test_the_same_values(trained: TracedProgram, form: str) -> None:
-    graph = shared_copy(trained.graph)
+    graph = copied(trained.graph)
     if form == "unrolled":
         unroll(graph)
     else:
@@ -63,20 +63,20 @@ def frozen(steps: int = 5) -> TracedProgram:
 
 
 def test_results_that_nobody_takes_are_not_kept() -> None:
-    graph = shared_copy(frozen().graph)
+    graph = copied(frozen().graph)
     as_scans(graph)
     output = next(n for n in graph.step_0.graph.nodes if n.op == "output")
     assert len(output.args[0]) == 3  # two states and the outputs; neither cells nor products
 
 
 def test_a_delegated_step_owns_frozen_weights_and_does_not_turn_trained_ones(trained: TracedProgram) -> None:
-    graph = shared_copy(frozen().graph)
+    graph = copied(frozen().graph)
     as_scans(graph, prepare=_prepare, delegated=True)
     assert [n.target for n in graph.step_0.graph.nodes if n.op == "get_attr"] == [
         "_own_arg3_1",
         "_own_arg4_1",
     ]
-    graph = shared_copy(trained.graph)
+    graph = copied(trained.graph)
     as_scans(graph, prepare=_prepare, delegated=True)
     for body in graph.children():
         assert isinstance(body, fx.GraphModule)

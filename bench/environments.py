@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.metadata
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pfl_mobile.files.cache_dir import cache_dir
-
-#: What each peer needs besides PyTorch, which is of the same version for all systems.
-REQUIREMENTS = {
-    "pfl_research": ("pfl>=0.6,<0.7",),
-    "flower": ("flwr[simulation]>=1.41,<1.43",),
-}
 
 
 class EnvironmentFailed(Exception):
     """A peer's environment could not be made; the message ends with what pip said last."""
 
 
-def python_of(system: str, say: Callable[[str], None]) -> Path:
-    """The interpreter that runs ``system``: this one for ours and the plain loop.
+def python_of(system: str, wanted: Sequence[str], say: Callable[[str], None]) -> Path:
+    """The interpreter that runs ``system``: this one where it wants nothing of its own.
+
+    Args:
+        system: name of the peer.
+        wanted: what pip is to install.
+        say: told before minutes are spent.
 
     Raises:
         EnvironmentFailed: venv or pip failed; nothing half made is left.
     """
-    if system not in REQUIREMENTS:
+    if not wanted:
         return Path(sys.executable)
-    torch = importlib.metadata.version("torch").split("+")[0]
-    wanted = [*REQUIREMENTS[system], f"torch=={torch}", "numpy>=1.26,<3"]
     key = hashlib.sha256("|".join([sys.version, *wanted]).encode()).hexdigest()[:10]
     folder = cache_dir() / "bench" / f"{system}-{key}"
     python = folder / "bin" / "python"
@@ -49,7 +45,7 @@ def python_of(system: str, say: Callable[[str], None]) -> Path:
     return python
 
 
-def _make(folder: Path, python: Path, wanted: list[str]) -> None:
+def _make(folder: Path, python: Path, wanted: Sequence[str]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     steps = (
         [sys.executable, "-m", "venv", str(folder)],
