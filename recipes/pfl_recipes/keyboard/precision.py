@@ -20,24 +20,16 @@ KINDS = ("float32", "int8", "int4")
 
 
 def run(
-    source: str,
-    out: Path,
-    *,
-    users: int | None,
-    messages: int,
-    engine: str,
-    min_messages: int = 100,
-    report: Report,
+    source: str, out: Path, users: int | None, messages: int, engine: str, report: Report
 ) -> dict[str, Any]:
     """The keyboard with each kind of weights, on the same users: see ``compare_keyboard``."""
-    everybody = data.split(data.load(source, progress=report), min_messages=min_messages)
+    everybody = data.split(data.load(source, progress=report))
     chosen = data.Split(everybody.train, dict(list(everybody.test.items())[:users]))
     rows = {}
     for kind in KINDS:
         typed, figures = compare_keyboard(
-            source, chosen, out, messages=messages, weights=kind, engine=engine, min_messages=min_messages,
-            report=report,
-        )  # fmt: skip
+            source, chosen, out, messages=messages, weights=kind, engine=engine, report=report
+        )
         rows[kind] = {**typed.summary(), **figures}
     return rows
 
@@ -56,14 +48,8 @@ def main() -> None:
     def report(what: str, done: float | None) -> None:
         print(what + (f" ({done:.0%})" if done is not None else ""), file=sys.stderr, flush=True)
 
-    rows = run(
-        given.data, Path(given.out), users=given.users, messages=given.messages, engine=given.engine,
-        report=report,
-    )  # fmt: skip
-    for kind, row in rows.items() if not given.json else ():
-        print(kind, json.dumps(row))
-    if given.json:
-        print(json.dumps(rows, indent=1))
+    rows = run(given.data, Path(given.out), given.users, given.messages, given.engine, report)
+    print(json.dumps(rows, indent=1 if given.json else None))
 
 
 if __name__ == "__main__":
