@@ -79,6 +79,7 @@ class LanguageModelRun:
         start: messages of other users that LoRA learns first; 0 for none.
         newest: messages of a user that a device keeps.
         calls: of the program for one suggestion, besides the first.
+        typing: also type the messages; without it only the program's own measure is taken, in subwords (faster).
         batch: rows of a step.
         length: subwords of a row.
     """
@@ -92,15 +93,24 @@ class LanguageModelRun:
     start: int = 1200
     newest: int = 300
     calls: int = 4
+    typing: bool = True
     batch: int = 4
     length: int = 32
 
     @property
     def name(self) -> str:
         """Of the folder for its results: different for all that changes them, but how many users there are."""
+        return f"{self.weights}-{self._digest()}"
+
+    @property
+    def start_name(self) -> str:
+        """Of what LoRA learns first, which is the same for all kinds of weights and all messages that are tested."""
+        same = replace(self, weights="float32", engine="", messages=0, newest=0, calls=0, typing=True)
+        return f"start-{same._digest()}.safetensors"
+
+    def _digest(self) -> str:
         settings = asdict(replace(self, users=0)) | {"plan": PLAN.model_dump(mode="json"), "top_k": TOP_K}
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        return f"{self.weights}-start{self.start}-{digest[:12]}"
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def deployment(run: LanguageModelRun, report: Callable[[str], None] = lambda _: None) -> Deployment:
@@ -147,10 +157,11 @@ def typed(words: WholeWords, texts: Sequence[str]) -> Score:
     total = Score()
     for text in texts:
         before = written(text)
-        total += score(
-            lambda context, begun, _k, before=before: words.suggest(before[len(context)], begun),
-            pieces([text]),
-        )
+
+        def suggest(context: Sequence[str], begun: str, _k: int, before: list[str] = before) -> list[str]:
+            return words.suggest(before[len(context)], begun)
+
+        total += score(suggest, pieces([text]))
     return total
 
 
@@ -174,7 +185,7 @@ def measure(
     missing = [user for user in users.test if not _file(folder, user).is_file()]
     if missing:
         with _evaluator(run, folder, report) as evaluator:
-            start = _start(run, evaluator, users.train, folder, report)
+            start = _start(run, evaluator, users.train, out, report)
             for done, user in enumerate(missing):
                 report(f"personalize the language model ({run.weights})", done / len(missing))
                 figures = _one(run, evaluator, start, user, users.test[user])
@@ -215,12 +226,12 @@ def _evaluator(run: LanguageModelRun, folder: Path, report: Report) -> Iterator[
 
 
 def _start(
-    run: LanguageModelRun, evaluator: Evaluator, others: data.UserText, folder: Path, report: Report
+    run: LanguageModelRun, evaluator: Evaluator, others: data.UserText, out: Path, report: Report
 ) -> PersonalState | None:
-    """LoRA after messages of other users; None for the shipped values."""
+    """LoRA after messages of other users, with the weights of the first run; None for the shipped values."""
     if not run.start:
         return None
-    place = folder / "start.safetensors"
+    place = out / run.start_name
     if not place.is_file():
         texts = [text for user in others.users for text in others.texts(user)]
         order = np.random.default_rng(0).permutation(len(texts))[: run.start]
@@ -233,11 +244,12 @@ def _start(
             on_progress=lambda p: report("learn from other users", p.step / p.of),
         )
         figures = {
+            "weights": run.weights,
             "status": done.status, "steps": done.steps, "before": dict(done.before), "after": dict(done.after),
             "processor_seconds": round(time.process_time() - begun, 1),
         }  # fmt: skip
         tensors = evaluator.trainer.initial if done.state is None else done.state.tensors
-        atomic_write(folder / "start.json", json.dumps(figures, indent=1).encode())
+        atomic_write(place.with_suffix(".json"), json.dumps(figures, indent=1).encode())
         save_tensors(place, tensors)
     return PersonalState(load_tensors(place))
 
@@ -264,13 +276,12 @@ def _one(
             calls=run.calls,
         )
         begun = time.process_time()
-        found = typed(words, tested)
-        figures[moment] = asdict(found)
-        figures[f"{moment}_tokens"] = evaluator.measure(tested, state)
+        figures[moment] = asdict(typed(words, tested) if run.typing else Score())
         figures[f"{moment}_typing"] = {
             "calls": words.called,
             "processor_seconds": round(time.process_time() - begun, 2),
         }
+        figures[f"{moment}_tokens"] = evaluator.measure(tested, state)
 
     measured(start, "before")
     begun = time.process_time()
@@ -351,8 +362,9 @@ def compare_keyboard(
     }
     for name in ("loss", "top1", "top3"):
         scale = 1.0 if name == "loss" else 100.0
-        figures[f"{name}_before"] = scale * float(np.mean([r.before[name] for r in results]))
-        figures[f"{name}_after"] = scale * float(np.mean([r.after[name] for r in results]))
+        for moment in ("before", "after"):
+            values = [getattr(result, moment)[name] for result in results]
+            figures[f"all_{name}_{moment}"] = round(scale * float(np.mean(values)), 3)
     return BaselineComparison("keyboard", before, after), figures
 
 
@@ -418,8 +430,11 @@ def _means(found: Mapping[str, Any]) -> dict[str, Any]:
         * sum(t["processor_seconds"] for t in typing)
         / max(sum(t["calls"] for t in typing), 1),
         "peak_mb": max((u["peak_mb"] or 0.0) for u in own),
-        "token_loss_before": float(np.mean([u["before_tokens"]["loss"] for u in own])),
-        "token_loss_after": float(np.mean([u["after_tokens"]["loss"] for u in own])),
+        **{
+            f"subword_{name}_{moment}": float(np.mean([u[f"{moment}_tokens"][name] for u in own]))
+            for name in ("loss", "top1", "top3")
+            for moment in ("before", "after")
+        },
     }
 
 
@@ -439,6 +454,7 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=1200, help="messages of others that are learned first")
     parser.add_argument("--newest", type=int, default=300, help="messages of a user that a device keeps")
     parser.add_argument("--calls", type=int, default=4, help="of the program for a suggestion, at most")
+    parser.add_argument("--no-typing", action="store_true", help="only recall and loss in subwords")
     parser.add_argument("--no-peers", action="store_true", help="without the keyboard and the trigram")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args()
@@ -450,7 +466,7 @@ def main() -> None:
 
     run = LanguageModelRun(
         given.model, given.data, given.users, given.messages, "float32", given.engine, given.start, given.newest,
-        given.calls,
+        given.calls, not given.no_typing,
     )  # fmt: skip
     found = run_all(run, given.out, weights=given.weights.split(","), peers=not given.no_peers, report=report)
     if given.json:

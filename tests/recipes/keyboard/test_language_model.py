@@ -47,8 +47,7 @@ def test_a_small_model_beside_its_peers_and_a_run_that_goes_on(
         )
     assert model["steps"] >= 22  # 50 messages, 5 of them for the guard, in batches of 2
     assert model["adopted"] in (0, 1, 2)
-    place = tmp_path / "out" / run.name
-    start = json.loads((place / "start.json").read_text())
+    start = json.loads((tmp_path / "out" / run.start_name).with_suffix(".json").read_text())
     assert start["steps"] >= 10
     assert start["after"]["loss"] < start["before"]["loss"]
 
