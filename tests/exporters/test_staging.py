@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from pfl_exporters.export import export_bundle
@@ -168,3 +171,31 @@ def test_both_engines_say_what_a_step_takes(bundle: Bundle) -> None:
             name: engine.measured[f"planned_{name}_bytes"] for name in ("gradients", "evaluate", "predict")
         }
         assert planned["gradients"] > planned["predict"] > 0
+
+
+@given(st.lists(st.tuples(st.integers(1, 5000), st.integers(0, 3)), min_size=1, max_size=40))
+def test_an_arena_takes_no_less_than_what_lies_in_it_and_is_one_hole_at_the_end(
+    pieces: list[tuple[int, int]],
+) -> None:
+    """Of pieces with how many come and go before they go."""
+    from pfl_exporters.lowering.onnx import _Arena
+
+    arena, there, most = _Arena(), {}, 0
+    for number, (size, stays) in enumerate(pieces):
+        arena.take(str(number), size)
+        there[number] = (size, number + stays)
+        most = max(most, sum(-(-size // 256) * 256 for size, _ in there.values()))
+        places = sorted(arena._taken.values())
+        assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(places))
+        for name in [n for n, (_, end) in there.items() if end <= number]:
+            arena.give_back(str(name))
+            del there[name]
+    assert arena.touched >= most
+    for name in there:
+        arena.give_back(str(name))
+    assert arena._holes == [(0, 1 << 60)]
+    again = _Arena()
+    for number, (size, _) in enumerate(pieces):
+        again.take(str(number), size)
+        again.give_back(str(number))
+    assert again.touched == max(-(-size // 256) * 256 for size, _ in pieces)
