@@ -6,14 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pfl_mobile.bundle.consistency import tensor_bytes
-from pfl_mobile.bundle.manifest import ProgramSpec
-from pfl_mobile.engines.schedule import CONSTANTS, SCHEDULE, Course, Schedule, last_readers
+from pfl_mobile.engines.schedule import CONSTANTS, SCHEDULE, Schedule
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.programs.blocks import Recompute, Staged, peak, prepare, stage
 from pfl_mobile.programs.trace import TracedProgram
 
-from .lowering.files import Lowered, Report
+from .lowering.files import Lowered, Report, waiting
 from .targets import Target
 
 #: From how many equal blocks one after another a model is exported as parts, where nobody says.
@@ -51,15 +49,13 @@ class StagedFiles:
             ConfigError: a program needs more memory as the target's toolchain plans it.
         """
         lowered = target.lower(self.staged.parts, folder, report)
-        measured = dict(lowered.measured)
-        planned = {
-            name: measured.pop(key)
-            for name in self.staged.parts
-            if (key := f"planned_{name}_bytes") in measured
-        }
-        if planned:
-            specs = {part.name: part for part in self.schedule.parts}
-            needs = {name: memory(course, specs, planned) for name, course in self.schedule.programs.items()}
+        # what the toolchain plans for a part alone says nothing of a program
+        measured = {k: v for k, v in lowered.measured.items() if not k.startswith("planned_")}
+        if lowered.memory is not None:
+            needs = {
+                name: lowered.memory(self.schedule.parts, course)
+                for name, course in self.schedule.programs.items()
+            }
             worst = max(needs, key=needs.__getitem__)
             if self.most is not None and needs[worst] > self.most:
                 raise ConfigError(
@@ -75,27 +71,6 @@ class StagedFiles:
             paths={**lowered.paths, **self.paths},
             measured=measured,
         )
-
-
-def memory(course: Course, parts: Mapping[str, ProgramSpec], planned: Mapping[str, int]) -> int:
-    """Bytes that a program of parts needs besides its inputs and the mapped constants: the planned memory of its parts,
-    which stays theirs, and the most that values between calls take at once.
-
-    Args:
-        course: the calls.
-        parts: their signatures.
-        planned: bytes of the planned memory of each part.
-    """
-    sizes: dict[str, int] = {}
-    alive: dict[str, int] = {}
-    most = 0
-    for call, ends in zip(course.calls, last_readers(course), strict=True):
-        for value, output in zip(call.outputs, parts[call.part].outputs, strict=True):
-            sizes[f"value:{value}"] = alive[f"value:{value}"] = tensor_bytes(output)
-        most = max(most, sum(alive.values()))
-        for name in ends:
-            alive.pop(name, None)
-    return most + sum(planned[name] for name in {call.part for call in course.calls})
 
 
 def as_parts(
@@ -145,9 +120,8 @@ def _fitting(programs: Mapping[str, TracedProgram], most: int | None) -> Staged:
     needs: dict[str, int] = {}
     for again in Recompute:
         staged = stage(prepared, again)
-        specs = {part.name: part for part in staged.signatures()}
         inside = {name: peak(part) for name, part in staged.parts.items()}
-        needs = {name: memory(course, specs, inside) for name, course in staged.courses.items()}
+        needs = {name: waiting(c, staged.signatures(), inside) for name, c in staged.courses.items()}
         if max(needs.values()) <= most:
             return staged
     worst = max(needs, key=needs.__getitem__)

@@ -18,6 +18,11 @@ from .schedule import SCHEDULE
 if TYPE_CHECKING:
     import onnxruntime
 
+#: Addresses that the arena of parts begins with; memory they take when they are first written to.
+ARENA_BYTES = 64 << 20
+#: Bytes that may be left over in a piece of it before that is divided.
+ARENA_REST_BYTES = 1 << 18
+
 
 class OnnxRuntimeSession(EngineSession):
     """Programs are loaded when first used."""
@@ -80,16 +85,23 @@ class OnnxRuntimeSession(EngineSession):
 
 @cache
 def _shared_arena() -> None:
-    """Memory that parts take from in turns, once for the process: it grows by what is asked for, and stays."""
+    """Memory that parts take from in turns, once for the process: what was touched of it stays."""
     import onnxruntime
 
     place = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
-    exact, rest = 1, 1 << 18  # bytes that may be left over in a piece before it is divided
-    growth = {"max_mem": 0, "arena_extend_strategy": exact, "max_dead_bytes_per_chunk": rest}
+    doubling = 0
     onnxruntime.create_and_register_allocator(
-        place, onnxruntime.OrtArenaCfg({**growth, "initial_chunk_size_bytes": rest})
+        place,
+        onnxruntime.OrtArenaCfg(
+            {
+                "max_mem": 0,
+                "arena_extend_strategy": doubling,
+                "initial_chunk_size_bytes": ARENA_BYTES,
+                "max_dead_bytes_per_chunk": ARENA_REST_BYTES,
+            }
+        ),
     )
 
 

@@ -28,6 +28,8 @@ LEAST_BYTES = 8 << 20
 #: Most bytes of a slice's logits, and of its rows of the layer.
 MOST_BYTES = 4 << 20
 MOST_WEIGHT_BYTES = 4 << 20
+#: Bytes of a layer of few bits as float32 from which on it is read slice by slice.
+LARGE_LAYER_BYTES = 32 << 20
 #: Before the first slice: below every logit, and finite.
 _LOWEST = -3.0e38
 #: By which tasks make a difference of logits one word, or none.
@@ -293,18 +295,47 @@ def _write(module: fx.GraphModule, loss: _Loss) -> None:
         loss.gradient.node.replace_all_uses_with(gradient)
 
 
+def _layers(graph: fx.GraphModule) -> Iterator[fx.Node]:
+    """Linear layers whose weight would be far larger as float32 than it is stored: an output layer where one row is
+    asked for."""
+    for node in graph.graph.nodes:
+        if node.target is not _aten.linear.default or node.args[1].target is not DEQUANTIZE:
+            continue
+        x, weight, *bias = node.args
+        known = all(b is None or b.op == "get_attr" for b in bias)
+        if known and x.meta["val"].dim() == 2 and 4 * weight.meta["val"].numel() >= LARGE_LAYER_BYTES:
+            yield node
+
+
+def _write_layer(module: fx.GraphModule, node: fx.Node) -> None:
+    """A linear layer in slices of its outputs, in the place of what is there."""
+    call = _Writer(module)
+    x, weight, bias = (*node.args, None)[:3]
+    rows, width = x.meta["val"].shape
+    with module.graph.inserting_before(node):
+        found = []
+        for start, end in pairwise(_widths(rows, width, weight.meta["val"].shape[0])):
+            given = (x, call.rows(weight, start, end))
+            more = () if bias is None else (call.rows(bias, start, end),)
+            found.append(call(_aten.linear.default, *given, *more))
+        node.replace_all_uses_with(call(_aten.cat.default, found, 1))
+
+
 def in_slices(program: TracedProgram) -> TracedProgram:
-    """The program with each of its large losses in slices; itself where it has none.
+    """The program with each of its large losses, and of its large layers of few bits, in slices; itself without such.
 
     Args:
         program: as it was traced, which stays as it is.
     """
-    if next(_losses(program.graph), None) is None:
+    if next(_losses(program.graph), None) is None and next(_layers(program.graph), None) is None:
         return program
     module = copied(program.graph)
     for loss in list(_losses(module)):
         _write(module, loss)
     put_in_order(module)  # what slices read may have come after them
+    module.graph.eliminate_dead_code()
+    for node in list(_layers(module)):
+        _write_layer(module, node)
     module.graph.eliminate_dead_code()
     for node in [n for n in module.graph.nodes if n.op == "get_attr" and not n.users]:
         module.graph.erase_node(node)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from pfl_exporters.export import export_bundle
-from pfl_exporters.staging import as_parts, memory
+from pfl_exporters.lowering.files import waiting
+from pfl_exporters.staging import as_parts
 from pfl_mobile import Bundle, LoRA
 from pfl_mobile.bundle.manifest import ProgramSpec, TensorSpec
 from pfl_mobile.engines import open_session
@@ -76,7 +80,7 @@ def test_weights_of_few_bits_are_given_to_parts_as_they_are_stored(
         ["android", "onnx"],
         tmp_path / "b",
         blocks=True,
-        memory=1 << 20,
+        memory=16 << 20,
     )
     assert max(error["grad_max_rel_err"] for error in done.errors.values()) < 1e-5
     bundle = Bundle.open(tmp_path / "b")
@@ -116,18 +120,19 @@ def test_a_bound_that_cannot_be_kept_is_named_before_anything_is_lowered(tmp_pat
     assert "android, onnx" in refused.value.mend
 
 
+@pytest.mark.parametrize("target", ["android", "onnx"])
 def test_a_bound_that_the_toolchain_does_not_keep_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pfl_exporters.staging.peak", lambda _: 0)
     with pytest.raises(
-        ConfigError, match=r"plans [0-9,]+ bytes of memory on target android; allowed are 30,000"
+        ConfigError, match=rf"plans [0-9,]+ bytes of memory on target {target}; allowed are 30,000"
     ):
-        export_bundle(deployment(), ["android"], tmp_path / "b", memory=30_000)
+        export_bundle(deployment(), [target], tmp_path / "b", memory=30_000)
     assert not (tmp_path / "b").exists()
 
 
-def test_memory_is_that_of_the_parts_and_of_what_waits_between_calls() -> None:
+def _chain() -> tuple[tuple[ProgramSpec, ...], Course]:
     def spec(name: str, size: int) -> TensorSpec:
         return TensorSpec(name=name, shape=(size,), dtype="float32")
 
@@ -142,5 +147,55 @@ def test_memory_is_that_of_the_parts_and_of_what_waits_between_calls() -> None:
         ),
         outputs=("value:3",),
     )
-    # at the third call values 0, 1 and 2 are there
-    assert memory(course, {"part": part, "other": other}, {"part": 100, "other": 10}) == 3 * 16 + 110
+    return (part, other), course
+
+
+def test_what_waits_between_calls_and_the_part_that_runs() -> None:
+    parts, course = _chain()
+    # at the third call values 0, 1 and 2 are there, at the fourth 0, 2 and 3
+    assert waiting(course, parts, {"part": 100, "other": 10}) == 3 * 16 + 100
+    assert waiting(course, parts, {"part": 0, "other": 200}) == 2 * 16 + 8 + 200
+
+
+def test_the_memory_of_methods_lies_in_one_place() -> None:
+    from pfl_exporters.lowering.executorch import _BYTES_OF_METHOD, memory
+
+    parts, course = _chain()
+    # of the larger plan its own result is elsewhere
+    assert memory({"part": 16 + 64, "other": 300}, parts, course) == 3 * 16 + 292 + 2 * _BYTES_OF_METHOD
+
+
+def test_both_engines_say_what_a_step_takes(bundle: Bundle) -> None:
+    for engine in bundle.manifest.engines.values():
+        planned = {
+            name: engine.measured[f"planned_{name}_bytes"] for name in ("gradients", "evaluate", "predict")
+        }
+        assert planned["gradients"] > planned["predict"] > 0
+
+
+@given(st.lists(st.tuples(st.integers(1, 5000), st.integers(0, 3)), min_size=1, max_size=40))
+def test_an_arena_takes_no_less_than_what_lies_in_it_and_is_one_hole_at_the_end(
+    pieces: list[tuple[int, int]],
+) -> None:
+    """Of pieces with how many come and go before they go."""
+    from pfl_exporters.lowering.onnx import _Arena
+
+    arena, there, most = _Arena(), {}, 0
+    for number, (size, stays) in enumerate(pieces):
+        arena.take(str(number), size)
+        there[number] = (size, number + stays)
+        most = max(most, sum(-(-size // 256) * 256 for size, _ in there.values()))
+        places = sorted(arena._taken.values())
+        assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(places))
+        for name in [n for n, (_, end) in there.items() if end <= number]:
+            arena.give_back(str(name))
+            del there[name]
+    assert arena.touched >= most
+    for name in there:
+        arena.give_back(str(name))
+    assert arena._holes == [(0, 1 << 60)]
+    again = _Arena()
+    for number, (size, _) in enumerate(pieces):
+        again.take(str(number), size)
+        again.give_back(str(number))
+    assert again.touched == max(-(-size // 256) * 256 for size, _ in pieces)

@@ -16,7 +16,7 @@ from pfl_mobile.programs.simplify import shape
 from pfl_mobile.programs.slices import in_slices
 from pfl_mobile.programs.tasks import TokenTask
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
-from pfl_mobile.programs.weights import WeightFormat, weights_stored
+from pfl_mobile.programs.weights import DEQUANTIZE, WeightFormat, weights_stored
 
 LENGTH, WIDTH = 5, 64
 
@@ -168,3 +168,30 @@ def test_slices_of_a_tied_table_of_few_bits_lie_in_the_table(monkeypatch: pytest
     rest = WIDTH * WIDTH // 2 + WIDTH * WIDTH // 32 * 4 + 3000  # the other layer, and what is small
     assert sum(map(len, pieces)) < table + rest
     assert sum(map(schedule.constant_bytes, schedule.constants)) > 2 * table
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_output_layer_of_few_bits_is_read_slice_by_slice(
+    bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one row is asked for, whose logits are few: its weight as float32 is what would be large."""
+    words = 330  # not to be divided evenly
+    monkeypatch.setattr(slices, "LARGE_LAYER_BYTES", 4 * words * WIDTH)
+    monkeypatch.setattr(slices, "MOST_WEIGHT_BYTES", 4 * 32 * WIDTH)
+    tokens = torch.arange(2 * LENGTH).reshape(2, LENGTH)
+    batch = {"tokens": tokens, "labels": tokens.roll(-1, 1), "weight": torch.ones(2, LENGTH)}
+    little = {"tokens": tokens[:1], "position": torch.tensor([LENGTH - 1])}
+    found = personalize(Words(words, bias), [LoRA("layer", rank=2)])
+    with weights_stored(found, WeightFormat("int4")):
+        program = trace_programs(found, TokenTask(words, specials=4), batch, little)["predict"]
+    sliced = in_slices(program)
+    read = {
+        shape(n)[0]
+        for n in sliced.graph.graph.nodes
+        if n.target is DEQUANTIZE and any(u.target is torch.ops.aten.linear.default for u in n.users)
+    }
+    assert words not in read
+    assert max(map(peak, stage(prepare({"predict": program})).parts.values())) < 4 * words * WIDTH / 2
+    inputs = values(program)
+    for name, value in program.run(inputs).items():
+        torch.testing.assert_close(sliced.run(inputs)[name], value, rtol=1e-5, atol=1e-6)

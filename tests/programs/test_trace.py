@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pfl_exporters import verify
@@ -23,6 +24,7 @@ from pfl_mobile.plan.schema import Guard, Plan
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.tasks import Batch, ClassificationTask, CustomTask, RegressionTask, TokenTask
 from pfl_mobile.programs.trace import described_on_meta, gradients, trace_programs, trained_names
+from pfl_mobile.programs.weights import WeightFormat, weights_stored
 from tests.exporters.models import DEPLOYMENTS, PLAN, classes, tokens
 
 
@@ -295,3 +297,52 @@ def test_a_model_that_goes_another_way_while_it_is_traced_is_told_so() -> None:
             trace_programs(d.model, d.task, *batches), verify.cases(d.model, d.task, *batches)
         )
     assert "torch.is_grad_enabled()" in caught.value.mend
+
+
+class _Steps(nn.Module):
+    """Two layers with a constant that is made in place, read as numbers where asked for."""
+
+    def __init__(self, reads: bool) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second, self.reads = nn.Linear(6, 8), nn.Linear(8, 3), reads
+        self.described: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.described.append(isinstance(x, FakeTensor))
+        mask = torch.zeros(8)
+        mask[:2] = 1.0
+        scale = sum(torch.arange(4).tolist()) if self.reads else 6
+        return self.second(torch.tanh(self.first(x)) * mask * scale)
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_large_model_is_traced_without_computing_where_no_values_are_asked_for(
+    reads: bool, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graphs are the same, and so are the forms of their values."""
+    monkeypatch.setattr("pfl_mobile.programs.weights.SMALLEST", 1)
+    batch = {"x": torch.randn(4, 6), "labels": torch.arange(4) % 3, "weight": torch.ones(4)}
+    model = personalize(_Steps(reads), [LoRA("first", rank=2)])
+    found, described = [], []
+    for least in (1 << 30, 0):
+        monkeypatch.setattr("pfl_mobile.programs.trace.LARGE_BYTES", least)
+        with weights_stored(model, WeightFormat(weights)):
+            model.backbone.described.clear()
+            found.append(trace_programs(model, ClassificationTask(3), batch, {"x": batch["x"][:1]}))
+            described.append(list(model.backbone.described))
+    assert not any(described[0])
+    assert any(described[1])
+    assert described[1][-1] is not reads, "what asks for values is traced with them"
+    for name, program in found[0].items():
+        other = found[1][name].graph
+        assert program.graph.code == other.code
+        values = [
+            [n.meta["val"] for n in graph.graph.nodes if "val" in n.meta] for graph in (program.graph, other)
+        ]
+        forms = [[(v.shape, v.dtype, v.device.type) for v in of if isinstance(v, Tensor)] for of in values]
+        assert forms[0] == forms[1]
+        inputs = program.inputs
+        for key, value in program.run(inputs).items():
+            assert torch.equal(value, found[1][name].run(inputs)[key])
