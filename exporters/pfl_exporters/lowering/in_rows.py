@@ -33,7 +33,7 @@ Prepare = Callable[[fx.GraphModule], None] | None
 #: Values of fewer bytes are computed at once.
 LEAST_BYTES = 4 << 20
 #: Most bytes of a value in a part, where there are as many parts.
-MOST_BYTES = 2 << 20
+MOST_BYTES = 4 << 20
 #: Values of at least this share of the largest one's bytes are the large ones.
 LARGE = 0.2
 #: A loop is worth it that needs at most this share of the memory.
@@ -169,12 +169,29 @@ def _whole(region: _Region, inside: set[fx.Node]) -> bool:
     return True
 
 
+def _operators(graph: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in graph.graph.nodes if node.op == "call_function"]
+
+
+def _begun_at_once(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph, changed in place: its backward pass, which begins with 1 in the shape of the loss, does not wait for
+    the loss itself."""
+    call = GraphWriter(graph)
+    for node in _operators(graph):
+        if node.target is _aten.full_like.default and node.meta["val"].numel() == 1:
+            value = node.meta["val"]
+            with graph.graph.inserting_before(node):
+                node.replace_all_uses_with(
+                    call(_aten.full.default, list(value.shape), node.args[1], dtype=value.dtype)
+                )
+            graph.graph.erase_node(node)
+    return graph
+
+
 def _regions(graph: fx.GraphModule) -> Iterator[_Region]:
     """What can run in parts, with more and more of them, as far as that gets."""
-    operators = [n for n in graph.graph.nodes if n.op == "call_function"]
+    operators = _operators(graph)
     most = max(map(_bytes, operators), default=0)
-    if most < LEAST_BYTES:
-        return
     large = {node for node in operators if _bytes(node) >= max(LARGE * most, LEAST_BYTES / 2)}
     ends = {user for node in large for user in node.users if user.op == "call_function"}
     ends |= {user for node in ends for user in node.users if user.target is operator.getitem}
@@ -270,15 +287,8 @@ def _taken(region: _Region, node: fx.Node) -> list[tuple[fx.Node, int]]:
 
 
 def _written(program: TracedProgram, region: _Region, prepare: Prepare, delegated: bool) -> TracedProgram:
-    """The program with the region as a loop."""
-    module = copied(program.graph)
-    same = dict(zip(program.graph.graph.nodes, module.graph.nodes, strict=True))
-    region = _Region(
-        [same[n] for n in region.nodes],
-        region.parts,
-        {same[n]: axis for n, axis in region.axes.items()},
-        {same[n] for n in region.summed},
-    )
+    """The program with the region as a loop, in place."""
+    module = program.graph
     inside = set(region.nodes)
     results = [
         n for n in region.nodes if n not in region.summed and any(user not in inside for user in n.users)
@@ -330,12 +340,15 @@ def in_rows(program: TracedProgram, *, prepare: Prepare = None, delegated: bool 
         prepare: see `pfl_exporters.lowering.loops.as_scans`.
         delegated: see there too.
     """
+    if max(map(_bytes, _operators(program.graph)), default=0) < LEAST_BYTES:
+        return program
+    own = replace(program, graph=_begun_at_once(copied(program.graph)))
     best = None
-    for region in _regions(program.graph):
+    for region in _regions(own.graph):
         best = region
     if best is None:
         return program
-    made = _written(program, best, prepare, delegated)
+    made = _written(own, best, prepare, delegated)
     return made if _needs(made) <= WORTH * peak(program) else program
 
 
