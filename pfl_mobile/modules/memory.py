@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,6 +48,11 @@ class NgramMemory(ModuleConfig):
         vocabulary: total number of tokens including slots, to check what is loaded; None checks nothing.
         shared: buckets for contexts of two tokens in everybody's n-grams; needs ``vocabulary`` and ``followers``.
         followers: words kept after each context in everybody's n-grams; 0 for no such n-grams.
+        discount: D, from 0 to below 1; 0 for the sum of orders above.
+        share: of the user's n-grams in the mixture, with a discount and before any evidence.
+        evidence: how much the message so far says about that share; 0 leaves it alone.
+        fade: what a token's evidence is multiplied with for each token after it.
+        specials: the first ids, which stand for no word: they are no evidence.
     """
 
     capacity: int = 2048
@@ -54,6 +60,11 @@ class NgramMemory(ModuleConfig):
     vocabulary: int | None = None
     shared: int = 0
     followers: int = 0
+    discount: float = field(default=0.0, kw_only=True)
+    share: float = field(default=0.3, kw_only=True)
+    evidence: float = field(default=0.3, kw_only=True)
+    fade: float = field(default=0.8, kw_only=True)
+    specials: int = field(default=4, kw_only=True)
 
     in_gradients = False
     position = 40
@@ -72,12 +83,37 @@ class NgramMemory(ModuleConfig):
                     "NgramMemory: everybody's n-grams need the size of the vocabulary",
                     mend="give vocabulary=",
                 )
+        self._check_discount()
+
+    def _check_discount(self) -> None:
+        if not 0.0 <= self.discount < 1.0:
+            raise ConfigError(
+                f"NgramMemory: discount={self.discount}", mend="give a number from 0 to below 1"
+            )
+        if not 0.0 < self.share < 1.0:
+            raise ConfigError(f"NgramMemory: share={self.share}", mend="give a number between 0 and 1")
+        if not (math.isfinite(self.evidence) and self.evidence >= 0.0 and 0.0 <= self.fade <= 1.0):
+            raise ConfigError(
+                f"NgramMemory: evidence={self.evidence}, fade={self.fade}",
+                mend="give evidence of 0 or more, and a fade from 0 to 1",
+            )
+        if self.specials < 1:
+            raise ConfigError(
+                f"NgramMemory: specials={self.specials}", mend="give 1 or more: token 0 is an empty entry"
+            )
+        if self.discount and self.followers:
+            raise ConfigError(
+                "NgramMemory: with a discount there are no n-grams of everybody",
+                mend="leave out shared and followers, or the discount",
+            )
 
     @override
     def insert(self, site: Insertion) -> None:
         """Add the memory behind the backbone's output."""
         shared = SharedNgrams(self.vocabulary or 0, self.shared, self.followers) if self.followers else None
-        own = Memory(self.order, shared)
+        own: nn.Module = Memory(self.order, shared)
+        if self.discount:
+            own = DiscountedMemory(self)
         site.extra(own)
         contexts = torch.zeros(self.capacity, self.order - 1, dtype=torch.int64)
         empty = torch.zeros(self.capacity, dtype=torch.int64)
@@ -117,18 +153,16 @@ class MemoryGate(nn.Module):
         return F.log_softmax(torch.cat([scores, *others, torch.zeros_like(scores[..., :1])], dim=-1), dim=-1)
 
 
-class Memory(nn.Module):
-    """The computation of :class:`NgramMemory`, with its tensors as buffers ``next`` and ``context``."""
+class Entries(nn.Module):
+    """What a memory remembers, as buffers ``next`` and ``context``, and which of it fits."""
 
     next: Tensor
     context: Tensor
 
-    def __init__(self, order: int, shared: SharedNgrams | None = None) -> None:
-        """Memory for n-grams of up to ``order`` tokens, perhaps with everybody's n-grams beside them."""
+    def __init__(self, order: int) -> None:
+        """Entries of n-grams of up to ``order`` tokens."""
         super().__init__()
         self.order = order
-        self.gate = MemoryGate(order)
-        self.shared = shared
 
     def matches(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
         """Which entries the context before each position of tokens int64 [B, T] matches.
@@ -137,7 +171,7 @@ class Memory(nn.Module):
             One mask float32 for each order, [capacity] for order 0 and [B, T, capacity] for 1..order-1; and the
             counts n_k [B, T, order].
         """
-        dtype = self.gate.bias.dtype
+        dtype = torch.float32
         masks = [(self.next > 0).to(dtype)]
         # max(0, 1 - |a - b|) is 1 for equal ids and 0 for others, exactly. Phones have fast kernels for it, but
         # not for comparing integers, and this is most of the work.
@@ -147,6 +181,16 @@ class Memory(nn.Module):
             masks.append(masks[-1] * torch.clamp(1.0 - torch.abs(before - own[k]), min=0.0))
         counts = [mask.sum(-1).expand(tokens.shape) for mask in masks]
         return masks, torch.stack(counts, dim=-1)
+
+
+class Memory(Entries):
+    """The sum of orders of :class:`NgramMemory`."""
+
+    def __init__(self, order: int, shared: SharedNgrams | None = None) -> None:
+        """Memory for n-grams of up to ``order`` tokens, perhaps with everybody's n-grams beside them."""
+        super().__init__(order)
+        self.gate = MemoryGate(order)
+        self.shared = shared
 
     def forward(self, logits: Tensor, tokens: Tensor, *_others: Tensor) -> Tensor:
         """Log-probabilities [B, T, V] from logits [B, T, V] and tokens int64 [B, T]."""
@@ -167,10 +211,84 @@ class Memory(nn.Module):
         if shared is not None:
             words, parts = shared.followers(rows)
             cache = cache.scatter_add(-1, words, torch.exp(log_weights[..., -2:-1]) * parts)
-        # log(exp(a) + cache), and exactly a where nothing was remembered. The inner values stay finite on
-        # both branches, so gradients of the gate do too. Unassigned slots stay impossible.
-        a = log_p + log_weights[..., -1:]
-        hit = (cache > 0) & (logits > 0.5 * UNASSIGNED)
-        b = torch.log(torch.where(hit, cache, torch.ones_like(cache)))
-        top = torch.maximum(a, b)
-        return torch.where(hit, top + torch.log(torch.exp(a - top) + torch.exp(b - top)), a)
+        return _added(log_p + log_weights[..., -1:], cache, logits)
+
+
+#: Places in which equal pairs of context and token are counted; a prime, so that ids spread over them.
+_BUCKETS = 262139
+# Spreads the ids of a context over the buckets.
+_STRIDE = 7919
+# Evidence of one token at most.
+_MOST = 3.0
+
+
+class DiscountedMemory(Entries):
+    """The discounted model of :class:`NgramMemory`."""
+
+    def __init__(self, config: NgramMemory) -> None:
+        """With the sizes and numbers of the module."""
+        super().__init__(config.order)
+        self.discount, self.specials = config.discount, config.specials
+        self.start = math.log(config.share / (1.0 - config.share))
+        self.evidence, self.fade = config.evidence, config.fade
+
+    def discounts(self) -> list[Tensor]:
+        """D / c_k of each entry, [capacity] for each order: c_k entries are like it in token and context."""
+        buckets, found = torch.remainder(self.next, _BUCKETS), []
+        for k in range(self.order):
+            if k:
+                buckets = torch.remainder(buckets * _STRIDE + self.context[:, k - 1] + 1, _BUCKETS)
+            used = (self.next > 0).to(torch.float32)
+            count = torch.zeros(_BUCKETS).scatter_add(0, buckets, used).index_select(0, buckets)
+            found.append(self.discount / torch.clamp(count, min=1.0))
+        return found
+
+    def own(self, tokens: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The user's part of p_{order-1}, [B, T, V] as ``like``, and the share [B, T, 1] that it leaves to the LM."""
+        masks, counts = self.matches(tokens)
+        discounts = self.discounts()
+        left, scales = torch.ones_like(counts[..., :1]), []
+        for k in reversed(range(self.order)):
+            count = counts[..., k : k + 1]
+            most = torch.clamp(count, min=1.0)
+            scales.append(left / most)
+            taken = (masks[k] * discounts[k]).sum(-1).expand(tokens.shape).unsqueeze(-1)
+            left = left * torch.where(count > 0, taken / most, torch.ones_like(count))
+        weight = scales.pop() * (masks[0] * (1.0 - discounts[0]))
+        for k in range(1, self.order):
+            weight = weight + scales.pop() * masks[k] * (1.0 - discounts[k])
+        index = self.next.expand(*tokens.shape, -1)
+        return torch.zeros_like(like).scatter_add(-1, index, weight), left
+
+    def share(self, tokens: Tensor, own: Tensor, left: Tensor, log_p: Tensor) -> Tensor:
+        """s [B, T, 1], from what the parts thought of the tokens so far."""
+        follow = tokens[:, 1:].unsqueeze(-1)
+        expected = torch.gather(log_p[:, :-1], -1, follow)
+        mine = torch.gather(own[:, :-1], -1, follow) + left[:, :-1] * torch.exp(expected)
+        # the least keeps the logarithm finite where a token is impossible
+        ratio = torch.log(torch.clamp(mine, min=1e-30)) - torch.clamp(expected, min=math.log(1e-30))
+        told = torch.where(follow < self.specials, torch.zeros_like(ratio), torch.clamp(ratio, -_MOST, _MOST))
+        at = torch.arange(tokens.shape[1], device=tokens.device)
+        gap = (at.unsqueeze(-1) - 1 - at[:-1]).to(log_p.dtype)  # [T, T - 1]
+        faded = torch.exp(torch.clamp(gap, min=0.0) * math.log(max(self.fade, 1e-30)))
+        faded = torch.where(gap < 0, torch.zeros_like(faded), faded)
+        return torch.sigmoid(self.start + self.evidence * torch.matmul(faded, told))
+
+    def forward(self, logits: Tensor, tokens: Tensor, *_others: Tensor) -> Tensor:
+        """Log-probabilities [B, T, V] from logits [B, T, V] and tokens int64 [B, T]."""
+        log_p = F.log_softmax(logits, dim=-1)
+        own, left = self.own(tokens, log_p)
+        share = self.share(tokens, own, left, log_p)
+        # exactly 0 where the memory is empty, as it leaves everything then
+        return _added(log_p + torch.log1p(-share * (1.0 - left)), share * own, logits)
+
+
+def _added(a: Tensor, cache: Tensor, logits: Tensor) -> Tensor:
+    """log(exp(a) + cache), and exactly ``a`` where the cache is 0; unassigned slots stay impossible.
+
+    The inner values stay finite on both branches, so gradients of a gate do too.
+    """
+    hit = (cache > 0) & (logits > 0.5 * UNASSIGNED)
+    b = torch.log(torch.where(hit, cache, torch.ones_like(cache)))
+    top = torch.maximum(a, b)
+    return torch.where(hit, top + torch.log(torch.exp(a - top) + torch.exp(b - top)), a)

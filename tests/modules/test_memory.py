@@ -245,3 +245,97 @@ def test_wrong_places_and_settings_are_named() -> None:
     clash = nn.ModuleDict({"memory": nn.Linear(2, 2)})
     with pytest.raises(ConfigError, match="called 'memory' too"):
         personalize(clash, [NgramMemory()])
+
+
+def discounted(
+    stored: list[tuple[int, list[int]]],
+    query: list[int],
+    t: int,
+    order: int,
+    discount: float,
+    below: list[float],
+) -> list[float]:
+    """p_{order-1} [V] after position t by counting; ``below`` is p_{-1}."""
+    before = [query[t - j] if t - j >= 0 else 0 for j in range(order - 1)]
+    for k in range(order):
+        found = [w for w, context in stored if context[:k] == before[:k]]
+        if found:
+            left = discount * len(set(found)) / len(found)
+            below = [
+                max(found.count(w) - discount, 0.0) / len(found) + left * below[w] for w in range(VOCABULARY)
+            ]
+    return below
+
+
+@given(
+    st.lists(message, max_size=4),
+    message,
+    st.integers(2, 5),
+    st.sampled_from([0.3, 0.75]),
+    st.sampled_from([(0.0, 0.5), (0.6, 0.8), (0.4, 0.0)]),
+)
+@settings(max_examples=60, deadline=None)
+def test_discounted_memory_is_absolute_discounting_with_a_share_by_evidence(
+    messages: list[list[int]], query: list[int], order: int, discount: float, told: tuple[float, float]
+) -> None:
+    evidence, fade = told
+    memory = NgramMemory(
+        capacity=CAPACITY, order=order, discount=discount, share=0.3, evidence=evidence, fade=fade, specials=2
+    )
+    model = personalize(Table(), [memory])
+    follow, context = entries(messages, order)
+    model.load_values({"memory.next": follow, "memory.context": context})
+    tokens = torch.tensor([query])
+    with torch.no_grad():
+        ours = model(tokens)[0].exp()
+        backbone = F.softmax(model.forward_for_gradients(tokens), -1)[0].tolist()
+    stored = [(int(w), c.tolist()) for w, c in zip(follow, context, strict=True) if int(w)]
+    logit = math.log(0.3 / 0.7)
+    seen = 0.0
+    for t in range(len(query)):
+        own = discounted(stored, query, t, order, discount, backbone[t])
+        share = 1.0 / (1.0 + math.exp(-logit - evidence * seen))
+        mixed = [share * a + (1.0 - share) * b for a, b in zip(own, backbone[t], strict=True)]
+        torch.testing.assert_close(ours[t], torch.tensor(mixed), rtol=1e-4, atol=1e-6)
+        if t + 1 < len(query):
+            word = query[t + 1]
+            ratio = 0.0 if word < 2 else math.log(own[word] / backbone[t][word])
+            seen = fade * seen + min(max(ratio, -3.0), 3.0)
+    torch.testing.assert_close(ours.sum(-1), torch.ones(len(query)), rtol=1e-5, atol=1e-5)
+
+
+def test_empty_discounted_memory_is_exactly_the_log_softmax() -> None:
+    backbone, (tokens,) = decoder()
+    model = personalize(backbone, [NgramMemory(capacity=4, discount=0.75)])
+    with torch.no_grad():
+        logits = 40.0 * torch.randn(*tokens.shape, 31)
+        assert torch.equal(model.extras["memory"](logits, tokens), F.log_softmax(logits, -1))
+
+
+def test_discounted_memory_says_nothing_of_free_slots_and_stays_finite() -> None:
+    slots = VocabularySlots(embedding="embed", output="head", count=3)
+    backbone, (tokens,) = decoder()
+    model = personalize(backbone, [slots, NgramMemory(capacity=CAPACITY, order=3, discount=0.75)])
+    follow, context = entries([tokens[0].tolist()], 3)
+    model.load_values({"memory.next": follow, "memory.context": context}, partial=True)
+    with torch.no_grad():
+        out = model(tokens)
+    assert bool(torch.isfinite(out).all())
+    assert bool((out[..., -3:].exp() == 0).all())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "named"),
+    [
+        ({"discount": 1.0}, "discount=1.0"),
+        ({"discount": -0.1}, "discount=-0.1"),
+        ({"discount": 0.5, "share": 1.0}, "share=1.0"),
+        ({"discount": 0.5, "evidence": math.inf}, "evidence=inf"),
+        ({"discount": 0.5, "fade": 1.5}, "fade=1.5"),
+        ({"discount": 0.5, "specials": 0}, "specials=0"),
+        ({"discount": 0.5, "vocabulary": 9, "shared": 8, "followers": 2}, "n-grams of everybody"),
+    ],
+)
+def test_numbers_of_a_discount_that_make_no_sense_are_named(numbers: dict[str, float], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        NgramMemory(**numbers)

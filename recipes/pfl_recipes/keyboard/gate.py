@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pfl_mobile.errors import ConfigError, DataError, TooFewUsersError
 from pfl_mobile.local.memory import memorize
-from pfl_mobile.modules.memory import Memory
+from pfl_mobile.modules.memory import Entries, Memory
 from pfl_mobile.modules.slots import UNASSIGNED
 
 from .ngrams import NgramTable
@@ -277,19 +277,31 @@ def shared_ngrams(model: PersonalizedModel, name: str = "memory") -> SharedNgram
 
 
 def gate_values(model: PersonalizedModel, name: str = "memory") -> dict[str, Tensor]:
-    """The frozen part of the memory, gate and everybody's n-grams, to keep beside the backbone's weights."""
-    state = _memory(model, name).state_dict()
+    """The frozen part of the memory, gate and everybody's n-grams, to keep beside the backbone's weights.
+
+    Nothing for a memory with a discount.
+    """
+    state = _entries(model, name).state_dict()
     return {k: v.detach().clone() for k, v in state.items() if k not in _PERSONAL}
 
 
 def set_gate(model: PersonalizedModel, values: Mapping[str, Tensor], name: str = "memory") -> None:
     """Put :func:`gate_values` into another model with the same memory."""
-    memory = _memory(model, name)
+    memory = _entries(model, name)
     own = {k: v for k, v in memory.state_dict().items() if k in _PERSONAL}
     memory.load_state_dict({**own, **values})
 
 
-def _memory(model: PersonalizedModel, name: str) -> Memory:
-    if name not in model.extras or not isinstance(model.extras[name], Memory):
+def _entries(model: PersonalizedModel, name: str) -> Entries:
+    if name not in model.extras or not isinstance(model.extras[name], Entries):
         raise ConfigError(f"the model has no memory called {name!r}", mend="add NgramMemory() to its modules")
-    return cast("Memory", model.extras[name])
+    return cast("Entries", model.extras[name])
+
+
+def _memory(model: PersonalizedModel, name: str) -> Memory:
+    memory = _entries(model, name)
+    if not isinstance(memory, Memory):
+        raise ConfigError(
+            f"the memory {name!r} has a discount and no gate", mend="give NgramMemory(discount=0)"
+        )
+    return memory

@@ -21,6 +21,7 @@ from pfl_mobile.plan.schema import Guard, Plan
 from pfl_mobile.programs.deployment import Deployment, text_parts
 from pfl_mobile.programs.tasks import TokenTask
 from pfl_mobile.text.encoder import Rows, TextEncoder, WordTokenizer
+from pfl_mobile.text.specials import SPECIALS
 from pfl_mobile.text.vocabulary import VocabularyReport, VocabularyRule
 
 from .gate import (
@@ -58,16 +59,17 @@ class KeyboardRecipe:
     """Everything that decides the keyboard. The defaults won the comparison in README.md beside this file.
 
     Attributes:
-        model: sizes of the backbone.
+        model: sizes of the backbone; a vocabulary that fewer words may ship in is cut to those.
         train: how the backbone is trained.
         rank: of LoRA on query, value and both feed-forward layers.
         slots: vocabulary slots for the user's own words.
         memory: entries of the n-gram memory.
         order: longest n-gram.
+        discount: of the memory's counts. 0 sums up the orders with a gate, which is fitted then.
         shared: buckets for everybody's n-grams of three words.
-        followers: words kept after each context in everybody's n-grams; 0 for none of those n-grams.
+        followers: words kept after each context in everybody's n-grams; 0 for none of those n-grams. Without discount.
         gate_epochs: passes of a first backbone that only serves to fit the gate; the shipped one then learns
-            from the gate's users too. None fits the gate on the shipped backbone, which does not.
+            from the gate's users too. None fits the gate on the shipped backbone, which does not. Without discount.
         batch: rows in a batch on the device.
         lr: peak learning rate of AdamW on the device.
         epochs: passes over the user's rows.
@@ -82,16 +84,17 @@ class KeyboardRecipe:
     model: KeyboardConfig = field(default_factory=KeyboardConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     rank: int = 8
-    slots: int = 64
+    slots: int = 128
     memory: int = 16384
     order: int = 4
+    discount: float = 0.75
     shared: int = 8192
     followers: int = 0
     gate_epochs: int | None = 5
     batch: int = 16
     lr: float = 2e-3
-    epochs: int = 3
-    max_steps: int | None = 150
+    epochs: int = 8
+    max_steps: int | None = 500
     holdout: float = 0.1
     max_examples: int = 4000
     max_messages: int | None = None
@@ -110,8 +113,14 @@ class KeyboardRecipe:
                 vocabulary=self.model.vocabulary + self.slots,
                 shared=self.shared if self.followers else 0,
                 followers=self.followers,
+                discount=self.discount,
             ),
         ]
+
+    def fitting(self, tokenizer: WordTokenizer) -> KeyboardRecipe:
+        """This recipe for the words that there are: rows of embedding and output for no word are left out."""
+        words = min(self.model.vocabulary, tokenizer.size)
+        return replace(self, model=replace(self.model, vocabulary=words))
 
     def plan(self) -> Plan:
         """What a device does: name the user's words, train, remember."""
@@ -143,6 +152,11 @@ RECIPES: dict[str, KeyboardRecipe] = {
     "sotu": KeyboardRecipe(
         train=TrainConfig(epochs=2, max_steps=1200),
         gate_epochs=None,
+        # as measured before the memory's counts were discounted; with these sentences nobody compared the two
+        discount=0.0,
+        slots=64,
+        epochs=3,
+        max_steps=150,
         memory=4096,
         max_examples=480,
         max_messages=600,
@@ -219,18 +233,20 @@ def prepare(
     kept = load_weights(place)
     if kept is None:
         tokenizer = WordTokenizer.of_users(seen.learned, recipe.model.vocabulary, rule)
+        fitting = recipe.fitting(tokenizer)
         kept = {
             "tokenizer": tokenizer.to_json(),
             "origin": _counts(tokenizer),
-            **_train(_encoder(tokenizer, recipe), seen, recipe, rule, say),
+            **_train(_encoder(tokenizer, fitting), seen, fitting, rule, say),
         }
         keep_weights(place, kept)
     else:
         say("load the trained backbone", None)
-    if not seen.others.users:
+    if not seen.others.users and not recipe.discount:
         say(f"the memory's gate keeps its defaults: there are not {rule.min_users} users to fit it on", None)
     tokenizer = WordTokenizer.from_json(kept["tokenizer"])
     tokenizer.origin = VocabularyReport(rule, **kept["origin"])
+    recipe = recipe.fitting(tokenizer)
     backbone = Keyboard(recipe.model).eval()
     backbone.load_state_dict(kept["backbone"])
     model = personalize(backbone, recipe.modules(), seed=recipe.seed)
@@ -282,6 +298,9 @@ class _Seen:
 
     @classmethod
     def of(cls, users: data.UserText, recipe: KeyboardRecipe, min_users: int) -> _Seen:
+        if recipe.discount:  # there is no gate to fit
+            learned, general = _general(users)
+            return cls(learned, general, learned, users.select([]))
         try:
             most, others = gate_users(users, seed=recipe.seed, at_least=min_users)
         except TooFewUsersError:  # the gate then keeps its defaults, and the report says so
@@ -334,10 +353,11 @@ def deployment(
 def deploy(prepared: Prepared) -> Deployment:
     """The deployment of a trained keyboard."""
     recipe = prepared.recipe
+    known = recipe.model.vocabulary + recipe.slots
     return Deployment(
         name="keyboard",
         model=prepared.model,
-        task=TokenTask(recipe.model.vocabulary + recipe.slots, top_k=recipe.suggestions),
+        task=TokenTask(known, top_k=min(recipe.suggestions, known - len(SPECIALS))),
         plan=recipe.plan(),
         limits={"max_examples": recipe.max_examples},
         **text_parts(prepared.encoder, recipe.batch),
@@ -413,8 +433,10 @@ def _fit(
 
 def _digest(recipe: KeyboardRecipe, seen: _Seen, rule: VocabularyRule) -> str:
     settings = asdict(replace(recipe, suggestions=0, holdout=0.1))
+    if recipe.discount:  # nothing but the backbone is made beforehand
+        settings = {name: settings[name] for name in ("model", "train", "seed")}
     chosen = {**asdict(rule), "blocked": sorted(rule.blocked)}
-    digest = hashlib.sha256(json.dumps([3, settings, chosen], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([4, settings, chosen], sort_keys=True).encode())
     others = {user: seen.others.texts(user) for user in seen.others.users}
     for texts in (seen.learned, seen.first, others):
         digest.update(json.dumps(texts).encode() + b"\0")

@@ -27,6 +27,7 @@ SMALL = KeyboardRecipe(
     rank=2,
     slots=4,
     memory=32,
+    discount=0.0,
     shared=16,
     followers=2,
     epochs=1,
