@@ -1,7 +1,7 @@
 """What a language model costs as it grows: export time and memory, size of its files, memory and time of a step.
 
     python bench/scaling.py --json
-    python bench/scaling.py --layers 30 --width 576 --inner 1536 --heads 9 --key-heads 3 --words 49152 --length 256
+    python bench/scaling.py --shape smollm2-135m --length 256 --memory 200MB
 
 Models of Llama's kind with random weights, LoRA r=8 on q and v, one example; by default 4, 8 and 16 layers, two widths
 and two lengths. The second line is SmolLM2-135M's shape. Each export is a process of its own (``pfl-export``), and so
@@ -35,7 +35,7 @@ ENGINES = {"executorch": "android", "onnxruntime": "onnx"}
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model and its step."""
+    """Of a model and its step; ``biased`` is 1 where q, k and v have a bias, as in Qwen2."""
 
     layers: int = 8
     width: int = 256
@@ -44,16 +44,25 @@ class Size:
     key_heads: int = 2
     words: int = 8192
     length: int = 64
+    biased: int = 0
+
+
+#: Shapes of known models; their weights here are random.
+SHAPES = {
+    "smollm2-135m": Size(30, 576, 1536, 9, 3, 49_152, 256),
+    "qwen2.5-0.5b": Size(24, 896, 4864, 14, 2, 151_936, 256, biased=1),
+}
 
 
 def _model(size: Size, folder: Path) -> None:
     """Write a model of this size with a tokenizer of bytes."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
+    kind, made = (Qwen2Config, Qwen2ForCausalLM) if size.biased else (LlamaConfig, LlamaForCausalLM)
+    config = kind(
         vocab_size=size.words,
         hidden_size=size.width,
         intermediate_size=size.inner,
@@ -63,7 +72,7 @@ def _model(size: Size, folder: Path) -> None:
         max_position_embeddings=2048,
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    made(config).save_pretrained(folder)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     special = ["<s>", "</s>"]
@@ -125,7 +134,8 @@ def _of_bundle(folder: str, engine: str, count: int) -> dict[str, Any]:
         bundle, engine, threads=1, trusted=True
     ) as session:  # loads the runtime, and no program yet
         found = _watched(lambda: _timed(lambda: session.run("gradients", inputs), count))
-    return found | {"planned_mb": None if planned is None else round(planned / 1e6, 1)}
+    apart = None if planned is None else round(planned / 1e6 / found["peak_mb"] - 1, 3)
+    return found | {"planned_mb": None if planned is None else round(planned / 1e6, 1), "plan_off": apart}
 
 
 def _of_eager(folder: str, length: int, count: int) -> dict[str, Any]:
@@ -204,8 +214,8 @@ def measured(size: Size, options: list[str], count: int) -> dict[str, Any]:
 def _sizes(given: argparse.Namespace) -> list[Size]:
     names = Size.__dataclass_fields__
     own = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
-    if own:
-        return [replace(Size(), **own)]
+    if own or given.shape:
+        return [replace(SHAPES[given.shape] if given.shape else Size(), **own)]
     base = Size()
     wide = replace(base, width=512, inner=1408, heads=8, key_heads=4)
     return [replace(base, layers=4), base, replace(base, layers=16), wide, replace(base, length=256)]
@@ -227,6 +237,7 @@ def main() -> None:
     )
     for name in Size.__dataclass_fields__:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)
+    parser.add_argument("--shape", choices=SHAPES, help="of a known model, with random weights")
     for name in ("memory", "weights"):
         parser.add_argument(f"--{name}", help="as pfl-export takes it")
     parser.add_argument("--steps", type=int, default=3)
