@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model and its step."""
+    """Of a model and its step; ``biased`` is 1 where q, k and v have a bias, as in Qwen2."""
 
     layers: int = 8
     width: int = 256
@@ -22,16 +22,24 @@ class Size:
     key_heads: int = 2
     words: int = 8192
     length: int = 64
+    biased: int = 0
 
 
 SMOLLM2_135M = Size(layers=30, width=576, inner=1536, heads=9, key_heads=3, words=49152)
 
 
-def config(size: Size) -> LlamaConfig:
-    """Settings of transformers; the output is the table of the embedding."""
-    from transformers import LlamaConfig
+#: Shapes of known models; their weights here are random.
+SHAPES = {
+    "smollm2-135m": replace(SMOLLM2_135M, length=256),
+    "qwen2.5-0.5b": Size(24, 896, 4864, 14, 2, 151_936, 256, biased=1),
+}
 
-    return LlamaConfig(
+
+def config(size: Size) -> LlamaConfig | Qwen2Config:
+    """Settings of transformers; the output is the table of the embedding."""
+    from transformers import LlamaConfig, Qwen2Config
+
+    return (Qwen2Config if size.biased else LlamaConfig)(
         vocab_size=size.words,
         hidden_size=size.width,
         intermediate_size=size.inner,
@@ -43,7 +51,7 @@ def config(size: Size) -> LlamaConfig:
     )
 
 
-def write_folder(model: LlamaForCausalLM, folder: Path) -> None:
+def write_folder(model: LlamaForCausalLM | Qwen2ForCausalLM, folder: Path) -> None:
     """Write a model as transformers does, with a tokenizer of bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -1,7 +1,7 @@
 """What a language model costs as it grows: export time and memory, size of its files, memory and time of a step.
 
     python bench/scaling.py --json
-    python bench/scaling.py --layers 30 --width 576 --inner 1536 --heads 9 --key-heads 3 --words 49152 --length 256
+    python bench/scaling.py --shape smollm2-135m --length 256 --memory 200MB
 
 Models of Llama's kind with random weights, LoRA r=8 on q and v, one example; by default 4, 8 and 16 layers, two widths
 and two lengths. The second line is SmolLM2-135M's shape. Each export is a process of its own (``pfl-export``), and so
@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from export import spent
-from llama import Size, config, write_folder
+from llama import SHAPES, Size, config, write_folder
 from measure import machine, timed, watched
 
 ENGINES = {"executorch": "android", "onnxruntime": "onnx"}
@@ -36,10 +36,10 @@ ENGINES = {"executorch": "android", "onnxruntime": "onnx"}
 def _model(size: Size, folder: Path) -> None:
     """Write a model of this size."""
     import torch
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    write_folder(LlamaForCausalLM(config(size)), folder)
+    write_folder((Qwen2ForCausalLM if size.biased else LlamaForCausalLM)(config(size)), folder)
 
 
 def _measured(step: Callable[[], object], count: int) -> dict[str, Any]:
@@ -65,7 +65,8 @@ def _of_bundle(folder: str, engine: str, count: int) -> dict[str, Any]:
         bundle, engine, threads=1, trusted=True
     ) as session:  # loads the runtime, and no program yet
         found = _measured(lambda: session.run("gradients", inputs), count)
-    return found | {"planned_mb": None if planned is None else round(planned / 1e6, 1)}
+    apart = None if planned is None else round(planned / 1e6 / found["peak_mb"] - 1, 3)
+    return found | {"planned_mb": None if planned is None else round(planned / 1e6, 1), "plan_off": apart}
 
 
 def _of_eager(folder: str, length: int, count: int) -> dict[str, Any]:
@@ -144,8 +145,8 @@ def measured(size: Size, options: list[str], count: int) -> dict[str, Any]:
 def _sizes(given: argparse.Namespace) -> list[Size]:
     names = Size.__dataclass_fields__
     own = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
-    if own:
-        return [replace(Size(), **own)]
+    if own or given.shape:
+        return [replace(SHAPES[given.shape] if given.shape else Size(), **own)]
     base = Size()
     wide = replace(base, width=512, inner=1408, heads=8, key_heads=4)
     return [replace(base, layers=4), base, replace(base, layers=16), wide, replace(base, length=256)]
@@ -167,6 +168,7 @@ def main() -> None:
     )
     for name in Size.__dataclass_fields__:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)
+    parser.add_argument("--shape", choices=SHAPES, help="of a known model, with random weights")
     for name in ("memory", "weights"):
         parser.add_argument(f"--{name}", help="as pfl-export takes it")
     parser.add_argument("--steps", type=int, default=3)

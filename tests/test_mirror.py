@@ -48,6 +48,7 @@ ELSEWHERE = {
         "exporters/pfl_exporters/families.py",
         "exporters/pfl_exporters/model_folder.py",
     ],
+    "tests/exporters/test_staging.py": ["exporters/pfl_exporters/lowering/files.py"],
     "tests/exporters/test_targets.py": [
         "exporters/pfl_exporters/export.py",
         "exporters/pfl_exporters/lowering/onnx.py",

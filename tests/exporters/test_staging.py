@@ -162,7 +162,10 @@ def test_the_memory_of_methods_lies_in_one_place() -> None:
 
     parts, course = _chain()
     # of the larger plan its own result is elsewhere
-    assert memory({"part": 16 + 64, "other": 300}, parts, course) == 3 * 16 + 292 + 2 * _BYTES_OF_METHOD
+    arenas, none = {"part": 16 + 64, "other": 300}, {"part": 0, "other": 0}
+    assert memory(arenas, none, parts, course) == 3 * 16 + 292 + 2 * _BYTES_OF_METHOD
+    # a weight of few bits in the delegate
+    assert memory(arenas, {"part": 50, "other": 20}, parts, course) == 3 * 16 + 442 + 2 * _BYTES_OF_METHOD
 
 
 def test_both_engines_say_what_a_step_takes(bundle: Bundle) -> None:

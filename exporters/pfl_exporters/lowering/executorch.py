@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.metadata
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -780,7 +781,7 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
         {"model_bytes": path.stat().st_size, **planned},
         # ExecuTorch promises that newer runtimes load older programs, and not the other way (its COMPATIBILITY.md)
         at_least=release(importlib.metadata.version("executorch")),
-        memory=partial(memory, arenas),
+        memory=partial(memory, arenas, {name: _largest_stored(p.graph) for name, p in programs.items()}),
     )
 
 
@@ -788,20 +789,32 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
 _BYTES_OF_METHOD = 250_000
 
 
-def memory(arenas: Mapping[str, int], parts: Sequence[ProgramSpec], course: Course) -> int:
-    """Bytes that a program of parts takes at once in the engine: what waits between its calls, the largest of the
-    planned memories, which lie in one place, and the loaded methods.
+def _largest_stored(graph: fx.GraphModule) -> int:
+    """Bytes of the largest weight of few bits as float32."""
+    read = (n for n in graph.graph.nodes if n.target in (DEQUANTIZE, DEQUANTIZE_PACKED))
+    return max((4 * math.prod(shape(node)) for node in read), default=0)
 
-    Results that a method gives are where the engine puts them, and their place in the plan is never touched.
+
+def memory(
+    arenas: Mapping[str, int], stored: Mapping[str, int], parts: Sequence[ProgramSpec], course: Course
+) -> int:
+    """Bytes that a program of parts takes at once in the engine: what waits between its calls, the largest of the
+    planned memories, which lie in one place, the delegate's workspace, and the loaded methods.
+
+    Results that a method gives are where the engine puts them, and their place in the plan is never touched. Of the
+    delegate's workspace nothing is said in the file: a weight of few bits is counted three times as float32 (unpacked,
+    scaled, packed for the product), which is what a layer of 17 MB takes; where weights are small that is too much.
 
     Args:
         arenas: bytes of planned memory by part.
+        stored: bytes of the largest weight of few bits as float32 by part.
         parts: their signatures.
         course: the calls.
     """
     called = {call.part for call in course.calls}
     given = {part.name: sum(map(tensor_bytes, part.outputs)) for part in parts}
     most = max(max(arenas[name] - given[name], 0) for name in called)
+    most += 3 * max(stored[name] for name in called)
     return waiting(course, parts, dict.fromkeys(called, most)) + len(called) * _BYTES_OF_METHOD
 
 

@@ -462,8 +462,8 @@ def memory(folder: Path, parts: Sequence[ProgramSpec], course: Course) -> int:
         for value in course.outputs:
             arena.give_back(value)
     nodes = sum(len(run.steps) for run in runs.values())
-    extra = _BYTES_OF_RUNTIME + nodes * _BYTES_OF_NODE + ARENA_BYTES // _PIECE * _NOTE
-    return arena.touched + extra
+    loaded = _BYTES_OF_RUNTIME + nodes * _BYTES_OF_NODE + ARENA_BYTES // _PIECE * _NOTE
+    return arena.touched + loaded
 
 
 def _run(path: Path, part: ProgramSpec) -> tuple[dict[str, int], list[onnx.NodeProto]]:
