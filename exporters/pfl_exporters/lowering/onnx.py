@@ -236,7 +236,9 @@ def _store(model: onnx.ModelProto, bits: Mapping[str, int]) -> None:
 
 def _to_onnx(program: TracedProgram, weights: _WeightFile | None = None) -> onnx.ModelProto:
     """The program as a model, its large constants in ``weights`` where there is such a file."""
-    program = in_rows(_with_stored(program))
+    program = _with_stored(program)
+    if weights is not None:  # a whole program, and no operator that is tried alone
+        program = in_rows(program)
     stored = [node for node in program.graph.graph.nodes if node.target is DEQUANTIZE]
     bits = {str(node.args[0].target): int(node.args[2]) for node in stored}
     rewritten = {str(source.target) for node in stored for source in node.all_input_nodes}
