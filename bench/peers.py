@@ -4,8 +4,8 @@
 
 Time, memory, size of the files and error of the gradients, for an MLP, a small CNN, the decoder of ``train_step.py``,
 and a language model of SmolLM2-135M's shape. Each peer lives in an environment of its own, made at the first run
-(2.5 GB in all) and cached. What a peer cannot do is a row that says what it said. `--write` puts the tables into
-bench/peers.md. Linux only; some 8 GB of memory for the largest model, all systems together.
+(2.1 GB in all) and cached. What a peer cannot do is a row that says what it said. `--write` puts the tables into
+bench/peers.md. Linux only; 12 GB of memory, most of it for TensorFlow's converter.
 """
 
 from __future__ import annotations
