@@ -104,3 +104,15 @@ def test_a_model_whose_gradients_are_all_zero_is_refused(function: Callable[[Ten
     programs = trace_programs(d.model, d.task, d.batch, d.inputs_of_predict())
     with pytest.raises(ExportError, match="every gradient is zero on every batch"):
         compared_with_pytorch(d, programs)
+
+
+def test_neighbours_change_which_of_two_nearly_equal_sums_is_the_larger() -> None:
+    x = torch.randn(8, generator=torch.Generator().manual_seed(3))
+    w = torch.randn(8, generator=torch.Generator().manual_seed(4))
+    v = w.flip(0)
+    v[0] += ((w @ x) - (v @ x)) / x[0]
+    values = {"w": torch.stack([w, v])}
+    found = {int((values["w"] @ x).argmax())}
+    found |= {int((beside["w"] @ x).argmax()) for beside in verify._neighbours(values, ["w"])}
+    assert found == {0, 1}
+    assert [beside["w"].equal(values["w"]) for beside in verify._neighbours(values, [])] == [True, True]

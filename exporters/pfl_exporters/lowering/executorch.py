@@ -85,7 +85,7 @@ from pfl_mobile.programs.weights import (
     rows_first,
 )
 
-from .expand import expand
+from .expand import Form, convolution, expand, with_constant_weight
 from .files import Lowered, Report, waiting
 from .graphs import (
     OWNING,
@@ -705,8 +705,23 @@ def _expand_stored(graph: fx.GraphModule) -> None:
     )
 
 
+#: Most parts, of a kernel and of groups, in which a convolution is written as products.
+_MOST_PARTS = 64
+
+
+def _as_products(node: fx.Node) -> Form | None:
+    """Convolutions with kernels that are computed, which the delegate does not take: the runtime's own kernels are
+    a hundred times slower than its products."""
+    if with_constant_weight(node):
+        return None
+    size, groups = shape(node.args[1])[2:], node.args[8]
+    parts = min(math.prod(size), math.prod(shape(node)[2:])) * groups
+    return convolution if parts <= _MOST_PARTS else None
+
+
 def _prepare(graph: fx.GraphModule) -> None:
     """The graph in operators that the delegate and the runtime have, in place."""
+    expand(graph, {_aten.convolution.default: _as_products})
     unfuse_dynamic_linear(graph, keep=_large)
     if has_stored(graph):
         _expand_stored(graph)

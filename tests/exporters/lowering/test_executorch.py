@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.export import decomp_utils
+from typing_extensions import override
 
 from pfl_exporters.lowering import executorch
 from pfl_exporters.targets import resolve
 from pfl_exporters.verify import cases, check_engine, open_lowered, program_specs
-from pfl_mobile import LoRA
+from pfl_mobile import Head, LoRA
 from pfl_mobile.modules.personalize import personalize
+from pfl_mobile.programs.simplify import copied
 from pfl_mobile.programs.tasks import ClassificationTask
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
 from tests.exporters.models import DEPLOYMENTS
@@ -151,3 +153,45 @@ def test_what_xnnpack_fails_at_is_kept_from_it(tmp_path: Path) -> None:
     lowered_ = target.lower(programs, tmp_path, lambda _: None)
     with open_lowered(target, lowered_, program_specs(programs)) as session:
         assert check_engine(session, cases(model, task, batch, batch))["grad_max_rel_err"] < 1e-4
+
+
+class Convolutions(nn.Module):
+    """Kernels over one and two axes, plain and transposed, with strides, dilation, padding and groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.Conv2d(2, 4, 3, stride=2, padding=1)
+        self.grouped = nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2)
+        self.back = nn.ConvTranspose2d(4, 3, 3, stride=2, padding=1, output_padding=1)
+        self.line = nn.Conv1d(3, 2, 5, padding="same")
+        self.head = nn.Linear(2 * 64, 3)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.back(torch.tanh(self.grouped(torch.tanh(self.plain(x)))))
+        return self.head(torch.tanh(self.line(torch.tanh(y).flatten(2))).flatten(1))
+
+
+@pytest.mark.slow
+def test_trained_convolutions_are_products_for_the_delegate(tmp_path: Path) -> None:
+    model = personalize(Convolutions(), [Head("*")])
+    task, batch = ClassificationTask(3), {"x": torch.randn(3, 2, 8, 8), "labels": torch.arange(3)}
+    batch["weight"] = torch.ones(3)
+    programs = trace_programs(model, task, batch, {"x": batch["x"]})
+    prepared = copied(programs["gradients"].graph)
+    assert aten.convolution.default in {node.target for node in prepared.graph.nodes}
+    executorch._prepare(prepared)
+    assert aten.convolution.default not in {node.target for node in prepared.graph.nodes}
+    (target,) = resolve(["android"])
+    lowered_ = target.lower(programs, tmp_path, lambda _: None)
+    with open_lowered(target, lowered_, program_specs(programs)) as session:
+        assert check_engine(session, cases(model, task, batch, {"x": batch["x"]}))["grad_max_rel_err"] < 1e-4
+
+
+def test_frozen_convolutions_stay_with_the_delegate() -> None:
+    model = personalize(Convolutions().eval(), [Head("head")])
+    task, batch = ClassificationTask(3), {"x": torch.randn(3, 2, 8, 8), "labels": torch.arange(3)}
+    batch["weight"] = torch.ones(3)
+    graph = copied(trace_programs(model, task, batch, {"x": batch["x"]})["gradients"].graph)
+    executorch._prepare(graph)
+    assert sum(node.target is aten.convolution.default for node in graph.graph.nodes) >= 4
