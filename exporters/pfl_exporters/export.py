@@ -22,6 +22,7 @@ from pfl_mobile.engines import ENGINES
 from pfl_mobile.errors import ConfigError, EngineError, ExportError, GradientMismatchError
 from pfl_mobile.files.tensors import tensors_to_bytes
 from pfl_mobile.modules.personalize import tensor_digest
+from pfl_mobile.programs.blocks import Recompute
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.trace import TracedProgram, evaluate, model_output, plain_attention, trace_programs
 from pfl_mobile.programs.weights import DEQUANTIZE, StoredModel, WeightFormat
@@ -32,7 +33,7 @@ from .lowering.files import Report
 from .lowering.graphs import hints_read_once
 from .lowering.quiet import ALONE, aloud, quiet
 from .refusals import Refuser
-from .staging import as_parts
+from .staging import PlanTooLargeError, StagedFiles, as_parts
 from .targets import TARGETS, Target, check_weights, resolve
 from .verify import Case, check_engine, compared_with_pytorch, open_lowered, program_specs
 
@@ -212,36 +213,51 @@ def _export(
     files: dict[str, bytes | os.PathLike[str]] = {}
     with scratch_beside(out) as scratch:
         frozen = frozen_bytes(programs)
-        parts = None
-        if any(target.parts for target in chosen):
-            parts = as_parts(programs, frozen, scratch, wanted=blocks, most=memory)
-            lap("cut")
-        for target in chosen:
+
+        def engines_of(parts: StagedFiles | None) -> None:
+            for target in chosen:
+                try:
+                    if parts is not None and target.parts:
+                        lowered = parts.lower(target, scratch, report)
+                    else:
+                        lowered = target.lower(programs, scratch, report)
+                except (ExportError, EngineError) as error:
+                    raise refuser.of_lowering(target, error) from error
+                lap(target.name)
+                report(f"compare {target.compared_by} with PyTorch: loss and every gradient")
+                try:
+                    with quiet(), hints_read_once(typing), open_lowered(target, lowered, specs) as session:
+                        errors[target.compared_by] = check_engine(session, reference, lowered.tolerance)
+                except GradientMismatchError as error:
+                    raise refuser.of_numbers(target, error, lowered.tolerance) from error
+                except (ExportError, EngineError) as error:
+                    raise refuser.of_lowering(target, error) from error
+                collecting.among_new(held)
+                lap("compare")
+                engines[target.engine] = {
+                    "files": lowered.files,
+                    "measured": lowered.measured,
+                    "runtime": _runtime(target.engine, lowered.at_least),
+                    "precision": lowered.precision,
+                }
+                files.update(lowered.paths)
+
+        beyond: Recompute | None = None
+        while True:
+            parts = None
+            if any(target.parts for target in chosen):
+                parts = as_parts(programs, frozen, scratch, wanted=blocks, most=memory, beyond=beyond)
+                lap("cut")
             try:
-                if parts is not None and target.parts:
-                    lowered = parts.lower(target, scratch, report)
-                else:
-                    lowered = target.lower(programs, scratch, report)
-            except (ExportError, EngineError) as error:
-                raise refuser.of_lowering(target, error) from error
-            lap(target.name)
-            report(f"compare {target.compared_by} with PyTorch: loss and every gradient")
-            try:
-                with quiet(), hints_read_once(typing), open_lowered(target, lowered, specs) as session:
-                    errors[target.compared_by] = check_engine(session, reference, lowered.tolerance)
-            except GradientMismatchError as error:
-                raise refuser.of_numbers(target, error, lowered.tolerance) from error
-            except (ExportError, EngineError) as error:
-                raise refuser.of_lowering(target, error) from error
-            collecting.among_new(held)
-            lap("compare")
-            engines[target.engine] = {
-                "files": lowered.files,
-                "measured": lowered.measured,
-                "runtime": _runtime(target.engine, lowered.at_least),
-                "precision": lowered.precision,
-            }
-            files.update(lowered.paths)
+                engines_of(parts)
+                break
+            except PlanTooLargeError as error:
+                if parts is None or parts.again is Recompute.ALL:
+                    raise
+                beyond = parts.again
+                report(f"{error.message}: compute more again in the backward pass")
+            for found in (errors, engines, files):
+                found.clear()
         if model.backbone_digest() != digest:
             raise ExportError(
                 "the backbone's weights changed during the export",

@@ -25,6 +25,10 @@ _LESS = "fewer tokens (--length) or examples (--batch) at once, or --memory with
 _PLACES = {SCHEDULE: "parts/schedule.json", CONSTANTS: "parts/constants.bin"}
 
 
+class PlanTooLargeError(ConfigError):
+    """A program needs more memory on a target than it may, as it was lowered."""
+
+
 @dataclass(frozen=True)
 class StagedFiles:
     """Programs as parts, and the files that say how to run them.
@@ -34,19 +38,21 @@ class StagedFiles:
         schedule: the calls, as devices read them.
         paths: path inside the bundle -> the file.
         most: bytes of memory that a program may need; None for no bound.
+        again: what the backward pass computes again.
     """
 
     staged: Staged
     schedule: Schedule
     paths: dict[str, Path]
     most: int | None = None
+    again: Recompute = Recompute.CHEAP
 
     def lower(self, target: Target, folder: Path, report: Report) -> Lowered:
         """The parts for one target.
 
         Raises:
             ExportError: a part cannot be lowered.
-            ConfigError: a program needs more memory as the target's toolchain plans it.
+            PlanTooLargeError: a program needs more memory as the target's toolchain plans it.
         """
         lowered = target.lower(self.staged.parts, folder, report)
         # what the toolchain plans for a part alone says nothing of a program
@@ -58,7 +64,7 @@ class StagedFiles:
             }
             worst = max(needs, key=needs.__getitem__)
             if self.most is not None and needs[worst] > self.most:
-                raise ConfigError(
+                raise PlanTooLargeError(
                     f"program {worst!r} plans {needs[worst]:,} bytes of memory on target {target.name}; allowed are "
                     f"{self.most:,}",
                     mend=_LESS,
@@ -80,6 +86,7 @@ def as_parts(
     *,
     wanted: bool | None = None,
     most: int | None = None,
+    beyond: Recompute | None = None,
 ) -> StagedFiles | None:
     """The programs as parts where that pays, and the files that all engines read.
 
@@ -90,13 +97,14 @@ def as_parts(
         wanted: whether to; None where blocks repeat and the model is large, or where there is a bound.
         most: bytes of memory that a program may need besides what is mapped; the backward pass computes as much again
             as that takes.
+        beyond: a choice that needed too much on a target: more is computed again than with it.
 
     Raises:
         ConfigError: no program fits into the memory.
     """
     if wanted is False or (wanted is None and most is None and frozen < LEAST_BYTES):
         return None
-    staged = _fitting(programs, most)
+    staged, again = _fitting(programs, most, beyond)
     if wanted is None and most is None and max(staged.repeats["gradients"], default=1) < LEAST_BLOCKS:
         return None
     schedule, pieces = staged.schedule()
@@ -105,25 +113,28 @@ def as_parts(
         path.parent.mkdir(parents=True, exist_ok=True)
     paths[_PLACES[SCHEDULE]].write_bytes(schedule.to_json())
     _write(paths[_PLACES[CONSTANTS]], pieces)
-    return StagedFiles(staged, schedule, paths, most)
+    return StagedFiles(staged, schedule, paths, most, again)
 
 
-def _fitting(programs: Mapping[str, TracedProgram], most: int | None) -> Staged:
-    """The programs as parts that fit into memory, with as little as possible computed twice.
+def _fitting(
+    programs: Mapping[str, TracedProgram], most: int | None, beyond: Recompute | None
+) -> tuple[Staged, Recompute]:
+    """The programs as parts that fit into memory, with as little as possible computed twice, and what is.
 
     Raises:
         ConfigError: none does.
     """
     prepared = prepare(programs)
     if most is None:
-        return stage(prepared, Recompute.CHEAP)
+        return stage(prepared, Recompute.CHEAP), Recompute.CHEAP
     needs: dict[str, int] = {}
-    for again in Recompute:
+    choices = list(Recompute)
+    for again in choices[choices.index(beyond) + 1 if beyond else 0 :]:
         staged = stage(prepared, again)
         inside = {name: peak(part) for name, part in staged.parts.items()}
         needs = {name: waiting(c, staged.signatures(), inside) for name, c in staged.courses.items()}
         if max(needs.values()) <= most:
-            return staged
+            return staged, again
     worst = max(needs, key=needs.__getitem__)
     raise ConfigError(
         f"program {worst!r} needs {needs[worst]:,} bytes of memory besides the mapped weights, with all computed again "

@@ -132,6 +132,27 @@ def test_a_bound_that_the_toolchain_does_not_keep_is_named(
     assert not (tmp_path / "b").exists()
 
 
+def test_more_is_computed_again_where_the_toolchain_needs_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def too_much_at_first(*_: object) -> int:
+        nonlocal asked
+        asked += 1
+        return 1 << (30 if asked <= 6 else 10)  # three programs, with each choice
+
+    monkeypatch.setattr("pfl_exporters.lowering.onnx.memory", too_much_at_first)
+    said: list[str] = []
+    done = export_bundle(
+        deployment(), ["android", "onnx"], tmp_path / "b", memory=16 << 20, report=said.append
+    )
+    assert sum("compute more again" in line for line in said) == 2
+    assert asked == 9
+    assert max(error["grad_max_rel_err"] for error in done.errors.values()) < 1e-5
+    assert Bundle.open(tmp_path / "b").manifest.measured.planned_memory_bytes <= 16 << 20
+
+
 def _chain() -> tuple[tuple[ProgramSpec, ...], Course]:
     def spec(name: str, size: int) -> TensorSpec:
         return TensorSpec(name=name, shape=(size,), dtype="float32")
