@@ -721,7 +721,6 @@ def _as_products(node: fx.Node) -> Form | None:
 
 def _prepare(graph: fx.GraphModule) -> None:
     """The graph in operators that the delegate and the runtime have, in place."""
-    expand(graph, {_aten.convolution.default: _as_products})
     unfuse_dynamic_linear(graph, keep=_large)
     if has_stored(graph):
         _expand_stored(graph)
@@ -764,6 +763,9 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
             _separate_biases(graphs[name])
             _own_biases(graphs[name])
             as_scans(graphs[name], prepare=_prepare, delegated=True)
+            if not any(node.target is torch.ops.higher_order.scan for node in graphs[name].graph.nodes):
+                # beside a loop, export takes what these products are made of for aliases of the loop's inputs
+                expand(graphs[name], {_aten.convolution.default: _as_products})
             _prepare(graphs[name])
             _own_expansions(graphs[name])
             exported[name] = decomposed_once(export_graph(program, graphs[name]))
