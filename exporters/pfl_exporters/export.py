@@ -208,13 +208,16 @@ def _export(
     report("look up the operators")
     refuser.look_up(chosen)
     lap("look up")
-    errors: dict[str, dict[str, float]] = {}
-    engines: dict[str, Any] = {}
-    files: dict[str, bytes | os.PathLike[str]] = {}
     with scratch_beside(out) as scratch:
         frozen = frozen_bytes(programs)
 
-        def engines_of(parts: StagedFiles | None) -> None:
+        def engines_of(
+            parts: StagedFiles | None,
+        ) -> tuple[dict[str, dict[str, float]], dict[str, Any], dict[str, Path]]:
+            """Errors and manifest's entries by engine, and files by their path in the bundle."""
+            errors: dict[str, dict[str, float]] = {}
+            engines: dict[str, Any] = {}
+            files: dict[str, Path] = {}
             for target in chosen:
                 try:
                     if parts is not None and target.parts:
@@ -241,6 +244,7 @@ def _export(
                     "precision": lowered.precision,
                 }
                 files.update(lowered.paths)
+            return errors, engines, files
 
         beyond: Recompute | None = None
         while True:
@@ -249,15 +253,13 @@ def _export(
                 parts = as_parts(programs, frozen, scratch, wanted=blocks, most=memory, beyond=beyond)
                 lap("cut")
             try:
-                engines_of(parts)
+                errors, engines, files = engines_of(parts)
                 break
             except PlanTooLargeError as error:
                 if parts is None or parts.again is Recompute.ALL:
                     raise
                 beyond = parts.again
                 report(f"{error.message}: compute more again in the backward pass")
-            for found in (errors, engines, files):
-                found.clear()
         if model.backbone_digest() != digest:
             raise ExportError(
                 "the backbone's weights changed during the export",
