@@ -3,8 +3,8 @@
     python bench/export.py --json
 
 Each export is a process of its own, as users run it, with the command's own report of its steps (seconds by the clock).
-The models: the two of README, and DistilBERT in its real size (66 million parameters, random weights) with LoRA r=8 on
-q and v.
+The models: those of README and docs/exporting.md, and DistilBERT in its real size (66 million parameters, random weights)
+with LoRA r=8 on q and v.
 """
 
 from __future__ import annotations
@@ -51,10 +51,9 @@ def build() -> Deployment:
 
 def models(folder: Path) -> dict[str, Path]:
     """A file for each model, by name."""
-    readme = (ROOT / "README.md").read_text()
     found = {}
-    for name in ("my_model", "my_words"):
-        code = re.search(rf"```python\n# {name}\.py\n(.*?)```", readme, re.DOTALL)
+    for name, page in {"my_model": "README.md", "my_words": "docs/exporting.md"}.items():
+        code = re.search(rf"```python\n# {name}\.py\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
         assert code is not None, name
         found[name] = folder / f"{name}.py"
         found[name].write_text(code[1])

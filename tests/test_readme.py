@@ -1,8 +1,9 @@
-"""The example in README.md is the code that runs here."""
+"""What README and the pages it leads to print is the code that runs here, and their links lead somewhere."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from pfl_exporters.cli import main
 from pfl_mobile.data import synthetic
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", ["my_model.py", "my_words.py"])
@@ -38,6 +41,41 @@ def test_the_study_works_as_printed(
     result.close()
 
 
+def test_links_between_pages_lead_somewhere() -> None:
+    lost, links = [], 0
+    for page in _pages():
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if ":" in link:  # an address
+                continue
+            links += 1
+            file, _, heading = link.partition("#")
+            target = (page.parent / file).resolve() if file else page
+            if not target.exists() or (heading and heading not in _headings(target)):
+                lost.append(f"{page.relative_to(ROOT)}: {link}")
+    assert lost == []
+    assert links > 50
+
+
+def _pages() -> list[Path]:
+    """The pages of the repository, not those of what was installed into its folder."""
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    return [ROOT / name for name in names if (ROOT / name).exists()]
+
+
+def _headings(page: Path) -> set[str]:
+    """Headings as a link names them: small letters, joined by dashes, no punctuation."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in found}
+
+
 def _code(name: str) -> str:
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    return next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if name in block)
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    blocks = [block for page in pages for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)]
+    return next(block for block in blocks if block.startswith(f"# {name}\n"))

@@ -45,8 +45,16 @@ def checked(files: Sequence[Path]) -> list[str]:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Errors by file, of one run over everything."""
     folder = tmp_path_factory.mktemp("typed")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    files = {f"readme_{i}": block for i, block in enumerate(blocks)} | {"wrong": WRONG}
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    # blocks without an import are fragments that explain
+    blocks = [
+        block
+        for page in pages
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+        if "import" in block
+    ]
+    assert len(blocks) >= 3
+    files = {f"printed_{i}": block for i, block in enumerate(blocks)} | {"wrong": WRONG}
     paths = []
     for name, text in files.items():
         paths.append(folder / f"{name}.py")
