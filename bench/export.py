@@ -3,8 +3,8 @@
     python bench/export.py --json
 
 Each export is a process of its own, as users run it, with the command's own report of its steps (seconds by the clock).
-The models: those of README and docs/exporting.md, and DistilBERT in its real size (66 million parameters, random weights)
-with LoRA r=8 on q and v.
+The models: those of README and docs/exporting.md, and DistilBERT in its real size (66 million parameters, random
+weights) with LoRA r=8 on q and v.
 """
 
 from __future__ import annotations
