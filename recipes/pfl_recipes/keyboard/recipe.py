@@ -82,7 +82,7 @@ class KeyboardRecipe:
     """
 
     model: KeyboardConfig = field(default_factory=KeyboardConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=8, teachers=2))
     rank: int = 8
     slots: int = 128
     memory: int = 16384
