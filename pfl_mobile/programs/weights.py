@@ -200,42 +200,27 @@ torch.library.register_fake(
 DEQUANTIZE: Any = torch.ops.pfl_mobile.dequantize.default
 
 
-def pack(numbers: Tensor, groups: int) -> Tensor:
-    """Two numbers of 4 bits in a byte: of each group, one of its first half below one of its second half.
+def pack(numbers: Tensor) -> Tensor:
+    """Two numbers of 4 bits in a byte: 16 times one of a row's second half, plus one of its first half, plus 8.
 
     Args:
-        numbers: int8 [rows, columns], between -8 and 7.
-        groups: of a row; of an even number of columns each.
+        numbers: int8 [rows, columns], between -8 and 7; an even number of columns.
 
     Returns:
         int8 [rows, columns / 2].
     """
-    low, high = numbers.reshape(numbers.shape[0], groups, 2, -1).unbind(2)
-    return (high * 16 + (low + 8)).to(torch.int8).flatten(1)
+    low, high = numbers.chunk(2, 1)
+    return (high * 16 + (low + 8)).to(torch.int8)
 
 
-def packed_numbers(byte: Tensor, scales: Tensor) -> Tensor:
-    """What `pack` packed, times scales, in operators that every target has.
-
-    Args:
-        byte: packed numbers as float32 [*rows, columns / 2].
-        scales: float32 [*rows, groups].
-
-    Returns:
-        float32 [*rows, columns].
-    """
-    byte = byte.reshape(*scales.shape, -1)
-    high = torch.floor(byte * 0.0625)
-    low = byte - high * 16.0 - 8.0
-    return (torch.cat((low, high), -1) * scales.unsqueeze(-1)).flatten(-2)
+def _unpacked(packed: Tensor, scales: Tensor) -> Tensor:
+    byte = packed.to(torch.int16)
+    high = byte.div(16, rounding_mode="floor")
+    return dequantize(torch.cat((byte - 16 * high - 8, high), -1), scales)
 
 
 _LIBRARY.define("dequantize_packed(Tensor packed, Tensor scales) -> Tensor")
-_LIBRARY.impl(
-    "dequantize_packed",
-    lambda packed, scales: packed_numbers(packed.to(torch.float32), scales),
-    "CompositeExplicitAutograd",
-)
+_LIBRARY.impl("dequantize_packed", _unpacked, "CompositeExplicitAutograd")
 torch.library.register_fake(
     "pfl_mobile::dequantize_packed",
     lambda packed, scales: scales.new_empty((*packed.shape[:-1], 2 * packed.shape[-1])),
@@ -299,7 +284,7 @@ def for_parts(graph: fx.GraphModule) -> None:
             _constant(graph, node, f"{numbers.target}_float32", value)
         elif bits == 4:
             table = _table(node)
-            value = _packed(getattr(graph, table.target), scales.meta["val"].shape[-1], packed)
+            value = _packed(getattr(graph, table.target), packed)
             if table is numbers:
                 with graph.graph.inserting_before(node):
                     given = _placed(graph, f"{table.target}_packed", value)
@@ -331,13 +316,13 @@ def _table(node: fx.Node) -> Any:
     return numbers if numbers.op == "get_attr" else numbers.args[0]
 
 
-def _packed(numbers: Tensor, groups: int, known: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _packed(numbers: Tensor, known: list[tuple[Tensor, Tensor]]) -> Tensor:
     """The packed numbers; those of some rows of a table that was packed before lie in the packed table."""
     for whole, packed in known:
         start, rest = divmod(numbers.data_ptr() - whole.data_ptr(), whole.shape[1])
         if 0 <= start <= len(whole) - len(numbers) and not rest and whole.shape[1:] == numbers.shape[1:]:
             return packed[start : start + len(numbers)]
-    known.append((numbers, pack(numbers, groups)))
+    known.append((numbers, pack(numbers)))
     return known[-1][1]
 
 

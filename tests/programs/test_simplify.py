@@ -147,3 +147,16 @@ def test_nodes_in_a_circle_are_an_error() -> None:
     one.args = (x, other)
     with pytest.raises(RuntimeError, match="in a circle, add"):
         put_in_order(fx.GraphModule({}, graph))
+
+
+def test_the_derivative_of_a_square_is_no_power():
+    def gradient(x):
+        x = x.detach().requires_grad_()
+        (found,) = torch.autograd.grad((x**2).sum(), x)
+        return found
+
+    graph = simplified(gradient, X)
+    powers = [n.args[1] for n in graph.graph.nodes if n.target is aten.pow.Tensor_Scalar]
+    assert 1 not in powers
+    integers = simplified(lambda x: torch.pow(x, 1.0), torch.arange(3))
+    assert integers(torch.arange(3)).dtype == torch.float32

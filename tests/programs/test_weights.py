@@ -261,7 +261,7 @@ def test_packed_numbers_are_the_numbers(rows: int, groups: int, half: int, data:
     columns = 2 * half * groups
     numbers = torch.from_numpy(data.draw(arrays(np.int8, (rows, columns), elements=st.integers(-8, 7))))
     scales = torch.arange(1.0, rows * groups + 1).reshape(rows, groups)
-    packed = pack(numbers, groups)
+    packed = pack(numbers)
     assert packed.dtype == torch.int8
     assert packed.shape == (rows, columns // 2)
     assert torch.equal(DEQUANTIZE_PACKED(packed, scales), dequantize(numbers, scales))

@@ -79,9 +79,9 @@ from pfl_mobile.programs.trace import TracedProgram
 from pfl_mobile.programs.weights import (
     DEQUANTIZE,
     DEQUANTIZE_PACKED,
+    dequantize,
     one_for_each_use,
     pack,
-    packed_numbers,
     rows_first,
 )
 
@@ -661,9 +661,11 @@ def _check_kernels(program: Any) -> None:
         )
 
 
-def _numbers(stored: Tensor) -> Tensor:
-    """Bytes as float32, by the delegate."""
-    return torch.ops.quantized_decomposed.dequantize_per_tensor.default(stored, 1.0, 0, -128, 127, torch.int8)
+def _numbers(stored: Tensor, scale: float = 1.0) -> Tensor:
+    """Bytes times a scale as float32, by the delegate."""
+    return torch.ops.quantized_decomposed.dequantize_per_tensor.default(
+        stored, scale, 0, -128, 127, torch.int8
+    )
 
 
 def _of_8(numbers: Tensor, scales: Tensor, bits: int) -> Tensor:  # noqa: ARG001  (the operator's signature)
@@ -671,8 +673,10 @@ def _of_8(numbers: Tensor, scales: Tensor, bits: int) -> Tensor:  # noqa: ARG001
 
 
 def _of_4(packed: Tensor, scales: Tensor, *_bits: int) -> Tensor:
-    """Numbers of 4 bits as `pack` has them, in operators that the delegate has."""
-    return packed_numbers(_numbers(packed), scales)
+    """Numbers of 4 bits as `pack` has them, in operators that the delegate has, exact all of them: h + (l + 8) / 16."""
+    sixteenths = _numbers(packed, 1 / 16)
+    high = torch.floor(sixteenths)
+    return dequantize(torch.cat(((sixteenths - high - 0.5) * 16.0, high), -1), scales)
 
 
 def _expand_stored(graph: fx.GraphModule) -> None:
@@ -685,7 +689,7 @@ def _expand_stored(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if node.target is not DEQUANTIZE:
             continue
-        numbers, scales, bits = node.args
+        numbers, _, bits = node.args
         if any(user.target is _aten.convolution.default for user in node.users):
             name = f"{numbers.target}_float32"
             graph.register_buffer(name, constant_value(node))
@@ -695,10 +699,10 @@ def _expand_stored(graph: fx.GraphModule) -> None:
             node.replace_all_uses_with(whole)
             graph.graph.erase_node(node)
         elif bits == 4 and numbers.op == "get_attr":
-            packed = pack(getattr(graph, numbers.target), shape(scales)[-1])
+            packed = pack(getattr(graph, numbers.target))
             other_constant(graph, node, numbers, packed, "packed")
         elif bits == 4:
-            packed_table(graph, node, partial(pack, groups=shape(scales)[-1]))
+            packed_table(graph, node, pack)
     expand(
         graph,
         {DEQUANTIZE: lambda node: _of_8 if node.args[2] == 8 else _of_4, DEQUANTIZE_PACKED: lambda _: _of_4},

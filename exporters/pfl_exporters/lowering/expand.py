@@ -71,10 +71,9 @@ def _replace(graph: fx.GraphModule, node: fx.Node, form: Form, traced: dict[Any,
             if step.op == "placeholder":
                 known[step] = next(of_inputs)
             elif step.op == "get_attr":
-                name = f"_form_{sum(1 for _ in graph.buffers())}"
-                graph.register_buffer(name, getattr(inner, step.target))
-                known[step] = graph.graph.get_attr(name)
-                known[step].meta["val"] = getattr(inner, step.target)
+                value = getattr(inner, step.target)
+                known[step] = graph.graph.get_attr(_held(graph, value))
+                known[step].meta["val"] = value
             elif step.op == "output":
                 _give(graph, node, fx.node.map_arg(step.args[0], known.__getitem__))
             else:
@@ -84,6 +83,18 @@ def _replace(graph: fx.GraphModule, node: fx.Node, form: Form, traced: dict[Any,
                     copied.target is _aten.view.default
                 ):  # how the arguments lie in memory is another matter there
                     copied.target = _aten.reshape.default
+
+
+def _held(graph: fx.GraphModule, value: Tensor) -> str:
+    """The name of a form's constant, which equal nodes share."""
+    for number in itertools.count():
+        name = f"_form_{number}"
+        held = getattr(graph, name, None)
+        if held is None:
+            graph.register_buffer(name, value)
+        if held is None or held is value:
+            return name
+    raise AssertionError
 
 
 def _give(graph: fx.GraphModule, node: fx.Node, result: Any) -> None:

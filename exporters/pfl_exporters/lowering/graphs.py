@@ -27,9 +27,10 @@ OWNING: dict[Any, Any] = {
     _aten.permute.default: _aten.permute_copy.default,
     _aten.slice.Tensor: _aten.slice_copy.Tensor,
     _aten.select.int: _aten.select_copy.int,
-    _aten.unsqueeze.default: _aten.unsqueeze_copy.default,
-    _aten.squeeze.dims: _aten.squeeze_copy.dims,
 }
+#: Views of another shape, whose copies the toolchain would decompose: for that it traces a program anew, and cannot
+#: where there is a loop.
+_RESHAPING = (_aten.unsqueeze.default, _aten.squeeze.dims)
 
 
 class _WrittenWhenAsked:
@@ -168,6 +169,8 @@ def traced_alone(
 def own_views(graph: fx.GraphModule) -> None:
     """Replace views by copies, in place."""
     for node in graph.graph.nodes:
+        if node.target in _RESHAPING:
+            node.target, node.args = _aten.reshape.default, (node.args[0], list(node.meta["val"].shape))
         if node.op == "call_function" and node.target in OWNING:
             node.target = OWNING[node.target]
     graph.recompile()

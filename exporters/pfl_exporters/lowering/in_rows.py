@@ -5,13 +5,15 @@ mix into them, probabilities, their gradient. Operators that compute each row of
 their inputs (`pfl_mobile.programs.rowwise`) can do so for some rows after others. From the first of the largest values
 to the last, a program becomes a loop over equal parts of its rows; what is summed over rows is added up from part to
 part. That is exact, and a part's values stay in the processor's caches.
+
+Weights of few bits are unpacked before the loop, once for all its parts.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,6 +24,7 @@ from pfl_mobile.programs.rowwise import SHAPED, sizes, sources
 from pfl_mobile.programs.simplify import GraphWriter, copied, put_in_order, shape
 from pfl_mobile.programs.trace import TracedProgram
 
+from .graphs import constant_weight
 from .loops import add_scan
 from .names import TRACED_AS, traced_as
 
@@ -170,7 +173,29 @@ def _whole(region: _Region, inside: set[fx.Node]) -> bool:
 
 
 def _operators(graph: fx.GraphModule) -> list[fx.Node]:
-    return [node for node in graph.graph.nodes if node.op == "call_function"]
+    """What is computed of inputs: all but constants in another form, which no part of the rows makes smaller."""
+    return [node for node in graph.graph.nodes if node.op == "call_function" and not _is_weight(node)]
+
+
+def _is_weight(node: fx.Node) -> bool:
+    """Whether a value is a weight as it is stored, or its transpose."""
+    return constant_weight(node) or (node.target is _aten.permute.default and _is_weight(node.args[0]))
+
+
+def _read_once(region: _Region) -> None:
+    """Have the operators read each weight of few bits from one node, in place, where they read it from several."""
+    known: dict[Hashable, fx.Node] = {}
+
+    def content(node: fx.Node) -> Hashable:
+        if not _is_weight(node):
+            return node
+        of = (content(each) if isinstance(each, fx.Node) else str(each) for each in node.args)
+        return node.op, node.target, *of
+
+    for node in region.nodes:
+        for source in node.all_input_nodes:
+            if _is_weight(source):
+                node.replace_input_with(source, known.setdefault(content(source), source))
 
 
 def _begun_at_once(graph: fx.GraphModule) -> fx.GraphModule:
@@ -290,6 +315,7 @@ def _written(program: TracedProgram, region: _Region, prepare: Prepare, delegate
     """The program with the region as a loop, in place."""
     module = program.graph
     inside = set(region.nodes)
+    _read_once(region)
     results = [
         n for n in region.nodes if n not in region.summed and any(user not in inside for user in n.users)
     ]
@@ -327,6 +353,7 @@ def _written(program: TracedProgram, region: _Region, prepare: Prepare, delegate
     for node in reversed(region.nodes):
         module.graph.erase_node(node)
     put_in_order(module)
+    module.graph.eliminate_dead_code()  # weights that were read several times
     module.graph.lint()
     module.recompile()
     return replace(program, graph=module)

@@ -33,7 +33,6 @@ from pfl_mobile.programs.weights import (
     DEQUANTIZE_PACKED,
     dequantize,
     one_for_each_use,
-    packed_numbers,
     rows_first,
 )
 
@@ -150,11 +149,47 @@ def _dequantize(numbers: Any, scales: Any, bits: int) -> Any:  # noqa: ARG001  (
     return opset18.DequantizeLinear(numbers, scales, axis=0)
 
 
-def _unpacked(packed: Tensor, scales: Tensor, bits: int) -> Tensor:
-    """Rows of a table, of which a byte of a row holds two numbers, the first of them in its lower half."""
+def _scaled(numbers: Tensor, scales: Tensor) -> Tensor:
+    """Numbers times their scales in one pass: float32 of the shape of the numbers."""
+    flat = torch.onnx.ops.symbolic(
+        "DequantizeLinear",
+        (numbers.reshape(scales.numel(), -1), scales.reshape(-1)),
+        {"axis": 0},
+        dtype=torch.float32,
+        shape=(scales.numel(), numbers.numel() // scales.numel()),
+    )
+    return flat.reshape(numbers.shape)
+
+
+def _unpacked(packed: Tensor, scales: Tensor) -> Tensor:
+    """What `pack` packed, times scales.
+
+    A byte is 16 h + l + 8. Written in operators of bytes, which the runtime computes 32 at a time (its bitwise ones it
+    computes one by one), unpacking takes a third of the time that it takes in float32 (0.21 ns a number instead of 0.68
+    on an AMD EPYC, and less memory). h = round((byte - 7.5) / 16), at least 1/32 away from a tie; l = byte - 8 - 16 h.
+    """
+
+    def sum_of(first: Tensor, its: float, zero: int, second: Tensor, scale: float, result: float) -> Tensor:
+        """round((its (first - zero) + scale second) / result), in bytes."""
+        number, byte = partial(torch.tensor, dtype=torch.float32), partial(torch.tensor, dtype=torch.int8)
+        return torch.onnx.ops.symbolic(
+            "com.microsoft::QLinearAdd",
+            (first, number(its), byte(zero), second, number(scale), byte(0), number(result), byte(0)),
+            dtype=torch.int8,
+            shape=first.shape,
+            version=1,
+        )
+
+    high = sum_of(packed, 1.0, 0, torch.tensor([-15], dtype=torch.int8), 0.5, 16.0)
+    low = sum_of(packed, 1.0, 8, high, -16.0, 1.0)
+    return _scaled(torch.cat((low, high), -1), scales)
+
+
+def _rows(numbers: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """Rows of a table that the program has itself, as `_pack` packs them, or numbers that it is given."""
     if bits == 8:
-        return dequantize(packed, scales)
-    byte = packed.to(torch.float32)
+        return _scaled(numbers, scales)
+    byte = numbers.to(torch.float32)
     high = torch.floor(byte * (1 / 16))
     halves = torch.stack((byte - high * 16.0, high), -1).flatten(-2)
     return dequantize(halves - torch.floor(halves * (1 / 8)) * 16.0, scales)
@@ -179,10 +214,8 @@ def _with_stored(program: TracedProgram) -> TracedProgram:
     expand(
         graph,
         {
-            DEQUANTIZE: lambda node: None if node.args[0].op == "get_attr" else _unpacked,
-            DEQUANTIZE_PACKED: lambda _: (
-                lambda packed, scales: packed_numbers(packed.to(torch.float32), scales)
-            ),
+            DEQUANTIZE: lambda node: None if node.args[0].op == "get_attr" else _rows,
+            DEQUANTIZE_PACKED: lambda _: _unpacked,
         },
     )
     return replace(program, graph=graph)
@@ -201,7 +234,7 @@ def _store(model: onnx.ModelProto, bits: Mapping[str, int]) -> None:
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     uses: Counter[str] = Counter()
     for node in model.graph.node:
-        if node.op_type != "DequantizeLinear":
+        if node.op_type != "DequantizeLinear" or node.input[0] not in bits:
             continue
         numbers, scales = (tensors[name] for name in node.input)
         uses[numbers.name] += 1
@@ -220,7 +253,7 @@ def _store(model: onnx.ModelProto, bits: Mapping[str, int]) -> None:
             packed = _pack(whole).numpy().tobytes()
             tensor.CopyFrom(onnx.helper.make_tensor(name, TensorProto.INT4, dims, packed, raw=True))
     for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and bits[node.input[0]] == 8:
+        if node.op_type == "DequantizeLinear" and bits.get(node.input[0]) == 8:
             scales = tensors[node.input[1]]
             flat = f"{scales.name}_flat"  # rows of a table are looked up in the scales as they are
             if flat not in tensors:

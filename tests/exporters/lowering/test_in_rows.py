@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from pfl_exporters.export import export_bundle
 from pfl_exporters.lowering import in_rows as module
 from pfl_exporters.lowering.in_rows import in_rows
+from pfl_exporters.lowering.stored import has_stored
 from pfl_mobile import LoRA, NgramMemory, VocabularySlots
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.modules.registry import ModuleConfig
@@ -23,6 +25,7 @@ from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.simplify import copied
 from pfl_mobile.programs.tasks import TokenTask
 from pfl_mobile.programs.trace import TracedProgram, trace_function, trace_programs
+from pfl_mobile.programs.weights import one_for_each_use, rows_first
 
 WORDS, WIDTH, LENGTH = 1200, 64, 6
 
@@ -93,6 +96,27 @@ def test_slots_and_memory_in_parts(program: str) -> None:
     assert not [v for v in values if isinstance(v, Tensor) and v.shape[-1:] == (WORDS + 3,)]
     same_values(whole, parts)
     assert module._needs(parts) < peak(whole) / 2
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("of_each_use", [False, True])
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_weights_of_few_bits_are_unpacked_once(weights: str, of_each_use: bool) -> None:
+    """Before the loop, also where each use had a reading of its own, and not in each part."""
+    d = replace(words(16), weights=weights)
+    with d.stored():
+        whole = traced(d)["gradients"]
+    if of_each_use:
+        rows_first(whole.graph)
+        one_for_each_use(whole.graph)
+    parts = in_rows(whole)
+    assert parts is not whole
+    (step,) = (step for _, step in parts.graph.named_children() if isinstance(step, fx.GraphModule))
+    assert not has_stored(step)
+    (loop,) = (n for n in parts.graph.graph.nodes if n.target is torch.ops.higher_order.scan)
+    tables = [n for n in loop.args[3] if n.meta["val"].numel() >= WORDS * WIDTH]
+    assert len(tables) == 1
+    same_values(whole, parts)
 
 
 @pytest.mark.usefixtures("small")
@@ -184,10 +208,15 @@ def test_engines_take_less_memory_and_no_larger_files(
     monkeypatch.setattr(module, "LEAST_BYTES", 100)
     monkeypatch.setattr(module, "MOST_BYTES", 4 * WORDS * LENGTH)
     after = export_bundle(d, ["android", "onnx"], tmp_path / "parts").manifest.engines
-    for name in ("gradients", "evaluate"):
-        key = f"planned_{name}_bytes"
-        assert after["executorch"].measured[key] < 0.8 * before["executorch"].measured[key]
+    few = export_bundle(replace(d, weights="int4"), ["android", "onnx"], tmp_path / "few").manifest.engines
     table = 4 * WORDS * WIDTH
+    for name in ("gradients", "evaluate"):
+        most, least, packed = (
+            e["executorch"].measured[f"planned_{name}_bytes"] for e in (before, after, few)
+        )
+        assert least < 0.8 * most
+        assert packed < least + 1.3 * table  # the table is unpacked as long as the loop runs
     for engine in ("executorch", "onnxruntime"):
         grown = after[engine].measured["model_bytes"] - before[engine].measured["model_bytes"]
         assert grown < table / 4, engine
+        assert few[engine].measured["model_bytes"] < after[engine].measured["model_bytes"] / 2, engine
