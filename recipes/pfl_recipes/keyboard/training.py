@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pfl_mobile.errors import DataError
+from pfl_mobile.errors import ConfigError, DataError
 from pfl_mobile.text.specials import SPECIALS
 
 from .model import Keyboard, KeyboardConfig
@@ -39,6 +39,11 @@ class TrainConfig:
         clip: largest L2 norm of the gradient.
         noise: how much of the input is replaced by other words, see :class:`InputNoise`; 0 for none.
         max_steps: stop the schedule there, however many epochs were asked for; None never does.
+        teachers: networks that are trained first, as the backbone but with the next seeds and without teachers. The
+            mean of their predictions then teaches the backbone beside the text (Hinton 2015, "Distilling the
+            knowledge in a neural network"); they are thrown away, so that a device has nothing more to carry.
+        teacher_epochs: passes over the rows of each teacher.
+        taught: share of the loss that is the cross-entropy to the teachers' mean; the rest is that to the text.
         seed: of the initial weights, the order of the rows and the dropout.
     """
 
@@ -50,7 +55,23 @@ class TrainConfig:
     clip: float = 1.0
     noise: float = 0.0
     max_steps: int | None = None
+    teachers: int = 0
+    teacher_epochs: int = 6
+    taught: float = 0.6
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what concerns the teachers (ConfigError)."""
+        if self.teachers < 0:
+            raise ConfigError(f"TrainConfig: teachers={self.teachers}", mend="give 0 or more")
+        if self.teacher_epochs < 1:
+            raise ConfigError(f"TrainConfig: teacher_epochs={self.teacher_epochs}", mend="give 1 or more")
+        if not 0.0 <= self.taught <= 1.0:
+            raise ConfigError(f"TrainConfig: taught={self.taught}", mend="give a share from 0 to 1")
+
+    def teacher(self, number: int) -> TrainConfig:
+        """How teacher ``number`` is trained, counted from 0."""
+        return replace(self, epochs=self.teacher_epochs, teachers=0, seed=self.seed + 1 + number)
 
 
 def counted_rows(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,6 +87,29 @@ def mean_loss(output: Callable[[Tensor], Tensor], features: Tensor, labels: Tens
     counted = weight > 0
     losses = F.cross_entropy(output(features[counted]), labels[counted], reduction="none")
     return (losses * weight[counted]).sum() / weight[counted].sum()
+
+
+def taught_loss(logits: Tensor, labels: Tensor, weight: Tensor, predicted: Tensor, taught: float) -> Tensor:
+    """Weighted mean of the cross-entropies to labels and to a distribution over the vocabulary.
+
+    Args:
+        logits: [N, V].
+        labels: int64 [N].
+        weight: of each position, float32 [N].
+        predicted: what the teachers expect, probabilities [N, V].
+        taught: share of the cross-entropy to ``predicted``.
+    """
+    log_p = F.log_softmax(logits, dim=-1)
+    losses = (1.0 - taught) * F.nll_loss(log_p, labels, reduction="none")
+    losses = losses - taught * (predicted * log_p).sum(-1)
+    return (losses * weight).sum() / weight.sum()
+
+
+def mean_prediction(models: Sequence[Keyboard], tokens: Tensor, counted: Tensor) -> Tensor:
+    """The mean of the models' probabilities [N, V] at the N counted positions of tokens int64 [B, T]."""
+    with torch.no_grad():
+        found = [torch.softmax(m.output(m.features(tokens)[counted]), dim=-1) for m in models]
+    return torch.stack(found).mean(0)
 
 
 class InputNoise:
@@ -118,9 +162,37 @@ def train_backbone(
         DataError: no row counts.
     """
     train = train or TrainConfig()
-    tokens, labels, weight = counted_rows(rows)
-    if not len(tokens):
+    if not len(counted_rows(rows)[0]):
         raise DataError("there is no text to train the keyboard on", mend="give users with messages")
+    say = progress or (lambda _what, _fraction: None)
+    # Each pass of a teacher and of the backbone counts the same.
+    passes = train.teachers * train.teacher_epochs + train.epochs
+    models: list[Keyboard] = []
+    for number in range(train.teachers):
+        what = f"training teacher {number + 1} of {train.teachers} of the backbone"
+        first, share = number * train.teacher_epochs / passes, train.teacher_epochs / passes
+        models.append(_trained(rows, config, train.teacher(number), [], what, _within(say, first, share)))
+    first = train.teachers * train.teacher_epochs / passes
+    return _trained(
+        rows, config, train, models, "training the backbone", _within(say, first, train.epochs / passes)
+    )
+
+
+def _within(say: Progress, first: float, share: float) -> Callable[[str, float], None]:
+    """Progress of a part of the work that starts at ``first`` and is ``share`` of it."""
+    return lambda what, done: say(what, first + share * done)
+
+
+def _trained(
+    rows: Rows,
+    config: KeyboardConfig | None,
+    train: TrainConfig,
+    teachers: Sequence[Keyboard],
+    what: str,
+    say: Callable[[str, float], None],
+) -> Keyboard:
+    """One network, taught by the rows and by networks that were trained before."""
+    tokens, labels, weight = counted_rows(rows)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train.seed)
         model = Keyboard(config)
@@ -142,16 +214,21 @@ def train_backbone(
             part, order = order[: train.batch], order[train.batch :]
             length = int((weight[part] > 0).any(0).nonzero().max()) + 1  # the rest is padding only
             x, y, w = tokens[part, :length], labels[part, :length], weight[part, :length]
-            loss = mean_loss(model.output, model.features(noise(x) if noise else x), y, w)
+            features, counted = model.features(noise(x) if noise else x), w > 0
+            if teachers:
+                # Predicted anew each time: to keep it would take positions * vocabulary numbers.
+                predicted = mean_prediction(teachers, x, counted)
+                logits = model.output(features[counted])
+                loss = taught_loss(logits, y[counted], w[counted], predicted, train.taught)
+            else:
+                loss = mean_loss(model.output, features, y, w)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), train.clip)
             optimizer.step()
             recent += float(loss.detach()) / 10
-            if progress and step % 10 == 9:
-                progress(f"training the backbone, loss {recent:.3f}", (step + 1) / steps)
-                recent = 0.0
-            elif step % 10 == 9:
+            if step % 10 == 9:
+                say(f"{what}, loss {recent:.3f}", (step + 1) / steps)
                 recent = 0.0
     model.eval()
     return model
