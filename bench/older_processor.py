@@ -2,10 +2,11 @@
 
     python bench/older_processor.py python bench/train_step.py --json
 
-Libraries choose their kernels by the instruction ``cpuid``. Where they are loaded, each ``cpuid`` in them becomes a trap whose
-handler asks the processor and leaves out what is newer than AVX2 (AVX-512, AVX-VNNI, AVX10, AMX). Nothing is written to the
-libraries' files: an audit library of the dynamic linker does it in memory, before they are initialised. Clock and caches stay
-those of this machine. Needs gcc and objdump; Linux on x86-64. The first run reads the libraries (minutes); what it found is kept.
+Libraries choose their kernels by the instruction ``cpuid``. Where they are loaded, each ``cpuid`` in them becomes a
+trap whose handler asks the processor and leaves out what is newer than AVX2 (AVX-512, AVX-VNNI, AVX10, AMX). Nothing
+is written to the libraries' files: an audit library of the dynamic linker does it in memory, before they are
+initialised. Clock and caches stay those of this machine. Needs gcc and objdump; Linux on x86-64. The first run reads
+the libraries (minutes); what it found is kept.
 """
 
 from __future__ import annotations
@@ -126,7 +127,9 @@ def libraries() -> list[Path]:
 
 def main() -> int:
     """Run the command, and give its status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run")
     command = parser.parse_args().command
     if not command:

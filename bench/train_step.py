@@ -175,11 +175,12 @@ def worker(pipe: Any, system: str, bundle: str, threads: int) -> None:
 def breakdown(bundle: str, folder: str) -> dict[str, dict[str, float]]:
     """Where a step of our ``.pte`` spends its time: milliseconds and calls by operator, the largest first.
 
-    From ExecuTorch's own event trace; ``[xnnpack]`` marks operators inside the delegate.
+    From ExecuTorch's own event trace; ``[xnnpack]`` marks operators inside the delegate. The events are added up here,
+    as ExecuTorch's ``Inspector`` counts what happens in a loop once.
     """
     import re
 
-    from executorch.devtools import Inspector
+    from executorch.devtools.etdump.serialize import deserialize_from_etdump_flatcc
     from executorch.extension.pybindings.portable_lib import _load_for_executorch
     from torch import from_numpy
 
@@ -191,19 +192,22 @@ def breakdown(bundle: str, folder: str) -> dict[str, dict[str, float]]:
     module = _load_for_executorch(str(opened.engine_files("executorch")["model"]), enable_etdump=True)
     for _ in range(9):
         module.run_method("gradients", inputs)
-    trace = str(Path(folder) / "trace.etdump")
-    module.write_etdump_result_to_file(trace)
-    found: dict[str, dict[str, float]] = {}
-    for block in Inspector(etdump_path=trace).event_blocks:
-        for event in block.events if block.name == "Execute" else ():
-            if event.perf_data is None or event.name in ("Method::execute", "DELEGATE_CALL", "OPERATOR_CALL"):
-                continue
-            name = re.sub(r" #\d+$|^native_call_", "", event.name) + (
-                " [xnnpack]" if event.is_delegated_op else ""
-            )
-            row = found.setdefault(name, {"ms": 0.0, "calls": 0})
-            row["ms"] += statistics.median(event.perf_data.raw)
-            row["calls"] += 1
+    trace = Path(folder) / "trace.etdump"
+    module.write_etdump_result_to_file(str(trace))
+    runs: list[dict[str, list[float]]] = []
+    for run in deserialize_from_etdump_flatcc(trace.read_bytes()).run_data:
+        if run.name != "Execute":
+            continue
+        runs.append({})
+        for event in (e.profile_event for e in run.events if e.profile_event is not None):
+            name = event.name or f"{event.delegate_debug_id_str} [xnnpack]"
+            if name not in ("Method::execute", "DELEGATE_CALL", "OPERATOR_CALL"):
+                name = re.sub(r" #\d+(?= |$)|^native_call_", "", name)
+                runs[-1].setdefault(name, []).append((event.end_time - event.start_time) / 1e6)
+    found = {
+        name: {"ms": statistics.median(sum(run[name]) for run in runs), "calls": len(runs[0][name])}
+        for name in runs[0]
+    }
     ordered = sorted(found.items(), key=lambda item: -item[1]["ms"])
     return {name: {"ms": round(row["ms"], 3), "calls": row["calls"]} for name, row in ordered[:20]}
 
