@@ -9,15 +9,22 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
+from executorch.runtime import Runtime
+from torch import fx
 
 from pfl_exporters.export import ExportReport, export_bundle
+from pfl_exporters.lowering import executorch as executorch_target
+from pfl_exporters.lowering import onnx as onnx_target
 from pfl_exporters.lowering.obstacles import sample, uses
 from pfl_exporters.lowering.stored import has_stored, in_plain_operators
 from pfl_mobile.bundle.read import Bundle
 from pfl_mobile.engines import open_session
 from pfl_mobile.engines.coreml.wire import read_program
 from pfl_mobile.errors import ConfigError
-from pfl_mobile.programs.trace import trace_programs
+from pfl_mobile.programs.simplify import annotate
+from pfl_mobile.programs.trace import TracedProgram, trace_programs
+from pfl_mobile.programs.weights import DEQUANTIZE_PACKED
 from tests.programs.test_weights import mixed
 
 WORDS, WIDTH = 4096, 64
@@ -144,3 +151,25 @@ def test_a_target_that_lacks_them_says_so_before_anything_is_traced(target: str,
         export_bundle(d, [target], "nowhere")
     assert "android" in refused.value.mend
     assert "ios" in refused.value.mend
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+def test_each_byte_is_unpacked_exactly(groups: int, tmp_path: Path) -> None:
+    """The scales tell groups apart; with three of them the second lies in both halves of a row."""
+    packed = torch.arange(-128, 128).repeat(groups).reshape(16, -1).to(torch.int8)
+    scales = torch.rand(16, groups, generator=torch.Generator().manual_seed(0)) + 0.5
+    graph = fx.Graph()
+    given = [graph.placeholder(name) for name in ("packed", "scales")]
+    graph.output((graph.call_function(DEQUANTIZE_PACKED, tuple(given)),))
+    module = fx.GraphModule({}, graph)
+    annotate(module, (packed, scales))
+    program = TracedProgram("unpack", module, {"packed": packed, "scales": scales}, ("weight",), ())
+    want = program.run(program.inputs)["weight"]
+    assert len(np.unique(np.round(want / np.repeat(scales.numpy(), 32, 1)))) == 16
+    onnx_target.lower({"unpack": program}, tmp_path, lambda _: None)
+    session = onnxruntime.InferenceSession(str(tmp_path / "onnx/unpack.onnx"))
+    (got,) = session.run(None, {"packed": packed.numpy(), "scales": scales.numpy()})
+    np.testing.assert_array_equal(got, want)
+    executorch_target.lower({"unpack": program}, tmp_path, lambda _: None)
+    method = Runtime.get().load_program(tmp_path / "model.pte").load_method("unpack")
+    np.testing.assert_array_equal(method.execute([packed, scales])[0].numpy(), want)
