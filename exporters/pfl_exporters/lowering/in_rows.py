@@ -189,8 +189,8 @@ def _read_once(region: _Region) -> None:
     def content(node: fx.Node) -> Hashable:
         if not _is_weight(node):
             return node
-        of = (content(each) if isinstance(each, fx.Node) else str(each) for each in node.args)
-        return node.op, node.target, *of
+        of = tuple(content(each) if isinstance(each, fx.Node) else str(each) for each in node.args)
+        return (node.op, str(node.target), of)
 
     for node in region.nodes:
         for source in node.all_input_nodes:
