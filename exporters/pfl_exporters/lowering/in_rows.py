@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -184,9 +184,9 @@ def _is_weight(node: fx.Node) -> bool:
 
 def _read_once(region: _Region) -> None:
     """Have the operators read each weight of few bits from one node, in place, where they read it from several."""
-    known: dict[Hashable, fx.Node] = {}
+    known: dict[object, fx.Node] = {}
 
-    def content(node: fx.Node) -> Hashable:
+    def content(node: fx.Node) -> object:
         if not _is_weight(node):
             return node
         of = tuple(content(each) if isinstance(each, fx.Node) else str(each) for each in node.args)
