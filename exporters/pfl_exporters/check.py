@@ -149,7 +149,11 @@ def _check(
     report("trace")
     try:
         programs = trace_programs(
-            model, deployment.task, dict(deployment.batch), dict(deployment.inputs_of_predict())
+            model,
+            deployment.task,
+            dict(deployment.batch),
+            dict(deployment.inputs_of_predict()),
+            say=report,
         )
         lap("trace")
         if numbers <= MOST_COMPARED:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pfl_mobile.bundle.manifest import Manifest
     from pfl_mobile.cli.user_code import UserFunction
     from pfl_mobile.modules.registry import ModuleConfig
+    from pfl_mobile.programs.blocks import Recompute
     from pfl_mobile.programs.deployment import Deployment
     from pfl_mobile.programs.weights import WeightFormat
     from pfl_mobile.text.vocabulary import VocabularyRule
@@ -172,6 +173,15 @@ def export(
             "run one after another, and the backward pass computes again what would not fit.",
         ),
     ] = None,
+    recompute: Annotated[
+        str | None,
+        typer.Option(
+            "--recompute",
+            metavar="WHAT",
+            help="What the backward pass computes again in place of keeping it: nothing, cheap, attention, or all of a "
+            "block; default: as little as --memory takes, and what is cheap without it.",
+        ),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -221,9 +231,11 @@ def export(
     """
     from pfl_exporters.lowering.quiet import terminal
     from pfl_exporters.lowering.quiet import verbose as everything
+    from pfl_mobile.programs.blocks import Recompute
     from pfl_mobile.programs.weights import WeightFormat
 
     how = None if weights is None else WeightFormat.of(weights)
+    again = None if recompute is None else Recompute.of(recompute)
     rule = _rule(min_users, vocabulary_epsilon, vocabulary_delta, block)
     own = {
         "lora": lora, "rank": rank, "alpha": alpha, "head": head, "adapter": adapter, "length": length,
@@ -244,7 +256,7 @@ def export(
     targets = _targets(target or ["android"], engine or [])
     most = None if memory is None else bytes_of(memory)
     with everything(verbose), Reporter(terminal()) as report:
-        done = _export(function, targets, out, sign, data, rule, how, seed, report, most)
+        done = _export(function, targets, out, sign, data, rule, how, seed, report, most, again)
     if as_json:
         print_json(done.to_json())
     else:
@@ -342,6 +354,7 @@ def _export(
     seed: int,
     report: Reporter,
     memory: int | None,
+    recompute: Recompute | None,
 ) -> ExportReport:
     """Find out early what would fail late: keys, targets and places are looked at before any model is built."""
     from pfl_mobile.bundle.sign import load_private_key
@@ -364,7 +377,9 @@ def _export(
         wanted.load()
     report(f"build the model of {function.shown}")
     deployment = _with_weights(function.deployment(data, report, rule), how)
-    return export_bundle(deployment, targets, place, sign_key=key, report=report, seed=seed, memory=memory)
+    return export_bundle(
+        deployment, targets, place, sign_key=key, report=report, seed=seed, memory=memory, recompute=recompute
+    )
 
 
 def _check(

@@ -29,7 +29,7 @@ from pfl_mobile.programs.weights import DEQUANTIZE, StoredModel, WeightFormat
 from pfl_mobile.text.vocabulary import RECORD, VocabularyReport, record
 
 from .lowering import collecting
-from .lowering.files import Report
+from .lowering.files import Lowered, Report
 from .lowering.graphs import hints_read_once
 from .lowering.quiet import ALONE, aloud, quiet
 from .refusals import Refuser
@@ -136,6 +136,7 @@ def export_bundle(
     seed: int = 0,
     blocks: bool | None = None,
     memory: int | None = None,
+    recompute: Recompute | None = None,
 ) -> ExportReport:
     """Trace, lower, compare with PyTorch, and only then write a bundle.
 
@@ -147,9 +148,11 @@ def export_bundle(
         report: told about every step.
         seed: of the random batches of the comparison.
         blocks: whether blocks that repeat are lowered and stored once, and run one after another, on targets that can;
-            None for where that pays: large models, and where ``memory`` says a bound.
+            None for where that pays: large models, and where ``memory`` or ``recompute`` is given.
         memory: bytes that a program may need at once on a device, besides the frozen weights, which are mapped from
             their file; for targets that run blocks one after another.
+        recompute: what the backward pass computes again in place of keeping it; None for as little as ``memory``
+            takes, and what is cheap where there is no bound. For the same targets.
 
     Raises:
         ExportError: the model cannot be exported; GradientMismatchError when numbers differ. Nothing is written.
@@ -159,7 +162,9 @@ def export_bundle(
         chosen = resolve(targets)
         check_weights(chosen, WeightFormat.of(deployment.weights))
         with deployment.stored() as stored:
-            return _export(deployment, chosen, out, sign_key, aloud(report), seed, stored, blocks, memory)
+            return _export(
+                deployment, chosen, out, sign_key, aloud(report), seed, stored, blocks, memory, recompute
+            )
 
 
 def _export(
@@ -172,6 +177,7 @@ def _export(
     stored: StoredModel | None,
     blocks: bool | None,
     memory: int | None,
+    recompute: Recompute | None,
 ) -> ExportReport:
     if not chosen:
         raise ExportError("no target was named", mend=f"give at least one of {', '.join(TARGETS.names())}")
@@ -186,18 +192,20 @@ def _export(
         seconds[step] = seconds.get(step, 0.0) + now - clock
         clock = now
 
-    if memory is not None and (whole := [t.name for t in chosen if not t.parts]):
+    whole = [target.name for target in chosen if not target.parts]
+    if whole and (memory is not None or recompute is not None):
+        others = ", ".join(target.name for target in TARGETS.all().values() if target.parts)
         raise ConfigError(
             f"target {whole[0]} runs each program as a whole, whatever memory that takes",
-            mend=f"a bound is kept by {', '.join(t.name for t in TARGETS.all().values() if t.parts)}; export for the "
-            "others in a call of their own",
+            mend=f"bounds of memory and what is computed again are for {others}; export for the others in a call of "
+            "their own",
         )
     model, task = deployment.model, deployment.task
     batch, little = dict(deployment.batch), dict(deployment.inputs_of_predict())
     held = sum(tensor.nbytes for tensor in model.frozen_tensors().values())
     digest = model.backbone_digest()
     report("trace")
-    programs = trace_programs(model, task, batch, little)
+    programs = trace_programs(model, task, batch, little, say=report)
     specs = program_specs(programs)
     lap("trace")
     report("compare the traced graphs with PyTorch")
@@ -211,55 +219,66 @@ def _export(
     with scratch_beside(out) as scratch:
         frozen = frozen_bytes(programs)
 
-        def engines_of(
-            parts: StagedFiles | None,
-        ) -> tuple[dict[str, dict[str, float]], dict[str, Any], dict[str, Path]]:
-            """Errors and manifest's entries by engine, and files by their path in the bundle."""
-            errors: dict[str, dict[str, float]] = {}
-            engines: dict[str, Any] = {}
-            files: dict[str, Path] = {}
-            for target in chosen:
-                try:
-                    if parts is not None and target.parts:
-                        lowered = parts.lower(target, scratch, report)
-                    else:
-                        lowered = target.lower(programs, scratch, report)
-                except (ExportError, EngineError) as error:
-                    raise refuser.of_lowering(target, error) from error
+        def lowered_on(target: Target, parts: StagedFiles | None) -> Lowered:
+            try:
+                if parts is not None and target.parts:
+                    return parts.lower(target, scratch, report)
+                return target.lower(programs, scratch, report)
+            except (ExportError, EngineError) as error:
+                raise refuser.of_lowering(target, error) from error
+            finally:
                 lap(target.name)
-                report(f"compare {target.compared_by} with PyTorch: loss and every gradient")
-                try:
-                    with quiet(), hints_read_once(typing), open_lowered(target, lowered, specs) as session:
-                        errors[target.compared_by] = check_engine(session, reference, lowered.tolerance)
-                except GradientMismatchError as error:
-                    raise refuser.of_numbers(target, error, lowered.tolerance) from error
-                except (ExportError, EngineError) as error:
-                    raise refuser.of_lowering(target, error) from error
+
+        def lowered_on_all(parts: StagedFiles | None, first: str) -> dict[str, Lowered]:
+            """By name of the target; nothing is compared before all are known to fit."""
+            order = sorted(chosen, key=lambda target: target.name != first)
+            return {target.name: lowered_on(target, parts) for target in order}
+
+        def checked(target: Target, lowered: Lowered) -> dict[str, float]:
+            """Its errors."""
+            report(f"compare {target.compared_by} with PyTorch: loss and every gradient")
+            try:
+                with quiet(), hints_read_once(typing), open_lowered(target, lowered, specs) as session:
+                    return check_engine(session, reference, lowered.tolerance)
+            except GradientMismatchError as error:
+                raise refuser.of_numbers(target, error, lowered.tolerance) from error
+            except (ExportError, EngineError) as error:
+                raise refuser.of_lowering(target, error) from error
+            finally:
                 collecting.among_new(held)
                 lap("compare")
-                engines[target.engine] = {
-                    "files": lowered.files,
-                    "measured": lowered.measured,
-                    "runtime": _runtime(target.engine, lowered.at_least),
-                    "precision": lowered.precision,
-                }
-                files.update(lowered.paths)
-            return errors, engines, files
 
         beyond: Recompute | None = None
+        hardest = ""
         while True:
             parts = None
             if any(target.parts for target in chosen):
-                parts = as_parts(programs, frozen, scratch, wanted=blocks, most=memory, beyond=beyond)
+                parts = as_parts(
+                    programs, frozen, scratch, wanted=blocks, most=memory, beyond=beyond, chosen=recompute
+                )
                 lap("cut")
             try:
-                errors, engines, files = engines_of(parts)
+                lowered = lowered_on_all(parts, hardest)
                 break
             except PlanTooLargeError as error:
-                if parts is None or parts.again is Recompute.ALL:
+                if parts is None or recompute is not None or parts.again is Recompute.ALL:
                     raise
-                beyond = parts.again
+                # the target that refused is asked first, before others are lowered for nothing
+                beyond, hardest = parts.again, error.target
                 report(f"{error.message}: compute more again in the backward pass")
+        errors: dict[str, dict[str, float]] = {}
+        engines: dict[str, Any] = {}
+        files: dict[str, Path] = {}
+        for target in chosen:
+            its = lowered[target.name]
+            errors[target.compared_by] = checked(target, its)
+            engines[target.engine] = {
+                "files": its.files,
+                "measured": its.measured,
+                "runtime": _runtime(target.engine, its.at_least),
+                "precision": its.precision,
+            }
+            files.update(its.paths)
         if model.backbone_digest() != digest:
             raise ExportError(
                 "the backbone's weights changed during the export",

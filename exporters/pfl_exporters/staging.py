@@ -26,7 +26,13 @@ _PLACES = {SCHEDULE: "parts/schedule.json", CONSTANTS: "parts/constants.bin"}
 
 
 class PlanTooLargeError(ConfigError):
-    """A program needs more memory on a target than it may, as it was lowered."""
+    """A program needs more memory on a target than it may, as it was lowered.
+
+    Attributes:
+        target: name of the target.
+    """
+
+    target = ""
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,13 @@ class StagedFiles:
             }
             worst = max(needs, key=needs.__getitem__)
             if self.most is not None and needs[worst] > self.most:
-                raise PlanTooLargeError(
+                refused = PlanTooLargeError(
                     f"program {worst!r} plans {needs[worst]:,} bytes of memory on target {target.name}; allowed are "
                     f"{self.most:,}",
                     mend=_LESS,
                 )
+                refused.target = target.name
+                raise refused
             measured |= {f"planned_{name}_bytes": value for name, value in needs.items()}
         measured["model_bytes"] += self.paths[_PLACES[CONSTANTS]].stat().st_size
         return replace(
@@ -87,6 +95,7 @@ def as_parts(
     wanted: bool | None = None,
     most: int | None = None,
     beyond: Recompute | None = None,
+    chosen: Recompute | None = None,
 ) -> StagedFiles | None:
     """The programs as parts where that pays, and the files that all engines read.
 
@@ -94,18 +103,21 @@ def as_parts(
         programs: as they were traced.
         frozen: bytes of the frozen tensors.
         folder: for the files.
-        wanted: whether to; None where blocks repeat and the model is large, or where there is a bound.
+        wanted: whether to; None where blocks repeat and the model is large, or where there is a bound or a choice.
         most: bytes of memory that a program may need besides what is mapped; the backward pass computes as much again
             as that takes.
-        beyond: a choice that needed too much on a target: more is computed again than with it.
+        beyond: what needed too much on a target: more is computed again than with it.
+        chosen: what the backward pass computes again; None for as little as the bound takes, and what is cheap where
+            there is none.
 
     Raises:
         ConfigError: no program fits into the memory.
     """
-    if wanted is False or (wanted is None and most is None and frozen < LEAST_BYTES):
+    asked = wanted is True or most is not None or chosen is not None
+    if wanted is False or (not asked and frozen < LEAST_BYTES):
         return None
-    staged, again = _fitting(programs, most, beyond)
-    if wanted is None and most is None and max(staged.repeats["gradients"], default=1) < LEAST_BLOCKS:
+    staged, again = _fitting(programs, most, beyond, chosen)
+    if not asked and max(staged.repeats["gradients"], default=1) < LEAST_BLOCKS:
         return None
     schedule, pieces = staged.schedule()
     paths = {inner: folder / inner for inner in _PLACES.values()}
@@ -117,7 +129,10 @@ def as_parts(
 
 
 def _fitting(
-    programs: Mapping[str, TracedProgram], most: int | None, beyond: Recompute | None
+    programs: Mapping[str, TracedProgram],
+    most: int | None,
+    beyond: Recompute | None,
+    chosen: Recompute | None,
 ) -> tuple[Staged, Recompute]:
     """The programs as parts that fit into memory, with as little as possible computed twice, and what is.
 
@@ -126,20 +141,22 @@ def _fitting(
     """
     prepared = prepare(programs)
     if most is None:
-        return stage(prepared, Recompute.CHEAP), Recompute.CHEAP
+        again = chosen or Recompute.CHEAP
+        return stage(prepared, again), again
     needs: dict[str, int] = {}
     choices = list(Recompute)
-    for again in choices[choices.index(beyond) + 1 if beyond else 0 :]:
+    for again in [chosen] if chosen else choices[choices.index(beyond) + 1 if beyond else 0 :]:
         staged = stage(prepared, again)
         inside = {name: peak(part) for name, part in staged.parts.items()}
         needs = {name: waiting(c, staged.signatures(), inside) for name, c in staged.courses.items()}
         if max(needs.values()) <= most:
             return staged, again
     worst = max(needs, key=needs.__getitem__)
+    twice = "all computed again that can be" if chosen is None else f"{chosen.value} computed again"
     raise ConfigError(
-        f"program {worst!r} needs {needs[worst]:,} bytes of memory besides the mapped weights, with all computed again "
-        f"that can be; allowed are {most:,}",
-        mend=_LESS,
+        f"program {worst!r} needs {needs[worst]:,} bytes of memory besides the mapped weights, with {twice}; "
+        f"allowed are {most:,}",
+        mend=_LESS if chosen in (None, Recompute.ALL) else f"{_LESS}, or --recompute {Recompute.ALL.value}",
     )
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, fx
 
 from pfl_mobile.bundle.manifest import ProgramSpec, TensorSpec
 from pfl_mobile.engines.schedule import ALIGNMENT, ConstantEntry, Course, PartCall, Schedule
+from pfl_mobile.errors import UnknownNameError, near
 from pfl_mobile.programs.simplify import copied
 from pfl_mobile.programs.slices import in_slices
 from pfl_mobile.programs.trace import TracedProgram
@@ -283,6 +284,18 @@ class Recompute(Enum):
     CHEAP = "cheap"
     ATTENTION = "attention"
     ALL = "all"
+
+    @classmethod
+    def of(cls, name: str) -> Recompute:
+        """By its name.
+
+        Raises:
+            UnknownNameError: there is no such choice.
+        """
+        names = [choice.value for choice in cls]
+        if name not in names:
+            raise UnknownNameError(f"the backward pass cannot compute {name!r} again", mend=near(name, names))
+        return cls(name)
 
 
 #: Operators that cost more than reading what they made.

@@ -417,6 +417,7 @@ def trace_function(
     model: nn.Module | None = None,
     example: int = 0,
     light: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> TracedProgram:
     """Trace a function of a batch and of tensors by name.
 
@@ -430,6 +431,7 @@ def trace_function(
         example: rows of a batch that the same model was traced with before; 0 for none.
         light: whether to compute no values where none is asked for, which takes less memory, and for small models
             more time.
+        say: told where ``light`` cannot be had, and why.
 
     Raises:
         ExportError: it cannot be traced, draws random numbers, or writes to an input; names layer and line.
@@ -438,10 +440,13 @@ def trace_function(
     def traced() -> TracedProgram:
         return _traced(name, function, batch, values, keep)
 
+    asked = ""
     if light:
-        # what asks for values is traced with them; so is what cannot be traced, which then is explained
-        with contextlib.suppress(Exception):
+        try:
             return _traced(name, function, batch, values, keep, light=True)
+        except Exception as error:
+            # what asks for values is traced with them; so is what cannot be traced, which then is explained
+            asked = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
     def plain() -> None:
         entries = {key: value.clone() for key, value in batch.items()}
@@ -449,7 +454,7 @@ def trace_function(
 
     subject = "the model cannot be exported"
     try:
-        return traced()
+        found = traced()
     except RefusedNode as refused:
         node = refused if refused.origin is not None else _again(traced, model)[0]
         raise refused.in_words(subject, getattr(node, "origin", None) or Origin()) from None
@@ -462,6 +467,9 @@ def trace_function(
         if made is error:
             raise
         raise made from error
+    if asked:
+        say(f"{name} asks for values while it is traced, and so takes the memory of a step here ({asked})")
+    return found
 
 
 def _again(traced: Callable[[], Any], model: nn.Module | None) -> tuple[BaseException | None, Origin | None]:
@@ -530,7 +538,12 @@ def _traced(
 
 
 def trace_programs(
-    model: PersonalizedModel, task: Task, batch: Batch, predict_batch: Batch
+    model: PersonalizedModel,
+    task: Task,
+    batch: Batch,
+    predict_batch: Batch,
+    *,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, TracedProgram]:
     """Trace ``gradients``, ``evaluate`` and ``predict`` with the shapes of the example batches.
 
@@ -539,6 +552,7 @@ def trace_programs(
         task: loss, metrics, predictions.
         batch: example batch with labels and weights; its shapes are the programs' shapes.
         predict_batch: example inputs of ``predict``.
+        say: told of what a large model needs more memory for than its graphs do.
 
     Raises:
         ConfigError: the batches do not fit the task, or nothing is trainable.
@@ -566,6 +580,7 @@ def trace_programs(
                 (*full, *trained),
                 model=model,
                 light=light,
+                say=say,
             ),
             "evaluate": trace_function(
                 "evaluate",
@@ -575,6 +590,7 @@ def trace_programs(
                 tuple(full),
                 model=model,
                 light=light,
+                say=say,
             ),
         }
         whole = shapes[-1]
@@ -587,6 +603,7 @@ def trace_programs(
             model=model,
             example=rows,
             light=light,
+            say=say,
         )
     if not steady:  # the trace names random operators itself
         refuse_chance(model, given)

@@ -20,11 +20,12 @@ from pfl_mobile import Bundle, LoRA
 from pfl_mobile.bundle.manifest import ProgramSpec, TensorSpec
 from pfl_mobile.engines import open_session
 from pfl_mobile.engines.schedule import CONSTANTS, SCHEDULE, Course, PartCall, parse_schedule
-from pfl_mobile.errors import ConfigError
+from pfl_mobile.errors import ConfigError, UnknownNameError
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.plan.optimizers import Sgd
 from pfl_mobile.plan.phases import TrainPhase
 from pfl_mobile.plan.schema import Plan
+from pfl_mobile.programs.blocks import Recompute
 from pfl_mobile.programs.deployment import Deployment
 from pfl_mobile.programs.tasks import TokenTask
 from tests.programs.test_blocks import LENGTH, WORDS, Model
@@ -149,8 +150,32 @@ def test_more_is_computed_again_where_the_toolchain_needs_too_much(
     )
     assert sum("compute more again" in line for line in said) == 2
     assert asked == 9
+    lowered = [line for line in said if line == "android: lower for XNNPACK"]
+    assert len(lowered) == 2, "the target that refused is asked first"
+    # nothing is compared before all targets fit
+    compares = [n for n, line in enumerate(said) if line.endswith("loss and every gradient")]
+    assert len(compares) == 2
+    assert compares[0] > max(n for n, line in enumerate(said) if "lower" in line)
     assert max(error["grad_max_rel_err"] for error in done.errors.values()) < 1e-5
     assert Bundle.open(tmp_path / "b").manifest.measured.planned_memory_bytes <= 16 << 20
+
+
+def test_what_is_computed_again_can_be_said(tmp_path: Path) -> None:
+    kept = []
+    for again in (Recompute.NOTHING, Recompute.ALL):
+        done = export_bundle(deployment(), ["onnx"], tmp_path / again.value, recompute=again)
+        written = (tmp_path / again.value / "parts/schedule.json").read_bytes()
+        course = parse_schedule(written, done.manifest.programs).programs["gradients"]
+        kept.append(sum(len(call.outputs) for call in course.calls))
+    assert kept[1] < kept[0]
+    with pytest.raises(ConfigError, match="with nothing computed again; allowed are") as refused:
+        export_bundle(deployment(), ["onnx"], tmp_path / "b", recompute=Recompute.NOTHING, memory=30_000)
+    assert "--recompute all" in refused.value.mend
+    with pytest.raises(ConfigError, match="target ios runs each program as a whole"):
+        export_bundle(deployment(), ["ios"], tmp_path / "b", recompute=Recompute.ALL)
+    with pytest.raises(UnknownNameError, match="cannot compute 'atention' again") as unknown:
+        Recompute.of("atention")
+    assert "attention" in unknown.value.mend
 
 
 def _chain() -> tuple[tuple[ProgramSpec, ...], Course]:

@@ -325,16 +325,20 @@ def test_a_large_model_is_traced_without_computing_where_no_values_are_asked_for
     monkeypatch.setattr("pfl_mobile.programs.weights.SMALLEST", 1)
     batch = {"x": torch.randn(4, 6), "labels": torch.arange(4) % 3, "weight": torch.ones(4)}
     model = personalize(_Steps(reads), [LoRA("first", rank=2)])
-    found, described = [], []
+    found, described, said = [], [], list[str]()
     for least in (1 << 30, 0):
         monkeypatch.setattr("pfl_mobile.programs.trace.LARGE_BYTES", least)
         with weights_stored(model, WeightFormat(weights)):
             model.backbone.described.clear()
-            found.append(trace_programs(model, ClassificationTask(3), batch, {"x": batch["x"][:1]}))
+            found.append(
+                trace_programs(model, ClassificationTask(3), batch, {"x": batch["x"][:1]}, say=said.append)
+            )
             described.append(list(model.backbone.described))
     assert not any(described[0])
     assert any(described[1])
     assert described[1][-1] is not reads, "what asks for values is traced with them"
+    named = [line.partition(" asks for values")[0] for line in said]
+    assert named == (["gradients", "evaluate", "predict"] if reads else []), "and it is said"
     for name, program in found[0].items():
         other = found[1][name].graph
         assert program.graph.code == other.code

@@ -15,6 +15,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -184,13 +185,13 @@ def _is_weight(node: fx.Node) -> bool:
 
 def _read_once(region: _Region) -> None:
     """Have the operators read each weight of few bits from one node, in place, where they read it from several."""
-    known: dict[object, fx.Node] = {}
+    known: dict[tuple[Any, ...], fx.Node] = {}
 
-    def content(node: fx.Node) -> object:
+    def content(node: fx.Node) -> tuple[Any, ...]:
         if not _is_weight(node):
-            return node
-        of = tuple(content(each) if isinstance(each, fx.Node) else str(each) for each in node.args)
-        return (node.op, str(node.target), of)
+            return (node,)
+        of = [content(each) if isinstance(each, fx.Node) else str(each) for each in node.args]
+        return (node.op, node.target, *of)
 
     for node in region.nodes:
         for source in node.all_input_nodes:
