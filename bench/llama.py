@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model and its step; ``biased`` is 1 where q, k and v have a bias, as in Qwen2."""
+    """Of a model and its step; ``biased`` is 1 where q, k and v have a bias, as in Qwen2, ``batch`` its examples."""
 
     layers: int = 8
     width: int = 256
@@ -23,6 +23,7 @@ class Size:
     words: int = 8192
     length: int = 64
     biased: int = 0
+    batch: int = 1
 
 
 SMOLLM2_135M = Size(layers=30, width=576, inner=1536, heads=9, key_heads=3, words=49152)
