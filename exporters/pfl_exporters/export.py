@@ -187,10 +187,11 @@ def _export(
         clock = now
 
     if memory is not None and (whole := [t.name for t in chosen if not t.parts]):
+        able = ", ".join(t.name for t in TARGETS.all().values() if t.parts)
         raise ConfigError(
             f"target {whole[0]} runs each program as a whole, whatever memory that takes",
-            mend=f"a bound is kept by {', '.join(t.name for t in TARGETS.all().values() if t.parts)}; export for the "
-            "others in a call of their own",
+            mend=f"a bound is kept by {able}, whose files the SDK for iOS runs too, on ExecuTorch or ONNX Runtime; "
+            "export for the others in a call of their own",
         )
     model, task = deployment.model, deployment.task
     batch, little = dict(deployment.batch), dict(deployment.inputs_of_predict())
