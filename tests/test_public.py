@@ -98,7 +98,11 @@ def _is_public(imported: str) -> bool:
 def _code_of_documents() -> Iterator[tuple[str, str]]:
     for file in sorted(
         [ROOT / "README.md"]
-        + [page for folder in ("docs", "recipes", "server", "bench") for page in (ROOT / folder).rglob("*.md")]
+        + [
+            page
+            for folder in ("docs", "recipes", "server", "bench")
+            for page in (ROOT / folder).rglob("*.md")
+        ]
     ):
         for number, block in enumerate(re.findall(r"```python\n(.*?)```", file.read_text(), re.S)):
             yield f"{file.relative_to(ROOT)}, block {number}", block
