@@ -86,6 +86,12 @@ def npm(arguments: list[str], folder: str) -> None:
         )
 
 
+def classes_of_executorch() -> None:
+    """What ``core`` is compiled against."""
+    TARGET.mkdir(exist_ok=True)
+    repository(pinned(CLASSES, CLASSES_SHA256, f"executorch-classes-{EXECUTORCH}.jar"))
+
+
 def repository(jar: Path) -> None:
     """A Maven repository with the classes alone."""
     folder = TARGET / "repository" / "org/pytorch/executorch-classes" / EXECUTORCH
@@ -244,8 +250,7 @@ def newest(files: Iterable[Path]) -> float:
 
 def main() -> None:
     """Make what is missing."""
-    TARGET.mkdir(exist_ok=True)
-    repository(pinned(CLASSES, CLASSES_SHA256, f"executorch-classes-{EXECUTORCH}.jar"))
+    classes_of_executorch()
     bridge()
     bundles()
     states()

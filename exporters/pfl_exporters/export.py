@@ -194,11 +194,11 @@ def _export(
 
     whole = [target.name for target in chosen if not target.parts]
     if whole and (memory is not None or recompute is not None):
-        others = ", ".join(target.name for target in TARGETS.all().values() if target.parts)
+        able = ", ".join(target.name for target in TARGETS.all().values() if target.parts)
         raise ConfigError(
             f"target {whole[0]} runs each program as a whole, whatever memory that takes",
-            mend=f"bounds of memory and what is computed again are for {others}; export for the others in a call of "
-            "their own",
+            mend=f"{able} keep bounds of memory and compute again, and the SDK for iOS runs their files too, on "
+            "ExecuTorch or ONNX Runtime; export for the others in a call of their own",
         )
     model, task = deployment.model, deployment.task
     batch, little = dict(deployment.batch), dict(deployment.inputs_of_predict())

@@ -119,6 +119,7 @@ def test_a_bound_that_cannot_be_kept_is_named_before_anything_is_lowered(tmp_pat
     with pytest.raises(ConfigError, match="target ios runs each program as a whole") as refused:
         export_bundle(deployment(), ["ios"], tmp_path / "b", memory=1 << 30)
     assert "android, onnx" in refused.value.mend
+    assert "SDK for iOS" in refused.value.mend
 
 
 @pytest.mark.parametrize("target", ["android", "onnx"])

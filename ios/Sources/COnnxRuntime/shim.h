@@ -24,7 +24,24 @@ static inline OrtStatus *pfl_ort_create_env(OrtEnv **env) {
     return pfl_ort()->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "pfl-mobile", env);
 }
 
-// Programs that are `frugal` give their memory back after each call.
+// An arena of the process for sessions whose options are `frugal`. It begins with `begins` bytes of addresses, which take
+// memory when they are first written to; a piece of it is divided when more than `rest` bytes would be left over.
+static inline OrtStatus *pfl_ort_share_arena(OrtEnv *env, size_t begins, size_t rest) {
+    const OrtApi *ort = pfl_ort();
+    const char *const names[] = {"max_mem", "arena_extend_strategy", "initial_chunk_size_bytes",
+                                 "max_dead_bytes_per_chunk"};
+    const size_t values[] = {0, 0, begins, rest}; // as much as is needed; doubling
+    OrtMemoryInfo *memory = NULL;
+    OrtArenaCfg *how = NULL;
+    OrtStatus *status = ort->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory);
+    if (!status) status = ort->CreateArenaCfgV2(names, values, sizeof values / sizeof *values, &how);
+    if (!status) status = ort->CreateAndRegisterAllocator(env, memory, how);
+    if (how) ort->ReleaseArenaCfg(how);
+    if (memory) ort->ReleaseMemoryInfo(memory);
+    return status;
+}
+
+// Programs that are `frugal` take their memory from the arena that pfl_ort_share_arena has made.
 static inline OrtStatus *pfl_ort_create_options(int threads, int frugal, OrtSessionOptions **options) {
     const OrtApi *ort = pfl_ort();
     OrtStatus *status = ort->CreateSessionOptions(options);
@@ -33,7 +50,7 @@ static inline OrtStatus *pfl_ort_create_options(int threads, int frugal, OrtSess
     if (!status) status = ort->AddSessionConfigEntry(*options, "session.intra_op.allow_spinning", "0");
     if (!status) status = ort->SetIntraOpNumThreads(*options, threads);
     if (!status) status = ort->SetInterOpNumThreads(*options, 1);
-    if (!status && frugal) status = ort->DisableCpuMemArena(*options);
+    if (!status && frugal) status = ort->AddSessionConfigEntry(*options, "session.use_env_allocators", "1");
     if (!status && frugal) status = ort->DisableMemPattern(*options);
     return status;
 }

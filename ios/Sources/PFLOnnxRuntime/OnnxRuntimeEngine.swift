@@ -89,6 +89,12 @@ private final class Environment: @unchecked Sendable {
         guard let made else { throw OnnxRuntimeError(description: "it gives no environment") }
         pointer = made
     }
+
+    /// An arena that parts of schedules take their memory from in turns, made when first needed: what was touched of it stays.
+    /// The numbers are Python's, so that a step takes what the manifest's plan says.
+    static let arena = Result {
+        try check(pfl_ort_share_arena(try shared.get().pointer, 64 << 20, 1 << 18))
+    }
 }
 
 /// Programs are loaded when first used.
@@ -101,9 +107,11 @@ private final class OnnxRuntimePrograms: ProgramRuntime {
 
     init(_ files: [String: String], _ threads: Int) throws {
         self.files = files
-        // Each part would keep the most that it ever took; blocks are run one after another to take little.
+        // Blocks are run one after another to take little. Each would keep the most that it ever took, so all take from one
+        // arena.
         let frugal: Int32 = files[scheduleFilePurpose] == nil ? 0 : 1
         do {
+            if frugal != 0 { try Environment.arena.get() }
             options = try Owned("options", pfl_ort_release_options) {
                 try check(pfl_ort_create_options(Int32(clamping: threads), frugal, &$0))
             }

@@ -30,7 +30,6 @@ import java.lang.management.ManagementFactory
 import java.lang.management.MemoryType
 import java.nio.file.Path
 import kotlin.io.path.createTempDirectory
-import kotlin.io.path.readLines
 import kotlin.io.path.readText
 import kotlin.io.path.writeText
 import kotlin.system.exitProcess
@@ -93,7 +92,7 @@ private suspend fun JsonObjectBuilder.suggestions(
     start = System.nanoTime()
     check(model.suggest(texts.first()).size == 3) { "three words" }
     put("first_suggestion_ms", (System.nanoTime() - start) / PER_MS)
-    put("resident_mb", memory("VmRSS"))
+    put("resident_mb", resident("VmRSS") / PER_MB)
     texts.forEach { model.suggest(it) } // the JVM compiles what it runs often
     engine.taken.clear()
     val busy = process.processCpuTime
@@ -146,15 +145,6 @@ private suspend fun JsonObjectBuilder.steps(
     }
 }
 
-/** Of this process, in MB. */
-private fun memory(what: String): Long =
-    Path
-        .of("/proc/self/status")
-        .readLines()
-        .first { it.startsWith(what) }
-        .filter(Char::isDigit)
-        .toLong() / 1024
-
 private fun measured(
     bundle: Path,
     plan: Plan,
@@ -171,7 +161,7 @@ private fun measured(
         } finally {
             scratch.toFile().deleteRecursively()
         }
-        put("peak_resident_mb", memory("VmHWM"))
+        put("peak_resident_mb", resident("VmHWM") / PER_MB)
         val heap = ManagementFactory.getMemoryPoolMXBeans().filter { it.type == MemoryType.HEAP }
         put("peak_heap_mb", heap.sumOf { it.peakUsage.used } / PER_MB)
     }
