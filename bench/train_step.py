@@ -1,6 +1,7 @@
 """One gradient step of a keyboard-sized model through four systems, side by side.
 
     python bench/train_step.py --json
+    python bench/train_step.py --where
 
 The systems: PyTorch eager, the stock ExecuTorch training artifact as it comes, our ``.pte``, our ONNX program. Each
 lives in a process of its own, so that its peak memory is its own; the processes take turns, a few steps each, so
@@ -172,8 +173,81 @@ def worker(pipe: Any, system: str, bundle: str, threads: int) -> None:
         raise
 
 
-def breakdown(bundle: str, folder: str) -> dict[str, dict[str, float]]:
-    """Where a step of our ``.pte`` spends its time: milliseconds and calls by operator, the largest first.
+#: Kinds of operator of both runtimes, the first that matches. ``[xnnpack]`` is an operator inside the delegate.
+KINDS = {
+    "products": r"((Dynamic )?Fully Connected|Batch Matrix Multiply).*\[xnnpack\]|(Fused)?MatMul|Gemm",
+    "products outside the delegate": r"(mm|bmm|addmm)\.out",
+    "softmax, loss, indexing": r"Softmax|ArgMax|ReduceMax|max\.dim|amax|log\.|Log\b|[Gg]ather|[Ss]catter|embedding\.",
+    "layout": r"Transpose|Static Reshape|Reshape|Static Slice|Concat|Expand|Unsqueeze|Squeeze|\w+_copy\.",
+    "norms": r"native_layer_norm|LayerNormalization",
+    "sums": r"sum\.|ReduceSum|Static Sum|Mean|mean\.",
+    "elementwise": r"Multiply|Add|Subtract|Divide|Mul|Sub|Div|Erf|Exp\b|Neg|Square|GELU|Where|where\.|Cast|Equal",
+}
+#: Operators of ONNX Runtime whose time is that of the graph inside them, whose operators are events of their own.
+CONTAINERS = ("Scan", "If", "Loop")
+
+Parts = dict[str, dict[str, float]]
+
+
+def summed(runs: list[dict[str, list[float]]], totals: list[float]) -> tuple[Parts, dict[str, float]]:
+    """Milliseconds and calls by operator, the largest first, and milliseconds by kind with what no operator took.
+
+    ``runs`` has the milliseconds of each operator's calls in each step, ``totals`` those of the step as a whole.
+    """
+    import re
+
+    names = sorted({name for run in runs for name in run})
+    parts = {
+        name: {
+            "ms": round(statistics.median(sum(run.get(name, ())) for run in runs), 3),
+            "calls": max(len(run.get(name, ())) for run in runs),
+        }
+        for name in names
+    }
+    kinds: dict[str, list[float]] = {}
+    for index, run in enumerate(runs):
+        for name, taken in run.items():
+            kind = next((k for k, pattern in KINDS.items() if re.match(pattern, name)), "other")
+            kinds.setdefault(kind, [0.0] * len(runs))[index] += sum(taken)
+    kinds["runtime"] = [total - sum(map(sum, run.values())) for run, total in zip(runs, totals, strict=True)]
+    by_kind = {kind: round(statistics.median(taken), 3) for kind, taken in kinds.items()}
+    by_kind["step"] = round(statistics.median(totals), 3)
+    return dict(sorted(parts.items(), key=lambda item: -item[1]["ms"])), by_kind
+
+
+def onnx_breakdown(bundle: str, folder: str) -> tuple[Parts, dict[str, float]]:
+    """Where a step of our ONNX program on one core spends its time, from ONNX Runtime's own profiler."""
+    import onnxruntime
+
+    from pfl_mobile.bundle.read import Bundle
+
+    opened = Bundle.open(bundle)
+    inputs = {**opened.golden()["gradients"].inputs, **opened.values()}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.enable_profiling = True
+    options.profile_file_prefix = str(Path(folder) / "onnx_trace")
+    path = str(Path(bundle) / "onnx" / "gradients.onnx")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feeds = {want.name: inputs[want.name] for want in session.get_inputs()}
+    for _ in range(9):
+        session.run(None, feeds)
+    events = json.loads(Path(session.end_profiling()).read_text())
+    steps = [e for e in events if e.get("name") == "model_run"]
+    runs: list[dict[str, list[float]]] = []
+    for step in steps:
+        runs.append({})
+        for event in events:
+            inside = step["ts"] <= event["ts"] <= step["ts"] + step["dur"]
+            if inside and event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                name = event["args"]["op_name"]
+                if name not in CONTAINERS:
+                    runs[-1].setdefault(name, []).append(event["dur"] / 1e3)
+    return summed(runs, [step["dur"] / 1e3 for step in steps])
+
+
+def breakdown(bundle: str, folder: str) -> tuple[Parts, dict[str, float]]:
+    """Where a step of our ``.pte`` spends its time, by operator and by kind of operator.
 
     From ExecuTorch's own event trace; ``[xnnpack]`` marks operators inside the delegate. The events are added up here,
     as ExecuTorch's ``Inspector`` counts what happens in a loop once.
@@ -195,21 +269,20 @@ def breakdown(bundle: str, folder: str) -> dict[str, dict[str, float]]:
     trace = Path(folder) / "trace.etdump"
     module.write_etdump_result_to_file(str(trace))
     runs: list[dict[str, list[float]]] = []
+    totals: list[float] = []
     for run in deserialize_from_etdump_flatcc(trace.read_bytes()).run_data:
         if run.name != "Execute":
             continue
         runs.append({})
         for event in (e.profile_event for e in run.events if e.profile_event is not None):
             name = event.name or f"{event.delegate_debug_id_str} [xnnpack]"
-            if name not in ("Method::execute", "DELEGATE_CALL", "OPERATOR_CALL"):
+            taken = (event.end_time - event.start_time) / 1e6
+            if name == "Method::execute":
+                totals.append(taken)
+            elif name not in ("DELEGATE_CALL", "OPERATOR_CALL"):
                 name = re.sub(r" #\d+(?= |$)|^native_call_", "", name)
-                runs[-1].setdefault(name, []).append((event.end_time - event.start_time) / 1e6)
-    found = {
-        name: {"ms": statistics.median(sum(run[name]) for run in runs), "calls": len(runs[0][name])}
-        for name in runs[0]
-    }
-    ordered = sorted(found.items(), key=lambda item: -item[1]["ms"])
-    return {name: {"ms": round(row["ms"], 3), "calls": row["calls"]} for name, row in ordered[:20]}
+                runs[-1].setdefault(name, []).append(taken)
+    return summed(runs, totals)
 
 
 def matmul_peak(threads: int) -> float:
@@ -222,6 +295,23 @@ def matmul_peak(threads: int) -> float:
         a, b = torch.randn(n, n), torch.randn(n, n)
         best = max(best, 2 * n**3 / min(measure.timed(lambda a=a, b=b: torch.mm(a, b), 20)) / 1e9)  # type: ignore[misc]
     return best
+
+
+def where() -> dict[str, Any]:
+    """Where a step on one core spends its time on both engines, by operator and by kind, in milliseconds."""
+    from pfl_exporters.export import export_bundle
+
+    measure.stay_on(1)
+    d = deployment()
+    found: dict[str, Any] = {"step_gflop": round(step_gflop(d), 3)}
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = str(Path(folder) / "bundle")
+        export_bundle(d, ["android", "onnx"], bundle)
+        for engine, look in (("executorch", breakdown), ("onnxruntime", onnx_breakdown)):
+            parts, kinds = look(bundle, folder)
+            found[engine] = {"kinds": kinds, "operators": parts}
+    found["matmul_peak_gflops"] = round(matmul_peak(1), 1)
+    return found
 
 
 def step_gflop(d: Any) -> float:
@@ -285,7 +375,7 @@ def run(threads: int, rounds: int, steps: int, say: Callable[[str], None]) -> di
             for system in SYSTEMS:
                 pipes[system].send(None)
         say("trace one step of the .pte")
-        parts = breakdown(bundle, folder)
+        parts, kinds = breakdown(bundle, folder)
     reference = grads["torch_eager"]
 
     def error(system: str) -> float:
@@ -316,7 +406,8 @@ def run(threads: int, rounds: int, steps: int, say: Callable[[str], None]) -> di
             }
             for s in SYSTEMS
         },
-        "pfl_executorch_breakdown": parts,
+        "pfl_executorch_breakdown": dict(list(parts.items())[:20]),
+        "pfl_executorch_kinds": kinds,
         "stock_over_pfl_executorch": round(medians["executorch_stock"] / medians["pfl_executorch"], 1),
     }
 
@@ -329,7 +420,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12, help="turns of each system (default 12)")
     parser.add_argument("--steps", type=int, default=5, help="steps a turn (default 5)")
     parser.add_argument("--json", action="store_true", help="print JSON only")
+    parser.add_argument("--where", action="store_true", help="print where a step's time goes, as JSON")
     options = parser.parse_args()
+    if options.where:
+        print(json.dumps(where(), indent=1))
+        return
     say = (lambda _: None) if options.json else (lambda text: print(text, file=sys.stderr, flush=True))
     result = run(options.threads, options.rounds, options.steps, say)
     if options.json:
