@@ -41,6 +41,15 @@ static inline OrtStatus *pfl_ort_share_arena(OrtEnv *env, size_t begins, size_t 
     return status;
 }
 
+static inline OrtStatus *pfl_ort_unshare_arena(OrtEnv *env) {
+    const OrtApi *ort = pfl_ort();
+    OrtMemoryInfo *memory = NULL;
+    OrtStatus *status = ort->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory);
+    if (!status) status = ort->UnregisterAllocator(env, memory);
+    if (memory) ort->ReleaseMemoryInfo(memory);
+    return status;
+}
+
 // Programs that are `frugal` take their memory from the arena that pfl_ort_share_arena has made.
 static inline OrtStatus *pfl_ort_create_options(int threads, int frugal, OrtSessionOptions **options) {
     const OrtApi *ort = pfl_ort();

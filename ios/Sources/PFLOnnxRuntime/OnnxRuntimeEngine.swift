@@ -89,11 +89,36 @@ private final class Environment: @unchecked Sendable {
         guard let made else { throw OnnxRuntimeError(description: "it gives no environment") }
         pointer = made
     }
+}
 
-    /// An arena that parts of schedules take their memory from in turns, made when first needed: what was touched of it stays.
-    /// The numbers are Python's, so that a step takes what the manifest's plan says.
-    static let arena = Result {
-        try check(pfl_ort_share_arena(try shared.get().pointer, 64 << 20, 1 << 18))
+/// The arena that parts of schedules take their memory from in turns. What was touched of it stays, so it goes with the last
+/// who needs it. The numbers are Python's, so that a step takes what the manifest's plan says.
+private final class SharedArena: Sendable {
+    private static let lock = NSLock()
+    nonisolated(unsafe) private static var users = 0
+    private let counted = OpenObjects.ofTask
+
+    init() throws {
+        let environment = try Environment.shared.get().pointer
+        try Self.lock.withLock {
+            if Self.users == 0 { try check(pfl_ort_share_arena(environment, 64 << 20, 1 << 18)) }
+            Self.users += 1
+        }
+        counted?.add(1)
+    }
+
+    deinit {
+        counted?.add(-1)
+        Self.lock.withLock {
+            Self.users -= 1
+            guard Self.users == 0 else { return }
+            // Sessions keep it alive until they are released.
+            do {
+                try check(pfl_ort_unshare_arena(try Environment.shared.get().pointer))
+            } catch {
+                preconditionFailure("the arena that was registered is unknown: \(error)")
+            }
+        }
     }
 }
 
@@ -102,6 +127,7 @@ private final class OnnxRuntimePrograms: ProgramRuntime {
     let name = "onnxruntime"
     private let files: [String: String]
     private let options: Owned
+    private let arena: SharedArena?
     private var loaded: [String: Loaded] = [:]
     private let rooms = Rooms(Room.init)
 
@@ -111,7 +137,7 @@ private final class OnnxRuntimePrograms: ProgramRuntime {
         // arena.
         let frugal: Int32 = files[scheduleFilePurpose] == nil ? 0 : 1
         do {
-            if frugal != 0 { try Environment.arena.get() }
+            arena = frugal == 0 ? nil : try SharedArena()
             options = try Owned("options", pfl_ort_release_options) {
                 try check(pfl_ort_create_options(Int32(clamping: threads), frugal, &$0))
             }

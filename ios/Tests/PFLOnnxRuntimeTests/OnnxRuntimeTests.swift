@@ -188,6 +188,21 @@ private func openVector(_ path: String) throws -> ModelBundle {
         #expect(open.count == 0)
     }
 
+    @Test("the arena goes with the last session that takes from it, and comes again")
+    func arena() throws {
+        let inputs = try #require(try bundle.golden()["gradients"]).inputs
+        var sessions = [try session(), try session()]
+        let first = try sessions[0].run("gradients", inputs)
+        for _ in 0..<3 {
+            while let last = sessions.popLast() {
+                for (name, value) in try last.run("gradients", inputs) {
+                    #expect(first[name]?.sameBits(value) == true, "\(name)")
+                }
+            }
+            sessions = [try session()]
+        }
+    }
+
     @Test("any other engine runs schedules too")
     func otherEngine() throws {
         /// It is not known by this package.
