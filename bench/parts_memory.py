@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from measure import machine, stay_on
-from scaling import _alone
+from scaling import alone
 
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT / "android"))
@@ -40,7 +40,7 @@ APART = 1 << 17
 
 def python(bundle: Path, steps: int) -> dict[str, Any]:
     """Python's side, as ``scaling.py`` measures it."""
-    return _alone("--child", ENGINE, bundle, 0, steps)
+    return alone("--child", ENGINE, bundle, steps)
 
 
 def kotlin(bundle: Path, steps: int, classes: str) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _of_eager(folder: str, length: int, batch: int, checkpointed: bool, count: i
     return _measured(step, count)
 
 
-def _alone(*arguments: object) -> dict[str, Any]:
+def alone(*arguments: object) -> dict[str, Any]:
     """A measurement in a process of its own, on one core."""
     core = next(iter(os.sched_getaffinity(0)))
     child = subprocess.run(
@@ -121,7 +121,7 @@ def _alone(*arguments: object) -> dict[str, Any]:
 
 
 def _eager(folder: Path, size: Size, count: int, *, checkpointed: bool = False) -> dict[str, Any]:
-    return _alone("--child", "eager", folder, size.length, size.batch, int(checkpointed), count)
+    return alone("--child", "eager", folder, size.length, size.batch, int(checkpointed), count)
 
 
 def _exported(
@@ -145,7 +145,7 @@ def measured(size: Size, options: list[str], count: int) -> dict[str, Any]:
         for engine, target in ENGINES.items():
             out = Path(scratch) / engine
             cost, done = _exported(folder, size, target, out, options)
-            step = _alone("--child", engine, out, count)
+            step = alone("--child", engine, out, count)
             found[engine] = {
                 "export": cost,
                 "seconds": done["seconds"],
@@ -214,7 +214,7 @@ def write(cells: list[Cell], only: list[str], count: int, jobs: int, place: Path
                     continue
                 found: dict[str, Any] = {"machine": here, **eager}
                 for engine in ENGINES:
-                    found[engine] = _alone("--child", engine, kept.folder(cell) / "bundle", count)
+                    found[engine] = alone("--child", engine, kept.folder(cell) / "bundle", count)
                     say(f"{engine} {cell.name}")
                 kept.write(cell, found)
     rows = {cell: found for cell in cells if (found := kept.read(cell, here["processor"])) is not None}

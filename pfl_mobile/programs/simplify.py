@@ -228,17 +228,11 @@ def _same_value(node: fx.Node) -> fx.Node | None:
         order = [d % len(node.args[1]) for d in node.args[1]]
         if order == list(range(len(order))):
             return source
+    # a power of one is the derivative of a square; engines compute every number of it by a logarithm
     if (
-        node.target in (_aten.mul.Tensor, _aten.mul.Scalar, _aten.div.Tensor)
+        node.target in (_aten.mul.Tensor, _aten.mul.Scalar, _aten.div.Tensor, _aten.pow.Tensor_Scalar)
         and node.args[1] == 1
         and not isinstance(node.args[1], fx.Node)
-        and source.meta["val"].dtype == node.meta["val"].dtype
-    ):
-        return source
-    # the derivative of a square, of which engines compute every number by a logarithm
-    if (
-        node.target is _aten.pow.Tensor_Scalar
-        and node.args[1] == 1
         and source.meta["val"].dtype == node.meta["val"].dtype
     ):
         return source

@@ -60,7 +60,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.setenv("PFL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(scaling, "_model", lambda size, folder: folder.mkdir())
     monkeypatch.setattr(scaling, "_exported", found.export)
-    monkeypatch.setattr(scaling, "_alone", found.alone)
+    monkeypatch.setattr(scaling, "alone", found.alone)
     return found
 
 
