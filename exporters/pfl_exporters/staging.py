@@ -28,11 +28,13 @@ _PLACES = {SCHEDULE: "parts/schedule.json", CONSTANTS: "parts/constants.bin"}
 class PlanTooLargeError(ConfigError):
     """A program needs more memory on a target than it may, as it was lowered.
 
-    Attributes:
+    Args:
         target: name of the target.
     """
 
-    target = ""
+    def __init__(self, message: str, *, mend: str, target: str) -> None:
+        super().__init__(message, mend=mend)
+        self.target = target
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,12 @@ class StagedFiles:
             }
             worst = max(needs, key=needs.__getitem__)
             if self.most is not None and needs[worst] > self.most:
-                refused = PlanTooLargeError(
+                raise PlanTooLargeError(
                     f"program {worst!r} plans {needs[worst]:,} bytes of memory on target {target.name}; allowed are "
                     f"{self.most:,}",
                     mend=_LESS,
+                    target=target.name,
                 )
-                refused.target = target.name
-                raise refused
             measured |= {f"planned_{name}_bytes": value for name, value in needs.items()}
         measured["model_bytes"] += self.paths[_PLACES[CONSTANTS]].stat().st_size
         return replace(
