@@ -25,6 +25,9 @@ from pfl_server.problems import BadRequest, HeadTooLarge, Problem, Unavailable, 
 from pfl_server.settings import LimitsConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from uvicorn._types import ASGIReceiveEvent
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
     from uvicorn.server import ServerState
 
@@ -258,6 +261,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._refuse()
             return
         super().on_headers_complete()
+        self.cycle.receive = _all_that_came(self.cycle)  # type: ignore[method-assign]
         self._in_head = False
         self.waits_since = None
 
@@ -333,6 +337,20 @@ class BoundedHttp(HttpToolsProtocol):
         )
         head += "".join(f"{name.lower()}: {value}\r\n" for name, value in headers.items())
         self.transport.write(f"{head}\r\n".encode() + content)
+
+
+def _all_that_came(cycle: RequestResponseCycle) -> Callable[[], Coroutine[Any, Any, ASGIReceiveEvent]]:
+    """What a request receives, to the last byte: where its connection ends before it asks, uvicorn drops what came."""
+    receive = cycle.receive
+
+    async def received() -> ASGIReceiveEvent:
+        message = await receive()
+        if message["type"] == "http.disconnect" and cycle.body and not cycle.response_complete:
+            body, cycle.body = bytes(cycle.body), bytearray()
+            return {"type": "http.request", "body": body, "more_body": cycle.more_body}
+        return message
+
+    return received
 
 
 class _Sending:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from urllib.parse import urlsplit
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from pfl_mobile.local.state import ModelId
+from pfl_server.uploads import path
 from pfl_server.uploads.partial_file import BUFFER, open_part
 from tests.server.testbed import code, federation_config, layout, progress, small, update_of
 
@@ -90,8 +92,19 @@ def test_a_large_update_is_streamed(tmp_path):
         )
 
 
-def test_what_arrived_before_the_connection_broke_is_kept(live_server, federated_bundle):
-    """A real connection that ends in the middle of a body."""
+@pytest.mark.parametrize("slow", [False, True], ids=["read before", "read after"])
+def test_what_arrived_before_the_connection_broke_is_kept(live_server, federated_bundle, monkeypatch, slow):
+    """A real connection that ends in the middle of a body, before the server reads it or after."""
+    if slow:
+        begin = path._begin
+
+        def later(upload):
+            ended.wait(60)
+            time.sleep(0.1)  # the event loop must see that the connection ended
+            return begin(upload)
+
+        monkeypatch.setattr(path, "_begin", later)
+    ended = threading.Event()
     manifest = federated_bundle.manifest
     model = ModelId.of(manifest.name, manifest.version, manifest.tensors, manifest.frozen_sha256)
     bundle = {"name": model.name, "version": model.version, "fingerprint": model.fingerprint}
@@ -110,8 +123,10 @@ def test_what_arrived_before_the_connection_broke_is_kept(live_server, federated
             head = f"PUT {task['update_url']} HTTP/1.1\r\nHost: x\r\nAuthorization: {device['Authorization']}\r\n"
             head += f"Idempotency-Key: k\r\nContent-Length: {len(data)}\r\n\r\n"
             raw.sendall(head.encode() + data[: len(data) // 2])
-            time.sleep(0.2)
-        for _ in range(100):
+            if not slow:
+                time.sleep(0.2)
+        ended.set()
+        for _ in range(600):
             there = int(client.head(task["update_url"], headers=device).headers["Upload-Offset"])
             if there:
                 break
