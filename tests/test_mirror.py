@@ -53,7 +53,6 @@ ELSEWHERE = {
         "exporters/pfl_exporters/export.py",
         "exporters/pfl_exporters/lowering/onnx.py",
         "pfl_mobile/engines/compare.py",
-        "pfl_mobile/engines/executorch.py",
         "pfl_mobile/engines/onnxruntime.py",
         "pfl_mobile/engines/torch.py",
     ],
