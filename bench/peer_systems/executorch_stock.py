@@ -39,9 +39,11 @@ def runtime() -> None:
     """The runtime, and the tensors that its Python side takes."""
     import executorch.extension.training
     import torch
+    from executorch.extension.pybindings import portable_lib
 
     assert executorch.extension.training
     torch.set_num_threads(1)
+    portable_lib._unsafe_reset_threadpool(1)
 
 
 def prepare(workload: Workload, folder: Path) -> None:
