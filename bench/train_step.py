@@ -82,10 +82,11 @@ def torch_eager(_: str, threads: int) -> tuple[Callable[[], Any], Callable[[Any]
     return step, lambda out: dict(zip(names, (g.numpy() for g in out[1]), strict=True))
 
 
-def executorch_stock(_: str, __: int) -> tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]:
+def executorch_stock(_: str, threads: int) -> tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]:
     """``_export_forward_backward`` of the same model, lowered as it comes, run by ``executorch.extension.training``."""
     import torch
     import torch.nn.functional as F
+    from executorch.extension.pybindings import portable_lib
     from executorch.extension.training import _load_for_executorch_for_training_from_buffer
     from peer_systems.executorch_stock import training_program
 
@@ -103,6 +104,7 @@ def executorch_stock(_: str, __: int) -> tuple[Callable[[], Any], Callable[[Any]
 
     inputs = (d.batch["tokens"], d.batch["labels"])
     buffer = training_program(WithLoss(), inputs)
+    portable_lib._unsafe_reset_threadpool(threads)
     module = _load_for_executorch_for_training_from_buffer(buffer)
     paths = {f"model.{d.model.path(name)}": name for name in d.model.values()}
 

@@ -7,9 +7,10 @@ wrong array is an error that names it and never a number.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,14 +57,23 @@ def check_inputs(spec: ProgramSpec, inputs: Mapping[str, Array]) -> list[Array]:
                 f"program {spec.name!r} needs the input {want.name!r}", mend=near(want.name, inputs)
             )
         array = np.asarray(inputs[want.name])
-        if array.shape != tuple(want.shape) or array.dtype.name != want.dtype:
+        if (
+            not array.dtype.isnative
+        ):  # of a file, for instance: runtimes would read its bytes in the wrong order
+            array = array.astype(array.dtype.newbyteorder("="))
+        if array.shape != want.shape or array.dtype != dtype_of(want.dtype):
             raise TensorMismatchError(
                 f"input {want.name!r} of {spec.name!r} is {array.dtype.name}{list(array.shape)}, "
                 f"the program takes {want.dtype}{list(want.shape)}",
                 mend="pad or split the batch to the shape that the bundle was exported with",
             )
-        ordered.append(np.ascontiguousarray(array).reshape(want.shape))
+        # a schedule's step has thousands: no new view where none is needed
+        ordered.append(array if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(want.shape))
     return ordered
+
+
+#: Types by their names in manifests: making one from its name costs as much as the rest of a check.
+dtype_of = cache(np.dtype)
 
 
 def file_for(files: Mapping[str, str], purpose: str) -> str:
@@ -80,12 +90,21 @@ def file_for(files: Mapping[str, str], purpose: str) -> str:
     return files[purpose]
 
 
+#: Gives the memory for a value of a shape and type.
+Room: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
+
+
 class EngineSession(ABC):
-    """Common part of all engines: look up, check, run, name the outputs."""
+    """Common part of all engines: look up, check, run, name the outputs.
+
+    Attributes:
+        room: where an engine that copies its outputs puts them.
+    """
 
     name: str
 
     def __init__(self, programs: Sequence[ProgramSpec]) -> None:
+        self.room: Room = np.empty
         self.programs: dict[str, ProgramSpec] = {p.name: p for p in programs}
 
     @abstractmethod
@@ -120,7 +139,7 @@ class EngineSession(ABC):
             )
         result = {}
         for want, value in zip(spec.outputs, values, strict=True):
-            if value.shape != tuple(want.shape) or value.dtype.name != want.dtype:
+            if value.shape != want.shape or value.dtype != dtype_of(want.dtype):
                 raise TensorMismatchError(
                     f"output {want.name!r} of {program!r} is {value.dtype.name}{list(value.shape)}, "
                     f"the manifest says {want.dtype}{list(want.shape)}",

@@ -103,10 +103,16 @@ class ExecutorchSession(EngineSession):
             if method is None:
                 raise RuntimeError("the method cannot be loaded")
             self._methods[program] = method
-        # the method reads them where they are, and writes to none
-        outputs = self._methods[program].execute([torch.from_numpy(_writable(a)) for a in inputs])
-        # they are copies: the runtime reuses its own output memory in the next call
-        return [o.numpy() for o in outputs]
+        # The method reads them where they are, and writes to none. Its public call copies outputs to memory of its own.
+        call = self._methods[program]._method
+        outputs = call([torch.from_numpy(_writable(a)) for a in inputs], clone_outputs=False)
+        return [self._copied(o.numpy()) for o in outputs]
+
+    def _copied(self, output: Array) -> Array:
+        """The output in memory that the runtime does not write to in its next call."""
+        made = self.room(output.shape, output.dtype)
+        np.copyto(made, output)
+        return made
 
     @override
     def close(self) -> None:

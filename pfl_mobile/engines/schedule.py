@@ -9,12 +9,9 @@ is one like any other.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import mmap
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -26,6 +23,7 @@ from ..bundle.manifest import Count, DType, ProgramName, ProgramSpec, TensorSpec
 from ..errors import EngineError, InvalidManifestError, PflError, near
 from ..files.reading import open_bytes, read_bytes
 from .base import Array, EngineSession, file_for
+from .values import Values, large_values_apart
 
 #: Purposes of an engine's files: the schedule, and the constants that it gives to parts.
 SCHEDULE, CONSTANTS = "schedule", "constants"
@@ -219,9 +217,11 @@ class ScheduledSession(EngineSession):
         self, parts: EngineSession, schedule: Schedule, constants: str | None, programs: Sequence[ProgramSpec]
     ) -> None:
         super().__init__(programs)
-        _large_values_apart()
+        large_values_apart()
         self.name = parts.name
         self._parts = parts
+        self._values = Values()
+        parts.room = self._values.take
         self._courses = schedule.programs
         self._specs = {part.name: part for part in schedule.parts}
         self._constants = {} if constants is None else _mapped(constants, schedule)
@@ -229,6 +229,12 @@ class ScheduledSession(EngineSession):
 
     @override
     def _execute(self, program: str, inputs: list[Array]) -> Sequence[Array]:
+        try:
+            return self._run(program, inputs)
+        finally:
+            self._values.leave()
+
+    def _run(self, program: str, inputs: list[Array]) -> Sequence[Array]:
         course, last = self._courses[program], self._last[program]
         values: dict[str, Array] = {
             f"input:{spec.name}": array
@@ -248,12 +254,11 @@ class ScheduledSession(EngineSession):
                 error.args = (error.message,)
                 raise
             del given
-            for name in last[number]:
-                values.pop(name, None)
             for value, output in zip(call.outputs, spec.outputs, strict=True):
-                if f"value:{value}" not in last[number]:  # nobody reads it
-                    values[f"value:{value}"] = made[output.name]
+                values[f"value:{value}"] = made[output.name]
             del made
+            for name in last[number]:
+                self._values.give(values.pop(name))
         # what no call made belongs to the caller, or is the mapped file
         return [
             values[name]
@@ -266,6 +271,7 @@ class ScheduledSession(EngineSession):
     def close(self) -> None:
         super().close()
         self._parts.close()
+        self._values = Values()
         self._constants = {}
 
 
@@ -284,23 +290,6 @@ def last_readers(course: Course) -> list[frozenset[str]]:
     for name, number in last.items():
         ends[number].add(name)
     return [frozenset(end) for end in ends]
-
-
-@cache
-def _large_values_apart() -> None:
-    """Have glibc take memory of its own for each large value, in the whole process, and give it back with the value.
-
-    By itself it soon puts values of up to 32 MB into its heap, where aligned ones leave holes between those that wait
-    for the backward pass: a step then takes up to twice what its values do. Phones' allocators take large values apart.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _APART_BYTES)
-
-
-#: Number of the option in ``malloc.h``.
-_M_MMAP_THRESHOLD = -3
-#: Bytes of values that get memory of their own: where glibc begins, and does not stay.
-_APART_BYTES = 1 << 17
 
 
 def _mapped(path: str, schedule: Schedule) -> dict[str, Array]:

@@ -56,6 +56,12 @@ def test_inputs_that_lie_apart_in_memory_are_put_together():
     np.testing.assert_array_equal(found[0], [0, 2])
 
 
+def test_inputs_of_another_byte_order_are_turned():
+    found = check_inputs(SPEC, {"a": A.astype(A.dtype.newbyteorder()), "b": B})
+    assert found[0].dtype.isnative
+    np.testing.assert_array_equal(found[0], A)
+
+
 @pytest.mark.parametrize(
     "outcome", [[], [A, B], [A[:1]], [A.astype(np.float64)]], ids=["none", "two", "shape", "dtype"]
 )

@@ -97,6 +97,7 @@ from .graphs import (
     operators_listed_once,
     own_views,
     unfuse_dynamic_linear,
+    weights_in_rows,
 )
 from .in_rows import in_rows
 from .loops import as_scans
@@ -723,39 +724,16 @@ def _as_products(node: fx.Node) -> Form | None:
     return convolution if parts <= _MOST_PARTS else None
 
 
-def _weights_in_rows(graph: fx.GraphModule) -> None:
-    """Write ``x W.T`` as ``(W x.T).T`` where W is no constant and larger than x, in place.
-
-    The delegate packs the right side of a product at each call and reads the left side as it lies. 64 rows by a weight
-    of 1536 x 576 take 0.84 of the time so, the turn of the result included; 256 rows as long.
+def _is_input_in_rows(x: fx.Node, weight: fx.Node) -> bool:
+    """Whether a weight is to be the left side of its product, where the delegate packs x in its place; a weight that is
+    read from the file is packed once. 64 rows by a weight of 1536 x 576 take 0.84 of the time so, all turns included.
     """
-    for node in list(graph.graph.nodes):
-        if node.target is not _aten.linear.default or len(node.args) != 2:
-            continue
-        x, weight = node.args
-        if weight.op == "get_attr" or not _large(weight):
-            continue
-        *outer, width = shape(x)
-        rows = math.prod(outer)
-        if rows * width < DYNAMIC_ENTRIES or 2 * rows > shape(weight)[0]:
-            continue
-        with graph.graph.inserting_before(node):
-            flat = x if len(outer) == 1 else graph.graph.call_function(_aten.reshape.default, (x, [rows, width]))
-            made = graph.graph.call_function(_aten.linear.default, (weight, flat))
-            turned = graph.graph.call_function(_aten.permute.default, (made, [1, 0]))
-            if len(outer) > 1:
-                turned = graph.graph.call_function(_aten.reshape.default, (turned, list(shape(node))))
-        for step in (flat, made, turned):
-            if step is not x:
-                step.meta[TRACED_AS] = traced_as(node)
-        node.replace_all_uses_with(turned)
-        graph.graph.erase_node(node)
-    graph.recompile()
+    return weight.op != "get_attr" and _large(weight) and math.prod(shape(x)) >= DYNAMIC_ENTRIES
 
 
 def _prepare(graph: fx.GraphModule) -> None:
     """The graph in operators that the delegate and the runtime have, in place."""
-    _weights_in_rows(graph)
+    weights_in_rows(graph, _is_input_in_rows)
     unfuse_dynamic_linear(graph, keep=_large)
     if has_stored(graph):
         _expand_stored(graph)

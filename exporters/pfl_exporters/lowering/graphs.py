@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.export import decomp_utils
 
 from pfl_mobile.errors import ExportError
+from pfl_mobile.programs.simplify import shape
 from pfl_mobile.programs.trace import TracedProgram
 from pfl_mobile.programs.weights import DEQUANTIZE, dequantize
 
@@ -214,6 +216,43 @@ def unfuse_dynamic_linear(graph: fx.GraphModule, keep: Callable[[fx.Node], bool]
         node.replace_all_uses_with(product)
         graph.graph.erase_node(node)
     graph.recompile()
+
+
+def weights_in_rows(graph: fx.GraphModule, wanted: Callable[[fx.Node, fx.Node], bool]) -> None:
+    """Write ``x W.T`` as ``(W x.T).T`` where W has at least twice as many rows as x, in place.
+
+    A runtime that copies the right side of a product, if it is no constant, to another order at each call, reads the
+    left side as it lies.
+
+    Args:
+        graph: to change.
+        wanted: tells of an x and a W whether the target wants it.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target is not _aten.linear.default or len(node.args) != 2:
+            continue
+        x, weight = node.args
+        rows, outputs = math.prod(shape(x)[:-1]), shape(weight)[0]
+        if 2 * rows > outputs or not wanted(x, weight):
+            continue
+        with graph.graph.inserting_before(node):
+            flat = _made_for(node, _aten.reshape.default, (rows, shape(x)[-1]), x, [rows, shape(x)[-1]])
+            product = _made_for(node, _aten.linear.default, (outputs, rows), weight, flat)
+            turned = _made_for(node, _aten.permute.default, (rows, outputs), product, [1, 0])
+            whole = _made_for(node, _aten.reshape.default, shape(node), turned, list(shape(node)))
+        node.replace_all_uses_with(whole)
+        graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def _made_for(node: fx.Node, target: Any, form: Sequence[int], *args: Any) -> fx.Node:
+    """A step of what takes the place of a node, of that shape; a reshape of what has the shape already is none."""
+    if target is _aten.reshape.default and shape(args[0]) == tuple(form):
+        return args[0]
+    step = node.graph.call_function(target, args)
+    step.meta[TRACED_AS] = traced_as(node)
+    step.meta["val"] = torch.empty(form, dtype=node.meta["val"].dtype, device="meta")
+    return step
 
 
 _exported: WeakKeyDictionary[fx.GraphModule, torch.export.ExportedProgram] = WeakKeyDictionary()

@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pfl_exporters.lowering import graphs
 from pfl_mobile.errors import ExportError
-from pfl_mobile.programs.simplify import copied, simplify
+from pfl_mobile.programs.simplify import copied, form, simplify
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
 from tests.exporters.models import stock_encoder
 
@@ -51,6 +51,28 @@ def test_linear_with_a_weight_that_is_an_input_is_written_out(bias):
     assert aten.linear.default not in targets(graph)
     assert (aten.addmm.default if bias else aten.mm.default) in targets(graph)
     torch.testing.assert_close(graph(*examples), expected)
+
+
+@pytest.mark.parametrize(
+    ("rows", "turned"), [((3,), True), ((2, 2), True), ((5,), True), ((2, 3), False), ((7,), False)]
+)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_weight_with_more_rows_is_the_left_side_of_its_product(rows, turned, wanted):
+    x, w = torch.randn(*rows, 4), torch.randn(10, 4)
+    graph = traced(lambda x, w: torch.tanh(torch.nn.functional.linear(x, w)), x, w)
+    expected, before = graph(x, w), targets(graph)
+    graphs.weights_in_rows(graph, lambda _, weight: wanted and weight.target == "w_1")
+    torch.testing.assert_close(graph(x, w), expected)
+    if not (turned and wanted):
+        assert targets(graph) == before
+        return
+    (product,) = [n for n in graph.graph.nodes if n.target is aten.linear.default]
+    assert product.args[0].op == "placeholder"
+    assert targets(graph).count(aten.reshape.default) == 2 * (len(rows) - 1)
+    for node in graph.graph.nodes:
+        if node.op == "call_function":
+            args = [form(a.meta["val"]) if isinstance(a, fx.Node) else a for a in node.args]
+            assert node.meta["val"].shape == node.target(*args).shape
 
 
 class TestHintsReadOnce:
