@@ -12,6 +12,7 @@ from .modules.head import Head
 from .modules.insertion import Insertion
 from .modules.lora import LoRA
 from .modules.memory import NgramMemory
+from .modules.mixture import BackboneMixture
 from .modules.model import PersonalizedModel
 from .modules.normalization import fit_batch_norm, replace_batch_norm
 from .modules.personalize import personalize
@@ -31,6 +32,7 @@ __all__ = [
     "Adapter",
     "ArrayPopulation",
     "AssignSlotsPhase",
+    "BackboneMixture",
     "BoundedGroupLoss",
     "Bundle",
     "ClassificationTask",

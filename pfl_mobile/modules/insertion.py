@@ -116,6 +116,7 @@ class Insertion:
         tensors: all device tensors declared so far.
         outputs: names in ``extras`` of the modules applied to the model's output, in order.
         prefix: number of soft-prompt positions to strip from the output.
+        untouched: the backbone over the same tensors, which nothing is put into; None unless a module reads it.
         wrapper: what paths began with in the wrapper that was taken off the backbone (``module.``); patterns may
             keep it.
     """
@@ -129,6 +130,7 @@ class Insertion:
     outputs: list[str] = field(default_factory=list)
     prefix: int = 0
     replaced: dict[str, Tensor] = field(default_factory=dict)
+    untouched: nn.Module | None = None
     wrapper: str = ""
 
     def find(

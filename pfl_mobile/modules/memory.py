@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from pfl_mobile.errors import ConfigError
+from pfl_mobile.modules.evidence import LEAST, Evidence, check_evidence
 from pfl_mobile.modules.registry import ModuleConfig, positive, register
 from pfl_mobile.modules.shared_ngrams import SharedNgrams
 from pfl_mobile.modules.slots import UNASSIGNED
@@ -90,17 +91,7 @@ class NgramMemory(ModuleConfig):
             raise ConfigError(
                 f"NgramMemory: discount={self.discount}", mend="give a number from 0 to below 1"
             )
-        if not 0.0 < self.share < 1.0:
-            raise ConfigError(f"NgramMemory: share={self.share}", mend="give a number between 0 and 1")
-        if not (math.isfinite(self.evidence) and self.evidence >= 0.0 and 0.0 <= self.fade <= 1.0):
-            raise ConfigError(
-                f"NgramMemory: evidence={self.evidence}, fade={self.fade}",
-                mend="give evidence of 0 or more, and a fade from 0 to 1",
-            )
-        if self.specials < 1:
-            raise ConfigError(
-                f"NgramMemory: specials={self.specials}", mend="give 1 or more: token 0 is an empty entry"
-            )
+        check_evidence("NgramMemory", self.share, self.evidence, self.fade, self.specials)
         if self.discount and self.followers:
             raise ConfigError(
                 "NgramMemory: with a discount there are no n-grams of everybody",
@@ -218,8 +209,6 @@ class Memory(Entries):
 _BUCKETS = 262139
 # Spreads the ids of a context over the buckets.
 _STRIDE = 7919
-# Evidence of one token at most.
-_MOST = 3.0
 
 
 class DiscountedMemory(Entries):
@@ -228,9 +217,8 @@ class DiscountedMemory(Entries):
     def __init__(self, config: NgramMemory) -> None:
         """With the sizes and numbers of the module."""
         super().__init__(config.order)
-        self.discount, self.specials = config.discount, config.specials
-        self.start = math.log(config.share / (1.0 - config.share))
-        self.evidence, self.fade = config.evidence, config.fade
+        self.discount = config.discount
+        self.evidence = Evidence(config.share, config.evidence, config.fade, config.specials)
 
     def discounts(self) -> list[Tensor]:
         """D / c_k of each entry, [capacity] for each order: c_k entries are like it in token and context."""
@@ -265,14 +253,8 @@ class DiscountedMemory(Entries):
         follow = tokens[:, 1:].unsqueeze(-1)
         expected = torch.gather(log_p[:, :-1], -1, follow)
         mine = torch.gather(own[:, :-1], -1, follow) + left[:, :-1] * torch.exp(expected)
-        # the least keeps the logarithm finite where a token is impossible
-        ratio = torch.log(torch.clamp(mine, min=1e-30)) - torch.clamp(expected, min=math.log(1e-30))
-        told = torch.where(follow < self.specials, torch.zeros_like(ratio), torch.clamp(ratio, -_MOST, _MOST))
-        at = torch.arange(tokens.shape[1], device=tokens.device)
-        gap = (at.unsqueeze(-1) - 1 - at[:-1]).to(log_p.dtype)  # [T, T - 1]
-        faded = torch.exp(torch.clamp(gap, min=0.0) * math.log(max(self.fade, 1e-30)))
-        faded = torch.where(gap < 0, torch.zeros_like(faded), faded)
-        return torch.sigmoid(self.start + self.evidence * torch.matmul(faded, told))
+        ratio = torch.log(torch.clamp(mine, min=LEAST)) - torch.clamp(expected, min=math.log(LEAST))
+        return torch.sigmoid(self.evidence.weigh(tokens, ratio))
 
     def forward(self, logits: Tensor, tokens: Tensor, *_others: Tensor) -> Tensor:
         """Log-probabilities [B, T, V] from logits [B, T, V] and tokens int64 [B, T]."""

@@ -146,6 +146,9 @@ def personalize(
     backbone, wrapper = unwrapped(backbone)
     check_backbone(backbone)
     site = Insertion(_copy(backbone), nn.ModuleDict(), seed=seed, wrapper=wrapper)
+    if any(config.reads_backbone for config in configs.values()):
+        tensors = (*site.root.parameters(), *site.root.buffers())
+        site.untouched = copy.deepcopy(site.root, {id(tensor): tensor for tensor in tensors})
     before = None
     if example is not None:
         site.shapes = _shapes(site.root, example)

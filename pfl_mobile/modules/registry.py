@@ -39,6 +39,8 @@ class ModuleConfig:
     kind: ClassVar[str] = ""
     #: False for a module that only takes part in ``evaluate`` and ``predict``.
     in_gradients: ClassVar[bool] = True
+    #: True for a module that runs the backbone as it was before anything was put into it.
+    reads_backbone: ClassVar[bool] = False
     #: Insertion order: the parts nearest to a layer's own computation come first.
     position: ClassVar[int] = 10
 

@@ -7,7 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pfl_mobile import Adapter, Experts, Gate, Head, LoRA, NgramMemory, SoftPrompt, VocabularySlots
+from pfl_mobile import (
+    Adapter,
+    BackboneMixture,
+    Experts,
+    Gate,
+    Head,
+    LoRA,
+    NgramMemory,
+    SoftPrompt,
+    VocabularySlots,
+)
 from pfl_mobile.modules.personalize import personalize
 from pfl_mobile.modules.registry import ModuleConfig
 from pfl_mobile.plan.optimizers import Sgd
@@ -117,6 +127,13 @@ DEPLOYMENTS: dict[str, Callable[[], Deployment]] = {
         LoRA("*.attn.[qv]", rank=2),
         VocabularySlots(embedding="embed", output="head", count=3),
         NgramMemory(capacity=16, order=3),
+    ),
+    "mixture with the backbone, slots and memory": lambda: text(
+        "decoder",
+        LoRA("*.attn.[qv]", rank=2),
+        VocabularySlots(embedding="embed", output="head", count=3),
+        BackboneMixture(words=31),
+        NgramMemory(capacity=16, order=3, discount=0.75),
     ),
     "mixture of experts": lambda: tokens("tied_decoder", Experts("*.attn.[qv]", count=3, rank=2, top_k=2)),
     "regression": lambda: with_task(RegressionTask(), torch.randn(4, 4)),

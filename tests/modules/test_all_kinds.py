@@ -103,7 +103,8 @@ def personal(case: Case, example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def test_every_registered_kind_is_in_this_suite() -> None:
-    assert {case.config.kind for case in CASES} == set(KINDS.names())
+    own = {"mixture"}  # has no tensors of its own: test_mixture.py
+    assert {case.config.kind for case in CASES} | own == set(KINDS.names())
 
 
 @every
