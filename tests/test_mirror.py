@@ -56,6 +56,7 @@ ELSEWHERE = {
         "pfl_mobile/engines/onnxruntime.py",
         "pfl_mobile/engines/torch.py",
     ],
+    "tests/modules/test_mixture.py": ["pfl_mobile/modules/evidence.py"],
     "tests/programs/test_one_row.py": ["pfl_mobile/programs/rowwise.py"],
     "tests/programs/test_forms.py": ["pfl_mobile/programs/forms/*.py"],
     "tests/federation/test_default_privacy.py": ["server/pfl_server/federation/defaults.py"],

@@ -33,6 +33,8 @@ class BackboneMixture(ModuleConfig):
     1999) whose log odds are those of ``share`` plus ``evidence`` times the sum of log(p_personal / p_backbone) of the
     tokens so far, at most 3 each, multiplied with ``fade`` for each token after it.
 
+    p_backbone is of the file as it shipped: what a federation learns in shared tensors counts as personal here.
+
     It has no tensors of its own, and takes part in ``evaluate`` and ``predict`` only, which compute the backbone twice;
     files hold it once. The output is log p, [B, T, V] from logits [B, T, V] and tokens [B, T]; while the modules are
     fresh it is ``log_softmax`` of the backbone's logits. A word in a vocabulary slot is unknown to the backbone.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pfl_mobile import LoRA, NgramMemory, VocabularySlots, data
+from pfl_mobile import BackboneMixture, LoRA, NgramMemory, VocabularySlots, data
 from pfl_mobile.errors import TooFewUsersError
 from pfl_mobile.files.cache_dir import cache_dir
 from pfl_mobile.modules.personalize import PersonalizedModel, personalize
@@ -62,6 +62,8 @@ class KeyboardRecipe:
         memory: entries of the n-gram memory.
         order: longest n-gram.
         discount: of the memory's counts. 0 sums up the orders with a gate, which is fitted then.
+        mixture: share of the personalized network beside the shipped one before a message has begun; 0 for the
+            personalized one alone.
         shared: buckets for everybody's n-grams of three words.
         followers: words kept after each context in everybody's n-grams; 0 for none of those n-grams. Without discount.
         gate_epochs: passes of a first backbone that only serves to fit the gate; the shipped one then learns
@@ -86,6 +88,7 @@ class KeyboardRecipe:
     memory: int = 16384
     order: int = 4
     discount: float = 0.75
+    mixture: float = 0.35
     shared: int = 8192
     followers: int = 0
     gate_epochs: int | None = 5
@@ -102,10 +105,12 @@ class KeyboardRecipe:
 
     def modules(self) -> list[ModuleConfig]:
         """What is put into the backbone."""
+        mixture = [BackboneMixture(share=self.mixture, words=self.model.vocabulary)] if self.mixture else []
         return [
             LoRA(ADAPTED, rank=self.rank, alpha=2 * self.rank),
             # an unassigned word is rarer than all unknown words together: -log(slots in use)
             VocabularySlots(embedding="embedding", output="output", count=self.slots, bias=-3.5),
+            *mixture,
             NgramMemory(
                 capacity=self.memory,
                 order=self.order,
@@ -151,8 +156,10 @@ RECIPES: dict[str, KeyboardRecipe] = {
     "sotu": KeyboardRecipe(
         train=TrainConfig(epochs=2, max_steps=1200),
         gate_epochs=None,
-        # as measured before the memory's counts were discounted; with these sentences nobody compared the two
+        # as measured before the memory's counts were discounted; with these sentences nobody compared the two, nor
+        # tried the mixture
         discount=0.0,
+        mixture=0.0,
         slots=64,
         epochs=3,
         max_steps=150,
