@@ -20,6 +20,8 @@ stay as they were measured.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import importlib
 import json
 import os
@@ -29,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -57,9 +60,12 @@ def _model(size: Size, folder: Path) -> None:
     write_folder((Qwen2ForCausalLM if size.biased else LlamaForCausalLM)(config(size)), folder)
 
 
-def _measured(step: Callable[[], object], count: int) -> dict[str, Any]:
-    """The most that steps add to the process's anonymous memory, and the shortest of them but the first."""
-    seconds, added = watched(lambda: timed(step, count + 1))
+def _measured(begin: Callable[[], Callable[[], object]], count: int) -> dict[str, Any]:
+    """The most that making a step and so many calls of it add to the process's anonymous memory, and the shortest of
+    the calls but the first. What was freed before is given back first, or the steps would find their memory there."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    seconds, added = watched(lambda: timed(begin(), count + 1))
     return {"peak_mb": round(added.anonymous / 1e6, 1), "step_ms": round(min(seconds[1:]) * 1e3, 1)}
 
 
@@ -76,10 +82,14 @@ def _of_bundle(folder: str, engine: str, count: int) -> dict[str, Any]:
     for module in known.find(engine).runtime:
         importlib.import_module(module)
     planned = bundle.manifest.engine(engine).measured.get("planned_gradients_bytes")
-    with open_session(
-        bundle, engine, threads=1, trusted=True
-    ) as session:  # loads the runtime, and no program yet
-        found = _measured(lambda: session.run("gradients", inputs), count)
+    with ExitStack() as open_until_the_end:
+
+        def begin() -> Callable[[], object]:
+            # what a session makes at once is part of it: ExecuTorch has the memory of all methods from here
+            session = open_until_the_end.enter_context(open_session(bundle, engine, threads=1, trusted=True))
+            return lambda: session.run("gradients", inputs)
+
+        found = _measured(begin, count)
     apart = None if planned is None else round(planned / 1e6 / found["peak_mb"] - 1, 3)
     return found | {"planned_mb": None if planned is None else round(planned / 1e6, 1), "plan_off": apart}
 
@@ -101,7 +111,7 @@ def _of_eager(folder: str, length: int, batch: int, checkpointed: bool, count: i
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         model.zero_grad()
 
-    return _measured(step, count)
+    return _measured(lambda: step, count)
 
 
 def alone(*arguments: object) -> dict[str, Any]:

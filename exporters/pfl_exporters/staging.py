@@ -149,7 +149,10 @@ def _fitting(
     for again in [chosen] if chosen else choices[choices.index(beyond) + 1 if beyond else 0 :]:
         staged = stage(prepared, again)
         inside = {name: peak(part) for name, part in staged.parts.items()}
-        needs = {name: waiting(c, staged.signatures(), inside) for name, c in staged.courses.items()}
+        needs = {
+            name: waiting(course, staged.signatures(), [inside[call.part] for call in course.calls])
+            for name, course in staged.courses.items()
+        }
         if max(needs.values()) <= most:
             return staged, again
     worst = max(needs, key=needs.__getitem__)

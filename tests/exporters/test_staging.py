@@ -200,19 +200,33 @@ def _chain() -> tuple[tuple[ProgramSpec, ...], Course]:
 def test_what_waits_between_calls_and_the_part_that_runs() -> None:
     parts, course = _chain()
     # at the third call values 0, 1 and 2 are there, at the fourth 0, 2 and 3
-    assert waiting(course, parts, {"part": 100, "other": 10}) == 3 * 16 + 100
-    assert waiting(course, parts, {"part": 0, "other": 200}) == 2 * 16 + 8 + 200
+    assert waiting(course, parts, [100, 100, 100, 10]) == 3 * 16 + 100
+    assert waiting(course, parts, [0, 0, 0, 200]) == 2 * 16 + 8 + 200
 
 
 def test_the_memory_of_methods_lies_in_one_place() -> None:
-    from pfl_exporters.lowering.executorch import _BYTES_OF_METHOD, memory
+    from pfl_exporters.lowering.executorch import _BYTES_OF_METHOD, _BYTES_OF_RUNTIME, memory
 
     parts, course = _chain()
+    always = _BYTES_OF_RUNTIME + 2 * _BYTES_OF_METHOD
     # of the larger plan its own result is elsewhere
-    arenas, none = {"part": 16 + 64, "other": 300}, {"part": 0, "other": 0}
-    assert memory(arenas, none, parts, course) == 3 * 16 + 292 + 2 * _BYTES_OF_METHOD
-    # a weight of few bits in the delegate
-    assert memory(arenas, {"part": 50, "other": 20}, parts, course) == 3 * 16 + 442 + 2 * _BYTES_OF_METHOD
+    arenas = {"part": 16 + 64, "other": 300}
+    assert memory(arenas, {"part": [], "other": []}, parts, course) == 3 * 16 + 292 + always
+    # all share the largest workspace
+    assert memory(arenas, {"part": [50], "other": [20, 30]}, parts, course) == 3 * 16 + 292 + 50 + always
+
+
+def test_a_workspace_that_grows_is_there_twice_for_a_moment() -> None:
+    from pfl_exporters.lowering.executorch import memory
+
+    parts, course = _chain()
+    arenas = {"part": 0, "other": 0}
+    largest_first = memory(arenas, {"part": [80, 50], "other": [10]}, parts, course)
+    # at the first call, when one value waits
+    assert memory(arenas, {"part": [50, 80], "other": [10]}, parts, course) == largest_first - 2 * 16 + 50
+    # at the last one, when two wait and the result is made
+    grown = memory(arenas, {"part": [80], "other": [100]}, parts, course)
+    assert grown == largest_first - 16 + 8 + 100
 
 
 def test_both_engines_say_what_a_step_takes(bundle: Bundle) -> None:

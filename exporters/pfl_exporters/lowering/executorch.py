@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from executorch.backends.xnnpack import xnnpack_preprocess
 from executorch.backends.xnnpack._passes import XNNPACKPassManager
 from executorch.backends.xnnpack.operators.node_visitor import NodeVisitor
@@ -105,6 +106,7 @@ from .names import TRACED_AS, traced_as
 from .obstacles import Obstacle, first_line, steps, uses
 from .quiet import quiet
 from .stored import has_stored, other_constant, packed_table
+from .workspace import in_order, workspaces_noted
 
 if TYPE_CHECKING:
     from pfl_mobile.bundle.manifest import ProgramSpec
@@ -119,21 +121,27 @@ TIED_BYTES = 1 << 18
 #: Matrices of fewer entries stay outside the delegate where they are no constants: a call of it costs more.
 DYNAMIC_ENTRIES = 1 << 15
 
+#: A matrix with more numbers than so many times those of the other side is the left side of their product.
+_MUCH_MORE = 16
+
 
 class _LargeToo:
-    """A product whose right side is a constant, or a large matrix that the program is given, or computes.
+    """A product whose right side is a constant, or a large matrix that the program is given, or computes, or what such
+    a matrix on the left is multiplied by.
 
-    The delegate packs the latter anew at each call, which for 64 rows costs a quarter of the product; the kernel
-    outside of it takes twice as long.
+    The delegate packs the right side anew at each call where it is no constant, which for 64 rows costs a quarter of
+    the product; the kernel outside of it takes twice as long.
     """
 
     weight_idx: int
     force_non_static_weights_for_f32_linear: bool
 
     def get_deps(self, node: fx.Node, ep: Any) -> Any:
-        weight = node.args[self.weight_idx]
+        left, weight = node.args[self.weight_idx - 1], node.args[self.weight_idx]
         given = isinstance(weight, fx.Node) and not is_param_node(ep, weight)
-        self.force_non_static_weights_for_f32_linear = given and (_large(weight) or _of_numbers(weight))
+        self.force_non_static_weights_for_f32_linear = given and (
+            _large(weight) or _has_much_more(left, weight) or any(map(_of_numbers, (left, weight)))
+        )
         # not the search for linear modules that makes the stock classes quadratic in the size of the graph: our
         # graphs have no source modules to find
         return GEMMConfig.get_deps(self, node, ep)
@@ -155,6 +163,11 @@ def _large(weight: Any) -> bool:
     """Whether a matrix that is no constant is worth a call of the delegate."""
     value = weight.meta["val"]
     return value.dtype is torch.float32 and value.dim() == 2 and value.numel() >= DYNAMIC_ENTRIES
+
+
+def _has_much_more(weight: Any, x: Any) -> bool:
+    """Whether a large matrix is by far larger than what it multiplies, which then costs nothing to pack."""
+    return _large(weight) and weight.meta["val"].numel() > _MUCH_MORE * x.meta["val"].numel()
 
 
 def _of_numbers(node: Any) -> bool:
@@ -675,9 +688,86 @@ def _of_8(numbers: Tensor, scales: Tensor, bits: int) -> Tensor:  # noqa: ARG001
 
 def _of_4(packed: Tensor, scales: Tensor, *_bits: int) -> Tensor:
     """Numbers of 4 bits as `pack` has them, in operators that the delegate has, exact all of them: h + (l + 8) / 16."""
+    low, high = _halves(packed)
+    return dequantize(torch.cat((low * 16.0, high), -1), scales)
+
+
+def _halves(packed: Tensor) -> tuple[Tensor, Tensor]:
+    """The first half of each row of numbers of 4 bits in sixteenths, and the second half."""
     sixteenths = _numbers(packed, 1 / 16)
     high = torch.floor(sixteenths)
-    return dequantize(torch.cat(((sixteenths - high - 0.5) * 16.0, high), -1), scales)
+    return sixteenths - high - 0.5, high
+
+
+def _weights(packed: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight of 4 bits cut in two between its columns.
+
+    The bytes are cut into groups before anything is made of them: the delegate copies what it gives another shape if it
+    is read twice.
+    """
+    rows, groups = scales.shape
+    low, high = _halves(packed.reshape(rows, groups // 2, -1))
+    of_low, of_high = (each.unsqueeze(-1) for each in _two(scales))
+    return (low * (of_low * 16.0)).reshape(rows, -1), (high * of_high).reshape(rows, -1)
+
+
+def _two(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
+    """The halves along a dimension, as slices: the runtime splits slowly."""
+    half = x.shape[dim] // 2
+    return x.narrow(dim, 0, half), x.narrow(dim, half, half)
+
+
+def _linear_by(packed: Tensor, scales: Tensor, x: Tensor) -> Tensor:
+    """``x W.T``, x [..., columns of W]."""
+    weights, parts = _weights(packed, scales), _two(x)
+    return F.linear(parts[0], weights[0]) + F.linear(parts[1], weights[1])
+
+
+def _linear_of(packed: Tensor, scales: Tensor, x: Tensor) -> Tensor:
+    """``W x.T``, x [rows, columns of W]."""
+    weights, parts = _weights(packed, scales), _two(x)
+    return F.linear(weights[0], parts[0]) + F.linear(weights[1], parts[1])
+
+
+def _product_by(packed: Tensor, scales: Tensor, x: Tensor) -> Tensor:
+    """``x W``, x [rows, rows of W]."""
+    return torch.cat([torch.mm(x, weight) for weight in _weights(packed, scales)], -1)
+
+
+def _product_of(packed: Tensor, scales: Tensor, x: Tensor) -> Tensor:
+    """``W x``, x [columns of W, columns]."""
+    weights, parts = _weights(packed, scales), _two(x, 0)
+    return torch.mm(weights[0], parts[0]) + torch.mm(weights[1], parts[1])
+
+
+#: Products of a weight of 4 bits, by operator and the place of the weight.
+_IN_HALVES: dict[tuple[Any, int], Form] = {
+    (_aten.linear.default, 0): _linear_of,
+    (_aten.linear.default, 1): _linear_by,
+    (_aten.mm.default, 0): _product_of,
+    (_aten.mm.default, 1): _product_by,
+}
+
+
+def _multiply_halves(graph: fx.GraphModule) -> None:
+    """Multiply by the halves of a packed weight one after the other, in place: putting them side by side first takes as
+    long as a third of the unpacking. It needs whole groups in each half."""
+    for node in list(graph.graph.nodes):
+        if node.target not in (DEQUANTIZE, DEQUANTIZE_PACKED) or len(node.users) != 1:
+            continue
+        packed, scales, *bits = node.args
+        (user,) = node.users
+        form = _IN_HALVES.get((user.target, user.args.index(node))) if node in user.args else None
+        if form is None or len(user.args) != 2 or bits == [8] or len(shape(node)) != 2 or shape(scales)[1] % 2:
+            continue
+        (x,) = (argument for argument in user.args if argument is not node)
+        with graph.graph.inserting_before(user):
+            halves = graph.graph.call_function(form, (packed, scales, x))
+        halves.meta = dict(user.meta)
+        user.replace_all_uses_with(halves)
+        graph.graph.erase_node(user)
+        graph.graph.erase_node(node)
+    graph.recompile()
 
 
 def _expand_stored(graph: fx.GraphModule) -> None:
@@ -704,9 +794,14 @@ def _expand_stored(graph: fx.GraphModule) -> None:
             other_constant(graph, node, numbers, packed, "packed")
         elif bits == 4:
             packed_table(graph, node, pack)
+    _multiply_halves(graph)
     expand(
         graph,
-        {DEQUANTIZE: lambda node: _of_8 if node.args[2] == 8 else _of_4, DEQUANTIZE_PACKED: lambda _: _of_4},
+        {
+            DEQUANTIZE: lambda node: _of_8 if node.args[2] == 8 else _of_4,
+            DEQUANTIZE_PACKED: lambda _: _of_4,
+            **{form: lambda node: node.target for form in _IN_HALVES.values()},
+        },
     )
 
 
@@ -726,9 +821,12 @@ def _as_products(node: fx.Node) -> Form | None:
 
 def _is_input_in_rows(x: fx.Node, weight: fx.Node) -> bool:
     """Whether a weight is to be the left side of its product, where the delegate packs x in its place; a weight that is
-    read from the file is packed once. 64 rows by a weight of 1536 x 576 take 0.84 of the time so, all turns included.
+    read from the file is packed once. 64 rows by a weight of 1536 x 576 take 0.84 of the time so, all turns included,
+    and one row by the table of 49,152 words half, without a packed copy of it.
     """
-    return weight.op != "get_attr" and _large(weight) and math.prod(shape(x)) >= DYNAMIC_ENTRIES
+    if weight.op == "get_attr" or not _large(weight):
+        return False
+    return math.prod(shape(x)) >= DYNAMIC_ENTRIES or _has_much_more(weight, x)
 
 
 def _prepare(graph: fx.GraphModule) -> None:
@@ -767,7 +865,7 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
     graphs = {name: copied(program.graph) for name, program in programs.items()}
     tied = _tied(graphs)
     exported = {}
-    with _toolchain():
+    with _toolchain(), workspaces_noted() as noted:
         for name, program in programs.items():
             report(f"android: export {name}")
             whole = replace(program, graph=graphs[name])
@@ -789,6 +887,9 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
                 partitioner={name: [partitioner()] for name in exported},
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
+            workspaces = {
+                name: in_order(edge.exported_program(name).graph_module, noted) for name in exported
+            }
             report("android: plan memory and write")
             program = edge.to_executorch(
                 # what a program is given stays where it is
@@ -811,41 +912,44 @@ def lower(programs: Mapping[str, TracedProgram], folder: Path, report: Report) -
         {"model_bytes": path.stat().st_size, **planned},
         # ExecuTorch promises that newer runtimes load older programs, and not the other way (its COMPATIBILITY.md)
         at_least=release(importlib.metadata.version("executorch")),
-        memory=partial(memory, arenas, {name: _largest_stored(p.graph) for name, p in programs.items()}),
+        memory=partial(memory, arenas, workspaces),
     )
 
 
-#: Of a loaded method with its delegates: 0.19 MB in float32 and 0.3 MB with weights of 4 bits (ExecuTorch 1.5).
-_BYTES_OF_METHOD = 250_000
-
-
-def _largest_stored(graph: fx.GraphModule) -> int:
-    """Bytes of the largest weight of few bits as float32."""
-    read = (n for n in graph.graph.nodes if n.target in (DEQUANTIZE, DEQUANTIZE_PACKED))
-    return max((4 * math.prod(shape(node)) for node in read), default=0)
+#: Of the runtime when it loads a file, and of each loaded method with its delegates (ExecuTorch 1.5).
+_BYTES_OF_RUNTIME, _BYTES_OF_METHOD = 1_000_000, 250_000
 
 
 def memory(
-    arenas: Mapping[str, int], stored: Mapping[str, int], parts: Sequence[ProgramSpec], course: Course
+    arenas: Mapping[str, int],
+    workspaces: Mapping[str, Sequence[int]],
+    parts: Sequence[ProgramSpec],
+    course: Course,
 ) -> int:
     """Bytes that a program of parts takes at once in the engine: what waits between its calls, the largest of the
-    planned memories, which lie in one place, the delegate's workspace, and the loaded methods.
+    planned memories, which lie in one place, the workspace that all delegates share, the runtime, and the methods that
+    are loaded.
 
-    Results that a method gives are where the engine puts them, and their place in the plan is never touched. Of the
-    delegate's workspace nothing is said in the file: a weight of few bits is counted three times as float32 (unpacked,
-    scaled, packed for the product), which is what a layer of 17 MB takes; where weights are small that is too much.
+    Results that a method gives are where the engine puts them, and their place in the plan is never touched. The
+    workspace grows at the first delegate that needs more, and the old one is freed after the new one is there.
 
     Args:
         arenas: bytes of planned memory by part.
-        stored: bytes of the largest weight of few bits as float32 by part.
+        workspaces: bytes that the delegates need, in the order in which they run, by part.
         parts: their signatures.
         course: the calls.
     """
     called = {call.part for call in course.calls}
     given = {part.name: sum(map(tensor_bytes, part.outputs)) for part in parts}
-    most = max(max(arenas[name] - given[name], 0) for name in called)
-    most += 3 * max(stored[name] for name in called)
-    return waiting(course, parts, dict.fromkeys(called, most)) + len(called) * _BYTES_OF_METHOD
+    arena = max(max(arenas[name] - given[name], 0) for name in called)
+    inside, there = [], 0
+    for call in course.calls:
+        most = there
+        for needed in workspaces[call.part]:
+            if needed > there:
+                most, there = there + needed, needed
+        inside.append(arena + most)
+    return waiting(course, parts, inside) + _BYTES_OF_RUNTIME + len(called) * _BYTES_OF_METHOD
 
 
 def _planned(program: Any, method: str) -> int:

@@ -51,21 +51,21 @@ class Lowered:
 Lower: TypeAlias = "Callable[[Mapping[str, TracedProgram], Path, Report], Lowered]"
 
 
-def waiting(course: Course, parts: Sequence[ProgramSpec], inside: Mapping[str, int]) -> int:
-    """The most bytes that values between the calls of a course take, with what the part that runs takes besides.
+def waiting(course: Course, parts: Sequence[ProgramSpec], inside: Sequence[int]) -> int:
+    """The most bytes that values between the calls of a course take, with what the call that runs takes besides.
 
     Args:
         course: the calls.
         parts: their signatures.
-        inside: bytes that each part needs besides what it is given and gives.
+        inside: bytes that each call needs besides what it is given and gives.
     """
     specs = {part.name: part for part in parts}
     alive: dict[str, int] = {}
     most = 0
-    for call, ends in zip(course.calls, last_readers(course), strict=True):
+    for call, ends, needs in zip(course.calls, last_readers(course), inside, strict=True):
         for value, output in zip(call.outputs, specs[call.part].outputs, strict=True):
             alive[f"value:{value}"] = tensor_bytes(output)
-        most = max(most, sum(alive.values()) + inside[call.part])
+        most = max(most, sum(alive.values()) + needs)
         for name in ends:
             alive.pop(name, None)
     return most

@@ -206,13 +206,11 @@ def unfuse_dynamic_linear(graph: fx.GraphModule, keep: Callable[[fx.Node], bool]
             continue
         x, weight, *bias = node.args
         with graph.graph.inserting_before(node):
-            turned = graph.graph.call_function(_aten.permute.default, (weight, [1, 0]))
+            turned = _made_for(node, _aten.permute.default, shape(weight)[::-1], weight, [1, 0])
             if bias and bias[0] is not None:
-                product = graph.graph.call_function(_aten.addmm.default, (bias[0], x, turned))
+                product = _made_for(node, _aten.addmm.default, shape(node), bias[0], x, turned)
             else:
-                product = graph.graph.call_function(_aten.mm.default, (x, turned))
-        for step in (turned, product):
-            step.meta[TRACED_AS] = traced_as(node)
+                product = _made_for(node, _aten.mm.default, shape(node), x, turned)
         node.replace_all_uses_with(product)
         graph.graph.erase_node(node)
     graph.recompile()

@@ -11,7 +11,9 @@ import onnxruntime
 import pytest
 import torch
 from executorch.runtime import Runtime
-from torch import fx
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, fx
 
 from pfl_exporters.export import ExportReport, export_bundle
 from pfl_exporters.lowering import executorch as executorch_target
@@ -24,7 +26,7 @@ from pfl_mobile.engines.coreml.wire import read_program
 from pfl_mobile.errors import ConfigError
 from pfl_mobile.programs.simplify import annotate
 from pfl_mobile.programs.trace import TracedProgram, trace_programs
-from pfl_mobile.programs.weights import DEQUANTIZE_PACKED
+from pfl_mobile.programs.weights import DEQUANTIZE, DEQUANTIZE_PACKED, dequantize, pack
 from tests.programs.test_weights import mixed
 
 WORDS, WIDTH = 4096, 64
@@ -173,3 +175,68 @@ def test_each_byte_is_unpacked_exactly(groups: int, tmp_path: Path) -> None:
     executorch_target.lower({"unpack": program}, tmp_path, lambda _: None)
     method = Runtime.get().load_program(tmp_path / "model.pte").load_method("unpack")
     np.testing.assert_array_equal(method.execute([packed, scales])[0].numpy(), want)
+
+
+def stored(rows: int, groups: int, size: int) -> tuple[Tensor, Tensor]:
+    """Numbers of 4 bits and scales of a weight [rows, groups * size]."""
+    torch.manual_seed(rows + groups)
+    return torch.randint(-8, 8, (rows, groups * size), dtype=torch.int8), torch.rand(rows, groups) + 0.5
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.sampled_from([2, 16, 18]), st.integers(1, 4))
+def test_halves_multiply_as_the_whole_weight_does(rows: int, pairs: int, size: int, count: int) -> None:
+    numbers, scales = stored(rows, 2 * pairs, size)
+    weight = dequantize(numbers, scales).double()
+    columns = weight.shape[1]
+    for (operator, place), form in executorch_target._IN_HALVES.items():
+        left, right = {
+            (torch.ops.aten.linear.default, 0): (weight, torch.randn(count, columns)),
+            (torch.ops.aten.linear.default, 1): (torch.randn(count, 3, columns), weight),
+            (torch.ops.aten.mm.default, 0): (weight, torch.randn(columns, count)),
+            (torch.ops.aten.mm.default, 1): (torch.randn(count, rows), weight),
+        }[operator, place]
+        got = form(pack(numbers), scales, (right, left)[place])
+        want = operator(left.double(), right.double())
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.slow  # lowers
+@pytest.mark.parametrize("weights", ["float32", "int8", "int4 in halves", "int4 in three groups"])
+@pytest.mark.parametrize("count", [1, 70])
+def test_a_large_weight_that_is_given_multiplies_in_the_delegate(
+    weights: str, count: int, tmp_path: Path
+) -> None:
+    """Forward on either side, as there are few or many rows of x, and backward; nothing puts halves side by side."""
+    numbers, scales = stored(288, 3 if "three" in weights else 4, 64)
+    if weights == "int8":
+        scales = scales[:, :1].contiguous()
+    weight = dequantize(numbers, scales)
+    given_ = {
+        "float32": {"weight": weight},
+        "int8": {"numbers": numbers, "scales": scales},
+    }.get(weights, {"packed": pack(numbers), "scales": scales})
+    values = given_ | {"x": torch.randn(count, weight.shape[1]), "g": torch.randn(count, 288)}
+    graph = fx.Graph()
+    placed = {name: graph.placeholder(name) for name in values}
+    stored_ = [placed[name] for name in given_]
+
+    def read() -> fx.Node:
+        if weights == "float32":
+            return placed["weight"]
+        bits = (8,) if weights == "int8" else ()
+        return graph.call_function(DEQUANTIZE if bits else DEQUANTIZE_PACKED, (*stored_, *bits))
+
+    forward = graph.call_function(torch.ops.aten.linear.default, (placed["x"], read()))
+    backward = graph.call_function(torch.ops.aten.mm.default, (placed["g"], read()))
+    graph.output((forward, backward))
+    module = fx.GraphModule({}, graph)
+    annotate(module, tuple(values.values()))
+    program = TracedProgram("multiply", module, values, ("y", "dx"), ())
+    lowered = executorch_target.lower({"multiply": program}, tmp_path, lambda _: None)
+    method = Runtime.get().load_program(lowered.paths["model.pte"]).load_method("multiply")
+    got = method.execute(list(values.values()))
+    torch.testing.assert_close(got[0], values["x"] @ weight.T, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(got[1], values["g"] @ weight, rtol=1e-5, atol=1e-3)
+    file = lowered.paths["model.pte"].read_bytes()
+    assert b"aten::mm" not in file
+    assert (b"aten::cat" in file) is False
