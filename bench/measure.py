@@ -44,9 +44,9 @@ class Added:
 def watched(work: Callable[[], Result]) -> tuple[Result, Added]:
     """What the work returned, and what it added to the memory of this process at its peak.
 
-    Memory is looked at every 2 ms, which misses what is there for an instant: a runtime that lets its workspace grow has
-    the old and the new one until it frees the first. The system knows the most that was resident of both kinds; what
-    of it cannot have been pages of files was anonymous.
+    Memory is looked at every 2 ms, which misses what is there for an instant: a runtime that lets its workspace grow
+    has the old and the new one until it frees the first. The system knows the most that was resident of both kinds;
+    what of it cannot have been pages of files was anonymous.
     """
     kinds = ("RssAnon", "RssFile")
     Path("/proc/self/clear_refs").write_text("5")  # the most that is resident begins anew

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -310,3 +311,12 @@ def test_memory_of_work_is_what_it_adds() -> None:
     kept, added = measure.watched(lambda: bytearray(b"x") * 40_000_000)
     assert len(kept) == 40_000_000
     assert 35_000_000 < added.anonymous < 90_000_000
+
+
+def test_memory_that_is_there_for_an_instant_counts() -> None:
+    def work() -> None:
+        held = mmap.mmap(-1, 60_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_POPULATE)
+        held.close()
+
+    added = [measure.watched(work)[1].anonymous for _ in range(5)]
+    assert min(added) > 55_000_000

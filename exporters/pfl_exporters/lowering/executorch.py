@@ -758,7 +758,13 @@ def _multiply_halves(graph: fx.GraphModule) -> None:
         packed, scales, *bits = node.args
         (user,) = node.users
         form = _IN_HALVES.get((user.target, user.args.index(node))) if node in user.args else None
-        if form is None or len(user.args) != 2 or bits == [8] or len(shape(node)) != 2 or shape(scales)[1] % 2:
+        if (
+            form is None
+            or len(user.args) != 2
+            or bits == [8]
+            or len(shape(node)) != 2
+            or shape(scales)[1] % 2
+        ):
             continue
         (x,) = (argument for argument in user.args if argument is not node)
         with graph.graph.inserting_before(user):

@@ -144,8 +144,8 @@ def _packed(operator: Any, values: Mapping[int, XNNTensorValue]) -> int:
     *many, rows, columns = right.dims
     outputs, inputs = (columns, rows) if turned else (rows, columns)
     filled = -(-outputs // _SIDE_BY_SIDE) * _SIDE_BY_SIDE
-    matrices: int = math.prod(many)
-    return matrices * filled * (inputs + 1) * 4  # a number more for the bias
+    # a number more for the bias
+    return int(math.prod(many) * filled * (inputs + 1) * 4)
 
 
 def _laid_out(places: list[_Place]) -> int:
