@@ -39,6 +39,7 @@ from .model import Keyboard, KeyboardConfig
 from .ngrams import NgramTable, build_table
 from .training import TrainConfig, train_backbone
 from .weights import keep_weights, load_weights
+from .word_teacher import WordTeacher, expectations
 
 #: ``report(what, fraction done or None)``.
 Report = Callable[[str, float | None], None]
@@ -79,6 +80,7 @@ class KeyboardRecipe:
         max_messages: newest messages of each held-out user that are looked at; None for all.
         suggestions: how many words ``predict`` returns: enough that typed letters find the wanted one among them.
         seed: of everything random.
+        word_teacher: a language model that teaches the backbone, too; None for none.
     """
 
     model: KeyboardConfig = field(default_factory=KeyboardConfig)
@@ -102,6 +104,7 @@ class KeyboardRecipe:
     max_messages: int | None = None
     suggestions: int = 3000
     seed: int = 0
+    word_teacher: WordTeacher | None = None
 
     def modules(self) -> list[ModuleConfig]:
         """What is put into the backbone."""
@@ -318,8 +321,21 @@ class _Seen:
         return cls(*_general(users), first, others)
 
 
+def _all_of(texts: _Texts) -> list[str]:
+    return [text for own in texts.values() for text in own]
+
+
 def _rows_of(encoder: TextEncoder, texts: _Texts) -> Rows:
-    return encoder.encode(text for own in texts.values() for text in own)
+    return encoder.encode(_all_of(texts))
+
+
+def _shipped(encoder: TextEncoder, seen: _Seen, recipe: KeyboardRecipe, say: Report) -> Keyboard:
+    """The backbone that ships, and what teaches it."""
+    expected = None
+    if recipe.word_teacher is not None:
+        expected = expectations(recipe.word_teacher, encoder, _all_of(seen.learned), say)
+    rows = _rows_of(encoder, seen.learned)
+    return train_backbone(rows, recipe.model, recipe.train, progress=say, expected=expected)
 
 
 def _table(encoder: TextEncoder, texts: _Texts, model: PersonalizedModel, rule: VocabularyRule) -> NgramTable:
@@ -333,18 +349,17 @@ def _train(
     """The backbone's weights, and the gate's with everybody's n-grams."""
     say("encode the text", None)
     fits = bool(seen.others.users)
-    train = recipe.train
-    if fits and recipe.gate_epochs is not None:
-        train = replace(train, epochs=recipe.gate_epochs)
-    rows = _rows_of(encoder, seen.first if fits else seen.learned)
-    backbone = train_backbone(rows, recipe.model, train, progress=say)
+    if not fits or recipe.gate_epochs is None:
+        backbone = _shipped(encoder, seen, recipe, say)
+    else:
+        train = replace(recipe.train, epochs=recipe.gate_epochs)
+        backbone = train_backbone(_rows_of(encoder, seen.first), recipe.model, train, progress=say)
     model = personalize(backbone, recipe.modules(), seed=recipe.seed)
     if not fits:
         return {"backbone": backbone.state_dict(), "gate": gate_values(model)}
     trust = _fit(model, encoder, seen, recipe, rule, say)
     if recipe.gate_epochs is not None:
-        rows = _rows_of(encoder, seen.learned)
-        backbone = train_backbone(rows, recipe.model, recipe.train, progress=say)
+        backbone = _shipped(encoder, seen, recipe, say)
         if trust is not None:
             set_table(model, _table(encoder, seen.learned, model, rule), trust)
     return {"backbone": backbone.state_dict(), "gate": gate_values(model)}
@@ -439,9 +454,14 @@ def _fit(
 
 
 def _digest(recipe: KeyboardRecipe, seen: _Seen, rule: VocabularyRule) -> str:
-    settings = asdict(replace(recipe, suggestions=0, holdout=0.1))
+    settings = asdict(replace(recipe, suggestions=0, holdout=0.1, word_teacher=None))
+    del settings["word_teacher"]
     if recipe.discount:  # nothing but the backbone is made beforehand
         settings = {name: settings[name] for name in ("model", "train", "seed")}
+    if recipe.word_teacher is None:
+        del settings["train"]["told"]
+    else:
+        settings["word_teacher"] = recipe.word_teacher.settings()
     chosen = {**asdict(rule), "blocked": sorted(rule.blocked)}
     digest = hashlib.sha256(json.dumps([4, settings, chosen], sort_keys=True).encode())
     others = {user: seen.others.texts(user) for user in seen.others.users}

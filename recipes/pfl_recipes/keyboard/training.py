@@ -20,6 +20,8 @@ from .model import Keyboard, KeyboardConfig
 if TYPE_CHECKING:
     from pfl_mobile.text.encoder import Rows
 
+    from .word_teacher import Expected
+
 #: ``progress(what, fraction)``.
 Progress = Callable[[str, float | None], None]
 
@@ -44,6 +46,7 @@ class TrainConfig:
             knowledge in a neural network"); they are thrown away, so that a device has nothing more to carry.
         teacher_epochs: passes over the rows of each teacher.
         taught: share of the loss that is the cross-entropy to the teachers' mean; the rest is that to the text.
+        told: share of what was expected beforehand (see :func:`train_backbone`) in what the teachers expect.
         seed: of the initial weights, the order of the rows and the dropout.
     """
 
@@ -58,6 +61,7 @@ class TrainConfig:
     teachers: int = 0
     teacher_epochs: int = 6
     taught: float = 0.6
+    told: float = 0.7
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,8 +70,11 @@ class TrainConfig:
             raise ConfigError(f"TrainConfig: teachers={self.teachers}", mend="give 0 or more")
         if self.teacher_epochs < 1:
             raise ConfigError(f"TrainConfig: teacher_epochs={self.teacher_epochs}", mend="give 1 or more")
-        if not 0.0 <= self.taught <= 1.0:
-            raise ConfigError(f"TrainConfig: taught={self.taught}", mend="give a share from 0 to 1")
+        for name in ("taught", "told"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(
+                    f"TrainConfig: {name}={getattr(self, name)}", mend="give a share from 0 to 1"
+                )
 
     def teacher(self, number: int) -> TrainConfig:
         """How teacher ``number`` is trained, counted from 0."""
@@ -143,6 +150,8 @@ def train_backbone(
     config: KeyboardConfig | None = None,
     train: TrainConfig | None = None,
     progress: Progress | None = None,
+    *,
+    expected: Expected | None = None,
 ) -> Keyboard:
     """A backbone trained on encoded messages; the same rows and seed on one machine give the same weights.
 
@@ -154,6 +163,8 @@ def train_backbone(
         config: sizes of the model.
         train: how to train it.
         progress: told about every tenth step, with the mean loss of those steps.
+        expected: probabilities float16 [N, V] of a further teacher for each label that counts, in the order of the
+            rows; ``train.told`` of what the teachers expect.
 
     Returns:
         The model in eval mode.
@@ -162,8 +173,14 @@ def train_backbone(
         DataError: no row counts.
     """
     train = train or TrainConfig()
-    if not len(counted_rows(rows)[0]):
+    weight = counted_rows(rows)[2]
+    if not len(weight):
         raise DataError("there is no text to train the keyboard on", mend="give users with messages")
+    if expected is not None and len(expected) != int((weight > 0).sum()):
+        raise ConfigError(
+            f"{len(expected)} distributions for {int((weight > 0).sum())} labels that count",
+            mend="give the expectations of the same messages",
+        )
     say = progress or (lambda _what, _fraction: None)
     # Each pass of a teacher and of the backbone counts the same.
     passes = train.teachers * train.teacher_epochs + train.epochs
@@ -171,11 +188,35 @@ def train_backbone(
     for number in range(train.teachers):
         what = f"training teacher {number + 1} of {train.teachers} of the backbone"
         first, share = number * train.teacher_epochs / passes, train.teacher_epochs / passes
-        models.append(_trained(rows, config, train.teacher(number), [], what, _within(say, first, share)))
+        models.append(
+            _trained(rows, config, train.teacher(number), _Teachers([]), what, _within(say, first, share))
+        )
     first = train.teachers * train.teacher_epochs / passes
+    teachers = _Teachers(models, expected, train.told)
     return _trained(
-        rows, config, train, models, "training the backbone", _within(say, first, train.epochs / passes)
+        rows, config, train, teachers, "training the backbone", _within(say, first, train.epochs / passes)
     )
+
+
+@dataclass(frozen=True)
+class _Teachers:
+    """What teaches a network: others of its kind, and what was expected of each label beforehand."""
+
+    models: Sequence[Keyboard]
+    expected: Expected | None = None
+    told: float = 1.0
+
+    def __bool__(self) -> bool:
+        return bool(self.models) or self.expected is not None
+
+    def predicted(self, tokens: Tensor, counted: Tensor, places: Tensor) -> Tensor:
+        """Probabilities [N, V] at the counted positions of tokens int64 [B, T], whose labels have these places."""
+        if self.expected is None:
+            return mean_prediction(self.models, tokens, counted)
+        told = torch.from_numpy(self.expected[places.numpy()]).float()
+        if not self.models:
+            return told
+        return self.told * told + (1.0 - self.told) * mean_prediction(self.models, tokens, counted)
 
 
 def _within(say: Progress, first: float, share: float) -> Callable[[str, float], None]:
@@ -187,12 +228,14 @@ def _trained(
     rows: Rows,
     config: KeyboardConfig | None,
     train: TrainConfig,
-    teachers: Sequence[Keyboard],
+    teachers: _Teachers,
     what: str,
     say: Callable[[str, float], None],
 ) -> Keyboard:
     """One network, taught by the rows and by networks that were trained before."""
     tokens, labels, weight = counted_rows(rows)
+    counts = weight > 0
+    places = torch.where(counts, counts.flatten().cumsum(0).reshape(counts.shape) - 1, -1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train.seed)
         model = Keyboard(config)
@@ -217,7 +260,7 @@ def _trained(
             features, counted = model.features(noise(x) if noise else x), w > 0
             if teachers:
                 # Predicted anew each time: to keep it would take positions * vocabulary numbers.
-                predicted = mean_prediction(teachers, x, counted)
+                predicted = teachers.predicted(x, counted, places[part, :length][counted])
                 logits = model.output(features[counted])
                 loss = taught_loss(logits, y[counted], w[counted], predicted, train.taught)
             else:
