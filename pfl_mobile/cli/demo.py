@@ -62,6 +62,15 @@ def keyboard(
     ] = None,
     min_users: MinUsers = MIN_USERS,
     min_messages: MinMessages = 100,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher",
+            metavar="FOLDER",
+            help="A causal language model of transformers (or one .gguf file) that teaches the backbone beside the "
+            "text; SmolLM2-135M takes about half an hour of one core with AMX.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a keyboard, export it for Android, personalize every held-out user through the exported program.
@@ -79,6 +88,7 @@ def keyboard(
             min_messages=min_messages,
             report=report,
             vocabulary=VocabularyRule(min_users),
+            teacher=teacher,
         )
     if as_json:
         print_json(found)

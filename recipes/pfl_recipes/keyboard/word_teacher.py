@@ -68,7 +68,12 @@ class WordTeacher:
                 )
 
     def settings(self) -> dict[str, Any]:
-        """All that decides what it expects; the folder by what is in it."""
+        """All that decides what it expects; the folder by what is in it.
+
+        Raises:
+            ConfigError: there is no such folder.
+        """
+        _check_folder(Path(self.folder))
         found = asdict(self)
         del found["folder"]
         return {**found, "model": _digest(Path(self.folder))}
@@ -280,6 +285,14 @@ def _load(folder: Path) -> tuple[Any, Any]:
             mend="give a folder as `save_pretrained` of transformers writes it, model and tokenizer",
         ) from error
     return model, tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{folder} is no folder",
+            mend="give the folder of a causal language model as transformers saves it",
+        )
 
 
 def _digest(folder: Path) -> str:

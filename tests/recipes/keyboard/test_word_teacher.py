@@ -152,5 +152,10 @@ def test_a_folder_without_a_model_is_named(holds: dict[str, str] | None, tmp_pat
 def test_nothing_to_teach_and_wrong_settings_are_named(folder: Path) -> None:
     with pytest.raises(DataError, match="no text"):
         expectations(WordTeacher(str(folder)), ENCODER, [""])
+    with pytest.raises(ConfigError, match="nowhere is no folder"):  # before anything is trained
+        prepare(
+            recipe=replace(SMALL, word_teacher=WordTeacher("nowhere")),
+            source=str(write(folder / "m.jsonl", 12)),
+        )
     with pytest.raises(ConfigError, match="epochs=0"):
         WordTeacher(str(folder), epochs=0)
