@@ -29,8 +29,7 @@ def test_demo_hands_its_arguments_on(pfl: Run, tmp_path: Path, monkeypatch: pyte
 
     module.run = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pfl_recipes.keyboard.demo", module)
-    given = ("--data", "sotu", "--users", 2, "--out", tmp_path, "--min-messages", 30)
-    given += ("--teacher", tmp_path)
+    given = ("--data", "sotu", "--users", 2, "--out", tmp_path, "--min-messages", 30, "--teacher", tmp_path)
     ran = pfl("demo", "keyboard", *given, "--json")
     assert ran.json == {"users": 2, "top1_before": 17.25, "left_out": {"repeated": 3}}
     assert (got["data"], got["users"], got["out"], got["min_messages"]) == ("sotu", 2, tmp_path, 30)
