@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from .baselines import BaselineComparison, compare_presage, compare_trigram, pie
 from .keystrokes import Score, Suggest, score
 from .plots import draw
 from .recipe import DEFAULT_DATA, KeyboardRecipe, Prepared, deploy, prepare, recipe_for
-from .word_teacher import WordTeacher
 
 #: ``report(what, fraction done or None)``.
 Report = Callable[[str, float | None], None]
@@ -114,7 +112,7 @@ def run(
         recipe: settings; by default those of the dataset.
         vocabulary: which words of the users may ship; by default those of 5 users.
         min_messages: that a user needs to be personalized.
-        teacher: folder of a language model that teaches the backbone beside what the recipe says.
+        teacher: folder of a language model that teaches the backbone in place of the recipe's teachers.
 
     Returns:
         The fields of :data:`FIELDS`, then further figures, among them ``keystroke_savings_before`` and ``_after``
@@ -123,7 +121,7 @@ def run(
     say = report or (lambda _what, _fraction: None)
     target = target_of(engine)
     if teacher is not None:
-        recipe = replace(recipe or recipe_for(data or DEFAULT_DATA), word_teacher=WordTeacher(str(teacher)))
+        recipe = (recipe or recipe_for(data or DEFAULT_DATA)).taught_by(str(teacher))
     clock, seconds = time.perf_counter(), {}
 
     def lap(step: str) -> None:

@@ -46,7 +46,6 @@ class TrainConfig:
             knowledge in a neural network"); they are thrown away, so that a device has nothing more to carry.
         teacher_epochs: passes over the rows of each teacher.
         taught: share of the loss that is the cross-entropy to the teachers' mean; the rest is that to the text.
-        told: share of what was expected beforehand (see :func:`train_backbone`) in what the teachers expect.
         seed: of the initial weights, the order of the rows and the dropout.
     """
 
@@ -61,7 +60,6 @@ class TrainConfig:
     teachers: int = 0
     teacher_epochs: int = 6
     taught: float = 0.6
-    told: float = 0.7
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,11 +68,8 @@ class TrainConfig:
             raise ConfigError(f"TrainConfig: teachers={self.teachers}", mend="give 0 or more")
         if self.teacher_epochs < 1:
             raise ConfigError(f"TrainConfig: teacher_epochs={self.teacher_epochs}", mend="give 1 or more")
-        for name in ("taught", "told"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(
-                    f"TrainConfig: {name}={getattr(self, name)}", mend="give a share from 0 to 1"
-                )
+        if not 0.0 <= self.taught <= 1.0:
+            raise ConfigError(f"TrainConfig: taught={self.taught}", mend="give a share from 0 to 1")
 
     def teacher(self, number: int) -> TrainConfig:
         """How teacher ``number`` is trained, counted from 0."""
@@ -163,8 +158,8 @@ def train_backbone(
         config: sizes of the model.
         train: how to train it.
         progress: told about every tenth step, with the mean loss of those steps.
-        expected: probabilities float16 [N, V] of a further teacher for each label that counts, in the order of the
-            rows; ``train.told`` of what the teachers expect.
+        expected: probabilities float16 [N, V] of each label that counts, in the order of the rows, from a teacher of
+            another kind in place of ``train.teachers``.
 
     Returns:
         The model in eval mode.
@@ -176,6 +171,11 @@ def train_backbone(
     weight = counted_rows(rows)[2]
     if not len(weight):
         raise DataError("there is no text to train the keyboard on", mend="give users with messages")
+    if expected is not None and train.teachers:
+        raise ConfigError(
+            f"TrainConfig: teachers={train.teachers} beside expectations",
+            mend="set teachers=0, or expected=None",
+        )
     if expected is not None and len(expected) != int((weight > 0).sum()):
         raise ConfigError(
             f"{len(expected)} distributions for {int((weight > 0).sum())} labels that count",
@@ -192,7 +192,7 @@ def train_backbone(
             _trained(rows, config, train.teacher(number), _Teachers([]), what, _within(say, first, share))
         )
     first = train.teachers * train.teacher_epochs / passes
-    teachers = _Teachers(models, expected, train.told)
+    teachers = _Teachers(models, expected)
     return _trained(
         rows, config, train, teachers, "training the backbone", _within(say, first, train.epochs / passes)
     )
@@ -200,11 +200,10 @@ def train_backbone(
 
 @dataclass(frozen=True)
 class _Teachers:
-    """What teaches a network: others of its kind, and what was expected of each label beforehand."""
+    """What teaches a network: others of its kind, or what was expected of each label beforehand."""
 
     models: Sequence[Keyboard]
     expected: Expected | None = None
-    told: float = 1.0
 
     def __bool__(self) -> bool:
         return bool(self.models) or self.expected is not None
@@ -213,10 +212,7 @@ class _Teachers:
         """Probabilities [N, V] at the counted positions of tokens int64 [B, T], whose labels have these places."""
         if self.expected is None:
             return mean_prediction(self.models, tokens, counted)
-        told = torch.from_numpy(self.expected[places.numpy()]).float()
-        if not self.models:
-            return told
-        return self.told * told + (1.0 - self.told) * mean_prediction(self.models, tokens, counted)
+        return torch.from_numpy(self.expected[places.numpy()]).float()
 
 
 def _within(say: Progress, first: float, share: float) -> Callable[[str, float], None]:

@@ -52,7 +52,7 @@ class WordTeacher:
     """
 
     folder: str
-    epochs: int = 2
+    epochs: int = 1
     rank: int = 16
     lr: float = 4e-4
     head_lr: float = 1e-3

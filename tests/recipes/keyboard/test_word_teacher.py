@@ -100,16 +100,12 @@ def test_the_backbone_learns_what_is_expected() -> None:
     expected = np.zeros((count, TOKENIZER.size), np.float16)
     expected[:, ENCODER.id("at")] = 1.0
     sizes = KeyboardConfig(TOKENIZER.size, 5, 16, 1, 2, 32)
-    train = TrainConfig(epochs=20, taught=1.0, told=1.0)
+    train = TrainConfig(epochs=20, taught=1.0)
     model = train_backbone(rows, sizes, train, expected=expected)
     tokens, _, weight = counted_rows(rows)
     assert (model(tokens)[weight > 0].argmax(-1) == ENCODER.id("at")).all()
-    # beside other teachers it has its share
-    mixed = replace(train, teachers=1, teacher_epochs=1, told=0.0)
-    assert not (
-        train_backbone(rows, sizes, mixed, expected=expected)(tokens)[weight > 0].argmax(-1)
-        == ENCODER.id("at")
-    ).all()
+    with pytest.raises(ConfigError, match="teachers=1 beside"):
+        train_backbone(rows, sizes, replace(train, teachers=1), expected=expected)
 
 
 def test_expectations_of_other_messages_are_refused() -> None:
@@ -122,7 +118,8 @@ def test_a_recipe_with_it_is_another_one_by_what_the_folder_holds(
 ) -> None:
     monkeypatch.setenv("PFL_CACHE", str(tmp_path / "cache"))
     source = str(write(tmp_path / "messages.jsonl", 12))
-    taught = replace(SMALL, word_teacher=WordTeacher(str(folder), epochs=1, rank=2, subwords=4000))
+    teacher = WordTeacher(str(folder), rank=2, subwords=4000)
+    taught = replace(SMALL.taught_by(str(folder)), word_teacher=teacher)
     said: list[str] = []
     prepare(source, recipe=SMALL)
     prepare(source, recipe=taught, report=lambda what, _: said.append(what))
