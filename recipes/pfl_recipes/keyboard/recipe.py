@@ -63,6 +63,9 @@ class KeyboardRecipe:
         memory: entries of the n-gram memory.
         order: longest n-gram.
         discount: of the memory's counts. 0 sums up the orders with a gate, which is fitted then.
+        share: of the memory before a message says anything, with a discount.
+        evidence: how much the message so far says of that share.
+        fade: what a word's evidence is multiplied with for each word after it.
         mixture: share of the personalized network beside the shipped one before a message has begun; 0 for the
             personalized one alone.
         shared: buckets for everybody's n-grams of three words.
@@ -90,6 +93,9 @@ class KeyboardRecipe:
     memory: int = 16384
     order: int = 4
     discount: float = 0.75
+    share: float = 0.3
+    evidence: float = 0.3
+    fade: float = 0.8
     mixture: float = 0.35
     shared: int = 8192
     followers: int = 0
@@ -121,6 +127,9 @@ class KeyboardRecipe:
                 shared=self.shared if self.followers else 0,
                 followers=self.followers,
                 discount=self.discount,
+                share=self.share,
+                evidence=self.evidence,
+                fade=self.fade,
             ),
         ]
 
@@ -133,14 +142,15 @@ class KeyboardRecipe:
         """This recipe with a language model in place of its teachers.
 
         It says more than networks of the keyboard's size: nearly all of the loss is its, and half as many passes more
-        and half the dropout pay.
+        and half the dropout pay. With such a backbone a memory that waits for evidence costs the user little.
 
         Args:
             folder: of the language model, see :class:`WordTeacher`.
         """
         train = replace(self.train, epochs=self.train.epochs * 3 // 2, teachers=0, taught=0.9)
         model = replace(self.model, dropout=self.model.dropout / 2)
-        return replace(self, model=model, train=train, word_teacher=WordTeacher(folder))
+        patient = replace(self, share=0.2, evidence=0.5, fade=0.9)
+        return replace(patient, model=model, train=train, word_teacher=WordTeacher(folder))
 
     def plan(self) -> Plan:
         """What a device does: name the user's words, train, remember."""
