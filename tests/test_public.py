@@ -25,7 +25,8 @@ EXPORTED = [(package, name) for package in PACKAGES for name in importlib.import
 
 #: Files of recipes that measure or check the library from inside; no user's code looks like them.
 INSIDE = {
-    "keyboard": "language_model demo federated gate keystrokes ngrams plots presage processes recipe training weights",
+    "keyboard": "language_model demo federated gate keystrokes ngrams plots presage processes recipe training weights "
+    "word_teacher",
     "synthetic": "published reference",
 }
 
