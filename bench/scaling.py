@@ -14,7 +14,7 @@ model with peft's LoRA, float32, in a process of its own.
 `--write` puts a table of batch, length, precision and what is computed again into bench/scaling.md
 (`bench/scaling_page.py`). Its exports run two at a time and are kept in the cache folder of ``pfl`` (8 GB) for as long
 as nothing of the exporter changes; `--only` measures rows whose names have all the parts that are given, the others
-stay as they were measured.
+stay as they were measured. A page is of one processor; `--page FILE` writes that of another.
 """
 
 from __future__ import annotations
@@ -269,6 +269,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     parser.add_argument(
+        "--page", type=Path, default=PAGE, metavar="FILE", help="with --write: the page of another processor"
+    )
+    parser.add_argument(
         "--only",
         action="append",
         default=[],
@@ -283,7 +286,7 @@ def main() -> None:
     if given.write:
         if any(told.values()) or given.shape or _own(given):
             parser.error("--write measures rows of its own; choose among them with --only")
-        write(grid(), given.only, given.steps, given.jobs, PAGE)
+        write(grid(), given.only, given.steps, given.jobs, given.page)
         return
     options = [word for name, value in told.items() if value is not None for word in (name, value)]
     rows = []
