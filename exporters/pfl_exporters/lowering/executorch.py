@@ -757,7 +757,7 @@ def _multiply_halves(graph: fx.GraphModule) -> None:
             continue
         packed, scales, *bits = node.args
         (user,) = node.users
-        form = _IN_HALVES.get((user.target, user.args.index(node))) if node in user.args else None
+        form = _IN_HALVES.get((user.target, user.args.index(node))) if user.args.count(node) == 1 else None
         if (
             form is None
             or len(user.args) != 2

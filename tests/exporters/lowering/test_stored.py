@@ -240,3 +240,16 @@ def test_a_large_weight_that_is_given_multiplies_in_the_delegate(
     file = lowered.paths["model.pte"].read_bytes()
     assert b"aten::mm" not in file
     assert (b"aten::cat" in file) is False
+
+
+def test_a_weight_times_itself_stays_whole() -> None:
+    numbers, scales = stored(64, 2, 32)
+    graph = fx.Graph()
+    given_ = [graph.placeholder(name) for name in ("packed", "scales")]
+    weight = graph.call_function(DEQUANTIZE_PACKED, tuple(given_))
+    graph.output((graph.call_function(torch.ops.aten.mm.default, (weight, weight)),))
+    module = fx.GraphModule({}, graph)
+    annotate(module, (pack(numbers), scales))
+    executorch_target._multiply_halves(module)
+    whole = dequantize(numbers, scales)
+    torch.testing.assert_close(module(pack(numbers), scales)[0], whole @ whole)
