@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -12,7 +13,6 @@ from executorch.backends.xnnpack import xnnpack_preprocess
 from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import (
     XNNELU,
     XNNBatchMatrixMultiply,
-    XNNCat,
     XNNDatatype,
     XNNFullyConnected,
     XNNGraph,
@@ -54,27 +54,17 @@ class _Place:
     size: int
 
 
-def _read(operator: Any) -> list[int]:
-    """Values that a node reads, by name of the field."""
-    names = [each.name for each in fields(operator)]
-    ids = [getattr(operator, n) for n in names if n.endswith("_id") and not n.startswith("output")]
+def _ids(operator: Any, *, made: bool) -> list[int]:
+    """Values that a node makes, or those that it reads, by name of the field."""
+    names = [each.name for each in fields(operator) if each.name.endswith("_id")]
+    ids = [getattr(operator, name) for name in names if name.startswith("output") == made]
     return [each for each in ids if each != XNN_INVALID_VALUE_ID]
-
-
-def _made(operator: Any) -> list[int]:
-    """Values that a node makes."""
-    return [
-        getattr(operator, each.name)
-        for each in fields(operator)
-        if each.name.startswith("output") and each.name.endswith("_id")
-    ]
 
 
 def _in_place(operator: Any) -> bool:
     """Whether the runtime may write what the node makes where an operand was."""
-    if isinstance(operator, XNNCat | XNNBatchMatrixMultiply):
-        return False
-    return isinstance(operator, XNNNode1x1 | XNNNode2x1 | XNNStaticReshape | XNNELU | XNNLeakyReLU)
+    elementwise = isinstance(operator, XNNNode1x1 | XNNNode2x1 | XNNStaticReshape | XNNELU | XNNLeakyReLU)
+    return elementwise and not isinstance(operator, XNNBatchMatrixMultiply)
 
 
 def workspace_bytes(graph: XNNGraph) -> int:
@@ -87,33 +77,25 @@ def workspace_bytes(graph: XNNGraph) -> int:
     """
     values = {tensor.id_out: tensor for tensor in map(_tensor, graph.xvalues)}
     operators = [node.xnode_union for node in graph.xnodes]
-    reads = [_read(operator) for operator in operators]
+    reads = [_ids(operator, made=False) for operator in operators]
     inside = {
         number
         for number, tensor in values.items()
         if tensor.external_id == XNN_INVALID_VALUE_ID and not tensor.constant_buffer_idx
     }
-    count = dict.fromkeys(inside, 0)
-    for read in reads:
-        for number in read:
-            if number in inside:
-                count[number] += 1
+    count = Counter(number for read in reads for number in read)
     places: list[_Place] = []
     of: dict[int, _Place] = {}
     for step, (operator, read) in enumerate(zip(operators, reads, strict=True)):
         for number in read:
             if number in of:
                 of[number].last = step
-        for number in _made(operator):
-            if number not in inside:
-                continue
+        for number in inside.intersection(_ids(operator, made=True)):
             size = _size(values[number])
             once = _in_place(operator) and count[number] == 1
-            taken = next(
-                (x for x in read if once and count.get(x) == 1 and _size(values[x]) == size and x in of), None
-            )
-            of[number] = _Place(step, step, size) if taken is None else of[taken]
-            if taken is None:
+            taken = (of[x] for x in read if once and x in of and count[x] == 1 and _size(values[x]) == size)
+            of[number] = next(taken, None) or _Place(step, step, size)
+            if of[number].first == step:
                 places.append(of[number])
         packed = _packed(operator, values)
         if packed:

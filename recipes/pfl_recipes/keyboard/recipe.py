@@ -83,7 +83,7 @@ class KeyboardRecipe:
         max_messages: newest messages of each held-out user that are looked at; None for all.
         suggestions: how many words ``predict`` returns: enough that typed letters find the wanted one among them.
         seed: of everything random.
-        word_teacher: a language model that teaches the backbone, too; None for none.
+        word_teacher: a language model that teaches the backbone in place of ``train.teachers``; None for none.
     """
 
     model: KeyboardConfig = field(default_factory=KeyboardConfig)
@@ -477,7 +477,7 @@ def _fit(
 
 
 def _digest(recipe: KeyboardRecipe, seen: _Seen, rule: VocabularyRule) -> str:
-    settings = asdict(replace(recipe, suggestions=0, holdout=0.1, word_teacher=None))
+    settings = asdict(replace(recipe, suggestions=0, holdout=0.1))
     del settings["word_teacher"]
     if recipe.discount:  # nothing but the backbone is made beforehand
         settings = {name: settings[name] for name in ("model", "train", "seed")}

@@ -2,9 +2,8 @@
 
 The model reads a message in subwords; what its last layer says before a word goes through an output layer over the
 keyboard's words. LoRA on the model and that layer learn the messages that the backbone learns (Hinton 2015,
-"Distilling the knowledge in a neural network"; a teacher with other units of text as in Kim and Rush 2016,
-"Sequence-level knowledge distillation", is not needed so, as both predict words). Then its expectations are written
-down, one distribution for each word, and the model is thrown away: a device has nothing more to carry.
+"Distilling the knowledge in a neural network"). Then its expectations are written down, one distribution for each
+word, and the model is thrown away: a device has nothing more to carry.
 """
 
 from __future__ import annotations
@@ -106,7 +105,7 @@ def expectations(
 
     Raises:
         ConfigError, DataError: the folder has no such model, or the texts no words.
-        MissingDependencyError: transformers, peft or gguf is not installed.
+        MissingDependencyError: transformers or peft is not installed.
     """
     say = progress or (lambda _what, _fraction: None)
     say("load the language model that teaches", None)
@@ -251,7 +250,7 @@ def _written_down(
 def _multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for products of bfloat16."""
     found = Path("/proc/cpuinfo")
-    return found.exists() and any(name in found.read_text() for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    return found.exists() and "bf16" in found.read_text()  # amx_bf16, avx512_bf16; bf16 on ARM
 
 
 def _gguf(folder: Path) -> Path | None:
@@ -262,14 +261,11 @@ def _gguf(folder: Path) -> Path | None:
 def _load(folder: Path) -> tuple[Any, Any]:
     """The model without its own output layer's use, and its tokenizer."""
     try:
+        import peft  # noqa: F401  (wanted once the model is loaded)
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ModuleNotFoundError as error:
         raise missing_package(error, "a language model that teaches") or error from error
-    if not folder.is_dir():
-        raise ConfigError(
-            f"{folder} is no folder",
-            mend="give the folder of a causal language model as transformers saves it",
-        )
+    _check_folder(folder)
     file = _gguf(folder)
     options: dict[str, Any] = {} if file is None else {"gguf_file": file.name}
     try:
@@ -299,8 +295,7 @@ def _digest(folder: Path) -> str:
     """Of names and bytes of a model's files."""
     sha = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        sha.update(json.dumps([file.relative_to(folder).as_posix(), file.stat().st_size]).encode())
         with open(file, "rb") as opened:
-            while part := opened.read(1 << 20):
-                sha.update(part)
+            own = hashlib.file_digest(opened, "sha256").hexdigest()
+        sha.update(json.dumps([file.relative_to(folder).as_posix(), own]).encode())
     return sha.hexdigest()
